@@ -1,0 +1,51 @@
+"""LangGraph agents on a local model that reads in low precision and writes exactly.
+
+Public names load on first use: importing this package loads neither torch, vllm nor langchain (vLLM imports it in each of
+its processes).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixquant_agents.chat.model import MixQuantChatModel
+    from mixquant_agents.config import EngineConfig, PrecisionPolicy
+    from mixquant_agents.engine.scripted import ScriptedEngine
+    from mixquant_agents.engine.vllm import VllmEngine
+    from mixquant_agents.errors import MixQuantError
+    from mixquant_agents.records import TurnRecord
+
+_HOMES = {
+    "EngineConfig": "mixquant_agents.config",
+    "MixQuantChatModel": "mixquant_agents.chat.model",
+    "MixQuantError": "mixquant_agents.errors",
+    "PrecisionPolicy": "mixquant_agents.config",
+    "ScriptedEngine": "mixquant_agents.engine.scripted",
+    "TurnRecord": "mixquant_agents.records",
+    "VllmEngine": "mixquant_agents.engine.vllm",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "EngineConfig",
+    "MixQuantChatModel",
+    "MixQuantError",
+    "PrecisionPolicy",
+    "ScriptedEngine",
+    "TurnRecord",
+    "VllmEngine",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Engines: the protocol and its implementations. Nothing heavy is imported here."""

@@ -1,0 +1,150 @@
+"""Every error this library raises on purpose.
+
+::
+
+    MixQuantError
+    ├── ConfigError                 a setting is wrong, before anything was started (also a ValueError)
+    │   ├── UnknownPolicyError      no such policy preset
+    │   └── FormatRefusedError      this device or checkpoint cannot run the asked-for number format
+    ├── RequestError                one call was wrong; the engine is fine (also a ValueError)
+    │   ├── ContextOverflowError    prompt + requested output do not fit the context window
+    │   ├── InvalidSamplingError    a sampling value is out of range
+    │   ├── InvalidMessagesError    the messages cannot be rendered by the chat template
+    │   └── GrammarError            a tool or output schema cannot be turned into a grammar
+    ├── EngineError                 the engine could not start or went away
+    │   ├── EngineStartError        start-up failed
+    │   │   ├── ModelNotFoundError      model or revision does not exist or cannot be reached
+    │   │   ├── DamagedWeightsError     weights are truncated, corrupt or do not fit the model
+    │   │   ├── OutOfMemoryError        weights or KV cache do not fit
+    │   │   └── MainGuardError          the script lacks ``if __name__ == "__main__":``
+    │   ├── EngineDeadError         the engine died while turns were waiting; the next call starts a new one
+    │   ├── EngineClosedError       the engine was closed by its owner
+    │   └── RemoteEngineError       a remote engine answered with an error
+    ├── MissingDependencyError      an optional part is not installed (also an ImportError)
+    └── StoreError                  the turn store cannot be opened or written
+
+Each message says what was wrong, with which value, and what to do about it. Errors of vLLM never reach a user
+untranslated: ``mixquant_agents.engine.vllm.errors`` is the one boundary.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ContextOverflowError",
+    "DamagedWeightsError",
+    "EngineClosedError",
+    "EngineDeadError",
+    "EngineError",
+    "EngineStartError",
+    "FormatRefusedError",
+    "GrammarError",
+    "InvalidMessagesError",
+    "InvalidSamplingError",
+    "MainGuardError",
+    "MissingDependencyError",
+    "MixQuantError",
+    "ModelNotFoundError",
+    "OutOfMemoryError",
+    "RemoteEngineError",
+    "RequestError",
+    "StoreError",
+    "UnknownPolicyError",
+]
+
+
+class MixQuantError(Exception):
+    """Root of the tree: ``except MixQuantError`` catches everything this library raises on purpose."""
+
+
+class ConfigError(MixQuantError, ValueError):
+    """A setting is wrong; nothing was started."""
+
+
+class UnknownPolicyError(ConfigError):
+    """No policy preset has this name."""
+
+
+class FormatRefusedError(ConfigError):
+    """The device, layer or checkpoint cannot run the asked-for number format."""
+
+
+class RequestError(MixQuantError, ValueError):
+    """One call was wrong; the engine and all other turns are unharmed."""
+
+
+class ContextOverflowError(RequestError):
+    """The prompt does not fit the context window.
+
+    Attributes:
+        prompt_tokens: tokens in the rendered prompt.
+        max_model_len: tokens the context window holds, prompt and answer together.
+    """
+
+    def __init__(self, prompt_tokens: int, max_model_len: int, max_tokens: int | None = None) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.max_model_len = max_model_len
+        wanted = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens{wanted}, but the context window holds {max_model_len} for prompt and "
+            "answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
+        )
+
+    def __reduce__(self) -> tuple[type[ContextOverflowError], tuple[int, int]]:
+        return type(self), (self.prompt_tokens, self.max_model_len)
+
+
+class InvalidSamplingError(RequestError):
+    """A sampling value is out of range."""
+
+
+class InvalidMessagesError(RequestError):
+    """The messages cannot be rendered by the model's chat template."""
+
+
+class GrammarError(RequestError):
+    """A tool or output schema cannot be turned into a decoding grammar."""
+
+
+class EngineError(MixQuantError):
+    """The engine could not start or went away."""
+
+
+class EngineStartError(EngineError):
+    """Start-up failed."""
+
+
+class ModelNotFoundError(EngineStartError):
+    """Model or revision does not exist, or cannot be reached."""
+
+
+class DamagedWeightsError(EngineStartError):
+    """Weights are truncated, corrupt, or do not fit the model."""
+
+
+class OutOfMemoryError(EngineStartError):
+    """Weights or KV cache do not fit into memory."""
+
+
+class MainGuardError(EngineStartError):
+    """vLLM spawns processes that import the caller's script; without a guard they would start it again."""
+
+
+class EngineDeadError(EngineError):
+    """The engine died while turns were waiting; the next call starts a new one."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed by its owner."""
+
+
+class RemoteEngineError(EngineError):
+    """A remote engine answered with an error."""
+
+
+class MissingDependencyError(MixQuantError, ImportError):
+    """An optional part is not installed."""
+
+
+class StoreError(MixQuantError):
+    """The turn store cannot be opened or written."""

@@ -1,0 +1,1 @@
+"""Tools for agents: typed, documented for the model, safe against hostile input."""

@@ -1,0 +1,1 @@
+"""LangGraph workflows and the benchmarks that run them."""
