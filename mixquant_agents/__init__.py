@@ -1,7 +1,7 @@
 """LangGraph agents on a local model that reads in low precision and writes exactly.
 
-Public names load on first use: importing this package loads neither torch, vllm nor langchain (vLLM imports it in each of
-its processes).
+Public names load on first use: importing this package loads neither torch, vllm nor langchain (vLLM imports it in
+each of its processes).
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ class PrecisionPolicy(_Frozen):
     Attributes:
         prefill_format: format of prefill rows.
         decode_format: format of decode rows; equal to ``prefill_format`` it makes a *uniform* policy.
-        row_threshold: a step with at most this many rows runs exact altogether, because quantizing would cost more than it
-            saves. ``"auto"`` measures it at start on a GPU and is 0 on a CPU, where nothing is saved by emulation.
+        row_threshold: a step with at most this many rows runs exact altogether, because quantizing would cost more than
+            it saves. ``"auto"`` measures it at start on a GPU and is 0 on a CPU, where nothing is saved by emulation.
         exact_last_token: run the last prompt token exact, as the paper's deployment does. ``"auto"``: on for NVFP4, off
             for FP8 and INT8, because it costs a full pass over the exact weights.
         ignored_layers: names of Linear layers (full, or a ``re:`` pattern) that stay exact in both phases.
@@ -97,7 +97,7 @@ class PrecisionPolicy(_Frozen):
     prefill_format: NumberFormat = NumberFormat.AUTO
     decode_format: NumberFormat = NumberFormat.EXACT
     row_threshold: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    exact_last_token: Literal["auto"] | bool = "auto"
+    exact_last_token: Literal["auto"] | bool = "auto"  # noqa: S105 - a token of text, not a secret
     ignored_layers: tuple[str, ...] = ()
     weight_only: bool = False
     reproducible: bool = False
@@ -111,7 +111,7 @@ class PrecisionPolicy(_Frozen):
             raise ValueError(f"decode_format={self.decode_format.value!r} with an exact prefill is not supported")
         if self.decode_format is not NumberFormat.EXACT and self.decode_format is not self.prefill_format:
             raise ValueError(
-                f"decode_format={self.decode_format.value!r} differs from prefill_format={self.prefill_format.value!r}; "
+                f"decode_format={self.decode_format.value!r} is not prefill_format={self.prefill_format.value!r}; "
                 "a quantized decode must use the prefill's format, or stay 'exact'"
             )
         if self.reproducible and self.row_threshold not in ("auto", 0):

@@ -86,8 +86,8 @@ class ContextOverflowError(RequestError):
         self.max_model_len = max_model_len
         wanted = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens{wanted}, but the context window holds {max_model_len} for prompt and "
-            "answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
+            f"the prompt has {prompt_tokens} tokens{wanted}, but the context window holds {max_model_len} for prompt "
+            "and answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
         )
 
     def __reduce__(self) -> tuple[type[ContextOverflowError], tuple[int, int]]:

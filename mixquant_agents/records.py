@@ -101,9 +101,9 @@ class TurnTimes(_Frozen):
             total = sum(part for part in parts if part is not None)
             if abs(self.ttft_seconds - total) > _TIME_SLACK:
                 raise ValueError(f"ttft_seconds {self.ttft_seconds} is not queue + prefill + delivery = {total}")
-        if self.total_seconds is not None and self.ttft_seconds is not None:
-            if self.total_seconds + _TIME_SLACK < self.ttft_seconds:
-                raise ValueError(f"total_seconds {self.total_seconds} is below ttft_seconds {self.ttft_seconds}")
+        total, ttft = self.total_seconds, self.ttft_seconds
+        if total is not None and ttft is not None and total + _TIME_SLACK < ttft:
+            raise ValueError(f"total_seconds {total} is below ttft_seconds {ttft}")
         return self
 
 

@@ -1,8 +1,8 @@
 """The one seam: everything above it (chat, workflows) is engine-agnostic, everything below it is an engine.
 
 An engine takes an :class:`EngineRequest` (messages, tools, grammar, sampling) and streams :class:`TokenDelta`. How text
-becomes content, reasoning and tool calls is the engine's business too (parsers and grammars belong to the serving side):
-``output_parser`` returns an :class:`OutputParser` that turns deltas into :class:`OutputDelta`.
+becomes content, reasoning and tool calls is the engine's business too (parsers and grammars belong to the serving
+side): ``output_parser`` returns an :class:`OutputParser` that turns deltas into :class:`OutputDelta`.
 
 Imports neither torch, vllm nor langchain.
 """
@@ -85,9 +85,10 @@ class EngineRequest:
     Attributes:
         request_id: unique among the requests in flight.
         messages: the conversation, OpenAI shape.
-        prompt_token_ids: the rendered prompt; a local engine renders ``messages`` itself when this is ``None``. A remote
-            engine refuses it.
-        tools: function tools, OpenAI shape: ``{"type": "function", "function": {"name", "description", "parameters"}}``.
+        prompt_token_ids: the rendered prompt; a local engine renders ``messages`` itself when this is ``None``. A
+            remote engine refuses it.
+        tools: function tools, OpenAI shape:
+            ``{"type": "function", "function": {"name", "description", "parameters"}}``.
         tool_choice: which calls are allowed or forced.
         parallel_tool_calls: whether one answer may hold several calls.
         schema: JSON schema the answer must satisfy (grammar-constrained), or ``None``.
@@ -123,8 +124,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """A piece of a tool call. ``index`` says which call of the answer; ``id`` and ``name`` come once, with the first piece;
-    ``arguments`` is the next piece of the JSON text (possibly empty)."""
+    """A piece of a tool call. ``index`` says which call of the answer; ``id`` and ``name`` come once, with the first
+    piece; ``arguments`` is the next piece of the JSON text (possibly empty)."""
 
     index: int
     id: str | None = None
@@ -136,8 +137,8 @@ class ToolCallDelta:
 class TokenDelta:
     """What an engine emits: new text and its tokens. The last one carries ``finish_reason``, ``counts`` and ``times``.
 
-    A remote engine whose server already parsed the answer fills ``reasoning`` and ``tool_calls`` beside ``text``; a local
-    one emits raw ``text`` and leaves parsing to its :class:`OutputParser`.
+    A remote engine whose server already parsed the answer fills ``reasoning`` and ``tool_calls`` beside ``text``; a
+    local one emits raw ``text`` and leaves parsing to its :class:`OutputParser`.
     """
 
     text: str = ""
@@ -154,7 +155,8 @@ class TokenDelta:
 class OutputDelta:
     """What the chat layer emits: content, reasoning and tool-call pieces, each possibly empty.
 
-    ``invalid_calls`` holds ``(raw text, reason)`` of what looked like a call and was none; only the final delta has them.
+    ``invalid_calls`` holds ``(raw text, reason)`` of what looked like a call and was none; only the final delta
+    has them.
     """
 
     content: str = ""

@@ -1,0 +1,41 @@
+# `make demo` and `make test` are all that a fresh clone needs: both make .venv when it is missing or the lock changed.
+PYTHON ?= python3
+LOCK := requirements/cpu.lock
+READY := .venv/.ready-$(shell cat $(LOCK) pyproject.toml | sha256sum | cut -c1-16)
+RUN := .venv/bin
+# vLLM's CPU engine binds its threads by these; both can be overridden.
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export VLLM_NO_USAGE_STATS ?= 1
+
+.PHONY: demo test test-full test-contract lint check clean
+
+demo: $(READY)
+	@$(RUN)/mixquant demo $(ARGS)
+
+test: $(READY)
+	$(RUN)/python -m pytest -m "not browser and not prometheus" $(ARGS)
+
+# Needs Debian's chromium and prometheus on the PATH as well.
+test-full: $(READY)
+	$(RUN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+check: lint test
+
+$(READY): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name another one with make PYTHON=python3.12")'
+	@echo "Making .venv (about 2.6 GB, two to four minutes) …" >&2
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@# --no-deps: the lock is complete, and vLLM's own list drags in torchvision builds that break beside CPU torch.
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@rm -f .venv/.ready-*
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,90 @@
+"""Puts the commands together and turns every error into one readable line with the right exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from mixquant_agents import __version__
+from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
+
+__all__ = ["COMMANDS", "build", "run"]
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+COMMANDS: dict[str, str] = {}
+"""``"group command"`` or ``"command"`` → the module below ``mixquant_agents.cli`` whose ``command`` function it is."""
+
+
+def build() -> typer.Typer:
+    """The whole command tree. Modules are thin: what is heavy is imported when a command runs."""
+    app = typer.Typer(
+        name="mixquant",
+        help="LangGraph agents on a local vLLM engine that reads in low precision and writes exactly.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    groups: dict[str, typer.Typer] = {}
+    for path, module in COMMANDS.items():
+        function: Callable[..., Any] = importlib.import_module(f"mixquant_agents.cli.{module}").command
+        *group, name = path.split()
+        target = app
+        if group:
+            if group[0] not in groups:
+                groups[group[0]] = typer.Typer(no_args_is_help=True, help=_GROUP_HELP[group[0]])
+                app.add_typer(groups[group[0]], name=group[0])
+            target = groups[group[0]]
+        target.command(name)(function)
+    return app
+
+
+_GROUP_HELP = {"bench": "Measure: each command prints a table, or with --json one JSON object."}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mixquant-agents {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (``sys.argv[1:]`` by default) and return its exit code; no traceback ever reaches the user
+    unless ``MIXQUANT_DEBUG=1`` asks for it."""
+    try:
+        build()(args=None if argv is None else list(argv))
+    except SystemExit as stop:  # typer has already shown usage errors
+        return stop.code if isinstance(stop.code, int) else OK
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
+    except (ConfigError, RequestError) as error:
+        _say(error)
+        return USAGE
+    except (MixQuantError, OSError) as error:
+        _say(error)
+        return FAILED
+    except Exception as error:  # the last line of defence: a bug of ours, told in one line
+        _say(f"unexpected {type(error).__name__}: {error} (a bug; MIXQUANT_DEBUG=1 shows where)")
+        return FAILED
+    return OK
+
+
+def _say(message: object) -> None:
+    if os.environ.get("MIXQUANT_DEBUG") == "1":
+        traceback.print_exc()
+    line = " ".join(str(message).split())
+    print(f"mixquant: {line}", file=sys.stderr)  # noqa: T201 - the command line's own voice
