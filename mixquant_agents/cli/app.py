@@ -67,10 +67,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         build()(args=None if argv is None else list(argv))
     except SystemExit as stop:  # typer has already shown usage errors
+        if stop.code == INTERRUPTED:
+            _say("interrupted")
         return stop.code if isinstance(stop.code, int) else OK
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
     except (ConfigError, RequestError) as error:
         _say(error)
         return USAGE
