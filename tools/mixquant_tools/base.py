@@ -1,0 +1,101 @@
+"""How every bundled tool meets the model: short errors it can act on, bounded and harmless output.
+
+A tool function returns text or raises :class:`ToolError`; :func:`make_tool` turns it into a LangChain tool that never
+ends the agent's run: refusals, wrong arguments and unforeseen failures all come back as a tool message with status
+``error``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+from langchain_core.tools import StructuredTool, ToolException
+from pydantic import BaseModel, ValidationError
+
+from mixquant_tools.errors import ToolError
+
+__all__ = ["MAX_OUTPUT_CHARS", "clean", "clip", "make_tool"]
+
+MAX_OUTPUT_CHARS = 20_000
+"""Longest text a tool hands to the model unless its own limit is lower."""
+
+_log = logging.getLogger(__name__)
+# Chat markers in data would become special tokens once the prompt is tokenized: a document could then end its own
+# message and speak as the system. A blank inside keeps them readable and harmless.
+_MARKERS = re.compile(r"<(?=\|[A-Za-z0-9_ ]{1,40}\|>|/?tool_(?:call|response|calls|responses)\b|/?think\b|/?tools>)")
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udfff]"
+)
+
+
+def clean(text: str) -> str:
+    """``text`` without control characters, direction overrides, lone surrogates and live chat markers."""
+    return _MARKERS.sub("< ", _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+def clip(text: str, limit: int = MAX_OUTPUT_CHARS) -> str:
+    """``text``, or its first ``limit`` characters and a line that says how much was left off."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}\n[cut: {len(text) - limit} of {len(text)} characters left off; ask for less]"
+
+
+def _invalid_arguments(error: ValidationError | Any) -> str:
+    """One short line per wrong argument; values are quoted only as far as they help."""
+    if not isinstance(error, ValidationError):
+        return "error: the arguments do not fit the tool's schema"
+    lines = []
+    for item in error.errors(include_url=False)[:5]:
+        name = ".".join(str(part) for part in item["loc"][:4])[:80] or "arguments"
+        given = "" if item["type"] == "missing" else f" (given {clip(repr(item['input'])[:200], 60)})"
+        lines.append(f"{name}: {item['msg'][:200]}{given}")
+    return clean("error: wrong arguments: " + "; ".join(lines))
+
+
+def _failed(error: ToolException) -> str:
+    return clip(clean(f"error: {error}"), 2_000)
+
+
+def make_tool(
+    function: Callable[..., str],
+    *,
+    name: str,
+    description: str,
+    arguments: type[BaseModel],
+    max_output: int = MAX_OUTPUT_CHARS,
+) -> StructuredTool:
+    """A LangChain tool around ``function``.
+
+    Args:
+        function: takes the fields of ``arguments`` by name, returns text, raises :class:`ToolError` to refuse.
+        name: what the model calls.
+        description: what the model reads.
+        arguments: pydantic model of the arguments, with bounds.
+        max_output: characters; longer answers are cut, with a note.
+    """
+
+    @functools.wraps(function)
+    def guarded(**kwargs: Any) -> str:
+        try:
+            return clip(clean(function(**kwargs)), max_output)
+        except ToolException:
+            raise
+        except RecursionError:
+            raise ToolError("the input is nested too deeply") from None
+        except Exception as error:  # a tool must never end the agent's run; the cause goes to the log
+            _log.warning("tool %s failed", name, exc_info=True)
+            raise ToolError(f"{name} failed: {type(error).__name__}: {str(error)[:300]}") from error
+
+    return StructuredTool.from_function(
+        func=guarded,
+        name=name,
+        description=description,
+        args_schema=arguments,
+        infer_schema=False,
+        handle_tool_error=_failed,
+        handle_validation_error=_invalid_arguments,
+    )
