@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mixquant_agents.engine.vllm import VllmEngine
     from mixquant_agents.errors import MixQuantError
     from mixquant_agents.records import TurnRecord
+    from mixquant_agents.telemetry.store import TurnStore
 
 _HOMES = {
     "EngineConfig": "mixquant_agents.config",
@@ -24,6 +25,7 @@ _HOMES = {
     "PrecisionPolicy": "mixquant_agents.config",
     "ScriptedEngine": "mixquant_agents.engine.scripted",
     "TurnRecord": "mixquant_agents.records",
+    "TurnStore": "mixquant_agents.telemetry.store",
     "VllmEngine": "mixquant_agents.engine.vllm",
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "PrecisionPolicy",
     "ScriptedEngine",
     "TurnRecord",
+    "TurnStore",
     "VllmEngine",
 ]
 

@@ -1,0 +1,120 @@
+"""What a recorder is handed: turns with what goes with them, spans (tools, graph nodes, whole agents) and links of
+runs.
+
+Plain data, cheap to make on the turn's own path; everything costly (hashing, JSON, SQL, spans, histograms) happens
+later, in the recorder's thread. Nothing here imports langchain, OpenTelemetry or Prometheus.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixquant_agents.records import TurnRecord
+
+__all__ = ["Event", "RunLink", "Span", "SpanKind", "TurnContent", "TurnEvent"]
+
+
+class SpanKind(enum.StrEnum):
+    """What a span timed."""
+
+    AGENT = "agent"
+    """One whole run of a graph or chain."""
+    NODE = "node"
+    """One node of a graph."""
+    TOOL = "tool"
+    """One tool call."""
+    RETRIEVAL = "retrieval"
+    """One call of a retriever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnContent:
+    """What was said in a turn. Only made and kept where content recording was switched on.
+
+    Attributes:
+        messages: the input, OpenAI shape.
+        answer: the answer, OpenAI shape: ``{"role", "content", "reasoning_content"?, "tool_calls"?}``.
+        prompt_text: the rendered prompt, when the engine gives it; lets a prefix miss be shown in the exact text.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    answer: Mapping[str, Any] | None = None
+    prompt_text: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class TurnEvent:
+    """A turn and what goes with it.
+
+    Attributes:
+        turn: the record.
+        content: see :class:`TurnContent`; dropped unless content recording is on.
+        prompt_token_ids: the rendered prompt's tokens. Never stored: salted block hashes of them are.
+        block_hashes: 64-bit rolling hashes, one per full block of 16 prompt tokens, where the caller has them already.
+        trace_context: W3C headers (``traceparent``) of the span this turn belongs to.
+        parent_run_id: LangChain run that made this call.
+        trace_id: hex id of the turn's trace; filled by the span sink, read by the metrics (exemplars) and the store.
+        finished_ns: wall clock when the turn was handed over, nanoseconds since the epoch.
+    """
+
+    turn: TurnRecord
+    content: TurnContent | None = None
+    prompt_token_ids: Sequence[int] | None = None
+    block_hashes: Sequence[int] | None = None
+    trace_context: Mapping[str, str] | None = None
+    parent_run_id: str | None = None
+    trace_id: str | None = None
+    finished_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A timed piece of work around the turns.
+
+    Attributes:
+        span_id: id of the LangChain run that this span timed.
+        parent_id: id of the run it ran inside; ``None`` at the root.
+        run_id: id of the root run (one invocation of an agent).
+        started_at: UTC, ISO 8601.
+        seconds: duration by the monotonic clock.
+        error: one line, when it failed.
+        cancelled: it was interrupted rather than finished.
+        arguments, result: text; only with content recording on.
+    """
+
+    kind: SpanKind
+    name: str
+    span_id: str
+    started_at: str
+    seconds: float
+    parent_id: str | None = None
+    run_id: str | None = None
+    thread_id: str | None = None
+    error: str | None = None
+    cancelled: bool = False
+    arguments: str | None = None
+    result: str | None = None
+    trace_context: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunLink:
+    """Says which agent run and graph node a model call belongs to; precedes the turn of the same ``run_id``.
+
+    Attributes:
+        run_id: LangChain run of the model call: the ``run_id`` in its :class:`TurnRecord`.
+        root_run_id: run of the whole invocation.
+        node: name of the graph node, if any.
+        parent_id: run directly around the call.
+    """
+
+    run_id: str
+    root_run_id: str
+    node: str | None = None
+    parent_id: str | None = None
+
+
+Event = TurnEvent | Span | RunLink

@@ -1,0 +1,160 @@
+"""Why a turn missed the prefix cache, found from salted rolling hashes of its prompt, without keeping the prompt.
+
+Hash ``i`` covers tokens ``0 … 16 (i + 1)``: two prompts share exactly the blocks up to the first unequal hash. Each
+is 64 bits of keyed BLAKE2b; the key is 32 random bytes made with the store, so hashes of different stores cannot be
+compared. The key lies in the store: who has the file can test a guess of a whole prefix, but read nothing back.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal
+
+__all__ = [
+    "BLOCK_TOKENS",
+    "PrefixFinding",
+    "PrefixSide",
+    "block_hashes",
+    "explain_prefix",
+    "pack_hashes",
+    "shared_blocks",
+    "unpack_hashes",
+]
+
+BLOCK_TOKENS = 16
+ROUNDING_TOKENS = 128
+"""Largest KV block in common use (vLLM on CPU): a hit this much short of the shared prefix is rounding, not a miss."""
+
+
+def block_hashes(token_ids: Sequence[int], salt: bytes) -> list[int]:
+    """Rolling 64-bit hashes, one per full block of 16 tokens.
+
+    Args:
+        token_ids: ids from 0 to 2**32 - 1.
+        salt: key of the hash, at most 64 bytes.
+    """
+    raw = array("I", token_ids)
+    if sys.byteorder == "big":
+        raw.byteswap()
+    data = memoryview(raw.tobytes())
+    width = BLOCK_TOKENS * raw.itemsize
+    rolling = blake2b(digest_size=8, key=salt)
+    hashes = []
+    for start in range(0, len(data) - width + 1, width):
+        rolling.update(data[start : start + width])
+        hashes.append(int.from_bytes(rolling.copy().digest(), "little"))
+    return hashes
+
+
+def pack_hashes(hashes: Sequence[int]) -> bytes:
+    """8 bytes each, little endian. Wider or negative values are cut to 64 bits."""
+    raw = array("Q", (value & 0xFFFF_FFFF_FFFF_FFFF for value in hashes))
+    if sys.byteorder == "big":
+        raw.byteswap()
+    return raw.tobytes()
+
+
+def unpack_hashes(packed: bytes) -> array[int]:
+    """What :func:`pack_hashes` packed."""
+    raw = array("Q")
+    raw.frombytes(packed)
+    if sys.byteorder == "big":
+        raw.byteswap()
+    return raw
+
+
+def shared_blocks(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many leading blocks two prompts share. Rolling hashes agree up to a point and never after: bisection."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[middle - 1] == other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixSide:
+    """One of the two turns compared. ``salted_with`` is what keeps cache blocks apart: model, engine, policy."""
+
+    hashes: Sequence[int]
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    salted_with: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixFinding:
+    """The answer to "why was my prefix missed?".
+
+    Attributes:
+        verdict: ``reused``: what could be reused was; ``diverged``: the prompt changed before its predecessor's end,
+            so nothing after that point can be reused; ``lost``: the prompt begins like its predecessor, yet the cache
+            did not have it; ``separate``: the two ran under another model, engine or policy, which never share
+            blocks; ``unknown``: the engine did not report cached tokens.
+        shared_tokens: leading tokens both prompts share, in whole blocks.
+        predecessor_tokens: tokens of the predecessor's prompt in whole blocks.
+        first_block: index of the first block that differs; ``None`` where none does.
+        missed_tokens: shared tokens that were not found in the cache.
+        reason: one sentence for a reader.
+    """
+
+    verdict: Literal["reused", "diverged", "lost", "separate", "unknown"]
+    shared_tokens: int
+    predecessor_tokens: int
+    first_block: int | None
+    missed_tokens: int | None
+    reason: str
+
+
+def explain_prefix(turn: PrefixSide, before: PrefixSide) -> PrefixFinding:
+    """Compare a turn's prompt with its predecessor's, and with what the cache gave."""
+    blocks = shared_blocks(turn.hashes, before.hashes)
+    shared, earlier = blocks * BLOCK_TOKENS, len(before.hashes) * BLOCK_TOKENS
+    first = blocks if blocks < min(len(turn.hashes), len(before.hashes)) else None
+    missed = None if turn.cached_tokens is None else max(0, shared - turn.cached_tokens)
+    short = missed is not None and missed >= ROUNDING_TOKENS
+    verdict: Literal["reused", "diverged", "lost", "separate", "unknown"]
+    if turn.salted_with != before.salted_with and (missed is None or short):
+        verdict = "separate"
+        reason = (
+            f"the turn before ran under {' / '.join(before.salted_with)}, "
+            f"this one under {' / '.join(turn.salted_with)}: "
+            "they never share cache blocks, because their keys and values differ"
+        )
+    elif first is not None and earlier - shared >= BLOCK_TOKENS:
+        verdict = "diverged"
+        reason = (
+            f"the prompt is equal to the one before up to token {shared} and differs in block {first} (tokens {shared} "
+            f"to {shared + BLOCK_TOKENS - 1}): from there on {earlier - shared} tokens of the old prompt could not be "
+            "reused"
+        )
+        if short:
+            reason += f"; of the equal part {missed} tokens were missing from the cache too"
+    elif missed is None:
+        verdict, reason = "unknown", "the engine did not report how many tokens came from its cache"
+    elif short:
+        verdict = "lost"
+        reason = (
+            f"the prompt begins with the whole prompt before ({shared} tokens), yet {missed} of them were not in the "
+            "cache: evicted under load, the engine was restarted, or another cache salt was given"
+        )
+    else:
+        verdict, reason = (
+            "reused",
+            f"the {shared} tokens shared with the prompt before were reused (up to one cache block)",
+        )
+    return PrefixFinding(
+        verdict=verdict,
+        shared_tokens=shared,
+        predecessor_tokens=earlier,
+        first_block=first,
+        missed_tokens=missed,
+        reason=reason,
+    )

@@ -1,0 +1,282 @@
+"""The recorder: takes turns on the turn's own path in about a microsecond, and writes them later, elsewhere.
+
+One bounded queue, one daemon thread, batches, any number of sinks (store, metrics, spans). It never blocks and never
+raises: when the queue is full the event is dropped and counted; when a sink fails the others go on, and the reason is
+logged once and kept in :attr:`QueueRecorder.problem`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from mixquant_agents.errors import StoreError
+from mixquant_agents.records import TurnRecord
+from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnContent, TurnEvent
+
+__all__ = ["NullRecorder", "QueueRecorder", "Recorder", "Sink"]
+
+log = logging.getLogger(__name__)
+
+QUEUE_LIMIT = 32_768
+"""Most events waiting; about three seconds at 10,000 turns a second."""
+GATHER_SECONDS = 0.05
+"""How long a batch gathers. With the commit it bounds what a kill can lose (200 ms promised)."""
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Where the chat layer and the callbacks hand what they saw. No method blocks or raises.
+
+    ``wants_content`` tells the caller whether to build a :class:`TurnContent` at all.
+    """
+
+    @property
+    def wants_content(self) -> bool: ...
+
+    def record(
+        self,
+        turn: TurnRecord,
+        *,
+        content: TurnContent | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        block_hashes: Sequence[int] | None = None,
+        trace_context: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        """Take one finished (or failed, or aborted) turn. Arguments: see :class:`TurnEvent`."""
+        ...
+
+    def record_span(self, span: Span) -> None:
+        """Take one finished tool call, graph node or agent run."""
+        ...
+
+    def link(self, link: RunLink) -> None:
+        """Say, before its turn is recorded, which agent run a model call belongs to."""
+        ...
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until all taken so far is written; whether that happened within ``timeout`` seconds."""
+        ...
+
+    def close(self) -> None:
+        """Flush and stop. Idempotent; what comes later is dropped and counted."""
+        ...
+
+
+class NullRecorder:
+    """Records nothing: the default where telemetry is off."""
+
+    wants_content = False
+
+    def record(
+        self,
+        turn: TurnRecord,
+        *,
+        content: TurnContent | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        block_hashes: Sequence[int] | None = None,
+        trace_context: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        """Nothing."""
+
+    def record_span(self, span: Span) -> None:
+        """Nothing."""
+
+    def link(self, link: RunLink) -> None:
+        """Nothing."""
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Nothing to wait for."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class Sink(Protocol):
+    """Where batches go. Called from the recorder's thread only; may raise, which stops no other sink."""
+
+    def write(self, batch: Sequence[Event]) -> None:
+        """Take a batch. A sink that can fail for a while keeps what it could not write and retries on the next call."""
+        ...
+
+    def retry_seconds(self) -> float | None:
+        """After how long to call again although nothing new came; ``None``: no need."""
+        ...
+
+    def lost(self) -> int:
+        """Turns given up."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...
+
+
+class QueueRecorder:
+    """Bounded queue, one writer thread, batches to sinks.
+
+    Args:
+        sinks: called in order; a span sink goes before those that read ``trace_id``.
+        content: keep messages, tool arguments and results. Off by default.
+        queue_limit: most events waiting.
+        gather_seconds: how long a batch gathers before it is written.
+    """
+
+    def __init__(
+        self,
+        sinks: Iterable[Sink],
+        *,
+        content: bool = False,
+        queue_limit: int = QUEUE_LIMIT,
+        gather_seconds: float = GATHER_SECONDS,
+    ) -> None:
+        self._sinks = tuple(sinks)
+        self._content = content
+        self._limit = queue_limit
+        self._gather = gather_seconds
+        self._queue: deque[Event] = deque()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._dropped = 0
+        self._written = 0  # events taken off the queue and offered to every sink
+        self._taken = 0
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self.problem: str | None = None
+        """Why the last write failed, in one line; ``None`` while all is well."""
+        _live.add(self)
+
+    @property
+    def wants_content(self) -> bool:
+        return self._content
+
+    @property
+    def dropped(self) -> int:
+        """Events lost: the queue was full, the recorder was closed, or a sink gave up."""
+        return self._dropped + sum(sink.lost() for sink in self._sinks)
+
+    def record(
+        self,
+        turn: TurnRecord,
+        *,
+        content: TurnContent | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        block_hashes: Sequence[int] | None = None,
+        trace_context: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        self._put(
+            TurnEvent(
+                turn=turn,
+                content=content if self._content else None,
+                prompt_token_ids=prompt_token_ids,
+                block_hashes=block_hashes,
+                trace_context=trace_context,
+                parent_run_id=parent_run_id,
+                finished_ns=time.time_ns(),
+            )
+        )
+
+    def record_span(self, span: Span) -> None:
+        self._put(span)
+
+    def link(self, link: RunLink) -> None:
+        self._put(link)
+
+    def _put(self, event: Event) -> None:
+        if self._thread is None or self._pid != os.getpid():
+            self._start()
+        if self._closed or len(self._queue) >= self._limit:
+            with self._lock:
+                self._dropped += 1
+            return
+        self._queue.append(event)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._pid != os.getpid():  # a forked child has the parent's queue but not its thread
+                self._pid, self._thread = os.getpid(), None
+                self._queue.clear()
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._run, name="mixquant-recorder", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        wait: float | None = None
+        while True:
+            woken = self._wake.wait(wait)
+            if woken and not self._closed:
+                time.sleep(self._gather)
+            self._wake.clear()
+            wait = self._write(self._drain())
+            if self._closed and not self._queue:
+                break
+        for sink in self._sinks:
+            self._guarded(sink.close)
+
+    def _drain(self) -> list[Event]:
+        batch: list[Event] = []
+        while self._queue:
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _write(self, batch: list[Event]) -> float | None:
+        self._taken += len(batch)
+        problem = None
+        for sink in self._sinks:
+            problem = self._guarded(sink.write, batch) or problem
+        if problem is not None and problem != self.problem:
+            log.warning("telemetry: %s (turns go on; recording is retried)", problem)
+        self.problem = problem
+        self._written = self._taken
+        waits = [seconds for sink in self._sinks if (seconds := sink.retry_seconds()) is not None]
+        return min(waits) if waits else None
+
+    @staticmethod
+    def _guarded(call: object, *arguments: object) -> str | None:
+        """Run a sink's method; its failure in one line, or ``None``. Telemetry never raises into what it observes."""
+        try:
+            call(*arguments)  # type: ignore[operator] # a bound method of a Sink
+        except StoreError as error:
+            return str(error)
+        except Exception as error:
+            log.debug("telemetry sink failed", exc_info=True)
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return None
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        deadline = time.monotonic() + timeout
+        while self._queue or self._written < self._taken or self.problem is not None or self._wake.is_set():
+            if self._thread is None or not self._thread.is_alive() or time.monotonic() > deadline:
+                return not self._queue and self.problem is None
+            time.sleep(0.005)
+        return True
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            thread.join(timeout=5.0)
+
+
+_live: weakref.WeakSet[QueueRecorder] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for recorder in list(_live):
+        recorder.close()

@@ -1,0 +1,87 @@
+"""The store's schema, as a list of migrations: ``PRAGMA user_version`` is the number of those applied.
+
+A migration that was released is never edited; a change is a new one at the end. Times are microseconds since the epoch
+(UTC) or seconds; unknown is NULL.
+
+* ``series``: what turns have in common (model, engine, policy, formats), so that a turn refers to it by a small number.
+* ``turns``: one row per :class:`~mixquant_agents.records.TurnRecord`.
+* ``rollups``: sums and log-binned histograms per minute, hour and day and series, kept up to date in the transaction
+  that inserts the turns; the overview of a million turns reads a few hundred of these rows.
+* ``thread_stats``: the same idea per thread and series, for the list of threads.
+* ``spans``: tools, graph nodes, agent runs.
+* ``blocks``: salted rolling hashes of the prompt, 8 bytes (little endian) per 16 tokens. ``contents``: zlib-packed
+  JSON, only with content recording on.
+"""
+
+from __future__ import annotations
+
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA_VERSION"]
+
+APPLICATION_ID = 0x4D515453
+"""``MQTS`` in the file's header: a foreign database is refused instead of getting our tables."""
+
+_TURNS = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY,
+    model TEXT NOT NULL, engine TEXT NOT NULL, policy TEXT NOT NULL,
+    prefill_format TEXT, decode_format TEXT, emulated INTEGER
+);
+CREATE UNIQUE INDEX series_key ON series
+    (model, engine, policy, ifnull(prefill_format, ''), ifnull(decode_format, ''), ifnull(emulated, -1));
+
+CREATE TABLE turns (
+    id INTEGER PRIMARY KEY,
+    turn_id TEXT NOT NULL, run_id TEXT, root_run_id TEXT, thread_id TEXT, turn_index INTEGER NOT NULL,
+    series_id INTEGER NOT NULL REFERENCES series (id), started_us INTEGER NOT NULL,
+    prompt_tokens INTEGER, cached_tokens INTEGER, prefill_tokens INTEGER,
+    quantized_tokens INTEGER, exact_tokens INTEGER,
+    decode_tokens INTEGER, reasoning_tokens INTEGER, recomputed_rows INTEGER, preemptions INTEGER,
+    queue_seconds REAL, prefill_seconds REAL, delivery_seconds REAL, ttft_seconds REAL, decode_seconds REAL,
+    transfer_seconds REAL, itl_mean_seconds REAL, itl_p50_seconds REAL, itl_p95_seconds REAL, total_seconds REAL,
+    timing_source TEXT, tool_seconds_before REAL, finish_reason TEXT, tool_calls TEXT,
+    aborted INTEGER NOT NULL, error TEXT, node TEXT, trace_id TEXT, record_version INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX turns_by_turn ON turns (turn_id);
+CREATE INDEX turns_by_thread ON turns (thread_id, started_us) WHERE thread_id IS NOT NULL;
+CREATE INDEX turns_by_run ON turns (run_id) WHERE run_id IS NOT NULL;
+CREATE INDEX turns_by_root ON turns (root_run_id, started_us) WHERE root_run_id IS NOT NULL;
+CREATE INDEX turns_by_series ON turns (series_id, started_us);
+CREATE INDEX turns_bad ON turns (started_us) WHERE aborted = 1 OR error IS NOT NULL;
+
+CREATE TABLE rollups (
+    level INTEGER NOT NULL, start INTEGER NOT NULL, series_id INTEGER NOT NULL,
+    turns INTEGER NOT NULL, aborted INTEGER NOT NULL, failed INTEGER NOT NULL,
+    sums TEXT NOT NULL, bins TEXT NOT NULL,
+    PRIMARY KEY (level, start, series_id)
+) WITHOUT ROWID;
+
+CREATE TABLE thread_stats (
+    thread_id TEXT NOT NULL, series_id INTEGER NOT NULL,
+    turns INTEGER NOT NULL, bad INTEGER NOT NULL, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, decode_tokens INTEGER NOT NULL,
+    total_seconds REAL NOT NULL,
+    PRIMARY KEY (thread_id, series_id)
+) WITHOUT ROWID;
+CREATE INDEX thread_stats_by_time ON thread_stats (last_us);
+CREATE INDEX thread_stats_by_series ON thread_stats (series_id, last_us);
+
+CREATE TABLE spans (
+    id INTEGER PRIMARY KEY,
+    span_id TEXT NOT NULL, parent_id TEXT, run_id TEXT, thread_id TEXT,
+    kind TEXT NOT NULL, name TEXT NOT NULL, started_us INTEGER NOT NULL, seconds REAL NOT NULL,
+    cancelled INTEGER NOT NULL, error TEXT, arguments TEXT, result TEXT
+);
+CREATE INDEX spans_by_thread ON spans (thread_id, started_us) WHERE thread_id IS NOT NULL;
+CREATE INDEX spans_by_run ON spans (run_id) WHERE run_id IS NOT NULL;
+"""
+
+_PREFIX_AND_CONTENT = """
+CREATE TABLE blocks (turn INTEGER PRIMARY KEY, hashes BLOB NOT NULL);
+CREATE TABLE contents (turn INTEGER PRIMARY KEY, packed BLOB NOT NULL);
+INSERT INTO meta (key, value) VALUES ('block_salt', randomblob(32));
+"""
+
+MIGRATIONS: tuple[str, ...] = (_TURNS, _PREFIX_AND_CONTENT)
+SCHEMA_VERSION = len(MIGRATIONS)
