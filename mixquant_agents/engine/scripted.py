@@ -1,0 +1,251 @@
+"""An engine that answers by script: no model, no weights, milliseconds. Test your graphs with it.
+
+::
+
+    engine = ScriptedEngine(["Hello!", ScriptedTurn(tool_calls=[{"name": "add", "args": {"a": 3, "b": 4}}])])
+    model = MixQuantChatModel(engine=engine)
+
+Answers take the way a real model's take: tool calls and reasoning are written as Hermes text and parsed back, prompts
+are rendered and counted, beginnings of earlier prompts come from a modelled prefix cache, and every turn is timed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+from mixquant_agents.config import NumberFormat, PrecisionPolicy
+from mixquant_agents.engine.hermes import HermesParser
+from mixquant_agents.engine.meter import TurnMeter
+from mixquant_agents.engine.protocol import (
+    Capabilities,
+    EngineRequest,
+    JsonObject,
+    Message,
+    OutputParser,
+    TokenDelta,
+    ToolChoice,
+)
+from mixquant_agents.engine.scripted_prompt import PrefixCache, prompt_tokens, token_id, tokenize
+from mixquant_agents.engine.scripted_turn import Played, ScriptedTurn, play
+from mixquant_agents.errors import ContextOverflowError, EngineClosedError, EngineDeadError, RequestError
+from mixquant_agents.records import TurnCounts
+
+__all__ = ["ScriptedEngine", "ScriptedTurn"]
+
+Answer = str | ScriptedTurn | BaseException
+Script = Sequence[Answer] | Callable[[EngineRequest], Answer | Awaitable[Answer]]
+
+_BREATHE_EVERY = 32
+"""Tokens after which the event loop gets a turn where the script has no delays."""
+
+
+class ScriptedEngine:
+    """An :class:`~mixquant_agents.engine.protocol.Engine` whose answers are given beforehand.
+
+    Args:
+        script: the answers in the order of the requests, or a function (sync or async) from the request to its answer.
+            An answer is a text, a :class:`ScriptedTurn`, or an exception to raise before the first token.
+        cycle: begin again when a list of answers is used up, instead of raising ``RequestError``.
+        model: name in records.
+        policy: precision policy (or its preset's name) that the counts pretend; nothing is computed.
+        max_model_len: context window in tokens; a longer prompt raises ``ContextOverflowError``.
+        keep_requests: how many of the latest requests ``requests`` remembers.
+
+    Attributes:
+        requests: the latest requests, oldest first.
+        finished: requests that ran to their end or failed by script.
+        aborted: requests that were cancelled or abandoned.
+    """
+
+    def __init__(
+        self,
+        script: Script = ("",),
+        *,
+        cycle: bool = False,
+        model: str = "scripted",
+        policy: PrecisionPolicy | str = "exact",
+        max_model_len: int = 131_072,
+        keep_requests: int = 1024,
+    ) -> None:
+        self._script = script if callable(script) else [script] if isinstance(script, str) else list(script)
+        self._cycle = cycle
+        self._model = model
+        self._policy = PrecisionPolicy.of(policy)
+        self._max_model_len = max_model_len
+        self._cache = PrefixCache()
+        self._asked = 0
+        self._closed = False
+        self._waiting: set[Callable[[], object]] = set()
+        self.running = 0
+        """Requests running now: 0 when nothing has leaked."""
+        self.requests: deque[EngineRequest] = deque(maxlen=keep_requests)
+        self.finished = 0
+        self.aborted = 0
+
+    async def capabilities(self) -> Capabilities:
+        """What the script pretends to be."""
+        return Capabilities(
+            engine="scripted",
+            model=self._model,
+            policy=self._policy.name,
+            prefill_format=self._format.value,
+            decode_format=self._policy.decode_format.value,
+            emulated=self._format is not NumberFormat.EXACT,
+            device=None,
+            max_model_len=self._max_model_len,
+            reasoning=True,
+            token_ids=True,
+        )
+
+    async def output_parser(
+        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
+    ) -> OutputParser:
+        """A Hermes parser; calls are looked for only where the request allows them."""
+        return HermesParser(tools=bool(tools) and choice != "none" and schema is None)
+
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
+        """Tokens of the rendered prompt."""
+        return len(prompt_tokens(messages, tools))
+
+    async def aclose(self) -> None:
+        """Refuse further requests and end the running ones with ``EngineClosedError``. Idempotent."""
+        self._closed = True
+        for wake in tuple(self._waiting):
+            wake()
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
+        """Play the next answer.
+
+        Raises:
+            RequestError: the script has no answer left.
+            ContextOverflowError: the prompt does not fit ``max_model_len``.
+            EngineClosedError: the engine was closed.
+        """
+        self._check_open()
+        meter = TurnMeter()
+        self.requests.append(request)
+        self.running += 1
+        aborted = True
+        try:
+            turn = await self._answer(request)
+            ids = self._admit(request)
+            cached = self._cache.matched(ids, request.cache_salt)
+            played = play(turn, request)
+            scheduled = await self._prefill(turn, meter)
+            if turn.token_seconds or turn.fail_after is not None or turn.hang_after is not None:
+                async for delta in self._eventful(turn, played):
+                    meter.token()
+                    yield delta
+            else:
+                for place, delta in enumerate(played.deltas, 1):
+                    meter.token()
+                    yield delta
+                    if not place % _BREATHE_EVERY:
+                        await asyncio.sleep(0)
+                        self._check_open()
+            self._cache.add([*ids, *map(token_id, tokenize(played.visible))], request.cache_salt)
+            aborted = False
+            yield TokenDelta(
+                finish_reason=played.finish_reason,
+                counts=self._counts(len(ids), cached, played),
+                times=meter.engine_times(scheduled=scheduled),
+            )
+        except Exception:
+            aborted = False
+            raise
+        finally:
+            self.running -= 1
+            self.aborted += aborted
+            self.finished += not aborted
+
+    async def _answer(self, request: EngineRequest) -> ScriptedTurn:
+        if callable(self._script):
+            given = self._script(request)
+            answer = await given if inspect.isawaitable(given) else given
+        else:
+            place, self._asked = self._asked, self._asked + 1
+            if place >= len(self._script) and not (self._cycle and self._script):
+                raise RequestError(
+                    f"the script has {len(self._script)} answers and this is request {place + 1}; "
+                    "add an answer, or make the engine with cycle=True"
+                )
+            answer = self._script[place % len(self._script)]
+        if isinstance(answer, BaseException):
+            raise answer
+        return ScriptedTurn(text=answer) if isinstance(answer, str) else answer
+
+    def _admit(self, request: EngineRequest) -> Sequence[int]:
+        ids = request.prompt_token_ids
+        if ids is None:
+            ids = prompt_tokens(request.messages, request.tools)
+        wanted = request.sampling.max_tokens
+        if len(ids) + (wanted or 1) > self._max_model_len:
+            raise ContextOverflowError(len(ids), self._max_model_len, wanted)
+        return ids
+
+    async def _prefill(self, turn: ScriptedTurn, meter: TurnMeter) -> float:
+        """Wait as the script says; returns the instant at which the prompt was begun."""
+        if turn.queue_seconds:
+            await asyncio.sleep(turn.queue_seconds)
+        scheduled = meter.now()
+        await asyncio.sleep(turn.prefill_seconds)
+        self._check_open()
+        return scheduled
+
+    async def _eventful(self, turn: ScriptedTurn, played: Played) -> AsyncGenerator[TokenDelta, None]:
+        """The deltas with the turn's delays, failure and hang."""
+        for place, delta in enumerate(played.deltas):
+            await self._incident(turn, place)
+            if place:
+                await asyncio.sleep(turn.token_seconds)
+                self._check_open()
+            yield delta
+        await self._incident(turn, len(played.deltas))
+
+    async def _incident(self, turn: ScriptedTurn, place: int) -> None:
+        """Fail or hang where the script says so; an incident after the last token comes at the end."""
+        if turn.fail_after == place:
+            raise turn.error or EngineDeadError("the scripted engine died mid-turn, as its script says")
+        if turn.hang_after == place:
+            woken, loop = asyncio.Event(), asyncio.get_running_loop()
+
+            def wake() -> None:
+                loop.call_soon_threadsafe(woken.set)
+
+            self._waiting.add(wake)
+            try:
+                await woken.wait()
+            finally:
+                self._waiting.discard(wake)
+            self._check_open()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the scripted engine was closed; make a new one")
+
+    @property
+    def _format(self) -> NumberFormat:
+        fmt = self._policy.prefill_format
+        return NumberFormat.EXACT if fmt is NumberFormat.AUTO else fmt
+
+    def _counts(self, prompt: int, cached: int, played: Played) -> TurnCounts:
+        """Rows by the routing rule: a row is prefill iff its position is below ``prompt - 1``; the last prompt token is
+        quantized too unless the policy keeps it exact."""
+        keeps_last = self._policy.exact_last_token
+        exact_last = self._format is NumberFormat.NVFP4 if keeps_last == "auto" else keeps_last
+        prefill = prompt - cached
+        exact = prefill if self._format is NumberFormat.EXACT else int(exact_last)
+        return TurnCounts(
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            prefill_tokens=prefill,
+            quantized_tokens=prefill - exact,
+            exact_tokens=exact,
+            decode_tokens=len(played.deltas),
+            reasoning_tokens=played.reasoning_tokens,
+            recomputed_rows=0,
+            preemptions=0,
+        )

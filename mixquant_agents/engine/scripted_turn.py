@@ -1,0 +1,140 @@
+"""One scripted answer, and the token deltas it is played as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN, new_call_id
+from mixquant_agents.engine.protocol import EngineRequest, FinishReason, TokenDelta, TokenLogprob, ToolCallDelta
+from mixquant_agents.engine.scripted_prompt import calls_text, token_id, tokenize
+
+__all__ = ["Played", "ScriptedTurn", "play"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptedTurn:
+    """One answer.
+
+    Attributes:
+        text: what is said. A string is cut into tokens; the strings of a list are the tokens.
+        reasoning: what is thought before.
+        tool_calls: ``{"name": …, "args": {…}}`` each; ``args`` may be a string, sent as it is, to play invalid JSON;
+            ``id`` may be given where ``parsed`` is set.
+        parsed: give reasoning and calls out parsed, as a remote engine does, instead of as Hermes text.
+        finish_reason: instead of the one that follows from the answer.
+        queue_seconds, prefill_seconds: time before the prompt is begun, and until the first token.
+        token_seconds: time between two tokens.
+        fail_after: raise ``error`` after that many tokens.
+        error: what to raise; ``EngineDeadError`` when ``None``.
+        hang_after: after that many tokens nothing comes any more, until the turn is cancelled or the engine closed.
+    """
+
+    text: str | Sequence[str] = ""
+    reasoning: str = ""
+    tool_calls: Sequence[Mapping[str, Any]] = ()
+    parsed: bool = False
+    finish_reason: FinishReason | None = None
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    token_seconds: float = 0.0
+    fail_after: int | None = None
+    error: BaseException | None = None
+    hang_after: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A turn's deltas, one per token, without the last that carries the counts.
+
+    Attributes:
+        visible: the raw text, which the prefix cache learns.
+        reasoning_tokens: how many of the deltas are reasoning.
+    """
+
+    deltas: list[TokenDelta]
+    finish_reason: FinishReason
+    visible: str
+    reasoning_tokens: int
+
+
+def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
+    """The deltas of ``turn`` under the request's ``stop``, ``max_tokens``, ``logprobs`` and ``parallel_tool_calls``."""
+    calls = [_call(call) for call in turn.tool_calls]
+    if not request.parallel_tool_calls:
+        calls = calls[:1]
+    said = list(tokenize(turn.text)) if isinstance(turn.text, str) else list(turn.text)
+    said, stopped = _until_stop(said, request.sampling.stop)
+    if stopped:
+        calls = []
+    thought = _thoughts(turn)
+    called = "" if turn.parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(said))
+    texts = [*thought, *said, *tokenize(called)]
+    wanted = request.sampling.logprobs
+    deltas: list[TokenDelta] = []
+    for place, text in enumerate(texts):
+        logprobs = _logprobs(text, wanted)
+        if turn.parsed and place < len(thought):
+            deltas.append(TokenDelta("", (token_id(text),), text, logprobs=logprobs))
+        else:
+            deltas.append(TokenDelta(text, (token_id(text),), logprobs=logprobs))
+    if turn.parsed:
+        deltas += _parsed_calls(calls, wanted)
+    limit = request.sampling.max_tokens
+    cut = limit is not None and len(deltas) > limit
+    reason: FinishReason = "length" if cut else turn.finish_reason or ("tool_calls" if calls else "stop")
+    deltas = deltas[:limit]
+    return Played(deltas, reason, "".join(delta.text for delta in deltas), min(len(thought), len(deltas)))
+
+
+def _call(call: Mapping[str, Any]) -> tuple[str, str, str]:
+    arguments = call.get("args", {})
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return str(call["name"]), text, str(call.get("id") or new_call_id())
+
+
+def _thoughts(turn: ScriptedTurn) -> list[str]:
+    if not turn.reasoning:
+        return []
+    text = turn.reasoning if turn.parsed else f"{THINK_OPEN}\n{turn.reasoning}\n{THINK_CLOSE}\n\n"
+    return list(tokenize(text))
+
+
+def _parsed_calls(calls: Sequence[tuple[str, str, str]], wanted: int | None) -> list[TokenDelta]:
+    deltas = []
+    for index, (name, text, call_id) in enumerate(calls):
+        pieces = [ToolCallDelta(index, call_id, name), *(ToolCallDelta(index, arguments=p) for p in tokenize(text))]
+        deltas += [
+            TokenDelta(
+                token_ids=(token_id(piece.arguments),),
+                tool_calls=(piece,),
+                logprobs=_logprobs(piece.arguments or name, wanted),
+            )
+            for piece in pieces
+        ]
+    return deltas
+
+
+def _until_stop(tokens: list[str], stop: Sequence[str]) -> tuple[list[str], bool]:
+    """``tokens`` up to the first occurrence of a stop string, which is not part of the answer."""
+    text = "".join(tokens)
+    places = [place for place in (text.find(word) for word in stop if word) if place >= 0]
+    if not places:
+        return tokens, False
+    left, kept = min(places), []
+    for token in tokens:
+        if left <= 0:
+            break
+        kept.append(token[:left])
+        left -= len(token)
+    return kept, True
+
+
+def _logprobs(text: str, wanted: int | None) -> tuple[TokenLogprob, ...]:
+    """Made-up log probabilities that are at least ordered: the chosen token first."""
+    if wanted is None:
+        return ()
+    top = [(text, -0.1), *((f"{text}~{rank}", -0.1 - rank) for rank in range(1, wanted))][:wanted]
+    return (TokenLogprob(text, -0.1, tuple(top)),)
