@@ -61,27 +61,34 @@ def _failed(error: ToolException) -> str:
 
 
 def make_tool(
-    function: Callable[..., str],
+    function: Callable[..., str | tuple[str, Any]],
     *,
     name: str,
     description: str,
     arguments: type[BaseModel],
     max_output: int = MAX_OUTPUT_CHARS,
+    artifact: bool = False,
 ) -> StructuredTool:
     """A LangChain tool around ``function``.
 
     Args:
-        function: takes the fields of ``arguments`` by name, returns text, raises :class:`ToolError` to refuse.
+        function: takes the fields of ``arguments`` by name, returns text (with ``artifact``: text and artifact), raises
+            :class:`ToolError` to refuse.
         name: what the model calls.
         description: what the model reads.
         arguments: pydantic model of the arguments, with bounds.
         max_output: characters; longer answers are cut, with a note.
+        artifact: the answer has a second part for the program, kept beside the tool message and never shown to the
+            model.
     """
 
     @functools.wraps(function)
-    def guarded(**kwargs: Any) -> str:
+    def guarded(**kwargs: Any) -> str | tuple[str, Any]:
         try:
-            return clip(clean(function(**kwargs)), max_output)
+            answer = function(**kwargs)
+            if isinstance(answer, tuple):
+                return clip(clean(answer[0]), max_output), answer[1]
+            return clip(clean(answer), max_output)
         except ToolException:
             raise
         except RecursionError:
@@ -96,6 +103,7 @@ def make_tool(
         description=description,
         args_schema=arguments,
         infer_schema=False,
+        response_format="content_and_artifact" if artifact else "content",
         handle_tool_error=_failed,
         handle_validation_error=_invalid_arguments,
     )

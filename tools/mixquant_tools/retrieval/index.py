@@ -22,10 +22,16 @@ MAX_QUERY_CHARS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage and its score (BM25, cosine similarity, or sum of reciprocal ranks: compare only within one answer)."""
+    """A passage found.
+
+    Attributes:
+        score: BM25, cosine similarity, or sum of reciprocal ranks: compare only within one answer.
+        number: of the passage in its index, from 1; stable for the life of the index.
+    """
 
     passage: Passage
     score: float
+    number: int
 
 
 def fuse(rankings: Iterable[Sequence[int]], constant: int = 60) -> list[tuple[int, float]]:
@@ -134,7 +140,7 @@ class DocumentIndex:
             deep = max(50, 4 * k)
             both = (self._keywords.search(query, deep), self._vectors.search(query, deep))
             ranked = fuse([item for item, _ in ranking] for ranking in both)[:k]
-        return [Hit(self.passages[item], score) for item, score in ranked]
+        return [Hit(self.passages[item], score, item + 1) for item, score in ranked]
 
     def paths(self) -> list[str]:
         """Paths of all documents."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 from langchain_core.tools import StructuredTool
@@ -37,31 +38,36 @@ def search_tool(
 ) -> StructuredTool:
     """A tool ``search_documents(query, k)`` whose answer is numbered passages with path, lines and heading::
 
-        [1] guide/setup.md:10-24 (Setup > Install)
+        [17] guide/setup.md:10-24 (Setup > Install)
         The text of the passage.
+
+    A passage keeps its number for the life of the index, so a citation ``[17]`` means the same in every search. The
+    tool message's artifact lists what was returned: ``{"number", "source", "path", "start", "end", "title", "text",
+    "score"}``.
 
     Args:
         about: what is in the index, for the tool's description.
         max_chars: longest answer; passages that do not fit are left off whole and counted.
     """
 
-    def search_documents(query: str, k: int = 5) -> str:
+    def search_documents(query: str, k: int = 5) -> tuple[str, list[dict[str, Any]]]:
         hits = index.search(query, k)
         if not hits:
-            return f"Nothing found for {query[:200]!r}. Use other or fewer words."
+            return f"Nothing found for {query[:200]!r}. Use other or fewer words.", []
         parts: list[str] = []
+        shown: list[dict[str, Any]] = []
         room = max_chars
-        for number, hit in enumerate(hits, start=1):
+        for hit in hits:
             passage = hit.passage
-            part = (
-                f"[{number}] {passage.source}" + (f" ({passage.title})" if passage.title else "") + f"\n{passage.text}"
-            )
+            title = f" ({passage.title})" if passage.title else ""
+            part = f"[{hit.number}] {passage.source}{title}\n{passage.text}"
             if parts and len(part) > room:
-                parts.append(f"({len(hits) - number + 1} more passages left off; ask for fewer or more exactly)")
+                parts.append(f"({len(hits) - len(shown)} more passages left off; ask for fewer or more exactly)")
                 break
             parts.append(part)
             room -= len(part)
-        return "\n\n".join(parts)
+            shown.append({"number": hit.number, "source": passage.source, "score": hit.score, **asdict(passage)})
+        return "\n\n".join(parts), shown
 
     return make_tool(
         search_documents,
@@ -69,6 +75,7 @@ def search_tool(
         description=f"Search {about}. Returns numbered passages with their file and lines.",
         arguments=SearchArguments,
         max_output=max(max_chars, 1_500) + 200,
+        artifact=True,
     )
 
 

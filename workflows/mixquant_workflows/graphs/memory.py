@@ -1,0 +1,132 @@
+"""A long dialogue: old turns are summarised when the context fills and kept as notes, which come back when they matter.
+
+Prompt layout, for the prefix cache::
+
+    system prompt and tools   never change
+    summary                   changes only when the context fills, then down to half of it, so seldom
+    dialogue                  only ever grows at its end; recalled notes are part of the message that asked for them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
+from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.prebuilt import ToolNode
+
+from mixquant_tools.retrieval import NoteBook, note_tools
+from mixquant_workflows.checkpoints import Checkpoints, as_checkpointer
+from mixquant_workflows.graphs.steps import bind, last_answer
+
+__all__ = ["MemoryState", "memory_agent"]
+
+SYSTEM = "You are a helpful assistant with a long memory. Notes from earlier talks may stand before a question."
+SUMMARISE = "Write down in a few sentences what was said so far: facts, names, numbers, decisions, open questions."
+
+
+class MemoryState(MessagesState):
+    """The dialogue still in the context, and the summary of what came before it."""
+
+    summary: str
+
+
+def memory_agent(
+    model: BaseChatModel,
+    notes: NoteBook,
+    *,
+    owner: str = "",
+    use_tools: bool = False,
+    system: str = SYSTEM,
+    max_tokens: int = 6_000,
+    recalled: int = 3,
+    checkpointer: Checkpoints = None,
+) -> CompiledStateGraph[Any]:
+    """recall → answer (→ tools → answer) → summarise if the context is full.
+
+    Args:
+        notes: where dropped turns and saved facts are kept.
+        owner: whose notes these are.
+        use_tools: let the model save and recall notes itself, too.
+        max_tokens: tokens of dialogue at which it is summarised; leave room for the answer below the model's window.
+        recalled: most notes put before a user message.
+        checkpointer: keeps the state by ``thread_id``; a path makes an SQLite file.
+    """
+    tools = note_tools(notes, owner) if use_tools else []
+
+    def layout(state: MemoryState) -> list[AnyMessage]:
+        summary = f"\n\nWhat was said before:\n{state['summary']}" if state.get("summary") else ""
+        return [SystemMessage(system + summary), *state["messages"]]
+
+    def recall(state: MemoryState) -> dict[str, Any]:
+        asked = state["messages"][-1]
+        found = notes.search(str(asked.text), recalled, owner)
+        if not isinstance(asked, HumanMessage) or not found or asked.additional_kwargs.get("recalled"):
+            return {}
+        text = "Notes:\n" + "\n".join(f"- {note}" for _, note in found) + f"\n\n{asked.text}"
+        said = {"recalled": [number for number, _ in found], "said": str(asked.text)}
+        return {"messages": [HumanMessage(text, id=asked.id, additional_kwargs=said)]}
+
+    def route(state: MemoryState) -> Literal["tools", "summarise", "__end__"]:
+        answer = last_answer(state["messages"])
+        if answer.tool_calls:
+            return "tools"
+        return "summarise" if _tokens(answer, state["messages"]) > max_tokens else "__end__"
+
+    def shorten(state: MemoryState, summary: AIMessage) -> dict[str, Any]:
+        old = _older_half(state["messages"])
+        for message in old:
+            text = str(message.additional_kwargs.get("said") or message.text).strip()
+            if text and not isinstance(message, ToolMessage):
+                notes.add(f"{'User' if isinstance(message, HumanMessage) else 'Assistant'}: {text}"[:4_000], owner)
+        gone = [RemoveMessage(id=str(message.id)) for message in old]
+        return {"summary": str(summary.text).strip(), "messages": gone}
+
+    def ask_summary(state: MemoryState) -> list[AnyMessage]:
+        return [*layout(state), HumanMessage(SUMMARISE)]
+
+    answer: Runnable[MemoryState, AIMessage] = RunnableLambda(layout) | bind(model, tools)
+    # The summary is asked for at the end of the same prompt, so that all of it comes from the prefix cache.
+    to_summary: Runnable[MemoryState, AIMessage] = RunnableLambda(ask_summary) | bind(model, tools, "none")
+
+    def summarise(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
+        return shorten(state, to_summary.invoke(state, config))
+
+    async def asummarise(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
+        return shorten(state, await to_summary.ainvoke(state, config))
+
+    graph = StateGraph(MemoryState)
+    graph.add_node("recall", recall)
+    graph.add_node("answer", answer | RunnableLambda(lambda message: {"messages": [message]}))
+    graph.add_node("tools", ToolNode(tools, handle_tool_errors=True))
+    graph.add_node("summarise", RunnableLambda(summarise, asummarise))
+    graph.add_edge(START, "recall")
+    graph.add_edge("recall", "answer")
+    graph.add_conditional_edges("answer", route)
+    graph.add_edge("tools", "answer")
+    graph.add_edge("summarise", END)
+    return graph.compile(checkpointer=as_checkpointer(checkpointer), name="memory_agent")
+
+
+def _tokens(answer: AIMessage, messages: Sequence[AnyMessage]) -> int:
+    """Tokens of the dialogue: as the engine counted them, else an estimate."""
+    if answer.usage_metadata:
+        return answer.usage_metadata["total_tokens"]
+    return count_tokens_approximately(messages)
+
+
+def _older_half(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
+    """The older messages, about half of the text, ending before a user message (so that no tool result loses its
+    call)."""
+    half = sum(len(str(message.text)) for message in messages) / 2
+    size = 0
+    for place, message in enumerate(messages):
+        if size >= half and isinstance(message, HumanMessage):
+            return messages[:place]
+        size += len(str(message.text))
+    return []
