@@ -82,7 +82,9 @@ class Span:
         seconds: duration by the monotonic clock.
         error: one line, when it failed.
         cancelled: it was interrupted rather than finished.
+        call_id: id of the tool call that the model made.
         arguments, result: text; only with content recording on.
+        trace_context: as in :class:`RunLink`.
     """
 
     kind: SpanKind
@@ -95,6 +97,7 @@ class Span:
     thread_id: str | None = None
     error: str | None = None
     cancelled: bool = False
+    call_id: str | None = None
     arguments: str | None = None
     result: str | None = None
     trace_context: Mapping[str, str] | None = None
@@ -108,13 +111,15 @@ class RunLink:
         run_id: LangChain run of the model call: the ``run_id`` in its :class:`TurnRecord`.
         root_run_id: run of the whole invocation.
         node: name of the graph node, if any.
-        parent_id: run directly around the call.
+        parent_id: nearest span around the call.
+        trace_context: W3C headers of the span around the whole invocation, if the caller had one.
     """
 
     run_id: str
     root_run_id: str
     node: str | None = None
     parent_id: str | None = None
+    trace_context: Mapping[str, str] | None = None
 
 
 Event = TurnEvent | Span | RunLink

@@ -1,0 +1,297 @@
+"""LangChain callbacks that time what happens around the turns: tools, retrievers, graph nodes, whole agent runs.
+
+::
+
+    recorder = StoreRecorder("turns.sqlite")
+    graph.invoke(inputs, {"callbacks": [TelemetryCallback(recorder)], "configurable": {"thread_id": "t1"}})
+
+    with observing(recorder):     # or: everything called in here, without passing callbacks along
+        graph.invoke(…)
+
+The turns themselves are recorded by the chat model; this handler only says which run and node each belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import BaseMessage
+from langchain_core.tracers.context import register_configure_hook
+
+from mixquant_agents.records import utc_now
+from mixquant_agents.telemetry.events import RunLink, Span, SpanKind
+from mixquant_agents.telemetry.recorder import Recorder
+
+__all__ = ["TelemetryCallback", "observing"]
+
+ROOT_LIMIT = 4_096
+"""Most agent runs followed at once; beyond it the oldest (whose end was never told) is forgotten."""
+TEXT_LIMIT = 20_000
+"""Longest tool argument or result that is kept, characters."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """A run that has begun. ``span``: what to record at its end; ``None`` for one that only passes ids on."""
+
+    root: _Run | None
+    parent: _Run | None
+    run_id: str
+    kind: SpanKind | None = None
+    name: str = ""
+    thread: str | None = None
+    node: str | None = None
+    call_id: str | None = None
+    arguments: str | None = None
+    trace_context: Mapping[str, str] | None = None
+    began: float = field(default_factory=time.monotonic)
+    started_at: str = field(default_factory=utc_now)
+    children: dict[str, _Run] = field(default_factory=dict)
+
+    @property
+    def top(self) -> _Run:
+        return self.root or self
+
+    def around(self) -> str | None:
+        """Id of the nearest recorded span around this run."""
+        run = self.parent
+        while run is not None and run.kind is None:
+            run = run.parent
+        return run.run_id if run is not None else None
+
+
+class TelemetryCallback(BaseCallbackHandler):
+    """Times tools, retrievers, graph nodes and agent runs into a recorder. One handler may serve many runs at once.
+
+    Args:
+        recorder: where spans and links go. Arguments and results are only kept if it records content.
+    """
+
+    run_inline = True  # in async runs too: a hop to a thread pool would cost more than the handler itself
+    raise_error = False
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._runs: dict[str, _Run] = {}
+        self._roots: dict[str, _Run] = {}
+
+    # --- beginnings
+
+    def on_chain_start(
+        self,
+        serialized: dict[str, Any] | None,
+        inputs: Any,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = kwargs.get("name") or (serialized or {}).get("name") or "agent"
+        kind = None
+        if parent_run_id is None or str(parent_run_id) not in self._runs:
+            kind = SpanKind.AGENT
+        elif any(tag.startswith("graph:step:") for tag in tags or ()):
+            kind = SpanKind.NODE
+        self._begin(run_id, parent_run_id, kind, str(name), metadata)
+
+    def on_tool_start(
+        self,
+        serialized: dict[str, Any] | None,
+        input_str: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        inputs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = (serialized or {}).get("name") or kwargs.get("name") or "tool"
+        run = self._begin(run_id, parent_run_id, SpanKind.TOOL, str(name), metadata)
+        run.call_id = kwargs.get("tool_call_id")
+        if self.recorder.wants_content:
+            run.arguments = str(input_str)[:TEXT_LIMIT]
+
+    def on_retriever_start(
+        self,
+        serialized: dict[str, Any] | None,
+        query: str,
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        name = kwargs.get("name") or (serialized or {}).get("name") or "retriever"
+        run = self._begin(run_id, parent_run_id, SpanKind.RETRIEVAL, str(name), metadata)
+        if self.recorder.wants_content:
+            run.arguments = str(query)[:TEXT_LIMIT]
+
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any] | None,
+        messages: list[list[BaseMessage]],
+        *,
+        run_id: UUID,
+        parent_run_id: UUID | None = None,
+        tags: list[str] | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        parent = self._runs.get(str(parent_run_id)) if parent_run_id is not None else None
+        if parent is None:
+            return  # a bare call: its turn is its own root
+        around = parent.run_id if parent.kind is not None else parent.around()
+        node = (metadata or {}).get("langgraph_node") or parent.node
+        self.recorder.link(RunLink(str(run_id), parent.top.run_id, node, around, parent.top.trace_context))
+
+    # --- ends
+
+    def on_chain_end(self, outputs: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        self._end(run_id)
+
+    def on_chain_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._end(run_id, error=error)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        said_error = getattr(output, "status", None) == "error"
+        self._end(
+            run_id,
+            result=getattr(output, "content", output),
+            problem="the tool answered with an error" if said_error else None,
+        )
+
+    def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._end(run_id, error=error)
+
+    def on_retriever_end(self, documents: Sequence[Any], *, run_id: UUID, **kwargs: Any) -> None:
+        self._end(run_id, result=[getattr(document, "page_content", document) for document in documents])
+
+    def on_retriever_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
+        self._end(run_id, error=error)
+
+    # --- both
+
+    def _begin(
+        self,
+        run_id: UUID,
+        parent_run_id: UUID | None,
+        kind: SpanKind | None,
+        name: str,
+        metadata: dict[str, Any] | None,
+    ) -> _Run:
+        parent = self._runs.get(str(parent_run_id)) if parent_run_id is not None else None
+        thread = (metadata or {}).get("thread_id", parent.thread if parent is not None else None)
+        run = _Run(
+            root=parent.top if parent is not None else None,
+            parent=parent,
+            run_id=str(run_id),
+            kind=kind,
+            name=name,
+            thread=None if thread is None else str(thread),
+            node=(metadata or {}).get("langgraph_node"),
+        )
+        if parent is None:
+            run.trace_context = _current_trace()
+            self._roots[run.run_id] = run
+            if len(self._roots) > ROOT_LIMIT:
+                self._forget(next(iter(self._roots.values())))
+        run.top.children[run.run_id] = run
+        self._runs[run.run_id] = run
+        return run
+
+    def _end(
+        self, run_id: UUID, *, error: BaseException | None = None, result: Any = None, problem: str | None = None
+    ) -> None:
+        run = self._runs.pop(str(run_id), None)
+        if run is None:
+            return
+        top = run.top
+        top.children.pop(run.run_id, None)
+        if run is top:
+            # Whatever inside has not ended was cancelled: LangChain does not tell of it.
+            for child in list(top.children.values()):
+                self._record(child, cancelled=True)
+            self._forget(top)
+        self._record(run, error=error, result=result, problem=problem)
+
+    def _forget(self, top: _Run) -> None:
+        self._roots.pop(top.run_id, None)
+        for identity in (*top.children, top.run_id):
+            self._runs.pop(identity, None)
+
+    def _record(
+        self,
+        run: _Run,
+        *,
+        error: BaseException | None = None,
+        result: Any = None,
+        problem: str | None = None,
+        cancelled: bool = False,
+    ) -> None:
+        if run.kind is None:
+            return
+        content = self.recorder.wants_content
+        interrupted = isinstance(error, asyncio.CancelledError | KeyboardInterrupt | GeneratorExit) or (
+            type(error).__name__ in ("GraphInterrupt", "GraphBubbleUp", "ParentCommand")  # control flow, not failures
+        )
+        if error is not None and not interrupted:
+            # Without content recording the message stays out: it may quote what the tool was working on.
+            problem = f"{type(error).__name__}: {error}"[:500] if content else type(error).__name__
+        self.recorder.record_span(
+            Span(
+                kind=run.kind,
+                name=run.name,
+                span_id=run.run_id,
+                parent_id=run.around(),
+                run_id=run.top.run_id,
+                thread_id=run.thread,
+                started_at=run.started_at,
+                seconds=time.monotonic() - run.began,
+                error=problem,
+                cancelled=cancelled or interrupted,
+                call_id=run.call_id,
+                arguments=run.arguments,
+                result=str(result)[:TEXT_LIMIT] if content and result is not None else None,
+                trace_context=run.top.trace_context,
+            )
+        )
+
+
+def _current_trace() -> Mapping[str, str] | None:
+    """W3C headers of the OpenTelemetry span active here, if the application traces at all."""
+    import sys
+
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    headers: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(headers)
+    return headers or None
+
+
+_observer: ContextVar[TelemetryCallback | None] = ContextVar("mixquant_observer", default=None)
+register_configure_hook(_observer, inheritable=True)
+
+
+@contextmanager
+def observing(recorder: Recorder) -> Iterator[TelemetryCallback]:
+    """Everything of LangChain and LangGraph that is called inside is timed into ``recorder``."""
+    handler = TelemetryCallback(recorder)
+    token = _observer.set(handler)
+    try:
+        yield handler
+    finally:
+        _observer.reset(token)
