@@ -1,0 +1,151 @@
+"""``EngineConfig`` → ``AsyncEngineArgs``, with defaults that are right for the device, and the environment vLLM reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm.model import context_length, kv_bytes_per_token, model_config
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["CAPTURE_SIZES", "CPU_CONTEXT_CAP", "engine_arguments", "start_environment"]
+
+CPU_CONTEXT_CAP = 8192
+"""Tokens; longer contexts on a CPU must be asked for, since prefill there takes seconds per thousand tokens."""
+
+CPU_KV_BYTES = 2**30
+"""Least KV cache on a CPU; more where the context window needs it."""
+
+CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 64))
+"""CUDA graph sizes in rows: vLLM's own up to 512, ours to 2048, because an agent's warm turn adds a few hundred rows."""
+
+_OURS = frozenset(
+    {"model", "revision", "dtype", "quantization", "hf_overrides", "max_model_len", "max_num_seqs", "seed"}
+    | {"max_num_batched_tokens", "kv_cache_memory_bytes", "gpu_memory_utilization", "tensor_parallel_size"}
+    | {"enable_prefix_caching", "enforce_eager", "cudagraph_capture_sizes", "trust_remote_code", "tokenizer"}
+)
+"""Engine arguments that ``EngineConfig`` sets itself."""
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@contextmanager
+def start_environment(log_path: str, local: bool) -> Iterator[None]:
+    """Environment of the start: what the user set stays; what is ours is taken back afterwards.
+
+    Args:
+        log_path: file that vLLM's processes write to.
+        local: the model is a folder, so nothing needs to be fetched from a hub.
+    """
+    from mixquant_agents.engine.vllm.child import ENV_LOG
+
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ""
+    ours = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_CPU_OMP_THREADS_BIND": cores or "auto",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if local:
+        ours["HF_HUB_OFFLINE"] = "1"
+    added = {name: value for name, value in ours.items() if name not in os.environ}
+    added[ENV_LOG] = f"{os.getpid()}:{log_path}"
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name, value in added.items():
+            if os.environ.get(name) == value:
+                del os.environ[name]
+
+
+def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | None = None) -> Any:
+    """``AsyncEngineArgs`` for this configuration on this machine.
+
+    Raises:
+        ConfigError: ``vllm_args`` names what vLLM does not know, or what ``EngineConfig`` has a field for.
+    """
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    _check_names(config, known)
+    values: dict[str, Any] = {
+        "model": path,
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "seed": config.seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "kv_cache_memory_bytes": config.kv_cache_bytes,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "trust_remote_code": config.trust_remote_code,
+        "scheduling_policy": "priority",  # equal priorities run first come, first served; others are honoured
+        "disable_log_stats": True,  # our own recorder takes its place; vllm_args can switch vLLM's metrics on
+        "additional_config": {},
+    }
+    if reasoning_parser:
+        values["reasoning_parser"] = reasoning_parser  # grammars then begin after the reasoning
+    if config.policy.quantizes:
+        values["quantization"] = "mixquant"
+        policy = config.policy.model_dump(mode="json")
+        values["hf_overrides"] = {"quantization_config": {"quant_method": "mixquant", "policy": policy}}
+        values["additional_config"] = {"mixquant": config.policy.fingerprint}  # part of the compile cache's key
+    values.update(_cpu_defaults(config, path) if current_platform.is_cpu() else _gpu_defaults(config))
+    extra = dict(config.vllm_args)
+    if isinstance(additional := extra.pop("additional_config", None), dict):
+        values["additional_config"] = {**additional, **values["additional_config"]}
+    values.update(extra)
+    return AsyncEngineArgs(**values)
+
+
+def _check_names(config: EngineConfig, known: set[str]) -> None:
+    for name in config.vllm_args:
+        if name in _OURS:
+            field = {"kv_cache_memory_bytes": "kv_cache_bytes", "cudagraph_capture_sizes": "capture_sizes"}.get(
+                name, name
+            )
+            raise ConfigError(
+                f"vllm_args[{name!r}] is set by this library; use EngineConfig.{field} or the policy instead"
+            )
+        if name not in known:
+            raise ConfigError(f"vllm_args[{name!r}]: the installed vLLM has no such engine argument")
+
+
+def _cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:
+    """float32 (bfloat16 is emulated on most CPUs), eager, a capped context and a KV cache that fits it."""
+    if config.capture_sizes:
+        raise ConfigError("capture_sizes are CUDA graph sizes; this machine runs on its CPU, leave them None")
+    text = model_config(path, config)
+    dtype = "float32" if config.dtype == "auto" else config.dtype
+    own = context_length(text)
+    length = config.max_model_len or min(own or CPU_CONTEXT_CAP, CPU_CONTEXT_CAP)
+    needed = (kv_bytes_per_token(text, _BYTES[dtype]) or 0) * length * 5 // 4
+    return {
+        "dtype": dtype,
+        "enforce_eager": True if config.enforce_eager is None else config.enforce_eager,
+        "max_model_len": length,
+        "kv_cache_memory_bytes": config.kv_cache_bytes or max(CPU_KV_BYTES, needed),
+    }
+
+
+def _gpu_defaults(config: EngineConfig) -> dict[str, Any]:
+    """CUDA graphs to 2048 rows; dtype, attention backend and memory are left to vLLM."""
+    eager = bool(config.enforce_eager)
+    if eager:
+        if config.capture_sizes:
+            raise ConfigError("capture_sizes and enforce_eager=True exclude each other")
+        return {"enforce_eager": True}
+    sizes = config.capture_sizes or CAPTURE_SIZES
+    most = config.max_num_batched_tokens
+    return {"enforce_eager": False, "cudagraph_capture_sizes": [size for size in sizes if most is None or size <= most]}

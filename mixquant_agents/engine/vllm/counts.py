@@ -1,0 +1,49 @@
+"""Row counts per request, asked of the worker in batches: at the first token, so that they are back before the turn ends.
+
+A call to the worker waits for the running engine step. Asked at the end of a turn it would delay the turn by a step of
+somebody else's; asked at the first token it comes back while the answer is being written. All requests whose first token
+came with the same step share one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+__all__ = ["RowCounts"]
+
+logger = logging.getLogger("mixquant_agents.engine")
+
+Counts = dict[str, int]
+
+
+class RowCounts:
+    """Batches ``mixquant_row_counts`` calls. Lives on the owner's loop."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._pending: dict[str, asyncio.Future[Counts | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def ask(self, request_id: str) -> asyncio.Future[Counts | None]:
+        """A future of ``{"quantized", "exact", "recomputed", "preemptions"}``; ``None`` where the worker does not know."""
+        future: asyncio.Future[Counts | None] = asyncio.get_running_loop().create_future()
+        self._pending[request_id] = future
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="mixquant-row-counts")
+        return future
+
+    async def _run(self) -> None:
+        await asyncio.sleep(0)  # let the other requests of this engine step join
+        while self._pending:
+            batch, self._pending = self._pending, {}
+            try:
+                answers = await self._llm.collective_rpc("mixquant_row_counts", args=(list(batch),))
+                found: dict[str, Counts] = answers[0] if answers else {}
+            except Exception as error:  # counting never fails a turn; a dead engine fails it by itself
+                logger.warning("row counts are unknown: %s", error)
+                found = {}
+            for request_id, future in batch.items():
+                if not future.done():
+                    future.set_result(found.get(request_id))

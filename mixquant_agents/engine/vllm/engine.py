@@ -1,0 +1,161 @@
+"""``VllmEngine``: the :class:`~mixquant_agents.engine.protocol.Engine` on vLLM's ``AsyncLLM``."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.protocol import (
+    Capabilities,
+    EngineRequest,
+    JsonObject,
+    Message,
+    OutputParser,
+    TokenDelta,
+    ToolChoice,
+)
+from mixquant_agents.engine.vllm.recorder import EngineStats
+from mixquant_agents.engine.vllm.shared import EngineCell, acquire
+from mixquant_agents.engine.vllm.running import RunningEngine
+from mixquant_agents.errors import EngineClosedError
+
+__all__ = ["EngineStats", "VllmEngine"]
+
+
+class VllmEngine:
+    """One vLLM engine in the caller's hands: an owned child process, no server, no port.
+
+    Starts at first use. Safe from several event loops and threads; turns run concurrently. ``VllmEngine(config)`` owns
+    its engine; :meth:`shared` hands out the engine of all callers with equal settings.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._cell = EngineCell(config)
+        self._closed = False
+
+    @classmethod
+    def shared(cls, config: EngineConfig) -> VllmEngine:
+        """A handle on the engine shared by everybody with this ``config``; it ends when the last handle is closed."""
+        handle = cls.__new__(cls)
+        handle.config = config
+        handle._cell = acquire(config)
+        handle._closed = False
+        return handle
+
+    @property
+    def start_seconds(self) -> float | None:
+        """How long the start took; ``None`` before it."""
+        running = self._cell.running
+        return running.start_seconds if running is not None else None
+
+    @property
+    def policy(self) -> PrecisionPolicy:
+        """The precision policy in force."""
+        running = self._cell.running
+        return running.policy if running is not None else self.config.policy
+
+    async def start(self) -> None:
+        """Start the engine now instead of with the first turn.
+
+        Raises:
+            ConfigError: a setting cannot be honoured.
+            EngineStartError: the engine did not start.
+        """
+        await self._engine()
+
+    async def capabilities(self) -> Capabilities:
+        """What this engine is; starts it if need be."""
+        return (await self._engine()).capabilities()
+
+    async def stream(self, request: EngineRequest) -> AsyncIterator[TokenDelta]:
+        """Run one turn; see :meth:`Engine.stream`. Closing the iterator aborts the turn in the engine.
+
+        Raises:
+            ContextOverflowError: prompt and answer do not fit; the engine never saw the request.
+            RequestError: messages, sampling values, tools or schema were wrong.
+            EngineDeadError: the engine died; the next call starts a new one.
+        """
+        engine = await self._engine()
+        submitted = time.monotonic()  # the start of the engine is no part of a turn
+        here = asyncio.get_running_loop()
+        inbox: asyncio.Queue[TokenDelta | BaseException] = asyncio.Queue()
+
+        def post(item: TokenDelta | BaseException) -> None:
+            here.call_soon_threadsafe(inbox.put_nowait, item)
+
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # this loop is gone, and with it whoever waited
+                post(EngineClosedError(f"the engine for {self.config.model!r} was closed during this turn"))
+
+        turn = engine.submit(engine.turn(request, submitted, post))
+        turn.add_done_callback(ended)  # a turn always ends with something in the inbox
+        try:
+            while True:
+                item = await inbox.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            turn.cancel()
+
+    async def output_parser(
+        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
+    ) -> OutputParser:
+        """A fresh parser for one answer to a request with these tools, choice and schema."""
+        return (await self._engine()).output_parser(tools, choice, schema)
+
+    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
+        """Tokens of the rendered prompt."""
+        engine = await self._engine()
+        return len(await self._call(engine, engine.render(messages, tools, {})))
+
+    async def stats(self) -> EngineStats:
+        """State of the scheduler after its newest step, and the requests the front end waits for."""
+        engine = await self._engine()
+        return await self._call(engine, engine.stats())
+
+    async def set_policy(self, policy: PrecisionPolicy | str) -> dict[str, Any]:
+        """Switch the precision of the idle engine, for everybody who shares it.
+
+        Returns:
+            The plugin's status, as ``mixquant_status`` gives it.
+
+        Raises:
+            ConfigError: turns are running, or the engine was started without the plugin (policy ``exact``).
+            FormatRefusedError: this device cannot run the format.
+        """
+        engine = await self._engine()
+        return await self._call(engine, engine.set_policy(PrecisionPolicy.of(policy)))
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget all cached prefixes; for measurements. The engine must be idle."""
+        engine = await self._engine()
+        await self._call(engine, engine.reset_prefix_cache())
+
+    async def aclose(self) -> None:
+        """Release the engine; the last holder ends its processes. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._cell.close))
+
+    def close(self) -> None:
+        """:meth:`aclose` for callers without an event loop (blocking)."""
+        if not self._closed:
+            self._closed = True
+            self._cell.close()
+
+    async def _engine(self) -> RunningEngine:
+        if self._closed:
+            raise EngineClosedError(f"this engine for {self.config.model!r} was closed; make a new one")
+        return await self._cell.engine()
+
+    @staticmethod
+    async def _call(engine: RunningEngine, work: Any) -> Any:
+        return await asyncio.wrap_future(engine.submit(work))

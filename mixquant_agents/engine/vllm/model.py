@@ -1,0 +1,110 @@
+"""The checkpoint, looked at before any process starts: does it exist, is it whole, how large are context and KV cache.
+
+A truncated download is found here in milliseconds, by name, instead of after half a minute inside a worker's traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.errors import DamagedWeightsError, ModelNotFoundError
+
+__all__ = ["check_weights", "context_length", "kv_bytes_per_token", "model_config", "model_path"]
+
+_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
+
+
+def model_path(config: EngineConfig) -> str:
+    """Folder or hub id that vLLM shall load; the embedded model is prepared on the way.
+
+    Raises:
+        ModelNotFoundError: a local path is named and is no folder with a ``config.json``.
+        DamagedWeightsError: a local weight file is truncated or missing.
+    """
+    if config.model == "embedded":
+        from mixquant_agents.embedded import prepare
+
+        folder = Path(prepare())
+    elif not _looks_local(config.model):
+        return config.model
+    else:
+        folder = Path(config.model).expanduser()
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"model folder {str(folder)!r} does not exist; give a folder, a hub id or 'embedded'")
+    if not (folder / "config.json").is_file() and not (folder / "params.json").is_file():
+        raise ModelNotFoundError(f"model folder {str(folder)!r} holds no config.json, so it is not a model")
+    check_weights(folder)
+    return str(folder)
+
+
+def _looks_local(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or os.path.isdir(name) or name.count("/") > 1
+
+
+def check_weights(folder: Path) -> None:
+    """Compare each safetensors file's header with its size (safetensors format: 8-byte length, JSON, data).
+
+    Raises:
+        DamagedWeightsError: a file is missing, its header is unreadable, or it is shorter or longer than the header says.
+    """
+    wanted = set(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise DamagedWeightsError(f"{index} is unreadable ({error}); download the model again") from error
+        wanted |= {folder / str(name) for name in names}
+    for path in sorted(wanted):
+        if not path.is_file():
+            raise DamagedWeightsError(f"weight file {path} is missing; download the model again")
+        actual, expected = path.stat().st_size, _expected_size(path)
+        if actual != expected:
+            raise DamagedWeightsError(
+                f"weight file {path} has {actual} bytes, its header says {expected}; download the model again"
+            )
+
+
+def _expected_size(path: Path) -> int:
+    """Bytes that the header of a safetensors file announces."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(path.stat().st_size, 100_000_000):
+                raise ValueError(f"a header of {length} bytes does not fit into it")
+            header = json.loads(file.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise DamagedWeightsError(f"weight file {path} has no readable header ({error}); download it again") from error
+    return 8 + length + int(max(ends, default=0))
+
+
+def model_config(path: str, config: EngineConfig) -> Any:
+    """The checkpoint's text configuration (a transformers ``PretrainedConfig``)."""
+    from vllm.transformers_utils.config import get_config
+
+    found = get_config(path, config.trust_remote_code, config.revision)
+    return found.get_text_config() if hasattr(found, "get_text_config") else found
+
+
+def context_length(text: Any) -> int | None:
+    """Longest context in tokens that the checkpoint was made for; ``None`` when it does not say."""
+    lengths = [value for key in _LENGTH_KEYS if isinstance(value := getattr(text, key, None), int)]
+    return min(lengths) if lengths else None
+
+
+def kv_bytes_per_token(text: Any, bytes_per_value: int) -> int | None:
+    """Bytes that one token takes in the KV cache (keys and values of all layers); ``None`` when the shape is not given."""
+    layers = getattr(text, "num_hidden_layers", None)
+    heads = getattr(text, "num_attention_heads", None)
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    width = getattr(text, "head_dim", None)
+    if width is None and heads and getattr(text, "hidden_size", None):
+        width = text.hidden_size // heads
+    if not (layers and kv_heads and width):
+        return None
+    return int(2 * layers * kv_heads * width * bytes_per_value)

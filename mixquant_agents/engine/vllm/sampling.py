@@ -1,0 +1,64 @@
+"""``Sampling`` → vLLM's ``SamplingParams``. What cannot be honoured is refused, never dropped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mixquant_agents.engine.protocol import Sampling
+from mixquant_agents.errors import InvalidSamplingError
+
+__all__ = ["sampling_parameters"]
+
+_NAMED = (
+    "temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "seed", "logprobs",
+)  # fmt: skip
+_RESERVED = {
+    "n": "ask for several turns instead",
+    "output_kind": "turns are always streamed",
+    "detokenize": "turns always carry text",
+    "structured_outputs": "give a schema or a tool choice",
+    "stop": "use Sampling.stop",
+    "ignore_eos": "use Sampling.ignore_eos",
+    **{name: f"use Sampling.{name}" for name in _NAMED},
+}
+
+
+def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int, **ours: Any) -> Any:
+    """``SamplingParams`` for one turn.
+
+    Args:
+        sampling: what the caller asked for; ``None`` values take ``defaults``.
+        defaults: the model's generation config.
+        room: tokens that the context window leaves for the answer.
+        ours: further values set by the engine (grammar, special tokens).
+
+    Raises:
+        InvalidSamplingError: a name is unknown or reserved, or a value is out of range.
+    """
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    known = {name for name in SamplingParams.__struct_fields__ if not name.startswith("_")}
+    for name in sampling.extra:
+        if name in _RESERVED:
+            raise InvalidSamplingError(f"sampling extra {name!r} cannot be set here: {_RESERVED[name]}")
+        if name not in known or name == "skip_clone":
+            raise InvalidSamplingError(f"the engine knows no sampling value {name!r}")
+    values: dict[str, Any] = {name: value for name, value in defaults.items() if name in known}
+    values.update({name: value for name in _NAMED if (value := getattr(sampling, name)) is not None})
+    values.setdefault("max_tokens", room)
+    values["max_tokens"] = min(values["max_tokens"], room) if sampling.max_tokens is None else values["max_tokens"]
+    if sampling.stop:
+        values["stop"] = list(sampling.stop)
+    if sampling.ignore_eos:
+        values["ignore_eos"] = True
+    values.update(sampling.extra)
+    values.update(ours)
+    try:
+        return SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
+    except (TypeError, ValueError) as error:
+        raise InvalidSamplingError(f"invalid sampling value: {error}") from error
+    except Exception as error:
+        if type(error).__name__ == "VLLMValidationError":  # no ValueError any more since vLLM 0.3x
+            raise InvalidSamplingError(f"invalid sampling value: {error}") from error
+        raise

@@ -1,0 +1,134 @@
+"""Which engines exist: one per :attr:`EngineConfig.fingerprint`, counted by reference, closed once, replaced when dead."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import os
+import threading
+from contextlib import suppress
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm.running import RunningEngine
+from mixquant_agents.errors import EngineClosedError
+
+__all__ = ["EngineCell", "acquire", "close_all"]
+
+
+class EngineCell:
+    """A place for one engine: started on first use, started again after its death, closed with its last reference."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.references = 1
+        self.closed = False
+        self._lock = threading.Lock()
+        self._start: concurrent.futures.Future[RunningEngine] | None = None
+        with _registry_lock:
+            _cells.add(self)
+
+    @property
+    def running(self) -> RunningEngine | None:
+        """The engine, if it has started and not died."""
+        start = self._start
+        if start is None or not start.done() or start.exception() is not None:
+            return None
+        return start.result() if start.result().alive else None
+
+    async def engine(self) -> RunningEngine:
+        """The running engine; starts one if need be. Many callers, from any loops, wait for one start.
+
+        Raises:
+            EngineClosedError: the cell was closed.
+            MixQuantError: the start failed; the next call tries again.
+        """
+        if (running := self.running) is not None and not self.closed:
+            return running
+        return await asyncio.shield(asyncio.wrap_future(self._starting()))
+
+    def _starting(self) -> concurrent.futures.Future[RunningEngine]:
+        with self._lock:
+            if self.closed:
+                raise EngineClosedError(f"the engine for {self.config.model!r} was closed; make a new one")
+            if self._start is None or (self._start.done() and self.running is None):
+                start: concurrent.futures.Future[RunningEngine] = concurrent.futures.Future()
+                start.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for the others
+                before, self._start = self._start, start
+                threading.Thread(target=_start_engine, args=(self.config, start, before), daemon=True).start()
+            return self._start
+
+    def close(self) -> None:
+        """Drop one reference; the last one ends the engine (blocking)."""
+        with _registry_lock:
+            self.references -= 1
+            if self.references > 0:
+                return
+            _cells.discard(self)
+            if _shared.get(self.config.fingerprint) is self:
+                del _shared[self.config.fingerprint]
+        self.end()
+
+    def end(self) -> None:
+        """End the engine whatever refers to it (blocking)."""
+        with self._lock:
+            self.closed = True
+            start = self._start
+        if start is not None:
+            with suppress(Exception):  # a start that failed left nothing to close
+                start.result().close()
+
+
+def _start_engine(
+    config: EngineConfig,
+    start: concurrent.futures.Future[RunningEngine],
+    before: concurrent.futures.Future[RunningEngine] | None,
+) -> None:
+    """Clear away the dead engine, if any, and start one; runs in a thread of its own."""
+    if before is not None and before.exception() is None:
+        before.result().close()
+    try:
+        start.set_result(RunningEngine(config))
+    except BaseException as error:  # every waiter gets it
+        start.set_exception(error)
+
+
+_registry_lock = threading.Lock()
+_cells: set[EngineCell] = set()
+_shared: dict[str, EngineCell] = {}
+
+
+def acquire(config: EngineConfig) -> EngineCell:
+    """The shared cell for these settings, with one more reference."""
+    key = config.fingerprint
+    with _registry_lock:
+        if (cell := _shared.get(key)) is not None:
+            cell.references += 1
+            return cell
+    made = EngineCell(config)
+    with _registry_lock:
+        if (other := _shared.setdefault(key, made)) is not made:
+            _cells.discard(made)
+            other.references += 1
+    return other
+
+
+def close_all() -> None:
+    """End every engine of this process (blocking). Runs by itself when the interpreter exits."""
+    with _registry_lock:
+        cells, _ = list(_cells), (_cells.clear(), _shared.clear())
+    for cell in cells:
+        cell.end()
+
+
+def _forget() -> None:
+    """A forked child has the objects but neither threads nor the right to close the parent's engines."""
+    global _registry_lock
+    _registry_lock = threading.Lock()
+    _cells.clear()
+    _shared.clear()
+
+
+atexit.register(close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

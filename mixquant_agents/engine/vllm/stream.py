@@ -1,0 +1,181 @@
+"""One turn on the owner's loop: vLLM's ``RequestOutput`` deltas → :class:`TokenDelta`, with counts and times at the end.
+
+Two clocks must not mix: ``RequestOutput.metrics.arrival_time`` is wall clock and unused here; ``scheduled_ts``,
+``first_token_ts`` and ``last_token_ts`` are ``time.monotonic()``, the same clock for all processes of a host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mixquant_agents.engine.protocol import FinishReason, TokenDelta, TokenLogprob
+from mixquant_agents.engine.vllm.counts import Counts, RowCounts
+from mixquant_agents.errors import EngineError
+from mixquant_agents.records import TurnCounts, TurnTimes, percentile
+
+__all__ = ["TurnMeter", "logprobs_of", "run_turn"]
+
+logger = logging.getLogger("mixquant_agents.engine")
+
+_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
+
+
+@dataclass(slots=True)
+class TurnMeter:
+    """What is known about one turn while it runs. Times in seconds, ``time.monotonic()``.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt.
+        submitted: when the turn was handed over.
+        receipts: when each engine step's output arrived in the owner's thread.
+        steps: tokens that arrived with each receipt.
+    """
+
+    prompt_tokens: int
+    submitted: float
+    cached_tokens: int | None = None
+    decode_tokens: int = 0
+    receipts: list[float] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+
+    def received(self, tokens: int, now: float) -> None:
+        """An engine step brought ``tokens`` tokens."""
+        self.decode_tokens += tokens
+        if tokens:
+            self.receipts.append(now)
+            self.steps.append(tokens)
+
+    def times(self, stats: Any) -> TurnTimes:
+        """Times from the engine's stamps and own receipts; what the engine did not stamp is ``None``."""
+        now = time.monotonic()
+        scheduled, first, last = (
+            getattr(stats, name, 0.0) or None for name in ("scheduled_ts", "first_token_ts", "last_token_ts")
+        )
+        received = self.receipts[0] if self.receipts else None
+        queue = _gap(self.submitted, scheduled)
+        prefill = _gap(scheduled, first)
+        delivery = _gap(first, received)
+        known = queue is not None and prefill is not None and delivery is not None
+        gaps = _token_gaps(self.receipts, self.steps)
+        decode = _gap(first, last)
+        return TurnTimes(
+            queue_seconds=queue,
+            prefill_seconds=prefill,
+            delivery_seconds=delivery,
+            ttft_seconds=queue + prefill + delivery if known else _gap(self.submitted, received),  # type: ignore[operator]
+            decode_seconds=decode,
+            itl_mean_seconds=decode / (self.decode_tokens - 1) if decode is not None and self.decode_tokens > 1 else None,
+            itl_p50_seconds=percentile(gaps, 0.5),
+            itl_p95_seconds=percentile(gaps, 0.95),
+            total_seconds=now - self.submitted,
+            timing_source="engine" if known else "client",
+        )
+
+    def counts(self, rows: Counts | None, preemptions: int | None, plugin: bool) -> TurnCounts:
+        """Counts of the turn; ``rows`` is the worker's answer, ``plugin`` whether the engine runs the plugin at all."""
+        cached, quantized, exact, recomputed = self.cached_tokens, None, None, None
+        if rows is not None:
+            quantized, exact, recomputed = rows["quantized"], rows["exact"], rows["recomputed"]
+            preemptions = rows["preemptions"]
+            if cached is not None and cached + quantized + exact != self.prompt_tokens:
+                logger.error(
+                    "the worker counted %d quantized and %d exact prompt rows, but %d of %d prompt tokens were not cached",
+                    quantized, exact, self.prompt_tokens - cached, self.prompt_tokens,
+                )  # fmt: skip
+                quantized = exact = None
+        prefill = self.prompt_tokens - cached if cached is not None else None
+        if not plugin:  # vLLM's own layers: nothing is quantized
+            quantized, exact = (0, prefill) if prefill is not None else (None, None)
+            recomputed = 0 if preemptions == 0 else None
+        return TurnCounts(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=cached,
+            prefill_tokens=prefill,
+            quantized_tokens=quantized,
+            exact_tokens=exact,
+            decode_tokens=self.decode_tokens,
+            recomputed_rows=recomputed,
+            preemptions=preemptions,
+        )
+
+
+def _gap(start: float | None, end: float | None) -> float | None:
+    return max(0.0, end - start) if start is not None and end is not None else None
+
+
+def _token_gaps(receipts: Sequence[float], steps: Sequence[int]) -> list[float]:
+    """Seconds between tokens; a step that brought several tokens shares its gap among them."""
+    gaps: list[float] = []
+    for place in range(1, len(receipts)):
+        gaps += [(receipts[place] - receipts[place - 1]) / steps[place]] * steps[place]
+    return gaps
+
+
+async def run_turn(
+    llm: Any,
+    prompt: Any,
+    params: Any,
+    request_id: str,
+    meter: TurnMeter,
+    rows: RowCounts | None,
+    preempted: Callable[[], int],
+    post: Callable[[TokenDelta], None],
+    **options: Any,
+) -> None:
+    """Generate and ``post`` each delta. Cancelling this task aborts the request in the engine.
+
+    Args:
+        rows: asks the worker for row counts; ``None`` without the plugin.
+        preempted: preemptions in the engine so far, of any request; a change means that counts may have changed too.
+        options: further arguments of ``AsyncLLM.generate``.
+    """
+    asked: asyncio.Future[Counts | None] | None = None
+    seen = 0
+    async with aclosing(llm.generate(prompt, params, request_id, **options)) as outputs:  # aborts however this ends
+        async for output in outputs:
+            completion = output.outputs[0]
+            tokens = tuple(completion.token_ids)
+            meter.received(len(tokens), time.monotonic())
+            meter.cached_tokens = output.num_cached_tokens
+            if asked is None and rows is not None and tokens:
+                asked, seen = rows.ask(request_id), preempted()
+            if completion.finish_reason == "error":
+                raise EngineError("the engine gave up on this request after an internal error; its log says more")
+            delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
+            if output.finished:
+                found = await asked if asked is not None else None
+                if rows is not None and preempted() != seen:
+                    found = await rows.ask(request_id)  # rows may have run again after the first answer
+                own = getattr(output.metrics, "num_preemptions", None)
+                delta = replace(
+                    delta,
+                    finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
+                    counts=meter.counts(found, own, plugin=rows is not None),
+                    times=meter.times(output.metrics),
+                    prompt_token_ids=tuple(prompt["prompt_token_ids"]),
+                )
+            post(delta)
+
+
+def logprobs_of(completion: Any) -> tuple[TokenLogprob, ...]:
+    """vLLM's ``list[dict[token id, Logprob]]`` of this delta, chosen token first."""
+    if not completion.logprobs:
+        return ()
+    result = []
+    for token, choices in zip(completion.token_ids, completion.logprobs, strict=True):
+        chosen = choices[token]
+        others = sorted(choices.values(), key=lambda choice: choice.rank or 0)
+        result.append(
+            TokenLogprob(
+                token=chosen.decoded_token or "",
+                logprob=float(chosen.logprob),
+                top=tuple((other.decoded_token or "", float(other.logprob)) for other in others),
+            )
+        )
+    return tuple(result)

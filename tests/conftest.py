@@ -1,0 +1,53 @@
+"""Fixtures for the whole suite. The real engine is started once per session, and only when a test asks for it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.vllm import VllmEngine
+
+KV_BYTES = 96 * 2**20
+"""About 2,100 tokens of SmolLM2's float32 KV cache: small enough that tests can provoke preemption."""
+
+
+def embedded_model() -> str:
+    """The embedded model's name, or the folder it was prepared in by hand while its module is being written."""
+    return "embedded" if importlib.util.find_spec("mixquant_agents.embedded") else "/tmp/models/smollm2"
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def session_engine() -> AsyncIterator[VllmEngine]:
+    """The one real engine of the session."""
+    config = EngineConfig(
+        model=embedded_model(),
+        policy="mixquant-nvfp4",
+        max_model_len=2048,
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
+        kv_cache_bytes=KV_BYTES,
+    )
+    engine = VllmEngine.shared(config)
+    yield engine
+    await engine.aclose()
+
+
+@pytest_asyncio.fixture
+async def engine(session_engine: VllmEngine) -> AsyncIterator[VllmEngine]:
+    """The session's engine, idle and under policy ``mixquant-nvfp4``, whatever the test before did."""
+    await session_engine.start()
+    if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4"):
+        await session_engine.set_policy("mixquant-nvfp4")
+    yield session_engine
+    if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4"):
+        await session_engine.set_policy("mixquant-nvfp4")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may ask a hub for anything."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
