@@ -1,0 +1,150 @@
+"""Collecting what an overview or a comparison is made of: from the turns themselves when they are few, else from
+roll-ups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixquant_agents.records import TurnRecord, percentile
+from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, TIMES, Aggregate
+from mixquant_agents.telemetry.filters import TurnFilter
+from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS
+from mixquant_agents.telemetry.store import TurnStore
+
+__all__ = ["Gathered", "gather", "level_for"]
+
+EXACT_TURNS = 4_000
+"""Up to this many turns are read one by one, and percentiles are exact."""
+MOST_TURNS = 20_000
+"""Where roll-ups cannot answer (one thread, one run, only failures), the newest this many are read."""
+
+_NEEDED = (
+    "prompt_tokens, cached_tokens, prefill_tokens, quantized_tokens, exact_tokens, decode_tokens, queue_seconds, "
+    "prefill_seconds, ttft_seconds, decode_seconds, itl_mean_seconds, total_seconds, aborted, error"
+)
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Aggregates of the chosen turns.
+
+    Attributes:
+        level: length of an interval, seconds.
+        since_us, until_us: the window, microseconds since the epoch.
+        parts: aggregates by ``(start of the interval in seconds since the epoch, series id)``.
+        values: every value by phase, where the turns were read one by one; ``None`` where roll-ups answered.
+        truncated: not all chosen turns were read, only the newest.
+    """
+
+    level: int
+    since_us: int
+    until_us: int
+    parts: dict[tuple[int, int], Aggregate] = field(default_factory=dict)
+    values: dict[str, list[float]] | None = None
+    truncated: bool = False
+
+    def total(self, series: Sequence[int] | None = None) -> Aggregate:
+        """Everything, or some series, in one aggregate."""
+        whole = Aggregate()
+        for (_, one), aggregate in self.parts.items():
+            if series is None or one in series:
+                whole.merge(aggregate)
+        return whole
+
+    def intervals(self) -> Iterator[tuple[int, Aggregate]]:
+        """Aggregates of all series together by interval, in the order of time."""
+        merged: dict[int, Aggregate] = {}
+        for (start, _), aggregate in self.parts.items():
+            merged.setdefault(start, Aggregate()).merge(aggregate)
+        yield from sorted(merged.items())
+
+    def percentile(self, name: str, share: float, total: Aggregate) -> float | None:
+        """Exact where the turns were read, else from the histogram of ``total`` (at most 2 % off)."""
+        if self.values is not None:
+            return percentile(self.values[name], share)
+        return total.percentile(name, share)
+
+
+def level_for(since_us: int, until_us: int, now_us: int) -> int:
+    """Length of the intervals, seconds, that gives a readable number of points over a window."""
+    span = (until_us - since_us) / 1e6
+    if span <= 6 * HOUR and now_us - since_us < (MINUTES_KEPT_SECONDS - HOUR) * 1e6:
+        return MINUTE
+    return HOUR if span <= 8 * DAY else DAY
+
+
+def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -> Gathered:
+    """Collect the turns of ``chosen``. Without ``until`` the window ends now; without ``since`` it begins with the
+    store's first turn."""
+    now_us = int((time.time() if now is None else now) * 1e6)
+    until_us = chosen.until_us if chosen.until_us is not None else now_us + 1
+    ids = store.series_ids(chosen)
+    since_us = chosen.since_us if chosen.since_us is not None else min(_first_us(store, until_us), until_us)
+    found = Gathered(level_for(since_us, until_us, now_us), since_us, until_us)
+    if chosen.by_series and _count(store, found, ids) > EXACT_TURNS:
+        _from_rollups(store, found, ids)
+    else:
+        _from_turns(store, found, chosen, ids)
+    return found
+
+
+def _first_us(store: TurnStore, otherwise: int) -> int:
+    with store.reading() as connection:
+        row = connection.execute("SELECT min(start) FROM rollups WHERE level = ?", (HOUR,)).fetchone()
+    return int(row[0]) * 1_000_000 if row[0] is not None else otherwise
+
+
+def _window(found: Gathered, ids: list[int] | None) -> tuple[str, list[Any]]:
+    """Condition over ``rollups``: the intervals that touch the window."""
+    first = found.since_us // 1_000_000 // found.level * found.level
+    last = -(-found.until_us // 1_000_000)
+    where, values = "level = ? AND start >= ? AND start < ?", [found.level, first, last]
+    if ids is not None:
+        where += f" AND series_id IN ({', '.join('?' * len(ids))})"
+        values += ids
+    return where, values
+
+
+def _count(store: TurnStore, found: Gathered, ids: list[int] | None) -> int:
+    where, values = _window(found, ids)
+    with store.reading() as connection:
+        row = connection.execute(f"SELECT ifnull(sum(turns), 0) FROM rollups WHERE {where}", values).fetchone()  # noqa: S608 # built above
+    return int(row[0])
+
+
+def _from_rollups(store: TurnStore, found: Gathered, ids: list[int] | None) -> None:
+    where, values = _window(found, ids)
+    query = f"SELECT start, series_id, turns, aborted, failed, sums, bins FROM rollups WHERE {where}"  # noqa: S608 # built above
+    with store.reading() as connection:
+        for row in connection.execute(query, values):
+            found.parts[row[0], row[1]] = Aggregate.load(*tuple(row)[2:])
+
+
+def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
+    window = TurnFilter(thread=chosen.thread, run=chosen.run, status=chosen.status)
+    where, values = window.where(ids)
+    # The series index serves the window in time; thread, run and status have indexes of their own.
+    if ids is None and chosen.by_series:
+        where += " AND turns.series_id IN (SELECT id FROM series)"
+    query = (
+        f"SELECT started_us, series_id, {_NEEDED} FROM turns WHERE {where} AND started_us >= ? AND started_us < ? "  # noqa: S608 # built above
+        f"ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
+    )
+    with store.reading() as connection:
+        rows = connection.execute(query, (*values, found.since_us, found.until_us)).fetchall()
+    if len(rows) > MOST_TURNS:
+        found.truncated = True
+        rows.pop()
+    found.values = {name: [] for name in TIMES}
+    for row in rows:
+        # Values from the store were validated when they were recorded.
+        turn = TurnRecord.model_construct(**{**dict(row), "aborted": bool(row["aborted"])})
+        start = row["started_us"] // 1_000_000 // found.level * found.level
+        found.parts.setdefault((start, row["series_id"]), Aggregate()).add(turn)
+        for name in TIMES:
+            value = row[f"{name}_seconds"]
+            if value is not None:
+                found.values[name].append(value)

@@ -1,0 +1,270 @@
+"""The figures of the overview and of a comparison, computed from the store alone.
+
+A speed-up is only given where the store holds turns of the policy ``exact`` of the same model and engine, measured, not
+emulated, and only between turns of like size (see :mod:`~mixquant_agents.telemetry.bins`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mixquant_agents.telemetry.bins import TIMES, Aggregate, bin_value, histogram_percentile
+from mixquant_agents.telemetry.filters import TurnFilter
+from mixquant_agents.telemetry.gather import Gathered, gather
+from mixquant_agents.telemetry.rows import from_microseconds
+from mixquant_agents.telemetry.store import Series, TurnStore
+
+__all__ = ["Comparison", "Figures", "Overview", "Point", "SpeedUp", "compare", "distribution", "overview"]
+
+BASELINE = "exact"
+STRATUM_TURNS = 5
+"""Fewest turns on each side for a size class to count in a speed-up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is said of a set of turns; ``None`` where nothing is known.
+
+    Attributes:
+        percentiles: ``{phase: (p50, p95)}``, seconds.
+        exact: percentiles are exact; else read from histograms, at most 2 % off.
+        prefill_tokens_per_second: prefilled tokens over prefill time, of the turns that know both.
+        decode_tokens_per_second: answer tokens after the first over decode time: the pace of one turn.
+        cache_hit_share: cached over prompt tokens.
+        quantized_share: quantized over all prefilled rows.
+        tokens: ``cached``, ``quantized``, ``prefill``, ``decode``, ``prompt``.
+        emulated: some of these turns ran an emulation: their times say nothing about speed.
+    """
+
+    turns: int
+    aborted: int
+    failed: int
+    percentiles: dict[str, tuple[float | None, float | None]]
+    exact: bool
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    cache_hit_share: float | None
+    quantized_share: float | None
+    tokens: dict[str, int]
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One interval of the charts. ``at`` is its start, UTC, ISO 8601."""
+
+    at: str
+    turns: int
+    bad: int
+    ttft_p50: float | None
+    ttft_p95: float | None
+    cache_hit_share: float | None
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedUp:
+    """Prefill speed against the measured baseline, between turns of like size.
+
+    Attributes:
+        prefill: seconds per prefilled token of the baseline over the policy's; above 1 the policy is faster. Geometric
+            mean over size classes, weighted by the policy's turns.
+        turns, baseline_turns: turns in the size classes that count.
+        covered: share of the policy's turns in those classes.
+    """
+
+    model: str
+    engine: str
+    policy: str
+    prefill: float
+    turns: int
+    baseline_turns: int
+    covered: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The first page. ``interval_seconds`` is the length of a point; ``truncated``: only the newest turns were read."""
+
+    figures: Figures
+    turns_per_minute: float | None
+    since: str
+    until: str
+    interval_seconds: int
+    points: list[Point]
+    speed_ups: list[SpeedUp]
+    no_speed_up: str | None
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two sets of turns side by side. ``prefill_speed_up`` is A's seconds per prefilled token over B's at like
+    sizes."""
+
+    a: Figures
+    b: Figures
+    distributions: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
+    prefill_speed_up: float | None = None
+    matched_turns: tuple[int, int] = (0, 0)
+    note: str | None = None
+
+
+def overview(store: TurnStore, chosen: TurnFilter | None = None, *, now: float | None = None) -> Overview:
+    """Figures, points and speed-ups of the chosen turns.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    chosen = chosen or TurnFilter()
+    found = gather(store, chosen, now=now)
+    series = store.series()
+    total = found.total()
+    minutes = (found.until_us - found.since_us) / 60e6
+    # The baseline counts even where the filter chose another policy.
+    wide = found if chosen.policy is None else gather(store, replace(chosen, policy=None), now=now)
+    ups, none = _speed_ups(wide, series, chosen.policy)
+    return Overview(
+        figures=_figures(found, total, series),
+        turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
+        since=from_microseconds(found.since_us),
+        until=from_microseconds(found.until_us),
+        interval_seconds=found.level,
+        points=[_point(start, aggregate) for start, aggregate in found.intervals()],
+        speed_ups=ups,
+        no_speed_up=none,
+        truncated=found.truncated,
+    )
+
+
+def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None = None) -> Comparison:
+    """Two sets of turns side by side, for example two policies or two runs.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    series = store.series()
+    sides = [gather(store, chosen, now=now) for chosen in (a, b)]
+    totals = [side.total() for side in sides]
+    figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
+    ratio, turns_a, turns_b, _ = _matched(totals[0], totals[1])
+    note = None
+    if any(one.emulated for one in figures):
+        ratio, note = None, "one side ran an emulation: its times say nothing about speed"
+    elif ratio is None:
+        note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
+    return Comparison(
+        a=figures[0],
+        b=figures[1],
+        distributions={
+            name: distribution(totals[0].bins.get(name, {}), totals[1].bins.get(name, {})) for name in TIMES
+        },
+        prefill_speed_up=ratio,
+        matched_turns=(turns_a, turns_b),
+        note=note,
+    )
+
+
+def distribution(a: dict[int, int], b: dict[int, int], *, bars: int = 28) -> list[tuple[float, float, float]]:
+    """``(seconds, share of A, share of B)`` over common log-spaced bars; empty when both are."""
+    numbers = [*a, *b]
+    if not numbers:
+        return []
+    low, high = min(numbers), max(numbers)
+    width = max(1, math.ceil((high - low + 1) / bars))
+    count = (high - low) // width + 1
+    shares: list[list[float]] = [[0.0] * count, [0.0] * count]
+    for side, histogram in zip(shares, (a, b), strict=True):
+        total = sum(histogram.values())
+        for number, times in histogram.items():
+            side[(number - low) // width] += times / total
+    middle = (width - 1) // 2
+    return [(bin_value(low + n * width + middle), shares[0][n], shares[1][n]) for n in range(count)]
+
+
+def _figures(found: Gathered, total: Aggregate, series: Sequence[Series]) -> Figures:
+    present = {one for _, one in found.parts}
+    return Figures(
+        turns=total.turns,
+        aborted=total.aborted,
+        failed=total.failed,
+        percentiles={name: (found.percentile(name, 0.5, total), found.percentile(name, 0.95, total)) for name in TIMES},
+        exact=found.values is not None,
+        prefill_tokens_per_second=total.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
+        decode_tokens_per_second=total.ratio("decode_rate_tokens", "decode_rate_seconds"),
+        cache_hit_share=total.ratio("cached", "prompt_known"),
+        quantized_share=total.ratio("quantized", "rows_known"),
+        tokens={name: int(total.sums.get(name, 0)) for name in ("prompt", "cached", "prefill", "quantized", "decode")},
+        emulated=any(one.emulated for one in series if one.id in present),
+    )
+
+
+def _point(start: int, aggregate: Aggregate) -> Point:
+    return Point(
+        at=from_microseconds(start * 1_000_000),
+        turns=aggregate.turns,
+        bad=aggregate.aborted + aggregate.failed,
+        ttft_p50=aggregate.percentile("ttft", 0.5),
+        ttft_p95=aggregate.percentile("ttft", 0.95),
+        cache_hit_share=aggregate.ratio("cached", "prompt_known"),
+        prefill_tokens_per_second=aggregate.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
+        decode_tokens_per_second=aggregate.ratio("decode_rate_tokens", "decode_rate_seconds"),
+    )
+
+
+def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
+    """Speed-ups, or why there is none to show."""
+    present = {one for _, one in found.parts}
+    here = [one for one in series if one.id in present]
+    others = [one for one in here if one.policy != BASELINE and policy in (None, one.policy)]
+    if not others:
+        return [], None if not here or policy is not None else "all turns ran exact: there is nothing to compare"
+    if all(one.emulated for one in others):
+        return [], "the quantized rows were emulated: their times say nothing about speed"
+    ups = []
+    for model, engine, name in dict.fromkeys((one.model, one.engine, one.policy) for one in others if not one.emulated):
+        like = [one for one in here if (one.model, one.engine) == (model, engine) and not one.emulated]
+        base = found.total([one.id for one in like if one.policy == BASELINE])
+        mine = found.total([one.id for one in like if one.policy == name])
+        ratio, baseline_turns, turns, covered = _matched(base, mine)
+        if ratio is not None:
+            ups.append(
+                SpeedUp(
+                    model=model,
+                    engine=engine,
+                    policy=name,
+                    prefill=ratio,
+                    turns=turns,
+                    baseline_turns=baseline_turns,
+                    covered=covered,
+                )
+            )
+    if ups:
+        return ups, None
+    return [], "the store holds no exact turns of the same model and of like size to compare with"
+
+
+def _matched(base: Aggregate, mine: Aggregate) -> tuple[float | None, int, int, float]:
+    """``(ratio, turns of base, turns of mine, share of mine covered)`` over the size classes that both sides fill."""
+    weight = log_sum = 0.0
+    base_turns = mine_turns = all_turns = 0
+    for name, histogram in mine.bins.items():
+        if name in TIMES:
+            continue
+        count = sum(histogram.values())
+        all_turns += count
+        reference = base.bins.get(name, {})
+        if count < STRATUM_TURNS or sum(reference.values()) < STRATUM_TURNS:
+            continue
+        before, after = histogram_percentile(reference, 0.5), histogram_percentile(histogram, 0.5)
+        if before and after:
+            log_sum += count * math.log(before / after)
+            weight += count
+            base_turns += sum(reference.values())
+            mine_turns += count
+    if not weight:
+        return None, 0, 0, 0.0
+    return math.exp(log_sum / weight), base_turns, mine_turns, mine_turns / all_turns
