@@ -1,0 +1,123 @@
+"""``mixquant demo``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mixquant_agents.records import TurnRecord
+
+__all__ = ["command"]
+
+
+def command(
+    docs: Annotated[Path | None, typer.Option(help="Folder of text files to search. Default: this project's.")] = None,
+    question: Annotated[list[str] | None, typer.Option(help="Question to ask; may be given several times.")] = None,
+    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, or a hub id.")] = "embedded",
+    policy: Annotated[str, typer.Option(help="Precision policy preset.")] = "mixquant-nvfp4",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Watch a LangGraph retrieval agent work on a real model in a real vLLM engine, each turn counted and timed."""
+    from mixquant_agents import MixQuantChatModel, PrecisionPolicy
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_workflows import demo
+
+    PrecisionPolicy.of(policy)  # a wrong name is told before anything is prepared
+    where, documents = demo.demo_documents(docs)
+    notes = progress_console()
+    out = notes if as_json else result_console()
+    notes.print(f"[dim]{len(documents)} documents in {where}[/dim]")
+
+    async def go() -> demo.DemoResult:
+        chat = MixQuantChatModel(model=model, policy=policy, temperature=0, max_tokens=max_tokens)
+        async with chat:
+            return await demo.run_demo(
+                chat, documents, question or demo.QUESTIONS, events=_narrate(out), start=lambda: _start(chat)
+            )
+
+    result = asyncio.run(go())
+    if as_json:
+        print_json(result.as_json())
+        return
+    out.print()
+    out.print(turn_table(result.turns))
+    out.print(_caveat(result), style="dim")
+
+
+async def _start(chat: Any) -> float | None:
+    await chat.capabilities()
+    return getattr(chat.engine_handle, "start_seconds", None)
+
+
+def _narrate(out: Console) -> Any:
+    from mixquant_workflows.demo import DemoEvents
+
+    def token(text: str) -> None:
+        out.print(text, end="", markup=False, soft_wrap=True)
+
+    return DemoEvents(
+        started=lambda seconds: out.print(
+            f"[dim]engine ready{'' if seconds is None else f' in {seconds:.1f} s'}[/dim]"
+        ),
+        question=lambda text: out.print(f"\n\n[bold]{text}[/bold]", markup=True),
+        search=lambda query: out.print("[dim]search:[/dim] " + query.replace("[", r"\[")),
+        found=lambda count: out.print(f"[dim]{count} passages found[/dim]"),
+        token=token,
+    )
+
+
+def turn_table(turns: Sequence[TurnRecord]) -> Any:
+    """A table with one row per turn: tokens by phase and precision, seconds by phase."""
+    from rich.table import Table
+
+    table = Table(title="Where each turn's tokens and time went", title_justify="left", caption_justify="left")
+    for name in (
+        "turn",
+        "did",
+        "cached",
+        "quantized",
+        "exact",
+        "decode",
+        "queue",
+        "prefill",
+        "decode",
+        "TTFT",
+        "tok/s",
+    ):
+        table.add_column(name, justify="left" if name == "did" else "right")
+    for number, turn in enumerate(turns, start=1):
+        table.add_row(
+            str(number),
+            ", ".join(turn.tool_calls) or "answer",
+            *(_count(n) for n in (turn.cached_tokens, turn.quantized_tokens, turn.exact_tokens, turn.decode_tokens)),
+            *(_ms(s) for s in (turn.queue_seconds, turn.prefill_seconds, turn.decode_seconds, turn.ttft_seconds)),
+            "–" if not turn.itl_mean_seconds else f"{1 / turn.itl_mean_seconds:.1f}",
+        )
+    return table
+
+
+def _count(tokens: int | None) -> str:
+    return "–" if tokens is None else str(tokens)
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _caveat(result: Any) -> str:
+    line = "cached + quantized + exact = the prompt's tokens; decode tokens are always exact under this policy."
+    if result.policy.startswith("uniform"):
+        line = "cached + quantized + exact = the prompt's tokens; this policy quantizes decode too."
+    if result.emulated:
+        line += " The number format is emulated on this device: this shows function, not speed and not quality."
+    return line
