@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
 
-__all__ = ["POLICY_PRESETS", "EngineConfig", "NumberFormat", "Phase", "PolicyName", "PrecisionPolicy"]
+__all__ = ["POLICY_PRESETS", "EngineConfig", "NumberFormat", "Phase", "PolicyName", "PrecisionPolicy", "readable"]
 
 
 class Phase(enum.StrEnum):
@@ -63,10 +63,10 @@ class _Frozen(BaseModel):
         except ValidationError as error:
             causes = [item.get("ctx", {}).get("error") for item in error.errors()]
             ours = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
-            raise (ours or ConfigError(_readable(type(self).__name__, error))) from None
+            raise (ours or ConfigError(readable(type(self).__name__, error))) from None
 
 
-def _readable(what: str, error: ValidationError) -> str:
+def readable(what: str, error: ValidationError) -> str:
     """One line per wrong field: its name, the value given, and what is allowed."""
     lines = []
     for item in error.errors():

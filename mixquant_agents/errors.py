@@ -10,7 +10,8 @@
     │   ├── ContextOverflowError    prompt + requested output do not fit the context window
     │   ├── InvalidSamplingError    a sampling value is out of range
     │   ├── InvalidMessagesError    the messages cannot be rendered by the chat template
-    │   └── GrammarError            a tool or output schema cannot be turned into a grammar
+    │   ├── GrammarError            a tool or output schema cannot be turned into a grammar
+    │   └── TurnTimeoutError        the turn took longer than its timeout (also a TimeoutError)
     ├── EngineError                 the engine could not start or went away
     │   ├── EngineStartError        start-up failed
     │   │   ├── ModelNotFoundError      model or revision does not exist or cannot be reached
@@ -49,6 +50,7 @@ __all__ = [
     "RemoteEngineError",
     "RequestError",
     "StoreError",
+    "TurnTimeoutError",
     "UnknownPolicyError",
 ]
 
@@ -104,6 +106,10 @@ class InvalidMessagesError(RequestError):
 
 class GrammarError(RequestError):
     """A tool or output schema cannot be turned into a decoding grammar."""
+
+
+class TurnTimeoutError(RequestError, TimeoutError):
+    """The turn took longer than its ``timeout`` and was aborted."""
 
 
 class EngineError(MixQuantError):
