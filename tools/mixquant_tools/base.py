@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from mixquant_tools.errors import ToolError
 
-__all__ = ["MAX_OUTPUT_CHARS", "clean", "clip", "make_tool"]
+__all__ = ["MAX_OUTPUT_CHARS", "clean", "clip", "failure_text", "make_tool"]
 
 MAX_OUTPUT_CHARS = 20_000
 """Longest text a tool hands to the model unless its own limit is lower."""
@@ -56,7 +56,8 @@ def _invalid_arguments(error: ValidationError | Any) -> str:
     return clean("error: wrong arguments: " + "; ".join(lines))
 
 
-def _failed(error: ToolException) -> str:
+def failure_text(error: ToolException) -> str:
+    """What the model reads of a refusal."""
     return clip(clean(f"error: {error}"), 2_000)
 
 
@@ -104,6 +105,6 @@ def make_tool(
         args_schema=arguments,
         infer_schema=False,
         response_format="content_and_artifact" if artifact else "content",
-        handle_tool_error=_failed,
+        handle_tool_error=failure_text,
         handle_validation_error=_invalid_arguments,
     )

@@ -1,0 +1,220 @@
+"""Files below one folder, and nothing else.
+
+Every path is walked from an open descriptor of the root, component by component, without following links
+(``openat`` with ``O_NOFOLLOW``): nothing that changes between a check and its use can lead outside. Hard links, devices
+and pipes are refused, too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mixquant_tools.errors import AccessDeniedError, LimitError, NotFoundError, ToolInputError, ToolSetupError
+
+__all__ = ["Folder"]
+
+_MAX_DEPTH = 16
+_MAX_PATH = 1_000
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Folder:
+    """A folder an agent may work in.
+
+    Args:
+        root: the folder; it must exist.
+        writable: whether files may be written, too.
+        max_file_bytes: largest file read or written.
+        max_total_bytes: most bytes of all files together, after a write.
+        max_files: most files and folders, after a write; also the most that are listed or searched.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        writable: bool = True,
+        max_file_bytes: int = 1_000_000,
+        max_total_bytes: int = 50_000_000,
+        max_files: int = 2_000,
+    ) -> None:
+        if not Path(root).is_dir():
+            raise ToolSetupError(f"{os.fspath(root)!r} is not a folder")
+        if min(max_file_bytes, max_total_bytes, max_files) < 1:
+            raise ToolSetupError("the limits of a folder must be positive")
+        self._root = os.fspath(Path(root).resolve())
+        self.writable = writable
+        self._max_file = max_file_bytes
+        self._max_total = max_total_bytes
+        self._max_files = max_files
+
+    def read(self, path: str) -> str:
+        """The file's text.
+
+        Raises:
+            AccessDeniedError: the path leads outside, or is no plain file.
+            NotFoundError: there is no such file.
+            LimitError: it is too large.
+            ToolInputError: it is not UTF-8 text.
+        """
+        parts = _parts(path)
+        if not parts:
+            raise ToolInputError("name a file, not the folder itself")
+        with self._parent(parts) as parent, _os_errors(path):
+            handle = os.open(parts[-1], _FILE, dir_fd=parent)
+            with os.fdopen(handle, "rb") as file:
+                self._check_plain(os.fstat(handle), path)
+                data = file.read(self._max_file + 1)
+        if len(data) > self._max_file:
+            raise LimitError(f"{path} is larger than {self._max_file} bytes")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ToolInputError(f"{path} is not a UTF-8 text file") from None
+
+    def write(self, path: str, text: str) -> int:
+        """Write the whole file, making folders as needed; it is replaced at once or not at all. Returns its bytes.
+
+        Raises:
+            AccessDeniedError: read-only folder; the path leads outside; a link or special file is in the way.
+            LimitError: the file, or all of them together, would be too large or too many.
+        """
+        if not self.writable:
+            raise AccessDeniedError("this folder is read-only")
+        parts = _parts(path)
+        if not parts:
+            raise ToolInputError("name a file, not the folder itself")
+        data = text.encode("utf-8", "surrogatepass")
+        if len(data) > self._max_file:
+            raise LimitError(f"the text has {len(data)} bytes, the limit for one file is {self._max_file}")
+        with self._parent(parts, make=True) as parent, _os_errors(path):
+            old = self._stat(parent, parts[-1], path)
+            self._check_room(len(data) - old, new=len(parts) if old == 0 else 0)
+            draft = f".{secrets.token_hex(8)}.draft"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                with os.fdopen(os.open(draft, flags, 0o600, dir_fd=parent), "wb") as file:
+                    file.write(data)
+                os.rename(draft, parts[-1], src_dir_fd=parent, dst_dir_fd=parent)
+            except OSError:
+                if draft in os.listdir(parent):
+                    os.unlink(draft, dir_fd=parent)
+                raise
+        return len(data)
+
+    def entries(self, path: str = "") -> list[tuple[str, int]]:
+        """``(path, bytes)`` of the files below ``path``, in order; links and special files are left out.
+
+        Raises:
+            LimitError: more than ``max_files``.
+        """
+        parts = _parts(path)
+        found: list[tuple[str, int]] = []
+        with self._parent([*parts, "x"]) as top:
+            for name, size, _ in self._walk(top, "/".join(parts), 0):
+                found.append((name, size))
+                if len(found) > self._max_files:
+                    raise LimitError(f"more than {self._max_files} files; name a folder further down")
+        return sorted(found)
+
+    def _walk(self, folder: int, prefix: str, depth: int) -> Iterator[tuple[str, int, int]]:
+        """``(path, bytes, 1)`` of each plain file below the open ``folder``."""
+        for name in sorted(os.listdir(folder)):
+            try:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:  # gone since it was listed
+                continue
+            path = f"{prefix}/{name}" if prefix else name
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                yield path, status.st_size, 1
+            elif stat.S_ISDIR(status.st_mode) and depth < _MAX_DEPTH:
+                inner = os.open(name, _DIRECTORY, dir_fd=folder)
+                try:
+                    yield from self._walk(inner, path, depth + 1)
+                finally:
+                    os.close(inner)
+
+    def _check_room(self, more_bytes: int, new: int) -> None:
+        files = total = 0
+        with self._parent(["x"]) as top:
+            for _, size, one in self._walk(top, "", 0):
+                files, total = files + one, total + size
+        if files + new > self._max_files:
+            raise LimitError(f"the folder is full: it may hold {self._max_files} files")
+        if total + more_bytes > self._max_total:
+            raise LimitError(f"the folder is full: it may hold {self._max_total} bytes")
+
+    def _stat(self, parent: int, name: str, path: str) -> int:
+        """Bytes of the plain file ``name``; 0 if there is none."""
+        try:
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return 0
+        self._check_plain(status, path)
+        return status.st_size
+
+    def _check_plain(self, status: os.stat_result, path: str) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            raise ToolInputError(f"{path} is a folder")
+        if not stat.S_ISREG(status.st_mode):
+            raise AccessDeniedError(f"{path} is a link or special file")
+        if status.st_nlink > 1:
+            raise AccessDeniedError(f"{path} is a hard link to something that may lie outside")
+
+    @contextmanager
+    def _parent(self, parts: list[str], make: bool = False) -> Iterator[int]:
+        """An open descriptor of the folder that holds ``parts[-1]``."""
+        here = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                with _os_errors("/".join(parts)):
+                    if make:
+                        with suppress(FileExistsError):
+                            os.mkdir(part, 0o700, dir_fd=here)
+                    inner = os.open(part, _DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = inner
+            yield here
+        finally:
+            os.close(here)
+
+
+def _parts(path: str) -> list[str]:
+    """The components of a relative path.
+
+    Raises:
+        AccessDeniedError: it is absolute or holds ``..``.
+        ToolInputError: it holds characters or sizes no file name should have.
+    """
+    if len(path) > _MAX_PATH:
+        raise LimitError(f"the path has {len(path)} characters, the limit is {_MAX_PATH}")
+    if any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in path):
+        raise ToolInputError("the path holds control characters")
+    if path.startswith(("/", "\\", "~")) or "\\" in path or path[1:2] == ":":
+        raise AccessDeniedError(f"{path[:80]!r} is not a path below this folder; give one like notes/today.txt")
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise AccessDeniedError(f"{path[:80]!r} leads outside; '..' is not allowed")
+    if len(parts) > _MAX_DEPTH or any(len(part.encode()) > 200 for part in parts):
+        raise LimitError(f"the path is deeper than {_MAX_DEPTH} folders, or a name is longer than 200 bytes")
+    return parts
+
+
+@contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """Operating-system errors in the words of this module."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no {path[:200]!r}; list the files to see what there is") from None
+    except IsADirectoryError:
+        raise ToolInputError(f"{path[:200]!r} is a folder") from None
+    except OSError as error:
+        # ELOOP and ENOTDIR are what O_NOFOLLOW answers at a link
+        raise AccessDeniedError(f"{path[:200]!r} cannot be used ({error.strerror}); links are not followed") from None
