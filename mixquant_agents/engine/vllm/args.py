@@ -1,4 +1,4 @@
-"""``EngineConfig`` → ``AsyncEngineArgs``, with defaults that are right for the device, and the environment vLLM reads."""
+"""``EngineConfig`` → ``AsyncEngineArgs``: defaults that are right for the device, and the environment vLLM reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU_KV_BYTES = 2**30
 """Least KV cache on a CPU; more where the context window needs it."""
 
 CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 64))
-"""CUDA graph sizes in rows: vLLM's own up to 512, ours to 2048, because an agent's warm turn adds a few hundred rows."""
+"""CUDA graph sizes in rows: vLLM's own up to 512, ours to 2048, since an agent's warm turn adds hundreds of rows."""
 
 _OURS = frozenset(
     {"model", "revision", "dtype", "quantization", "hf_overrides", "max_model_len", "max_num_seqs", "seed"}
@@ -48,6 +48,7 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "1",  # CPU workers never end by themselves; they hold nothing to save
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_CPU_OMP_THREADS_BIND": cores or "auto",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",

@@ -1,8 +1,8 @@
 """What our engine adds inside vLLM's own processes: a log file instead of noise, and no life after the parent's death.
 
 vLLM's engine core is a spawned process. Unpickling the executor class imports this module there, before vLLM does
-anything else. vLLM itself leaves the engine core running when the front end is killed with SIGKILL, and prints the reason
-of a failed start only to the terminal.
+anything else. vLLM itself leaves the engine core running when the front end is killed with SIGKILL, and prints the
+reason of a failed start only to the terminal.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Row counts per request, asked of the worker in batches: at the first token, so that they are back before the turn ends.
+"""Row counts per request, asked of the worker in batches: at the first token, to be back before the turn ends.
 
 A call to the worker waits for the running engine step. Asked at the end of a turn it would delay the turn by a step of
-somebody else's; asked at the first token it comes back while the answer is being written. All requests whose first token
-came with the same step share one call.
+somebody else's; asked at the first token it comes back while the answer is being written. All requests whose first
+token came with the same step share one call.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RowCounts:
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, request_id: str) -> asyncio.Future[Counts | None]:
-        """A future of ``{"quantized", "exact", "recomputed", "preemptions"}``; ``None`` where the worker does not know."""
+        """A future of ``{"quantized", "exact", "recomputed", "preemptions"}``; ``None`` where nobody knows."""
         future: asyncio.Future[Counts | None] = asyncio.get_running_loop().create_future()
         self._pending[request_id] = future
         if self._task is None or self._task.done():

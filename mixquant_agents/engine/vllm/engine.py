@@ -19,8 +19,8 @@ from mixquant_agents.engine.protocol import (
     ToolChoice,
 )
 from mixquant_agents.engine.vllm.recorder import EngineStats
-from mixquant_agents.engine.vllm.shared import EngineCell, acquire
 from mixquant_agents.engine.vllm.running import RunningEngine
+from mixquant_agents.engine.vllm.shared import EngineCell, acquire
 from mixquant_agents.errors import EngineClosedError
 
 __all__ = ["EngineStats", "VllmEngine"]
@@ -114,12 +114,12 @@ class VllmEngine:
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""
         engine = await self._engine()
-        return len(await self._call(engine, engine.render(messages, tools, {})))
+        return len(await asyncio.wrap_future(engine.submit(engine.render(messages, tools, {}))))
 
     async def stats(self) -> EngineStats:
         """State of the scheduler after its newest step, and the requests the front end waits for."""
         engine = await self._engine()
-        return await self._call(engine, engine.stats())
+        return await asyncio.wrap_future(engine.submit(engine.stats()))
 
     async def set_policy(self, policy: PrecisionPolicy | str) -> dict[str, Any]:
         """Switch the precision of the idle engine, for everybody who shares it.
@@ -132,12 +132,12 @@ class VllmEngine:
             FormatRefusedError: this device cannot run the format.
         """
         engine = await self._engine()
-        return await self._call(engine, engine.set_policy(PrecisionPolicy.of(policy)))
+        return await asyncio.wrap_future(engine.submit(engine.set_policy(PrecisionPolicy.of(policy))))
 
     async def reset_prefix_cache(self) -> None:
         """Forget all cached prefixes; for measurements. The engine must be idle."""
         engine = await self._engine()
-        await self._call(engine, engine.reset_prefix_cache())
+        await asyncio.wrap_future(engine.submit(engine.reset_prefix_cache()))
 
     async def aclose(self) -> None:
         """Release the engine; the last holder ends its processes. Idempotent."""
@@ -155,7 +155,3 @@ class VllmEngine:
         if self._closed:
             raise EngineClosedError(f"this engine for {self.config.model!r} was closed; make a new one")
         return await self._cell.engine()
-
-    @staticmethod
-    async def _call(engine: RunningEngine, work: Any) -> Any:
-        return await asyncio.wrap_future(engine.submit(work))

@@ -91,12 +91,12 @@ _CAUSES: tuple[tuple[type[MixQuantError], re.Pattern[str], str], ...] = (
         OutOfMemoryError,
         re.compile(
             r"OutOfMemoryError|out of memory|can't allocate memory|Cannot allocate memory|No available memory for the "
-            r"cache|Free memory on device|larger than the available KV cache memory|KV cache is needed, which is larger|"
+            r"cache|Free memory on device|larger than the available KV cache memory|KV cache is needed, which is|"
             r"is less than (requested|desired) .*memory|less than desired CPU memory|on kv cache allocation is less",
             re.IGNORECASE,
         ),
-        "weights or KV cache of {model!r} do not fit ({cause}); lower kv_cache_bytes, max_model_len or max_num_seqs, or "
-        "take a smaller model",
+        "weights or KV cache of {model!r} do not fit ({cause}); lower kv_cache_bytes, max_model_len or max_num_seqs, "
+        "or take a smaller model",
     ),
     (
         DamagedWeightsError,
@@ -113,13 +113,13 @@ _CAUSES: tuple[tuple[type[MixQuantError], re.Pattern[str], str], ...] = (
         ModelNotFoundError,
         re.compile(
             r"RepositoryNotFound|RevisionNotFound|GatedRepo|EntryNotFound|LocalEntryNotFound|OfflineModeIsEnabled|"
-            r"is not a local folder and is not a valid model|Repo id must|couldn't connect to|Can't load the configuration|"
+            r"is not a local folder and is not a valid model|Repo id must|couldn't connect to|Can't load the config|"
             r"Error retrieving file list|not a valid git identifier|We couldn't connect|Invalid repository ID|"
             r"Unrecognized model in",
             re.IGNORECASE,
         ),
-        "model {model!r} (revision {revision!r}) cannot be found or reached ({cause}); check the name and the network, or "
-        "give a local folder",
+        "model {model!r} (revision {revision!r}) cannot be found or reached ({cause}); check the name and the network, "
+        "or give a local folder",
     ),
     (
         FormatRefusedError,
@@ -183,7 +183,9 @@ def _read(path: str) -> str:
 
 
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:[\w.]+(?:Error|Exception|Interrupt)\b|Killed|terminate called).*)")
-_SECONDARY = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|WorkerProc failed|cancelled")
+_SECONDARY = re.compile(
+    r"Engine core initialization failed|WorkerProc initialization failed|WorkerProc failed|cancelled"
+)
 
 
 def _error_lines(text: str) -> list[str]:

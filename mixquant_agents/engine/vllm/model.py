@@ -18,8 +18,8 @@ __all__ = ["check_weights", "context_length", "kv_bytes_per_token", "model_confi
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
 
 
-def model_path(config: EngineConfig) -> str:
-    """Folder or hub id that vLLM shall load; the embedded model is prepared on the way.
+def model_path(config: EngineConfig) -> tuple[str, bool]:
+    """Folder or hub id that vLLM shall load, and whether it is a folder; the embedded model is prepared on the way.
 
     Raises:
         ModelNotFoundError: a local path is named and is no folder with a ``config.json``.
@@ -30,7 +30,7 @@ def model_path(config: EngineConfig) -> str:
 
         folder = Path(prepare())
     elif not _looks_local(config.model):
-        return config.model
+        return config.model, False
     else:
         folder = Path(config.model).expanduser()
     if not folder.is_dir():
@@ -38,7 +38,7 @@ def model_path(config: EngineConfig) -> str:
     if not (folder / "config.json").is_file() and not (folder / "params.json").is_file():
         raise ModelNotFoundError(f"model folder {str(folder)!r} holds no config.json, so it is not a model")
     check_weights(folder)
-    return str(folder)
+    return str(folder), True
 
 
 def _looks_local(name: str) -> bool:
@@ -49,7 +49,7 @@ def check_weights(folder: Path) -> None:
     """Compare each safetensors file's header with its size (safetensors format: 8-byte length, JSON, data).
 
     Raises:
-        DamagedWeightsError: a file is missing, its header is unreadable, or it is shorter or longer than the header says.
+        DamagedWeightsError: a file is missing, its header is unreadable, or its size is not what the header says.
     """
     wanted = set(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
@@ -98,7 +98,7 @@ def context_length(text: Any) -> int | None:
 
 
 def kv_bytes_per_token(text: Any, bytes_per_value: int) -> int | None:
-    """Bytes that one token takes in the KV cache (keys and values of all layers); ``None`` when the shape is not given."""
+    """Bytes of one token in the KV cache (keys and values of all layers); ``None`` when the shape is not given."""
     layers = getattr(text, "num_hidden_layers", None)
     heads = getattr(text, "num_attention_heads", None)
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -149,8 +150,6 @@ def _call(call: Any, place: int, parse_arguments: bool) -> dict[str, Any]:
         raise InvalidMessagesError(f"message {place} holds a tool call without function name: {call!r}")
     arguments = function.get("arguments", "{}")
     if parse_arguments and isinstance(arguments, str):
-        try:
+        with suppress(ValueError):  # an invalid call of the model itself: the template gets its text
             arguments = json.loads(arguments) if arguments.strip() else {}
-        except ValueError:
-            pass  # an invalid call of the model itself: the template gets its text
     return {**call, "function": {**function, "arguments": arguments}}

@@ -19,6 +19,8 @@ from mixquant_agents.engine.protocol import (
 )
 from mixquant_agents.engine.vllm.counts import RowCounts
 from mixquant_agents.engine.vllm.errors import turn_error
+from mixquant_agents.engine.vllm.grammar import grammar_of, tools_active
+from mixquant_agents.engine.vllm.parsers import make_parser, tag_model_of
 from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.sampling import sampling_parameters
 from mixquant_agents.engine.vllm.stream import TurnMeter, run_turn
@@ -37,6 +39,7 @@ class RunningEngine(EngineThread):
         self.policy = config.policy
         super().__init__(config)
         self._rows: RowCounts | None = RowCounts(self.llm) if config.policy.quantizes else None
+        self._tag_model = tag_model_of(self.tool_parser)
         self._defaults: dict[str, Any] = dict(self.llm.model_config.get_diff_sampling_param())
 
     @property
@@ -61,23 +64,23 @@ class RunningEngine(EngineThread):
         from vllm.inputs import tokens_input
 
         if request.prompt_token_ids is None:
-            ids = await self.render(request.messages, self._shown_tools(request), request.chat_template_kwargs)
+            ids = await self.render(request.messages, request.tools, request.chat_template_kwargs)
         else:
             ids = list(request.prompt_token_ids)
             if not ids:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
         self.renderer.check_length(len(ids), request.sampling.max_tokens)
-        params = sampling_parameters(request.sampling, self._defaults, self.renderer.max_model_len - len(ids))
+        grammar = grammar_of(request, self._tag_model)
+        ours: dict[str, Any] = {} if grammar is None else {"structured_outputs": grammar}
+        if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
+            ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
+        room = self.renderer.max_model_len - len(ids)
+        params = sampling_parameters(request.sampling, self._defaults, room, **ours)
         salt = f"{self.policy.fingerprint}:{request.cache_salt}" if request.cache_salt else self.policy.fingerprint
         options: dict[str, Any] = {"priority": request.priority}
         if request.trace_context and self.llm.observability_config.otlp_traces_endpoint:
             options["trace_headers"] = dict(request.trace_context)
         return tokens_input(ids, cache_salt=salt), params, TurnMeter(len(ids), submitted), options
-
-    @staticmethod
-    def _shown_tools(request: EngineRequest) -> Sequence[JsonObject]:
-        """Tools that the template shows. With ``tool_choice="none"`` they stay, so that the cached prefix stays valid."""
-        return request.tools
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
@@ -87,11 +90,9 @@ class RunningEngine(EngineThread):
             self.pool, self.renderer.render, messages, tools, variables
         )
 
-    def output_parser(
-        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
-    ) -> OutputParser:
+    def output_parser(self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None) -> OutputParser:
         """A parser for one answer."""
-        raise NotImplementedError
+        return make_parser((self.tool_parser, self.reasoning_parser), self.renderer.tokenizer, tools, choice)
 
     def capabilities(self) -> Capabilities:
         """What this engine is, with ``auto`` resolved by the plugin."""

@@ -1,4 +1,4 @@
-"""Which engines exist: one per :attr:`EngineConfig.fingerprint`, counted by reference, closed once, replaced when dead."""
+"""Which engines exist: one per :attr:`EngineConfig.fingerprint`, counted, closed once, replaced when dead."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ def acquire(config: EngineConfig) -> EngineCell:
 def close_all() -> None:
     """End every engine of this process (blocking). Runs by itself when the interpreter exits."""
     with _registry_lock:
-        cells, _ = list(_cells), (_cells.clear(), _shared.clear())
+        cells = list(_cells)
+        _cells.clear()
+        _shared.clear()
     for cell in cells:
         cell.end()
 

@@ -1,4 +1,4 @@
-"""One turn on the owner's loop: vLLM's ``RequestOutput`` deltas → :class:`TokenDelta`, with counts and times at the end.
+"""One turn on the owner's loop: vLLM's ``RequestOutput`` deltas → :class:`TokenDelta`, with counts and times.
 
 Two clocks must not mix: ``RequestOutput.metrics.arrival_time`` is wall clock and unused here; ``scheduled_ts``,
 ``first_token_ts`` and ``last_token_ts`` are ``time.monotonic()``, the same clock for all processes of a host.
@@ -70,7 +70,9 @@ class TurnMeter:
             delivery_seconds=delivery,
             ttft_seconds=queue + prefill + delivery if known else _gap(self.submitted, received),  # type: ignore[operator]
             decode_seconds=decode,
-            itl_mean_seconds=decode / (self.decode_tokens - 1) if decode is not None and self.decode_tokens > 1 else None,
+            itl_mean_seconds=decode / (self.decode_tokens - 1)
+            if decode is not None and self.decode_tokens > 1
+            else None,
             itl_p50_seconds=percentile(gaps, 0.5),
             itl_p95_seconds=percentile(gaps, 0.95),
             total_seconds=now - self.submitted,
@@ -85,10 +87,13 @@ class TurnMeter:
             preemptions = rows["preemptions"]
             if cached is not None and cached + quantized + exact != self.prompt_tokens:
                 logger.error(
-                    "the worker counted %d quantized and %d exact prompt rows, but %d of %d prompt tokens were not cached",
-                    quantized, exact, self.prompt_tokens - cached, self.prompt_tokens,
-                )  # fmt: skip
-                quantized = exact = None
+                    "of %d prompt tokens %d were cached, but the worker counted %d quantized and %d exact rows",
+                    self.prompt_tokens,
+                    cached,
+                    quantized,
+                    exact,
+                )
+                quantized = exact = None  # unknown rather than wrong
         prefill = self.prompt_tokens - cached if cached is not None else None
         if not plugin:  # vLLM's own layers: nothing is quantized
             quantized, exact = (0, prefill) if prefill is not None else (None, None)
@@ -136,7 +141,7 @@ async def run_turn(
         options: further arguments of ``AsyncLLM.generate``.
     """
     asked: asyncio.Future[Counts | None] | None = None
-    seen = 0
+    seen, posted, ids = 0, False, tuple(prompt["prompt_token_ids"])
     async with aclosing(llm.generate(prompt, params, request_id, **options)) as outputs:  # aborts however this ends
         async for output in outputs:
             completion = output.outputs[0]
@@ -148,6 +153,8 @@ async def run_turn(
             if completion.finish_reason == "error":
                 raise EngineError("the engine gave up on this request after an internal error; its log says more")
             delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
+            if not posted:
+                delta = replace(delta, prompt_token_ids=ids)  # parsers ask it whether reasoning has begun
             if output.finished:
                 found = await asked if asked is not None else None
                 if rows is not None and preempted() != seen:
@@ -158,9 +165,10 @@ async def run_turn(
                     finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
                     counts=meter.counts(found, own, plugin=rows is not None),
                     times=meter.times(output.metrics),
-                    prompt_token_ids=tuple(prompt["prompt_token_ids"]),
+                    prompt_token_ids=ids,
                 )
             post(delta)
+            posted = True
 
 
 def logprobs_of(completion: Any) -> tuple[TokenLogprob, ...]:

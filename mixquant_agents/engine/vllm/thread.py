@@ -69,6 +69,8 @@ class EngineThread:
         self.status: dict[str, Any] = {}
         self.llm: Any = None
         self.renderer: Renderer
+        self.tool_parser: str | None = None
+        self.reasoning_parser: str | None = None
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render")
         self.log_path = str(Path(tempfile.gettempdir()) / f"mixquant-engine-{self.pid}-{next(_numbers)}.log")
         self.loop = asyncio.new_event_loop()
@@ -118,13 +120,15 @@ class EngineThread:
 
     async def _start(self) -> None:
         config = self.config
+        by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
         try:
             with _starting, start_progress(config.model) as progress:
                 progress.enter("looking at the model")
-                path = model_path(config)
-                with start_environment(self.log_path, local=os.path.isdir(path)):
+                path, local = model_path(config)
+                with start_environment(self.log_path, local):
                     progress.enter("importing vLLM")
                     arguments, executor = self._vllm_arguments(path)
+                    _quiet(by_user)
                     progress.enter("starting the engine's processes (weights, KV cache)")
                     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -135,6 +139,7 @@ class EngineThread:
                         log_requests=False,
                         stat_loggers=[self.recorder.factory()],
                     )
+                _quiet(by_user)  # starting configured the log anew
                 if config.policy.quantizes:
                     self.status = dict((await self.llm.collective_rpc("mixquant_status"))[0])
                 self.start_seconds = progress.seconds
@@ -152,7 +157,6 @@ class EngineThread:
             raise MissingDependencyError(
                 f"vLLM cannot be imported ({error}); install mixquant-agents[gpu] or mixquant-agents[cpu]"
             ) from error
-        _quiet_stdout()
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.executor import Executor
 
@@ -196,10 +200,11 @@ def _in_bootstrap() -> bool:
     return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
 
 
-def _quiet_stdout() -> None:
-    """vLLM logs to stdout by default; a user of ``--json`` needs it clean. Left alone where the user configured it."""
-    if "VLLM_LOGGING_CONFIG_PATH" in os.environ:
+def _quiet(by_user: bool) -> None:
+    """Keep vLLM's own log in this process off stdout, and silent: its errors reach the caller as exceptions."""
+    if by_user:
         return
+    logging.getLogger("vllm").setLevel(logging.CRITICAL)
     for handler in logging.getLogger("vllm").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)

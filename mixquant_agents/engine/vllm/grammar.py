@@ -1,0 +1,184 @@
+"""What an answer may look like: tool choice and JSON schema → one decoding grammar (an xgrammar structural tag).
+
+==================  ====================================================================================
+tools, choice        grammar
+==================  ====================================================================================
+``none``             the schema's, if there is one
+``auto``             none; calls are constrained once they begin where a tool has ``"strict": true``, or
+                     where only one call is allowed; with a schema: either calls or the schema's JSON
+``required``         one or more calls, arguments by the tools' schemas
+a named tool         exactly one call of it
+==================  ====================================================================================
+
+Models whose call syntax vLLM knows a tag for get that one; the others (and Hermes, whose tag in vLLM joins calls
+without the line break that chat templates put there) get the Hermes form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mixquant_agents.engine.protocol import EngineRequest, JsonObject, NamedTool, ToolChoice
+from mixquant_agents.errors import GrammarError, RequestError
+
+__all__ = ["calls_in_hermes", "grammar_of", "hermes_tag", "tools_active"]
+
+_LISTS = ("triggered_tags", "tags_with_separator", "token_triggered_tags")
+
+
+def tools_active(tools: Sequence[JsonObject], choice: ToolChoice) -> bool:
+    """Whether calls may occur in the answer."""
+    return bool(tools) and choice != "none"
+
+
+def calls_in_hermes(tag_model: str | None, choice: ToolChoice) -> bool:
+    """Whether calls of this answer are written in Hermes form, so that the Hermes parser must read them."""
+    return tag_model in (None, "hermes") and (
+        tag_model == "hermes" or choice == "required" or isinstance(choice, NamedTool)
+    )
+
+
+def grammar_of(request: EngineRequest, tag_model: str | None) -> Any | None:
+    """vLLM's ``StructuredOutputsParams`` for this request, or ``None``.
+
+    Args:
+        request: tools, choice, schema, parallel calls.
+        tag_model: vLLM's name of the model's call syntax; ``None`` where it has no grammar for it.
+
+    Raises:
+        RequestError: the choice names no given tool, or forces a call without tools.
+        GrammarError: a schema is no JSON schema object, or a forced call and a schema exclude each other.
+    """
+    from vllm.sampling_params import StructuredOutputsParams
+
+    tools, choice, schema = request.tools, request.tool_choice, request.schema
+    _check(tools, choice, schema)
+    forced = choice == "required" or isinstance(choice, NamedTool)
+    if not tools_active(tools, choice):
+        return _schema_alone(dict(schema)) if schema is not None else None
+    if forced and schema is not None:
+        raise GrammarError("a forced tool call cannot also satisfy a JSON schema; drop tool_choice or the schema")
+    single = isinstance(choice, NamedTool) or not request.parallel_tool_calls
+    strict = any(_function(tool).get("strict") is True for tool in tools)
+    if not (forced or strict or single or schema is not None):
+        return None
+    wanted = [tool for tool in tools if not isinstance(choice, NamedTool) or _function(tool)["name"] == choice.name]
+    loose = choice == "auto" and schema is None
+    if tag_model is None or tag_model == "hermes":
+        if tag_model is None and not forced:
+            what = "parallel_tool_calls=False" if single else "strict tools" if strict else "tools beside a schema"
+            raise GrammarError(f"this model's call syntax has no grammar, so {what} cannot be honoured; force the call")
+        form = hermes_tag(wanted, loose=loose, all_strict=forced or single or not strict)
+    else:
+        form = _vllm_tag(tag_model, wanted, "auto" if loose else choice)
+    if single:
+        _stop_after_first(form)
+    if schema is not None:
+        form = {"type": "or", "elements": [_json_schema(dict(schema)), form]}
+    return StructuredOutputsParams(structural_tag=_tag(form))
+
+
+def _json_schema(schema: Any) -> dict[str, Any]:
+    """JSON by this schema, with at most one white-space character in a row: small models love to write line breaks."""
+    from xgrammar.structural_tag import JSONSchemaFormat
+
+    limit = {"max_whitespace_cnt": 1} if "max_whitespace_cnt" in JSONSchemaFormat.model_fields else {}
+    return {"type": "json_schema", "json_schema": schema, **limit}
+
+
+def _schema_alone(schema: dict[str, Any]) -> Any:
+    """The grammar of an answer that is JSON; vLLM picks another backend for what xgrammar cannot express."""
+    from vllm.sampling_params import StructuredOutputsParams
+    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
+
+    if has_xgrammar_unsupported_json_features(schema):
+        return StructuredOutputsParams(json=schema)
+    return StructuredOutputsParams(structural_tag=_tag(_json_schema(schema)))
+
+
+def _tag(form: dict[str, Any]) -> str:
+    return json.dumps({"type": "structural_tag", "format": form})
+
+
+def _function(tool: JsonObject) -> JsonObject:
+    function: JsonObject = tool["function"]
+    return function
+
+
+def _check(tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None) -> None:
+    names = []
+    for place, tool in enumerate(tools):
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise RequestError(f"tool {place} has no function name: {tool!r}; give the OpenAI shape")
+        parameters = function.get("parameters")
+        if parameters is not None and not isinstance(parameters, dict):
+            raise GrammarError(f"tool {function['name']!r}: parameters are no JSON schema object: {parameters!r}")
+        names.append(function["name"])
+    if schema is not None and not isinstance(schema, dict):
+        raise GrammarError(f"the schema is no JSON schema object: {schema!r}")
+    if isinstance(choice, NamedTool) and choice.name not in names:
+        raise RequestError(f"tool_choice names {choice.name!r}, but the tools are: {', '.join(names) or 'none'}")
+    if choice == "required" and not names:
+        raise RequestError("tool_choice 'required' needs at least one tool")
+
+
+def hermes_tag(tools: Sequence[JsonObject], *, loose: bool, all_strict: bool) -> dict[str, Any]:
+    """Hermes calls as an xgrammar format.
+
+    Args:
+        loose: text may come before, between and after the calls, and there may be none.
+        all_strict: arguments follow the schema of every tool, not only of those with ``"strict": true``.
+    """
+    tags = []
+    for tool in tools:
+        function = _function(tool)
+        strict = all_strict or function.get("strict") is True
+        schema = function.get("parameters") if strict else None
+        tags.append(
+            {
+                "type": "tag",
+                "begin": f'<tool_call>\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, "arguments": ',
+                "content": _json_schema(schema or {"type": "object"}),
+                "end": "}\n</tool_call>",
+            }
+        )
+    if loose:
+        return {"type": "triggered_tags", "triggers": ["<tool_call>"], "tags": tags}
+    return {"type": "tags_with_separator", "tags": tags, "separator": "\n", "at_least_one": True}
+
+
+def _vllm_tag(model: str, tools: Sequence[JsonObject], choice: ToolChoice) -> dict[str, Any]:
+    """vLLM's own tag for the model's call syntax, with every tool strict (which both 0.26 and 0.32 understand)."""
+    from vllm.entrypoints.openai.chat_completion.protocol import (
+        ChatCompletionNamedFunction,
+        ChatCompletionNamedToolChoiceParam,
+        ChatCompletionToolsParam,
+    )
+    from vllm.tool_parsers.structural_tag_registry import get_model_structural_tag
+
+    made = [ChatCompletionToolsParam(type="function", function={**_function(tool), "strict": True}) for tool in tools]
+    named = choice.name if isinstance(choice, NamedTool) else None
+    wanted: Any = (
+        ChatCompletionNamedToolChoiceParam(function=ChatCompletionNamedFunction(name=named)) if named else choice
+    )
+    try:
+        tag = get_model_structural_tag(model=model, tools=made, tool_choice=wanted, reasoning=False)
+    except ValueError as error:
+        raise GrammarError(f"no grammar for the call syntax {model!r}: {error}") from error
+    form: dict[str, Any] = tag.model_dump(mode="json")["format"]
+    return form
+
+
+def _stop_after_first(node: Any) -> None:
+    """End every list of calls in the format after its first call, in place."""
+    if isinstance(node, dict):
+        if node.get("type") in _LISTS:
+            node["stop_after_first"] = True
+        for value in node.values():
+            _stop_after_first(value)
+    elif isinstance(node, list):
+        for value in node:
+            _stop_after_first(value)
