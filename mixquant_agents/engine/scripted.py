@@ -85,6 +85,16 @@ class ScriptedEngine:
         self.finished = 0
         self.aborted = 0
 
+    @property
+    def model(self) -> str:
+        """The name in records."""
+        return self._model
+
+    @property
+    def max_model_len(self) -> int:
+        """The context window in tokens."""
+        return self._max_model_len
+
     async def capabilities(self) -> Capabilities:
         """What the script pretends to be."""
         return Capabilities(
@@ -152,6 +162,7 @@ class ScriptedEngine:
                 finish_reason=played.finish_reason,
                 counts=self._counts(len(ids), cached, played),
                 times=meter.engine_times(scheduled=scheduled),
+                prompt_token_ids=ids,
             )
         except Exception:
             aborted = False

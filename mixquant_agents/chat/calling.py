@@ -1,0 +1,80 @@
+"""LangChain's entry points: note which call a turn belongs to, then do as LangChain does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.runnables import RunnableConfig
+
+from mixquant_agents.chat.scope import TurnScope
+from mixquant_agents.chat.settings import ChatSettings
+
+__all__ = ["ScopedCalls"]
+
+
+class ScopedCalls(ChatSettings):
+    """Makes the call's config known while its turn is planned, and closes a stream's turn with the stream."""
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        scope = TurnScope(config)
+        with scope.entered():
+            return super().invoke(input, scope.config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        scope = TurnScope(config)
+        with scope.entered():
+            return await super().ainvoke(input, scope.config, stop=stop, **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        scope = TurnScope(config)
+        chunks = super().stream(input, scope.config, stop=stop, **kwargs)
+        try:
+            with scope.entered():
+                first = next(chunks)
+            yield first
+            yield from chunks
+        finally:
+            scope.close(chunks)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        scope = TurnScope(config)
+        chunks = super().astream(input, scope.config, stop=stop, **kwargs)
+        try:
+            with scope.entered():
+                first = await anext(chunks)
+            yield first
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await scope.aclose(chunks)

@@ -1,0 +1,146 @@
+"""The incremental core of a turn: token deltas in, message chunks out. Pure: no clock, no event loop, no engine.
+
+Sync and async, streaming and not: every way through the chat model is this one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langchain_core.messages import AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
+
+from mixquant_agents.chat.calls import CallBook, seal
+from mixquant_agents.chat.messages import REASONING, UNPARSED
+from mixquant_agents.engine.hermes import new_call_id
+from mixquant_agents.engine.protocol import OutputDelta, OutputParser, TokenDelta, TokenLogprob, ToolCallDelta
+from mixquant_agents.records import TurnCounts
+
+__all__ = ["TurnCore", "usage_of"]
+
+
+class TurnCore:
+    """Turns one answer's deltas into message chunks.
+
+    Args:
+        parser: the engine's parser for this answer.
+
+    Attributes:
+        calls: the answer's tool calls so far.
+        finish_reason: why the answer ended, once the engine has said so.
+    """
+
+    def __init__(self, parser: OutputParser) -> None:
+        self._parser = parser
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
+        self._tail: dict[str, Any] | None = None
+        self.calls = CallBook()
+        self.finish_reason: str | None = None
+
+    def feed(self, delta: TokenDelta) -> AIMessageChunk | None:
+        """The chunk for what became certain with ``delta``; ``None`` when that is nothing yet."""
+        if delta.finish_reason is not None:
+            self.finish_reason = delta.finish_reason
+        if delta.logprobs:
+            self._logprobs.extend(map(_logprob, delta.logprobs))
+        out = self._parser.feed(delta)
+        content = out.content
+        if not out.reasoning and not out.tool_calls:
+            if not content:
+                return None
+            self._content.append(content)
+            if not self._logprobs:
+                return AIMessageChunk(content=content)
+        else:
+            self._content.append(content)
+        return AIMessageChunk(**self._fields(out))
+
+    def close(self) -> None:
+        """The engine has said its last: take what the parser held back, and judge the calls. Idempotent."""
+        if self._tail is not None:
+            return
+        out = self._parser.finish()
+        self._content.append(out.content)
+        self._tail = fields = self._fields(out)
+        chunks: list[ToolCallChunk] = fields.setdefault("tool_call_chunks", [])
+        unparsed = []
+        seals = self.calls.seals()
+        if len(seals) < len(self.calls.names) and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        for index, call, suffix in seals:
+            chunks.append(tool_call_chunk(args=suffix, index=index))
+            unparsed.append({"id": call["id"], "text": call["arguments"], "error": call["error"]})
+        for place, (text, reason) in enumerate(out.invalid_calls, self.calls.next_index):
+            call_id = new_call_id()
+            sealed = text + (seal(text, always=True) if "{" in text else "")
+            chunks.append(tool_call_chunk(args=sealed, id=call_id, index=place))
+            unparsed.append({"id": call_id, "text": text, "error": reason})
+        if unparsed:
+            fields["additional_kwargs"] = {**fields.get("additional_kwargs", {}), UNPARSED: unparsed}
+
+    def last(self, metadata: dict[str, Any], counts: TurnCounts | None) -> AIMessageChunk:
+        """The last chunk: what was held back, the seals of unfinished calls, usage, and ``metadata`` (which LangChain
+        merges key by key, so it comes once)."""
+        self.close()
+        fields = self._tail or {}
+        return AIMessageChunk(
+            **{**fields, "response_metadata": {**fields.get("response_metadata", {}), **metadata}},
+            usage_metadata=usage_of(counts),
+            chunk_position="last",
+        )
+
+    def answer(self) -> dict[str, Any]:
+        """The answer so far in the engine's shape."""
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content)}
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self.calls.names:
+            message["tool_calls"] = [
+                {"id": call["id"], "type": "function", "function": {key: call[key] for key in ("name", "arguments")}}
+                for call in self.calls.listed()
+            ]
+        return message
+
+    def _fields(self, out: OutputDelta) -> dict[str, Any]:
+        fields: dict[str, Any] = {"content": out.content}
+        if out.reasoning:
+            self._reasoning.append(out.reasoning)
+            fields["additional_kwargs"] = {REASONING: out.reasoning}
+        if out.tool_calls:
+            fields["tool_call_chunks"] = [_call_chunk(self.calls.take(piece)) for piece in out.tool_calls]
+        if self._logprobs:
+            fields["response_metadata"] = {"logprobs": {"content": self._logprobs}}
+            self._logprobs = []
+        return fields
+
+
+def usage_of(counts: TurnCounts | None) -> UsageMetadata | None:
+    """LangChain's usage of one turn; ``None`` where the engine did not count."""
+    if counts is None or counts.prompt_tokens is None or counts.decode_tokens is None:
+        return None
+    usage = UsageMetadata(
+        input_tokens=counts.prompt_tokens,
+        output_tokens=counts.decode_tokens,
+        total_tokens=counts.prompt_tokens + counts.decode_tokens,
+    )
+    if counts.cached_tokens is not None:
+        usage["input_token_details"] = InputTokenDetails(cache_read=counts.cached_tokens)
+    if counts.reasoning_tokens is not None:
+        usage["output_token_details"] = OutputTokenDetails(reasoning=counts.reasoning_tokens)
+    return usage
+
+
+def _call_chunk(piece: ToolCallDelta) -> ToolCallChunk:
+    return tool_call_chunk(name=piece.name, args=piece.arguments, id=piece.id, index=piece.index)
+
+
+def _logprob(item: TokenLogprob) -> dict[str, Any]:
+    """OpenAI's shape, which LangChain users know."""
+    return {
+        "token": item.token,
+        "logprob": item.logprob,
+        "top_logprobs": [{"token": token, "logprob": value} for token, value in item.top],
+    }

@@ -1,0 +1,146 @@
+"""LangChain messages → the engine's messages (OpenAI chat shape). Text only: what cannot be rendered is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+
+from mixquant_agents.engine.protocol import Message
+from mixquant_agents.errors import InvalidMessagesError
+
+__all__ = ["REASONING", "UNPARSED", "ai_messages", "to_engine"]
+
+REASONING = "reasoning_content"
+"""Key in ``additional_kwargs`` under which LangChain looks for reasoning."""
+UNPARSED = "unparsed_tool_calls"
+"""Key in ``additional_kwargs`` for the text and the reason of each entry of ``invalid_tool_calls``."""
+
+_TEXT = frozenset({"text", "text-plain", "input_text", "output_text"})
+_CALLS = frozenset(
+    {"tool_call", "tool_use", "function_call", "tool_call_chunk", "invalid_tool_call", "input_json_delta"}
+)
+_THOUGHTS = frozenset({"reasoning", "thinking", "redacted_thinking"})
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "ai": "assistant", "system": "system"}
+_ROLES |= {"developer": "system", "tool": "tool"}
+
+
+def ai_messages(messages: Iterable[BaseMessage]) -> int:
+    """How many answers of the model the input holds: the index of the turn to come."""
+    return sum(isinstance(message, AIMessage) for message in messages)
+
+
+def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
+    """The conversation in the engine's shape, in the same order.
+
+    Raises:
+        InvalidMessagesError: no messages, a message of an unknown kind, or content that is no text.
+    """
+    if not messages:
+        raise InvalidMessagesError("there are no messages; give at least one")
+    return [_convert(message, place) for place, message in enumerate(messages, 1)]
+
+
+def _convert(message: BaseMessage, place: int) -> Message:
+    match message:
+        case AIMessage():
+            return _assistant(message, place)
+        case HumanMessage():
+            converted: dict[str, Any] = {"role": "user", "content": _text(message, place)}
+        case SystemMessage():
+            converted = {"role": "system", "content": _text(message, place)}
+        case ToolMessage():
+            converted = {
+                "role": "tool",
+                "content": _text(message, place),
+                "tool_call_id": message.tool_call_id,
+            }
+        case FunctionMessage():
+            converted = {"role": "tool", "content": _text(message, place)}
+        case ChatMessage() if message.role in _ROLES:
+            converted = {"role": _ROLES[message.role], "content": _text(message, place)}
+        case _:
+            what = f"role {message.role!r}" if isinstance(message, ChatMessage) else type(message).__name__
+            raise InvalidMessagesError(
+                f"message {place} is a {what}, which no chat template renders; use system, human, ai or tool messages"
+            )
+    if message.name:
+        converted["name"] = message.name
+    return converted
+
+
+def _assistant(message: AIMessage, place: int) -> Message:
+    content = _text(message, place)
+    calls = [_call(call["id"], call["name"], _json(call["args"])) for call in message.tool_calls]
+    known = {call["id"] for call in message.tool_calls}
+    for block in _blocks(message):  # other providers' messages may have their calls in the content alone
+        if block.get("type") in ("tool_call", "tool_use") and block.get("id") not in known:
+            arguments = block.get("args", block.get("input", {}))
+            calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments)))
+    raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED, ())}
+    for broken in message.invalid_tool_calls:
+        text = str(raw.get(broken.get("id")) or broken.get("args") or "")
+        if broken.get("name"):
+            calls.append(_call(broken.get("id"), str(broken["name"]), text))
+        else:  # it never became a call: the model sees what it wrote
+            content = f"{content}\n{text}" if content else text
+    converted: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        converted["tool_calls"] = calls
+    if reasoning := _reasoning(message):
+        converted["reasoning_content"] = reasoning
+    if message.name:
+        converted["name"] = message.name
+    return converted
+
+
+def _call(call_id: object, name: str, arguments: str) -> Message:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _json(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _reasoning(message: AIMessage) -> str:
+    kept = message.additional_kwargs.get(REASONING)
+    if isinstance(kept, str):
+        return kept
+    blocks = (block for block in _blocks(message) if block.get("type") in _THOUGHTS)
+    return "".join(str(block.get("reasoning") or block.get("thinking") or "") for block in blocks)
+
+
+def _blocks(message: BaseMessage) -> list[Mapping[str, Any]]:
+    content = message.content
+    return [] if isinstance(content, str) else [block for block in content if isinstance(block, dict)]
+
+
+def _text(message: BaseMessage, place: int) -> str:
+    """The text of a message. Blocks of an answer are one text in pieces; blocks of other messages are paragraphs."""
+    content = message.content
+    if isinstance(content, str):
+        return content
+    texts = []
+    for block in content:
+        if isinstance(block, str):
+            texts.append(block)
+            continue
+        kind = block.get("type")
+        if kind in _TEXT or (kind is None and "text" in block):
+            texts.append(str(block.get("text") or ""))
+        elif not (isinstance(message, AIMessage) and kind in (_CALLS | _THOUGHTS)):
+            raise InvalidMessagesError(
+                f"message {place} ({message.type}) holds a content block of type {kind!r}; this model reads text only: "
+                "remove the block, or describe it in words"
+            )
+    return ("" if isinstance(message, AIMessage) else "\n").join(texts)

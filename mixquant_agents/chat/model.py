@@ -1,0 +1,297 @@
+"""``MixQuantChatModel``: a LangChain chat model on an engine in the agent's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from typing import Any, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks.manager import BaseRunManager
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+
+from mixquant_agents.chat.bridge import loop_thread
+from mixquant_agents.chat.calling import ScopedCalls
+from mixquant_agents.chat.engines import assumed, shared_engine
+from mixquant_agents.chat.messages import ai_messages, to_engine
+from mixquant_agents.chat.options import DEFAULTS, engine_request
+from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.chat.scope import current_scope, run_ids
+from mixquant_agents.chat.structured import Method, structured
+from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
+from mixquant_agents.chat.turn import TurnPlan, run_turn
+from mixquant_agents.engine.protocol import Engine
+from mixquant_agents.errors import ConfigError, RequestError
+
+__all__ = ["MixQuantChatModel"]
+
+_making = threading.Lock()
+
+
+class MixQuantChatModel(ScopedCalls):
+    """A local chat model that reads quantized and writes exactly, with every turn measured.
+
+    ::
+
+        model = MixQuantChatModel(model="embedded", policy="mixquant")
+        answer = await model.ainvoke("Hello")
+        answer.response_metadata["turn"]  # the TurnRecord as plain JSON
+
+    Chat models with equal engine settings share one engine; it starts with the first turn. Sampling settings may also
+    be given per call (``model.invoke(…, temperature=0)``) or bound. Unknown settings are refused.
+
+    Attributes:
+        model: ``"embedded"``, a local folder, or a hub id.
+        policy: name of a precision policy, or a :class:`PrecisionPolicy`.
+        engine: an engine to use instead of a shared vLLM engine; it stays its owner's to close.
+        engine_config: all settings of the vLLM engine at once; ``model`` and ``policy`` then come from it.
+        engine_settings: single settings of :class:`EngineConfig`; normally given directly (``max_model_len=4096``).
+        recorders: where turn records go: telemetry recorders, or functions of a ``TurnRecord``.
+        streaming: LangChain's switch: ``True`` streams inside ``invoke``, ``False`` (if set) never streams.
+        timeout: seconds a turn may take; then it is aborted with ``TurnTimeoutError``.
+        stop: strings that end the answer.
+        logprobs: give the log probability of each token; ``top_logprobs`` of that many alternatives too.
+        sampling_extra: further sampling values by the engine's own names.
+        chat_template_kwargs: variables of the chat template (for example ``enable_thinking``).
+        cache_salt: keeps this model's prefix cache apart from others'.
+
+    Raises:
+        ConfigError: a setting is unknown, wrong, or given twice.
+    """
+
+    # -- the four ways of generating, all through one driver --
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        tell = run_manager if self._tells_tokens(run_manager, kwargs) else None
+        return generate_from_stream(self._chunks(messages, stop, run_manager, kwargs, tell))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        chunks = self._chunks(messages, stop, run_manager, kwargs, run_manager)
+        if (scope := current_scope()) is not None:
+            scope.adopt(chunks)
+        return chunks
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        tell = run_manager if self._tells_tokens(run_manager, kwargs) else None
+        async with aclosing(self._achunks(messages, stop, run_manager, kwargs, tell)) as chunks:
+            return generate_from_stream(iter([chunk async for chunk in chunks]))
+
+    def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        chunks = self._achunks(messages, stop, run_manager, kwargs, run_manager)
+        if (scope := current_scope()) is not None:
+            scope.adopt(chunks)
+        return chunks
+
+    async def _achunks(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        run_manager: BaseRunManager | None,
+        settings: Mapping[str, Any],
+        tell: AsyncCallbackManagerForLLMRun | None,
+    ) -> AsyncGenerator[ChatGenerationChunk, None]:
+        """One turn's chunks; ``tell`` hears each token."""
+        async with aclosing(self._turn(messages, stop, run_manager, settings)) as turn:
+            async for message in turn:
+                chunk = ChatGenerationChunk(message=message)
+                if tell is not None:
+                    await tell.on_llm_new_token(message.content, chunk=chunk)
+                yield chunk
+
+    def _chunks(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        run_manager: BaseRunManager | None,
+        settings: Mapping[str, Any],
+        tell: CallbackManagerForLLMRun | None,
+    ) -> Generator[ChatGenerationChunk, None, None]:
+        """:meth:`_achunks` for callers without an event loop; callbacks run in the caller's thread."""
+        with closing(loop_thread().iterate(self._turn(messages, stop, run_manager, settings))) as turn:
+            for message in turn:
+                chunk = ChatGenerationChunk(message=message)
+                if tell is not None:
+                    tell.on_llm_new_token(message.content, chunk=chunk)
+                yield chunk
+
+    def _turn(
+        self,
+        messages: Sequence[BaseMessage],
+        stop: Sequence[str] | None,
+        run_manager: BaseRunManager | None,
+        settings: Mapping[str, Any],
+    ) -> AsyncGenerator[AIMessageChunk, None]:
+        """Plan one turn; it runs when the generator is read."""
+        wanted = {name: getattr(self, name) for name in (*DEFAULTS, "timeout")}
+        wanted |= {name: value for name, value in settings.items() if value is not None}
+        if stop is not None:
+            wanted["stop"] = stop
+        ids = run_ids(run_manager, current_scope())
+        engine = self._resolve_engine()
+        plan = TurnPlan(
+            request=engine_request(messages, wanted, model=self.model),
+            turn_index=ai_messages(messages),
+            capabilities=assumed(engine, self.model, self.policy_name),
+            run_id=ids.run_id,
+            parent_run_id=ids.parent_run_id,
+            thread_id=ids.thread_id,
+            timeout=wanted["timeout"],
+        )
+        if self._sink is None:
+            self._sink = Recorders(self.recorders)
+        return run_turn(engine, plan, self._sink)
+
+    def _tells_tokens(self, run_manager: BaseRunManager | None, settings: Mapping[str, Any]) -> bool:
+        """Whether ``invoke`` reports its tokens, so that tracers see the time to the first one. Who switched streaming
+        off does not want them."""
+        off = self.disable_streaming
+        disabled = off is True or (off == "tool_calling" and bool(settings.get("tools")))
+        return run_manager is not None and bool(run_manager.handlers) and not disabled
+
+    def _resolve_engine(self) -> Engine:
+        if self.engine is not None:
+            given: Engine = self.engine
+            return given
+        with _making:
+            if self._engine is None:
+                self._engine = shared_engine(self._config())
+            return self._engine
+
+    # -- tools and structure --
+
+    def bind_tools(
+        self,
+        tools: Sequence[ToolLike],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """The model with tools.
+
+        Args:
+            tools: pydantic models, TypedDicts, JSON schemas, functions, ``BaseTool``, or OpenAI function tools.
+            tool_choice: ``"auto"`` (default), ``"none"``, ``"any"``/``"required"``, or a tool's name.
+            parallel_tool_calls: whether one answer may hold several calls (default: yes).
+            strict: write the schemas in OpenAI's strict form. Forced calls follow their schema in any case.
+            kwargs: further settings of a call.
+
+        Raises:
+            RequestError: something is no tool, or ``tool_choice`` names none of them.
+        """
+        converted = engine_tools(tools, strict=strict)
+        engine_choice(tool_choice, converted)
+        chosen = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return self.bind(tools=converted, **given, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type | None = None,
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """The model, answering in the form of ``schema``.
+
+        Args:
+            schema: a pydantic class, TypedDict, JSON schema, or OpenAI function tool.
+            method: ``"json_schema"`` holds the answer to the schema by grammar; the model does not see the schema, so
+                say in the prompt what you want. ``"function_calling"`` forces a call of a tool with this schema, which
+                the model sees. ``"json_mode"`` holds the answer to JSON of any form.
+            include_raw: return ``{"raw", "parsed", "parsing_error"}`` instead of raising.
+            strict: see :meth:`bind_tools`.
+
+        Raises:
+            GrammarError: the method is unknown, or ``schema`` is no schema.
+        """
+        if kwargs:
+            raise RequestError(f"with_structured_output has no setting {', '.join(map(repr, sorted(kwargs)))}")
+        return structured(self.bind, self.bind_tools, schema, method=method, include_raw=include_raw, strict=strict)
+
+    # -- tokens and end --
+
+    def get_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[ToolLike] | None = None, **kwargs: Any
+    ) -> int:
+        """Tokens of the prompt as the engine renders it."""
+        return loop_thread().run(self.aget_num_tokens_from_messages(messages, tools))
+
+    async def aget_num_tokens_from_messages(
+        self, messages: Sequence[BaseMessage], tools: Sequence[ToolLike] | None = None
+    ) -> int:
+        """:meth:`get_num_tokens_from_messages` for async callers."""
+        return await self._resolve_engine().count_tokens(to_engine(messages), engine_tools(tools or ()))
+
+    def get_num_tokens(self, text: str) -> int:
+        """Tokens that ``text`` adds to a prompt."""
+        filled, empty = (self.get_num_tokens_from_messages([HumanMessage(value)]) for value in (text, ""))
+        return filled - empty
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Not known to the chat model.
+
+        Raises:
+            ConfigError: always; LangChain's own answer would be another model's tokens.
+        """
+        raise ConfigError("the chat model does not know token ids; use get_num_tokens, or the engine's tokenizer")
+
+    async def aclose(self) -> None:
+        """Write what recorders still hold and release the engine. An engine given as ``engine=`` stays its owner's. The
+        next turn starts anew. Idempotent."""
+        with _making:
+            engine, self._engine = self._engine, None
+            sink, self._sink = self._sink, None
+        if sink is not None:
+            await asyncio.to_thread(sink.flush)
+        if engine is not None:
+            await engine.aclose()
+
+    def close(self) -> None:
+        """:meth:`aclose` for callers without an event loop."""
+        loop_thread().run(self.aclose())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

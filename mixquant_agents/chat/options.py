@@ -1,0 +1,123 @@
+"""Settings of one call: what the model was made with, overridden by what the call says → an engine request."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+
+from mixquant_agents.chat.messages import to_engine
+from mixquant_agents.chat.tools import engine_choice, engine_tools
+from mixquant_agents.engine.protocol import EngineRequest, JsonObject, Sampling
+from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
+
+__all__ = ["CALL_SETTINGS", "SAMPLING", "engine_request"]
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "ignore_eos",
+)
+"""Fields of the chat model, and settings of a call, that go to :class:`Sampling` under the same name."""
+
+DEFAULTS = (*SAMPLING, "stop", "logprobs", "top_logprobs", "sampling_extra", "chat_template_kwargs", "cache_salt")
+"""Fields of the chat model that a call may override."""
+
+CALL_SETTINGS = frozenset(
+    {
+        *DEFAULTS,
+        "priority",
+        "timeout",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "response_format",
+        "trace_context",
+        "stream",
+        "model",
+    }
+)
+"""Everything that a call may say."""
+
+
+def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any], *, model: str) -> EngineRequest:
+    """The request of one call.
+
+    Args:
+        settings: the model's own settings, overridden by the call's.
+        model: the name that ``settings["model"]`` must have, if it is there.
+
+    Raises:
+        RequestError: a setting is unknown or contradicts another.
+        InvalidMessagesError: see :func:`to_engine`.
+    """
+    if unknown := sorted(settings.keys() - CALL_SETTINGS):
+        known = ", ".join(sorted(CALL_SETTINGS))
+        raise RequestError(f"a call has no setting {', '.join(map(repr, unknown))}; it has {known}")
+    if settings.get("model", model) != model:
+        raise RequestError(
+            f"this chat model runs {model!r} and cannot answer as {settings['model']!r}; make another MixQuantChatModel"
+        )
+    tools = engine_tools(settings.get("tools") or ())
+    schema = _schema(settings.get("response_format"))
+    choice = engine_choice(settings.get("tool_choice"), tools)
+    if schema is not None and tools and choice != "none":
+        raise RequestError(
+            "an answer cannot be held to a schema and call tools at once; bind the schema as a tool "
+            "(method='function_calling'), or pass tool_choice='none'"
+        )
+    parallel = settings.get("parallel_tool_calls")
+    return EngineRequest(
+        request_id=f"turn-{uuid.uuid4().hex}",
+        messages=to_engine(messages),
+        tools=tools,
+        tool_choice=choice,
+        parallel_tool_calls=True if parallel is None else bool(parallel),
+        schema=schema,
+        sampling=_sampling(settings),
+        chat_template_kwargs=settings.get("chat_template_kwargs") or {},
+        cache_salt=settings.get("cache_salt"),
+        priority=settings.get("priority") or 0,
+        trace_context=settings.get("trace_context"),
+    )
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    stop = settings.get("stop") or ()
+    stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    if bad := [word for word in stop if not isinstance(word, str) or not word]:
+        raise InvalidSamplingError(f"stop={list(stop)!r} holds {bad[0]!r}; every stop word must be a non-empty string")
+    top, wanted = settings.get("top_logprobs"), settings.get("logprobs")
+    if top and wanted is False:
+        raise InvalidSamplingError(f"top_logprobs={top} needs logprobs=True")
+    logprobs = top if top is not None else 0 if wanted is True else None if wanted is False else wanted
+    drawn = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
+    return Sampling(**drawn, stop=stop, logprobs=logprobs, extra=settings.get("sampling_extra") or {})
+
+
+def _schema(response_format: Any) -> JsonObject | None:
+    """The JSON schema of an OpenAI ``response_format``; ``None`` for plain text."""
+    if response_format is None:
+        return None
+    match response_format:
+        case {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return {"type": "object"}
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+        case _:
+            raise GrammarError(
+                f"response_format={response_format!r} is not understood; use with_structured_output, or "
+                '{"type": "json_schema", "json_schema": {"name": …, "schema": …}}'
+            )

@@ -1,0 +1,94 @@
+"""Where finished turns go. Recorders observe a turn; they can neither fail nor delay it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+
+from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.records import TurnRecord
+from mixquant_agents.telemetry import QueueRecorder, Recorder, TurnContent
+from mixquant_agents.telemetry.events import Event, TurnEvent
+
+__all__ = ["Recorders", "TurnHook"]
+
+log = logging.getLogger(__name__)
+
+TurnHook = Callable[[TurnRecord], object]
+
+
+class Recorders:
+    """Hands each turn to every recorder.
+
+    Args:
+        given: recorders, and plain functions of a :class:`TurnRecord`; functions run in a thread of their own.
+    """
+
+    def __init__(self, given: Iterable[Recorder | TurnHook] = ()) -> None:
+        self._recorders: list[Recorder] = [
+            item if isinstance(item, Recorder) else QueueRecorder([_HookSink(item)], gather_seconds=0.001)
+            for item in given
+        ]
+        self._failed = False
+
+    def __bool__(self) -> bool:
+        return bool(self._recorders)
+
+    def record(
+        self,
+        turn: TurnRecord,
+        request: EngineRequest,
+        answer: Callable[[], dict[str, object]],
+        prompt_token_ids: Sequence[int] | None,
+        parent_run_id: str | None,
+    ) -> None:
+        """Take one finished, failed or aborted turn. ``answer`` is asked for only where content is wanted."""
+        content: TurnContent | None = None
+        for recorder in self._recorders:
+            try:
+                if content is None and recorder.wants_content:
+                    content = TurnContent(messages=request.messages, answer=answer())
+                recorder.record(
+                    turn,
+                    content=content,
+                    prompt_token_ids=prompt_token_ids,
+                    trace_context=request.trace_context,
+                    parent_run_id=parent_run_id,
+                )
+            except Exception:
+                if not self._failed:
+                    self._failed = True
+                    log.warning("a recorder failed; turns go on without it", exc_info=True)
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until everything taken so far is written; whether that happened within ``timeout`` seconds."""
+        done = [recorder.flush(timeout) for recorder in self._recorders]
+        return all(done)
+
+
+class _HookSink:
+    """A plain function as a telemetry sink: called in the recorder's thread."""
+
+    def __init__(self, hook: TurnHook) -> None:
+        self._hook = hook
+        self._failed = False
+
+    def write(self, batch: Sequence[Event]) -> None:
+        for event in batch:
+            if not isinstance(event, TurnEvent):
+                continue
+            try:
+                self._hook(event.turn)
+            except Exception:
+                if not self._failed:
+                    self._failed = True
+                    log.warning("the turn hook %r failed; turns go on", self._hook, exc_info=True)
+
+    def retry_seconds(self) -> float | None:
+        return None
+
+    def lost(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,164 @@
+"""The settings of a chat model: what it is made with, checked before anything starts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from mixquant_agents.chat.engines import ENGINE_SETTINGS, engine_name
+from mixquant_agents.chat.options import DEFAULTS
+from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.config import EngineConfig, PrecisionPolicy, readable
+from mixquant_agents.engine.protocol import Engine
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["ChatSettings"]
+
+
+class ChatSettings(BaseChatModel):
+    """Fields of :class:`~mixquant_agents.chat.model.MixQuantChatModel`, documented there.
+
+    Raises:
+        ConfigError: a setting is unknown, wrong, or given twice.
+    """
+
+    model: str = Field("embedded", min_length=1)
+    policy: PrecisionPolicy | str = "mixquant"
+    engine: Any = Field(None, exclude=True, repr=False)
+    engine_config: EngineConfig | None = None
+    engine_settings: dict[str, Any] = Field(default_factory=dict)
+    recorders: tuple[Any, ...] = Field((), exclude=True, repr=False)
+    streaming: bool = False
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: int | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    seed: int | None = None
+    ignore_eos: bool | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    sampling_extra: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: str | None = None
+    timeout: Annotated[float, Field(gt=0)] | None = None
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    _engine: Engine | None = PrivateAttr(None)
+    _sink: Recorders | None = PrivateAttr(None)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            causes = [item.get("ctx", {}).get("error") for item in error.errors()]
+            ours = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
+            raise (ours or ConfigError(readable(type(self).__name__, error))) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_engine_settings(cls, data: Any) -> Any:
+        direct = {name: value for name, value in data.items() if name in ENGINE_SETTINGS}
+        if not direct:
+            return data
+        rest = {name: value for name, value in data.items() if name not in direct}
+        return {**rest, "engine_settings": {**data.get("engine_settings", {}), **direct}}
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> Self:
+        policy = PrecisionPolicy.of(self.policy)
+        if self.engine is not None:
+            if not isinstance(self.engine, Engine):
+                raise ConfigError(f"engine={self.engine!r} is no Engine; see mixquant_agents.engine.protocol")
+            named = engine_name(self.engine)
+            if self.engine_config or self.engine_settings or self._says("policy", "mixquant"):
+                raise ConfigError(
+                    "engine= is given, so policy and engine settings are its own; give them to the engine"
+                )
+            if self._says("model", "embedded") and self.model != named:
+                raise ConfigError(f"model={self.model!r}, but the engine given runs {named!r}; leave model out")
+            self.model = named
+        elif self.engine_config is not None:
+            mine = self.engine_config
+            if self.engine_settings:
+                names = ", ".join(sorted(self.engine_settings))
+                raise ConfigError(f"engine_config= is given, so {names} must be given inside it")
+            if self._says("model", "embedded") and self.model != mine.model:
+                raise ConfigError(f"model={self.model!r}, but engine_config says {mine.model!r}; leave one out")
+            if self._says("policy", "mixquant") and policy != mine.policy:
+                raise ConfigError(f"policy={policy.name!r}, but engine_config says {mine.policy.name!r}; leave one out")
+            self.model, self.policy = mine.model, mine.policy
+        else:
+            self._config()  # wrong settings fail here, not with the first turn
+        return self
+
+    def _config(self) -> EngineConfig:
+        """The settings of the vLLM engine, where none was given."""
+        if self.engine_config is not None:
+            return self.engine_config
+        return EngineConfig(model=self.model, policy=PrecisionPolicy.of(self.policy), **self.engine_settings)
+
+    def _says(self, name: str, default: object) -> bool:
+        return name in self.model_fields_set and getattr(self, name) != default
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's name, as in records."""
+        return PrecisionPolicy.of(self.policy).name
+
+    @property
+    def _llm_type(self) -> str:
+        return "mixquant"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        settings = {name: getattr(self, name) for name in DEFAULTS if getattr(self, name) is not None}
+        engine: dict[str, Any] = {"engine": type(self.engine).__name__} if self.engine is not None else {}
+        if self.engine is None:
+            engine = {"policy": self.policy_name, "engine_config": self._config().fingerprint}
+        return {"model": self.model, **engine, **settings}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "mixquant"
+        if stop is None and (stop := [self.stop] if isinstance(self.stop, str) else self.stop):
+            params["ls_stop"] = stop
+        return params
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        profile = ModelProfile(
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            tool_call_streaming=True,
+            # LangChain's agents would bind a schema beside tools, and one grammar cannot hold both; told no, they bind
+            # the schema as a tool.
+            structured_output=False,
+        )
+        limit = self._config().max_model_len if self.engine is None else getattr(self.engine, "max_model_len", None)
+        if isinstance(limit, int):
+            profile["max_input_tokens"] = limit
+        return profile
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the running engine and the recorders' threads: a copy in another process makes its own."""
+        state = super().__getstate__()
+        state["__pydantic_private__"] = {**(state.get("__pydantic_private__") or {}), "_engine": None, "_sink": None}
+        return state
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """The copy talks to the same engine: models hold no state of their own."""
+        return self.model_copy()

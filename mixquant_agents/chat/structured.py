@@ -1,0 +1,104 @@
+"""``with_structured_output``: by grammar (the answer cannot be anything else), by a forced tool call, or any JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any, Literal
+
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import ChatGeneration, Generation
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from mixquant_agents.errors import GrammarError
+
+__all__ = ["Method", "structured"]
+
+Method = Literal["json_schema", "function_calling", "json_mode"]
+
+
+def structured(
+    bind: Callable[..., Runnable[LanguageModelInput, Any]],
+    bind_tools: Callable[..., Runnable[LanguageModelInput, Any]],
+    schema: Any,
+    *,
+    method: Method,
+    include_raw: bool,
+    strict: bool | None,
+) -> Runnable[LanguageModelInput, Any]:
+    """The chain ``model | parser`` for ``schema``; ``bind`` and ``bind_tools`` are the model's.
+
+    Raises:
+        GrammarError: the method is unknown, or ``schema`` is none.
+    """
+    if method not in ("json_schema", "function_calling", "json_mode"):
+        raise GrammarError(f"method={method!r} is unknown; use 'json_schema', 'function_calling' or 'json_mode'")
+    if schema is None and method != "json_mode":
+        raise GrammarError(f"method={method!r} needs a schema; give one, or use method='json_mode'")
+    traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
+    is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
+    parser: Any
+    if method == "function_calling":
+        name = _as_tool(schema)["function"]["name"]
+        llm = bind_tools(
+            [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, ls_structured_output_format=traced
+        )
+        if is_model:
+            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
+        else:
+            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+    else:
+        parser = _WholePydantic(pydantic_object=schema) if is_model else _WholeJson()
+        if method == "json_mode":
+            wanted: dict[str, Any] = {"type": "json_object"}
+        else:
+            tool = _as_tool(schema)["function"]
+            wanted = {
+                "type": "json_schema",
+                "json_schema": {"name": tool["name"], "schema": convert_to_json_schema(schema, strict=strict)},
+            }
+        llm = bind(response_format=wanted, ls_structured_output_format=traced if schema is not None else None)
+    chain: Runnable[LanguageModelInput, Any]
+    if not include_raw:
+        chain = llm | parser
+        return chain
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    chain = RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+    return chain
+
+
+def _as_tool(schema: Any) -> dict[str, Any]:
+    try:
+        return convert_to_openai_tool(schema)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GrammarError(
+            f"{schema!r} is no schema ({error}); give a pydantic model, a TypedDict, or a JSON schema with a title"
+        ) from error
+
+
+class _Whole(BaseOutputParser[Any]):
+    """LangChain repairs half a JSON object; an answer that was cut off must not pass for a whole one."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        if not partial and isinstance(result[0], ChatGeneration):
+            message = result[0].message
+            if isinstance(message, AIMessage) and message.response_metadata.get("finish_reason") == "length":
+                raise OutputParserException(
+                    "the answer was cut off before its JSON was complete; raise max_tokens", llm_output=result[0].text
+                )
+        return super().parse_result(result, partial=partial)
+
+
+class _WholeJson(_Whole, JsonOutputParser):
+    """JSON as a dict."""
+
+
+class _WholePydantic(_Whole, PydanticOutputParser[Any]):
+    """JSON as an instance of a pydantic class."""

@@ -1,0 +1,78 @@
+"""Tools and how they may be chosen: LangChain's ways of saying it → the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+
+from mixquant_agents.engine.protocol import JsonObject, NamedTool, ToolChoice
+from mixquant_agents.errors import RequestError
+
+__all__ = ["ToolLike", "engine_choice", "engine_tools", "tool_name"]
+
+ToolLike = Mapping[str, Any] | type | Callable[..., Any] | BaseTool
+
+_WORDS: dict[str, ToolChoice] = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
+
+
+def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> list[dict[str, Any]]:
+    """OpenAI function tools from pydantic models, TypedDicts, JSON schemas, functions, ``BaseTool`` or OpenAI tools.
+
+    Raises:
+        RequestError: something is no tool, or two tools share a name.
+    """
+    converted = []
+    for tool in tools:
+        try:
+            one = convert_to_openai_tool(dict(tool) if isinstance(tool, Mapping) else tool, strict=strict)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RequestError(
+                f"{tool!r} is no tool ({error}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
+            ) from error
+        if one.get("type") != "function" or not one.get("function", {}).get("name"):
+            raise RequestError(f"a tool of type {one.get('type')!r} is not supported; only function tools are")
+        converted.append(one)
+    names = [tool_name(tool) for tool in converted]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
+    return converted
+
+
+def tool_name(tool: JsonObject) -> str:
+    """The name of an OpenAI function tool."""
+    return str(tool["function"]["name"])
+
+
+def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
+    """``None``, ``"auto"``, ``"none"``, ``"any"``, ``"required"``, a bool, a tool's name, or OpenAI's dict.
+
+    Raises:
+        RequestError: no such tool, or a call is forced without tools.
+    """
+    names = [tool_name(tool) for tool in tools]
+    found: ToolChoice
+    if choice is None:
+        found = "auto"
+    elif isinstance(choice, bool):
+        found = "required" if choice else "none"
+    elif isinstance(choice, NamedTool):
+        found = choice
+    elif isinstance(choice, str):
+        found = NamedTool(choice) if choice in names or choice not in _WORDS else _WORDS[choice]
+    elif isinstance(choice, Mapping):
+        named = choice.get("function", choice).get("name")
+        if not isinstance(named, str):
+            raise RequestError(f'tool_choice={choice!r} names no tool; write {{"type": "function", "function": …}}')
+        found = NamedTool(named)
+    else:
+        raise RequestError(f"tool_choice={choice!r} is not understood; use auto, none, any, required or a tool's name")
+    if isinstance(found, NamedTool) and found.name not in names:
+        raise RequestError(
+            f"tool_choice={found.name!r} is not among the tools ({', '.join(names) or 'there are none'})"
+        )
+    if found == "required" and not names:
+        raise RequestError("tool_choice='required' without tools; bind tools first")
+    return found

@@ -1,0 +1,166 @@
+"""The async driver of a turn: engine → core → chunks, and one :class:`TurnRecord` whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.messages import AIMessageChunk
+
+from mixquant_agents.chat.core import TurnCore
+from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.engine.meter import TurnMeter
+from mixquant_agents.engine.protocol import Capabilities, Engine, EngineRequest, TokenDelta
+from mixquant_agents.errors import EngineError, TurnTimeoutError
+from mixquant_agents.records import TurnCounts, TurnRecord, utc_now
+
+__all__ = ["TurnPlan", "run_turn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnPlan:
+    """A request, and what its record says beside what the engine measures.
+
+    Attributes:
+        turn_index: AI messages in the input.
+        capabilities: what to record of an engine that could not even start.
+        timeout: seconds the turn may take; ``None`` for no limit. The start of the engine is no part of a turn.
+    """
+
+    request: EngineRequest
+    turn_index: int
+    capabilities: Capabilities
+    run_id: str | None = None
+    parent_run_id: str | None = None
+    thread_id: str | None = None
+    timeout: float | None = None
+
+
+async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> AsyncGenerator[AIMessageChunk, None]:
+    """Run one turn. Cancelling the reader, or closing this generator, aborts the turn in the engine.
+
+    Raises:
+        MixQuantError: as the engine raises it.
+        TurnTimeoutError: the turn took longer than ``plan.timeout``.
+    """
+    turn = _Turn(plan)
+    request = plan.request
+    try:
+        turn.capabilities = await engine.capabilities()
+        turn.core = core = TurnCore(await engine.output_parser(request.tools, request.tool_choice, request.schema))
+        turn.started_at, turn.meter = utc_now(), (meter := TurnMeter())
+        stream = engine.stream(request)
+        try:
+            async for delta in stream if plan.timeout is None else _hurried(stream, plan.timeout):
+                tokens = len(delta.token_ids)
+                turn.tokens += tokens
+                meter.token(tokens or bool(delta.text or delta.reasoning or delta.tool_calls))
+                if delta.finish_reason is not None:
+                    turn.last = delta
+                chunk = core.feed(delta)
+                if chunk is not None:
+                    yield chunk
+        finally:
+            if (close := getattr(stream, "aclose", None)) is not None:
+                await close()
+        yield turn.finish()
+    except (GeneratorExit, asyncio.CancelledError):
+        turn.aborted = turn.last is None
+        raise
+    except Exception as error:
+        turn.aborted = isinstance(error, TurnTimeoutError)
+        turn.error = " ".join(f"{type(error).__name__}: {error}".split())
+        raise
+    finally:
+        if recorders:
+            recorders.record(turn.record(), request, turn.answer, turn.prompt_token_ids, plan.parent_run_id)
+
+
+async def _hurried(stream: AsyncIterator[TokenDelta], seconds: float) -> AsyncGenerator[TokenDelta, None]:
+    """``stream``, ended by ``TurnTimeoutError`` when it is not through after ``seconds``."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                delta = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise TurnTimeoutError(
+                f"the turn was aborted after timeout={seconds:g} seconds; raise timeout, or lower max_tokens"
+            ) from None
+        yield delta
+
+
+class _Turn:
+    """What is known of a turn while it runs."""
+
+    def __init__(self, plan: TurnPlan) -> None:
+        self._plan = plan
+        self._id = uuid.uuid4().hex
+        self._record: TurnRecord | None = None
+        self.capabilities = plan.capabilities
+        self.started_at = utc_now()
+        self.meter = TurnMeter()
+        self.core: TurnCore | None = None
+        self.last: TokenDelta | None = None
+        self.tokens = 0
+        self.aborted = False
+        self.error: str | None = None
+
+    @property
+    def prompt_token_ids(self) -> Sequence[int] | None:
+        return self.last.prompt_token_ids if self.last is not None else None
+
+    def answer(self) -> dict[str, Any]:
+        """What was said, in the engine's shape."""
+        return self.core.answer() if self.core is not None else {"role": "assistant", "content": ""}
+
+    def finish(self) -> AIMessageChunk:
+        """The last chunk: with the usage, and the record as plain JSON."""
+        core, last = self.core, self.last
+        if core is None or last is None:
+            raise EngineError("the engine ended the answer without a finish reason; this is a fault of the engine")
+        core.close()
+        metadata = {
+            "finish_reason": core.finish_reason,
+            "model_name": self.capabilities.model,
+            "model_provider": "mixquant",
+            "turn": self.record().model_dump(mode="json"),
+        }
+        return core.last(metadata, last.counts)
+
+    def record(self) -> TurnRecord:
+        """The record; made once."""
+        if self._record is None:
+            self._record = self._make_record()
+        return self._record
+
+    def _make_record(self) -> TurnRecord:
+        plan, last, can = self._plan, self.last, self.capabilities
+        counts = last.counts if last is not None else None
+        times = last.times if last is not None else None
+        if counts is None:
+            counts = TurnCounts(decode_tokens=self.tokens or None)
+        return TurnRecord(
+            **counts.model_dump(),
+            **(times or self.meter.times()).model_dump(),
+            turn_id=self._id,
+            run_id=plan.run_id,
+            thread_id=plan.thread_id,
+            turn_index=plan.turn_index,
+            model=can.model,
+            engine=can.engine,
+            policy=can.policy,
+            prefill_format=can.prefill_format,
+            decode_format=can.decode_format,
+            emulated=can.emulated,
+            started_at=self.started_at,
+            finish_reason="abort" if self.aborted else self.core.finish_reason if self.core is not None else None,
+            tool_calls=self.core.calls.names if self.core is not None else (),
+            aborted=self.aborted,
+            error=self.error,
+        )
