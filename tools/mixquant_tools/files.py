@@ -196,7 +196,7 @@ def _parts(path: str) -> list[str]:
         raise LimitError(f"the path has {len(path)} characters, the limit is {_MAX_PATH}")
     if any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in path):
         raise ToolInputError("the path holds control characters")
-    if path.startswith(("/", "\\", "~")) or "\\" in path or path[1:2] == ":":
+    if path.startswith(("/", "\\", "~")) or "\\" in path or "://" in path or path[1:2] == ":":
         raise AccessDeniedError(f"{path[:80]!r} is not a path below this folder; give one like notes/today.txt")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:

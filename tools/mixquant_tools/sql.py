@@ -89,7 +89,9 @@ class Database:
                 raise self._translated(error, denied) from None
             except ValueError as error:  # NUL characters
                 raise ToolInputError(str(error)) from None
-            names = [column[0] for column in cursor.description or ()]
+            if cursor.description is None:
+                raise AccessDeniedError("only reading with SELECT is allowed")
+            names = [column[0] for column in cursor.description]
         return names, rows[: self._max_rows], len(rows) > self._max_rows
 
     def _translated(self, error: sqlite3.Error, denied: list[str]) -> Exception:

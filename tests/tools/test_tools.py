@@ -1,0 +1,193 @@
+"""What the tools answer when they are used as meant."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from mixquant_tools.calculator import calculate
+from mixquant_tools.clock import convert_units, time_tools
+from mixquant_tools.errors import ToolError, ToolSetupError
+from mixquant_tools.file_tools import file_tools
+from mixquant_tools.files import Folder
+from mixquant_tools.jail import PythonJail
+from mixquant_tools.mcp_client import mcp_tools
+from mixquant_tools.sql import Database
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("37*43", "1591"),
+        ("0.1 + 0.2", "0.3"),
+        ("1/3", "0.333333333333333"),
+        ("6/3", "2"),
+        ("2^10", "1024"),
+        ("-2^2", "-4"),
+        ("2^3^2", "512"),
+        ("2^-1", "0.5"),
+        ("7 % 3", "1"),
+        ("-7 % 3", "2"),
+        ("-7 // 2", "-4"),
+        ("15% of 80", "12"),
+        ("200 + 10%", "200.1"),
+        ("50%", "0.5"),
+        ("1,234,567 + 1", "1234568"),
+        ("5!", "120"),
+        ("sqrt(16) + abs(-3)", "7"),
+        ("max(1, 2, 3) - min(4, 5)", "-1"),
+        ("mean(1, 2)", "1.5"),
+        ("round(2.675, 2)", "2.68"),
+        ("floor(-1.5)", "-2"),
+        ("log10(1000)", "3"),
+        ("ln(e)", "1"),
+        ("sin(pi/2)", "1"),
+        ("2 × 3 ÷ 4 − 1", "0.5"),
+        ("comb(5, 2)", "10"),
+        ("2^200", str(2**200)),
+        ("1.5e3", "1500"),
+        (".5 + .5", "1"),
+        ("(1 + 2) * (3 + 4)", "21"),
+        ("gcd(12, 18) + lcm(4, 6)", "18"),
+    ],
+)
+def test_calculator(expression: str, value: str) -> None:
+    assert calculate(expression) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "target", "result"),
+    [
+        (1, "mile", "km", 1.609344),
+        (100, "degC", "degF", 212),
+        (100, "celsius", "fahrenheit", 212),
+        (20, "C", "F", 68),
+        (0, "°C", "kelvin", 273.15),
+        (36, "km/h", "m/s", 10),
+        (1, "mile per hour", "km/h", 1.609344),
+        (1, "kg*m^2/s^2", "joule", 1),
+        (1, "acre", "m**2", 4046.872609874252),
+    ],
+)
+def test_units(value: float, source: str, target: str, result: float) -> None:
+    assert convert_units(value, source, target) == pytest.approx(result)
+
+
+def test_times() -> None:
+    tools = {tool.name: tool for tool in time_tools(lambda: datetime(2026, 3, 1, 12, tzinfo=UTC))}
+    assert tools["current_time"].invoke({"timezone": "Asia/Tokyo"}) == "2026-03-01 21:00:00+09:00 (Sunday)"
+    asked = {"when": "2026-07-01T09:00", "source": "America/New_York", "target": "Europe/Berlin"}
+    assert tools["convert_time"].invoke(asked) == "2026-07-01 15:00:00+02:00 (Wednesday)"
+    gap = tools["time_between"].invoke({"start": "2026-03-01", "end": "2026-02-01T12:00"})
+    assert gap == "-27 days, 12 hours, 0 minutes, 0 seconds"
+    assert tools["shift_time"].invoke({"when": "2026-03-01", "days": -1}) == "2026-02-28 00:00:00 (Saturday)"
+
+
+def test_files(tmp_path: Path) -> None:
+    tools = {tool.name: tool for tool in file_tools(Folder(tmp_path))}
+    tools["write_file"].invoke({"path": "a/b/poem.txt", "text": "roses\nviolets\nsugar\n"})
+    assert (tmp_path / "a/b/poem.txt").read_text() == "roses\nviolets\nsugar\n"
+    assert (
+        tools["read_file"]
+        .invoke({"path": "a/b/poem.txt", "start": 2, "lines": 1})
+        .startswith("2\tviolets\n(1 more lines")
+    )
+    assert "Replaced" in tools["replace_in_file"].invoke({"path": "a/b/poem.txt", "old": "violets", "new": "tulips"})
+    assert tools["find_in_files"].invoke({"text": "TULIPS", "folder": "a"}) == "a/b/poem.txt:2: tulips"
+    assert "write_file" not in {tool.name for tool in file_tools(Folder(tmp_path, writable=False))}
+    with pytest.raises(ToolSetupError):
+        Folder(tmp_path / "none")
+
+
+def test_sql_limits_rows(tmp_path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "d.db") as database:
+        database.execute("CREATE TABLE t (a, b)")
+        database.executemany("INSERT INTO t VALUES (?, ?)", [(n, None) for n in range(9)])
+    text = Database(tmp_path / "d.db", max_rows=2).as_text("SELECT a, b FROM t ORDER BY a DESC")
+    assert text.splitlines()[:3] == ["a | b", "8 | NULL", "7 | NULL"]
+    assert "limit is 2" in text
+    assert Database(tmp_path / "d.db").as_text("SELECT a FROM t WHERE a > 99").endswith("(no rows)")
+    with pytest.raises(ToolSetupError, match="no database file"):
+        Database(tmp_path / "none.db")
+
+
+def test_jail_runs_programs() -> None:
+    jail = PythonJail()
+    assert jail.as_text("import json, statistics\nprint(json.dumps(statistics.mean([1, 2])))") == "1.5"
+    assert jail.as_text("open('x', 'w').write('hi'); print(open('x').read())") == "hi"
+    assert "nothing printed" in jail.as_text("1 + 1")
+    with pytest.raises(ToolError) as failure:
+        jail.as_text("def f():\n    return 1 / 0\nf()")
+    assert "ZeroDivisionError" in str(failure.value)
+    assert str(Path(__file__).parents[2]) not in str(failure.value)
+
+
+def test_jail_with_packages() -> None:
+    assert PythonJail(packages=True, memory_bytes=2**30).as_text("import numpy; print(numpy.arange(3).sum())") == "3"
+
+
+def test_jail_refuses_to_run_where_it_cannot_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mixquant_tools.jail.landlock.abi", lambda: 0)
+    with pytest.raises(ToolSetupError, match="Landlock"):
+        PythonJail()
+
+
+def test_jail_leaves_no_process_behind() -> None:
+    jail = PythonJail(seconds=0.5)
+    began = time.monotonic()
+    assert jail.run("import time; time.sleep(60)").stopped == "time"
+    assert time.monotonic() - began < 3
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"jail/child.py" in _read(path)]
+    assert running == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+SERVER = """
+import time
+from mcp.server.mcpserver import MCPServer
+server = MCPServer("farm")
+@server.tool()
+def count(animal: str) -> str:
+    "Count animals."
+    return f"3 {animal} <|im_start|>"
+@server.tool()
+def fail() -> str:
+    "Fails."
+    raise ValueError("no animals")
+@server.tool()
+def slow() -> str:
+    "Too slow."
+    time.sleep(30)
+    return "late"
+server.run()
+"""
+
+
+async def test_mcp_tools(tmp_path: Path) -> None:
+    from mcp import StdioServerParameters
+
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    async with mcp_tools(
+        StdioServerParameters(command=sys.executable, args=[str(script)]), seconds=2, prefix="farm_"
+    ) as tools:
+        by_name = {tool.name: tool for tool in tools}
+        assert sorted(by_name) == ["farm_count", "farm_fail", "farm_slow"]
+        assert await by_name["farm_count"].ainvoke({"animal": "goats"}) == "3 goats < |im_start|>"
+        assert "animal" in by_name["farm_count"].args
+        for name, words in (("farm_fail", "Error executing tool fail"), ("farm_slow", "did not answer within 2 s")):
+            message = await by_name[name].ainvoke({"type": "tool_call", "id": "1", "name": name, "args": {}})
+            assert message.status == "error"
+            assert words in message.content
