@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from mixquant_agents.chat.messages import to_engine
-from mixquant_agents.chat.tools import engine_choice, engine_tools
+from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.protocol import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 
@@ -69,6 +69,9 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
             f"this chat model runs {model!r} and cannot answer as {settings['model']!r}; make another MixQuantChatModel"
         )
     tools = engine_tools(settings.get("tools") or ())
+    names = [tool_name(tool) for tool in tools]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
     schema = _schema(settings.get("response_format"))
     choice = engine_choice(settings.get("tool_choice"), tools)
     if schema is not None and tools and choice != "none":

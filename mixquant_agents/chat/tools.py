@@ -22,7 +22,7 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
     """OpenAI function tools from pydantic models, TypedDicts, JSON schemas, functions, ``BaseTool`` or OpenAI tools.
 
     Raises:
-        RequestError: something is no tool, or two tools share a name.
+        RequestError: something is no tool.
     """
     converted = []
     for tool in tools:
@@ -35,9 +35,6 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
         if one.get("type") != "function" or not one.get("function", {}).get("name"):
             raise RequestError(f"a tool of type {one.get('type')!r} is not supported; only function tools are")
         converted.append(one)
-    names = [tool_name(tool) for tool in converted]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
     return converted
 
 
