@@ -3,9 +3,10 @@
 A histogram is ``{bin: count}`` with ``bin = floor(log(value) / log(1.04))``: a percentile read from it is at most 2 %
 off (half a bin), whatever the distribution. Values are seconds; below a microsecond counts as one microsecond.
 
-Besides the phases a histogram is kept per *stratum* of turns alike in size: seconds of prefill per prefilled token,
-by power of two of the prefilled and of the whole prompt. Policies are only compared within a stratum, because which
-turns ran under which policy is not random: a policy tried on short prompts must not look fast for it.
+Besides the phases a *stratum* is kept of turns alike in size: number, sum and sum of squares of the logarithm of the
+seconds of prefill per prefilled token, by power of two of the prefilled and of the whole prompt. Policies are only
+compared within a stratum, because which turns ran under which policy is not random: a policy tried on short prompts
+must not look fast for it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-
-from mixquant_agents.records import TurnRecord
+from typing import Protocol
 
 __all__ = [
     "DAY",
@@ -24,6 +24,7 @@ __all__ = [
     "MINUTE",
     "TIMES",
     "Aggregate",
+    "Counted",
     "bin_of",
     "bin_value",
     "histogram_percentile",
@@ -67,7 +68,40 @@ def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | 
 
 def stratum_of(prefill_tokens: int, prompt_tokens: int) -> str:
     """Name of the size class: powers of two of prefilled and of all prompt tokens."""
-    return f"s{prefill_tokens.bit_length()}.{prompt_tokens.bit_length()}"
+    return f"{prefill_tokens.bit_length()}.{prompt_tokens.bit_length()}"
+
+
+class Counted(Protocol):
+    """What of a turn is counted: a :class:`~mixquant_agents.records.TurnRecord`, or a row of the store."""
+
+    @property
+    def prompt_tokens(self) -> int | None: ...
+    @property
+    def cached_tokens(self) -> int | None: ...
+    @property
+    def prefill_tokens(self) -> int | None: ...
+    @property
+    def quantized_tokens(self) -> int | None: ...
+    @property
+    def exact_tokens(self) -> int | None: ...
+    @property
+    def decode_tokens(self) -> int | None: ...
+    @property
+    def queue_seconds(self) -> float | None: ...
+    @property
+    def prefill_seconds(self) -> float | None: ...
+    @property
+    def ttft_seconds(self) -> float | None: ...
+    @property
+    def decode_seconds(self) -> float | None: ...
+    @property
+    def itl_mean_seconds(self) -> float | None: ...
+    @property
+    def total_seconds(self) -> float | None: ...
+    @property
+    def aborted(self) -> bool: ...
+    @property
+    def error(self) -> str | None: ...
 
 
 @dataclass(slots=True)
@@ -77,7 +111,8 @@ class Aggregate:
     Attributes:
         sums: tokens and seconds by name. A ``…_known`` or ``…_rate_…`` sum counts only turns where both terms are
             known, so that a ratio never mixes turns that say something with turns that do not.
-        bins: histograms by phase and by stratum.
+        bins: histograms by phase.
+        strata: ``[turns, sum of logs, sum of squared logs]`` by stratum.
     """
 
     turns: int = 0
@@ -85,8 +120,9 @@ class Aggregate:
     failed: int = 0
     sums: dict[str, float] = field(default_factory=dict)
     bins: dict[str, dict[int, int]] = field(default_factory=dict)
+    strata: dict[str, list[float]] = field(default_factory=dict)
 
-    def add(self, turn: TurnRecord) -> None:
+    def add(self, turn: Counted) -> None:
         """Count one turn."""
         self.turns += 1
         self.aborted += turn.aborted
@@ -109,7 +145,7 @@ class Aggregate:
                 sums["prefill_rate_tokens"] = sums.get("prefill_rate_tokens", 0) + prefill
                 sums["prefill_rate_seconds"] = sums.get("prefill_rate_seconds", 0) + turn.prefill_seconds
                 if prompt is not None and turn.error is None and not turn.aborted:
-                    self._count(stratum_of(prefill, prompt), turn.prefill_seconds / prefill)
+                    self._stratum(stratum_of(prefill, prompt), _log(turn.prefill_seconds / prefill))
         if turn.quantized_tokens is not None and turn.exact_tokens is not None:
             sums["quantized"] = sums.get("quantized", 0) + turn.quantized_tokens
             sums["rows_known"] = sums.get("rows_known", 0) + turn.quantized_tokens + turn.exact_tokens
@@ -136,6 +172,14 @@ class Aggregate:
         number = bin_of(seconds)
         histogram[number] = histogram.get(number, 0) + 1
 
+    def _stratum(self, name: str, logarithm: float) -> None:
+        stratum = self.strata.get(name)
+        if stratum is None:
+            stratum = self.strata[name] = [0, 0.0, 0.0]
+        stratum[0] += 1
+        stratum[1] += logarithm
+        stratum[2] += logarithm * logarithm
+
     def merge(self, other: Aggregate) -> None:
         """Add what ``other`` counted."""
         self.turns += other.turns
@@ -148,8 +192,11 @@ class Aggregate:
             for number, count in counts.items():
                 histogram[number] = histogram.get(number, 0) + count
 
+        for name, more in other.strata.items():
+            self.strata[name] = [one + two for one, two in zip(self.strata.get(name, (0, 0.0, 0.0)), more, strict=True)]
+
     @classmethod
-    def of(cls, turns: Iterable[TurnRecord]) -> Aggregate:
+    def of(cls, turns: Iterable[Counted]) -> Aggregate:
         """The aggregate of some turns."""
         aggregate = cls()
         for turn in turns:
@@ -157,16 +204,17 @@ class Aggregate:
         return aggregate
 
     @classmethod
-    def load(cls, turns: int, aborted: int, failed: int, sums: str, bins: str) -> Aggregate:
+    def load(cls, turns: int, aborted: int, failed: int, sums: str, bins: str, strata: str) -> Aggregate:
         """From a row of ``rollups``."""
         histograms = {
             name: {int(number): count for number, count in counts.items()} for name, counts in json.loads(bins).items()
         }
-        return cls(turns, aborted, failed, json.loads(sums), histograms)
+        return cls(turns, aborted, failed, json.loads(sums), histograms, json.loads(strata))
 
-    def dump(self) -> tuple[int, int, int, str, str]:
+    def dump(self) -> tuple[int, int, int, str, str, str]:
         """As a row of ``rollups``."""
-        return self.turns, self.aborted, self.failed, json.dumps(self.sums), json.dumps(self.bins)
+        sums, bins, strata = (json.dumps(part, separators=(",", ":")) for part in (self.sums, self.bins, self.strata))
+        return self.turns, self.aborted, self.failed, sums, bins, strata
 
     def percentile(self, name: str, share: float) -> float | None:
         """Percentile of a phase, seconds, at most 2 % off."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from mixquant_agents.records import TurnRecord, percentile
+from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, TIMES, Aggregate
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS
@@ -18,13 +18,29 @@ __all__ = ["Gathered", "gather", "level_for"]
 
 EXACT_TURNS = 4_000
 """Up to this many turns are read one by one, and percentiles are exact."""
-MOST_TURNS = 20_000
+MOST_TURNS = 5_000
 """Where roll-ups cannot answer (one thread, one run, only failures), the newest this many are read."""
 
-_NEEDED = (
-    "prompt_tokens, cached_tokens, prefill_tokens, quantized_tokens, exact_tokens, decode_tokens, queue_seconds, "
-    "prefill_seconds, ttft_seconds, decode_seconds, itl_mean_seconds, total_seconds, aborted, error"
-)
+
+class _Row(NamedTuple):
+    """A turn as far as it is counted; the fields name the columns."""
+
+    started_us: int
+    series_id: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    prefill_tokens: int | None
+    quantized_tokens: int | None
+    exact_tokens: int | None
+    decode_tokens: int | None
+    queue_seconds: float | None
+    prefill_seconds: float | None
+    ttft_seconds: float | None
+    decode_seconds: float | None
+    itl_mean_seconds: float | None
+    total_seconds: float | None
+    aborted: bool
+    error: str | None
 
 
 @dataclass(slots=True)
@@ -117,7 +133,7 @@ def _count(store: TurnStore, found: Gathered, ids: list[int] | None) -> int:
 
 def _from_rollups(store: TurnStore, found: Gathered, ids: list[int] | None) -> None:
     where, values = _window(found, ids)
-    query = f"SELECT start, series_id, turns, aborted, failed, sums, bins FROM rollups WHERE {where}"  # noqa: S608 # built above
+    query = f"SELECT start, series_id, turns, aborted, failed, sums, bins, strata FROM rollups WHERE {where}"  # noqa: S608 # built above
     with store.reading() as connection:
         for row in connection.execute(query, values):
             found.parts[row[0], row[1]] = Aggregate.load(*tuple(row)[2:])
@@ -130,7 +146,7 @@ def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list
     if ids is None and chosen.by_series:
         where += " AND turns.series_id IN (SELECT id FROM series)"
     query = (
-        f"SELECT started_us, series_id, {_NEEDED} FROM turns WHERE {where} AND started_us >= ? AND started_us < ? "  # noqa: S608 # built above
+        f"SELECT {', '.join(_Row._fields)} FROM turns WHERE {where} AND started_us >= ? AND started_us < ? "  # noqa: S608 # built above
         f"ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
     )
     with store.reading() as connection:
@@ -138,13 +154,15 @@ def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list
     if len(rows) > MOST_TURNS:
         found.truncated = True
         rows.pop()
-    found.values = {name: [] for name in TIMES}
+    found.values = {}
+    width = found.level * 1_000_000
     for row in rows:
-        # Values from the store were validated when they were recorded.
-        turn = TurnRecord.model_construct(**{**dict(row), "aborted": bool(row["aborted"])})
-        start = row["started_us"] // 1_000_000 // found.level * found.level
-        found.parts.setdefault((start, row["series_id"]), Aggregate()).add(turn)
-        for name in TIMES:
-            value = row[f"{name}_seconds"]
-            if value is not None:
-                found.values[name].append(value)
+        turn = _Row._make(row)
+        key = (turn.started_us // width * found.level, turn.series_id)
+        aggregate = found.parts.get(key)
+        if aggregate is None:
+            aggregate = found.parts[key] = Aggregate()
+        aggregate.add(turn)
+    places = {name: _Row._fields.index(f"{name}_seconds") for name in TIMES}
+    for name, place in places.items():
+        found.values[name] = [row[place] for row in rows if row[place] is not None]

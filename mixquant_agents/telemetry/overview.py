@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mixquant_agents.telemetry.bins import TIMES, Aggregate, bin_value, histogram_percentile
+from mixquant_agents.telemetry.bins import TIMES, Aggregate, bin_value
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.gather import Gathered, gather
 from mixquant_agents.telemetry.rows import from_microseconds
@@ -70,8 +70,9 @@ class SpeedUp:
     """Prefill speed against the measured baseline, between turns of like size.
 
     Attributes:
-        prefill: seconds per prefilled token of the baseline over the policy's; above 1 the policy is faster. Geometric
-            mean over size classes, weighted by the policy's turns.
+        prefill: seconds per prefilled token of the baseline over the policy's; above 1 the policy is faster. Ratio of
+            geometric means within a size class, averaged (in the logarithm) with the policy's turns as weights.
+        low, high: 95 % interval of it.
         turns, baseline_turns: turns in the size classes that count.
         covered: share of the policy's turns in those classes.
     """
@@ -80,6 +81,8 @@ class SpeedUp:
     engine: str
     policy: str
     prefill: float
+    low: float
+    high: float
     turns: int
     baseline_turns: int
     covered: float
@@ -102,13 +105,13 @@ class Overview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two sets of turns side by side. ``prefill_speed_up`` is A's seconds per prefilled token over B's at like
-    sizes."""
+    """Two sets of turns side by side. ``prefill_speed_up``: A's seconds per prefilled token over B's at like sizes, and
+    its 95 % interval."""
 
     a: Figures
     b: Figures
     distributions: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
-    prefill_speed_up: float | None = None
+    prefill_speed_up: tuple[float, float, float] | None = None
     matched_turns: tuple[int, int] = (0, 0)
     note: str | None = None
 
@@ -150,11 +153,11 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
     sides = [gather(store, chosen, now=now) for chosen in (a, b)]
     totals = [side.total() for side in sides]
     figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
-    ratio, turns_a, turns_b, _ = _matched(totals[0], totals[1])
+    match = _matched(totals[0], totals[1])
     note = None
     if any(one.emulated for one in figures):
-        ratio, note = None, "one side ran an emulation: its times say nothing about speed"
-    elif ratio is None:
+        match, note = None, "one side ran an emulation: its times say nothing about speed"
+    elif match is None:
         note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
     return Comparison(
         a=figures[0],
@@ -162,8 +165,8 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
         distributions={
             name: distribution(totals[0].bins.get(name, {}), totals[1].bins.get(name, {})) for name in TIMES
         },
-        prefill_speed_up=ratio,
-        matched_turns=(turns_a, turns_b),
+        prefill_speed_up=(match.ratio, match.low, match.high) if match is not None else None,
+        matched_turns=(match.base_turns, match.turns) if match is not None else (0, 0),
         note=note,
     )
 
@@ -229,17 +232,19 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
         like = [one for one in here if (one.model, one.engine) == (model, engine) and not one.emulated]
         base = found.total([one.id for one in like if one.policy == BASELINE])
         mine = found.total([one.id for one in like if one.policy == name])
-        ratio, baseline_turns, turns, covered = _matched(base, mine)
-        if ratio is not None:
+        match = _matched(base, mine)
+        if match is not None:
             ups.append(
                 SpeedUp(
                     model=model,
                     engine=engine,
                     policy=name,
-                    prefill=ratio,
-                    turns=turns,
-                    baseline_turns=baseline_turns,
-                    covered=covered,
+                    prefill=match.ratio,
+                    low=match.low,
+                    high=match.high,
+                    turns=match.turns,
+                    baseline_turns=match.base_turns,
+                    covered=match.covered,
                 )
             )
     if ups:
@@ -247,24 +252,44 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
     return [], "the store holds no exact turns of the same model and of like size to compare with"
 
 
-def _matched(base: Aggregate, mine: Aggregate) -> tuple[float | None, int, int, float]:
-    """``(ratio, turns of base, turns of mine, share of mine covered)`` over the size classes that both sides fill."""
-    weight = log_sum = 0.0
-    base_turns = mine_turns = all_turns = 0
-    for name, histogram in mine.bins.items():
-        if name in TIMES:
-            continue
-        count = sum(histogram.values())
-        all_turns += count
-        reference = base.bins.get(name, {})
-        if count < STRATUM_TURNS or sum(reference.values()) < STRATUM_TURNS:
-            continue
-        before, after = histogram_percentile(reference, 0.5), histogram_percentile(histogram, 0.5)
-        if before and after:
-            log_sum += count * math.log(before / after)
-            weight += count
-            base_turns += sum(reference.values())
-            mine_turns += count
-    if not weight:
-        return None, 0, 0, 0.0
-    return math.exp(log_sum / weight), base_turns, mine_turns, mine_turns / all_turns
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """Prefill speed of one side over the other's at like sizes, its 95 % interval, and how many turns it rests on."""
+
+    ratio: float
+    low: float
+    high: float
+    base_turns: int
+    turns: int
+    covered: float
+
+
+def _matched(base: Aggregate, mine: Aggregate) -> _Match | None:
+    """Compare within the size classes that both sides fill; ``None`` where there is none."""
+    shared = {
+        name: (base.strata[name], stratum)
+        for name, stratum in mine.strata.items()
+        if name in base.strata and min(stratum[0], base.strata[name][0]) >= STRATUM_TURNS
+    }
+    turns = sum(after[0] for _, after in shared.values())
+    if not turns:
+        return None
+    mean = variance = 0.0
+    for before, after in shared.values():
+        weight = after[0] / turns
+        mean += weight * (before[1] / before[0] - after[1] / after[0])
+        variance += weight**2 * (_variance_of_mean(before) + _variance_of_mean(after))
+    spread = 1.96 * math.sqrt(variance)
+    return _Match(
+        ratio=math.exp(mean),
+        low=math.exp(mean - spread),
+        high=math.exp(mean + spread),
+        base_turns=int(sum(before[0] for before, _ in shared.values())),
+        turns=int(turns),
+        covered=turns / sum(stratum[0] for stratum in mine.strata.values()),
+    )
+
+
+def _variance_of_mean(stratum: list[float]) -> float:
+    count, total, squares = stratum
+    return max(0.0, squares - total * total / count) / (count - 1) / count

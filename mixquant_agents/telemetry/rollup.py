@@ -14,10 +14,10 @@ Fresh = tuple[TurnRecord, int, int]
 """A turn just inserted, its series, its start in microseconds."""
 
 _PUT = """
-INSERT OR REPLACE INTO rollups (level, start, series_id, turns, aborted, failed, sums, bins)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT OR REPLACE INTO rollups (level, start, series_id, turns, aborted, failed, sums, bins, strata)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_GET = "SELECT turns, aborted, failed, sums, bins FROM rollups WHERE level = ? AND start = ? AND series_id = ?"
+_GET = "SELECT turns, aborted, failed, sums, bins, strata FROM rollups WHERE level = ? AND start = ? AND series_id = ?"
 
 _THREADS = """
 INSERT INTO thread_stats

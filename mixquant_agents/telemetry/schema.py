@@ -53,7 +53,7 @@ CREATE INDEX turns_bad ON turns (started_us) WHERE aborted = 1 OR error IS NOT N
 CREATE TABLE rollups (
     level INTEGER NOT NULL, start INTEGER NOT NULL, series_id INTEGER NOT NULL,
     turns INTEGER NOT NULL, aborted INTEGER NOT NULL, failed INTEGER NOT NULL,
-    sums TEXT NOT NULL, bins TEXT NOT NULL,
+    sums TEXT NOT NULL, bins TEXT NOT NULL, strata TEXT NOT NULL,
     PRIMARY KEY (level, start, series_id)
 ) WITHOUT ROWID;
 
