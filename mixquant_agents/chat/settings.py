@@ -26,12 +26,12 @@ class ChatSettings(BaseChatModel):
         ConfigError: a setting is unknown, wrong, or given twice.
     """
 
-    model: str = Field("embedded", min_length=1)
+    model: str = Field(default="embedded", min_length=1)
     policy: PrecisionPolicy | str = "mixquant"
-    engine: Any = Field(None, exclude=True, repr=False)
+    engine: Any = Field(default=None, exclude=True, repr=False)
     engine_config: EngineConfig | None = None
     engine_settings: dict[str, Any] = Field(default_factory=dict)
-    recorders: tuple[Any, ...] = Field((), exclude=True, repr=False)
+    recorders: tuple[Any, ...] = Field(default=(), exclude=True, repr=False)
     streaming: bool = False
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN, new_call_id
@@ -73,13 +73,10 @@ def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
     called = "" if turn.parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(said))
     texts = [*thought, *said, *tokenize(called)]
     wanted = request.sampling.logprobs
-    deltas: list[TokenDelta] = []
-    for place, text in enumerate(texts):
-        logprobs = _logprobs(text, wanted)
-        if turn.parsed and place < len(thought):
-            deltas.append(TokenDelta("", (token_id(text),), text, logprobs=logprobs))
-        else:
-            deltas.append(TokenDelta(text, (token_id(text),), logprobs=logprobs))
+    made = {text: TokenDelta(text, (token_id(text),), logprobs=_logprobs(text, wanted)) for text in set(texts)}
+    deltas = [made[text] for text in texts]
+    if turn.parsed:
+        deltas[: len(thought)] = [replace(made[text], text="", reasoning=text) for text in thought]
     if turn.parsed:
         deltas += _parsed_calls(calls, wanted)
     limit = request.sampling.max_tokens

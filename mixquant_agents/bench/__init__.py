@@ -1,0 +1,1 @@
+"""Measurements behind ``mixquant bench``."""
