@@ -99,7 +99,20 @@ def _schema_alone(schema: dict[str, Any]) -> Any:
 
 
 def _tag(form: dict[str, Any]) -> str:
-    return json.dumps({"type": "structural_tag", "format": form})
+    """The structural tag as vLLM takes it, checked here: vLLM reports an invalid one only in its own words.
+
+    Raises:
+        GrammarError: a schema in it cannot be turned into a grammar.
+    """
+    from xgrammar import Grammar
+
+    text = json.dumps({"type": "structural_tag", "format": form})
+    try:
+        Grammar.from_structural_tag(text)
+    except Exception as error:  # xgrammar raises RuntimeError, ValueError and classes of its own
+        cause = " ".join(str(error).split())
+        raise GrammarError(f"the schema cannot be turned into a grammar: {cause}") from error
+    return text
 
 
 def _function(tool: JsonObject) -> JsonObject:

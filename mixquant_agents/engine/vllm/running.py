@@ -25,7 +25,7 @@ from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.sampling import sampling_parameters
 from mixquant_agents.engine.vllm.stream import TurnMeter, run_turn
 from mixquant_agents.engine.vllm.thread import EngineThread
-from mixquant_agents.errors import ConfigError, EngineDeadError, MixQuantError, RequestError
+from mixquant_agents.errors import ConfigError, EngineDeadError, FormatRefusedError, MixQuantError, RequestError
 
 __all__ = ["RunningEngine"]
 
@@ -136,7 +136,10 @@ class RunningEngine(EngineThread):
         try:
             answers = await self.llm.collective_rpc("mixquant_set_policy", args=(policy.model_dump(mode="json"),))
         except Exception as error:
-            raise self.translated(error) from error
+            ours = self.translated(error)
+            if isinstance(ours, EngineDeadError):
+                raise ours from error
+            raise FormatRefusedError(f"policy {policy.name!r} is refused by the running engine: {error}") from error
         self.policy, self.status = policy, dict(answers[0])
         return self.status
 
