@@ -1,0 +1,160 @@
+"""Tool choice and schema → one grammar; the grammar itself is tried on answers with xgrammar."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mixquant_agents.engine.protocol import EngineRequest, NamedTool
+from mixquant_agents.engine.vllm.grammar import calls_in_hermes, grammar_of
+from mixquant_agents.errors import GrammarError, RequestError
+
+
+def tool(name: str, *, strict: bool | None = None) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    function: dict[str, Any] = {"name": name, "parameters": parameters}
+    if strict is not None:
+        function["strict"] = strict
+    return {"type": "function", "function": function}
+
+
+SCHEMA = {"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"], "additionalProperties": False}
+
+
+def asked(**fields: Any) -> EngineRequest:
+    return EngineRequest(request_id="r", messages=[], **fields)
+
+
+def call(name: str, arguments: str) -> str:
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Any:
+    """A compiler over a vocabulary of single bytes, so that any text can be tried."""
+    import xgrammar
+
+    vocabulary = [bytes([byte]) for byte in range(256)] + ["</s>"]
+    return xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(vocabulary, stop_token_ids=[256]))
+
+
+def accepts(compiler: Any, params: Any, text: str) -> bool:
+    """Whether the grammar lets the whole ``text`` pass and end there."""
+    import xgrammar
+
+    if params.structural_tag is not None:
+        compiled = compiler.compile_structural_tag(params.structural_tag)
+    else:
+        compiled = compiler.compile_json_schema(json.dumps(params.json))
+    matcher = xgrammar.GrammarMatcher(compiled)
+    return all(matcher.accept_token(byte) for byte in text.encode()) and matcher.accept_token(256)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        asked(),
+        asked(tools=[tool("f")]),
+        asked(tools=[tool("f")], tool_choice="none"),
+    ],
+)
+def test_nothing_to_constrain(request_: EngineRequest) -> None:
+    assert grammar_of(request_, "hermes") is None
+
+
+def test_required_wants_calls_with_valid_arguments(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f"), tool("g")], tool_choice="required"), "hermes")
+    assert accepts(compiler, params, call("f", '{"a": 1}'))
+    assert accepts(compiler, params, call("f", '{"a": 1}') + "\n" + call("g", '{"a": 2}'))
+    assert not accepts(compiler, params, "I will not.")
+    assert not accepts(compiler, params, call("h", '{"a": 1}'))
+    assert not accepts(compiler, params, call("f", '{"a": "one"}'))
+    assert not accepts(compiler, params, call("f", "{}"))
+
+
+def test_required_without_parallel_calls_wants_one(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f")], tool_choice="required", parallel_tool_calls=False), "hermes")
+    assert accepts(compiler, params, call("f", '{"a": 1}'))
+    assert not accepts(compiler, params, call("f", '{"a": 1}') + "\n" + call("f", '{"a": 2}'))
+
+
+def test_a_named_tool_is_called_once(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f"), tool("g")], tool_choice=NamedTool("g")), "hermes")
+    assert accepts(compiler, params, call("g", '{"a": 1}'))
+    assert not accepts(compiler, params, call("f", '{"a": 1}'))
+    assert not accepts(compiler, params, call("g", '{"a": 1}') + "\n" + call("g", '{"a": 2}'))
+
+
+def test_auto_with_strict_tools_constrains_only_calls(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f", strict=True), tool("g", strict=False)]), "hermes")
+    assert accepts(compiler, params, "No tool is needed.")
+    assert accepts(compiler, params, "Let me see.\n" + call("f", '{"a": 1}'))
+    assert not accepts(compiler, params, call("f", '{"b": 1}'))
+    assert accepts(compiler, params, call("g", '{"b": 1}'))  # not strict: any object
+    assert not accepts(compiler, params, call("g", "7"))
+
+
+def test_auto_with_a_single_call_allows_one_or_none(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f")], parallel_tool_calls=False), "hermes")
+    assert accepts(compiler, params, "None needed.")
+    assert accepts(compiler, params, call("f", '{"a": 1}'))
+    assert not accepts(compiler, params, call("f", '{"a": 1}') + "\n" + call("f", '{"a": 2}'))
+
+
+def test_a_schema_is_json(compiler: Any) -> None:
+    params = grammar_of(asked(schema=SCHEMA), "hermes")
+    assert accepts(compiler, params, '{"x": true}')
+    assert not accepts(compiler, params, '{"x": 1}')
+    assert not accepts(compiler, params, '{"x":\n\n\n\ntrue}')  # no run of white space
+
+
+def test_a_schema_beside_tools_leaves_the_choice(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f")], schema=SCHEMA), "hermes")
+    assert accepts(compiler, params, '{"x": false}')
+    assert accepts(compiler, params, call("f", '{"a": 1}'))
+    assert not accepts(compiler, params, "Neither.")
+
+
+def test_models_without_a_grammar_are_forced_in_hermes_form(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f")], tool_choice="required"), None)
+    assert accepts(compiler, params, call("f", '{"a": 1}'))
+    assert calls_in_hermes(None, "required")
+    assert not calls_in_hermes(None, "auto")
+    assert calls_in_hermes("hermes", "auto")
+    assert not calls_in_hermes("llama", NamedTool("f"))
+
+
+def test_a_syntax_of_vllm_uses_its_tag(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f")], tool_choice="required"), "qwen_3_coder")
+    assert "<function=f>" in params.structural_tag
+    assert not accepts(compiler, params, call("f", '{"a": 1}'))
+    named = grammar_of(asked(tools=[tool("f"), tool("g")], tool_choice=NamedTool("g")), "qwen_3_coder")
+    assert "<function=g>" in named.structural_tag
+    assert "<function=f>" not in named.structural_tag
+
+
+@pytest.mark.parametrize(
+    ("fields", "model", "kind", "said"),
+    [
+        ({"tool_choice": "required"}, "hermes", RequestError, "at least one tool"),
+        ({"tools": [tool("f")], "tool_choice": NamedTool("g")}, "hermes", RequestError, "'g', but the tools are: f"),
+        ({"tools": [{"type": "function"}]}, "hermes", RequestError, "no function name"),
+        ({"tools": [{"function": {"name": "f", "parameters": 3}}]}, "hermes", GrammarError, "no JSON schema object: 3"),
+        ({"schema": [1]}, "hermes", GrammarError, "no JSON schema object"),
+        ({"schema": {"type": "nonsense"}}, "hermes", GrammarError, "nonsense"),
+        ({"schema": {"$ref": "#/nowhere"}}, "hermes", GrammarError, "nowhere"),
+        (
+            {"tools": [tool("f")], "tool_choice": "required", "schema": SCHEMA},
+            "hermes",
+            GrammarError,
+            "drop tool_choice",
+        ),
+        ({"tools": [tool("f")], "parallel_tool_calls": False}, None, GrammarError, "parallel_tool_calls=False"),
+        ({"tools": [tool("f", strict=True)]}, None, GrammarError, "strict tools"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(fields: Any, model: str | None, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        grammar_of(asked(**fields), model)

@@ -1,0 +1,148 @@
+"""One engine per setting, counted, closed once, replaced when dead: on stand-ins for the engine itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm import VllmEngine, close_all, shared
+from mixquant_agents.errors import EngineClosedError, ModelNotFoundError
+
+
+class StubEngine:
+    """Counts starts and closings; ``alive`` can be taken away."""
+
+    made: list[StubEngine]
+    failures: list[Exception]
+
+    def __init__(self, config: EngineConfig) -> None:
+        time.sleep(0.02)
+        if self.failures:
+            raise self.failures.pop()
+        self.config, self.alive, self.closed, self.start_seconds = config, True, 0, 0.02
+        self.policy = config.policy
+        self.made.append(self)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
+    before, apart = dict(shared._shared), set(shared._cells)
+    shared._shared.clear()
+    shared._cells.clear()
+    StubEngine.made, StubEngine.failures = [], []
+    monkeypatch.setattr(shared, "RunningEngine", StubEngine)
+    yield StubEngine
+    shared._shared.clear()
+    shared._cells.clear()
+    shared._shared.update(before)
+    shared._cells.update(apart)
+
+
+CONFIG = EngineConfig(model="some/model")
+
+
+async def test_equal_settings_share_one_engine_that_ends_with_its_last_holder(stub: Any) -> None:
+    first, second = VllmEngine.shared(CONFIG), VllmEngine.shared(EngineConfig(model="some/model"))
+    other = VllmEngine.shared(EngineConfig(model="some/model", seed=1))
+    await asyncio.gather(first.start(), second.start(), other.start())
+    assert len(stub.made) == 2
+    await first.aclose()
+    await first.aclose()  # idempotent: the second holder is not robbed
+    assert [engine.closed for engine in stub.made] == [0, 0]
+    await second.aclose()
+    assert sum(engine.closed for engine in stub.made) == 1
+    with pytest.raises(EngineClosedError, match="closed"):
+        await second.start()
+    await other.aclose()
+
+
+async def test_an_engine_of_ones_own_is_not_shared(stub: Any) -> None:
+    mine, shared_one = VllmEngine(CONFIG), VllmEngine.shared(CONFIG)
+    await mine.start()
+    await shared_one.start()
+    assert len(stub.made) == 2
+    mine.close()
+    shared_one.close()
+
+
+def test_many_loops_in_many_threads_wait_for_one_start(stub: Any) -> None:
+    engine = VllmEngine.shared(CONFIG)
+    threads = [threading.Thread(target=lambda: asyncio.run(engine.start())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stub.made) == 1
+    assert engine.start_seconds == 0.02
+    engine.close()
+
+
+async def test_a_waiter_that_gives_up_does_not_stop_the_start(stub: Any) -> None:
+    engine = VllmEngine.shared(CONFIG)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(engine.start(), 0.001)
+    await engine.start()
+    assert len(stub.made) == 1
+    await engine.aclose()
+
+
+async def test_the_next_call_after_a_death_starts_a_new_engine(stub: Any) -> None:
+    engine = VllmEngine.shared(CONFIG)
+    await engine.start()
+    stub.made[0].alive = False
+    await asyncio.gather(engine.start(), engine.start())
+    assert len(stub.made) == 2
+    assert stub.made[0].closed == 1
+    await engine.aclose()
+    assert stub.made[1].closed == 1
+
+
+async def test_a_failed_start_is_told_to_all_and_tried_again(stub: Any) -> None:
+    stub.failures.append(ModelNotFoundError("no such model"))
+    engine = VllmEngine.shared(CONFIG)
+    results = await asyncio.gather(engine.start(), engine.start(), return_exceptions=True)
+    assert [type(result) for result in results] == [ModelNotFoundError] * 2
+    await engine.start()
+    assert len(stub.made) == 1
+    await engine.aclose()
+
+
+async def test_closing_during_the_start_ends_what_was_started(stub: Any) -> None:
+    engine = VllmEngine(CONFIG)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0.005)
+    await engine.aclose()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert [made.closed for made in stub.made] == [1]
+
+
+async def test_closing_all_ends_every_engine(stub: Any) -> None:
+    engines = [VllmEngine(CONFIG), VllmEngine.shared(CONFIG)]
+    for engine in engines:
+        await engine.start()
+    close_all()
+    assert [made.closed for made in stub.made] == [1, 1]
+    for engine in engines:
+        with pytest.raises(EngineClosedError):
+            await engine.start()
+
+
+async def test_a_forked_child_forgets_the_parents_engines(stub: Any) -> None:
+    engine = VllmEngine.shared(CONFIG)
+    await engine.start()
+    child = os.fork()
+    if child == 0:
+        close_all()  # must not touch the parent's engine, nor wait for its threads
+        os._exit(0 if not shared._shared and stub.made[0].closed == 0 else 1)
+    assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
+    await engine.aclose()
