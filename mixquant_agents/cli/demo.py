@@ -22,11 +22,11 @@ def command(
     question: Annotated[list[str] | None, typer.Option(help="Question to ask; may be given several times.")] = None,
     model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, or a hub id.")] = "embedded",
     policy: Annotated[str, typer.Option(help="Precision policy preset.")] = "mixquant-nvfp4",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Watch a LangGraph retrieval agent work on a real model in a real vLLM engine, each turn counted and timed."""
-    from mixquant_agents import MixQuantChatModel, PrecisionPolicy
+    from mixquant_agents import EngineConfig, PrecisionPolicy, VllmEngine
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_workflows import demo
 
@@ -37,11 +37,13 @@ def command(
     notes.print(f"[dim]{len(documents)} documents in {where}[/dim]")
 
     async def go() -> demo.DemoResult:
-        chat = MixQuantChatModel(model=model, policy=policy, temperature=0, max_tokens=max_tokens)
-        async with chat:
+        engine = VllmEngine(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), max_num_seqs=4))
+        try:
             return await demo.run_demo(
-                chat, documents, question or demo.QUESTIONS, events=_narrate(out), start=lambda: _start(chat)
+                engine, documents, question or demo.QUESTIONS, max_tokens=max_tokens, events=_narrate(out)
             )
+        finally:
+            await engine.aclose()
 
     result = asyncio.run(go())
     if as_json:
@@ -50,11 +52,6 @@ def command(
     out.print()
     out.print(turn_table(result.turns))
     out.print(_caveat(result), style="dim")
-
-
-async def _start(chat: Any) -> float | None:
-    await chat.capabilities()
-    return getattr(chat.engine_handle, "start_seconds", None)
 
 
 def _narrate(out: Console) -> Any:
@@ -76,29 +73,23 @@ def _narrate(out: Console) -> Any:
 
 def turn_table(turns: Sequence[TurnRecord]) -> Any:
     """A table with one row per turn: tokens by phase and precision, seconds by phase."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="Where each turn's tokens and time went", title_justify="left", caption_justify="left")
-    for name in (
-        "turn",
-        "did",
-        "cached",
-        "quantized",
-        "exact",
-        "decode",
-        "queue",
-        "prefill",
-        "decode",
-        "TTFT",
-        "tok/s",
-    ):
-        table.add_column(name, justify="left" if name == "did" else "right")
+    table = Table(
+        title="Where each turn's tokens and seconds went",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("turn", no_wrap=True)
+    for name in ("cached", "quant.", "exact", "decode", "queue s", "prefill s", "decode s", "TTFT s", "tok/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for number, turn in enumerate(turns, start=1):
         table.add_row(
-            str(number),
-            ", ".join(turn.tool_calls) or "answer",
+            f"{number} {'call' if turn.tool_calls else 'answer'}",
             *(_count(n) for n in (turn.cached_tokens, turn.quantized_tokens, turn.exact_tokens, turn.decode_tokens)),
-            *(_ms(s) for s in (turn.queue_seconds, turn.prefill_seconds, turn.decode_seconds, turn.ttft_seconds)),
+            *(_seconds(s) for s in (turn.queue_seconds, turn.prefill_seconds, turn.decode_seconds, turn.ttft_seconds)),
             "–" if not turn.itl_mean_seconds else f"{1 / turn.itl_mean_seconds:.1f}",
         )
     return table
@@ -108,10 +99,8 @@ def _count(tokens: int | None) -> str:
     return "–" if tokens is None else str(tokens)
 
 
-def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds:.2f}"
 
 
 def _caveat(result: Any) -> str:

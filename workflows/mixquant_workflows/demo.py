@@ -94,25 +94,27 @@ def _explains(path: str) -> bool:
 
 
 async def run_demo(
-    model: MixQuantChatModel,
+    engine: Any,
     documents: Sequence[Document],
     questions: Sequence[str] = QUESTIONS,
     *,
+    max_tokens: int = 64,
     events: DemoEvents | None = None,
-    start: Callable[[], Any] | None = None,
 ) -> DemoResult:
     """Ask each question in one thread of a retrieval agent.
 
     Args:
-        model: the chat model; closed by its owner.
+        engine: what the chat model runs on; closed by its owner.
         documents: what is searched.
         questions: asked one after the other; later turns find earlier ones in the prefix cache.
+        max_tokens: longest answer.
         events: callbacks.
-        start: awaited before the first question; returns the engine's start time in seconds.
     """
     events = events or DemoEvents()
     index = DocumentIndex(documents, max_chars=700)
-    seconds = await start() if start is not None else None
+    capabilities = await engine.capabilities()
+    seconds = getattr(engine, "start_seconds", None)
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=max_tokens)
     events.started(seconds)
     graph = retrieval_agent(model, index, guided=True, system=SYSTEM, max_chars=1_800, checkpointer=InMemorySaver())
     config: RunnableConfig = {"configurable": {"thread_id": "demo"}}
@@ -131,7 +133,6 @@ async def run_demo(
                 for update in item.values():
                     for message in (update or {}).get("messages", []):
                         answer = _watch(message, events, records) or answer
-    capabilities = await model.capabilities()
     return DemoResult(
         model=capabilities.model,
         policy=capabilities.policy,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from mixquant_tools.base import make_tool
 from mixquant_tools.errors import ToolInputError
-from mixquant_tools.retrieval.index import MAX_QUERY_CHARS, DocumentIndex
+from mixquant_tools.retrieval.index import DocumentIndex
 
 __all__ = ["build_search_tool", "read_tool", "search_tool"]
 
@@ -21,7 +21,7 @@ _MAX_K = 20
 class SearchArguments(BaseModel):
     """What to look for."""
 
-    query: str = Field(description="words or a question to look for", min_length=1, max_length=MAX_QUERY_CHARS)
+    query: str = Field(description="words or a question to look for", min_length=1, max_length=200)
     k: int = Field(default=5, description="number of passages wanted", ge=1, le=_MAX_K)
 
 

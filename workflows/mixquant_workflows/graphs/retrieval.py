@@ -22,6 +22,7 @@ SYSTEM = (
     "After each statement name its passage by number in brackets, like [12]. "
     "If the passages do not hold the answer, say so."
 )
+INVALID = "the call is not valid JSON of the form the tool wants"
 _MARK = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
 
 
@@ -83,9 +84,17 @@ def retrieval_agent(
         return "rephrase" if guided and rounds(state) == 1 and not _found([*this_task(state["messages"])]) else "answer"
 
     def rephrase(state: RetrievalState) -> dict[str, Any]:
-        question = str(this_task(state["messages"])[0].text)[:500]
+        question = str(this_task(state["messages"])[0].text)[:200]
         call = {"name": search_name, "args": {"query": question}, "id": f"graph-{len(state['messages'])}"}
-        return {"messages": [AIMessage("", tool_calls=[call], response_metadata={"written_by": "graph"})]}
+        refused = refuse_calls(last_answer(state["messages"]), INVALID) if invalid(state) else []
+        return {"messages": [*refused, AIMessage("", tool_calls=[call], response_metadata={"written_by": "graph"})]}
+
+    def invalid(state: RetrievalState) -> bool:
+        answer = last_answer(state["messages"])
+        return bool(answer.invalid_tool_calls) and not answer.tool_calls
+
+    def after_plan(state: RetrievalState) -> Literal["search", "refuse", "check", "rephrase"]:
+        return "rephrase" if guided and invalid(state) else after_answer(state)
 
     def after_answer(state: RetrievalState) -> Literal["search", "refuse", "check"]:
         answer = last_answer(state["messages"])
@@ -121,7 +130,7 @@ def retrieval_agent(
     graph.add_node("conclude", model_step(bind(model, tools, "none"), system))
     graph.add_node("check", check)
     graph.add_edge(START, "plan")
-    graph.add_conditional_edges("plan", after_answer)
+    graph.add_conditional_edges("plan", after_plan)
     graph.add_conditional_edges("search", after_search)
     graph.add_edge("rephrase", "search")
     graph.add_conditional_edges("answer", after_answer)
