@@ -73,14 +73,10 @@ def _narrate(out: Console) -> Any:
 
 def turn_table(turns: Sequence[TurnRecord]) -> Any:
     """A table with one row per turn: tokens by phase and precision, seconds by phase."""
-    from rich import box
     from rich.table import Table
 
     table = Table(
-        title="Where each turn's tokens and seconds went",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        title="Where each turn's tokens and seconds went", title_justify="left", box=None, padding=(0, 1, 0, 0)
     )
     table.add_column("turn", no_wrap=True)
     for name in ("cached", "quant.", "exact", "decode", "queue s", "prefill s", "decode s", "TTFT s", "tok/s"):
