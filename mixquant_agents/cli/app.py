@@ -21,6 +21,7 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: dict[str, str] = {
     "demo": "demo",
     "doctor": "doctor",
+    "bench turns": "bench_turns",
 }
 """``"group command"`` or ``"command"`` → the module below ``mixquant_agents.cli`` whose ``command`` function it is."""
 
