@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixquant_agents.chat.model import MixQuantChatModel
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
+    from mixquant_agents.engine.openai import OpenAIEngine
     from mixquant_agents.engine.scripted import ScriptedEngine
     from mixquant_agents.engine.vllm import VllmEngine
     from mixquant_agents.errors import MixQuantError
@@ -22,6 +23,7 @@ _HOMES = {
     "EngineConfig": "mixquant_agents.config",
     "MixQuantChatModel": "mixquant_agents.chat.model",
     "MixQuantError": "mixquant_agents.errors",
+    "OpenAIEngine": "mixquant_agents.engine.openai",
     "PrecisionPolicy": "mixquant_agents.config",
     "ScriptedEngine": "mixquant_agents.engine.scripted",
     "TurnRecord": "mixquant_agents.records",
@@ -34,6 +36,7 @@ __all__ = [
     "EngineConfig",
     "MixQuantChatModel",
     "MixQuantError",
+    "OpenAIEngine",
     "PrecisionPolicy",
     "ScriptedEngine",
     "TurnRecord",

@@ -1,0 +1,318 @@
+"""``OpenAIEngine`` against a real HTTP server that speaks chat completions over server-sent events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from mixquant_agents import MixQuantChatModel, OpenAIEngine
+from mixquant_agents.engine.protocol import EngineRequest, NamedTool, Sampling, TokenDelta
+from mixquant_agents.errors import (
+    ContextOverflowError,
+    EngineClosedError,
+    MixQuantError,
+    ModelNotFoundError,
+    RemoteEngineError,
+    RequestError,
+)
+
+USER = [{"role": "user", "content": "hi"}]
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """A fake ``vllm serve``; what it answers is set by each test."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.chunks: list[Any] = []
+        self.status: tuple[int, dict[str, Any]] | None = None
+        self.hang = False
+        self.break_off = False
+        self.disconnected = asyncio.Event()
+        self.url = ""
+
+    async def models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]})
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return web.json_response({"count": sum(len(message["content"].split()) for message in body["messages"])})
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json())
+        self.headers.append(dict(request.headers))
+        if self.status is not None:
+            return web.json_response(self.status[1], status=self.status[0])
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            for chunk in self.chunks:
+                await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            if self.break_off:
+                request.transport.abort()
+                return response
+            while self.hang:
+                await asyncio.sleep(0.01)
+                await response.write(f"data: {json.dumps(piece(content='x'))}\n\n".encode())
+            await response.write(b"data: [DONE]\n\n")
+        except (ConnectionResetError, asyncio.CancelledError):
+            self.disconnected.set()
+            raise
+        return response
+
+
+def piece(finish: str | None = None, logprobs: Any = None, **delta: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": logprobs}
+    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+
+
+def call(index: int, call_id: str | None, name: str | None, arguments: str | None) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return piece(tool_calls=[{"index": index, "id": call_id, "type": "function", "function": function}])
+
+
+def usage(prompt: int, completion: int, **details: Any) -> dict[str, Any]:
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, **details}
+    return {**piece(), "choices": [], "usage": counts}
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    fake = Server()
+    app = web.Application()
+    app.router.add_get("/v1/models", fake.models)
+    app.router.add_post("/v1/chat/completions", fake.complete)
+    app.router.add_post("/tokenize", fake.tokenize)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield fake
+    fake.hang = False
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def engine(server: Server) -> AsyncIterator[OpenAIEngine]:
+    made = OpenAIEngine("m", base_url=server.url, max_retries=0)
+    yield made
+    await made.aclose()
+
+
+def ask(**fields: Any) -> EngineRequest:
+    return EngineRequest(request_id="r", messages=USER, **fields)
+
+
+async def read(engine: OpenAIEngine, request: EngineRequest | None = None) -> list[TokenDelta]:
+    return [delta async for delta in engine.stream(request or ask())]
+
+
+async def test_text_counts_and_times(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [
+        piece(role="assistant", content=""),
+        piece(content="Hel"),
+        piece(content="lo"),
+        piece(finish="stop"),
+        usage(20, 3, prompt_tokens_details={"cached_tokens": 16}),
+    ]
+    *_, last = deltas = await read(engine)
+    assert "".join(delta.text for delta in deltas) == "Hello"
+    assert last.finish_reason == "stop"
+    assert (last.counts.prompt_tokens, last.counts.cached_tokens, last.counts.prefill_tokens) == (20, 16, 4)
+    assert (last.counts.decode_tokens, last.counts.quantized_tokens) == (3, None)
+    assert last.times.timing_source == "client"
+    assert last.times.itl_mean_seconds == pytest.approx(last.times.decode_seconds / 2)
+    assert (await engine.capabilities()).max_model_len == 4096
+
+
+async def test_what_the_server_does_not_count_is_unknown(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [piece(content="x"), piece(finish="length"), usage(5, 1)]
+    counts = (await read(engine))[-1].counts
+    assert counts.cached_tokens is None
+    assert counts.prefill_tokens is None
+    assert counts.reasoning_tokens is None
+
+
+async def test_a_whole_turn_through_the_chat_model(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [
+        piece(reasoning="So "),
+        piece(reasoning_content="then."),
+        piece(content="I add."),
+        call(0, "call_a", "add", '{"a"'),
+        call(0, None, None, ": 3}"),
+        call(1, "call_b", "now", None),
+        piece(finish="tool_calls"),
+        usage(9, 8, completion_tokens_details={"reasoning_tokens": 2}, prompt_tokens_details={"cached_tokens": 0}),
+    ]
+    now = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+    model = MixQuantChatModel(engine=engine).bind_tools([ADD, now])
+    answer = await model.ainvoke("hi")
+    assert answer.content == "I add."
+    assert answer.additional_kwargs["reasoning_content"] == "So then."
+    assert [(one["name"], one["args"], one["id"]) for one in answer.tool_calls] == [
+        ("add", {"a": 3}, "call_a"),
+        ("now", {}, "call_b"),
+    ]
+    assert answer.usage_metadata["output_token_details"] == {"reasoning": 2}
+    assert answer.response_metadata["turn"]["engine"] == "openai"
+    assert server.bodies[0]["stream_options"] == {"include_usage": True}
+
+
+async def test_settings_reach_the_server(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [piece(content="{}"), piece(finish="stop")]
+    sampling = Sampling(
+        temperature=0.5,
+        top_k=7,
+        max_tokens=9,
+        stop=("END",),
+        seed=3,
+        logprobs=2,
+        ignore_eos=True,
+        extra={"length_penalty": 2},
+    )
+    await read(
+        engine,
+        ask(
+            sampling=sampling,
+            tools=[ADD],
+            tool_choice=NamedTool("add"),
+            parallel_tool_calls=False,
+            cache_salt="s",
+            chat_template_kwargs={"enable_thinking": False},
+            trace_context={"traceparent": "00-1-2-01"},
+        ),
+    )
+    body = server.bodies[0]
+    wanted = {
+        "temperature": 0.5,
+        "top_k": 7,
+        "max_tokens": 9,
+        "stop": ["END"],
+        "seed": 3,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "ignore_eos": True,
+        "length_penalty": 2,
+        "tool_choice": {"type": "function", "function": {"name": "add"}},
+        "parallel_tool_calls": False,
+        "cache_salt": "s",
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert {name: body[name] for name in wanted} == wanted
+    assert server.headers[0]["traceparent"] == "00-1-2-01"
+    await read(engine, ask(schema={"type": "object", "properties": {"a": {"type": "integer"}}}))
+    await read(engine, ask(schema={"type": "object"}))
+    assert server.bodies[1]["response_format"]["json_schema"]["schema"]["properties"] == {"a": {"type": "integer"}}
+    assert server.bodies[2]["response_format"] == {"type": "json_object"}
+
+
+async def test_logprobs(server: Server, engine: OpenAIEngine) -> None:
+    top = [{"token": "a", "logprob": -0.1, "bytes": None}]
+    content = [{"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": top}]
+    server.chunks = [piece(content="a", logprobs={"content": content}), piece(finish="stop")]
+    assert (await read(engine))[0].logprobs[0].top == (("a", -0.1),)
+
+
+async def test_cancelling_disconnects(server: Server, engine: OpenAIEngine) -> None:
+    server.hang = True
+    model = MixQuantChatModel(engine=engine)
+    got = asyncio.Event()
+
+    async def reader() -> None:
+        async for _ in model.astream("hi"):
+            got.set()
+
+    task = asyncio.create_task(reader())
+    await asyncio.wait_for(got.wait(), 5)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(server.disconnected.wait(), 5)
+
+
+async def test_leaving_the_stream_disconnects(server: Server, engine: OpenAIEngine) -> None:
+    server.hang = True
+    stream = engine.stream(ask())
+    await anext(stream)
+    await stream.aclose()
+    await asyncio.wait_for(server.disconnected.wait(), 5)
+
+
+TOO_LONG = (
+    "This model's maximum context length is 4096 tokens. However, your prompt contains 5000 input tokens, which "
+    "exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind", "words"),
+    [
+        (400, "temperature must be at least 0", RequestError, "temperature"),
+        (400, TOO_LONG, ContextOverflowError, "5000"),
+        (401, "bad key", RemoteEngineError, "api_key"),
+        (403, "not yours", RemoteEngineError, "api_key"),
+        (404, "The model `m` does not exist.", ModelNotFoundError, "'m'"),
+        (422, "no", RequestError, "no"),
+        (429, "slow down", RemoteEngineError, "429"),
+        (500, "boom", RemoteEngineError, "boom"),
+        (503, "busy", RemoteEngineError, "503"),
+    ],
+)
+async def test_every_status_is_translated(
+    server: Server, engine: OpenAIEngine, status: int, message: str, kind: type[MixQuantError], words: str
+) -> None:
+    server.status = (status, {"error": {"message": message, "type": "x", "code": status}})
+    with pytest.raises(kind, match=words):
+        await read(engine)
+
+
+async def test_an_error_in_the_stream(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [piece(content="a"), {"error": {"message": "EngineCore died", "code": 500}}]
+    with pytest.raises(RemoteEngineError, match="EngineCore died"):
+        await read(engine)
+
+
+@pytest.mark.parametrize("break_off", [True, False], ids=["broken off", "ended early"])
+async def test_half_an_answer_is_an_error(server: Server, engine: OpenAIEngine, break_off: bool) -> None:
+    server.chunks, server.break_off = [piece(content="a")], break_off
+    records: list[Any] = []
+    model = MixQuantChatModel(engine=engine, recorders=[records.append])
+    with pytest.raises(RemoteEngineError):
+        await model.ainvoke("hi")
+    await model.aclose()
+    assert "RemoteEngineError" in records[0].error
+
+
+async def test_no_server() -> None:
+    engine = OpenAIEngine("m", base_url="http://127.0.0.1:9/v1", max_retries=0)
+    with pytest.raises(RemoteEngineError, match="cannot be reached"):
+        await engine.capabilities()
+    await engine.aclose()
+
+
+async def test_counting_tokens(server: Server, engine: OpenAIEngine) -> None:
+    assert await engine.count_tokens([{"role": "user", "content": "one two three"}]) == 3
+
+
+async def test_closed_and_token_ids_are_refused(server: Server, engine: OpenAIEngine) -> None:
+    with pytest.raises(RequestError, match="prompt_token_ids"):
+        await read(engine, ask(prompt_token_ids=[1]))
+    await engine.aclose()
+    with pytest.raises(EngineClosedError):
+        await read(engine)
+
+
+async def test_several_loops_share_one_engine(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [piece(content="Hello"), piece(finish="stop"), usage(1, 1)]
+    model = MixQuantChatModel(engine=engine)
+    here = await model.ainvoke("hi")
+    there = await asyncio.to_thread(model.invoke, "hi")
+    fresh = await asyncio.to_thread(lambda: asyncio.run(model.ainvoke("hi")))
+    assert here.content == there.content == fresh.content == "Hello"
