@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,10 @@ def synthetic_turns(
     for a few threads: hashing a million made-up prompts would measure the generator.
     """
     rng = random.Random(seed)  # noqa: S311 # made-up data, not secrets
-    now = (end or datetime.now(UTC)) - timedelta(days=days)
-    step = timedelta(days=days) / max(1, count)
+    begin = (end or datetime.now(UTC)) - timedelta(days=days)
     made = 0
     while made < count:
+        now = begin + timedelta(days=days) * (made / count)
         thread = f"synthetic-{seed}-{made:07d}"
         policy = rng.choice(_POLICIES)
         tokens = [rng.randrange(50_000) for _ in range(rng.randint(600, 3_000))]
@@ -78,7 +79,7 @@ def synthetic_turns(
                         seconds=busy,
                         arguments='{"query": "made-up"}' if content else None,
                         result="made-up result" if content else None,
-                    )  # fmt: skip
+                    )
                 )
             call = f"{run}-call-{index}"
             tools.append(RunLink(call, run, "model", run))
@@ -88,7 +89,7 @@ def synthetic_turns(
             made += 1
             cached = len(tokens) // 16 * 16
             tokens += [rng.randrange(50_000) for _ in range((turn.decode_tokens or 0) + rng.randint(40, 900))]
-            now += min(step, timedelta(seconds=(turn.total_seconds or 0) + busy + 0.05)) if count > 5_000 else step
+            now += timedelta(seconds=(turn.total_seconds or 0) + busy + rng.uniform(0.005, 0.12))
 
 
 def _turn(
@@ -107,8 +108,8 @@ def _turn(
     calls = rng.random() < 0.8
     return TurnRecord(
         turn_id=f"{run}-{rng.getrandbits(48):012x}", run_id=run, thread_id=thread, turn_index=index,
-        model=SYNTHETIC_MODEL, engine="scripted", policy=name, prefill_format=kind, decode_format="exact", emulated=False,
-        started_at=at.isoformat(timespec="microseconds"),
+        model=SYNTHETIC_MODEL, engine="scripted", policy=name, prefill_format=kind, decode_format="exact",
+        emulated=False, started_at=at.isoformat(timespec="microseconds"),
         prompt_tokens=prompt, cached_tokens=cached, prefill_tokens=prefill, quantized_tokens=quantized,
         exact_tokens=prefill - quantized, decode_tokens=decode, reasoning_tokens=0, recomputed_rows=0, preemptions=0,
         queue_seconds=queue, prefill_seconds=read, delivery_seconds=0.0004, ttft_seconds=queue + read + 0.0004,
@@ -155,6 +156,10 @@ def _p95_ms(call: Callable[[int], object], times: int) -> tuple[float, float]:
     return percentile(taken, 0.5) or 0.0, percentile(taken, 0.95) or 0.0
 
 
+def _overview(store: TurnStore, chosen: TurnFilter, _: int) -> object:
+    return overview(store, chosen)
+
+
 def read_figures(path: Path, *, repeats: int = 40) -> dict[str, Any]:
     """Times of the overview over several windows and filters, and of one thread with its spans."""
     store = TurnStore(path)
@@ -169,7 +174,7 @@ def read_figures(path: Path, *, repeats: int = 40) -> dict[str, Any]:
         "all": window(None), "30d": window(30), "7d": window(7), "24h": window(1), "1h": window(1 / 24),
         "all, one policy": window(None, policy="exact"), "all, failures": window(None, status="bad"),
     }  # fmt: skip
-    by_window = {name: _p95_ms(lambda _, w=chosen: overview(store, w), repeats)[1] for name, chosen in windows.items()}
+    by_window = {name: _p95_ms(partial(_overview, store, chosen), repeats)[1] for name, chosen in windows.items()}
     rng = random.Random(1)  # noqa: S311 # picks threads to read
     with store.reading() as connection:
         last = connection.execute("SELECT max(id) FROM turns").fetchone()[0]

@@ -48,7 +48,7 @@ def line_chart(
     known = [value for _, _, values in lines for value in values if value is not None]
     if not known:
         return _figure(title, lines, Markup('<p class="nothing">nothing measured here yet</p>'), "", "", show, 0)
-    ceiling = top or nice_ceiling(max(known))
+    ceiling = top or nice_ceiling(max(known) * 1.05)
     count = len(labels)
     step = WIDTH / max(1, count)
     parts = [_grid()]
@@ -81,7 +81,7 @@ def _y(value: float, ceiling: float) -> float:
 
 def _grid() -> str:
     return "".join(
-        f'<line class="grid" x1="0" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (0.5, HEIGHT / 2, HEIGHT - 0.5)
+        f'<line class="gridline" x1="0" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (0.5, HEIGHT / 2, HEIGHT - 0.5)
     )
 
 

@@ -7,50 +7,17 @@ the open pages compute their fragment again, and only a fragment that changed is
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from markupsafe import Markup
-
-from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.guard import Guard, check_address
 from mixquant_agents.dashboard.source import Source
-from mixquant_agents.errors import MissingDependencyError, RequestError, StoreError
+from mixquant_agents.errors import MissingDependencyError
 from mixquant_agents.telemetry.connect import default_store_path
-from mixquant_agents.telemetry.store import TurnStore
 
 __all__ = ["serve"]
 
-log = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.25
 STATIC = Path(__file__).parent / "static"
-
-Fragment = Callable[[TurnStore, Mapping[str, str]], Markup]
-
-
-class Watcher:
-    """Counts the store's changes for all pages."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.changes = 0
-        self.running = True
-
-    async def run(self) -> None:
-        """Until the server stops."""
-        last: object = None
-        while self.running:
-            try:
-                now: object = self.source.version()
-            except StoreError as error:
-                now = str(error)
-            if now != last:
-                self.changes, last = self.changes + 1, now
-            await asyncio.sleep(POLL_SECONDS)
 
 
 def serve(
@@ -84,6 +51,8 @@ def serve(
         source.store()  # a file that is no store, or a newer one, is told at once
     try:
         from nicegui import app, ui
+
+        from mixquant_agents.dashboard.live import Watcher, declare_pages
     except ImportError as error:
         raise MissingDependencyError("the dashboard needs NiceGUI: pip install 'mixquant-agents[dashboard]'") from error
 
@@ -103,7 +72,7 @@ def serve(
     app.on_shutdown(end)
     app.add_static_files("/mixquant", str(STATIC))
     app.add_middleware(Guard, token=token)
-    _pages(watcher)
+    declare_pages(watcher)
     # NiceGUI serves all its scripts, styles and fonts itself.
     ui.run(
         host=host,
@@ -116,70 +85,3 @@ def serve(
         uvicorn_logging_level="warning",
         reconnect_timeout=10,
     )
-
-
-def _pages(watcher: Watcher) -> None:
-    """Declare the pages."""
-    from nicegui import ui
-    from starlette.requests import Request
-
-    def declare(address: str, title: str, fragment: Fragment, filters: bool) -> None:
-        async def page(request: Request) -> None:
-            await _page(watcher, address, title, fragment, filters, dict(request.query_params))
-
-        ui.page(address, title=title)(page)
-
-    declare("/", "Overview · mixquant", views.overview_page, True)
-    declare("/threads", "Threads · mixquant", views.threads_page, True)
-    declare("/thread", "Thread · mixquant", views.thread_page, False)
-    declare("/compare", "Compare · mixquant", views.compare_page, False)
-
-
-async def _page(
-    watcher: Watcher, address: str, title: str, fragment: Fragment, filters: bool, query: dict[str, str]
-) -> None:
-    from nicegui import run, ui
-
-    ui.add_head_html(
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<link rel="stylesheet" href="/mixquant/app.css"><script src="/mixquant/app.js"></script>'
-    )
-    source = watcher.source
-    ui.html(views.header(address, str(source.path), source.path.name), sanitize=False)
-    bar = ui.html("", sanitize=False).classes("mq")
-    body = ui.html('<p class="loading" role="status">Reading the store …</p>', tag="main", sanitize=False).classes("mq")
-    body.props("id=main tabindex=-1 aria-live=off")
-    seen = {"changes": -1, "busy": False}
-
-    def compute() -> tuple[Markup, Markup]:
-        if not source.exists():
-            return Markup(""), views.trouble_page(str(source.path), None)
-        try:
-            store = source.store()
-            shown = views.filters_bar(store, address, query) if filters else Markup("")
-            return shown, fragment(store, query)
-        except (StoreError, RequestError) as error:
-            return Markup(""), views.trouble_page(str(source.path), str(error))
-
-    async def refresh() -> None:
-        if seen["busy"] or seen["changes"] == watcher.changes:
-            return
-        seen["busy"], seen["changes"] = True, watcher.changes
-        try:
-            made = await run.io_bound(compute)
-            if made is not None:  # else the server is stopping
-                _update(bar, made[0])
-                _update(body, made[1])
-        except Exception:
-            log.exception("the page %s could not be made", address)
-            _update(body, views.trouble_page(str(source.path), "an unexpected error; the server's log has the details"))
-        finally:
-            seen["busy"] = False
-
-    ui.timer(POLL_SECONDS, refresh, immediate=True)
-
-
-def _update(element: Any, content: Markup) -> None:
-    if element.content != content:
-        with suppress(RuntimeError):  # the page was closed while its fragment was computed
-            element.set_content(content)

@@ -125,15 +125,24 @@ def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Water
     axis = _Axis(items)
     result = Waterfall(seconds=(axis.end - axis.start) / 1e6, folded=bool(axis.folds))
     folds = iter([*axis.folds, (1 << 62, 1 << 62)])
-    fold = next(folds)
+    fold, last_run = next(folds), None
     for item in items:
         while item.start >= fold[1]:
             left, right = axis.percent(fold[0]), axis.percent(fold[1])
             seconds = (fold[1] - fold[0]) / 1e6
             bar = Bar("unknown", left, right - left, seconds)
-            result.rows.append(Row("idle", "idle", (fold[0] - axis.start) / 1e6, seconds, (bar,)))
+            result.rows.append(
+                Row(
+                    "idle",
+                    "idle" if item.run != last_run else "agent code",
+                    (fold[0] - axis.start) / 1e6,
+                    seconds,
+                    (bar,),
+                )
+            )
             fold = next(folds)
         result.rows.append(_row(item, axis))
+        last_run = item.run
     result.totals = _totals(items)
     return result
 

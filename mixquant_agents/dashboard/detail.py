@@ -1,0 +1,113 @@
+"""One turn in full: its figures, its prefix reuse, its messages where they were recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from mixquant_agents.dashboard import written
+from mixquant_agents.dashboard.rendering import render
+from mixquant_agents.telemetry.diverge import diverging_text
+from mixquant_agents.telemetry.rows import StoredTurn
+from mixquant_agents.telemetry.store import TurnStore
+
+__all__ = ["Said", "said", "turn_detail"]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message as text. ``css`` is one of our own class names, never a foreign string."""
+
+    role: str
+    css: str
+    reasoning: str
+    text: str
+    calls: tuple[str, ...]
+
+
+def said(message: Any) -> Said:
+    """From a message of any shape: what was recorded came from models, tools and users, and may be malformed."""
+    if not isinstance(message, Mapping):
+        return Said("?", "", "", _text(message), ())
+    role = str(message.get("role", "?"))
+    name = message.get("name")
+    calls = message.get("tool_calls")
+    return Said(
+        role=f"{role} {name}" if name else role,
+        css=role if role in ROLES else "",
+        reasoning=_text(message.get("reasoning_content")),
+        text=_text(message.get("content")),
+        calls=tuple(_call(call) for call in calls) if isinstance(calls, list | tuple) else (),
+    )
+
+
+def _call(call: Any) -> str:
+    if not isinstance(call, Mapping):
+        return _text(call)
+    function = call.get("function")
+    function = function if isinstance(function, Mapping) else call
+    return f"{function.get('name', '?')}({_text(function.get('arguments', function.get('args')))})"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def turn_detail(store: TurnStore, turn: StoredTurn) -> Markup:
+    """All figures of a turn, its prefix reuse, its messages where they were recorded."""
+    before = store.predecessor(turn)
+    content = store.content(turn)
+    no_prefix = "The first turn of its thread: there is no prompt before it to reuse."
+    if before is not None:
+        no_prefix = "Not known: no block hashes were recorded for this turn or the one before."
+    elif turn.thread_id is None:
+        no_prefix = "Not known: the turn belongs to no thread."
+    return render(
+        "turn",
+        turn=turn,
+        facts=_facts(turn),
+        prefix=store.prefix(turn),
+        no_prefix=no_prefix,
+        divergence=diverging_text(store.content(before), content) if before is not None else None,
+        messages=[said(message) for message in content.messages] if content is not None else None,
+        answer=said(content.answer) if content is not None and content.answer is not None else None,
+    )
+
+
+def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
+    tokens = [
+        (name, written.count(getattr(turn, f"{field}_tokens")))
+        for name, field in (
+            ("prompt tokens", "prompt"), ("cached", "cached"), ("prefilled", "prefill"),
+            ("quantized rows", "quantized"), ("exact rows", "exact"), ("answer tokens", "decode"),
+            ("of them reasoning", "reasoning"),
+        )
+    ]  # fmt: skip
+    times = [
+        (name, written.duration(getattr(turn, f"{field}_seconds")))
+        for name, field in (
+            ("queue", "queue"), ("prefill", "prefill"), ("delivery", "delivery"), ("time to first token", "ttft"),
+            ("decode", "decode"), ("between tokens, mean", "itl_mean"), ("between tokens, p95", "itl_p95"),
+            ("total", "total"), ("KV transfer", "transfer"),
+        )
+    ]  # fmt: skip
+    times.append(("tools before", written.duration(turn.tool_seconds_before)))
+    formats = f"{turn.prefill_format or written.UNKNOWN} / {turn.decode_format or written.UNKNOWN}"
+    rest = [
+        ("formats, prefill / decode", formats + (" (emulated)" if turn.emulated else "")),
+        ("rows run again", written.count(turn.recomputed_rows)),
+        ("preemptions", written.count(turn.preemptions)),
+        ("finish reason", turn.finish_reason or written.UNKNOWN),
+        ("times measured by", turn.timing_source or written.UNKNOWN),
+        ("run", turn.root_run_id or written.UNKNOWN),
+        ("trace", turn.trace_id or written.UNKNOWN),
+    ]
+    return [*tokens, *times, *rest]

@@ -1,0 +1,114 @@
+"""The live pages: NiceGUI around the fragments of :mod:`~mixquant_agents.dashboard.views`.
+
+One watcher asks the store four times a second whether anything was committed (a pragma, microseconds); only then do the
+open pages compute their fragment again, and only a fragment that changed is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from markupsafe import Markup
+from nicegui import run, ui
+from starlette.requests import Request
+
+from mixquant_agents.dashboard import views
+from mixquant_agents.dashboard.comparing import compare_page
+from mixquant_agents.dashboard.source import Source
+from mixquant_agents.errors import RequestError, StoreError
+from mixquant_agents.telemetry.store import TurnStore
+
+__all__ = ["Watcher", "declare_pages"]
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.25
+
+Fragment = Callable[[TurnStore, Mapping[str, str]], Markup]
+
+
+class Watcher:
+    """Counts the store's changes for all pages."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.changes = 0
+        self.running = True
+
+    async def run(self) -> None:
+        """Until the server stops."""
+        last: object = None
+        while self.running:
+            try:
+                now: object = self.source.version()
+            except StoreError as error:
+                now = str(error)
+            if now != last:
+                self.changes, last = self.changes + 1, now
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def declare_pages(watcher: Watcher) -> None:
+    """Declare all pages."""
+
+    def declare(address: str, title: str, fragment: Fragment, filters: bool) -> None:
+        async def page(request: Request) -> None:
+            await _page(watcher, address, title, fragment, filters, dict(request.query_params))
+
+        ui.page(address, title=title)(page)
+
+    declare("/", "Overview · mixquant", views.overview_page, True)
+    declare("/threads", "Threads · mixquant", views.threads_page, True)
+    declare("/thread", "Thread · mixquant", views.thread_page, False)
+    declare("/compare", "Compare · mixquant", compare_page, False)
+
+
+async def _page(
+    watcher: Watcher, address: str, title: str, fragment: Fragment, filters: bool, query: dict[str, str]
+) -> None:
+    ui.add_head_html(
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="stylesheet" href="/mixquant/app.css"><script src="/mixquant/app.js"></script>'
+    )
+    source = watcher.source
+    ui.html(views.header(address, str(source.path), source.path.name), sanitize=False)
+    bar = ui.html("", sanitize=False).classes("mq")
+    body = ui.html('<p class="loading" role="status">Reading the store …</p>', tag="main", sanitize=False).classes("mq")
+    body.props("id=main tabindex=-1 aria-live=off")
+    seen = {"changes": -1, "busy": False}
+
+    def compute() -> tuple[Markup, Markup]:
+        if not source.exists():
+            return Markup(""), views.trouble_page(str(source.path), None)
+        try:
+            store = source.store()
+            shown = views.filters_bar(store, address, query) if filters else Markup("")
+            return shown, fragment(store, query)
+        except (StoreError, RequestError) as error:
+            return Markup(""), views.trouble_page(str(source.path), str(error))
+
+    async def refresh() -> None:
+        if seen["busy"] or seen["changes"] == watcher.changes:
+            return
+        seen["busy"], seen["changes"] = True, watcher.changes
+        try:
+            made = await run.io_bound(compute)
+            if made is not None:  # else the server is stopping
+                _update(bar, made[0])
+                _update(body, made[1])
+        except Exception:
+            log.exception("the page %s could not be made", address)
+            _update(body, views.trouble_page(str(source.path), "an unexpected error; the server's log has the details"))
+        finally:
+            seen["busy"] = False
+
+    ui.timer(POLL_SECONDS, refresh, immediate=True)
+
+
+def _update(element: ui.html, content: Markup) -> None:
+    if element.content != content:
+        with suppress(RuntimeError):  # the page was closed while its fragment was computed
+            element.set_content(content)

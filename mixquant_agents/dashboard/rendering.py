@@ -1,0 +1,28 @@
+"""The templates' environment: autoescape always, numbers written for readers."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from mixquant_agents.dashboard import written
+
+__all__ = ["render"]
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("mixquant_agents.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    for name in ("clock", "count", "duration", "moment", "rate", "ratio", "share"):
+        environment.filters[name] = getattr(written, name)
+    return environment
+
+
+def render(template: str, **values: Any) -> Markup:
+    """A template's markup; every value is escaped unless it is :class:`~markupsafe.Markup` already."""
+    return Markup(_environment().get_template(f"{template}.jinja").render(**values))  # noqa: S704 # autoescaped

@@ -1,0 +1,284 @@
+"""The dashboard in a real browser: live, drill-down, compare, addresses, hostile content, both widths, keys."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from dashboard_help import Dashboard, make_turn, picture, resize, text_of, until
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
+
+from mixquant_agents.bench.store import fill
+from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = (
+    '</pre><script>window.pwned=1</script><img src=x onerror="window.pwned=2"><style>*{display:none}</style>{{7*7}}'
+)
+
+
+@pytest.fixture(scope="module")
+def board(serve: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    store = tmp_path_factory.mktemp("board") / "turns.sqlite"
+    recorder = StoreRecorder(store, content=True)
+    recorder.check()
+    fill(recorder, 1_500, content=True)
+    assert recorder.flush(30)
+    yield Dashboard(serve(store), store, recorder)
+    recorder.close()
+
+
+def opened(browser: Any, address: str, holds: str) -> None:
+    browser.get(address)
+    until(lambda: holds in text_of(browser), f"{holds!r} on {address}")
+
+
+def test_a_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    opened(browser, f"{board.url}/?window=1h&policy=live-policy", "No turns match")
+    taken = []
+    for n in range(5):
+        thread = f"live-{n}-{time.time_ns()}"
+        board.recorder.record(make_turn(thread_id=thread, policy="live-policy"))
+        began = time.monotonic()
+        until(lambda thread=thread: thread in text_of(browser), "the turn just recorded", 10)
+        taken.append(time.monotonic() - began)
+    assert max(taken) < 1.0, taken
+
+
+def test_drill_down_from_overview_to_messages(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    browser.find_elements(By.CSS_SELECTOR, "main table a")[0].click()
+    until(lambda: "Waterfall" in text_of(browser), "the thread")
+    rows = browser.find_elements(By.CSS_SELECTOR, ".fall li")
+    turns = browser.find_elements(By.CSS_SELECTOR, ".fall li.turn a")
+    assert len(turns) >= 4
+    assert len(rows) > len(turns), "tools have rows of their own"
+    assert browser.find_elements(By.CSS_SELECTOR, ".fall .p-prefill")
+    turns[1].click()
+    text = until(lambda: "Prefix reuse" in text_of(browser) and text_of(browser), "the turn's detail")
+    assert "Which of my notes mention the budget?" in text
+    assert "quantized rows" in text
+    assert "turn=" in browser.current_url
+    shown = browser.find_element(By.CSS_SELECTOR, ".fall a[aria-current]").text
+    assert shown.startswith("turn 1")
+
+
+def test_compare_two_policies(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    opened(browser, f"{board.url}/compare?window=30d&a.policy=exact&b.policy=mixquant-fp8", "Distributions")
+    text = text_of(browser)
+    assert "At like sizes B reads a token" in text
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".chart path.side-b")) == 6
+    Select(browser.find_element(By.NAME, "b.policy")).select_by_value("uniform-fp8")
+    until(lambda: "b.policy=uniform-fp8" in browser.current_url, "the choice in the address")
+    until(lambda: "B uniform-fp8" in text_of(browser), "the other policy")
+
+
+def test_an_emulation_gets_no_speed_up(browser: Any, board: Dashboard) -> None:
+    for policy, emulated in (("exact", False), ("mixquant-nvfp4", True)):
+        for _ in range(8):
+            board.recorder.record(make_turn(model="tiny", policy=policy, emulated=emulated, thread_id=policy))
+    board.recorder.flush()
+    opened(browser, f"{board.url}/?model=tiny&window=1h", "emulated")
+    assert "times say nothing about speed" in text_of(browser)
+    assert "×" not in browser.find_element(By.CSS_SELECTOR, ".tiles").text
+    opened(
+        browser, f"{board.url}/compare?a.policy=exact&b.policy=mixquant-nvfp4&a.model=tiny&b.model=tiny", "emulation"
+    )
+    assert "×" not in browser.find_element(By.CSS_SELECTOR, "main").text
+
+
+def test_filters_live_in_the_address(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    opened(browser, f"{board.url}/?window=30d&policy=exact", "Newest turns")
+    assert Select(browser.find_element(By.NAME, "policy")).first_selected_option.text == "exact"
+    policies = {cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "td[data-label=Policy]")}
+    assert policies == {"exact"}
+    Select(browser.find_element(By.NAME, "policy")).select_by_value("mixquant-fp8")
+    until(lambda: "policy=mixquant-fp8" in browser.current_url, "the choice in the address")
+    assert "window=30d" in browser.current_url
+    until(lambda: "mixquant-fp8" in text_of(browser) and "Newest turns" in text_of(browser), "the filtered page")
+    browser.back()
+    until(lambda: "policy=exact" in browser.current_url, "the way back")
+    opened(browser, f"{board.url}/?since=yesterday", "cannot be read")
+    assert "'yesterday' is not an ISO 8601 instant" in text_of(browser)
+
+
+def test_hostile_content_is_shown_as_text(browser: Any, board: Dashboard) -> None:
+    thread = f"evil {HOSTILE}"
+    for index in range(2):
+        board.recorder.record_span(
+            Span(
+                kind=SpanKind.TOOL, name=HOSTILE, span_id=f"s{index}", started_at=utc(-1), seconds=0.1,
+                thread_id=thread, error=HOSTILE, arguments=HOSTILE, result=HOSTILE,
+            )
+        )  # fmt: skip
+        content = TurnContent(
+            messages=[
+                {"role": "tool", "name": HOSTILE, "content": HOSTILE},
+                {"role": HOSTILE, "content": [{"type": "text", "text": HOSTILE}]},
+                "not a message at all " + HOSTILE,  # type: ignore[list-item]
+            ],
+            answer={"role": "assistant", "content": HOSTILE, "tool_calls": [{"function": {"name": HOSTILE}}, HOSTILE]},
+            prompt_text=f"{HOSTILE} version {index} {HOSTILE}",
+        )
+        turn = make_turn(
+            thread_id=thread, model=HOSTILE, policy=HOSTILE, error=HOSTILE, turn_index=index, turn_id=f"e{index}"
+        )
+        board.recorder.record(turn, content=content, prompt_token_ids=[index, *range(640)])
+    board.recorder.flush()
+    pages = (
+        "/?window=1h", "/threads?window=1h", f"/thread?id={quote(thread)}", f"/thread?id={quote(thread)}&turn=e1",
+        f"/compare?window=1h&a.policy={quote(HOSTILE)}&b.policy={quote(HOSTILE)}",
+        f"/?window=1h&policy={quote(HOSTILE)}&run={quote(HOSTILE)}", f"/threads?search={quote(HOSTILE)}",
+    )  # fmt: skip
+    for page in pages:
+        browser.get(board.url + page)
+        until(lambda: "Reading the store" not in text_of(browser) and browser.find_elements(By.TAG_NAME, "main"), page)
+        time.sleep(0.3)
+        assert browser.execute_script("return window.pwned") is None, page
+        assert not browser.find_elements(By.CSS_SELECTOR, "main img, main script, main style"), page
+    opened(browser, f"{board.url}/thread?id={quote(thread)}&turn=e1", "Prefix reuse")
+    assert browser.find_element(By.TAG_NAME, "body").is_displayed()
+    text = text_of(browser)
+    assert text.count(HOSTILE) >= 6
+    assert "{{7*7}}" in text
+    assert "diverged" in text
+    picture(browser, "hostile")
+
+
+def utc(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+def test_no_request_leaves_the_machine(browser: Any, board: Dashboard) -> None:
+    browser.get_log("performance")
+    for page in ("/", "/threads", "/compare"):
+        opened(browser, f"{board.url}{page}?window=30d", "Time")
+        time.sleep(0.5)
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    wanted = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    sockets = [event["params"]["url"] for event in events if event["method"] == "Network.webSocketCreated"]
+    assert len(wanted) > 10
+    assert sockets, "the live updates come over a socket"
+    host = board.url.removeprefix("http://")
+    outside = [url for url in wanted + sockets if not url.startswith((f"http://{host}/", f"ws://{host}/", "data:"))]
+    assert not outside
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_readable_at_both_widths(browser: Any, board: Dashboard, width: int, dark: bool) -> None:
+    resize(browser, width, dark=dark)
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
+    name = f"{width}-{'dark' if dark else 'light'}"
+    for page, address, holds in (
+        ("overview", f"{board.url}/?window=30d", "Newest turns"),
+        ("threads", f"{board.url}/threads?window=30d", "Threads, newest first"),
+        ("thread", thread, "Waterfall"),
+        ("compare", f"{board.url}/compare?window=30d", "Distributions"),
+    ):
+        resize(browser, width, dark=dark)
+        opened(browser, address, holds)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width, f"{page} is too wide"
+        small = browser.execute_script(
+            "return [...document.querySelectorAll('main *')].filter(e => e.innerText && e.children.length === 0 && "
+            "parseFloat(getComputedStyle(e).fontSize) < 11).map(e => e.outerHTML)"
+        )
+        assert not small
+        paper, ink = browser.execute_script(
+            "const s = getComputedStyle(document.querySelector('.mq')); "
+            "return [getComputedStyle(document.body).backgroundColor, s.color]"
+        )
+        assert contrast(paper, ink) > 12
+        picture(browser, f"{page}-{name}")
+    resize(browser, 1280)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG contrast ratio of two ``rgb(…)`` colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(float(part)) / 255 for part in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_theme_switch_is_kept(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    opened(browser, f"{board.url}/", "Overview")
+    before = browser.execute_script("return document.documentElement.dataset.theme")
+    browser.find_element(By.CSS_SELECTOR, "[data-theme-toggle]").click()
+    opened(browser, f"{board.url}/threads", "Threads")
+    after = browser.execute_script("return document.documentElement.dataset.theme")
+    browser.execute_script("localStorage.clear()")
+    assert {before, after} == {"light", "dark"}
+
+
+def test_reachable_by_keyboard(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys("/")
+    assert browser.switch_to.active_element.get_attribute("name") == "search"
+    seen = []
+    for _ in range(40):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        active = browser.switch_to.active_element
+        seen.append(active.get_attribute("id") or active.get_attribute("name") or active.tag_name)
+        if active.get_attribute("id") == "thread-2":
+            break
+    assert seen[-1] == "thread-2", seen
+    ring = browser.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert ring == "solid"
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    until(lambda: "Waterfall" in text_of(browser), "the thread by Enter")
+    browser.find_element(By.TAG_NAME, "body").send_keys("c")
+    until(lambda: "/compare" in browser.current_url, "the comparison by its key")
+
+
+def test_focus_survives_a_live_update(browser: Any, board: Dashboard) -> None:
+    opened(browser, f"{board.url}/?window=1h&policy=exact", "Time")
+    board.recorder.record(make_turn(thread_id="focus-0"))
+    until(lambda: "focus-0" in text_of(browser), "a first turn")
+    link = browser.find_element(By.CSS_SELECTOR, "main table a")
+    identity = link.get_attribute("id")
+    browser.execute_script("arguments[0].focus()", link)
+    board.recorder.record(make_turn(thread_id="focus-1"))
+    until(lambda: "focus-1" in text_of(browser), "a second turn")
+    until(lambda: browser.switch_to.active_element.get_attribute("id") == identity, "the focus where it was")
+
+
+def test_empty_then_first_turn_then_damaged(browser: Any, serve: Callable[..., str], tmp_path: Path) -> None:
+    store = tmp_path / "later.sqlite"
+    url = serve(store)
+    opened(browser, f"{url}/", "No turns yet")
+    assert "StoreRecorder(" in text_of(browser)
+    picture(browser, "empty")
+    recorder = StoreRecorder(store)
+    recorder.record(make_turn(thread_id="the very first"))
+    until(lambda: "the very first" in text_of(browser), "the first turn, without a reload", 5)
+    recorder.close()
+    for name in ("later.sqlite-wal", "later.sqlite-shm", "later.sqlite"):
+        (tmp_path / name).unlink(missing_ok=True)
+    store.write_bytes(b"no database at all" * 100)
+    until(lambda: "cannot be read" in text_of(browser), "the error state", 5)
+    assert "not a SQLite database" in text_of(browser)
+    picture(browser, "error")
+    opened(browser, f"{url}/thread?id=nobody", "cannot be read")
