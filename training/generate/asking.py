@@ -1,0 +1,148 @@
+"""From an archetype to a question and the arguments it means; wording, manners, noise."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.generate.catalog import Archetype, expand, slots
+from training.generate.values import Drawn, draw, fields
+from training.generate.words import pick
+
+__all__ = ["Asked", "ask", "dress", "fill", "surfaces"]
+
+
+@dataclass
+class Asked:
+    """A question and what it means: arguments by the archetype's own parameter names, in the schema's order."""
+
+    question: str
+    arguments: dict[str, Any]
+    said: dict[str, str] = field(default_factory=dict)  # surface text by slot
+
+
+def surfaces(archetype: Archetype, names: list[str], rng: random.Random, *, held: bool) -> dict[str, Drawn]:
+    """A fresh value for each slot."""
+    drawn: dict[str, Drawn] = {}
+    for name in names:
+        param = archetype.param(name)
+        kind = param.kind
+        if "." in name:
+            kind = next(part for key, _, part in fields(kind.args) if key == name.split(".")[1])
+        drawn[name] = draw(kind, rng, held=held)
+        other = [value for key, (_, value) in drawn.items() if key != name and archetype.param(key).kind == kind]
+        for _ in range(8):  # two cities of one question are two cities
+            if drawn[name][1] not in other or kind.name in {"int", "bool", "float"}:
+                break
+            drawn[name] = draw(kind, rng, held=held)
+    return drawn
+
+
+def arguments(archetype: Archetype, drawn: dict[str, Drawn]) -> dict[str, Any]:
+    """Values by parameter, in the order of the schema."""
+    result: dict[str, Any] = {}
+    for param in archetype.params:
+        name = param.names[0]
+        if name in drawn:
+            result[name] = drawn[name][1]
+        parts = {key.split(".")[1]: value for key, (_, value) in drawn.items() if key.startswith(f"{name}.")}
+        if parts:
+            order = [key for key, _, _ in fields(param.kind.args)]
+            result[name] = {key: parts[key] for key in order if key in parts}
+    return result
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """Put surface texts into slots."""
+    return re.sub(r"\{([\w.]+)\}", lambda match: values.get(match.group(1), match.group(0)), template)
+
+
+def ask(
+    archetype: Archetype,
+    rng: random.Random,
+    *,
+    held: bool,
+    template: str | None = None,
+    optional: float | None = None,
+    fixed: dict[str, Drawn] | None = None,
+) -> Asked:
+    """One question about an archetype. ``fixed`` gives the values of some slots."""
+    share = rng.choice([0.0, 0.3, 0.5, 0.8]) if optional is None else optional
+    required = {param.names[0] for param in archetype.params if param.required}
+    for _ in range(20):
+        text = expand(template or rng.choice(archetype.questions), rng, share)
+        names = slots(text)
+        if template is not None or required <= {name.split(".")[0] for name in names}:
+            break
+    drawn = surfaces(archetype, names, rng, held=held)
+    drawn.update({key: value for key, value in (fixed or {}).items() if key in drawn})
+    said = {key: surface for key, (surface, _) in drawn.items()}
+    text = typo(text, rng) if rng.random() < 0.04 else text
+    return Asked(fill(text, said), arguments(archetype, drawn), said)
+
+
+def typo(template: str, rng: random.Random) -> str:
+    """Swap or drop one letter outside the slots."""
+    places = [i for i in range(1, len(template) - 2) if template[i - 1 : i + 2].isalpha()]
+    outside = [i for i in places if template[:i].count("{") == template[:i].count("}")]
+    if not outside:
+        return template
+    i = rng.choice(outside)
+    if rng.random() < 0.5:
+        return template[:i] + template[i + 1] + template[i] + template[i + 2 :]
+    return template[:i] + template[i + 1 :]
+
+
+_BEFORE = {
+    False: [
+        "Hi, ", "Hello! ", "Hey, ", "Please ", "Could you help me? ", "Quick question: ", "I have a request. ",
+        "Good morning. ", "Sorry to bother you, ", "One more thing: ", "Okay, ", "So ", "Can you help? ", "Hi there! ",
+        "I was wondering: ", "Assistant, ", "Alright. ", "Next: ", "For my notes: ", "My boss wants to know: ",
+        "Before I forget: ", "It's urgent. ", "As discussed, ", "Thanks for your help so far. ", "Let's see. ",
+    ],
+    True: ["Say, ", "Evening! ", "Right then, ", "Bit of a favour: ", "Whenever you have a second, ", "Small ask. "],
+}  # fmt: skip
+_AFTER = {
+    False: [
+        " Thanks!", " Thank you.", " please", " Please be quick.", " I need it today.", " Much appreciated.", " Cheers.",
+        " Let me know.", " That would be great.", " Thank you in advance!", " It's for a friend.", " No rush.",
+    ],
+    True: [" Ta!", " I'd be grateful.", " That's all for now.", " Whenever suits."],
+}  # fmt: skip
+_CONTEXT = {
+    False: [
+        "I'm working on a project about {topic}.", "I live in {city} with my family.", "My friend {first} asked me about this.",
+        "We talked about {topic} at school today.", "I'm preparing for a {event}.", "I just came back from {city}.",
+        "It has been a long day.", "I'm new to this.", "My old {product} broke last week.", "I run a small shop in {city}.",
+        "I am a {job} by profession.", "My {hobby} club meets tomorrow.", "{first} and I had an argument about it.",
+        "I read about {topic} in the paper.", "I promised {first} to find out.", "There is so much to do before the {event}.",
+        "I'm on the train to {city} right now.", "I tried to do it by hand and failed.", "I keep forgetting these things.",
+    ],
+    True: ["Nothing special, just curiosity.", "Our neighbours in {city} wanted to hear this too.", "I lost my {product} again."],
+}  # fmt: skip
+
+
+def _context(rng: random.Random, held: bool) -> str:
+    text = rng.choice(_CONTEXT[held])
+    return re.sub(r"\{(\w+)\}", lambda match: pick(match.group(1), rng, held=held), text)
+
+
+def dress(question: str, rng: random.Random, *, held: bool) -> str:
+    """Manners, context, case and punctuation around a question; its values stay as they are."""
+    text = question
+    if rng.random() < 0.25:
+        text = rng.choice(_BEFORE[held]) + text
+    if rng.random() < 0.15:
+        text = text + ("" if text[-1] in ".?!" else ".") + rng.choice(_AFTER[held])
+    if rng.random() < 0.75:
+        text = text[0].upper() + text[1:]
+        text = re.sub(r"([.?!] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), text)
+        text = re.sub(r"\bi\b", "I", text)
+    if text[-1] not in ".?!\"" and rng.random() < 0.6:
+        text += "."
+    if rng.random() < 0.12:
+        context = _context(rng, held)
+        text = f"{context} {text}" if rng.random() < 0.75 else f"{text}{'' if text[-1] in '.?!' else '.'} {context}"
+    return text

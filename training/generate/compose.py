@@ -1,0 +1,193 @@
+"""Archetypes put together at random: verbs, things and attributes, or a quantity and its inputs.
+
+They make schemas that nobody wrote by hand, so that reading the schema is the only way to the right call. The held-out
+side has its own things, attributes and phrasings.
+"""
+
+from __future__ import annotations
+
+import random
+
+from training.generate.catalog import Archetype, Param
+from training.generate.values import parse
+
+__all__ = ["action", "quantity", "random_archetype"]
+
+_HEADS = {
+    False: "invoice shipment sensor patient vehicle warehouse contract campaign lesson recipe playlist machine subscription ticket survey dataset report meeting property policy claim route device battery garden aquarium exhibit parcel voucher membership booking project budget channel camera printer workspace document signature auction orchard vineyard turbine pump valve greenhouse locker elevator badge visitor supplier donor volunteer trial experiment sample telescope satellite antenna drone tractor ferry bakery kitchen studio podcast newsletter forum mailbox backup cluster container pipeline dashboard alarm schedule roster shift payroll loan deposit wallet coupon catalog collection archive inspection permit license certificate exam classroom scholarship tournament league stadium".split(),
+    True: "beehive kiln loom canoe trophy ledger quiver harness sculpture manuscript lighthouse sawmill brewery falcon choir puppet lantern compass anvil tapestry".split(),
+}  # fmt: skip
+_MODIFIERS = {
+    False: ["customer", "daily", "regional", "student", "medical", "solar", "marine", "digital", "public", "monthly", "mobile", "remote", "internal", "guest", "fleet", "office", "school", "family", "city", "museum", "hotel", "airport", "farm", "retail", "cloud", "legacy", "training", "research", "charity", "sports"],
+    True: ["alpine", "antique", "nocturnal", "coastal", "royal", "wooden"],
+}  # fmt: skip
+_VERBS = {
+    "create": ["create", "set up", "make", "add", "open"], "update": ["update", "change", "edit", "adjust"],
+    "delete": ["delete", "remove", "drop"], "get": ["get", "show me", "fetch", "look up", "pull up"],
+    "list": ["list", "show me all", "give me every"], "export": ["export", "download"], "archive": ["archive", "file away"],
+    "approve": ["approve", "sign off"], "schedule": ["schedule", "plan"], "validate": ["validate", "check"],
+    "analyze": ["analyze", "take a closer look at", "examine"], "estimate": ["estimate", "give me an estimate for"],
+    "track": ["track", "follow", "keep an eye on"], "register": ["register", "sign up", "enter"], "publish": ["publish", "release"],
+    "share": ["share", "pass on"], "monitor": ["monitor", "watch"], "search": ["search", "find", "look for"],
+    "simulate": ["simulate", "run a simulation of"], "optimize": ["optimize", "improve"], "assign": ["assign", "hand over"],
+    "rename": ["rename"], "suspend": ["suspend", "pause", "put on hold"], "renew": ["renew", "extend"], "rate": ["rate"],
+    "compare": ["compare"], "duplicate": ["duplicate", "copy"], "lock": ["lock"], "inspect": ["inspect"], "audit": ["audit"],
+}  # fmt: skip
+_HELD_VERBS = {"polish": ["polish", "give a shine to"], "appraise": ["appraise", "put a value on"], "loan_out": ["lend out", "loan out"], "tally": ["tally", "count up"], "restore": ["restore", "bring back"]}  # fmt: skip
+# name, kind, description, phrases
+_ATTRIBUTES = [
+    ("priority", "enum(low|medium|high|urgent)", "Priority", ["with {v} priority", "{v} priority", "priority {v}"]),
+    ("status", "enum(active|inactive|pending|archived)", "Status", ["with status {v}", "that is {v}", "status {v}"]),
+    ("owner", "person", "Person in charge", ["owned by {v}", "for {v}", "{v} is in charge"]),
+    ("region", "country", "Region", ["in {v}", "for the {v} region", "based in {v}"]),
+    ("site", "city", "Site", ["at the {v} site", "in {v}", "in our {v} branch"]),
+    ("start_date", "date", "First day, YYYY-MM-DD", ["starting {v}", "from {v} on", "beginning on {v}"]),
+    ("due_date", "date", "Due date, YYYY-MM-DD", ["due {v}", "due on {v}", "by {v}"]),
+    ("start_time", "time", "Start time, HH:MM", ["at {v}", "starting at {v}"]),
+    ("quantity", "int(1-900)", "How many", ["quantity {v}", "{v} of them", "{v} units"]),
+    ("limit", "int(1-100)", "Most results", ["at most {v}", "no more than {v} results", "limit {v}"]),
+    ("budget", "money", "Budget", ["with a budget of {v}", "for at most {v}", "budget {v}"]),
+    ("price", "money", "Price", ["priced at {v}", "costing {v}", "at {v}"]),
+    ("color", "color", "Colour", ["in {v}", "coloured {v}", "{v} in color"]),
+    ("material", "material", "Material", ["made of {v}", "in {v}"]),
+    ("tags", "list(label,1-3)", "Tags", ["tagged {v}", "with the tags {v}", "tags: {v}"]),
+    ("members", "list(first,2-4)", "People involved", ["together with {v}", "for {v}", "members {v}"]),
+    ("title", "topic", "Title", ["called \"{v}\"", "titled {v}", "with the title {v}"]),
+    ("name", "company", "Name", ["named {v}", "called {v}", "by the name of {v}"]),
+    ("code", "id(K)", "Code", ["{v}", "with code {v}", "number {v}"]),
+    ("reference", "id(REF)", "Reference number", ["under reference {v}", "reference {v}"]),
+    ("email", "email", "Contact address", ["contact {v}", "with {v} as contact", "and notify {v}"]),
+    ("phone", "phone", "Contact number", ["phone {v}", "reachable at {v}"]),
+    ("rating", "float(1-5,1)", "Rating", ["rated {v}", "with a rating of {v}", "rating {v}"]),
+    ("threshold", "float(0.05-0.95,2)", "Threshold", ["with a threshold of {v}", "threshold {v}"]),
+    ("temperature", "int(-30-90)", "Temperature in Celsius", ["at {v} degrees", "kept at {v} °C"]),
+    ("weight", "num", "Weight in kilograms", ["weighing {v} kg", "of {v} kilograms", "weight {v} kg"]),
+    ("duration", "int(5-600)", "Duration in minutes", ["for {v} minutes", "lasting {v} minutes", "{v} min long"]),
+    ("language", "code(langcode)", "Two-letter language code", ["in {v}", "with {v} as its language"]),
+    ("currency", "code(currency)", "Currency code", ["in {v}", "with amounts in {v}"]),
+    ("format", "enum(csv=CSV|json=JSON|pdf=PDF|xml=XML)", "Format", ["as {v}", "in {v} format"]),
+    ("frequency", "enum(daily|weekly|monthly|yearly)", "How often", ["{v}", "on a {v} basis"]),
+    ("category", "enum(standard|premium|basic|custom)", "Category", ["of the {v} kind", "category {v}", "{v} category"]),
+    ("notify", "bool(and notify everyone/with notifications|without notifying anyone/with no notifications)", "Whether to send notifications", ["{v}"]),
+    ("public", "bool(visible to everyone/publicly visible|kept private)", "Whether everyone can see it", ["{v}"]),
+    ("note", "sentence", "Note", ["with the note \"{v}\"", "note: {v}"]),
+    ("url", "url", "Link", ["linked to {v}", "with the link {v}"]),
+    ("capacity", "int(2-500)", "Capacity", ["with room for {v}", "capacity {v}", "for up to {v}"]),
+    ("version", "version", "Version", ["version {v}", "in version {v}"]),
+    ("location", "obj(city:city;street:street)", "Address", ["at {v.street} in {v.city}", "located at {v.street}, {v.city}"]),
+    ("range", "obj(min:int(0-40);max:int(41-300))", "Range of values", ["between {v.min} and {v.max}", "from {v.min} to {v.max}"]),
+    ("sort_by", "enum(name|date|price|size)", "Field to sort by", ["sorted by {v}", "ordered by {v}"]),
+]  # fmt: skip
+_HELD_ATTRIBUTES = [
+    ("keeper", "person", "Person who looks after it", ["{v} looks after it", "kept by {v}"]),
+    ("moisture_percent", "int(3-97)", "Moisture in percent", ["moisture standing at {v} percent", "moist to {v}%"]),
+    ("era", "enum(bronze|roman|medieval|modern)", "Era", ["from the {v} era", "dated {v}"]),
+    ("shelf_code", "id(SH)", "Code of the shelf", ["on shelf {v}", "shelf is {v}"]),
+    ("opening_day", "date", "Day it opens, YYYY-MM-DD", ["opening its doors {v}", "which opens on {v}"]),
+    ("fragile", "bool(handle with care|sturdy enough)", "Whether it is fragile", ["{v}"]),
+    ("asking_price", "money", "Asking price", ["they ask {v} for it", "asking price {v}"]),
+    ("origin_town", "city", "Town of origin", ["that came out of {v}", "originally {v}-made"]),
+    ("motifs", "list(animal,1-3)", "Motifs", ["showing {v}", "motifs being {v}"]),
+]  # fmt: skip
+_FRAMES = {
+    False: ["{do} {thing} {rest}", "(please|can you|could you) {do} {thing} {rest}(|?)", "i (need|want|would like) to {do} {thing} {rest}",
+            "{do} {thing}: {rest}", "{do} {thing}, {rest}", "(time to|let's) {do} {thing} {rest}", "i'd like you to {do} {thing} {rest}",
+            "is it possible to {do} {thing} {rest}?", "we have to {do} {thing} {rest}", "{rest}: {do} {thing}"],
+    True: ["would you mind if we {do} {thing} {rest}", "someone should {do} {thing}; {rest}", "go ahead and {do} {thing} {rest}"],
+}  # fmt: skip
+
+
+def _either(choices: list[str]) -> str:
+    """A choice in the catalogue's grammar."""
+    return f"({'|'.join(choices)})" if len(choices) > 1 else choices[0]
+
+
+def action(rng: random.Random, *, held: bool) -> Archetype:
+    """A verb done to a thing, with one to five attributes."""
+    verbs = _HELD_VERBS if held else _VERBS
+    verb = rng.choice(sorted(verbs))
+    head = rng.choice(_HEADS[held])
+    thing = f"{rng.choice(_MODIFIERS[held])} {head}" if rng.random() < 0.6 else head
+    pool = _HELD_ATTRIBUTES + _ATTRIBUTES[:8] if held else _ATTRIBUTES
+    chosen = rng.sample(pool, k=rng.choice([1, 2, 2, 3, 3, 4, 5]))
+    required = max(1, rng.randint(1, len(chosen)))
+    noun = thing.replace(" ", "_")
+    params, parts = [], []
+    for index, (name, kind, description, phrases) in enumerate(chosen):
+        shown = (name, f"{head}_{name}", f"{name}_value") if rng.random() < 0.4 else (name,)
+        params.append(Param(shown, parse(kind), description, index < required))
+        phrase = _either(phrases).replace("{v", "{" + name)
+        parts.append(phrase if index < required else f"[{phrase}]")
+    questions = []
+    for frame in rng.sample(_FRAMES[held], k=min(3, len(_FRAMES[held]))):
+        rng.shuffle(parts)
+        rest = rng.choice([" ", ", ", " "]).join(parts).replace("[,", "[")
+        article = "" if verb == "list" else rng.choice(["the ", "a ", "this ", "our "])
+        plural = f"{thing}s" if verb in {"list", "search", "compare"} else article + thing
+        do = _either(verbs[verb])
+        questions.append(frame.replace("{do}", do).replace("{thing}", plural).replace("{rest}", rest))
+    names = (f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}_{noun}s" if verb == "list" else f"{verb}_{head}")
+    text = f"{verb.replace('_', ' ').capitalize()} {'all ' if verb == 'list' else 'a '}{thing}{'s' if verb == 'list' else ''}"
+    asks = [(params[0].names[0], rng.choice([f"{verb.replace('_', ' ')} a {thing}", f"please {verbs[verb][0]} the {thing}"]))]
+    status = rng.choice(["done", "ok", "success", "completed", "queued"])
+    return Archetype(names, text, head, params, questions, asks, [("status", parse(f"enum({status})")), (f"{head}_id", parse("id(N)"))], "")
+
+
+_QUANTITIES = {
+    False: ["drag force", "heat loss", "fuel consumption", "water flow", "sound level", "lens power", "pump power", "beam deflection", "reaction rate", "evaporation", "wind load", "battery life", "growth rate", "signal strength", "torque", "buoyancy", "spring force", "orbital period", "dilution", "payback time", "profit margin", "customer lifetime value", "inventory turnover", "heart rate zone", "body fat", "dosage", "brick count", "fence cost", "slope", "escape speed", "light intensity", "soil acidity", "cutting speed", "gear ratio"],
+    True: ["keel pressure", "glaze thickness", "thread tension", "honey yield", "bell resonance", "rope stretch"],
+}  # fmt: skip
+_INPUTS = [
+    ("mass", "num", "kg", "Mass in kilograms"), ("length", "num", "m", "Length in metres"), ("height", "num", "m", "Height in metres"),
+    ("speed", "num", "m/s", "Speed in m/s"), ("pressure", "num", "Pa", "Pressure in pascal"), ("area", "num", "m2", "Area in square metres"),
+    ("volume", "num", "liters", "Volume in litres"), ("temperature", "int(-40-900)", "degrees", "Temperature in Celsius"),
+    ("power", "num", "watts", "Power in watts"), ("distance", "num", "km", "Distance in kilometres"), ("angle", "int(1-179)", "degrees", "Angle in degrees"),
+    ("density", "num", "kg/m3", "Density in kg/m3"), ("voltage", "num", "V", "Voltage in volts"), ("current", "float(0.1-40)", "A", "Current in ampere"),
+    ("frequency", "num", "Hz", "Frequency in hertz"), ("age", "int(1-99)", "years", "Age in years"), ("cost", "money", "", "Cost"), ("revenue", "money", "", "Revenue"),
+    ("rate", "percent", "", "Rate in percent"), ("efficiency", "pctdec", "", "Efficiency as a decimal"), ("count", "int(1-900)", "", "Number of pieces"),
+    ("time", "int(1-900)", "seconds", "Time in seconds"), ("radius", "num", "cm", "Radius in centimetres"), ("coefficient", "float(0.01-3,2)", "", "Coefficient"),
+]  # fmt: skip
+_OPTIONS = [
+    ("unit", "enum(metric|imperial)", "Unit system", ["in {v} units", "using {v} units"]),
+    ("precision", "int(0-8)", "Decimals", ["to {v} decimals", "with {v} decimal places"]),
+    ("method", "enum(simple|exact|empirical)", "Method", ["with the {v} method", "using the {v} formula"]),
+    ("material", "material", "Material", ["for {v}", "if it is made of {v}"]),
+    ("verbose", "bool(with all steps/showing the steps|without steps)", "Show intermediate steps", ["{v}"]),
+]  # fmt: skip
+
+
+def quantity(rng: random.Random, *, held: bool) -> Archetype:
+    """A quantity computed from two to four inputs with units, and perhaps an option."""
+    name = rng.choice(_QUANTITIES[held])
+    inputs = rng.sample(_INPUTS, k=rng.choice([1, 2, 2, 3, 3, 4]))
+    params, said = [], []
+    for key, kind, unit, description in inputs:
+        params.append(Param((key, f"{key}_value", f"object_{key}"), parse(kind), description, True))
+        tail = f" {unit}" if unit else ""
+        forms = [f"a {key} of {{{key}}}{tail}", f"{key} {{{key}}}{tail}"] if not held else [f"{key} at {{{key}}}{tail}"]
+        said.append((_either(forms), f"{key} = {{{key}}}{tail}"))
+    long, short = " and ".join(a for a, _ in said), ", ".join(b for _, b in said)
+    long = long.replace(" and ", ", ", len(said) - 2) if len(said) > 2 else long
+    option = ""
+    if rng.random() < 0.6:
+        key, kind, description, phrases = rng.choice(_OPTIONS)
+        params.append(Param((key,), parse(kind), description, False))
+        option = f"[ {_either(phrases)}]".replace("{v}", "{" + key + "}")
+    if held:
+        questions = [f"work out our {name} given {long}{option}", f"{name}? we have {short}{option}"]
+    else:
+        questions = [
+            f"(what is|calculate|compute|find|determine|work out) the {name} (for|with|given) {long}{option}",
+            f"{name} for {short}{option}",
+            f"(given|with|assuming) {long}, (what is|find|tell me) the {name}{option}(|?)",
+            f"i need the {name}{option}. (the values are|we have|data:) {short}",
+        ]
+    noun = name.replace(" ", "_")
+    names = (f"calculate_{noun}", noun, f"compute_{noun}", f"{noun}_calculator", f"get_{noun}", f"estimate_{noun}")
+    asks = [(params[0].names[0], f"what is the {name}?")]
+    return Archetype(names, f"Calculate the {name}", "calc", params, questions, asks, [("result", parse("num"))], "The " + name + " is {result}.")
+
+
+def random_archetype(rng: random.Random, *, held: bool) -> Archetype:
+    """An action or a quantity."""
+    return action(rng, held=held) if rng.random() < 0.65 else quantity(rng, held=held)

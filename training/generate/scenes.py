@@ -1,0 +1,253 @@
+"""Single conversations: one user request, and the right first answer (a call, several calls, a question, a refusal)."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.generate import talk
+from training.generate.asking import Asked, ask, dress
+from training.generate.catalog import Archetype, load
+from training.generate.compose import random_archetype
+from training.generate.tools import Tool, build
+from training.generate.values import draw, is_scalar
+
+__all__ = ["Scene", "Toolbox", "multiple", "no_fit", "parallel", "parallel_mixed", "question_back", "single"]
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Scene:
+    """A conversation to learn from or to be tested on. Assistant messages are what is learnt."""
+
+    kind: str
+    tools: list[Tool]
+    messages: list[Message]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def schemas(self) -> list[dict[str, Any]]:
+        """The tools as the template takes them."""
+        return [tool.schema for tool in self.tools]
+
+
+# Archetypes that could serve a request meant for another one of the same group: never distractors of each other.
+_OVERLAPS = [
+    {"calculator", "add", "subtract", "multiply", "divide", "power", "percentage_of", "factorial", "mean", "sales_tax",
+     "apply_discount", "percent_change", "tip_calculator", "rectangle_area", "combinations", "travel_time", "statistics"},
+    {"get_weather", "weather_forecast", "air_quality"}, {"web_search", "get_news", "http_request", "find_recipe", "country_info",
+     "historical_event", "tourist_attractions", "artist_info", "movie_info", "species_info", "plant_care", "population", "planet_data",
+     "element_info", "mountain_info", "river_info", "define_word", "song_lyrics", "legal_case_search", "job_search"},
+    {"translate_text", "translate_by_code"}, {"add_reminder", "create_calendar_event", "add_todo", "set_alarm", "set_timer", "medication_reminder"},
+    {"search_flights", "flights_by_airport_code"}, {"convert_currency", "exchange_rate"}, {"control_light", "control_device"},
+    {"triangle_area_sides", "triangle_area_height"}, {"find_restaurants", "find_nearby"}, {"recipes_by_ingredients", "find_recipe"},
+    {"distance_between_cities", "get_directions", "travel_time"}, {"search_files", "list_directory"}, {"country_info", "population"},
+    {"tourist_attractions", "plan_trip"}, {"run_query", "count_rows"}, {"loan_payment", "compound_interest"}, {"add_expense", "log_meal"},
+    {"tourist_attractions", "find_nearby", "find_restaurants"}, {"get_directions", "request_ride"}, {"nutrition_facts", "daily_calories"},
+]  # fmt: skip
+
+
+def overlaps(a: Archetype, b: Archetype) -> bool:
+    """Whether one could do the other's work."""
+    if a.key == b.key or set(a.names) & set(b.names):
+        return True
+    if a.domain == b.domain and a.domain == "numbers" and "calculator" in {a.key, b.key}:
+        return True
+    return any(a.key in group and b.key in group for group in _OVERLAPS)
+
+
+@dataclass
+class Toolbox:
+    """Draws archetypes and tools from one side of the split."""
+
+    rng: random.Random
+    held: bool = False
+
+    def archetype(self) -> Archetype:
+        """From the catalogue, or put together at random."""
+        share = 0.35 if self.held else 0.4
+        return random_archetype(self.rng, held=self.held) if self.rng.random() < share else self.rng.choice(load(held=self.held))
+
+    def distractors(self, targets: list[Archetype], count: int) -> list[Archetype]:
+        """Others that cannot do the targets' work; about half from the same domain."""
+        rng, chosen = self.rng, list(targets)
+        near = [a for a in load(held=self.held) if a.domain in {t.domain for t in targets}]
+        for _ in range(count * 8):
+            if len(chosen) == len(targets) + count:
+                break
+            candidate = rng.choice(near) if near and rng.random() < 0.5 else self.archetype()
+            if not any(overlaps(candidate, other) for other in chosen):
+                chosen.append(candidate)
+        return chosen[len(targets) :]
+
+    def tools(self, archetypes: list[Archetype]) -> list[Tool]:
+        """Tools with different names."""
+        built: list[Tool] = []
+        for archetype in archetypes:
+            taken = frozenset(tool.name for tool in built)
+            built.append(build(archetype, self.rng, held=self.held, taken=taken))
+        return built
+
+    def dressed(self, question: str) -> str:
+        """The question with manners and context."""
+        return dress(question, self.rng, held=self.held)
+
+    def opening(self) -> list[Message]:
+        """The system message, or none."""
+        text = talk.system(self.rng)
+        return [] if text is None else [{"role": "system", "content": text}]
+
+
+def called(calls: list[dict[str, Any]]) -> Message:
+    """An assistant message that calls."""
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
+def _with(box: Toolbox, targets: list[Archetype], count: int) -> tuple[list[Tool], list[Tool]]:
+    """Tools of the targets, and all tools in random order."""
+    tools = box.tools([*targets, *box.distractors(targets, count)])
+    shown = list(tools)
+    box.rng.shuffle(shown)
+    return tools[: len(targets)], shown
+
+
+def single(box: Toolbox) -> Scene:
+    """One tool, which fits."""
+    archetype = box.archetype()
+    (tool,), shown = _with(box, [archetype], 0)
+    asked = ask(archetype, box.rng, held=box.held)
+    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, called([tool.call(asked.arguments)])]
+    return Scene("single", shown, messages)
+
+
+def multiple(box: Toolbox) -> Scene:
+    """Two to seven tools, one of which fits."""
+    archetype = box.archetype()
+    (tool,), shown = _with(box, [archetype], box.rng.choice([1, 1, 2, 2, 3, 3, 4, 6]))
+    asked = ask(archetype, box.rng, held=box.held)
+    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, called([tool.call(asked.arguments)])]
+    return Scene("multiple", shown, messages)
+
+
+_LINKS = {
+    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". After that, ", " and ", ". Next, ", ". In addition, ", ", plus "],
+    True: [". While you're at it, ", ", furthermore ", ". On top of that "],
+}  # fmt: skip
+
+
+def _concatenate(questions: list[str], box: Toolbox) -> str:
+    text = questions[0].rstrip(".?!")
+    for question in questions[1:]:
+        text += box.rng.choice(_LINKS[box.held]) + question.rstrip(".?!")
+    return text
+
+
+def _listed(items: list[str], rng: random.Random) -> str:
+    glue = rng.choice([" and ", ", and ", ", ", " and also ", " as well as "])
+    return ", ".join(items[:-1]) + glue + items[-1]
+
+
+def _vary(archetype: Archetype, asked: Asked) -> list[str]:
+    """Slots of a question whose value can be a list in one sentence."""
+    return [slot for slot in asked.said if "." not in slot and is_scalar(archetype.param(slot).kind) and len(asked.said[slot]) < 40]
+
+
+def _split(box: Toolbox, archetype: Archetype, count: int, slots: int) -> tuple[str, list[dict[str, Any]]] | None:
+    """One sentence for several calls: one slot holds a list, or two slots hold lists "respectively"."""
+    rng = box.rng
+    template = rng.choice(archetype.questions)
+    first = ask(archetype, rng, held=box.held, template=template, optional=0.25)
+    free = _vary(archetype, first)
+    if len(free) < slots:
+        return None
+    varied = rng.sample(free, k=slots)
+    rows = []
+    for _ in range(count):
+        row = {slot: draw(archetype.param(slot).kind, rng, held=box.held) for slot in varied}
+        rows.append(row)
+    for slot in varied:
+        if len({row[slot][0] for row in rows}) < count:
+            return None
+    question = first.question
+    calls = [dict(first.arguments) for _ in rows]
+    for slot in varied:
+        said = first.said[slot]
+        if question.count(said) != 1:
+            return None
+        question = question.replace(said, _listed([row[slot][0] for row in rows], rng))
+        for call, row in zip(calls, rows, strict=True):
+            call[slot] = row[slot][1]
+    if slots == 2:
+        tail = "?" if question.endswith("?") else ""
+        question = question.rstrip(".?") + rng.choice([" respectively", ", respectively", " (respectively)"]) + tail
+    return question, calls
+
+
+def parallel(box: Toolbox) -> Scene:
+    """The same tool, two to five times."""
+    rng = box.rng
+    count = rng.choice([2, 2, 2, 3, 3, 4, 5])
+    for _ in range(30):
+        archetype = box.archetype()
+        roll = rng.random()
+        if roll < 0.7:
+            split = _split(box, archetype, count, 1 if roll < 0.45 else 2)
+            if split is None:
+                continue
+            question, calls = split
+        else:
+            asked = [ask(archetype, rng, held=box.held, optional=0.25) for _ in range(min(count, 3))]
+            question, calls = _concatenate([one.question for one in asked], box), [one.arguments for one in asked]
+        if len({str(call) for call in calls}) == len(calls):
+            break
+    (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 1, 2, 3]))
+    messages = [*box.opening(), {"role": "user", "content": box.dressed(question)}, called([tool.call(call) for call in calls])]
+    return Scene("parallel", shown, messages)
+
+
+def parallel_mixed(box: Toolbox) -> Scene:
+    """Two or three different tools in one request, perhaps one of them twice."""
+    rng = box.rng
+    first = box.archetype()
+    targets = [first, *box.distractors([first], rng.choice([1, 1, 2]))]
+    tools, shown = _with(box, targets, rng.choice([0, 0, 1, 2]))
+    order = list(range(len(targets))) + ([rng.randrange(len(targets))] if rng.random() < 0.2 else [])
+    asked = [ask(targets[index], rng, held=box.held, optional=0.25) for index in order]
+    calls = [tools[index].call(one.arguments) for index, one in zip(order, asked, strict=True)]
+    question = _concatenate([one.question for one in asked], box)
+    return Scene("parallel_mixed", shown, [*box.opening(), {"role": "user", "content": box.dressed(question)}, called(calls)])
+
+
+def no_fit(box: Toolbox) -> Scene:
+    """A request that none of the tools can serve; often a near miss."""
+    rng = box.rng
+    archetype = box.archetype()
+    others = box.distractors([archetype], rng.choice([1, 1, 1, 2, 3, 4]))
+    tools = box.tools(others or [random_archetype(rng, held=box.held)])
+    asked = ask(archetype, rng, held=box.held)
+    text = talk.refuse(tools, rng)
+    return Scene("no_fit", tools, [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, {"role": "assistant", "content": text}])
+
+
+def question_back(box: Toolbox) -> Scene:
+    """A required value is missing: ask for it; often the user then gives it and the call follows."""
+    rng = box.rng
+    archetype = box.archetype()
+    while not archetype.asks:
+        archetype = box.archetype()
+    missing, template = rng.choice(archetype.asks)
+    param = missing.split(".")[0]
+    (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 1, 2, 3]))
+    asked = ask(archetype, rng, held=box.held, template=template)
+    text = talk.ask_back(archetype, param, tool, rng)
+    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, {"role": "assistant", "content": text}]
+    required = {one.names[0] for one in archetype.params if one.required}
+    if required - set(asked.arguments) == {param} and archetype.param(param).kind.name != "obj" and rng.random() < 0.6:
+        surface, value = draw(archetype.param(param).kind, rng, held=box.held)
+        reply = rng.choice(["{}", "{}", "{}.", "{} please", "It's {}.", "Use {}.", "oh, {}"]).format(surface)
+        both = {**asked.arguments, param: value}
+        ordered = {one.names[0]: both[one.names[0]] for one in archetype.params if one.names[0] in both}
+        messages += [{"role": "user", "content": reply}, called([tool.call(ordered)])]
+    return Scene("question_back", shown, messages)

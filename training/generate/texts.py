@@ -1,0 +1,119 @@
+"""Dates, times, names, numbers of things and small sentences: text-like values."""
+
+from __future__ import annotations
+
+import calendar
+import datetime
+import random
+import string
+from typing import Any
+
+from training.generate.words import pick
+
+__all__ = ["COMPOSED", "DRAW", "compose"]
+
+
+def _date(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    day = datetime.date(rng.randint(2018, 2031), 1, 1) + datetime.timedelta(days=rng.randint(0, 364))
+    name, short, number = calendar.month_name[day.month], calendar.month_abbr[day.month], day.day
+    suffix = "th" if 10 < number < 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    forms = [
+        day.isoformat(), day.isoformat(), f"{name} {number}, {day.year}", f"{number} {name} {day.year}",
+        f"{name} {number}{suffix}, {day.year}", f"the {number}{suffix} of {name} {day.year}",
+        f"{short} {number} {day.year}", f"{number}.{day.month}.{day.year}" if number > 12 else day.isoformat(),
+        f"{day.month}/{number}/{day.year}" if number > 12 else day.isoformat(),
+    ]  # fmt: skip
+    return rng.choice(forms), day.isoformat()
+
+
+def _time(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    hour, minute = rng.randint(0, 23), rng.choice([0, 0, 0, 15, 30, 45, rng.randint(1, 59)])
+    value = f"{hour:02}:{minute:02}"
+    half, twelve = ("am" if hour < 12 else "pm"), hour % 12 or 12
+    forms = [value, f"{twelve}:{minute:02} {half}", f"{twelve}:{minute:02}{half}"]
+    if minute == 0:
+        forms += [f"{twelve} {half}", f"{twelve}{half}"]
+        if hour == 12:
+            forms.append("noon")
+    return rng.choice(forms), value
+
+
+def _datetime(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    day_text, day = _date("", rng, held)
+    clock_text, clock = _time("", rng, held)
+    value = f"{day}T{clock}:00"
+    return rng.choice([value, f"{day_text} at {clock_text}", f"{day_text}, {clock_text}"]), value
+
+
+def _id(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    prefix = args if rng.random() < 0.7 else "".join(rng.choices(string.ascii_uppercase, k=rng.randint(1, 3)))
+    digits = "".join(rng.choices(string.digits, k=rng.randint(2, 6)))
+    tail = "".join(rng.choices(string.ascii_uppercase + string.digits, k=rng.randint(2, 4)))
+    form = rng.choice(["{p}-{d}", "{p}-{d}", "{p}{d}", "{p}_{d}", "{d}", "{p}-{d}-{t}", "{t}{d}", "{p}{t}"])
+    value = form.format(p=prefix, d=digits, t=tail)
+    return value, value
+
+
+def _person(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    name = f"{pick('first', rng, held=held)} {pick('last', rng, held=held)}"
+    return name, name
+
+
+def _host(rng: random.Random, held: bool) -> str:
+    name = pick("company", rng, held=held).split()[0].lower()
+    return f"{name}.{rng.choice(['com', 'org', 'net', 'io', 'example', 'co'])}"
+
+
+def _email(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    first, last = pick("first", rng, held=held).lower(), pick("last", rng, held=held).lower()
+    user = rng.choice([first, f"{first}.{last}", f"{first[0]}{last}", f"{first}{rng.randint(1, 99)}"])
+    return (f"{user}@{_host(rng, held)}",) * 2
+
+
+def _phone(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    digits = "".join(rng.choices(string.digits, k=10))
+    form = rng.choice(["+1{}", "{0}-{1}-{2}", "+44 {0} {1} {2}", "{}", "({0}) {1}-{2}"])
+    parts = (digits[:3], digits[3:6], digits[6:])
+    return (form.format(digits) if form in {"+1{}", "{}"} else form.format(*parts),) * 2
+
+
+def _url(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    path = rng.choice(["", "/", "/api/v1/items", f"/page/{rng.randint(1, 99)}", "/docs/start", f"/q?id={rng.randint(1, 999)}"])
+    return (f"https://{rng.choice(['', 'www.', 'api.'])}{_host(rng, held)}{path}",) * 2
+
+
+def _username(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    return (f"{pick('first', rng, held=held).lower()}{rng.choice(['_', '.', ''])}{rng.randint(1, 999)}",) * 2
+
+
+def _year(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    value = rng.choice([rng.randint(1990, 2030), rng.randint(1600, 1990)])
+    return str(value), value
+
+
+def _version(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    value = f"{rng.choice(['', 'v'])}{rng.randint(0, 12)}.{rng.randint(0, 30)}.{rng.randint(0, 20)}"
+    return value, value
+
+
+_SUBJECTS = "the tall gardener|my neighbour|our new manager|the old captain|a small robot|the night train|her cousin|the choir|a grey cat|the second team|this bakery|the mountain guide|their teacher|the last visitor".split("|")
+_VERBS = "finished|painted|carried|forgot|repaired|welcomed|described|lost|found|ordered|cleaned|opened|photographed|replaced".split("|")
+_OBJECTS = "the wooden bridge|three boxes of apples|a letter from abroad|the broken window|every single ticket|an old map|the evening report|a pair of gloves|the front gate|two cups of tea|the missing keys|a song about rain|the garden wall|some very good news".split("|")
+_ENDINGS = "|before lunch|on the way home|last winter|without a word|in the rain|for the first time|again|near the harbour|with great care|after the meeting".split("|")
+COMPOSED = {"sentence", "message", "review"}
+
+
+def compose(category: str, rng: random.Random) -> str:
+    """A small sentence of its own, so that free text is copied and not remembered."""
+    end = rng.choice(_ENDINGS)
+    text = f"{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}{' ' + end if end else ''}"
+    return text[0].upper() + text[1:]
+
+
+DRAW = {
+    "date": _date, "datetime": _datetime, "domain": lambda a, r, h: (_host(r, h),) * 2, "email": _email, "id": _id,
+    "month": lambda a, r, h: (r.choice(list(calendar.month_name)[1:]),) * 2, "person": _person, "phone": _phone,
+    "time": _time, "url": _url, "username": _username, "version": _version,
+    "weekday": lambda a, r, h: (r.choice(list(calendar.day_name)),) * 2, "year": _year,
+    "zip": lambda a, r, h: ("".join(r.choices(string.digits, k=5)),) * 2,
+}  # fmt: skip
