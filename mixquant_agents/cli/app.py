@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "build", "run"]
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS: dict[str, str] = {
+    "chat": "chat",
     "demo": "demo",
     "doctor": "doctor",
     "bench turns": "bench_turns",
