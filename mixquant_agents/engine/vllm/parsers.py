@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
@@ -26,7 +26,7 @@ from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
 from mixquant_agents.engine.vllm.render import Renderer
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["VllmOutputParser", "make_parser", "parser_names", "tag_model_of"]
+__all__ = ["VllmOutputParser", "make_parser", "parser_names", "reasoning_counter", "tag_model_of"]
 
 logger = logging.getLogger("mixquant_agents.engine")
 
@@ -80,11 +80,36 @@ def parser_names(config: EngineConfig, renderer: Renderer) -> tuple[str | None, 
         tool = found if found in tools else "hermes"
     elif tool is not None and tool not in tools:
         raise ConfigError(f"tool_parser {tool!r} is unknown; vLLM has: {', '.join(sorted(tools))}")
+    wanted = config.tool_parser, config.reasoning_parser
     if reasoning == "auto":
         reasoning = _auto_reasoning(template, config.model, reasoners) if not renderer.bundled else None
     elif reasoning is not None and reasoning not in reasoners:
         raise ConfigError(f"reasoning_parser {reasoning!r} is unknown; vLLM has: {', '.join(sorted(reasoners))}")
-    return tool, reasoning
+    return _fitting((tool, reasoning), wanted, renderer.tokenizer)
+
+
+def _fitting(
+    names: tuple[str | None, str | None], wanted: tuple[str | None, str | None], tokenizer: Any
+) -> tuple[str | None, str | None]:
+    """The same names, when vLLM's parsers find the tokens they need; those chosen by ``auto`` are given up otherwise.
+
+    Raises:
+        ConfigError: a parser that was asked for by name does not fit the tokenizer.
+    """
+    tool, reasoning = names
+    try:
+        make_parser(names, tokenizer, [_PROBE], "auto")
+        reasoning_counter(reasoning, tokenizer)
+    except Exception as error:  # parsers raise what they like
+        if reasoning is not None and wanted[1] == "auto":
+            return _fitting((tool, None), wanted, tokenizer)
+        if tool != "hermes" and wanted[0] == "auto":
+            return _fitting(("hermes", reasoning), wanted, tokenizer)
+        raise ConfigError(f"tool_parser {tool!r} and reasoning_parser {reasoning!r} do not fit: {error}") from error
+    return names
+
+
+_PROBE: JsonObject = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object"}}}
 
 
 def _auto_reasoning(template: str, model: str, known: set[str]) -> str | None:
@@ -104,6 +129,24 @@ def tag_model_of(tool_parser: str | None) -> str | None:
 
     name: str | None = ToolParserManager.get_tool_parser(tool_parser).structural_tag_model
     return name
+
+
+def reasoning_counter(name: str | None, tokenizer: Any) -> Callable[[Sequence[int], Sequence[int]], int] | None:
+    """Counts an answer's reasoning tokens from the ids of prompt and answer; ``None`` where the parser cannot."""
+    if name is None:
+        return None
+    from vllm.reasoning import ReasoningParser, ReasoningParserManager
+
+    parser = ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
+    if type(parser).count_reasoning_tokens is ReasoningParser.count_reasoning_tokens:
+        return None  # vLLM's default answers 0 for "cannot tell"
+    opening = tokenizer.encode("<think>", add_special_tokens=False)
+
+    def count(prompt: Sequence[int], answer: Sequence[int]) -> int:
+        begun = opening if _ends_thinking(tokenizer, prompt) else []
+        return int(parser.count_reasoning_tokens([*begun, *answer]))
+
+    return count
 
 
 def make_parser(

@@ -20,7 +20,7 @@ from mixquant_agents.engine.protocol import (
 from mixquant_agents.engine.vllm.counts import RowCounts
 from mixquant_agents.engine.vllm.errors import turn_error
 from mixquant_agents.engine.vllm.grammar import grammar_of, tools_active
-from mixquant_agents.engine.vllm.parsers import make_parser, tag_model_of
+from mixquant_agents.engine.vllm.parsers import make_parser, reasoning_counter, tag_model_of
 from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.sampling import sampling_parameters
 from mixquant_agents.engine.vllm.stream import TurnMeter, run_turn
@@ -40,6 +40,7 @@ class RunningEngine(EngineThread):
         super().__init__(config)
         self._rows: RowCounts | None = RowCounts(self.llm) if config.policy.quantizes else None
         self._tag_model = tag_model_of(self.tool_parser)
+        self._count_reasoning = reasoning_counter(self.reasoning_parser, self.renderer.tokenizer)
         self._defaults: dict[str, Any] = dict(self.llm.model_config.get_diff_sampling_param())
 
     @property
@@ -80,7 +81,12 @@ class RunningEngine(EngineThread):
         options: dict[str, Any] = {"priority": request.priority}
         if request.trace_context and self.llm.observability_config.otlp_traces_endpoint:
             options["trace_headers"] = dict(request.trace_context)
-        return tokens_input(ids, cache_salt=salt), params, TurnMeter(len(ids), submitted), options
+        return (
+            tokens_input(ids, cache_salt=salt),
+            params,
+            TurnMeter(len(ids), submitted, count_reasoning=self._count_reasoning),
+            options,
+        )
 
     async def render(
         self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject

@@ -33,6 +33,8 @@ class TurnMeter:
     Attributes:
         prompt_tokens: tokens of the prompt.
         submitted: when the turn was handed over.
+        count_reasoning: counts reasoning tokens from the ids of prompt and answer; ``None`` where nobody can.
+        answer: token ids so far, kept only for that.
         receipts: when each engine step's output arrived in the owner's thread.
         steps: tokens that arrived with each receipt.
     """
@@ -41,6 +43,8 @@ class TurnMeter:
     submitted: float
     cached_tokens: int | None = None
     decode_tokens: int = 0
+    count_reasoning: Callable[[Sequence[int], Sequence[int]], int] | None = None
+    answer: list[int] = field(default_factory=list)
     receipts: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
 
@@ -79,7 +83,9 @@ class TurnMeter:
             timing_source="engine" if known else "client",
         )
 
-    def counts(self, rows: Counts | None, preemptions: int | None, plugin: bool) -> TurnCounts:
+    def counts(
+        self, rows: Counts | None, preemptions: int | None, *, plugin: bool, reasoning: int | None = None
+    ) -> TurnCounts:
         """Counts of the turn; ``rows`` is the worker's answer, ``plugin`` whether the engine runs the plugin at all."""
         cached, quantized, exact, recomputed = self.cached_tokens, None, None, None
         if rows is not None:
@@ -105,6 +111,7 @@ class TurnMeter:
             quantized_tokens=quantized,
             exact_tokens=exact,
             decode_tokens=self.decode_tokens,
+            reasoning_tokens=reasoning,
             recomputed_rows=recomputed,
             preemptions=preemptions,
         )
@@ -137,7 +144,7 @@ async def run_turn(
 
     Args:
         rows: asks the worker for row counts; ``None`` without the plugin.
-        preempted: preemptions in the engine so far, of any request; a change means that counts may have changed too.
+        preempted: preemptions in the engine so far, of any request.
         options: further arguments of ``AsyncLLM.generate``.
     """
     asked: asyncio.Future[Counts | None] | None = None
@@ -147,9 +154,11 @@ async def run_turn(
             completion = output.outputs[0]
             tokens = tuple(completion.token_ids)
             meter.received(len(tokens), time.monotonic())
+            if meter.count_reasoning is not None:
+                meter.answer += tokens
             meter.cached_tokens = output.num_cached_tokens
             if asked is None and rows is not None and tokens:
-                asked, seen = rows.ask(request_id), preempted()
+                asked, seen = rows.ask(request_id), _preemptions(output.metrics, preempted)
             if completion.finish_reason == "error":
                 raise EngineError("the engine gave up on this request after an internal error; its log says more")
             delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
@@ -157,18 +166,25 @@ async def run_turn(
                 delta = replace(delta, prompt_token_ids=ids)  # parsers ask it whether reasoning has begun
             if output.finished:
                 found = await asked if asked is not None else None
-                if rows is not None and preempted() != seen:
+                if rows is not None and _preemptions(output.metrics, preempted) != seen:
                     found = await rows.ask(request_id)  # rows may have run again after the first answer
                 own = getattr(output.metrics, "num_preemptions", None)
+                thought = meter.count_reasoning(ids, meter.answer) if meter.count_reasoning is not None else None
                 delta = replace(
                     delta,
                     finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
-                    counts=meter.counts(found, own, plugin=rows is not None),
+                    counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought),
                     times=meter.times(output.metrics),
                     prompt_token_ids=ids,
                 )
             post(delta)
             posted = True
+
+
+def _preemptions(metrics: Any, of_engine: Callable[[], int]) -> int:
+    """Preemptions of this request; where vLLM does not tell (0.26), of any request."""
+    own = getattr(metrics, "num_preemptions", None)
+    return of_engine() if own is None else int(own)
 
 
 def logprobs_of(completion: Any) -> tuple[TokenLogprob, ...]:

@@ -1,0 +1,126 @@
+"""``EngineConfig`` → engine arguments: defaults by device, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm.args import CAPTURE_SIZES, engine_arguments, start_environment
+from mixquant_agents.engine.vllm.child import ENV_LOG
+from mixquant_agents.errors import ConfigError
+
+SHAPE = {"model_type": "llama", "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+SHAPE |= {"hidden_size": 576, "head_dim": 64, "vocab_size": 64, "architectures": ["LlamaForCausalLM"]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"max_position_embeddings": 32768}))
+    return str(tmp_path)
+
+
+def arguments(folder: str, **settings: Any) -> Any:
+    return engine_arguments(EngineConfig(model=folder, **settings), folder)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: True)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+
+
+@pytest.mark.usefixtures("cpu")
+def test_cpu_defaults(folder: str) -> None:
+    made = arguments(folder, policy="exact")
+    assert (made.dtype, made.enforce_eager, made.max_model_len) == ("float32", True, 8192)
+    assert made.kv_cache_memory_bytes == 2**30
+    assert (made.quantization, made.hf_overrides, made.additional_config) == (None, {}, {})
+    assert made.enable_prefix_caching is True
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_long_context_gets_a_cache_that_holds_it(folder: str) -> None:
+    made = arguments(folder, max_model_len=32768)
+    per_token = 2 * 30 * 3 * 64 * 4
+    assert made.max_model_len == 32768
+    assert made.kv_cache_memory_bytes >= per_token * 32768
+    assert arguments(folder, kv_cache_bytes=2**21).kv_cache_memory_bytes == 2**21
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_short_context_stays_short(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"max_position_embeddings": 512}))
+    assert arguments(str(tmp_path)).max_model_len == 512
+
+
+@pytest.mark.usefixtures("gpu")
+def test_gpu_defaults(folder: str) -> None:
+    made = arguments(folder)
+    assert (made.dtype, made.enforce_eager, made.max_model_len) == ("auto", False, None)
+    assert made.cudagraph_capture_sizes == list(CAPTURE_SIZES)
+    assert max(CAPTURE_SIZES) == 2048
+    assert max(arguments(folder, max_num_batched_tokens=512).cudagraph_capture_sizes) == 512
+    assert arguments(folder, capture_sizes=(8, 16)).cudagraph_capture_sizes == [8, 16]
+    assert arguments(folder, enforce_eager=True).cudagraph_capture_sizes is None
+    with pytest.raises(ConfigError, match="exclude each other"):
+        arguments(folder, enforce_eager=True, capture_sizes=(8,))
+
+
+@pytest.mark.usefixtures("cpu")
+def test_the_policy_reaches_the_worker_and_the_compile_cache(folder: str) -> None:
+    config = EngineConfig(model=folder, policy="mixquant-nvfp4", vllm_args={"additional_config": {"mine": 1}})
+    made = engine_arguments(config, folder)
+    assert made.quantization == "mixquant"
+    assert made.hf_overrides["quantization_config"]["quant_method"] == "mixquant"
+    assert made.hf_overrides["quantization_config"]["policy"]["prefill_format"] == "nvfp4"
+    assert made.additional_config == {"mine": 1, "mixquant": config.policy.fingerprint}
+    json.dumps(made.hf_overrides)  # plain data only
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"vllm_args": {"no_such_argument": 1}}, "no such engine argument"),
+        ({"vllm_args": {"dtype": "float16"}}, "EngineConfig.dtype"),
+        ({"vllm_args": {"kv_cache_memory_bytes": 1}}, "EngineConfig.kv_cache_bytes"),
+        ({"vllm_args": {"quantization": "fp8"}}, "the policy"),
+        ({"capture_sizes": (8,)}, "runs on its CPU"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(folder: str, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        arguments(folder, **settings)
+
+
+@pytest.mark.usefixtures("cpu")
+def test_further_arguments_are_passed_on(folder: str) -> None:
+    assert arguments(folder, vllm_args={"block_size": 32}).block_size == 32
+
+
+def test_the_environment_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
+    monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)
+    before = dict(os.environ)
+    with start_environment("/tmp/some.log", local=True):
+        assert os.environ["VLLM_CPU_OMP_THREADS_BIND"] == "0"  # the user's stays
+        assert os.environ["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+        assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+        assert os.environ[ENV_LOG] == f"{os.getpid()}:/tmp/some.log"
+    assert dict(os.environ) == before
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with start_environment("/tmp/some.log", local=False):
+        assert "HF_HUB_OFFLINE" not in os.environ
