@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage
 
-from mixquant_agents.engine.scripted_turn import ScriptedTurn
+from mixquant_agents.engine.scripted import ScriptedTurn
 
 __all__ = ["Answer", "Case", "ScriptedTurn", "Suite", "Verdict"]
 

@@ -1,0 +1,85 @@
+"""``mixquant bench agents``."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    suite: Annotated[list[str], typer.Option(help="Suite to run; may be given several times.")],
+    policies: Annotated[str, typer.Option(help="Precision policies, separated by commas.")] = "exact,mixquant-nvfp4",
+    n: Annotated[int | None, typer.Option(min=1, help="Cases per suite; all if not given.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Tasks at the same time.")] = 4,
+    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, or a hub id.")] = "embedded",
+    seed: Annotated[int, typer.Option(help="Seed of the sample of cases and of the engine.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of one turn, in tokens.")] = 256,
+    max_model_len: Annotated[int | None, typer.Option(min=16, help="Context window in tokens.")] = None,
+    case_seconds: Annotated[float, typer.Option(min=1, help="A task that takes longer scores 0.")] = 900.0,
+    reproducible: Annotated[bool, typer.Option(help="Precision of a row never depends on the batch.")] = True,
+    results: Annotated[Path | None, typer.Option(help="JSONL file of all cases; a stopped run goes on in it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Score agents under several precision policies: same cases, one engine; score, tokens and time by phase."""
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_workflows.bench.real import AgentsPlan, run_agents
+
+    plan = AgentsPlan(
+        suites=tuple(suite),
+        policies=tuple(part.strip() for part in policies.split(",") if part.strip()),
+        n=n,
+        concurrency=concurrency,
+        model=model,
+        seed=seed,
+        max_tokens=max_tokens,
+        max_model_len=max_model_len,
+        case_seconds=case_seconds,
+        reproducible=reproducible,
+        results=results,
+    )
+    result = asyncio.run(run_agents(plan, progress_console()))
+    result = {"command": " ".join(["mixquant", *sys.argv[1:]]), **result}
+    if as_json:
+        print_json(result)
+    else:
+        _show(result_console(), result)
+
+
+def _show(out: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for name, policies in result["suites"].items():
+        table = Table(title=f"{name} on {result['model']} ({result['device']})")
+        for column in (
+            "policy",
+            "score",
+            "95 %",
+            "Δ exact",
+            "n",
+            "TTFT p50 ms",
+            "prefill s",
+            "decode s",
+            "quantized",
+            "exact",
+        ):
+            table.add_column(column, justify="left" if column == "policy" else "right")
+        for policy, row in policies.items():
+            low, high = row["ci95"]
+            delta = "" if row.get("delta") is None else f"{row['delta']:+.3f}"
+            cells = [
+                f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("ttft_p50_ms", "prefill_s", "decode_s")
+            ]
+            counts = [str(row[key]) if row[key] is not None else "–" for key in ("quantized_tokens", "exact_tokens")]
+            shown = f"{policy} (emulated)" if row["emulated"] else policy
+            table.add_row(shown, f"{row['score']:.3f}", f"{low:.3f}–{high:.3f}", delta, str(row["n"]), *cells, *counts)
+        out.print(table)
+    if any(row["emulated"] for policies in result["suites"].values() for row in policies.values()):
+        out.print(
+            "Emulated formats show what rounding does to the score; their times say nothing about speed.", style="dim"
+        )

@@ -1,0 +1,113 @@
+"""Runs suites on chat models, policy by policy: same cases, same seeds, several tasks at a time, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langgraph.errors import GraphRecursionError
+
+from mixquant_agents.errors import MixQuantError
+from mixquant_workflows.bench.results import ResultFile
+from mixquant_workflows.bench.suite import Case, Suite
+
+__all__ = ["ModelFor", "Progress", "choose", "run_suites"]
+
+ModelFor = Callable[[str], Awaitable[BaseChatModel]]
+"""From a policy's name to the chat model to run; called when no turn is running, so it may switch an engine."""
+
+Progress = Callable[[str, str, int, int], None]
+"""Called as ``progress(suite, policy, done, total)``."""
+
+_log = logging.getLogger(__name__)
+
+
+def choose(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
+    """``n`` cases drawn without replacement, the same for the same seed; all of them for ``None``."""
+    if n is None or n >= len(cases):
+        return list(cases)
+    return random.Random(seed).sample(list(cases), n)  # noqa: S311 - a sample, not a secret
+
+
+async def run_suites(
+    suites: Sequence[Suite],
+    policies: Sequence[str],
+    model_for: ModelFor,
+    results: ResultFile,
+    *,
+    n: int | None = None,
+    concurrency: int = 1,
+    seed: int = 0,
+    case_seconds: float = 900.0,
+    progress: Progress = lambda suite, policy, done, total: None,
+) -> None:
+    """Run what ``results`` does not hold yet.
+
+    Args:
+        n: cases per suite; ``None`` for all.
+        concurrency: tasks running at once.
+        case_seconds: a task that takes longer scores 0.
+
+    Raises:
+        MixQuantError: a suite's data is missing, or a policy cannot be set. What fails inside a task scores 0 and is
+            kept with its reason.
+    """
+    chosen = {suite.name: choose(suite.cases(), n, seed) for suite in suites}
+    for policy in policies:
+        model = await model_for(policy)
+        for suite in suites:
+            cases = chosen[suite.name]
+            done = results.done(suite.name, policy)
+            left = [case for case in cases if case.id not in done]
+            finished = len(cases) - len(left)
+            progress(suite.name, policy, finished, len(cases))
+            slots = asyncio.Semaphore(concurrency)
+
+            async def one(case: Case, suite: Suite = suite, model: BaseChatModel = model, policy: str = policy) -> None:
+                async with slots:  # noqa: B023 - awaited below, before the next round
+                    row = await _run_case(suite, case, model, case_seconds)
+                results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
+                nonlocal finished
+                finished += 1
+                progress(suite.name, policy, finished, len(cases))  # noqa: B023
+
+            async with asyncio.TaskGroup() as group:
+                for case in left:
+                    group.create_task(one(case))
+
+
+async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float) -> Mapping[str, Any]:
+    began = time.monotonic()
+    try:
+        async with asyncio.timeout(seconds):
+            verdict = await suite.run(case, model)
+    except TimeoutError:
+        return _failed(began, f"took longer than {seconds:g} s")
+    except (MixQuantError, GraphRecursionError) as error:
+        return _failed(began, f"{type(error).__name__}: {error}")
+    except Exception as error:  # a checker that trips over a strange answer counts as a miss, and the run goes on
+        _log.warning("case %s of %s failed", case.id, suite.name, exc_info=True)
+        return _failed(began, f"{type(error).__name__}: {error}")
+    turns = [
+        message.response_metadata["turn"]
+        for message in verdict.messages
+        if isinstance(message, AIMessage) and "turn" in message.response_metadata
+    ]
+    return {
+        "score": verdict.score,
+        "why": verdict.why,
+        "seconds": time.monotonic() - began,
+        "measures": dict(verdict.measures),
+        "turns": turns,
+    }
+
+
+def _failed(began: float, reason: str) -> Mapping[str, Any]:
+    seconds = time.monotonic() - began
+    return {"score": 0.0, "why": reason[:300], "error": reason[:300], "seconds": seconds, "measures": {}, "turns": []}

@@ -1,0 +1,57 @@
+"""Suites by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from mixquant_agents.errors import ConfigError
+from mixquant_workflows.bench.suite import Suite
+
+__all__ = ["AGENT_SUITES", "REPLAY_SUITES", "suite"]
+
+_AST = "bfcl_ast:BfclAst"
+_SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "bundled": ("bundled:BundledTools", ()),
+    "bfcl_simple": (_AST, ("bfcl_simple", ("simple_python",))),
+    "bfcl_multiple": (_AST, ("bfcl_multiple", ("multiple",))),
+    "bfcl_parallel": (_AST, ("bfcl_parallel", ("parallel",))),
+    "bfcl_irrelevance": (_AST, ("bfcl_irrelevance", ("irrelevance",))),
+    "bfcl_live_simple": (_AST, ("bfcl_live_simple", ("live_simple",))),
+    "bfcl_live_multiple": (_AST, ("bfcl_live_multiple", ("live_multiple",))),
+    "bfcl_ast": (
+        _AST,
+        (
+            "bfcl_ast",
+            (
+                "simple_python",
+                "simple_java",
+                "simple_javascript",
+                "multiple",
+                "parallel",
+                "parallel_multiple",
+                "live_simple",
+                "live_multiple",
+                "live_parallel",
+                "live_parallel_multiple",
+            ),
+        ),
+    ),
+    "bfcl_multi_turn": ("bfcl_turns:BfclTurns", ("bfcl_multi_turn",)),
+}
+AGENT_SUITES = tuple(name for name in _SUITES if name not in ("bfcl_ast",))
+REPLAY_SUITES = tuple(name for name in _SUITES)
+
+
+def suite(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in _SUITES:
+        raise ConfigError(f"no benchmark suite {name!r}; choose one of {', '.join(_SUITES)}")
+    place, arguments = _SUITES[name]
+    module, kind = place.split(":")
+    made: Suite = getattr(importlib.import_module(f"mixquant_workflows.bench.{module}"), kind)(*arguments)
+    return made

@@ -1,0 +1,124 @@
+"""Results on disk, one JSON line per case, so that a stopped run goes on; and their summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.errors import ConfigError
+from mixquant_workflows.bench.stats import bootstrap, percentile
+
+__all__ = ["ResultFile", "summarise"]
+
+Row = Mapping[str, Any]
+_TOKENS = ("prompt_tokens", "cached_tokens", "prefill_tokens", "quantized_tokens", "exact_tokens", "decode_tokens")
+_SECONDS = {"queue_s": "queue_seconds", "prefill_s": "prefill_seconds", "decode_s": "decode_seconds"}
+
+
+class ResultFile:
+    """Rows of one run. The first line says what was run; only a run of the same may go on in the file.
+
+    Args:
+        path: the file; ``None`` keeps rows in memory.
+        header: what is run (model, seed, limits …).
+
+    Raises:
+        ConfigError: the file is of another run, or no such file.
+    """
+
+    def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
+        self._path = path
+        self.rows: list[Row] = []
+        if path is None:
+            return
+        header = json.loads(json.dumps(header))
+        lines = path.read_text().splitlines() if path.is_file() else []
+        if not lines:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"run": header}) + "\n")
+            return
+        try:
+            found, *rows = [json.loads(line) for line in lines[:-1]]
+            last = _parsed(lines[-1])  # a kill may have cut the last line: its case runs again
+        except (ValueError, json.JSONDecodeError):
+            found, rows, last = _parsed(lines[0]), [], None
+        if not isinstance(found, dict) or found.get("run") != header:
+            raise ConfigError(f"{path} holds results of another run ({found}); name another file or remove it")
+        self.rows = [*rows, *([last] if last is not None else [])]
+        path.write_text("".join(json.dumps(line) + "\n" for line in ({"run": header}, *self.rows)))
+
+    def done(self, suite: str, policy: str) -> set[str]:
+        """Cases that need not run again."""
+        return {row["case"] for row in self.rows if (row["suite"], row["policy"]) == (suite, policy)}
+
+    def add(self, row: Row) -> None:
+        """Keep one row at once."""
+        self.rows.append(row)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+def summarise(rows: Iterable[Row], baseline: str = "exact") -> dict[str, dict[str, dict[str, Any]]]:
+    """Suite → policy → figures.
+
+    ``score`` with ``ci95``; ``delta`` and ``delta_ci95``: paired difference to the ``baseline`` policy over the cases
+    both ran; tokens by phase and seconds by phase, summed over all turns; TTFT percentiles over turns;
+    ``task_p50_s``.
+    """
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault(row["suite"], {}).setdefault(row["policy"], []).append(row)
+    return {
+        suite: {
+            policy: _figures(mine, policies.get(baseline, []), policy == baseline) for policy, mine in policies.items()
+        }
+        for suite, policies in groups.items()
+    }
+
+
+def _figures(rows: Sequence[Row], base: Sequence[Row], is_base: bool) -> dict[str, Any]:
+    scores = [row["score"] for row in rows]
+    turns = [turn for row in rows for turn in row["turns"]]
+    figures: dict[str, Any] = {
+        "score": sum(scores) / len(scores),
+        "ci95": bootstrap(scores),
+        "n": len(rows),
+        "errors": sum(1 for row in rows if row.get("error")),
+        "turns": len(turns),
+    }
+    if base and not is_base:
+        of = {row["case"]: row["score"] for row in base}
+        differences = [row["score"] - of[row["case"]] for row in rows if row["case"] in of]
+        figures["delta"] = sum(differences) / len(differences) if differences else None
+        figures["delta_ci95"] = bootstrap(differences)
+    names = {name for row in rows for name in row.get("measures", {})}
+    figures["measures"] = {
+        name: sum(values) / len(values)
+        for name in sorted(names)
+        if (values := [row["measures"][name] for row in rows if name in row["measures"]])
+    }
+    for name in _TOKENS:
+        figures[name] = _total(turns, name)
+    for name, field in _SECONDS.items():
+        figures[name] = _total(turns, field)
+    ttft = [1e3 * turn["ttft_seconds"] for turn in turns if turn.get("ttft_seconds") is not None]
+    figures["ttft_p50_ms"], figures["ttft_p95_ms"] = percentile(ttft, 0.5), percentile(ttft, 0.95)
+    figures["task_p50_s"] = percentile([row["seconds"] for row in rows], 0.5)
+    figures["emulated"] = any(turn.get("emulated") for turn in turns)
+    return figures
+
+
+def _total(turns: Sequence[Row], name: str) -> float | None:
+    """Sum over turns; ``None`` where no turn knows it."""
+    known = [turn[name] for turn in turns if turn.get(name) is not None]
+    return sum(known) if known else None
