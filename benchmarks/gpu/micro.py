@@ -83,10 +83,10 @@ def elementwise(out: dict[str, Any]) -> None:
     gamma = torch.rand(4096, device="cuda", dtype=torch.bfloat16)
 
     def norm(x: torch.Tensor, r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return reference.norm(x, r, gamma, 1e-6)
+        return reference.norm_rows(x, r, gamma, 1e-6)
 
     compiled_norm = torch.compile(norm, dynamic=True)
-    compiled_silu = torch.compile(reference.silu_mul, dynamic=True)
+    compiled_silu = torch.compile(reference.silu_rows, dynamic=True)
     for m in (512, 2048, 8192):
         sets = max(2, 16384 // m)
         x = [torch.randn(m, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(sets)]

@@ -61,7 +61,7 @@ def test_quantize_rows(m: int, k: int, dtype: torch.dtype) -> None:
 def test_norm_quantize_rows(m: int, k: int, with_residual: bool, dtype: torch.dtype) -> None:
     x, residual = rows(m, k), rows(m, k, seed=1) if with_residual else None
     gamma = torch.rand(k).add(0.5).to(torch.bfloat16).to(DEVICE)
-    want, want_total = reference.norm(x, residual, gamma, 1e-6)
+    want, want_total = reference.norm_rows(x, residual, gamma, 1e-6)
     codes, scales, total = kernels.norm_quantize_rows(x, residual, gamma, 1e-6, dtype)
     exact, exact_total = kernels.norm_rows(x, residual, gamma, 1e-6)
     if want_total is not None:
@@ -80,7 +80,7 @@ def test_norm_quantize_rows(m: int, k: int, with_residual: bool, dtype: torch.dt
 @pytest.mark.parametrize(("m", "k"), SIZES)
 def test_silu_quantize_rows(m: int, k: int, dtype: torch.dtype) -> None:
     x = rows(m, 2 * k)
-    want = reference.silu_mul(x)
+    want = reference.silu_rows(x)
     codes, scales = kernels.silu_quantize_rows(x, dtype)
     exact = kernels.silu_rows(x)
     again_codes, again_scales = reference.quantize_rows(exact, dtype)

@@ -51,7 +51,7 @@ def _store_codes(y, codes, scales, row, cols, mask, K, LIMIT: tl.constexpr, IS_I
 
 @triton.jit
 def _quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-              BLOCK: tl.constexpr):  # fmt: skip
+              HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     mask = cols < K
@@ -59,7 +59,7 @@ def _quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.constexpr
         row = pid.to(tl.int64)
         y = tl.load(x + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
         _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT)
-    else:
+    elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
         if row >= 0:
             y = tl.load(x + row * x_stride + cols, mask=mask, other=0.0)
@@ -79,7 +79,7 @@ def _norm_row(x, residual, gamma, row, x_stride, K, eps, cols, mask, HAS_RESIDUA
 @triton.jit
 def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scales, index, slot, M, K,
                    HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-                   BLOCK: tl.constexpr):  # fmt: skip
+                   HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """``QUANTIZE=False``: ``codes`` takes the normalized rows themselves, in x's dtype."""
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
@@ -94,7 +94,7 @@ def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scale
             _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT)
         else:
             tl.store(codes + row * K + cols, y.to(x.dtype.element_ty), mask=mask)
-    else:
+    elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
         if row >= 0:
             _, y = _norm_row(x, residual, gamma, row, x_stride, K, eps, cols, mask, HAS_RESIDUAL)
@@ -110,7 +110,7 @@ def _silu_row(x, row, x_stride, K, cols, mask):
 
 @triton.jit
 def _silu_quantize(x, x_stride, codes, scales, index, slot, M, K, QUANTIZE: tl.constexpr, LIMIT: tl.constexpr,
-                   IS_INT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                   IS_INT: tl.constexpr, HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     mask = cols < K
@@ -122,7 +122,7 @@ def _silu_quantize(x, x_stride, codes, scales, index, slot, M, K, QUANTIZE: tl.c
             _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT)
         else:
             tl.store(codes + row * K + cols, y.to(x.dtype.element_ty), mask=mask)
-    else:
+    elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
         if row >= 0:
             y = _silu_row(x, row, x_stride, K, cols, mask)
@@ -172,7 +172,7 @@ def quantize_rows(
     block = triton.next_power_of_2(k)
     extra = 0 if index is None else index.shape[0]
     if m + extra:
-        _quantize[(m + extra,)](x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int,
+        _quantize[(m + extra,)](x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
                                 BLOCK=block, num_warps=_warps(block))  # fmt: skip
     return codes, scales
 
@@ -196,7 +196,7 @@ def norm_quantize_rows(
     if m + extra:
         _norm_quantize[(m + extra,)](
             x, x.stride(0), residual, total, gamma, eps, codes, scales, index, slot, m, k,
-            HAS_RESIDUAL=residual is not None, QUANTIZE=True, LIMIT=limit, IS_INT=is_int, BLOCK=block,
+            HAS_RESIDUAL=residual is not None, QUANTIZE=True, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0, BLOCK=block,
             num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales, total
@@ -213,7 +213,7 @@ def norm_rows(
     if m:
         _norm_quantize[(m,)](
             x, x.stride(0), residual, total, gamma, eps, out, None, None, None, m, k,
-            HAS_RESIDUAL=residual is not None, QUANTIZE=False, LIMIT=1.0, IS_INT=False, BLOCK=block,
+            HAS_RESIDUAL=residual is not None, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False, BLOCK=block,
             num_warps=_warps(block),
         )  # fmt: skip
     return out, total
@@ -229,7 +229,7 @@ def silu_quantize_rows(
     block = triton.next_power_of_2(k)
     extra = 0 if index is None else index.shape[0]
     if m + extra:
-        _silu_quantize[(m + extra,)](x, x.stride(0), codes, scales, index, slot, m, k, QUANTIZE=True, LIMIT=limit,
+        _silu_quantize[(m + extra,)](x, x.stride(0), codes, scales, index, slot, m, k, QUANTIZE=True, LIMIT=limit, HAS_SLOT=extra > 0,
                                      IS_INT=is_int, BLOCK=block, num_warps=_warps(block))  # fmt: skip
     return codes, scales
 
@@ -240,7 +240,7 @@ def silu_rows(x: torch.Tensor) -> torch.Tensor:
     out = torch.empty((m, k), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(k)
     if m:
-        _silu_quantize[(m,)](x, x.stride(0), out, None, None, None, m, k, QUANTIZE=False, LIMIT=1.0, IS_INT=False,
+        _silu_quantize[(m,)](x, x.stride(0), out, None, None, None, m, k, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False,
                              BLOCK=block, num_warps=_warps(block))  # fmt: skip
     return out
 

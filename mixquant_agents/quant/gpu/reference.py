@@ -1,25 +1,39 @@
-"""Plain, slow references of the kernels: what each must compute, in torch operations anyone can check."""
+"""Plain, slow forms of the kernels, with their signatures: what each must compute, in torch operations anyone can check.
+
+Also what the fused operations run where there is no GPU, so that graph rewriting and routing are tested on a CPU.
+"""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["norm", "quantize_rows", "scaled_mm", "silu_mul"]
+__all__ = [
+    "norm_quantize_rows",
+    "norm_rows",
+    "quantize_rows",
+    "scaled_mm",
+    "scatter_rows",
+    "silu_quantize_rows",
+    "silu_rows",
+]
 
 LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
-def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(
+    x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes ``[M, K]`` and scales ``[M, 1]`` float32: ``x ~ codes * scales``; ``scale = amax / limit`` per row."""
-    limit = LIMITS[dtype]
     values = x.float()
     amax = values.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12)
+    limit = torch.full_like(amax, LIMITS[dtype])  # a tensor: torch multiplies by the reciprocal of a Python number
     scaled = (values * (limit / amax)).clamp(-limit, limit)
     codes = scaled.round().to(torch.int8) if dtype == torch.int8 else scaled.to(dtype)
+    _fill(x, index, slot)
     return codes, amax / limit
 
 
-def norm(
+def norm_rows(
     x: torch.Tensor, residual: torch.Tensor | None, gamma: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """RMSNorm of ``x + residual`` in x's dtype with float32 arithmetic, and the sum."""
@@ -28,10 +42,43 @@ def norm(
     return y.to(x.dtype), None if residual is None else total.to(x.dtype)
 
 
-def silu_mul(x: torch.Tensor) -> torch.Tensor:
+def norm_quantize_rows(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    gamma: torch.Tensor,
+    eps: float,
+    dtype: torch.dtype,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """:func:`norm_rows`, then :func:`quantize_rows`."""
+    y, total = norm_rows(x, residual, gamma, eps)
+    return *quantize_rows(y, dtype, index, slot), total
+
+
+def silu_rows(x: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up`` of ``[M, 2K]`` in x's dtype with float32 arithmetic."""
     gate, up = x.float().chunk(2, dim=-1)
     return (gate / (1 + torch.exp(-gate)) * up).to(x.dtype)
+
+
+def silu_quantize_rows(
+    x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`silu_rows`, then :func:`quantize_rows`."""
+    return quantize_rows(silu_rows(x), dtype, index, slot)
+
+
+def scatter_rows(rows: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
+    """``out[index[i]] = rows[i]`` for every ``index[i] >= 0``."""
+    used = index >= 0
+    out[index[used].long()] = rows[used]
+
+
+def _fill(x: torch.Tensor, index: torch.Tensor | None, slot: torch.Tensor | None) -> None:
+    if index is not None and slot is not None:
+        used = index >= 0
+        slot[used] = x[index[used].long()]
 
 
 def scaled_mm(

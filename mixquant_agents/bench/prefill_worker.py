@@ -1,0 +1,256 @@
+"""One engine of ``mixquant bench prefill``, in a process of its own: takes JSON lines on stdin, answers on stdout.
+
+Engines of several processes share one GPU by taking turns, so all of them can be alive while one is measured. Prompts
+are random token ids, which no prefix cache knows; nothing is tokenized or detokenized.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+import numpy as np
+
+__all__ = ["main"]
+
+PREFIX_SEED = 7
+VOCABULARY = (1000, 100_000)
+"""Range that random token ids are drawn from."""
+
+
+class Session:
+    """An engine and the measurements that can be asked of it."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        started = time.perf_counter()
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.start_seconds = time.perf_counter() - started
+        self._random = np.random.default_rng(os.getpid())
+        self._count = 0
+
+    def _tokens(self, count: int, seed: int | None = None) -> list[int]:
+        random = self._random if seed is None else np.random.default_rng(seed)
+        found: list[int] = random.integers(*VOCABULARY, size=count).tolist()
+        return found
+
+    def _add(self, tokens: list[int], answer: int) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._count += 1
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=answer,
+            min_tokens=answer,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        name = f"bench-{self._count}"
+        self.engine.add_request(name, {"prompt_token_ids": tokens}, params)
+        return name
+
+    def _run(self) -> Iterator[tuple[float, Any]]:
+        """Every output with the instant it came, until nothing is left to do."""
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                yield time.perf_counter(), output
+
+    def prefill(self, tokens: int, cached: int = 0, repeats: int = 1) -> dict[str, Any]:
+        """Milliseconds from asking to the first token, of ``cached`` tokens known and ``tokens`` new ones."""
+        prefix = self._tokens(cached, PREFIX_SEED) if cached else []
+        if cached:
+            self._add([*prefix, *self._tokens(16)], 1)
+            for _ in self._run():
+                pass
+        times, hits = [], []
+        for _ in range(repeats):
+            prompt = [*prefix, *self._tokens(tokens)]
+            started = time.perf_counter()
+            self._add(prompt, 1)
+            for instant, output in self._run():
+                times.append((instant - started) * 1e3)
+                hits.append(output.num_cached_tokens)
+        return {"ms": times, "cached": hits}
+
+    def decode(self, batch: int, tokens: int = 96, prompt: int = 128) -> dict[str, Any]:
+        """Milliseconds per token and request while ``batch`` requests write, the first eight steps left out."""
+        names = {self._add(self._tokens(prompt), tokens) for _ in range(batch)}
+        written = dict.fromkeys(names, 0)
+        started, at = 0.0, 0
+        last = 0.0
+        for instant, output in self._run():
+            written[_own_name(output.request_id, names)] += len(output.outputs[0].token_ids)
+            if not started and min(written.values()) >= 8:
+                started, at = instant, min(written.values())
+            last = instant
+        return {"ms": (last - started) * 1e3 / (tokens - at)}
+
+    def agents(
+        self,
+        agents: int,
+        seconds: float,
+        shared: int,
+        own: int,
+        new: int,
+        answer: int,
+        rate: float | None = None,
+        seed: int = 0,
+    ) -> dict[str, Any]:
+        """Turns of many agents: each has ``shared + own`` cached tokens, reads ``new`` and writes ``answer``.
+
+        Without a ``rate`` every agent asks again as soon as it was answered; with one, turns arrive at random (Poisson)
+        at ``rate`` a second. Turns that began in the first fifth of the time are left out of the latencies.
+        """
+        common = self._tokens(shared, PREFIX_SEED)
+        contexts = [[*common, *self._tokens(own, PREFIX_SEED + 1 + k)] for k in range(agents)]
+        for context in contexts:
+            self._add([*context, *self._tokens(16)], 1)
+        for _ in self._run():
+            pass
+        arrivals = np.random.default_rng(seed)
+        asked: dict[str, float] = {}
+        stamps: dict[str, list[float]] = {}
+        owner: dict[str, int] = {}
+        begin = time.perf_counter()
+        due = begin
+        produced = 0
+        turns = 0
+
+        def ask(agent: int, at: float) -> None:
+            name = self._add([*contexts[agent], *self._tokens(new)], answer)
+            asked[name], stamps[name], owner[name] = at, [], agent
+
+        if rate is None:
+            for agent in range(agents):
+                ask(agent, begin)
+        while (now := time.perf_counter()) < begin + seconds:
+            while rate is not None and due <= now:
+                ask(turns % agents, due)
+                turns += 1
+                due += float(arrivals.exponential(1 / rate))
+            if not self.engine.has_unfinished_requests():
+                time.sleep(max(0.0, min(due - time.perf_counter(), 0.001)))
+                continue
+            for output in self.engine.step():
+                instant = time.perf_counter()
+                name = _own_name(output.request_id, stamps)
+                count = len(output.outputs[0].token_ids)
+                stamps[name].extend([instant] * count)
+                produced += count if instant > begin + seconds / 5 else 0
+                if output.finished and rate is None:
+                    ask(owner[name], instant)
+        ended = time.perf_counter()
+        self.engine.abort_request([name for name in stamps if len(stamps[name]) < answer])
+        for _ in self._run():
+            pass
+        counted = [name for name in stamps if asked[name] > begin + seconds / 5 and stamps[name]]
+        first = [stamps[name][0] - asked[name] for name in counted]
+        gaps = [b - a for name in counted for a, b in zip(stamps[name], stamps[name][1:], strict=False)]
+        return {
+            "tokens_per_s": produced / (ended - begin - seconds / 5),
+            "turns": len(counted),
+            "ttft_ms": _percentiles(first),
+            "itl_ms": _percentiles(gaps),
+        }
+
+    def greedy(self, prompts: list[list[int]], answer: int) -> dict[str, Any]:
+        """The answers to some prompts, each alone, as token ids."""
+        answers = []
+        for prompt in prompts:
+            self._add(prompt, answer)
+            ids: list[int] = []
+            for _, output in self._run():
+                ids.extend(output.outputs[0].token_ids)
+            answers.append(ids)
+        return {"answers": answers}
+
+    def policy(self, policy: dict[str, Any]) -> dict[str, Any]:
+        """Switch the plugin's policy; its status."""
+        return {"status": self.engine.collective_rpc("mixquant_set_policy", args=(policy,))[0]}
+
+    def status(self, plugin: bool) -> dict[str, Any]:
+        """Memory, start time, the plugin's own words."""
+        import torch
+
+        model_bytes = self.engine.collective_rpc(_weight_bytes)[0]
+        found = {
+            "start_seconds": self.start_seconds,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "weight_bytes": model_bytes,
+            "allocated_bytes": torch.cuda.memory_allocated() if torch.cuda.is_available() else None,
+            "reserved_bytes": torch.cuda.memory_reserved() if torch.cuda.is_available() else None,
+        }
+        if plugin:
+            found["plugin"] = self.engine.collective_rpc("mixquant_status")[0]
+        return found
+
+
+def _own_name(request_id: str, known: Container[str]) -> str:
+    """The name a request was added under; vLLM may have appended a suffix."""
+    return request_id if request_id in known else request_id.rsplit("-", 1)[0]
+
+
+def _weight_bytes(worker: Any) -> int:
+    """Bytes of everything the model holds: parameters and buffers, twins among them."""
+    model = worker.get_model()
+    tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    if not seconds:
+        return {}
+    values = np.percentile(np.asarray(seconds) * 1e3, [50, 95, 99])
+    return {name: float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
+
+
+class _Measured(logging.Handler):
+    """Tells the parent that the start-up measurement is over, so that other engines may use the GPU."""
+
+    def __init__(self, say: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "run exact" in record.getMessage():
+            self._say({"event": "measured", "text": record.getMessage()})
+
+
+def main() -> None:
+    """Serve one engine until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever prints goes to stderr; only answers go to the parent
+
+    def say(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    logging.getLogger("vllm.mixquant").addHandler(_Measured(say))
+    arguments = json.loads(sys.stdin.readline())
+    try:
+        session = Session(arguments)
+    except Exception as error:
+        say({"event": "failed", "text": f"{type(error).__name__}: {error}"})
+        raise
+    say({"event": "ready", "start_seconds": session.start_seconds})
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            say({"result": getattr(session, request.pop("do"))(**request)})
+        except Exception as error:  # the parent decides; the engine may live on
+            say({"error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()

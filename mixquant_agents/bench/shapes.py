@@ -1,0 +1,54 @@
+"""Shapes of models that speed is measured on with random weights: a configuration is all an engine needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["SHAPES", "write_model"]
+
+
+def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000,
+        "tie_word_embeddings": tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 151643,
+        "eos_token_id": 151645,
+    }
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "qwen3-8b": _qwen3(4096, 12288, 36, 32, tied=False),
+    "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
+}
+
+
+def write_model(shape: str, folder: Path) -> Path:
+    """A folder that vLLM takes as a model with ``load_format="dummy"``.
+
+    Raises:
+        ConfigError: no such shape.
+    """
+    if shape not in SHAPES:
+        raise ConfigError(f"no model shape {shape!r}; choose one of {', '.join(SHAPES)}, or give a model folder")
+    target = folder / shape
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "config.json").write_text(json.dumps(SHAPES[shape], indent=1))
+    return target

@@ -1,0 +1,50 @@
+"""``mixquant bench prefill``: phase-aware against exact and uniform engines on one GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Model shape (qwen3-8b, qwen3-4b) or model folder.")] = "qwen3-8b",
+    columns: Annotated[str, typer.Option(help="Engines to compare, by name, with commas; empty for all.")] = "",
+    cases: Annotated[str, typer.Option(help="Cases to run, by name, with commas; empty for all.")] = "",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; engines alternate within each.")] = 5,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop measuring after so many minutes.")] = None,
+    state: Annotated[Path | None, typer.Option(help="State file; an existing one is continued.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
+    agents: Annotated[float, typer.Option(min=0, help="Seconds of each run with 32 agents; 0 leaves them out.")] = 0.0,
+    predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure cold and warm prefill, decode and 32 agents on one GPU, engines taking turns."""
+    if predict:
+        from mixquant_agents.bench.roofline import predict as predicted
+
+        result = predicted(model, predict)
+        print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
+        return
+    from mixquant_agents.bench.prefill import run_prefill
+    from mixquant_agents.bench.prefill_report import table
+
+    result = run_prefill(
+        model=model,
+        columns=[name for name in columns.split(",") if name] or None,
+        cases=[name for name in cases.split(",") if name] or None,
+        rounds=rounds,
+        minutes=minutes,
+        state_path=state,
+        agent_seconds=agents,
+        kv_gib={"exact": 24.0, "mixquant-fp8": 24.0} if agents else None,
+        command=" ".join(["mixquant", *sys.argv[1:]]),
+    )
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result) if as_json else table(result))  # noqa: T201 - the command's output

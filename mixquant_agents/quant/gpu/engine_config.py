@@ -1,0 +1,90 @@
+"""Engine-wide settings that the method needs on a GPU, put into vLLM's configuration where the user left them open."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CAPTURE_SIZES", "hook_config"]
+
+CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 64))
+"""Rows of captured graphs: vLLM's own up to 512, then to 2048, since an agent's warm turn adds hundreds of rows."""
+
+FUSE_BOUNDARY = 128
+"""Up to so many rows vLLM's compiled pieces stay as they are."""
+
+
+def hook_config() -> None:
+    """Hook vLLM's configuration, in the process that makes it. Idempotent; touches engines of this method only."""
+    from vllm.config import VllmConfig
+
+    from mixquant_agents.quant.hooks import _wrap
+
+    _wrap(VllmConfig, "_set_cudagraph_sizes", _sizes)
+    _wrap(VllmConfig, "_set_compile_ranges", _ranges)
+
+
+@functools.cache
+def _code() -> str:
+    """Digest of this package: compiled graphs hold its operations, so it belongs to the compile cache's key."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _resolved(vllm_config: Any) -> Any | None:
+    """The policy as this GPU will run it; ``None`` for other methods and devices."""
+    from vllm.platforms import current_platform
+
+    from mixquant_agents.quant.config import MixQuantConfig, device_info
+    from mixquant_agents.quant.resolve import resolve
+
+    config = getattr(vllm_config, "quant_config", None)
+    if not isinstance(config, MixQuantConfig) or not current_platform.is_cuda():
+        return None
+    return resolve(config.policy, device_info())
+
+
+def _sizes(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _set_cudagraph_sizes(self: Any) -> Any:
+        resolved = _resolved(self)
+        if resolved is not None and resolved.quantizes:
+            _adjust(self, resolved)
+        return original(self)
+
+    return _set_cudagraph_sizes
+
+
+def _adjust(vllm_config: Any, resolved: Any) -> None:
+    from vllm.config import CUDAGraphMode
+
+    compilation = vllm_config.compilation_config
+    if resolved.emulated:
+        compilation.cudagraph_mode = CUDAGraphMode.NONE  # an emulation routes in Python, each step anew
+    elif resolved.policy.reproducible and compilation.cudagraph_mode.has_full_cudagraphs():
+        # A full graph of one row per request cannot tell a prompt's one-row remainder from decode.
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
+    elif compilation.cudagraph_mode == CUDAGraphMode.FULL:
+        compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE  # mixed steps need a graph for each mode
+    if compilation.max_cudagraph_capture_size is None and not compilation.cudagraph_capture_sizes:
+        most = vllm_config.scheduler_config.max_num_batched_tokens
+        compilation.cudagraph_capture_sizes = [size for size in CAPTURE_SIZES if size <= most]
+    if isinstance(vllm_config.additional_config, dict):
+        vllm_config.additional_config["mixquant_gpu"] = _code()
+
+
+def _ranges(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _set_compile_ranges(self: Any) -> Any:
+        resolved = _resolved(self)
+        if resolved is not None and resolved.quantizes and not resolved.emulated:
+            compilation = self.compilation_config
+            boundaries = list(compilation.compile_ranges_endpoints or [])
+            if FUSE_BOUNDARY not in boundaries:
+                compilation.compile_ranges_endpoints = [*boundaries, FUSE_BOUNDARY]
+        return original(self)
+
+    return _set_compile_ranges

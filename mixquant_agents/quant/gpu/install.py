@@ -1,0 +1,184 @@
+"""Hooks that only a GPU needs: graph variants, graph rewriting, the start-up measurement.
+
+What is touched of vLLM, beside what ``quant.hooks`` names (see ``contract``):
+
+- ``vllm.forward_context.create_forward_context``: picks the captured variant of a step, or none;
+- ``CudaGraphManager.capture`` (runner V2), ``GPUModelRunner._warmup_and_capture`` (V1): capture each variant;
+- ``CompilerManager.compile``: fused operations for large row counts;
+- ``GPUModelRunner.profile_run``: the first moment at which all weights are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mixquant_agents.quant.gpu import steps
+from mixquant_agents.quant.gpu.fuse import FUSE_FROM, fuse
+from mixquant_agents.quant.gpu.thresholds import Layer
+from mixquant_agents.quant.gpu.routing import GpuRouting
+from mixquant_agents.quant.gpu.steps import EXACT, Mode, Step
+from mixquant_agents.quant.op import CONTEXT_KEY, EXACT_STEP
+from mixquant_agents.quant.plan import RowPlan
+
+if TYPE_CHECKING:
+    from mixquant_agents.quant.runtime import Runtime
+
+__all__ = ["attach", "hook_process"]
+
+_log = logging.getLogger("vllm.mixquant")
+_V1 = "vllm.v1.worker.gpu_model_runner"
+_V2 = "vllm.v1.worker.gpu.model_runner"
+_V2_GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils"
+
+
+def attach(runtime: Runtime, vllm_config: Any) -> None:
+    """Give ``runtime`` its GPU routing and hook this worker process. The latter once."""
+    graphs = not vllm_config.model_config.enforce_eager
+    drafts = int(getattr(vllm_config, "num_speculative_tokens", 0) or 0)
+    runtime.gpu = GpuRouting(runtime, vllm_config.scheduler_config.max_num_seqs, graphs, 1 + drafts)
+    hook_process()
+
+
+def hook_process() -> None:
+    """Hook vLLM in this process. Idempotent; engines with another method are left alone.
+
+    Raises:
+        EngineStartError: a symbol is not where it is expected.
+    """
+    from vllm import forward_context
+    from vllm.compilation import backends
+
+    from mixquant_agents.quant.hooks import _wrap
+
+    _wrap(forward_context, "create_forward_context", _forward_context)
+    _wrap(backends.CompilerManager, "compile", _compile)
+    for name in (_V1, _V2):
+        runner = getattr(sys.modules.get(name), "GPUModelRunner", None)
+        if runner is not None:
+            _wrap(runner, "profile_run", _profile_run)
+    if _V1 in sys.modules:
+        _wrap(sys.modules[_V1].GPUModelRunner, "_warmup_and_capture", _capture_v1)
+    if _V2_GRAPHS in sys.modules:
+        _wrap(sys.modules[_V2_GRAPHS].CudaGraphManager, "capture", _capture_v2)
+
+
+def _routing(vllm_config: Any) -> GpuRouting | None:
+    from mixquant_agents.quant.hooks import runtime_of
+
+    runtime = runtime_of(vllm_config)
+    found: GpuRouting | None = getattr(runtime, "gpu", None)
+    return found
+
+
+@functools.cache
+def _variant_class() -> Any:
+    """vLLM's ``BatchDescriptor`` with the mode in its key: one more captured graph for the same number of rows."""
+    from vllm.forward_context import BatchDescriptor
+
+    return dataclasses.make_dataclass("MixQuantBatch", [("mixquant", str, "")], bases=(BatchDescriptor,), frozen=True)
+
+
+def _variant(batch: Any, mode: Mode) -> Any:
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return _variant_class()(**values, mixquant=mode.value)
+
+
+def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_forward_context(*args: Any, **kwargs: Any) -> Any:
+        from vllm.config import CUDAGraphMode
+
+        context = original(*args, **kwargs)
+        routing = _routing(args[1] if len(args) > 1 else kwargs.get("vllm_config"))
+        if routing is None or context.cudagraph_runtime_mode != CUDAGraphMode.PIECEWISE:
+            return context
+        capturing = steps.is_forced()
+        step = capturing or _step_of(context.additional_kwargs.get(CONTEXT_KEY))
+        if step is None or step.mode is Mode.EXACT or routing.uniform:
+            return context
+        tokens = context.batch_descriptor.num_tokens
+        if capturing is not None:
+            routing.captured.add((tokens, step.mode))
+        fixed = step.mode is Mode.QUANTIZED or step.index is routing.index
+        if fixed and (tokens, step.mode) in routing.captured:
+            context.batch_descriptor = _variant(context.batch_descriptor, step.mode)
+        else:
+            context.cudagraph_runtime_mode = CUDAGraphMode.NONE
+        return context
+
+    return create_forward_context
+
+
+def _step_of(found: Any) -> Step | None:
+    if isinstance(found, RowPlan):
+        return steps.step_of(found)
+    return EXACT if found is EXACT_STEP else None
+
+
+def _capture_v2(original: Callable[..., Any]) -> Callable[..., Any]:
+    def capture(self: Any, create_forward_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        routing = _routing(self.vllm_config)
+        if routing is None:
+            return original(self, create_forward_fn, *args, **kwargs)
+        own_model = type(self).__name__ == "ModelCudaGraphManager"
+
+        def create(desc: Any, *inner_args: Any, **inner_kwargs: Any) -> Callable[[Any], None]:
+            forward = create_forward_fn(desc, *inner_args, **inner_kwargs)
+            piecewise = desc.cg_mode.name == "PIECEWISE"
+            wanted = routing.modes(desc.num_tokens, piecewise) if own_model else [EXACT]
+
+            def each(mode: Any) -> None:
+                for step in wanted:
+                    with steps.forced(step):
+                        forward(mode)
+
+            return each
+
+        return original(self, create, *args, **kwargs)
+
+    return capture
+
+
+def _capture_v1(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _warmup_and_capture(self: Any, desc: Any, *args: Any, **kwargs: Any) -> None:
+        routing = _routing(self.vllm_config)
+        if routing is None:
+            original(self, desc, *args, **kwargs)
+            return
+        mode = kwargs.get("cudagraph_runtime_mode", args[0] if args else None)
+        piecewise = getattr(mode, "name", "") == "PIECEWISE"
+        for step in routing.modes(desc.num_tokens, piecewise):
+            with steps.forced(step):
+                original(self, desc, *args, **kwargs)
+
+    return _warmup_and_capture
+
+
+def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compile(self: Any, graph: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A001 - vLLM's name
+        rows = kwargs.get("compile_range", args[3] if len(args) > 3 else None)
+        if rows is not None and rows.start >= FUSE_FROM:
+            graph, fused = fuse(graph)
+            if fused:
+                _log.debug("mixquant: %d fused operations in piece %s", fused, kwargs.get("graph_index"))
+        return original(self, graph, *args, **kwargs)
+
+    return compile
+
+
+def _profile_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    def profile_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        routing = _routing(self.vllm_config)
+        if routing is not None:
+            routing.prepare(_layers(routing.runtime), self.device)
+        return original(self, *args, **kwargs)
+
+    return profile_run
+
+
+def _layers(runtime: Runtime) -> list[Layer]:
+    return [Layer(*tensors) for tensors in runtime.native_layers()]

@@ -1,0 +1,124 @@
+"""What pays off on this device, measured once at start on the model's own layers.
+
+Three chains over the Linear layers of the first blocks, each captured in a CUDA graph and replayed: exact; quantized
+(quantization kernels included); quantized with a full slot of exact rows. Their crossings with the exact chain are the
+two row thresholds: a step of prefill rows alone is quantized above the first, a step that also holds exact rows above
+the second. So a quantized step is never slower than an exact one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+
+from mixquant_agents.quant.gpu import kernels
+from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, scaled_product
+from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
+
+__all__ = ["measure"]
+
+GRID = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
+GEMM_GRID = (128, 512, 2048, 8192)
+LAYERS = 8
+"""Two decoder blocks of four Linear: more weight bytes than any cache holds, for models where it matters."""
+
+
+def _replayed(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Median microseconds of a captured ``work``."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    graph.replay()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def _choose_products(layers: Sequence[Layer]) -> None:
+    """Let each shape's fastest product be known to :data:`CHOICE`."""
+    shapes: dict[tuple[int, int], list[Layer]] = {}
+    for layer in layers:
+        shapes.setdefault((layer.codes.shape[0], layer.codes.shape[1]), []).append(layer)
+    for (n, k), same in shapes.items():
+        dtype = same[0].codes.dtype
+        names = ["cutlass"] if dtype == torch.int8 else list(CANDIDATES)
+        winners = {}
+        for m in GEMM_GRID:
+            x = torch.randn(m, k, device=same[0].weight.device, dtype=same[0].weight.dtype)
+            codes, scales = kernels.quantize_rows(x, dtype)
+            times = {
+                name: _replayed(
+                    lambda run=CANDIDATES[name], a=codes, s=scales: [
+                        run(a, s, each.codes, each.scales, x.dtype, None) for each in same
+                    ]
+                )
+                for name in names
+            }
+            winners[m] = min(times, key=lambda name: times[name])
+        CHOICE.learn(dtype, n, k, winners)
+
+
+def _chains(layers: Sequence[Layer], m: int, index: torch.Tensor) -> dict[str, float]:
+    weight = layers[0].weight
+    widths = {layer.weight.shape[1] for layer in layers}
+    rows = {k: torch.randn(m, k, device=weight.device, dtype=weight.dtype) for k in widths}
+
+    def exact() -> None:
+        for layer in layers:
+            linear(rows[layer.weight.shape[1]], layer.weight)
+
+    def quantized() -> None:
+        for layer in layers:
+            x = rows[layer.weight.shape[1]]
+            scaled_product(*kernels.quantize_rows(x, layer.codes.dtype), layer.codes, layer.scales, x.dtype)
+
+    def mixed() -> None:
+        for layer in layers:
+            x = rows[layer.weight.shape[1]]
+            slot = x.new_empty(index.shape[0], x.shape[1])
+            codes, scales = kernels.quantize_rows(x, layer.codes.dtype, index, slot)
+            out = scaled_product(codes, scales, layer.codes, layer.scales, x.dtype)
+            kernels.scatter_rows(linear(slot, layer.weight), index, out)
+
+    return {"exact": _replayed(exact), "quantized": _replayed(quantized), "mixed": _replayed(mixed)}
+
+
+def _crossing(exact: dict[int, float], other: dict[int, float]) -> int:
+    """The largest number of rows up to which ``other`` is not ahead: one below the first size from which it stays so."""
+    sizes = sorted(exact)
+    ahead = [other[m] < exact[m] for m in sizes]
+    behind = max((place for place, yes in enumerate(ahead) if not yes), default=-1)
+    return sizes[behind + 1] - 1 if behind + 1 < len(sizes) else sizes[-1]
+
+
+def measure(layers: Sequence[Layer], slot_rows: int) -> Thresholds:
+    """Thresholds of this device for a model made of such ``layers`` (those of its first blocks)."""
+    started = time.perf_counter()
+    chosen = list(layers[:LAYERS])
+    with torch.inference_mode():
+        _choose_products(chosen)
+        index = torch.full((slot_rows,), -1, dtype=torch.int32, device=chosen[0].weight.device)
+        found: dict[str, dict[int, float]] = {"exact": {}, "quantized": {}, "mixed": {}}
+        for m in GRID:
+            index[0] = m - 1
+            for name, value in _chains(chosen, m, index).items():
+                found[name][m] = round(value, 1)
+    pure = _crossing(found["exact"], found["quantized"])
+    mixed = max(pure, _crossing(found["exact"], found["mixed"]))
+    return Thresholds(pure, mixed, found, time.perf_counter() - started)

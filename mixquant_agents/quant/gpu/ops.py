@@ -1,0 +1,135 @@
+"""The routed operations on a GPU: opaque to ``torch.compile``, so a captured graph holds one mode and nothing else.
+
+``torch.ops.mixquant``:
+
+- ``gpu_linear(x, weight, codes, scales, bias)``                          ``[M, K] -> [M, N]``
+- ``gpu_norm_linear(x, gamma, eps, weight, codes, scales, bias)``         the same of ``rms_norm(x) * gamma``
+- ``gpu_add_norm_linear(x, residual, gamma, eps, …)``                     of ``rms_norm(x + residual) * gamma``; also the sum
+- ``gpu_silu_linear(x, …)``                                               of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
+
+``weight`` ``[N, K]`` is the exact one; ``codes`` ``[N, K]`` and ``scales`` ``[N, 1]`` float32 are its twin. A linear
+layer emits ``gpu_linear``; :mod:`~mixquant_agents.quant.gpu.fuse` puts the fused forms in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+from torch.nn.functional import linear
+
+from mixquant_agents.quant.gpu import reference
+from mixquant_agents.quant.gpu.gemm import scaled_product
+from mixquant_agents.quant.gpu.steps import Mode, current
+
+__all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_linear"]
+
+Tensor = torch.Tensor
+Quantize = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+
+
+def _kernels(x: Tensor) -> ModuleType:
+    if not x.is_cuda:
+        return reference
+    from mixquant_agents.quant.gpu import kernels
+
+    return kernels
+
+
+def _mixed(x: Tensor, index: Tensor, quantize: Quantize, weight: Tensor, codes: Tensor, scales: Tensor,
+           bias: Tensor | None) -> Tensor:  # fmt: skip
+    slot = x.new_empty(index.shape[0], weight.shape[1])
+    out = scaled_product(*quantize(index, slot), codes, scales, x.dtype, bias)
+    _kernels(x).scatter_rows(linear(slot, weight, bias), index, out)
+    return out
+
+
+def _run(x: Tensor, exact: Callable[[], Tensor], quantize: Quantize, weight: Tensor, codes: Tensor, scales: Tensor,
+         bias: Tensor | None) -> Tensor:  # fmt: skip
+    step = current(x.shape[0])
+    if step.mode is Mode.EXACT:
+        return linear(exact(), weight, bias)
+    if step.mode is Mode.QUANTIZED or step.index is None:
+        return scaled_product(*quantize(None, None), codes, scales, x.dtype, bias)
+    return _mixed(x, step.index, quantize, weight, codes, scales, bias)
+
+
+def gpu_linear(x: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """See the module."""
+    kernels = _kernels(x)
+    return _run(x, lambda: x, lambda index, slot: kernels.quantize_rows(x, codes.dtype, index, slot),
+                weight, codes, scales, bias)  # fmt: skip
+
+
+def gpu_norm_linear(
+    x: Tensor, gamma: Tensor, eps: float, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
+) -> Tensor:
+    """See the module."""
+    kernels = _kernels(x)
+    return _run(
+        x,
+        lambda: kernels.norm_rows(x, None, gamma, eps)[0],
+        lambda index, slot: kernels.norm_quantize_rows(x, None, gamma, eps, codes.dtype, index, slot)[:2],
+        weight, codes, scales, bias,
+    )  # fmt: skip
+
+
+def gpu_add_norm_linear(
+    x: Tensor,
+    residual: Tensor,
+    gamma: Tensor,
+    eps: float,
+    weight: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See the module."""
+    kernels = _kernels(x)
+    total: Tensor = residual
+
+    def exact() -> Tensor:
+        nonlocal total
+        y, total = kernels.norm_rows(x, residual, gamma, eps)
+        return y
+
+    def quantize(index: Tensor | None, slot: Tensor | None) -> tuple[Tensor, Tensor]:
+        nonlocal total
+        rows, row_scales, total = kernels.norm_quantize_rows(x, residual, gamma, eps, codes.dtype, index, slot)
+        return rows, row_scales
+
+    out = _run(x, exact, quantize, weight, codes, scales, bias)
+    return out, total
+
+
+def gpu_silu_linear(x: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """See the module."""
+    kernels = _kernels(x)
+    return _run(x, lambda: kernels.silu_rows(x),
+                lambda index, slot: kernels.silu_quantize_rows(x, codes.dtype, index, slot),
+                weight, codes, scales, bias)  # fmt: skip
+
+
+_TWIN = "Tensor weight, Tensor codes, Tensor scales, Tensor? bias"
+_library = torch.library.Library("mixquant", "FRAGMENT")
+_library.define(f"gpu_linear(Tensor x, {_TWIN}) -> Tensor")
+_library.define(f"gpu_norm_linear(Tensor x, Tensor gamma, float eps, {_TWIN}) -> Tensor")
+_library.define(f"gpu_add_norm_linear(Tensor x, Tensor residual, Tensor gamma, float eps, {_TWIN}) -> (Tensor, Tensor)")
+_library.define(f"gpu_silu_linear(Tensor x, {_TWIN}) -> Tensor")
+
+
+def _fake(x: Tensor, *rest: object) -> Tensor:
+    weight = rest[-4]
+    assert isinstance(weight, torch.Tensor)  # noqa: S101 - for the type checker; torch checked the schema
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _fake_pair(x: Tensor, residual: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return _fake(x, *rest), torch.empty_like(residual)
+
+
+for _op in (gpu_linear, gpu_norm_linear, gpu_add_norm_linear, gpu_silu_linear):
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_op.__name__, _op, _key)
+    _library._register_fake(_op.__name__, _fake_pair if _op is gpu_add_norm_linear else _fake)
