@@ -1,0 +1,37 @@
+"""``mixquant bench turns`` measures what it says, and the chat layer stays cheap."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from mixquant_agents.bench.turns import leaks, measure
+from mixquant_agents.cli.bench_turns import command
+
+
+async def test_targets_hold_on_a_small_run() -> None:
+    """Half again the targets, because a small run is noisy; the full one is ``mixquant bench turns``."""
+    told: list[str] = []
+    result = await measure(rounds=3, stream_tokens=1000, tool_tokens=800, streams=16, progress=told.append)
+    assert result.stream_cost_ratio < 1.3 * 1.5
+    assert result.tool_call_growth < 2.2 * 1.5
+    assert (result.leaked_requests, result.leaked_tasks) == (0, 0)
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("streams", [3, 64])
+async def test_a_third_is_cancelled(streams: int) -> None:
+    requests, tasks, cancelled = await leaks(streams)
+    assert (requests, tasks) == (0, 0)
+    assert cancelled == -(-streams // 3)
+
+
+def test_the_command_prints_one_object() -> None:
+    app = typer.Typer()
+    app.command()(command)
+    arguments = ["--json", "--rounds", "1", "--tokens", "100", "--tool-tokens", "100", "--streams", "3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {"stream_cost_ratio", "tool_call_growth", "leaked_requests"} <= json.loads(result.stdout).keys()
+    assert CliRunner().invoke(app, ["--rounds", "0"]).exit_code == 2

@@ -1,0 +1,219 @@
+"""A turn that nobody waits for any more ends at once and leaves nothing behind."""
+
+import asyncio
+import gc
+import random
+import threading
+import time
+import tracemalloc
+from typing import Any
+
+import pytest
+from langchain_core.messages import AnyMessage
+from langgraph.graph import END, START, StateGraph
+from typing_extensions import TypedDict
+
+from mixquant_agents import MixQuantChatModel, ScriptedEngine, TurnRecord
+from mixquant_agents.engine.scripted import ScriptedTurn
+
+STREAMS = 64
+SLOW = ScriptedTurn(text=["x"] * 60, token_seconds=0.0005)
+HANGS = ScriptedTurn(text=["a", "b", "c"], hang_after=2)
+
+
+def engine_of(turn: ScriptedTurn) -> ScriptedEngine:
+    return ScriptedEngine(lambda _: turn)
+
+
+async def settle(engine: ScriptedEngine) -> None:
+    """Let the loop run what is ready; a second is never needed."""
+    for _ in range(100):
+        if engine.running == 0:
+            return
+        await asyncio.sleep(0.01)
+
+
+async def test_concurrent_streams_a_third_cancelled_leave_nothing() -> None:
+    records: list[TurnRecord] = []
+    engine = engine_of(SLOW)
+    model = MixQuantChatModel(engine=engine, recorders=[records.append])
+    draw = random.Random(7)  # noqa: S311 - no secret
+    before = asyncio.all_tasks()
+
+    async def read(stop_after: int | None) -> int:
+        seen = 0
+        async for _ in model.astream("go"):
+            seen += 1
+            if seen == stop_after:
+                asyncio.current_task().cancel()
+                await asyncio.sleep(0)
+        return seen
+
+    stops = [draw.randrange(1, 58) if place % 3 == 0 else None for place in range(STREAMS)]
+    results = await asyncio.gather(*(read(stop) for stop in stops), return_exceptions=True)
+    cancelled = [stop is not None for stop in stops]
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == cancelled
+    assert [result for result in results if isinstance(result, int)] == [61] * cancelled.count(False)
+    assert (engine.running, engine.aborted, engine.finished) == (0, sum(cancelled), cancelled.count(False))
+    assert asyncio.all_tasks() == before
+    await model.aclose()
+    assert sorted(record.aborted for record in records) == sorted(cancelled)
+    for record in records:
+        if record.aborted:
+            assert 0 < record.decode_tokens < 60
+            assert (record.finish_reason, record.error, record.quantized_tokens) == ("abort", None, None)
+
+
+async def test_many_rounds_do_not_grow() -> None:
+    """Memory after many rounds of finished, cancelled and abandoned streams is what it was after a few."""
+    engine = ScriptedEngine(lambda _: ScriptedTurn(text=["x"] * 20), keep_requests=8)
+    model = MixQuantChatModel(engine=engine)
+
+    async def some(rounds: int) -> None:
+        for place in range(rounds):
+            async for chunk in model.astream("go"):
+                if place % 3 == 0 and chunk.content:
+                    break
+            task = asyncio.create_task(model.ainvoke("go"))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        gc.collect()
+
+    await some(40)
+    tracemalloc.start()
+    await some(5)
+    base = tracemalloc.get_traced_memory()[0]
+    await some(60)
+    grown = tracemalloc.get_traced_memory()[0] - base
+    tracemalloc.stop()
+    assert engine.running == 0
+    assert grown < 60_000, f"{grown} bytes more after 60 rounds"
+
+
+async def test_cancelling_ainvoke_aborts_and_reraises() -> None:
+    engine = engine_of(HANGS)
+    task = asyncio.create_task(MixQuantChatModel(engine=engine).ainvoke("go"))
+    await asyncio.sleep(0.02)
+    assert engine.running == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+async def test_leaving_a_stream_aborts_when_it_is_closed() -> None:
+    engine = engine_of(HANGS)
+    stream = MixQuantChatModel(engine=engine).astream("go")
+    await anext(stream)
+    await stream.aclose()
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+async def test_an_abandoned_stream_is_collected() -> None:
+    engine = engine_of(HANGS)
+    async for _ in MixQuantChatModel(engine=engine).astream("go"):
+        break
+    await settle(engine)
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+async def test_cancelling_v3_events_aborts() -> None:
+    engine = engine_of(HANGS)
+    stream = await MixQuantChatModel(engine=engine).astream_events("go", version="v3")
+    async for _ in stream:
+        break
+    await stream.aclose()
+    await settle(engine)
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+def test_leaving_a_sync_stream_aborts_before_it_returns() -> None:
+    engine = engine_of(HANGS)
+    stream = MixQuantChatModel(engine=engine).stream("go")
+    next(stream)
+    assert engine.running == 1
+    stream.close()
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in ``invoke``: the turn does not go on behind the caller's back."""
+    from mixquant_agents.chat import bridge
+
+    engine = engine_of(HANGS)
+    queue_of = bridge.queue.SimpleQueue
+
+    class Interrupted:
+        def __init__(self) -> None:
+            self._inner, self._calls = queue_of(), 0
+
+        def put(self, item: Any) -> None:
+            self._inner.put(item)
+
+        def get(self) -> Any:
+            self._calls += 1
+            if self._calls == 2:
+                raise KeyboardInterrupt
+            return self._inner.get()
+
+    monkeypatch.setattr(bridge.queue, "SimpleQueue", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        MixQuantChatModel(engine=engine).invoke("go")
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+def test_sync_callers_from_many_threads() -> None:
+    engine = engine_of(ScriptedTurn(text=["x"] * 20, token_seconds=0.001))
+    model = MixQuantChatModel(engine=engine)
+    threads = threading.active_count()
+    start = time.monotonic()
+    answers = model.batch(["go"] * 16, {"max_concurrency": 16})
+    assert [answer.content for answer in answers] == ["x" * 20] * 16
+    assert engine.running == 0
+    assert time.monotonic() - start < 2
+    assert threading.active_count() <= threads + 1, "one loop thread serves all"
+
+
+class State(TypedDict):
+    messages: list[AnyMessage]
+
+
+def graph_of(model: MixQuantChatModel) -> Any:
+    async def agent(state: State) -> dict[str, Any]:
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    inner = StateGraph(State).add_node("agent", agent).add_edge(START, "agent").add_edge("agent", END).compile()
+    return StateGraph(State).add_node("inner", inner).add_edge(START, "inner").add_edge("inner", END).compile()
+
+
+async def test_cancelling_a_graph_aborts_the_subgraphs_turn() -> None:
+    engine = engine_of(HANGS)
+    graph = graph_of(MixQuantChatModel(engine=engine))
+    task = asyncio.create_task(graph.ainvoke({"messages": [("human", "go")]}))
+    for _ in range(200):
+        if engine.running:
+            break
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await settle(engine)
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
+async def test_a_graph_streams_tokens_and_names_the_thread() -> None:
+    records: list[TurnRecord] = []
+    model = MixQuantChatModel(engine=ScriptedEngine(["one two", "one two"]), recorders=[records.append])
+    graph = graph_of(model)
+    config = {"configurable": {"thread_id": "T"}}
+    given = {"messages": [("human", "go")]}
+    streamed = [
+        chunk.content async for _, (chunk, _) in graph.astream(given, config, stream_mode="messages", subgraphs=True)
+    ]
+    assert [text for text in streamed if text] == ["one", " two"]
+    await graph.ainvoke(given, config)
+    await model.aclose()
+    assert [record.thread_id for record in records] == ["T", "T"]
+    assert len({record.run_id for record in records} - {None}) == 2

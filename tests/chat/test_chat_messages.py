@@ -1,0 +1,177 @@
+"""LangChain's messages reach the engine whole, and come back whole."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+    messages_from_dict,
+    messages_to_dict,
+)
+
+from mixquant_agents.chat.calls import seal
+from mixquant_agents.chat.messages import to_engine
+from mixquant_agents.errors import InvalidMessagesError
+
+
+def test_every_kind_of_message() -> None:
+    call = {"name": "f", "args": {"a": "ü"}, "id": "1"}
+    assert to_engine(
+        [
+            SystemMessage("s"),
+            HumanMessage("h", name="ann"),
+            AIMessage("a", tool_calls=[call], additional_kwargs={"reasoning_content": "r"}),
+            ToolMessage("t", tool_call_id="1", name="f", status="error"),
+            FunctionMessage("u", name="g"),
+            ChatMessage("d", role="developer"),
+            ChatMessage("e", role="assistant"),
+        ]
+    ) == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "h", "name": "ann"},
+        {
+            "role": "assistant",
+            "content": "a",
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "ü"}'}}],
+            "reasoning_content": "r",
+        },
+        {"role": "tool", "content": "t", "tool_call_id": "1", "name": "f"},
+        {"role": "tool", "content": "u", "name": "g"},
+        {"role": "system", "content": "d"},
+        {"role": "assistant", "content": "e"},
+    ]
+
+
+def test_blocks_are_flattened() -> None:
+    user = HumanMessage(["one", {"type": "text", "text": "two"}])
+    answer = AIMessage(
+        [
+            {"type": "reasoning", "reasoning": "hm"},
+            {"type": "text", "text": "Let me "},
+            {"type": "text", "text": "look."},
+            {"type": "tool_use", "id": "x", "name": "f", "input": {"a": 1}},
+        ]
+    )
+    first, second = to_engine([user, answer])
+    assert first["content"] == "one\ntwo"
+    assert (second["content"], second["reasoning_content"]) == ("Let me look.", "hm")
+    assert second["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+def test_a_call_in_both_places_is_one_call() -> None:
+    block = {"type": "tool_call", "id": "x", "name": "f", "args": {}}
+    (message,) = to_engine([AIMessage(content_blocks=[block])])
+    assert len(message["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}},
+        {"type": "image", "url": "x"},
+        {"type": "input_audio", "input_audio": {}},
+        {"type": "file", "base64": "AA=="},
+        {"type": "video", "url": "x"},
+        {"type": "something_new"},
+    ],
+)
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, lambda c: ToolMessage(c, tool_call_id="1"), AIMessage])
+def test_what_is_no_text_is_refused_by_name(kind: Any, block: dict[str, Any]) -> None:
+    with pytest.raises(InvalidMessagesError, match=rf"message 2 \(\w+\).*{block['type']}"):
+        to_engine([HumanMessage("look"), kind([{"type": "text", "text": "at this"}, block])])
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [([], "no messages"), ([RemoveMessage(id="1")], "RemoveMessage"), ([ChatMessage("x", role="poet")], "'poet'")],
+)
+def test_what_no_template_renders_is_refused(messages: list[BaseMessage], words: str) -> None:
+    with pytest.raises(InvalidMessagesError, match=words):
+        to_engine(messages)
+
+
+def test_invalid_calls_go_back_as_the_model_wrote_them() -> None:
+    named = {"id": "1", "name": "f", "args": '{"a": "cut"]', "error": None}
+    nameless = {"id": "2", "name": None, "args": '{"nam": 1}]', "error": None}
+    raw = [{"id": "1", "text": '{"a": "cut', "error": "…"}, {"id": "2", "text": '{"nam": 1}', "error": "…"}]
+    message = AIMessage("So.", invalid_tool_calls=[named, nameless], additional_kwargs={"unparsed_tool_calls": raw})
+    (sent,) = to_engine([message])
+    assert sent["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": "cut'}
+    assert sent["content"] == 'So.\n{"nam": 1}'
+    (bare,) = to_engine([AIMessage("", invalid_tool_calls=[named])])
+    assert bare["tool_calls"][0]["function"]["arguments"] == named["args"]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+names = st.text("abc_", min_size=1, max_size=6)
+calls = st.builds(
+    lambda name, args, number: {"name": name, "args": args, "id": f"call_{number}", "type": "tool_call"},
+    names,
+    st.dictionaries(st.text(max_size=4), json_values, max_size=3),
+    st.integers(0, 10**9),
+)
+contents = st.text(max_size=20)
+messages = st.one_of(
+    st.builds(SystemMessage, contents),
+    st.builds(HumanMessage, contents),
+    st.builds(lambda text, id_: ToolMessage(text, tool_call_id=id_), contents, names),
+    st.builds(
+        lambda text, some, thought: AIMessage(
+            text, tool_calls=some, additional_kwargs={"reasoning_content": thought} if thought else {}
+        ),
+        contents,
+        st.lists(calls, max_size=2, unique_by=lambda call: call["id"]),
+        contents,
+    ),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(messages, min_size=1, max_size=5))
+def test_round_trip(given_messages: list[BaseMessage]) -> None:
+    """Any order of messages keeps roles, texts, calls and reasoning; a checkpoint in between changes nothing."""
+    sent = to_engine(given_messages)
+    restored = messages_from_dict(messages_to_dict(given_messages))
+    assert to_engine(restored) == sent
+    for before, after in zip(given_messages, sent, strict=True):
+        assert after["content"] == before.content
+        if isinstance(before, AIMessage):
+            back = [
+                (call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+                for call in after.get("tool_calls", ())
+            ]
+            assert back == [(call["id"], call["name"], call["args"]) for call in before.tool_calls]
+            assert after.get("reasoning_content", "") == before.additional_kwargs.get("reasoning_content", "")
+
+
+def _merged(text: str) -> AIMessageChunk:
+    return AIMessageChunk(
+        "", tool_call_chunks=[{"name": "f", "args": text, "id": "1", "index": 0}], chunk_position="last"
+    )
+
+
+@given(st.dictionaries(st.text(max_size=4), json_values, max_size=3), st.data())
+def test_a_sealed_call_never_runs(arguments: dict[str, Any], data: st.DataObject) -> None:
+    """However a call's JSON is cut off, LangChain lists the sealed text as invalid."""
+    whole = json.dumps(arguments)
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    sealed = _merged(cut + seal(cut))
+    assert sealed.tool_calls == []
+    assert len(sealed.invalid_tool_calls) == 1
+    assert _merged(whole + seal(whole, always=True)).tool_calls == []
+    assert seal(whole) == ""
