@@ -1,5 +1,27 @@
-"""The vLLM plugin: quantization method ``"mixquant"``, phase-aware Linear layers inside vLLM's worker."""
+"""The vLLM plugin: quantization method ``"mixquant"``, phase-aware Linear layers inside vLLM's worker.
+
+A row of a forward pass is *prefill* iff its absolute position is below ``prompt_len - 1``; prefill rows run in the
+policy's prefill format, the others exact. Reading order: ``plan`` (which rows), ``formats`` (the numbers), ``twin``
+(a weight's quantized copy and how rows pass through it), ``op`` (the routed product), ``linear`` and ``config`` (what
+vLLM sees), ``hooks`` (where the plan comes from), ``rpc`` (what comes back).
+
+Importing this package loads neither torch nor vllm; :func:`register` loads what vLLM has loaded by then.
+"""
 
 
 def register() -> None:
-    """Entry point ``vllm.general_plugins``: called by vLLM in each of its processes. Idempotent."""
+    """Entry point ``vllm.general_plugins``: called by vLLM in each of its processes. Idempotent.
+
+    Only names the method; runners and workers are hooked when a model with this method is built, so other engines in
+    the same process stay untouched.
+    """
+    from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.platforms import current_platform
+
+    from mixquant_agents.quant.config import METHOD, MixQuantConfig
+
+    register_quantization_config(METHOD)(MixQuantConfig)
+    if current_platform.is_cuda():
+        from mixquant_agents.quant.gpu.engine_config import hook_config
+
+        hook_config()

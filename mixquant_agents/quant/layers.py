@@ -1,0 +1,56 @@
+"""Which Linear layers are routed, by name. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["in_block", "is_ignored"]
+
+_IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
+_NEVER = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|image\w*|mm_projector)\.|\.(kv_b_proj|gate|router)$")
+"""Other modalities' towers; MLA's kv_b_proj, which belongs to attention; routers, whose choice is discrete."""
+
+
+def in_block(prefix: str) -> bool:
+    """Whether ``prefix`` names a Linear inside a block of the language model; lm_head and embeddings are not."""
+    return bool(_IN_BLOCK.search(prefix)) and not _NEVER.search(prefix)
+
+
+def is_ignored(prefix: str, patterns: Sequence[str], fused: Mapping[str, Sequence[str]]) -> bool:
+    """Whether ``patterns`` name the layer ``prefix``.
+
+    A pattern is a full name, the last part or parts of one (``"down_proj"``, ``"mlp.down_proj"``), or ``re:`` and a
+    regular expression for the start of the full name. Layers that vLLM fuses are known by both names: ``fused`` maps
+    ``"qkv_proj"`` to ``["q_proj", "k_proj", "v_proj"]``.
+
+    Raises:
+        ConfigError: only some parts of a fused layer are named, or a regular expression is invalid.
+    """
+    parent, _, leaf = prefix.rpartition(".")
+    if _named(prefix, patterns):
+        return True
+    parts = [f"{parent}.{part}" if parent else part for part in fused.get(leaf, ())]
+    hits = [part for part in parts if _named(part, patterns)]
+    if hits and len(hits) < len(parts):
+        missing = ", ".join(part for part in parts if part not in hits)
+        raise ConfigError(
+            f"ignored_layers names {', '.join(hits)} but not {missing}; vLLM runs them as one layer {prefix!r}: "
+            "name all of them, or none"
+        )
+    return bool(hits)
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            try:
+                if re.match(pattern[3:], name):
+                    return True
+            except re.error as error:
+                raise ConfigError(f"ignored_layers: {pattern!r} is no regular expression: {error}") from None
+        elif name == pattern or name.endswith(f".{pattern}"):
+            return True
+    return False

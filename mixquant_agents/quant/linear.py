@@ -1,0 +1,88 @@
+"""What vLLM sees of a routed Linear: the unquantized method, plus a twin and the routed product.
+
+A subclass of ``UnquantizedLinearMethod``, so that weight loading, LoRA and tensor parallelism meet a normal layer with
+a normal ``weight``; the twin is built beside it, from the shard that this worker loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.platforms import current_platform
+
+from mixquant_agents.quant import op as _op  # noqa: F401 - registers torch.ops.mixquant.routed_linear
+from mixquant_agents.quant.twin import get_twin
+
+if TYPE_CHECKING:
+    from mixquant_agents.quant.runtime import Runtime
+
+__all__ = ["MixQuantLinearMethod"]
+
+
+class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vllm is untyped here
+    """Routes the rows of one Linear between its exact weight and its twin."""
+
+    supports_pre_processed_weights = False
+
+    def __init__(self, runtime: Runtime, prefix: str) -> None:
+        """``prefix`` is the layer's full name, for messages and status."""
+        super().__init__()
+        self._runtime = runtime
+        self.prefix = prefix
+        self.key = runtime.twin_of(prefix)
+        self._twins: dict[str, tuple[torch.Tensor, ...]] = {}
+        self._weight: torch.Tensor | None = None
+        self._native = self.key.endswith("-native")  # runs as one operation that captured graphs can hold
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Keep the exact weight as loaded and build the start policy's twin."""
+        if not current_platform.is_cpu():
+            # On a CPU this would pack the weight into another layout and remove it.
+            super().process_weights_after_loading(layer)
+        self._weight = layer.weight.data
+        self._twins.clear()
+        self._runtime.add_layer(self)
+        self.use(self.key)
+        if self._native:
+            for name, tensor in zip(("mixquant_codes", "mixquant_scales"), self._twins[self.key], strict=True):
+                layer.register_buffer(name, tensor, persistent=False)
+
+    def use(self, key: str) -> None:
+        """Route through the twin named ``key``, built now if it is not there yet; ``""`` runs every row exact."""
+        self.key = key
+        if key and self._weight is not None and key not in self._twins:
+            shared = key.removesuffix("-weight-only")
+            for name in (shared, f"{shared}-weight-only"):
+                if name in self._twins:  # the weights of both are the same
+                    self._twins[key] = self._twins[name]
+                    return
+            self._twins[key] = get_twin(key).build(self._weight)
+
+    def tensors(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The exact weight with the twin in use, if there is one."""
+        if self.key and self._weight is not None:
+            yield self._weight, *self._twins[self.key]
+
+    @property
+    def twin_bytes(self) -> int:
+        """Bytes of all twins of this layer."""
+        tensors = {t.data_ptr(): t for tensors in self._twins.values() for t in tensors}
+        return sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x`` ``[..., K]`` to ``[..., N]``."""
+        if not self.key:
+            return torch.nn.functional.linear(x, layer.weight, bias)
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        if self._native:
+            # Buffers of the layer, so that torch.compile meets them as it meets the weight.
+            codes, scales = layer.mixquant_codes, layer.mixquant_scales
+            out: torch.Tensor = torch.ops.mixquant.gpu_linear(rows, layer.weight, codes, scales, bias)
+            return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
+        y: torch.Tensor = torch.ops.mixquant.routed_linear(rows, layer.weight, list(self._twins[self.key]), self.key)
+        if bias is not None:
+            y = y + bias
+        return y.reshape(*x.shape[:-1], y.shape[-1])
