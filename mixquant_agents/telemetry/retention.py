@@ -48,8 +48,8 @@ def retain(
         while time.monotonic() < deadline and (count := _delete(connection, cutoff)):
             deleted += count
     if retention.max_bytes is not None:
-        while time.monotonic() < deadline and _used_bytes(connection) > retention.max_bytes:
-            count = _delete(connection, None)
+        while time.monotonic() < deadline and (used := _used_bytes(connection)) > retention.max_bytes:
+            count = _delete(connection, None, _share(connection, 1 - retention.max_bytes / used))
             if not count:
                 break
             deleted += count
@@ -66,7 +66,13 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
     return (size["page_count"] - size["freelist_count"]) * size["page_size"]
 
 
-def _delete(connection: sqlite3.Connection, cutoff_us: int | None) -> int:
+def _share(connection: sqlite3.Connection, share: float) -> int:
+    """About how many turns make up a share of the store, at most a chunk, at least a few."""
+    first, last = connection.execute("SELECT min(id), max(id) FROM turns").fetchone()
+    return max(20, min(CHUNK, int(share * (last - first + 1)))) if first is not None else CHUNK
+
+
+def _delete(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int = CHUNK) -> int:
     """Delete one chunk of the oldest turns (of those before ``cutoff_us``), their spans, contents and statistics."""
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -74,7 +80,7 @@ def _delete(connection: sqlite3.Connection, cutoff_us: int | None) -> int:
         doomed = connection.execute(
             "SELECT * FROM (SELECT id, thread_id, started_us FROM turns ORDER BY id LIMIT ?) "
             "WHERE started_us < ifnull(?, 1e18)",
-            (CHUNK, cutoff_us),
+            (chunk, cutoff_us),
         ).fetchall()
         ids = [(row[0],) for row in doomed]
         for table, column in (("turns", "id"), ("blocks", "turn"), ("contents", "turn")):

@@ -7,11 +7,13 @@ counted as lost. A turn that is already in the store is not written twice.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry.connect import connect_writer, default_store_path, explain
@@ -23,8 +25,13 @@ from mixquant_agents.telemetry.recorder import GATHER_SECONDS, QUEUE_LIMIT, Queu
 from mixquant_agents.telemetry.retention import Retention, retain
 from mixquant_agents.telemetry.rollup import write_rollups, write_threads
 from mixquant_agents.telemetry.rows import INSERT_TURN, SERIES, row_of, series_of, to_microseconds
+from mixquant_agents.telemetry.syncing import Syncer
 
 __all__ = ["Retention", "StoreRecorder", "StoreSink"]
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 RETRY_SECONDS = 1.0
 RETAIN_EVERY_SECONDS = 60.0
@@ -37,6 +44,10 @@ _INSERT_SPAN = (
 )
 
 
+_left_to_parents: list[object] = []
+"""What a forked child inherited; kept so that it is not closed there."""
+
+
 class StoreSink:
     """Writes batches into the store at ``path``; opens it on the first batch."""
 
@@ -45,6 +56,8 @@ class StoreSink:
         self._retention = retention
         self._limit = pending_limit
         self._connection: sqlite3.Connection | None = None
+        self._syncer: Syncer | None = None
+        self._pid = os.getpid()
         self._pending: list[Event] = []
         self._lost = 0
         self._series: dict[tuple[object, ...], int] = {}
@@ -64,11 +77,15 @@ class StoreSink:
         Raises:
             StoreError: this time it did not work; up to the limit it is kept and tried again.
         """
+        if self._pid != os.getpid():
+            self._pending.clear()  # the parent has them too
         self._pending.extend(batch)
         try:
             connection = self._open()
             while self._pending:
                 self._transaction(connection, self._pending[:SLICE])
+                if self._syncer is not None:
+                    self._syncer.committed()
                 del self._pending[:SLICE]
             if self._retention is not None and time.monotonic() >= self._next_retain:
                 self._next_retain = time.monotonic() + RETAIN_EVERY_SECONDS
@@ -92,47 +109,62 @@ class StoreSink:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+        if self._syncer is not None:
+            self._syncer.close()
+            self._syncer = None
 
     def _open(self) -> sqlite3.Connection:
+        if self._pid != os.getpid():  # SQLite's connections must not be used, nor closed, in a forked child
+            _left_to_parents.append((self._connection, self._syncer))
+            self._pid, self._connection, self._syncer = os.getpid(), None, None
         if self._connection is None or not self._path.exists():
             if self._connection is not None:  # the file was deleted under us: go on in a new one
                 self._connection.close()
+            if self._syncer is not None:
+                self._syncer.close()
             self._series.clear()
             self._connection = connect_writer(self._path)
+            self._syncer = Syncer(self._path)
             self._salt = self._connection.execute("SELECT value FROM meta WHERE key = 'block_salt'").fetchone()[0]
         return self._connection
 
     def _transaction(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            spans = [event for event in events if isinstance(event, Span)]
+            spans = [row for event in events if isinstance(event, Span) and (row := _guarded(_span_row, event))]
             if spans:
-                connection.executemany(_INSERT_SPAN, [_span_row(span) for span in spans])
-            self._turns(connection, events)
+                connection.executemany(_INSERT_SPAN, spans)
+            unusable = self._turns(connection, events)
             connection.execute("COMMIT")
+            self._lost += unusable
         except BaseException:
             self._series.clear()  # ids given inside the transaction are void
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
-    def _turns(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
+    def _turns(self, connection: sqlite3.Connection, events: Sequence[Event]) -> int:
+        """Insert the turns among ``events``; how many could not be made into rows (and never will)."""
         known = self._known(connection, [event.turn.turn_id for event in events if isinstance(event, TurnEvent)])
         number = connection.execute("SELECT ifnull(max(id), 0) FROM turns").fetchone()[0]
         rows, fresh, blocks, contents = [], [], [], []
+        unusable = 0
         for event in events:
             if isinstance(event, RunLink):
                 self._linker.link(event)
                 continue
             if isinstance(event, Span):
-                self._linker.span(event)
+                _guarded(self._linker.span, event)
                 continue
             turn = event.turn
             if turn.turn_id in known:
                 continue
             known.add(turn.turn_id)
+            started_us = _guarded(to_microseconds, turn.started_at)
+            if started_us is None:
+                unusable += 1
+                continue
             number += 1
-            started_us = to_microseconds(turn.started_at)
             series = self._series_id(connection, series_of(turn))
             root, node, tool_seconds = self._linker.turn(turn, started_us)
             if turn.tool_seconds_before is not None:
@@ -141,13 +173,13 @@ class StoreSink:
             fresh.append((turn, series, started_us))
             hashes = event.block_hashes
             if hashes is None and event.prompt_token_ids is not None:
-                hashes = block_hashes(event.prompt_token_ids, self._salt)
-            if hashes:
-                blocks.append((number, pack_hashes(hashes)))
-            if event.content is not None:
-                contents.append((number, pack_content(event.content)))
+                hashes = _guarded(block_hashes, event.prompt_token_ids, self._salt)
+            if hashes and (packed := _guarded(pack_hashes, hashes)):
+                blocks.append((number, packed))
+            if event.content is not None and (packed := _guarded(pack_content, event.content)):
+                contents.append((number, packed))
         if not rows:
-            return
+            return unusable
         connection.executemany(INSERT_TURN, rows)
         if blocks:
             connection.executemany("INSERT INTO blocks (turn, hashes) VALUES (?, ?)", blocks)
@@ -155,6 +187,7 @@ class StoreSink:
             connection.executemany("INSERT INTO contents (turn, packed) VALUES (?, ?)", contents)
         write_rollups(connection, fresh)
         write_threads(connection, fresh)
+        return unusable
 
     @staticmethod
     def _known(connection: sqlite3.Connection, turn_ids: list[str]) -> set[str]:
@@ -171,6 +204,15 @@ class StoreSink:
             row = connection.execute(f"SELECT id FROM series WHERE {where}", key).fetchone()  # noqa: S608 # constants
             found = self._series[key] = int(row[0])
         return found
+
+
+def _guarded(make: Callable[..., _T], *arguments: Any) -> _T | None:
+    """What ``make`` makes; ``None`` where the event is malformed: one bad event must not hold up those around it."""
+    try:
+        return make(*arguments)
+    except Exception:
+        log.warning("telemetry: an event could not be written and is left out", exc_info=True)
+        return None
 
 
 def _span_row(span: Span) -> tuple[object, ...]:

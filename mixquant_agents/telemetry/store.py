@@ -11,7 +11,6 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from mixquant_agents.telemetry.connect import connect_reader, default_store_path
 from mixquant_agents.telemetry.content import unpack_content
 from mixquant_agents.telemetry.events import SpanKind, TurnContent
 from mixquant_agents.telemetry.filters import TurnFilter
+from mixquant_agents.telemetry.found import Series, StoredSpan, ThreadSummary
 from mixquant_agents.telemetry.prefix import PrefixFinding, PrefixSide, explain_prefix, unpack_hashes
 from mixquant_agents.telemetry.rows import SERIES, StoredTurn, from_microseconds, turn_of
 
@@ -30,54 +30,6 @@ __all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
 _SELECT = (
     f"SELECT turns.*, {', '.join('series.' + name for name in SERIES)} FROM turns JOIN series ON series.id = series_id"  # noqa: S608 # constants
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Series:
-    """What turns have in common: one line of table ``series``."""
-
-    id: int
-    model: str
-    engine: str
-    policy: str
-    prefill_format: str | None
-    decode_format: str | None
-    emulated: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadSummary:
-    """One thread in the list. Tokens and seconds are sums of what is known."""
-
-    thread_id: str
-    turns: int
-    bad: int
-    first_at: str
-    last_at: str
-    prompt_tokens: int
-    cached_tokens: int
-    decode_tokens: int
-    total_seconds: float
-    policies: tuple[str, ...]
-    models: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSpan:
-    """A tool call, graph node or agent run. Attributes as in :class:`~mixquant_agents.telemetry.events.Span`."""
-
-    span_id: str
-    parent_id: str | None
-    run_id: str | None
-    thread_id: str | None
-    kind: SpanKind
-    name: str
-    started_us: int
-    seconds: float
-    cancelled: bool
-    error: str | None
-    arguments: str | None
-    result: str | None
 
 
 class TurnStore:

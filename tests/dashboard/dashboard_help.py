@@ -25,7 +25,7 @@ def make_turn(**values: Any) -> TurnRecord:
         "engine": "scripted", "policy": "exact", "prefill_format": "exact", "decode_format": "exact", "emulated": False,
         "started_at": utc_now(), "prompt_tokens": 1000, "cached_tokens": 800, "prefill_tokens": 200,
         "quantized_tokens": 0, "exact_tokens": 200, "decode_tokens": 51, "queue_seconds": 0.002,
-        "prefill_seconds": 0.04, "delivery_seconds": 0.001, "ttft_seconds": 0.043, "decode_seconds": 0.5, 
+        "prefill_seconds": 0.04, "delivery_seconds": 0.001, "ttft_seconds": 0.043, "decode_seconds": 0.5,
         "itl_mean_seconds": 0.01,
         "itl_p50_seconds": 0.01, "itl_p95_seconds": 0.02, "total_seconds": 0.55, "timing_source": "engine",
         "finish_reason": "stop",

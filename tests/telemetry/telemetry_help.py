@@ -1,0 +1,32 @@
+"""Made-up turns for the telemetry tests."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from mixquant_agents.records import TurnRecord
+
+_numbers = itertools.count()
+EPOCH = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+
+
+def at(seconds: float) -> str:
+    """An instant, ISO 8601."""
+    return (EPOCH + timedelta(seconds=seconds)).isoformat(timespec="microseconds")
+
+
+def make_turn(seconds: float = 0.0, **values: Any) -> TurnRecord:
+    """A turn that started ``seconds`` after a fixed instant; ``values`` replace its figures."""
+    n = next(_numbers)
+    base: dict[str, Any] = {
+        "turn_id": f"turn-{n}", "run_id": f"run-{n}", "thread_id": "thread", "model": "model", "engine": "scripted",
+        "policy": "exact", "prefill_format": "exact", "decode_format": "exact", "emulated": False,
+        "started_at": at(seconds), "prompt_tokens": 1000, "cached_tokens": 800, "prefill_tokens": 200,
+        "quantized_tokens": 0, "exact_tokens": 200, "decode_tokens": 51, "queue_seconds": 0.002,
+        "prefill_seconds": 0.04, "delivery_seconds": 0.001, "ttft_seconds": 0.043, "decode_seconds": 0.5,
+        "itl_mean_seconds": 0.01, "itl_p50_seconds": 0.01, "itl_p95_seconds": 0.02, "total_seconds": 0.55,
+        "timing_source": "engine", "finish_reason": "stop",
+    }  # fmt: skip
+    return TurnRecord(**{**base, **values})

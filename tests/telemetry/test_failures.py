@@ -1,0 +1,346 @@
+"""Kills, full disks, read-only files, foreign, damaged and newer stores, overflow, forks: clear words, no lost turn."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from telemetry_help import make_turn
+
+from mixquant_agents.errors import StoreError
+from mixquant_agents.telemetry import QueueRecorder, StoreRecorder
+from mixquant_agents.telemetry.connect import connect_reader, connect_writer
+from mixquant_agents.telemetry.events import Event
+from mixquant_agents.telemetry.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from mixquant_agents.telemetry.store import TurnStore
+
+WRITER = textwrap.dedent(
+    """
+    import itertools, sys, time
+    sys.path.insert(0, sys.argv[2])
+    from telemetry_help import make_turn
+    from mixquant_agents.telemetry import StoreRecorder
+    recorder = StoreRecorder(sys.argv[1])
+    for n in itertools.count():
+        recorder.record(make_turn(turn_id=f"{sys.argv[3]}-{n}", thread_id=sys.argv[3]))
+        print(n, time.time_ns(), flush=True)
+        time.sleep(0.0005)
+    """
+)
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_kill_loses_at_most_200_ms_and_corrupts_nothing(tmp_path: Path, attempt: int) -> None:
+    path = tmp_path / "turns.sqlite"
+    command = [sys.executable, "-c", WRITER, str(path), str(Path(__file__).parent), "w"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 # our own code
+    assert process.stdout is not None
+    said: list[tuple[int, int]] = []
+    began = time.monotonic()
+    while time.monotonic() - began < 1.2 + 0.37 * attempt:
+        number, instant = process.stdout.readline().split()
+        said.append((int(number), int(instant)))
+    killed = time.time_ns()
+    process.send_signal(signal.SIGKILL)
+    said += [(int(n), int(t)) for n, t in (line.split() for line in process.stdout.read().splitlines() if " " in line)]
+    process.wait()
+    store = TurnStore(path)
+    with store.reading() as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        found = {row[0] for row in connection.execute("SELECT turn_id FROM turns")}
+        rolled = connection.execute("SELECT sum(turns) FROM rollups WHERE level = 60").fetchone()[0]
+    must = {f"w-{number}" for number, instant in said if instant < killed - 200_000_000}
+    assert len(must) > 100
+    assert must <= found
+    assert rolled == len(found), "roll-ups and turns are of one transaction"
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn(turn_id="after"))
+    recorder.close()
+    assert store.turn("after") is not None
+
+
+def test_several_processes_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    code = (
+        WRITER.replace("itertools.count()", "range(600)").replace("time.sleep(0.0005)", "pass") + "\nrecorder.close()\n"
+    )
+    code += "assert recorder.dropped == 0 and recorder.problem is None, (recorder.dropped, recorder.problem)\n"
+    command = [sys.executable, "-c", code, str(path), str(Path(__file__).parent)]
+    processes = [
+        subprocess.Popen([*command, f"p{n}"], stdout=subprocess.DEVNULL)  # noqa: S603 # our own code
+        for n in range(4)
+    ]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    store = TurnStore(path)
+    assert all(len(store.thread(f"p{n}", limit=1000)) == 600 for n in range(4))
+    with store.reading() as connection:
+        assert connection.execute("SELECT sum(turns) FROM rollups WHERE level = 3600").fetchone()[0] == 2400
+
+
+def test_a_full_disk_keeps_what_was_committed_and_goes_on_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "turns.sqlite"
+    before, limits = make_turn(turn_id="before"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    recorder = StoreRecorder(path)
+    recorder.record(before)
+    assert recorder.flush()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    biggest = max(file.stat().st_size for file in tmp_path.iterdir())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (biggest + 8192, limits[1]))
+    try:
+        for n in range(300):
+            recorder.record(make_turn(turn_id=f"full-{n}"))  # the turn itself never notices
+        assert recorder.flush(2) is False
+        problem = recorder.problem or ""
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(path) in problem
+    assert "disk" in problem
+    assert "recording is retried" in caplog.text
+    assert TurnStore(path).turn("before") is not None
+    assert recorder.flush(10), "space came back: what was kept is written"
+    assert recorder.dropped == 0
+    assert len(TurnStore(path).turns(limit=500)) == 301
+    recorder.close()
+
+
+class _Full:
+    """A sink whose disk stays full."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def write(self, batch: list[Event]) -> None:
+        self.calls += 1
+        raise StoreError("turn store x: the disk is full; free some space, or give another file")
+
+    def retry_seconds(self) -> float | None:
+        return None
+
+    def lost(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        raise RuntimeError("even closing fails")
+
+
+def test_a_failing_sink_is_told_once_and_stops_no_other(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    from mixquant_agents.telemetry.sink import StoreSink
+
+    path = tmp_path / "turns.sqlite"
+    recorder = QueueRecorder([_Full(), StoreSink(path)], gather_seconds=0.0)
+    for n in range(20):
+        recorder.record(make_turn(turn_id=f"x{n}"))
+        time.sleep(0.005)
+    recorder.flush(1)
+    recorder.close()
+    assert len(TurnStore(path).turns()) == 20
+    told = [entry for entry in caplog.records if entry.levelno >= logging.WARNING]
+    assert len(told) == 1
+    assert "the disk is full" in told[0].getMessage()
+
+
+def test_a_read_only_file_and_folder(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn(turn_id="kept"))
+    recorder.close()
+    # Root may write everything: the child becomes nobody once it has imported what it needs.
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from telemetry_help import make_turn\n"
+        "from mixquant_agents.telemetry import StoreRecorder\n"
+        "from mixquant_agents.telemetry.store import TurnStore\n"
+        "import datetime, encodings.idna, json, zlib; turn = make_turn()\n"
+        "os.setuid(65534) if os.getuid() == 0 else None\n"
+        "recorder = StoreRecorder(sys.argv[1])\n"
+        "recorder.record(turn)\n"
+        "print(recorder.flush(0.5), recorder.problem)\n"
+        "try: recorder.check()\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "print([turn.turn_id for turn in TurnStore(sys.argv[1]).turns()])\n"
+    )
+    os.chmod(path, 0o444)
+    open_to_all = [tmp_path, *list(tmp_path.parents)[:2]]
+    modes = {folder: folder.stat().st_mode for folder in open_to_all}
+    for folder in open_to_all:
+        os.chmod(folder, 0o555)  # noqa: S103 # readable by all, writable by none
+    try:
+        command = [sys.executable, "-c", code, str(path), str(Path(__file__).parent)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 # our own code
+    finally:
+        for folder, mode in modes.items():
+            os.chmod(folder, mode)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3, done.stderr
+    assert lines[0].startswith("False turn store")
+    assert "read-only" in lines[0] or "cannot be opened" in lines[0]
+    assert lines[1].startswith("StoreError turn store")
+    assert lines[2] == "['kept']", "reading still works"
+
+
+def test_a_newer_store_is_refused_and_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    connection = connect_writer(path)
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 5}")
+    connection.close()
+    before = path.read_bytes()
+    for opening in (lambda: TurnStore(path), lambda: StoreRecorder(path).check()):
+        with pytest.raises(StoreError, match=rf"newer mixquant-agents \(schema {SCHEMA_VERSION + 5}.*upgrade"):
+            opening()
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn())
+    assert recorder.flush(0.5) is False
+    assert "newer mixquant-agents" in (recorder.problem or "")
+    recorder.close()
+    assert recorder.dropped == 1
+    assert path.read_bytes() == before
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    foreign = tmp_path / "foreign.sqlite"
+    with sqlite3.connect(foreign) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    garbage = tmp_path / "garbage.sqlite"
+    garbage.write_bytes(b"not a database" * 100)
+    for path, words in ((foreign, "another program's"), (garbage, "not a SQLite database")):
+        for opening in (connect_reader, connect_writer):
+            with pytest.raises(StoreError, match=words):
+                opening(path)
+    with pytest.raises(StoreError, match="no such file"):
+        TurnStore(tmp_path / "missing.sqlite")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(StoreError, match="folder"):
+        StoreRecorder(file / "turns.sqlite").check()
+
+
+def test_an_old_store_is_migrated_with_its_turns(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(MIGRATIONS[0])
+        connection.execute("PRAGMA user_version = 1")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("INSERT INTO series (id, model, engine, policy) VALUES (1, 'm', 'vllm', 'exact')")
+        connection.execute(
+            "INSERT INTO turns (turn_id, turn_index, series_id, started_us, aborted, record_version) "
+            "VALUES ('old', 0, 1, 1, 0, 1)"
+        )
+    connection.close()
+    with pytest.raises(StoreError, match="older schema 1"):
+        TurnStore(path)
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn(turn_id="new"), prompt_token_ids=list(range(32)))
+    recorder.close()
+    assert recorder.problem is None
+    assert {turn.turn_id for turn in TurnStore(path).turns()} == {"old", "new"}
+
+
+def test_a_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "turns.sqlite"
+    connect_writer(path).close()
+    broken = (*MIGRATIONS, "CREATE TABLE half (x); CREATE TABLE turns (again);")
+    monkeypatch.setattr("mixquant_agents.telemetry.connect.MIGRATIONS", broken)
+    monkeypatch.setattr("mixquant_agents.telemetry.connect.SCHEMA_VERSION", len(broken))
+    with pytest.raises(StoreError):
+        connect_writer(path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+        assert not connection.execute("SELECT * FROM sqlite_master WHERE name = 'half'").fetchall()
+    connection.close()
+
+
+def test_overflow_is_counted_and_never_waits(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    blocker = connect_writer(path)
+    blocker.execute("BEGIN IMMEDIATE")  # another process holds the lock
+    recorder = StoreRecorder(path, queue_limit=50)
+    began = time.perf_counter()
+    for n in range(500):
+        recorder.record(make_turn(turn_id=f"x{n}"))
+    assert time.perf_counter() - began < 0.2
+    assert recorder.dropped > 0
+    blocker.execute("ROLLBACK")
+    blocker.close()
+    assert recorder.flush(20)
+    recorder.close()
+    assert len(TurnStore(path).turns(limit=1000)) == 500 - recorder.dropped
+
+
+def test_after_close_turns_are_counted_not_raised(tmp_path: Path) -> None:
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    recorder.record(make_turn())
+    recorder.close()
+    recorder.close()
+    recorder.record(make_turn())
+    assert recorder.dropped == 1
+
+
+def test_a_record_that_cannot_be_written_does_not_take_others_along(tmp_path: Path) -> None:
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    recorder.record(make_turn(turn_id="good-1"))
+    recorder.record(make_turn(turn_id="bad", started_at="not an instant"))
+    recorder.record(make_turn(turn_id="good-2"), prompt_token_ids=["not", "a", "token"])  # type: ignore[list-item]
+    recorder.record(make_turn(turn_id="good-3"), content=object())  # type: ignore[arg-type]
+    recorder.flush(2)
+    recorder.close()
+    assert {turn.turn_id for turn in TurnStore(tmp_path / "turns.sqlite").turns()} == {"good-1", "good-2", "good-3"}
+    assert recorder.dropped == 1
+
+
+def test_a_deleted_file_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn())
+    assert recorder.flush()
+    for file in tmp_path.iterdir():
+        file.unlink()
+    recorder.record(make_turn(turn_id="anew"))
+    assert recorder.flush()
+    recorder.close()
+    assert [turn.turn_id for turn in TurnStore(path).turns()] == ["anew"]
+
+
+def _in_child(path: str, parent: StoreRecorder) -> None:
+    parent.record(make_turn(turn_id="child"))
+    parent.flush()
+    parent.close()
+
+
+def test_a_forked_child_records_too(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn(turn_id="parent"))
+    assert recorder.flush()
+    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(str(path), recorder))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    recorder.record(make_turn(turn_id="parent-2"))
+    recorder.close()
+    assert {turn.turn_id for turn in TurnStore(path).turns()} == {"parent", "child", "parent-2"}
+
+
+def test_turns_are_written_at_the_end_of_the_program(tmp_path: Path) -> None:
+    path = tmp_path / "turns.sqlite"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from telemetry_help import make_turn\n"
+        "from mixquant_agents.telemetry import StoreRecorder\n"
+        "StoreRecorder(sys.argv[1]).record(make_turn(turn_id='last')); raise SystemExit(3)\n"
+    )
+    command = [sys.executable, "-c", code, str(path), str(Path(__file__).parent)]
+    assert subprocess.run(command, check=False).returncode == 3  # noqa: S603 # our own code
+    assert TurnStore(path).turn("last") is not None
