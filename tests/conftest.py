@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 
 import pytest
@@ -15,16 +14,11 @@ KV_BYTES = 96 * 2**20
 """About 2,100 tokens of SmolLM2's float32 KV cache: small enough that tests can provoke preemption."""
 
 
-def embedded_model() -> str:
-    """The embedded model's name, or the folder it was prepared in by hand while its module is being written."""
-    return "embedded" if importlib.util.find_spec("mixquant_agents.embedded") else "/tmp/models/smollm2"
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def session_engine() -> AsyncIterator[VllmEngine]:
     """The one real engine of the session."""
     config = EngineConfig(
-        model=embedded_model(),
+        model="embedded",
         policy="mixquant-nvfp4",
         max_model_len=2048,
         max_num_seqs=16,
@@ -45,6 +39,16 @@ async def engine(session_engine: VllmEngine) -> AsyncIterator[VllmEngine]:
     yield session_engine
     if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4"):
         await session_engine.set_policy("mixquant-nvfp4")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of tests that leave nothing for others."""
+    config.addinivalue_line("markers", "last: runs after all other tests, because it ends the shared engine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What ends the shared engine runs last, so that the engine is started only once."""
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.fixture(autouse=True)
