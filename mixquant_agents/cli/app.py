@@ -22,6 +22,9 @@ COMMANDS: dict[str, str] = {
     "chat": "chat",
     "demo": "demo",
     "doctor": "doctor",
+    "bench agents": "bench_agents",
+    "bench prefill": "bench_prefill",
+    "bench replay": "bench_replay",
     "bench turns": "bench_turns",
 }
 """``"group command"`` or ``"command"`` → the module below ``mixquant_agents.cli`` whose ``command`` function it is."""
