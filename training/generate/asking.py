@@ -140,7 +140,7 @@ def dress(question: str, rng: random.Random, *, held: bool) -> str:
         text = text[0].upper() + text[1:]
         text = re.sub(r"([.?!] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), text)
         text = re.sub(r"\bi\b", "I", text)
-    if text[-1] not in ".?!\"" and rng.random() < 0.6:
+    if text[-1] not in '.?!"' and rng.random() < 0.6:
         text += "."
     if rng.random() < 0.12:
         context = _context(rng, held)

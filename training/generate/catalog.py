@@ -67,12 +67,19 @@ def expand(template: str, rng: random.Random, optional: float = 0.4) -> str:
     while True:
         match = re.search(r"\(([^()\[\]]*\|[^()\[\]]*)\)|\[([^\[\]]*)\]", template)
         if match is None:
-            return re.sub(r" {2,}", " ", template).strip()
+            return _tidy(template)
         if match.group(1) is not None:
             chosen = rng.choice(match.group(1).split("|"))
         else:
             chosen = match.group(2) if rng.random() < optional else ""
         template = template[: match.start()] + chosen + template[match.end() :]
+
+
+def _tidy(text: str) -> str:
+    """Without the gaps that dropped parts leave: doubled spaces and commas, a comma at the end."""
+    text = re.sub(r" {2,}", " ", text)
+    text = re.sub(r" ?,(?: ?,)+", ",", text).replace(" ,", ",")
+    return re.sub(r"[,:;]+$", "", text.strip(" ,")).strip()
 
 
 def _split_top(text: str) -> list[str]:

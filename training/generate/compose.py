@@ -128,9 +128,23 @@ def action(rng: random.Random, *, held: bool) -> Archetype:
         questions.append(frame.replace("{do}", do).replace("{thing}", plural).replace("{rest}", rest))
     names = (f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}_{noun}s" if verb == "list" else f"{verb}_{head}")
     text = f"{verb.replace('_', ' ').capitalize()} {'all ' if verb == 'list' else 'a '}{thing}{'s' if verb == 'list' else ''}"
-    asks = [(params[0].names[0], rng.choice([f"{verb.replace('_', ' ')} a {thing}", f"please {verbs[verb][0]} the {thing}"]))]
+    asks = [
+        (
+            params[0].names[0],
+            rng.choice([f"{verb.replace('_', ' ')} a {thing}", f"please {verbs[verb][0]} the {thing}"]),
+        )
+    ]
     status = rng.choice(["done", "ok", "success", "completed", "queued"])
-    return Archetype(names, text, head, params, questions, asks, [("status", parse(f"enum({status})")), (f"{head}_id", parse("id(N)"))], "")
+    return Archetype(
+        names,
+        text,
+        head,
+        params,
+        questions,
+        asks,
+        [("status", parse(f"enum({status})")), (f"{head}_id", parse("id(N)"))],
+        "",
+    )
 
 
 _QUANTITIES = {
@@ -164,7 +178,11 @@ def quantity(rng: random.Random, *, held: bool) -> Archetype:
     for key, kind, unit, description in inputs:
         params.append(Param((key, f"{key}_value", f"object_{key}"), parse(kind), description, True))
         tail = f" {unit}" if unit else ""
-        forms = [f"a {key} of {{{key}}}{tail}", f"{key} {{{key}}}{tail}"] if not held else [f"{key} at {{{key}}}{tail}"]
+        forms = (
+            [f"{key} being {{{key}}}{tail}", f"{key} {{{key}}}{tail}", f"the {key} at {{{key}}}{tail}"]
+            if not held
+            else [f"{key} (currently {{{key}}}{tail})"]
+        )
         said.append((_either(forms), f"{key} = {{{key}}}{tail}"))
     long, short = " and ".join(a for a, _ in said), ", ".join(b for _, b in said)
     long = long.replace(" and ", ", ", len(said) - 2) if len(said) > 2 else long
@@ -185,7 +203,16 @@ def quantity(rng: random.Random, *, held: bool) -> Archetype:
     noun = name.replace(" ", "_")
     names = (f"calculate_{noun}", noun, f"compute_{noun}", f"{noun}_calculator", f"get_{noun}", f"estimate_{noun}")
     asks = [(params[0].names[0], f"what is the {name}?")]
-    return Archetype(names, f"Calculate the {name}", "calc", params, questions, asks, [("result", parse("num"))], "The " + name + " is {result}.")
+    return Archetype(
+        names,
+        f"Calculate the {name}",
+        "calc",
+        params,
+        questions,
+        asks,
+        [("result", parse("num"))],
+        "The " + name + " is {result}.",
+    )
 
 
 def random_archetype(rng: random.Random, *, held: bool) -> Archetype:

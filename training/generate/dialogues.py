@@ -48,7 +48,9 @@ def _answerable(box: Toolbox) -> Archetype:
         if archetype.result:
             return archetype
         if box.held:  # the held-out catalogue has no results of its own
-            return replace(archetype, result=[("outcome", parse(box.rng.choice(["num", "id(Q)", "sentence", "money"])))])
+            return replace(
+                archetype, result=[("outcome", parse(box.rng.choice(["num", "id(Q)", "sentence", "money"])))]
+            )
 
 
 def _tools(box: Toolbox, targets: list[Archetype]) -> tuple[list[Tool], list[Tool]]:
@@ -90,19 +92,40 @@ def follow_up(box: Toolbox) -> Scene:
     (tool, *others), shown = _tools(box, [archetype, *second])
     messages, said = _turn(box, archetype, tool)
     roll = rng.random()
-    simple = [slot for slot in said if "." not in slot and archetype.param(slot).kind.name in {"text", "date", "id", "person", "num", "int", "money"}]
+    simple = [
+        slot
+        for slot in said
+        if "." not in slot
+        and archetype.param(slot).kind.name in {"text", "date", "id", "person", "num", "int", "money"}
+    ]
     if roll < 0.5 and simple:
         slot = rng.choice(simple)
         surface, value = draw(archetype.param(slot).kind, rng, held=box.held)
         first_call = messages[1]["tool_calls"][0]["arguments"]
-        text = rng.choice(["and {}?", "what about {}?", "now the same for {}", "and with {}?", "same thing, but {}", "do it for {} too"]).format(surface)
+        text = rng.choice(
+            [
+                "and {}?",
+                "what about {}?",
+                "now the same for {}",
+                "and with {}?",
+                "same thing, but {}",
+                "do it for {} too",
+            ]
+        ).format(surface)
         arguments = {**first_call, tool.names[slot]: value}
         if len(simple) > 1:
-            text = rng.choice(["and with {p} {v}?", "same again, but {p} {v}", "now use {v} as the {p}"]).replace("{v}", surface).replace("{p}", slot.replace("_", " "))
+            text = (
+                rng.choice(["and with {p} {v}?", "same again, but {p} {v}", "now use {v} as the {p}"])
+                .replace("{v}", surface)
+                .replace("{p}", slot.replace("_", " "))
+            )
         messages += [{"role": "user", "content": text}, called([{"name": tool.name, "arguments": arguments}])]
     elif second:
         asked = ask(second[0], rng, held=box.held)
-        messages += [{"role": "user", "content": box.dressed(asked.question)}, called([others[0].call(asked.arguments)])]
+        messages += [
+            {"role": "user", "content": box.dressed(asked.question)},
+            called([others[0].call(asked.arguments)]),
+        ]
     return Scene("follow_up", shown, [*box.opening(), *messages])
 
 
@@ -114,8 +137,15 @@ def error(box: Toolbox) -> Scene:
     asked = ask(archetype, rng, held=box.held)
     call = tool.call(asked.arguments)
     text, retry = rng.choice(_HELD_ERRORS if box.held else _ERRORS)
-    shape = rng.choice([json.dumps({"error": text}), f"Error: {text}", json.dumps({"status": "error", "message": text}), text])
-    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, called([call]), tool_message(shape)]
+    shape = rng.choice(
+        [json.dumps({"error": text}), f"Error: {text}", json.dumps({"status": "error", "message": text}), text]
+    )
+    messages = [
+        *box.opening(),
+        {"role": "user", "content": box.dressed(asked.question)},
+        called([call]),
+        tool_message(shape),
+    ]
     if retry:
         result = _results(archetype, rng, held=box.held)
         messages += [called([call]), tool_message(talk.result_text(result, rng))]
@@ -136,7 +166,9 @@ def parallel_results(box: Toolbox) -> Scene:
     answers = [talk.answer(archetype, one.said, result, rng) for one, result in zip(asked, results, strict=True)]
     messages = [{"role": "user", "content": box.dressed(question)}, called([tool.call(one.arguments) for one in asked])]
     messages += [tool_message(talk.result_text(result, rng)) for result in results]
-    return Scene("parallel_results", shown, [*box.opening(), *messages, {"role": "assistant", "content": " ".join(answers)}])
+    return Scene(
+        "parallel_results", shown, [*box.opening(), *messages, {"role": "assistant", "content": " ".join(answers)}]
+    )
 
 
 _FIND = {
@@ -156,15 +188,32 @@ def lookup_then_act(box: Toolbox) -> Scene:
     head = act.domain
     key = f"{head}_id"
     act.params = [Param((key, "id", f"{head}_number"), parse("id(X)"), f"Number of the {head}", True), *act.params]
-    kind, by = rng.choice([("company", ["called", "named"]), ("person", ["of", "belonging to"]), ("topic", ["about", "titled"]), ("city", ["in", "from"])])
+    kind, by = rng.choice(
+        [
+            ("company", ["called", "named"]),
+            ("person", ["of", "belonging to"]),
+            ("topic", ["about", "titled"]),
+            ("city", ["in", "from"]),
+        ]
+    )
     name_param = Param(("name", "query", f"{head}_name"), parse(kind), f"Name of the {head}", True)
-    find = Archetype((f"find_{head}", f"search_{head}s", f"lookup_{head}", f"get_{head}_by_name"), f"Find a {head} and its number", head, [name_param], ["find {name}"])
+    find = Archetype(
+        (f"find_{head}", f"search_{head}s", f"lookup_{head}", f"get_{head}_by_name"),
+        f"Find a {head} and its number",
+        head,
+        [name_param],
+        ["find {name}"],
+    )
     tools, shown = _tools(box, [find, act])
     body = [param for param in act.params[1:] if param.required or rng.random() < 0.3]
     names = [param.names[0] for param in body]
     dotted: list[str] = []
     for param in body:
-        dotted += [f"{param.names[0]}.{part.split(':')[0].rstrip('?')}" for part in param.kind.args.split(";")] if param.kind.name == "obj" else [param.names[0]]
+        dotted += (
+            [f"{param.names[0]}.{part.split(':')[0].rstrip('?')}" for part in param.kind.args.split(";")]
+            if param.kind.name == "obj"
+            else [param.names[0]]
+        )
     drawn = surfaces(act, dotted, rng, held=box.held)
     question = expand(rng.choice(act.questions), rng, 1.0)
     if set(names) - {slot.split(".")[0] for slot in slots(question)}:
@@ -185,18 +234,23 @@ def lookup_then_act(box: Toolbox) -> Scene:
     ]
     if rng.random() < 0.5:
         result = {"status": rng.choice(["ok", "done", "success"])}
-        messages += [tool_message(talk.result_text(result, rng)), {"role": "assistant", "content": talk.answer(act, {}, result, rng)}]
+        messages += [
+            tool_message(talk.result_text(result, rng)),
+            {"role": "assistant", "content": talk.answer(act, {}, result, rng)},
+        ]
     return Scene("chain", shown, messages)
 
 
 def _clause(act: Archetype, question: str, names: list[str]) -> str:
-    """"update it with priority {priority}": the verb and the phrases of the chosen attributes."""
+    """ "update it with priority {priority}": the verb and the phrases of the chosen attributes."""
     verb = act.key.split("_")[0] if not act.key.startswith("loan_out") else "lend out"
     phrases = []
     for param in act.params[1:]:
         name = param.names[0]
         if name in names:
-            inner = " / ".join("{" + slot + "}" for slot in dict.fromkeys(slots(question)) if slot.split(".")[0] == name)
+            inner = " / ".join(
+                "{" + slot + "}" for slot in dict.fromkeys(slots(question)) if slot.split(".")[0] == name
+            )
             phrases.append(f"({name.replace('_', ' ')} {inner}|with {name.replace('_', ' ')} {inner})")
     return f"{verb} it " + ", ".join(phrases)
 
@@ -222,7 +276,9 @@ def chain(box: Toolbox) -> Scene:
     drawn = surfaces(first, [slot for slot in slots(text) if not slot.startswith("2.")], rng, held=False)
     said = {key: surface for key, (surface, _) in drawn.items()}
     text = re.sub(r"\{2\.(\w+)\}", r"{\1__2}", text)
-    drawn2 = surfaces(second, [slot.removesuffix("__2") for slot in slots(text) if slot.endswith("__2")], rng, held=False)
+    drawn2 = surfaces(
+        second, [slot.removesuffix("__2") for slot in slots(text) if slot.endswith("__2")], rng, held=False
+    )
     said |= {f"{key}__2": surface for key, (surface, _) in drawn2.items()}
     result = _results(first, rng, held=False)
     carried: dict[str, Any] = {}
@@ -245,8 +301,14 @@ def chain(box: Toolbox) -> Scene:
     ]
     if second.result and rng.random() < 0.7:
         final = _results(second, rng, held=False)
-        told = {**{key: surface for key, (surface, _) in drawn2.items()}, **{key: talk.joined(value) for key, value in carried.items()}}
-        messages += [tool_message(talk.result_text(final, rng)), {"role": "assistant", "content": talk.answer(second, told, final, rng)}]
+        told = {
+            **{key: surface for key, (surface, _) in drawn2.items()},
+            **{key: talk.joined(value) for key, value in carried.items()},
+        }
+        messages += [
+            tool_message(talk.result_text(final, rng)),
+            {"role": "assistant", "content": talk.answer(second, told, final, rng)},
+        ]
     return Scene("chain", shown, messages)
 
 
@@ -264,8 +326,17 @@ def small_talk(box: Toolbox) -> Scene:
     tools = box.tools([box.archetype() for _ in range(rng.choice([1, 2, 3]))])
     question, reply = rng.choice(_GREETINGS)
     if not reply:
-        listed = talk.joined([tool.schema["description"].rstrip(".")[:1].lower() + tool.schema["description"].rstrip(".")[1:] for tool in tools])
+        listed = talk.joined(
+            [
+                tool.schema["description"].rstrip(".")[:1].lower() + tool.schema["description"].rstrip(".")[1:]
+                for tool in tools
+            ]
+        )
         reply = rng.choice(["I can use these functions: {}.", "I can help you with this: {}."]).format(listed)
     first = pick("first", rng, held=box.held)
     text = question if rng.random() < 0.8 else f"{question} I'm {first}."
-    return Scene("small_talk", tools, [*box.opening(), {"role": "user", "content": text}, {"role": "assistant", "content": reply}])
+    return Scene(
+        "small_talk",
+        tools,
+        [*box.opening(), {"role": "user", "content": text}, {"role": "assistant", "content": reply}],
+    )

@@ -79,14 +79,27 @@ def fact(rng: random.Random, *, held: bool) -> Fact:
     return Fact(*(form.replace("{x}", x).replace("{v}", v) for form in (sentence, question, query, answer)))
 
 
-_NAMES = ["search_notes", "search_docs", "find_passages", "knowledge_search", "lookup", "query_knowledge_base", "retrieve", "search_wiki", "doc_search", "search_manual"]
+_NAMES = [
+    "search_notes",
+    "search_docs",
+    "find_passages",
+    "knowledge_search",
+    "lookup",
+    "query_knowledge_base",
+    "retrieve",
+    "search_wiki",
+    "doc_search",
+    "search_manual",
+]
 
 
 def grounded(box: Toolbox) -> Scene:
     """Search, passages, an answer from them; or passages that do not hold it."""
     rng = box.rng
     one = fact(rng, held=box.held)
-    about = rng.choice(["the knowledge base", "the company wiki", "the handbook", "notes", "the manual", "stored documents"])
+    about = rng.choice(
+        ["the knowledge base", "the company wiki", "the handbook", "notes", "the manual", "stored documents"]
+    )
     params = [Param(("query", "q", "text", "question"), parse("topic"), "What to look for", True)]
     if rng.random() < 0.5:
         params.append(Param(("top_k", "limit", "k"), parse("int(1-10)"), "How many passages", False, "5"))
@@ -100,10 +113,19 @@ def grounded(box: Toolbox) -> Scene:
         passages.insert(rng.randint(0, len(passages)), one.passage(rng))
     numbered = rng.random() < 0.7
     text = "\n\n".join(f"[{i}] {passage}" if numbered else passage for i, passage in enumerate(passages, 1))
-    unknown = rng.choice(["I could not find that.", "The passages do not say that.", "I don't know; the search found nothing about it."])
+    unknown = rng.choice(
+        ["I could not find that.", "The passages do not say that.", "I don't know; the search found nothing about it."]
+    )
     messages = [
         *box.opening(),
-        {"role": "user", "content": box.dressed(expand(rng.choice(["{q}", "{q}", "(tell me:|do you know) {q}", "according to " + about + ", {q}"]), rng).replace("{q}", one.question))},
+        {
+            "role": "user",
+            "content": box.dressed(
+                expand(
+                    rng.choice(["{q}", "{q}", "(tell me:|do you know) {q}", "according to " + about + ", {q}"]), rng
+                ).replace("{q}", one.question)
+            ),
+        },
         called([tools[0].call({"query": one.query})]),
         {"role": "tool", "content": text},
         {"role": "assistant", "content": one.answer if known else unknown},

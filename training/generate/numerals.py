@@ -78,7 +78,7 @@ def _money_value(rng: random.Random) -> float:
 
 
 def _large(value: float, rng: random.Random) -> str:
-    """"3 million" for 3000000, "2.5k" for 2500: forms whose digits are not the value's."""
+    """ "3 million" for 3000000, "2.5k" for 2500: forms whose digits are not the value's."""
     for scale, word in _SCALES:
         share = value / scale
         if 1 <= share < 1000 and float(f"{share:.2f}") * scale == value and rng.random() < 0.35:
@@ -113,7 +113,9 @@ def _pctdec(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
 def _expr(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
     """An arithmetic expression, in symbols or in words; the value is always symbols."""
     a, b, c = (rng.choice([rng.randint(2, 99), rng.randint(2, 9999), round(rng.uniform(0.5, 99), 1)]) for _ in range(3))
-    sign, word = rng.choice([("*", "times"), ("+", "plus"), ("-", "minus"), ("/", "divided by"), ("*", "multiplied by")])
+    sign, word = rng.choice(
+        [("*", "times"), ("+", "plus"), ("-", "minus"), ("/", "divided by"), ("*", "multiplied by")]
+    )
     roll = rng.random()
     if roll < 0.3:
         return f"{a} {word} {b}", f"{a} {sign} {b}"

@@ -68,7 +68,11 @@ class Toolbox:
     def archetype(self) -> Archetype:
         """From the catalogue, or put together at random."""
         share = 0.35 if self.held else 0.4
-        return random_archetype(self.rng, held=self.held) if self.rng.random() < share else self.rng.choice(load(held=self.held))
+        return (
+            random_archetype(self.rng, held=self.held)
+            if self.rng.random() < share
+            else self.rng.choice(load(held=self.held))
+        )
 
     def distractors(self, targets: list[Archetype], count: int) -> list[Archetype]:
         """Others that cannot do the targets' work; about half from the same domain."""
@@ -118,7 +122,11 @@ def single(box: Toolbox) -> Scene:
     archetype = box.archetype()
     (tool,), shown = _with(box, [archetype], 0)
     asked = ask(archetype, box.rng, held=box.held)
-    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, called([tool.call(asked.arguments)])]
+    messages = [
+        *box.opening(),
+        {"role": "user", "content": box.dressed(asked.question)},
+        called([tool.call(asked.arguments)]),
+    ]
     return Scene("single", shown, messages)
 
 
@@ -127,7 +135,11 @@ def multiple(box: Toolbox) -> Scene:
     archetype = box.archetype()
     (tool,), shown = _with(box, [archetype], box.rng.choice([1, 1, 2, 2, 3, 3, 4, 6]))
     asked = ask(archetype, box.rng, held=box.held)
-    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, called([tool.call(asked.arguments)])]
+    messages = [
+        *box.opening(),
+        {"role": "user", "content": box.dressed(asked.question)},
+        called([tool.call(asked.arguments)]),
+    ]
     return Scene("multiple", shown, messages)
 
 
@@ -151,7 +163,11 @@ def _listed(items: list[str], rng: random.Random) -> str:
 
 def _vary(archetype: Archetype, asked: Asked) -> list[str]:
     """Slots of a question whose value can be a list in one sentence."""
-    return [slot for slot in asked.said if "." not in slot and is_scalar(archetype.param(slot).kind) and len(asked.said[slot]) < 40]
+    return [
+        slot
+        for slot in asked.said
+        if "." not in slot and is_scalar(archetype.param(slot).kind) and len(asked.said[slot]) < 40
+    ]
 
 
 def _split(box: Toolbox, archetype: Archetype, count: int, slots: int) -> tuple[str, list[dict[str, Any]]] | None:
@@ -203,7 +219,11 @@ def parallel(box: Toolbox) -> Scene:
         if len({str(call) for call in calls}) == len(calls):
             break
     (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 1, 2, 3]))
-    messages = [*box.opening(), {"role": "user", "content": box.dressed(question)}, called([tool.call(call) for call in calls])]
+    messages = [
+        *box.opening(),
+        {"role": "user", "content": box.dressed(question)},
+        called([tool.call(call) for call in calls]),
+    ]
     return Scene("parallel", shown, messages)
 
 
@@ -217,7 +237,9 @@ def parallel_mixed(box: Toolbox) -> Scene:
     asked = [ask(targets[index], rng, held=box.held, optional=0.25) for index in order]
     calls = [tools[index].call(one.arguments) for index, one in zip(order, asked, strict=True)]
     question = _concatenate([one.question for one in asked], box)
-    return Scene("parallel_mixed", shown, [*box.opening(), {"role": "user", "content": box.dressed(question)}, called(calls)])
+    return Scene(
+        "parallel_mixed", shown, [*box.opening(), {"role": "user", "content": box.dressed(question)}, called(calls)]
+    )
 
 
 def no_fit(box: Toolbox) -> Scene:
@@ -228,7 +250,15 @@ def no_fit(box: Toolbox) -> Scene:
     tools = box.tools(others or [random_archetype(rng, held=box.held)])
     asked = ask(archetype, rng, held=box.held)
     text = talk.refuse(tools, rng)
-    return Scene("no_fit", tools, [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, {"role": "assistant", "content": text}])
+    return Scene(
+        "no_fit",
+        tools,
+        [
+            *box.opening(),
+            {"role": "user", "content": box.dressed(asked.question)},
+            {"role": "assistant", "content": text},
+        ],
+    )
 
 
 def question_back(box: Toolbox) -> Scene:
@@ -242,7 +272,11 @@ def question_back(box: Toolbox) -> Scene:
     (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 1, 2, 3]))
     asked = ask(archetype, rng, held=box.held, template=template)
     text = talk.ask_back(archetype, param, tool, rng)
-    messages = [*box.opening(), {"role": "user", "content": box.dressed(asked.question)}, {"role": "assistant", "content": text}]
+    messages = [
+        *box.opening(),
+        {"role": "user", "content": box.dressed(asked.question)},
+        {"role": "assistant", "content": text},
+    ]
     required = {one.names[0] for one in archetype.params if one.required}
     if required - set(asked.arguments) == {param} and archetype.param(param).kind.name != "obj" and rng.random() < 0.6:
         surface, value = draw(archetype.param(param).kind, rng, held=box.held)

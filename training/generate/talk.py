@@ -14,7 +14,7 @@ from training.generate.words import pick
 __all__ = ["SMALL_TALK", "answer", "ask_back", "joined", "refuse", "result_text", "system"]
 
 _SYSTEMS = [
-    "You are a helpful assistant with access to functions.", "You are {first}, an assistant at {company}.",
+    "You are a helpful assistant that can call functions.", "You are {first}, an assistant at {company}.",
     "Use the functions when they help. Otherwise answer in words.", "You are a careful assistant. Be brief.",
     "You help customers of {company}. Answer politely.", "You are an assistant. Call a function only if it fits the request.",
     "You are a helpful, concise assistant.", "Answer the user's request with the tools you have.",
@@ -65,7 +65,11 @@ def ask_back(archetype: Archetype, param: str, tool: Tool, rng: random.Random) -
 def joined(value: Any) -> str:
     """A JSON value as words."""
     if isinstance(value, list):
-        return " and ".join([", ".join(map(joined, value[:-1])), joined(value[-1])]) if len(value) > 1 else joined(value[0])
+        return (
+            " and ".join([", ".join(map(joined, value[:-1])), joined(value[-1])])
+            if len(value) > 1
+            else joined(value[0])
+        )
     if isinstance(value, dict):
         return ", ".join(f"{human(key)} {joined(item)}" for key, item in value.items())
     return str(value).lower() if isinstance(value, bool) else str(value)

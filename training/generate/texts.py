@@ -78,7 +78,9 @@ def _phone(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
 
 
 def _url(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
-    path = rng.choice(["", "/", "/api/v1/items", f"/page/{rng.randint(1, 99)}", "/docs/start", f"/q?id={rng.randint(1, 999)}"])
+    path = rng.choice(
+        ["", "/", "/api/v1/items", f"/page/{rng.randint(1, 99)}", "/docs/start", f"/q?id={rng.randint(1, 999)}"]
+    )
     return (f"https://{rng.choice(['', 'www.', 'api.'])}{_host(rng, held)}{path}",) * 2
 
 
@@ -96,10 +98,18 @@ def _version(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
     return value, value
 
 
-_SUBJECTS = "the tall gardener|my neighbour|our new manager|the old captain|a small robot|the night train|her cousin|the choir|a grey cat|the second team|this bakery|the mountain guide|their teacher|the last visitor".split("|")
-_VERBS = "finished|painted|carried|forgot|repaired|welcomed|described|lost|found|ordered|cleaned|opened|photographed|replaced".split("|")
-_OBJECTS = "the wooden bridge|three boxes of apples|a letter from abroad|the broken window|every single ticket|an old map|the evening report|a pair of gloves|the front gate|two cups of tea|the missing keys|a song about rain|the garden wall|some very good news".split("|")
-_ENDINGS = "|before lunch|on the way home|last winter|without a word|in the rain|for the first time|again|near the harbour|with great care|after the meeting".split("|")
+_SUBJECTS = "the tall gardener|my neighbour|our new manager|the old captain|a small robot|the night train|her cousin|the choir|a grey cat|the second team|this bakery|the mountain guide|their teacher|the last visitor".split(
+    "|"
+)
+_VERBS = "finished|painted|carried|forgot|repaired|welcomed|described|lost|found|ordered|cleaned|opened|photographed|replaced".split(
+    "|"
+)
+_OBJECTS = "the wooden bridge|three boxes of apples|a letter from abroad|the broken window|every single ticket|an old map|the evening report|a pair of gloves|the front gate|two cups of tea|the missing keys|a song about rain|the garden wall|some very good news".split(
+    "|"
+)
+_ENDINGS = "|before lunch|on the way home|last winter|without a word|in the rain|for the first time|again|near the harbour|with great care|after the meeting".split(
+    "|"
+)
 COMPOSED = {"sentence", "message", "review"}
 
 

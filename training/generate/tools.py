@@ -14,7 +14,16 @@ from training.generate.values import describe, draw
 __all__ = ["Tool", "build", "human"]
 
 _SPACES = ["app", "api", "utils", "service", "tools", "client", "my", "core", "assistant", "lib", "helper", "v2"]
-_FORMATS = {"date": ["YYYY-MM-DD", "in ISO format", "formatted as YYYY-MM-DD"], "time": ["HH:MM", "24-hour HH:MM"]}
+_MORE = [
+    "Returns a JSON object.", "Needs no account.", "Results are cached for an hour.", "Fails if the input is not valid.",
+    "Use it only when the user asks for it.", "Works worldwide.", "The answer is rounded.", "Names are not case-sensitive.",
+    "It does not change any data.", "All values are taken as given.", "Only the required inputs must be set.",
+]  # fmt: skip
+_MORE_PARAM = [
+    "Must not be empty", "Exactly as the user said it", "As a plain value without its unit", "Must be given", "Leave it out if it is not known",
+    "Used to narrow down the results", "Only set this when the user asks for it", "Taken into account by the computation", "See the documentation",
+]  # fmt: skip
+_FORMATS = {"date": ["YYYY-MM-DD", "in ISO format", "written YYYY-MM-DD"], "time": ["HH:MM", "HH:MM, 24 hours"]}
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,11 @@ def _describe_param(param: Param, rng: random.Random, held: bool) -> str:
     text = param.description
     roll = rng.random()
     if roll < 0.2:
-        text = f"The {text[0].lower()}{text[1:]}" if not text.startswith(("Whether", "How", "What", "When", "Who")) else text
+        text = (
+            f"The {text[0].lower()}{text[1:]}"
+            if not text.startswith(("Whether", "How", "What", "When", "Who"))
+            else text
+        )
     elif roll < 0.3:
         text = text.lower()
     elif roll < 0.36:
@@ -67,9 +80,13 @@ def _describe_param(param: Param, rng: random.Random, held: bool) -> str:
     if rng.random() < 0.12 and kind not in {"obj", "listobj", "bool", "map"}:
         text += f", e.g. {json.dumps(draw(param.kind, rng, held=held)[1], ensure_ascii=False)}"
     if not param.required and param.default and rng.random() < 0.6:
-        text += rng.choice([f". Default is {param.default}", f" (default: {param.default})", f". Defaults to {param.default}"])
+        text += rng.choice(
+            [f". Default is {param.default}", f" (default: {param.default})", f". Defaults to {param.default}"]
+        )
     elif not param.required and rng.random() < 0.35:
         text += rng.choice([". Optional", " (optional)", ", optional"])
+    if rng.random() < 0.1:
+        text += f". {rng.choice(_MORE_PARAM)}"
     return text + ("." if rng.random() < 0.5 and text[-1] != "." else "")
 
 
@@ -112,6 +129,8 @@ def build(archetype: Archetype, rng: random.Random, *, held: bool = False, taken
         description += "."
     elif roll < 0.38:
         description = f"{rng.choice(['Use this to', 'This function can', 'A tool to'])} {description[0].lower()}{description[1:]}."
+    if rng.random() < 0.2:
+        description = f"{description.rstrip('.')}. {rng.choice(_MORE)}"
     required = [names[param.names[0]] for param in archetype.params if param.required]
     parameters = {"type": "object", "properties": properties, "required": required}
     if rng.random() < 0.3:  # the order in which pydantic writes a schema

@@ -10,7 +10,9 @@ import random
 __all__ = ["CATALOG", "invented", "pick", "words"]
 
 CATALOG = pathlib.Path(__file__).parents[1] / "catalog"
-_SYLLABLES = "ba ke lo mi nu ra se ti vo za dri fel gor han jun kal mor pel quin rus sal tor vel wen yas bry cly ond esk".split()
+_SYLLABLES = (
+    "ba ke lo mi nu ra se ti vo za dri fel gor han jun kal mor pel quin rus sal tor vel wen yas bry cly ond esk".split()
+)
 _HELD_SHARE = 5  # one word in five is held out
 
 
@@ -41,7 +43,20 @@ def invented(rng: random.Random) -> str:
     return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 3))).capitalize()
 
 
-_MADE_UP = {"city", "first", "last", "company", "hotel", "restaurant", "artist", "product", "team", "book", "song", "movie"}
+_MADE_UP = {
+    "city",
+    "first",
+    "last",
+    "company",
+    "hotel",
+    "restaurant",
+    "artist",
+    "product",
+    "team",
+    "book",
+    "song",
+    "movie",
+}
 
 
 def pick(category: str, rng: random.Random, *, held: bool) -> str:

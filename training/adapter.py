@@ -1,0 +1,80 @@
+"""Low-rank updates of all Linear weights, and their file in PEFT's format."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import torch
+from torch import Tensor
+
+from training.model import CONFIG, LINEARS, Weights
+
+__all__ = ["Adapter", "load", "merged", "save"]
+
+
+class Adapter(torch.nn.Module):
+    """Per matrix ``A [layers, rank, in]`` and ``B [layers, out, rank]``, float32; ``W + scale · B · A``."""
+
+    def __init__(self, rank: int, scale: float, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.rank, self.scale = rank, scale
+        self.down = torch.nn.ParameterDict()
+        self.up = torch.nn.ParameterDict()
+        for name, (rows, columns) in LINEARS.items():
+            start = torch.randn(CONFIG.layers, rank, columns, generator=generator) / columns**0.5
+            self.down[name.replace(".", "-")] = torch.nn.Parameter(start)
+            self.up[name.replace(".", "-")] = torch.nn.Parameter(torch.zeros(CONFIG.layers, rows, rank))
+
+    def delta(self, name: str) -> Tensor:
+        """``scale · B · A`` of all layers, ``[layers, out, in]``."""
+        key = name.replace(".", "-")
+        return self.scale * torch.bmm(self.up[key], self.down[key])
+
+
+def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
+    """The base with the update added in float32, then cast. Differentiable in the adapter."""
+    linear = {name: (weight.float() + adapter.delta(name)).to(dtype) for name, weight in base.linear.items()}
+    return Weights(base.embedding.to(dtype), linear, base.norm1.to(dtype), base.norm2.to(dtype), base.norm.to(dtype))
+
+
+def save(adapter: Adapter, folder: pathlib.Path, base: str = "HuggingFaceTB/SmolLM2-135M-Instruct") -> int:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (bfloat16); return the size in bytes."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name in LINEARS:
+        key = name.replace(".", "-")
+        for layer in range(CONFIG.layers):
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{prefix}.lora_A.weight"] = (
+                adapter.down[key][layer].detach().to("cpu", torch.bfloat16).contiguous()
+            )
+            tensors[f"{prefix}.lora_B.weight"] = adapter.up[key][layer].detach().to("cpu", torch.bfloat16).contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+        "lora_alpha": round(adapter.scale * adapter.rank), "lora_dropout": 0.0, "peft_type": "LORA", "r": adapter.rank,
+        "target_modules": [name.split(".")[1] for name in LINEARS], "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def load(folder: pathlib.Path) -> Adapter:
+    """The adapter of a folder written by :func:`save`."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    adapter = Adapter(config["r"], config["lora_alpha"] / config["r"])
+    tensors = load_file(folder / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name in LINEARS:
+            key = name.replace(".", "-")
+            for layer in range(CONFIG.layers):
+                prefix = f"base_model.model.model.layers.{layer}.{name}"
+                adapter.down[key][layer] = tensors[f"{prefix}.lora_A.weight"].float()
+                adapter.up[key][layer] = tensors[f"{prefix}.lora_B.weight"].float()
+    return adapter

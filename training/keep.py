@@ -1,0 +1,122 @@
+"""What keeps the base model's ways: text whose next-token distribution the adapted model must share with the base.
+
+Three sources: the base's own answers to chat prompts (half of them shown to the adapted model behind a list of tools, which
+the base did not see), text that the base writes freely, and plain English documentation.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.generate import talk
+from training.generate.chat import prompt
+from training.generate.encode import prompt_text
+from training.generate.scenes import Toolbox
+from training.generate.words import words
+from training.model import CONFIG, Weights, generate
+
+__all__ = ["Kept", "kept_batches", "make_kept"]
+
+
+@dataclass
+class Kept:
+    """One text: how the base sees it, how the adapted model sees it, and how many last tokens are compared."""
+
+    base: list[int]
+    adapted: list[int]
+    compared: int
+
+
+def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, plain: int, seed: int) -> list[Kept]:
+    """The texts; sampling runs on the weights' device."""
+    rng = random.Random(seed)
+    box = Toolbox(rng)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    shown, seen = [], []
+    for index in range(chats):
+        messages = [{"role": "user", "content": prompt(rng)}]
+        tools = box.tools([box.archetype() for _ in range(rng.choice([1, 1, 2, 3, 4]))]) if index % 2 else []
+        system = [{"role": "system", "content": talk.system(rng)}] if index % 4 == 1 else []
+        system = [one for one in system if one["content"]]
+        seen.append(ids(prompt_text(messages, [])))
+        shown.append(ids(prompt_text([*system, *messages], [tool.schema for tool in tools])))
+    kept = []
+    for temperature, part in ((0.7, slice(0, chats // 2)), (1.0, slice(chats // 2, chats))):
+        answers = generate(weights, seen[part], 160, temperature=temperature, seed=seed)
+        for before, after, answer in zip(seen[part], shown[part], answers, strict=True):
+            end = [CONFIG.end] if len(answer) < 160 else []
+            kept.append(Kept([*before, *answer, *end], [*after, *answer, *end], len(answer) + len(end)))
+    starts = [ids(_beginning(rng)) for _ in range(free)]
+    for start, text in zip(
+        starts, generate(weights, starts, 224, temperature=1.0, stop=-1, seed=seed + 1), strict=True
+    ):
+        kept.append(Kept([*start, *text], [*start, *text], len(start) + len(text) - 1))
+    for text in _documentation(rng, plain):
+        window = ids(text)[:256]
+        kept.append(Kept(window, window, len(window) - 1))
+    rng.shuffle(kept)
+    return kept
+
+
+def _beginning(rng: random.Random) -> str:
+    topic = rng.choice(words("topic", held=False))
+    return rng.choice(
+        [
+            f"{topic.capitalize()} is",
+            "The",
+            "In",
+            "def ",
+            "# ",
+            "import ",
+            "When",
+            f"A short history of {topic}",
+            "class ",
+            "This",
+            "To",
+            "Once upon a time",
+            "Q:",
+            "1.",
+        ]
+    )
+
+
+def _documentation(rng: random.Random, count: int) -> list[str]:
+    """Windows of the Python language reference that every Python ships."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return [text[start : start + 1400] for start in (rng.randrange(len(text) - 1400) for _ in range(count))]
+
+
+def kept_batches(kept: list[Kept], tokens: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Endless: base ids, adapted ids, and the flat positions to compare in each (equal in number and order)."""
+    while True:
+        order = list(range(len(kept)))
+        rng.shuffle(order)
+        rows: list[Kept] = []
+        for index in order:
+            rows.append(kept[index])
+            width = max(len(one.adapted) for one in rows)
+            if width * len(rows) >= tokens:
+                yield (*_pad([one.base for one in rows], rows), *_pad([one.adapted for one in rows], rows))
+                rows = []
+
+
+def _pad(texts: list[list[int]], rows: list[Kept]) -> tuple[Tensor, Tensor]:
+    width = -(-max(map(len, texts)) // 32) * 32
+    ids = torch.zeros(len(texts), width, dtype=torch.long)
+    positions = []
+    for row, (text, one) in enumerate(zip(texts, rows, strict=True)):
+        ids[row, : len(text)] = torch.tensor(text)
+        last = len(text) - 1
+        positions += [row * width + position for position in range(last - one.compared, last)]
+    return ids, torch.tensor(positions)
