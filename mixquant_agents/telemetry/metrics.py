@@ -1,0 +1,234 @@
+"""Prometheus metrics of turns and tools, per phase.
+
+They live beside vLLM's own: an in-process engine registers its ``vllm:…`` metrics in the same default registry, so one
+endpoint serves both. vLLM counts requests of its engine; these count turns of agents, by model, engine and policy.
+
+======================================  =========  ===================================================================
+``mixquant_turns_total``                counter    turns, by ``outcome``: ``ok``, ``failed``, ``aborted``
+``mixquant_tokens_total``               counter    tokens, by ``kind``: ``cached``, ``quantized``, ``exact``, ``decode``
+``mixquant_ttft_seconds``               histogram  queue + prefill + delivery
+``mixquant_queue_seconds``              histogram  submit to scheduled
+``mixquant_prefill_seconds``            histogram  scheduled to first token
+``mixquant_decode_seconds``             histogram  first token to last
+``mixquant_inter_token_seconds``        histogram  mean time between tokens of a turn
+``mixquant_turn_seconds``               histogram  the whole turn
+``mixquant_tool_seconds``               histogram  tool calls and retrievals, by ``tool`` and ``outcome``
+``mixquant_recorder_lost_events``       gauge      events that the recorder lost
+======================================  =========  ===================================================================
+
+Buckets carry the trace id of an example (OpenMetrics exemplars) where spans are recorded too.
+"""
+
+from __future__ import annotations
+
+import hmac
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import ip_address
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from mixquant_agents.errors import ConfigError, MissingDependencyError
+from mixquant_agents.telemetry.buckets import FIRST_TOKEN, PER_TOKEN, WHOLE
+from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent
+
+try:
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from prometheus_client.openmetrics import exposition as openmetrics
+except ImportError as missing:
+    raise MissingDependencyError(
+        "Prometheus metrics need prometheus-client: pip install 'mixquant-agents[dashboard]'"
+    ) from missing
+
+__all__ = ["MetricsServer", "PrometheusSink", "serve_metrics"]
+
+TOOL_LIMIT = 200
+"""Most tool names with a series of their own; the rest are counted as ``other``."""
+
+_LABELS = ("model", "engine", "policy")
+_TIMES = (
+    ("ttft", "ttft_seconds", "Time to the first token of a turn.", FIRST_TOKEN),
+    ("queue", "queue_seconds", "Time from submit until the engine scheduled the turn.", FIRST_TOKEN),
+    ("prefill", "prefill_seconds", "Time the engine read the prompt.", FIRST_TOKEN),
+    ("decode", "decode_seconds", "Time the engine wrote the answer.", WHOLE),
+    ("inter_token", "itl_mean_seconds", "Mean time between the tokens of a turn.", PER_TOKEN),
+    ("turn", "total_seconds", "Time of the whole turn.", WHOLE),
+)
+
+
+class PrometheusSink:
+    """Counts turns and tools. Give one instance to a recorder's ``sinks``.
+
+    Args:
+        registry: where the metrics are registered; the default registry by default. Several sinks on one registry share
+            the same metrics.
+    """
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._metrics = _metrics_of(registry)
+        self._children: dict[tuple[str, ...], Any] = {}
+        self._tools: set[str] = set()
+
+    def watch(self, dropped: Callable[[], int]) -> None:
+        """Serve a recorder's count of lost events: ``sink.watch(lambda: recorder.dropped)``."""
+        self._metrics["lost"].set_function(dropped)
+
+    def write(self, batch: Sequence[Event]) -> None:
+        """Count a batch."""
+        for event in batch:
+            if isinstance(event, TurnEvent):
+                self._turn(event)
+            elif isinstance(event, Span) and event.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL):
+                self._tool(event)
+
+    def retry_seconds(self) -> float | None:
+        """Never fails."""
+        return None
+
+    def lost(self) -> int:
+        """Never loses."""
+        return 0
+
+    def close(self) -> None:
+        """The metrics stay registered: what was counted is still asked for."""
+
+    def _child(self, metric: str, *labels: str) -> Any:
+        # Looking a labelled child up costs several microseconds in the library; a dict costs a tenth of one.
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = self._metrics[metric].labels(*labels)
+        return child
+
+    def _turn(self, event: TurnEvent) -> None:
+        turn = event.turn
+        labels = (turn.model, turn.engine, turn.policy)
+        outcome = "failed" if turn.error is not None else "aborted" if turn.aborted else "ok"
+        self._child("turns", *labels, outcome).inc()
+        for kind, tokens in (
+            ("cached", turn.cached_tokens),
+            ("quantized", turn.quantized_tokens),
+            ("exact", turn.exact_tokens),
+            ("decode", turn.decode_tokens),
+        ):
+            if tokens:
+                self._child("tokens", *labels, kind).inc(tokens)
+        exemplar = {"trace_id": event.trace_id} if event.trace_id is not None else None
+        for name, field, _, _ in _TIMES:
+            seconds = getattr(turn, field)
+            if seconds is not None:
+                self._child(name, *labels).observe(seconds, exemplar)
+
+    def _tool(self, span: Span) -> None:
+        name = span.name
+        if name not in self._tools:
+            if len(self._tools) >= TOOL_LIMIT:
+                name = "other"
+            else:
+                self._tools.add(name)
+        outcome = "failed" if span.error is not None else "aborted" if span.cancelled else "ok"
+        self._child("tool", name, outcome).observe(span.seconds)
+
+
+_registered: dict[int, tuple[CollectorRegistry, dict[str, Any]]] = {}
+_lock = threading.Lock()
+
+
+def _metrics_of(registry: CollectorRegistry) -> dict[str, Any]:
+    """The metrics of a registry, registered once."""
+    with _lock:
+        if id(registry) not in _registered:
+            made: dict[str, Any] = {
+                name: Histogram(f"mixquant_{name}_seconds", text, _LABELS, registry=registry, buckets=buckets)
+                for name, _, text, buckets in _TIMES
+            }
+            made["turns"] = Counter("mixquant_turns", "Turns.", (*_LABELS, "outcome"), registry=registry)
+            made["tokens"] = Counter(
+                "mixquant_tokens", "Tokens by what the engine did with them.", (*_LABELS, "kind"), registry=registry
+            )
+            made["tool"] = Histogram(
+                "mixquant_tool_seconds",
+                "Tool calls and retrievals.",
+                ("tool", "outcome"),
+                registry=registry,
+                buckets=WHOLE,
+            )
+            made["lost"] = Gauge("mixquant_recorder_lost_events", "Events that the recorder lost.", registry=registry)
+            _registered[id(registry)] = (registry, made)
+        return _registered[id(registry)][1]
+
+
+class MetricsServer:
+    """A running endpoint. ``address`` is its URL; :meth:`close` stops it."""
+
+    def __init__(self, server: WSGIServer, host: str) -> None:
+        self._server = server
+        name = f"[{host}]" if ":" in host else host
+        self.address = f"http://{name}:{server.server_port}/metrics"
+        self._thread = threading.Thread(target=server.serve_forever, name="mixquant-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)
+
+
+def serve_metrics(
+    port: int = 9464, host: str = "127.0.0.1", *, token: str | None = None, registry: CollectorRegistry = REGISTRY
+) -> MetricsServer:
+    """Serve ``/metrics`` from a daemon thread.
+
+    Args:
+        port: TCP port; 0 picks a free one.
+        host: address to listen on; other than loopback needs ``token``.
+        token: asked for as ``Authorization: Bearer …`` (Prometheus: ``authorization: {credentials: …}``).
+
+    Raises:
+        ConfigError: another address than loopback without a token, or the port is taken.
+    """
+    if token is None and not _is_loopback(host):
+        raise ConfigError(f"host {host!r} would show the metrics to the network; keep 127.0.0.1, or give a token")
+
+    def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        given = str(environ.get("HTTP_AUTHORIZATION", "")).removeprefix("Bearer ")
+        if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+            start("401 Unauthorized", [("Content-Type", "text/plain"), ("WWW-Authenticate", "Bearer")])
+            return [b"a token is needed: Authorization: Bearer ...\n"]
+        if environ.get("PATH_INFO") not in ("/metrics", "/"):
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"metrics are at /metrics\n"]
+        kind, body = _exposition(registry, str(environ.get("HTTP_ACCEPT", "")))
+        start("200 OK", [("Content-Type", kind)])
+        return [body]
+
+    try:
+        server = make_server(host, port, answer, handler_class=_Silent)
+    except OSError as error:
+        raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror}); give another port") from error
+    return MetricsServer(server, host)
+
+
+def _exposition(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:
+    """``(content type, text)``. OpenMetrics where it is asked for, because only that carries exemplars.
+
+    prometheus-client's own application (0.26) would write ``vllm:…`` as ``vllm_…`` in OpenMetrics, unless the scraper
+    asks for UTF-8 names; a colon is allowed in the names of metrics, so they are written as they are.
+    """
+    if "application/openmetrics-text" in accept:
+        kind = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        return kind, openmetrics.generate_latest(registry, escaping=openmetrics.ALLOWUTF8, version="1.0.0")
+    return "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 # the base class's name
+        """No line per scrape."""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
