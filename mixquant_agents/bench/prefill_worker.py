@@ -238,6 +238,9 @@ def main() -> None:
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     logging.getLogger("vllm.mixquant").addHandler(_Measured(say))
     arguments = json.loads(sys.stdin.readline())
+    import vllm.v1.engine.llm_engine  # noqa: F401 - half a minute of imports, while another engine has the GPU
+
+    sys.stdin.readline()  # the parent says when to go on
     try:
         session = Session(arguments)
     except Exception as error:

@@ -37,6 +37,7 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: boo
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, tied=False),
     "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
+    "qwen3-tiny": _qwen3(1024, 3072, 4, 16, tied=True),  # starts fast: for trying an installation
 }
 
 

@@ -42,7 +42,7 @@ def command(
         minutes=minutes,
         state_path=state,
         agent_seconds=agents,
-        kv_gib={"exact": 24.0, "mixquant-fp8": 24.0} if agents else None,
+        kv_gib={"exact": 20.5, "mixquant-fp8": 20.5} if agents else None,
         command=" ".join(["mixquant", *sys.argv[1:]]),
     )
     if output is not None:

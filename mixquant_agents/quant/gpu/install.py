@@ -173,9 +173,13 @@ def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
 def _profile_run(original: Callable[..., Any]) -> Callable[..., Any]:
     def profile_run(self: Any, *args: Any, **kwargs: Any) -> Any:
         routing = _routing(self.vllm_config)
-        if routing is not None:
-            routing.prepare(_layers(routing.runtime), self.device)
-        return original(self, *args, **kwargs)
+        if routing is None:
+            return original(self, *args, **kwargs)
+        routing.prepare(_layers(routing.runtime), self.device)
+        # A mixed step needs the most memory, and its kernels are compiled here and not when the first one comes.
+        widest = steps.QUANTIZED if routing.uniform else Step(Mode.MIXED, routing.index)
+        with steps.forced(widest):
+            return original(self, *args, **kwargs)
 
     return profile_run
 

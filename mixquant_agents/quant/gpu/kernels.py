@@ -49,7 +49,7 @@ def _store_codes(y, codes, scales, row, cols, mask, K, LIMIT: tl.constexpr, IS_I
         tl.store(codes + row * K + cols, q.to(tl.float8e4nv), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
               HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
@@ -76,7 +76,7 @@ def _norm_row(x, residual, gamma, row, x_stride, K, eps, cols, mask, HAS_RESIDUA
     return v, v * tl.rsqrt(variance + eps) * g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scales, index, slot, M, K,
                    HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
                    HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
@@ -108,7 +108,7 @@ def _silu_row(x, row, x_stride, K, cols, mask):
     return gate / (1.0 + tl.exp(-gate)) * up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _silu_quantize(x, x_stride, codes, scales, index, slot, M, K, QUANTIZE: tl.constexpr, LIMIT: tl.constexpr,
                    IS_INT: tl.constexpr, HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
