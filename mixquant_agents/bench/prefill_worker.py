@@ -236,10 +236,11 @@ def main() -> None:
 
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
-    logging.getLogger("vllm.mixquant").addHandler(_Measured(say))
     arguments = json.loads(sys.stdin.readline())
     import vllm.v1.engine.llm_engine  # noqa: F401 - half a minute of imports, while another engine has the GPU
 
+    # Only now: vLLM's logging set-up, at its import, takes handlers away.
+    logging.getLogger("vllm.mixquant").addHandler(_Measured(say))
     sys.stdin.readline()  # the parent says when to go on
     try:
         session = Session(arguments)
