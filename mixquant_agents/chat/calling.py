@@ -9,7 +9,7 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.runnables import RunnableConfig
 
-from mixquant_agents.chat.scope import TurnScope
+from mixquant_agents.chat.scope import TurnScope, with_thread
 from mixquant_agents.chat.settings import ChatSettings
 
 __all__ = ["ScopedCalls"]
@@ -41,6 +41,22 @@ class ScopedCalls(ChatSettings):
         scope = TurnScope(config)
         with scope.entered():
             return await super().ainvoke(input, scope.config, stop=stop, **kwargs)
+
+    def stream_events(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return super().stream_events(input, with_thread(config), **kwargs)
+
+    def astream_events(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return super().astream_events(input, with_thread(config), **kwargs)
 
     def stream(
         self,

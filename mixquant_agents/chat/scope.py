@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
 
-__all__ = ["RunIds", "TurnScope", "current_scope", "run_ids"]
+__all__ = ["RunIds", "TurnScope", "current_scope", "run_ids", "with_thread"]
 
 _current: ContextVar[TurnScope | None] = ContextVar("mixquant_turn_scope", default=None)
 
@@ -76,9 +76,18 @@ def run_ids(run_manager: BaseRunManager | None, scope: TurnScope | None) -> RunI
     run_id = scope.run_id if scope is not None else None
     parent = None
     if run_manager is not None:
+        thread = thread or run_manager.metadata.get("thread_id")
         run_id = str(run_manager.run_id)
         parent = str(run_manager.parent_run_id) if run_manager.parent_run_id is not None else None
     return RunIds(run_id, parent, str(thread) if thread is not None else None)
+
+
+def with_thread(config: RunnableConfig | None) -> RunnableConfig:
+    """``config`` with its thread in the metadata, as LangGraph writes it: what is streamed as events sees only that."""
+    full = ensure_config(config)
+    if (thread := full.get("configurable", {}).get("thread_id")) is not None:
+        full["metadata"] = {"thread_id": str(thread), **full.get("metadata", {})}
+    return full
 
 
 def current_scope() -> TurnScope | None:

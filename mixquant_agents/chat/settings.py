@@ -82,9 +82,7 @@ class ChatSettings(BaseChatModel):
                 raise ConfigError(f"engine={self.engine!r} is no Engine; see mixquant_agents.engine.protocol")
             named = engine_name(self.engine)
             if self.engine_config or self.engine_settings or self._says("policy", "mixquant"):
-                raise ConfigError(
-                    "engine= is given, so policy and engine settings are its own to say; leave them out"
-                )
+                raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
             if self._says("model", "embedded") and self.model != named:
                 raise ConfigError(f"model={self.model!r}, but the engine given runs {named!r}; leave model out")
             self.model = named

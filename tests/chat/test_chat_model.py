@@ -411,9 +411,11 @@ async def test_records_know_run_thread_and_place() -> None:
         [chunk async for chunk in model.astream(history, config)][-1],
         await asyncio.to_thread(model.invoke, history, config),
         (await asyncio.to_thread(lambda: list(model.stream(history, config))))[-1],
+        await (await model.astream_events(history, config, version="v3")).output,
+        await asyncio.to_thread(lambda: model.stream_events(history, config, version="v3").output),
     ]
     await model.aclose()
-    assert len(records) == 4
+    assert len(records) == 6
     for record, answer in zip(records, answers, strict=True):
         assert (record.thread_id, record.turn_index) == ("T", 2)
         assert record.run_id is not None

@@ -1,0 +1,85 @@
+"""The chat model on the real engine: cancellation frees what it held, and a whole agent's turn is counted."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
+
+from mixquant_agents import MixQuantChatModel, TurnRecord, VllmEngine
+
+pytestmark = pytest.mark.engine
+
+
+@tool
+def search(query: str) -> str:
+    """Search the documents."""
+    return f"Nothing about {query}."
+
+
+async def idle(engine: VllmEngine) -> Any:
+    """The scheduler's state once nothing runs; at most ten seconds."""
+    for _ in range(200):
+        stats = await engine.stats()
+        if not (stats.running or stats.waiting or stats.unfinished):
+            return stats
+        await asyncio.sleep(0.05)
+    return stats
+
+
+async def test_eight_of_sixteen_streams_cancelled(engine: VllmEngine) -> None:
+    records: list[TurnRecord] = []
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=24, ignore_eos=True, recorders=[records.append])
+    before = asyncio.all_tasks()
+
+    async def read(place: int) -> int:
+        seen = 0
+        async for chunk in model.astream(f"Count from {place} on."):
+            seen += bool(chunk.content)
+            if place % 2 and seen == 1 + place // 4:
+                asyncio.current_task().cancel()
+                await asyncio.sleep(0)
+        return seen
+
+    results = await asyncio.gather(*(read(place) for place in range(16)), return_exceptions=True)
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [False, True] * 8
+    stats = await idle(engine)
+    assert (stats.running, stats.waiting, stats.unfinished, stats.kv_cache_usage) == (0, 0, 0, 0)
+    assert asyncio.all_tasks() <= before
+    await model.aclose()
+    assert sorted(record.aborted for record in records) == [False] * 8 + [True] * 8
+    for record in records:
+        if not record.aborted:
+            assert record.decode_tokens == 24
+            assert record.prefill_tokens == record.quantized_tokens + record.exact_tokens
+            assert record.timing_source == "engine"
+
+
+async def test_an_agents_turns(engine: VllmEngine) -> None:
+    """A forced call with valid arguments, its result, an answer: the second prompt finds the first in the cache."""
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
+    question = HumanMessage("Search the documents for the policy presets. " * 3)
+    asked = await model.bind_tools([search], tool_choice="search").ainvoke([question])
+    (call,) = asked.tool_calls
+    assert call["name"] == "search"
+    assert isinstance(call["args"]["query"], str)
+    assert asked.invalid_tool_calls == []
+    result = await search.ainvoke(call)
+    answered = await model.bind_tools([search], tool_choice="none").ainvoke([question, asked, result])
+    assert answered.content
+    first, second = (TurnRecord(**message.response_metadata["turn"]) for message in (asked, answered))
+    assert (first.turn_index, second.turn_index) == (0, 1)
+    assert first.tool_calls == ("search",)
+    assert second.prompt_tokens > first.prompt_tokens
+    assert second.cached_tokens >= 16 * ((first.prompt_tokens - 1) // 16)
+    assert answered.usage_metadata["input_token_details"]["cache_read"] == second.cached_tokens
+
+
+async def test_sync_and_other_loops_share_the_engine(engine: VllmEngine) -> None:
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=6)
+    here = await model.ainvoke("Say yes.")
+    there = await asyncio.to_thread(model.invoke, "Say yes.")
+    fresh = await asyncio.to_thread(lambda: asyncio.run(model.ainvoke("Say yes.")))
+    streamed = await asyncio.to_thread(lambda: "".join(str(chunk.content) for chunk in model.stream("Say yes.")))
+    assert here.content == there.content == fresh.content == streamed

@@ -1,0 +1,38 @@
+"""LangChain's own integration suite on the real engine and the embedded model, on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from mixquant_agents import MixQuantChatModel, VllmEngine
+
+
+@pytest.mark.engine
+class TestIntegration(ChatModelIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _on_the_shared_engine(self, engine: VllmEngine) -> None:
+        self.engine = engine
+
+    @property
+    def chat_model_class(self) -> type[MixQuantChatModel]:
+        return MixQuantChatModel
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": self.engine, "temperature": 0, "max_tokens": 160, "timeout": 120}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+    @pytest.mark.xfail(strict=True, reason="nothing forces the call, and the model does not choose tools by itself")
+    def test_agent_loop(self, model: BaseChatModel) -> None:
+        super().test_agent_loop(model)
