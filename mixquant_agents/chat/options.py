@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -91,8 +92,19 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
         chat_template_kwargs=settings.get("chat_template_kwargs") or {},
         cache_salt=settings.get("cache_salt"),
         priority=settings.get("priority") or 0,
-        trace_context=settings.get("trace_context"),
+        trace_context=settings.get("trace_context") or _active_trace(),
     )
+
+
+def _active_trace() -> Mapping[str, str] | None:
+    """W3C headers of the OpenTelemetry span around this call, where the application traces at all."""
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    headers: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(headers)
+    return headers or None
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:

@@ -13,7 +13,7 @@ from mixquant_agents.cli.bench_turns import command
 async def test_targets_hold_on_a_small_run() -> None:
     """Half again the targets, because a small run is noisy; the full one is ``mixquant bench turns``."""
     told: list[str] = []
-    result = await measure(rounds=3, stream_tokens=1000, tool_tokens=800, streams=16, progress=told.append)
+    result = await measure(rounds=2, stream_tokens=1000, tool_tokens=800, streams=16, progress=told.append)
     assert result.stream_cost_ratio < 1.3 * 1.5
     assert result.tool_call_growth < 2.2 * 1.5
     assert (result.leaked_requests, result.leaked_tasks) == (0, 0)

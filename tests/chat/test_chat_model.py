@@ -19,6 +19,7 @@ from mixquant_agents.engine.protocol import EngineRequest, NamedTool
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import (
     ConfigError,
+    EngineClosedError,
     EngineDeadError,
     GrammarError,
     InvalidSamplingError,
@@ -492,6 +493,21 @@ async def test_recorders_get_the_content_they_ask_for() -> None:
     assert len(given["prompt_token_ids"]) > 10
 
 
+async def test_a_turn_belongs_to_the_span_around_it() -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    model = model_of("x")
+    with TracerProvider().get_tracer("test").start_as_current_span("outer") as span:
+        await model.ainvoke("hi")
+        await asyncio.to_thread(model.invoke, "hi")
+    await model.ainvoke("hi")
+    inside, sync, outside = model.engine.requests
+    trace = f"{span.get_span_context().trace_id:032x}"
+    assert trace in inside.trace_context["traceparent"]
+    assert trace in sync.trace_context["traceparent"]
+    assert outside.trace_context is None
+
+
 async def test_tokens_are_counted_by_the_engine() -> None:
     model = model_of("x")
     messages = [HumanMessage("one two three")]
@@ -534,3 +550,24 @@ async def test_context_managers_close_what_the_model_made() -> None:
 
 def test_chunks_are_chunks() -> None:
     assert all(isinstance(chunk, AIMessageChunk) for chunk in model_of("a b c").stream("hi"))
+
+
+async def test_the_shared_engine_is_made_once_with_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ScriptedEngine] = []
+
+    def shared_engine(config: EngineConfig) -> ScriptedEngine:
+        made.append(ScriptedEngine(["x"], cycle=True, model=config.model))
+        return made[-1]
+
+    monkeypatch.setattr("mixquant_agents.chat.model.shared_engine", shared_engine)
+    model = MixQuantChatModel(max_model_len=512)
+    assert made == []
+    answers = await asyncio.gather(*(model.ainvoke("hi") for _ in range(4)), asyncio.to_thread(model.invoke, "hi"))
+    assert {answer.response_metadata["model_name"] for answer in answers} == {"embedded"}
+    assert len(made) == 1
+    await model.aclose()
+    await model.aclose()
+    with pytest.raises(EngineClosedError):
+        await made[0].stream(made[0].requests[0]).asend(None)
+    assert (await model.ainvoke("hi")).content == "x", "the next turn starts anew"
+    assert len(made) == 2
