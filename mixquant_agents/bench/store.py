@@ -66,7 +66,8 @@ def synthetic_turns(
             busy = 0.0
             if index:
                 busy = rng.lognormvariate(-1.2, 0.9)
-                started = (now - timedelta(seconds=busy)).isoformat(timespec="microseconds")
+                started = now.isoformat(timespec="microseconds")
+                now += timedelta(seconds=busy + rng.uniform(0.001, 0.02))
                 tools.append(
                     Span(
                         kind=SpanKind.TOOL,
@@ -89,7 +90,7 @@ def synthetic_turns(
             made += 1
             cached = len(tokens) // 16 * 16
             tokens += [rng.randrange(50_000) for _ in range((turn.decode_tokens or 0) + rng.randint(40, 900))]
-            now += timedelta(seconds=(turn.total_seconds or 0) + busy + rng.uniform(0.005, 0.12))
+            now += timedelta(seconds=(turn.total_seconds or 0) + rng.uniform(0.005, 0.12))
 
 
 def _turn(

@@ -14,7 +14,7 @@ from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.overview import Comparison, compare
 from mixquant_agents.telemetry.store import TurnStore
 
-__all__ = ["compare_page", "comparison_charts", "comparison_rows"]
+__all__ = ["PHASES", "compare_page", "comparison_charts", "comparison_rows"]
 
 
 def compare_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
@@ -50,7 +50,7 @@ def _shown(chosen: TurnFilter) -> dict[str, str | None]:
     return {"policy": chosen.policy, "model": chosen.model, "run": chosen.run}
 
 
-_PHASES = (("ttft", "Time to first token"), ("queue", "Queue"), ("prefill", "Prefill"), ("decode", "Decode"),
+PHASES = (("ttft", "Time to first token"), ("queue", "Queue"), ("prefill", "Prefill"), ("decode", "Decode"),
            ("itl_mean", "Between tokens"), ("total", "Whole turn"))  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:
     ):
         a, b = getattr(seen.a, key), getattr(seen.b, key)
         rows.append((name, written.rate(a), written.rate(b), quotient(a, b)))
-    for key, name in _PHASES:
+    for key, name in PHASES:
         for place, percent in enumerate(("p50", "p95")):
             a, b = seen.a.percentiles[key][place], seen.b.percentiles[key][place]
             rows.append((f"{name}, {percent}", written.duration(a), written.duration(b), quotient(a, b)))
@@ -82,4 +82,4 @@ def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:
 
 def comparison_charts(seen: Comparison, names: tuple[str, str]) -> list[Markup]:
     """Distributions by phase."""
-    return [charts.histogram(name, seen.distributions[key], names, written.duration) for key, name in _PHASES]
+    return [charts.histogram(name, seen.distributions[key], names, written.duration) for key, name in PHASES]

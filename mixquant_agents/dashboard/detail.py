@@ -61,10 +61,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def turn_detail(store: TurnStore, turn: StoredTurn) -> Markup:
-    """All figures of a turn, its prefix reuse, its messages where they were recorded."""
+def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> Markup:
+    """All figures of a turn, its prefix reuse, and, with ``content``, its messages where they were recorded."""
     before = store.predecessor(turn)
-    content = store.content(turn)
+    recorded = store.content(turn) if content else None
     no_prefix = "The first turn of its thread: there is no prompt before it to reuse."
     if before is not None:
         no_prefix = "Not known: no block hashes were recorded for this turn or the one before."
@@ -76,9 +76,9 @@ def turn_detail(store: TurnStore, turn: StoredTurn) -> Markup:
         facts=_facts(turn),
         prefix=store.prefix(turn),
         no_prefix=no_prefix,
-        divergence=diverging_text(store.content(before), content) if before is not None else None,
-        messages=[said(message) for message in content.messages] if content is not None else None,
-        answer=said(content.answer) if content is not None and content.answer is not None else None,
+        divergence=diverging_text(store.content(before), recorded) if before is not None else None,
+        messages=[said(message) for message in recorded.messages] if recorded is not None else None,
+        answer=said(recorded.answer) if recorded is not None and recorded.answer is not None else None,
     )
 
 

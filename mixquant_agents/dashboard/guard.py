@@ -6,11 +6,12 @@ Pure ASGI, because the page's live updates come over a WebSocket, which ordinary
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from mixquant_agents.errors import ConfigError
 
@@ -53,6 +54,8 @@ def check_address(host: str, token: str | None) -> None:
         raise ConfigError(
             f"the token has {len(token)} characters; give at least {SHORTEST_TOKEN}, e.g. from 'openssl rand -hex 16'"
         )
+    if token is not None and not re.fullmatch(r"[\w.~-]+", token, re.ASCII):
+        raise ConfigError("the token may hold letters, digits and - . _ ~ only: it travels in addresses and cookies")
     if token is None and not is_loopback(host):
         raise ConfigError(
             f"host {host!r} would show every turn to the network; keep 127.0.0.1, or give a token "
@@ -121,9 +124,10 @@ class Guard:
         if scope["path"].startswith("/_nicegui") or not any(name == "token" for name, _ in query):
             return None
         rest = urlencode([(name, value) for name, value in query if name != "token"])
-        target = scope["path"] + (f"?{rest}" if rest else "")
+        # One leading slash: "//host" would lead to another host.
+        target = "/" + quote(scope["path"].lstrip("/\\")) + (f"?{rest}" if rest else "")
         cookie = f"{COOKIE}={self._token}; Path=/; HttpOnly; SameSite=Strict"
-        return [(b"location", target.encode("latin-1", "replace")), (b"set-cookie", cookie.encode("latin-1"))]
+        return [(b"location", target.encode()), (b"set-cookie", cookie.encode("latin-1"))]
 
 
 def _with_headers(send: Send) -> Send:

@@ -1,0 +1,44 @@
+"""``mixquant dashboard``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    store: Annotated[
+        Path | None, typer.Option(help="The turn store; the default store otherwise. It may not exist yet.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(envvar="MIXQUANT_DASHBOARD_TOKEN", help="Ask for this on every request; at least 16 characters."),
+    ] = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
+    migrate: Annotated[
+        bool, typer.Option("--migrate", help="First bring a store of an older version up to date.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object once it answers.")] = False,
+) -> None:
+    """Show the turns of a store as a live web page, until interrupted. Reads the store; works without a network."""
+    from mixquant_agents.cli.output import print_json, progress_console
+    from mixquant_agents.dashboard.server import serve
+    from mixquant_agents.telemetry.connect import connect_writer, default_store_path
+
+    path = store if store is not None else default_store_path()
+    if migrate and path.exists():
+        connect_writer(path).close()
+
+    def started(address: str) -> None:
+        if json:
+            print_json({"url": address, "store": str(path)})
+        else:
+            progress_console().print(f"dashboard of {path}: {address}  (Ctrl-C ends it)")
+
+    serve(path, host=host, port=port, token=token, show=open_browser, started=started)

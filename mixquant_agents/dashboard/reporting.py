@@ -1,0 +1,89 @@
+"""Writing reports: what ``mixquant report`` does."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.dashboard.plots import plot_comparison, plot_thread
+from mixquant_agents.dashboard.report import comparison_report, side_name, thread_report
+from mixquant_agents.dashboard.timeline import waterfall
+from mixquant_agents.errors import RequestError
+from mixquant_agents.telemetry.filters import TurnFilter
+from mixquant_agents.telemetry.store import TurnStore
+
+__all__ = ["write_report"]
+
+
+def write_report(
+    store: Path | None,
+    out: Path,
+    *,
+    thread: str | None = None,
+    policies: str | None = None,
+    runs: str | None = None,
+    model: str | None = None,
+    since: str | None = None,
+    plots: Path | None = None,
+    content: bool = False,
+) -> dict[str, Any]:
+    """Write the report; ``{"report": "thread" | "comparison", "files": […], …}``.
+
+    Raises:
+        RequestError: the options contradict each other, or name what the store does not hold.
+        StoreError: the store cannot be read.
+    """
+    if sum(value is not None for value in (thread, policies, runs)) > 1:
+        raise RequestError("--thread, --compare and --runs exclude each other; give one of them")
+    with TurnStore(store) as turns:
+        if policies is not None or runs is not None:
+            sides = _sides(policies, runs, model, since)
+            page, seen = comparison_report(turns, *sides)
+            made: dict[str, Any] = {"report": "comparison", "a": asdict(seen.a), "b": asdict(seen.b)}
+            made |= {"prefill_speed_up": seen.prefill_speed_up, "note": seen.note}
+            names = (f"A {side_name(sides[0])}", f"B {side_name(sides[1])}")
+            files = [] if plots is None else plot_comparison(seen, names, plots / "comparison")
+        else:
+            thread = thread or _newest(turns)
+            page = thread_report(turns, thread, content=content)
+            fall = waterfall(turns.thread(thread), turns.spans(thread=thread))
+            made = {"report": "thread", "thread": thread, "seconds": fall.totals}
+            safe = re.sub(r"[^\w.-]+", "_", thread)[:80] or "thread"
+            files = [] if plots is None else plot_thread(fall, thread, plots / f"thread-{safe}")
+    _write(out, page)
+    return {**made, "files": [str(out), *map(str, files)]}
+
+
+def _sides(
+    policies: str | None, runs: str | None, model: str | None, since: str | None
+) -> tuple[TurnFilter, TurnFilter]:
+    names = [name.strip() for name in (policies or runs or "").split(",")]
+    if len(names) != 2 or not all(names):
+        option = "--compare" if policies is not None else "--runs"
+        raise RequestError(f"{option} needs two names, A,B, not {policies or runs!r}")
+    if policies is not None:
+        one, other = (TurnFilter(policy=name, model=model, since=since) for name in names)
+    else:
+        one, other = (TurnFilter(run=name, model=model, since=since) for name in names)
+    return one, other
+
+
+def _newest(store: TurnStore) -> str:
+    threads = store.threads(limit=1)
+    if not threads:
+        raise RequestError("the store holds no thread; run a graph with a thread_id, or use --compare")
+    return threads[0].thread_id
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a report that cannot be finished leaves no half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

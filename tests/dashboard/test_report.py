@@ -1,0 +1,160 @@
+"""Reports are whole, self-contained, harmless; how numbers are written; the waterfall's axis."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from dashboard_help import make_turn
+
+from mixquant_agents.bench.store import fill
+from mixquant_agents.dashboard import written
+from mixquant_agents.dashboard.charts import line_chart, nice_ceiling
+from mixquant_agents.dashboard.reporting import write_report
+from mixquant_agents.dashboard.timeline import waterfall
+from mixquant_agents.errors import RequestError
+from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
+from mixquant_agents.telemetry.store import TurnStore
+
+HOSTILE = "</style><script>alert(1)</script><img src=http://evil.example/x>"
+
+
+class Tags(HTMLParser):
+    """All tags and attributes of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("store") / "turns.sqlite"
+    recorder = StoreRecorder(path, content=True)
+    fill(recorder, 400, content=True)
+    recorder.record(
+        make_turn(thread_id=HOSTILE, policy=HOSTILE, error=HOSTILE),
+        content=TurnContent(messages=[{"role": "tool", "content": f"secret {HOSTILE}"}]),
+    )
+    recorder.close()
+    return path
+
+
+def test_a_thread_s_report_is_self_contained(store: Path, tmp_path: Path) -> None:
+    thread = next(one for one in TurnStore(store).threads() if one.thread_id.startswith("synthetic")).thread_id
+    made = write_report(store, tmp_path / "deep" / "r.html", thread=thread, plots=tmp_path / "plots")
+    assert made["report"] == "thread"
+    page = (tmp_path / "deep" / "r.html").read_text()
+    tags = Tags(page).tags
+    assert not [tag for tag, _ in tags if tag in ("script", "link", "img", "iframe", "object", "base")]
+    addresses = [values.get("href") or values.get("src") for _, values in tags if "href" in values or "src" in values]
+    anchors = {values["id"] for _, values in tags if "id" in values}
+    assert addresses
+    assert all(address and address.startswith("#") and address[1:] in anchors for address in addresses)
+    assert "@import" not in page
+    assert not re.search(r"url\(\s*['\"]?(?!data:)", page)
+    assert "made-up conversation" not in page, "messages are left out unless asked for"
+    names = {Path(name).suffix for name in made["files"]}
+    assert names == {".html", ".png", ".svg"}
+    assert Path(made["files"][1]).read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in Path(made["files"][2]).read_text()
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["r.html"]
+
+
+def test_content_only_when_asked_for_and_harmless(store: Path, tmp_path: Path) -> None:
+    write_report(store, tmp_path / "r.html", thread=HOSTILE, content=True, plots=tmp_path)
+    page = (tmp_path / "r.html").read_text()
+    assert "secret &lt;/style&gt;&lt;script&gt;" in page
+    assert not [tag for tag, _ in Tags(page).tags if tag in ("script", "img")]
+    write_report(store, tmp_path / "q.html", thread=HOSTILE)
+    assert "secret" not in (tmp_path / "q.html").read_text()
+
+
+def test_a_comparison_s_report(store: Path, tmp_path: Path) -> None:
+    made = write_report(store, tmp_path / "c.html", policies="exact,mixquant-fp8", plots=tmp_path)
+    assert made["report"] == "comparison"
+    assert made["prefill_speed_up"][0] > 1
+    page = (tmp_path / "c.html").read_text()
+    assert "At like sizes B reads a token" in page
+    assert len(made["files"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"thread": "nobody"}, "no thread 'nobody'"),
+        ({"policies": "exact"}, "two names, A,B"),
+        ({"policies": "exact,nothing"}, "B (nothing) holds no turn"),
+        ({"policies": "a,b", "thread": "t"}, "exclude each other"),
+        ({"runs": "x,y"}, "A (all policies x) holds no turn"),
+    ],
+)
+def test_wrong_options_leave_no_file(store: Path, tmp_path: Path, options: dict[str, str], words: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(words)):
+        write_report(store, tmp_path / "r.html", **options)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0, "0 s"), (8.4e-05, "84 µs"), (0.0123, "12.3 ms"), (0.9996, "1.00 s"), (1.25, "1.25 s"),
+     (12.34, "12.3 s"), (99.96, "1 min 40 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (200_000, "2 d 7 h")],
+)  # fmt: skip
+def test_durations(value: float | None, text: str) -> None:
+    assert written.duration(value).replace("\u202f", " ") == text
+
+
+def test_shares_never_round_to_certainty() -> None:
+    shown = [written.share(value).replace("\u202f", " ") for value in (None, 0, 0.00001, 0.5, 0.99999, 1)]
+    assert shown == ["–", "0 %", "0.1 %", "50.0 %", "99.9 %", "100 %"]
+
+
+def test_counts_and_rates() -> None:
+    shown = [written.count(value).replace("\u202f", " ") for value in (None, 0, 9999, 10_000, 1.234e6, 5e9)]
+    assert shown == ["–", "0", "9 999", "10.0 k", "1.23 M", "5.00 G"]
+    assert written.rate(0.123) == "0.12"
+    assert nice_ceiling(0.0331) == 0.05
+
+
+def test_a_chart_escapes_and_breaks_at_the_unknown() -> None:
+    chart = line_chart("<b>", ["<i>", "2", "3", "4"], [("<u>", "one", [1.0, None, 2.0, 3.0])], written.count)
+    assert "<b>&lt;b&gt;</b>" in chart
+    assert "<i>" not in chart
+    assert "<u>" not in chart
+    assert chart.count("<polyline") == 1
+    assert chart.count("dot") == 1
+    assert "nothing measured" in line_chart("x", [], [("", "one", [])], written.count)
+
+
+def test_the_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:
+    def at(seconds: float) -> str:
+        return f"2026-03-01T{12 + int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}:{seconds % 60:09.6f}+00:00"
+
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    recorder.record_span(
+        Span(kind=SpanKind.TOOL, name="tool", span_id="s", run_id="one", thread_id="t", started_at=at(0.6), seconds=0.2)
+    )
+    for start, run in ((0.0, "one"), (0.9, "one"), (3000.0, "two")):
+        recorder.record(make_turn(thread_id="t", started_at=at(start), run_id=run))
+    recorder.close()
+    store = TurnStore(tmp_path / "turns.sqlite")
+    fall = waterfall(store.thread("t"), store.spans(thread="t"))
+    assert [row.kind for row in fall.rows] == ["turn", "tool", "turn", "idle", "turn"]
+    assert fall.folded
+    assert fall.totals["tool"] == pytest.approx(0.2)
+    assert fall.totals["gap"] == pytest.approx(0.15)
+    assert fall.totals["idle"] == pytest.approx(3000 - 1.45)
+    assert fall.totals["prefill"] == pytest.approx(0.12)
+    assert fall.seconds == pytest.approx(3000.55)
+    bars = [bar for row in fall.rows for bar in row.bars]
+    assert all(-1e-9 <= bar.left <= bar.left + bar.width <= 100.001 for bar in bars)
+    assert bars[-1].left + bars[-1].width == pytest.approx(99.4, abs=1)
+    lefts = [row.bars[0].left for row in fall.rows]
+    assert lefts == sorted(lefts)
+    assert waterfall([], []).rows == []
