@@ -276,7 +276,7 @@ class MixQuantChatModel(ScopedCalls):
             engine, self._engine = self._engine, None
             sink, self._sink = self._sink, None
         if sink is not None:
-            await asyncio.to_thread(sink.flush)
+            await asyncio.to_thread(sink.close)
         if engine is not None:
             await engine.aclose()
 

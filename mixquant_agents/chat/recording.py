@@ -25,10 +25,14 @@ class Recorders:
     """
 
     def __init__(self, given: Iterable[Recorder | TurnHook] = ()) -> None:
-        self._recorders: list[Recorder] = [
-            item if isinstance(item, Recorder) else QueueRecorder([_HookSink(item)], gather_seconds=0.001)
-            for item in given
-        ]
+        self._recorders: list[Recorder] = []
+        self._own: list[QueueRecorder] = []
+        for item in given:
+            if isinstance(item, Recorder):
+                self._recorders.append(item)
+            else:
+                self._own.append(QueueRecorder([_HookSink(item)], gather_seconds=0.001))
+        self._recorders += self._own
         self._failed = False
 
     def __bool__(self) -> bool:
@@ -60,10 +64,13 @@ class Recorders:
                     self._failed = True
                     log.warning("a recorder failed; turns go on without it", exc_info=True)
 
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until everything taken so far is written; whether that happened within ``timeout`` seconds."""
-        done = [recorder.flush(timeout) for recorder in self._recorders]
-        return all(done)
+    def close(self) -> None:
+        """Wait until everything taken so far is written, and end the threads of plain functions. Recorders that were
+        given stay their owner's to close."""
+        for recorder in self._recorders:
+            recorder.flush()
+        for own in self._own:
+            own.close()
 
 
 class _HookSink:

@@ -164,6 +164,19 @@ def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> 
     assert (engine.running, engine.aborted) == (0, 1)
 
 
+async def test_closing_ends_the_threads_of_hooks() -> None:
+    before = threading.active_count()
+    for _ in range(3):
+        async with MixQuantChatModel(engine=ScriptedEngine(["x"]), recorders=[lambda _: None]) as model:
+            await model.ainvoke("go")
+            assert threading.active_count() > before
+    for _ in range(100):
+        if threading.active_count() <= before + 1:  # asyncio's own pool may keep a thread
+            break
+        await asyncio.sleep(0.01)
+    assert threading.active_count() <= before + 1
+
+
 def test_sync_callers_from_many_threads() -> None:
     engine = engine_of(ScriptedTurn(text=["x"] * 20, token_seconds=0.001))
     model = MixQuantChatModel(engine=engine)
