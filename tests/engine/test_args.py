@@ -122,5 +122,11 @@ def test_the_environment_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.environ[ENV_LOG] == f"{os.getpid()}:/tmp/some.log"
     assert dict(os.environ) == before
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    import huggingface_hub.constants as hub
+
+    online = hub.HF_HUB_OFFLINE
+    with start_environment("/tmp/some.log", local=True):
+        assert (hub.HF_HUB_OFFLINE, os.environ["HF_HUB_OFFLINE"]) == (True, "1")
+    assert online == hub.HF_HUB_OFFLINE
     with start_environment("/tmp/some.log", local=False):
         assert "HF_HUB_OFFLINE" not in os.environ

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -146,3 +148,22 @@ async def test_a_forked_child_forgets_the_parents_engines(stub: Any) -> None:
         os._exit(0 if not shared._shared and stub.made[0].closed == 0 else 1)
     assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
     await engine.aclose()
+
+
+async def test_exit_does_not_wait_for_a_start(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = threading.Event()
+    monkeypatch.setattr(shared, "RunningEngine", lambda config: hold.wait(5))
+    engine = VllmEngine(CONFIG)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.sleep(0.01)
+    began = time.monotonic()
+    close_all(wait=False)
+    assert time.monotonic() - began < 1
+    hold.set()
+    await asyncio.gather(starting, return_exceptions=True)
+
+
+def test_importing_the_engine_is_light() -> None:
+    code = "import sys, mixquant_agents.engine.vllm; print([m for m in ('torch', 'vllm') if m in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert ran.stdout == "[]\n"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
@@ -56,15 +58,28 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
     }
     if local:
         ours["HF_HUB_OFFLINE"] = "1"
+        _import_hub()
     added = {name: value for name, value in ours.items() if name not in os.environ}
     added[ENV_LOG] = f"{os.getpid()}:{log_path}"
     os.environ.update(added)
+    hub = sys.modules.get("huggingface_hub.constants") if local else None
+    before = getattr(hub, "HF_HUB_OFFLINE", None)
+    if hub is not None:
+        hub.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]  # read at call time, here; the variable is for the children
     try:
         yield
     finally:
+        if hub is not None:
+            hub.HF_HUB_OFFLINE = before  # type: ignore[attr-defined]  # the caller's other work may go online
         for name, value in added.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
+
+
+def _import_hub() -> None:
+    """Import the hub's client before the variable is set: it reads the variable once, at import, for good."""
+    with suppress(ImportError):
+        importlib.import_module("huggingface_hub.constants")
 
 
 def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | None = None) -> Any:

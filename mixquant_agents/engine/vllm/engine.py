@@ -145,6 +145,12 @@ class VllmEngine:
             self._closed = True
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._cell.close))
 
+    async def __aenter__(self) -> VllmEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
     def close(self) -> None:
         """:meth:`aclose` for callers without an event loop (blocking)."""
         if not self._closed:

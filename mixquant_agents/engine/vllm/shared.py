@@ -69,12 +69,12 @@ class EngineCell:
                 del _shared[self.config.fingerprint]
         self.end()
 
-    def end(self) -> None:
-        """End the engine whatever refers to it (blocking)."""
+    def end(self, *, wait: bool = True) -> None:
+        """End the engine whatever refers to it (blocking). Without ``wait``, one that is starting is left alone."""
         with self._lock:
             self.closed = True
             start = self._start
-        if start is not None:
+        if start is not None and (wait or start.done()):
             with suppress(Exception):  # a start that failed left nothing to close
                 start.result().close()
 
@@ -113,14 +113,18 @@ def acquire(config: EngineConfig) -> EngineCell:
     return other
 
 
-def close_all() -> None:
-    """End every engine of this process (blocking). Runs by itself when the interpreter exits."""
+def close_all(*, wait: bool = True) -> None:
+    """End every engine of this process (blocking). Runs by itself when the interpreter exits.
+
+    Args:
+        wait: also wait for engines that are just starting; else their processes end with this one.
+    """
     with _registry_lock:
         cells = list(_cells)
         _cells.clear()
         _shared.clear()
     for cell in cells:
-        cell.end()
+        cell.end(wait=wait)
 
 
 def _forget() -> None:
@@ -131,6 +135,6 @@ def _forget() -> None:
     _shared.clear()
 
 
-atexit.register(close_all)
+atexit.register(close_all, wait=False)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
