@@ -11,7 +11,8 @@ from langchain_core.messages.utils import convert_to_messages
 
 from mixquant_workflows.bench.bfcl_schema import tool_name, tool_of
 from mixquant_workflows.bench.bfcl_truth import call_of
-from mixquant_workflows.bench.packages import bfcl
+from mixquant_workflows.bench.digests import BFCL
+from mixquant_workflows.bench.packages import BFCL_REQUIREMENT, bfcl, check_data, package_folder
 from mixquant_workflows.bench.suite import Answer, Case, ScriptedTurn, Verdict
 
 __all__ = ["AST_CATEGORIES", "BfclAst"]
@@ -50,7 +51,9 @@ class BfclAst:
 
     def cases(self) -> list[Case]:
         found: list[Case] = []
+        folder = package_folder("bfcl_eval", BFCL_REQUIREMENT)
         for category in self.categories:
+            check_data(folder, BFCL[category], BFCL_REQUIREMENT)
             entries, plain = bfcl().load(category), bfcl().load(category, include_language_specific_hint=False)
             truths = [None] * len(entries) if category in _NO_CALL else bfcl().truths(category)
             for entry, bare, truth in zip(entries, plain, truths, strict=True):

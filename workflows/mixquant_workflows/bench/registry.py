@@ -38,6 +38,8 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
         ),
     ),
     "bfcl_multi_turn": ("bfcl_turns:BfclTurns", ("bfcl_multi_turn",)),
+    "hotpotqa": ("hotpotqa:HotpotQa", ()),
+    "ruler": ("ruler:Ruler", ()),
     "tau2_mock": ("tau2:Tau2", ("mock",)),
     "tau2_airline": ("tau2:Tau2", ("airline",)),
     "tau2_retail": ("tau2:Tau2", ("retail",)),

@@ -16,7 +16,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
-from mixquant_workflows.bench.packages import tau2
+from mixquant_workflows.bench.digests import TAU2
+from mixquant_workflows.bench.packages import TAU2_REQUIREMENT, check_data, package_folder, tau2
 from mixquant_workflows.bench.suite import Answer, Case, ScriptedTurn, Verdict
 from mixquant_workflows.graphs.tool import tool_agent
 
@@ -38,6 +39,7 @@ class Tau2:
         self.domain = domain
 
     def cases(self) -> list[Case]:
+        check_data(package_folder("tau2", TAU2_REQUIREMENT), TAU2[self.domain], TAU2_REQUIREMENT)
         return [Case(str(task.id), {"task": task}) for task in tau2().tasks(self.domain)]
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
