@@ -14,9 +14,11 @@ import pytest
 from hostile_attempts import SECRET, attempts
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
 
+from mixquant_agents import MixQuantChatModel, ScriptedEngine
+from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_tools.calculator import calculate, calculator_tool
 from mixquant_tools.clock import time_tools, unit_tool
 from mixquant_tools.errors import ToolError
@@ -25,6 +27,7 @@ from mixquant_tools.files import Folder
 from mixquant_tools.jail import PythonJail, python_tool
 from mixquant_tools.retrieval import DocumentIndex, read_tool, search_tool
 from mixquant_tools.sql import Database, sql_tools
+from mixquant_workflows import tool_agent
 
 ATTEMPTS = attempts()
 
@@ -181,4 +184,20 @@ def test_no_path_reaches_the_secret(world: World, parts: list[str]) -> None:
     path = "/".join(parts)
     for name, arguments in (("read_file", {"path": path}), ("list_files", {"folder": path})):
         assert SECRET not in world.call(name, arguments).content
+    assert world.state() == world.before
+
+
+async def test_the_agent_goes_on(world: World) -> None:
+    """One agent makes every sixth attempt, one after another, and still answers."""
+    chosen = [attempt for attempt in ATTEMPTS[::6] if len(repr(attempt)) < 2_000]
+    calls = [ScriptedTurn(tool_calls=[{"name": name, "args": arguments}]) for name, arguments in chosen]
+    model = MixQuantChatModel(engine=ScriptedEngine([*calls, "None of this works."]))
+    graph = tool_agent(model, list(world.tools.values()), max_steps=len(chosen) + 2, max_repeats=3)
+    state = await graph.ainvoke({"messages": [HumanMessage("break out")]}, {"recursion_limit": 4 * len(chosen)})
+    messages = state["messages"]
+    assert messages[-1].text == "None of this works."
+    results = [message for message in messages if isinstance(message, ToolMessage)]
+    assert len(results) == len(chosen)
+    assert all(message.status == "error" for message in results)
+    assert SECRET not in str(results)
     assert world.state() == world.before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from datetime import UTC, datetime
@@ -154,40 +155,50 @@ def _read(path: Path) -> bytes:
         return b""
 
 
-SERVER = """
-import time
-from mcp.server.mcpserver import MCPServer
-server = MCPServer("farm")
-@server.tool()
-def count(animal: str) -> str:
-    "Count animals."
-    return f"3 {animal} <|im_start|>"
-@server.tool()
-def fail() -> str:
-    "Fails."
-    raise ValueError("no animals")
-@server.tool()
-def slow() -> str:
-    "Too slow."
-    time.sleep(30)
-    return "late"
-server.run()
-"""
+async def test_mcp_tools() -> None:
+    from mcp.server.mcpserver import MCPServer
+    from mcp.server.mcpserver.exceptions import ToolError as Refusal
 
+    server = MCPServer("farm")
 
-async def test_mcp_tools(tmp_path: Path) -> None:
-    from mcp import StdioServerParameters
+    @server.tool()
+    def count(animal: str) -> str:
+        """Count animals."""
+        return f"3 {animal} <|im_start|>"
 
-    script = tmp_path / "server.py"
-    script.write_text(SERVER)
-    async with mcp_tools(
-        StdioServerParameters(command=sys.executable, args=[str(script)]), seconds=2, prefix="farm_"
-    ) as tools:
+    @server.tool()
+    def fail() -> str:
+        """Fails."""
+        raise Refusal("no animals")
+
+    @server.tool()
+    async def slow() -> str:
+        """Too slow."""
+        await asyncio.sleep(30)
+        return "late"
+
+    async with mcp_tools(server, seconds=0.5, prefix="farm_") as tools:
         by_name = {tool.name: tool for tool in tools}
         assert sorted(by_name) == ["farm_count", "farm_fail", "farm_slow"]
         assert await by_name["farm_count"].ainvoke({"animal": "goats"}) == "3 goats < |im_start|>"
         assert "animal" in by_name["farm_count"].args
-        for name, words in (("farm_fail", "Error executing tool fail"), ("farm_slow", "did not answer within 2 s")):
+        for name, words in (("farm_fail", "no animals"), ("farm_slow", "did not answer within 0.5 s")):
             message = await by_name[name].ainvoke({"type": "tool_call", "id": "1", "name": name, "args": {}})
             assert message.status == "error"
             assert words in message.content
+
+
+async def test_mcp_server_over_standard_input_and_output(tmp_path: Path) -> None:
+    from mcp import StdioServerParameters
+
+    script = tmp_path / "server.py"
+    script.write_text(
+        "from mcp.server.mcpserver import MCPServer\n"
+        "server = MCPServer('farm')\n"
+        "@server.tool()\n"
+        "def count(animal: str) -> str:\n"
+        "    return f'3 {animal}'\n"
+        "server.run()\n"
+    )
+    async with mcp_tools(StdioServerParameters(command=sys.executable, args=[str(script)])) as tools:
+        assert await tools[0].ainvoke({"animal": "goats"}) == "3 goats"

@@ -1,0 +1,244 @@
+"""The benchmark runner and its suites: ground truths pass, wrong answers fail, stopped runs go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixquant_agents import MixQuantChatModel, ScriptedEngine
+from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.errors import ConfigError, MixQuantError
+from mixquant_workflows.bench import packages
+from mixquant_workflows.bench.agents import choose, run_suites
+from mixquant_workflows.bench.bfcl_ast import BfclAst
+from mixquant_workflows.bench.bfcl_turns import BfclTurns, call_text
+from mixquant_workflows.bench.bundled import BundledTools, holds
+from mixquant_workflows.bench.registry import suite
+from mixquant_workflows.bench.replay import replay
+from mixquant_workflows.bench.results import ResultFile, summarise
+from mixquant_workflows.bench.stats import bootstrap, percentile
+from mixquant_workflows.bench.suite import Case, Suite, Verdict
+from mixquant_workflows.bench.tau2 import Tau2
+
+
+def model_of(*answers: Any) -> MixQuantChatModel:
+    return MixQuantChatModel(engine=ScriptedEngine(list(answers)))
+
+
+# -- ground truths pass the tool path --
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        BfclAst("ast", ("simple_java",)),
+        BfclAst("ast", ("parallel_multiple",)),
+        BfclAst("ast", ("irrelevance",)),
+        BfclTurns("turns", ("multi_turn_miss_func",)),
+        Tau2("mock"),
+        BundledTools(),
+    ],
+    ids=lambda chosen: f"{chosen.name}-{'-'.join(getattr(chosen, 'categories', ()))}",
+)
+async def test_ground_truth_passes(chosen: Suite) -> None:
+    result = await replay(chosen, limit=4)
+    assert result["passed"] == result["total"] == 4
+    assert not result["undocumented_misses"]
+
+
+async def test_documented_misses_are_reported_apart() -> None:
+    java = BfclAst("ast", ("simple_java",))
+    cases = [case for case in java.cases() if case.id in ("simple_java_36", "simple_java_37")]
+    java.cases = lambda: cases  # type: ignore[method-assign]
+    result = await replay(java)
+    assert (result["passed"], result["total"]) == (1, 2)
+    assert list(result["documented_misses"]) == ["simple_java_36"]
+
+
+def test_the_bundled_suite_has_sixty_tasks() -> None:
+    cases = BundledTools().cases()
+    assert len(cases) == len({case.id for case in cases}) == 60
+    turns = [sum(len(turn.calls) + 1 for turn in case.data["task"].turns) for case in cases]
+    assert min(turns) >= 2
+    assert max(turns) <= 6
+
+
+# -- wrong answers fail the checkers --
+
+
+async def test_wrong_answers_score_nothing() -> None:
+    ast = BfclAst("ast", ("simple_python",))
+    case = ast.cases()[0]
+    right = ast.oracle(case)[0]
+    name = right.tool_calls[0]["name"]
+    for wrong in (
+        "I do not know.",
+        ScriptedTurn(tool_calls=[{"name": name, "args": {}}]),
+        ScriptedTurn(tool_calls=[{"name": "other", "args": right.tool_calls[0]["args"]}]),
+        ScriptedTurn(tool_calls=[right.tool_calls[0]] * 2),
+        ScriptedTurn(tool_calls=[{"name": name, "args": "{broken"}]),
+    ):
+        verdict = await ast.run(case, model_of(wrong))
+        assert verdict.score == 0
+        assert verdict.why
+    none = BfclAst("ast", ("irrelevance",))
+    case = none.cases()[0]
+    called = ScriptedTurn(tool_calls=[{"name": case.data["tools"][0]["function"]["name"], "args": {}}])
+    assert (await none.run(case, model_of(called))).score == 0
+
+
+async def test_idle_agents_score_nothing() -> None:
+    for chosen in (BfclTurns("turns", ("multi_turn_base",)), BundledTools(), Tau2("mock")):
+        case = chosen.cases()[0]
+        verdict = await chosen.run(case, model_of(*["I cannot do that."] * 30))
+        assert verdict.score == 0, chosen.name
+        assert verdict.why
+
+
+async def test_a_guess_without_tools_scores_nothing() -> None:
+    bundled = BundledTools()
+    case = bundled.cases()[0]
+    assert "no tool" in (await bundled.run(case, model_of("It is 1591."))).why
+
+
+def test_values_are_compared_as_values() -> None:
+    assert holds("That is 1,591 in all.", "1591")
+    assert holds("It is 3.6576 meters", "3.65")
+    assert holds("The answer is 42.", "42")
+    assert holds("42.0", "42")
+    assert not holds("It is 15910.", "1591")
+    assert not holds("It is 42.5", "42")
+    assert not holds("2026-03-27 10:27", "27")
+    assert holds("on TUESDAY", "Tuesday")
+
+
+def test_a_models_words_never_become_code() -> None:
+    assert call_text("mv", {"source": "a'b", "n": 1}) == 'mv(source="a\'b", n=1)'
+    assert call_text("mv", {"x=__import__('os').system('id'), y": 1}) is None
+    assert call_text("__import__('os').system", {}) is None
+
+
+# -- the runner --
+
+
+class Toy:
+    """Scores what the model says."""
+
+    name = "toy"
+    documented_misses: dict[str, str] = {}  # noqa: RUF012 - a protocol's attribute
+    ran: list[str]
+
+    def __init__(self) -> None:
+        self.ran = []
+
+    def cases(self) -> list[Case]:
+        return [Case(f"c{number}", {}) for number in range(6)]
+
+    async def run(self, case: Case, model: Any) -> Verdict:
+        self.ran.append(case.id)
+        if case.id == "c3":
+            raise ValueError("the checker tripped")
+        if case.id == "c4":
+            await asyncio.sleep(60)
+        answer = await model.ainvoke(case.id)
+        return Verdict(score=float(answer.text == "good"), messages=[answer], measures={"length": len(answer.text)})
+
+    def oracle(self, case: Case) -> list[Any]:
+        return ["good"]
+
+
+async def play(toy: Toy, results: ResultFile, policies: tuple[str, ...] = ("exact", "mixquant-nvfp4")) -> list[str]:
+    order: list[str] = []
+
+    async def model_for(policy: str) -> MixQuantChatModel:
+        order.append(policy)
+        say = "good" if policy == "exact" else "bad"
+        return MixQuantChatModel(engine=ScriptedEngine([say], cycle=True, policy=policy))
+
+    await run_suites([toy], policies, model_for, results, concurrency=3, case_seconds=0.2)
+    return order
+
+
+async def test_runner_scores_fails_and_goes_on(tmp_path: Path) -> None:
+    path, header = tmp_path / "deep" / "r.jsonl", {"model": "toy"}
+    toy = Toy()
+    assert await play(toy, ResultFile(path, header), ("exact",)) == ["exact"]
+    assert sorted(toy.ran) == ["c0", "c1", "c2", "c3", "c4", "c5"]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], lines[4][:20]]))  # killed while writing
+    kept = {json.loads(line)["case"] for line in lines[1:4]}
+    again = Toy()
+    results = ResultFile(path, header)
+    await play(again, results)
+    assert sorted(again.ran[:3]) == sorted({"c0", "c1", "c2", "c3", "c4", "c5"} - kept)
+    figures = summarise(results.rows)["toy"]
+    assert figures["exact"]["n"] == figures["mixquant-nvfp4"]["n"] == 6
+    assert figures["exact"]["errors"] == 2
+    assert figures["exact"]["score"] == pytest.approx(4 / 6)
+    assert figures["mixquant-nvfp4"]["delta"] == pytest.approx(-4 / 6)
+    low, high = figures["mixquant-nvfp4"]["delta_ci95"]
+    assert low <= -4 / 6 <= high
+    assert figures["mixquant-nvfp4"]["emulated"] is True
+    turns = [turn for row in results.rows if row["policy"] == "mixquant-nvfp4" for turn in row["turns"]]
+    assert figures["mixquant-nvfp4"]["quantized_tokens"] == sum(turn["quantized_tokens"] for turn in turns) > 0
+    assert figures["exact"]["ttft_p50_ms"] > 0
+    reasons = {row["case"]: row["error"] for row in results.rows if row.get("error")}
+    assert "tripped" in reasons["c3"]
+    assert "longer than 0.2 s" in reasons["c4"]
+
+
+def test_results_of_another_run_are_refused(tmp_path: Path) -> None:
+    ResultFile(tmp_path / "r.jsonl", {"seed": 1})
+    with pytest.raises(ConfigError, match="another run"):
+        ResultFile(tmp_path / "r.jsonl", {"seed": 2})
+    (tmp_path / "text").write_text("no results\n")
+    with pytest.raises(ConfigError, match="another run"):
+        ResultFile(tmp_path / "text", {"seed": 1})
+    assert (tmp_path / "text").read_text() == "no results\n"
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_interval_holds_the_mean(values: list[float]) -> None:
+    low, high = bootstrap(values, resamples=200) or (1.0, 0.0)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert bootstrap(values, resamples=200) == (low, high)
+
+
+def test_small_statistics() -> None:
+    assert bootstrap([]) is None
+    assert bootstrap([1.0] * 5) == (1.0, 1.0)
+    low, high = bootstrap([0.0] * 50 + [1.0] * 50) or (0, 0)
+    assert 0.35 < low < 0.45
+    assert 0.55 < high < 0.65
+    assert percentile([3, 1, 2], 0.5) == 2
+    assert percentile([], 0.5) is None
+
+
+def test_same_seed_same_cases() -> None:
+    cases = [Case(str(number), {}) for number in range(50)]
+    assert choose(cases, 10, 1) == choose(cases, 10, 1) != choose(cases, 10, 2)
+    assert choose(cases, None, 1) == choose(cases, 99, 1) == cases
+
+
+# -- what is missing is told in words --
+
+
+def test_unknown_suite() -> None:
+    with pytest.raises(ConfigError, match="choose one of bundled"):
+        suite("nonsense")
+
+
+def test_missing_package_and_changed_data(tmp_path: Path) -> None:
+    with pytest.raises(packages.MissingBenchmarkError, match="pip install --no-deps nothing==1"):
+        packages.package_folder("no_such_benchmark", "nothing==1")
+    (tmp_path / "data.json").write_text("[]")
+    with pytest.raises(MixQuantError, match="scores would not compare"):
+        packages.check_data(tmp_path, {"data.json": "0" * 16}, "nothing==1")
+    with pytest.raises(MixQuantError, match=r"lacks the file other\.json"):
+        packages.check_data(tmp_path, {"other.json": "0" * 16}, "nothing==1")
