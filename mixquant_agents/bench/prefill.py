@@ -29,10 +29,10 @@ from typing import Any
 from mixquant_agents.bench.shapes import SHAPES, write_model
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, EngineStartError
+from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
 
 __all__ = ["CASES", "COLUMNS", "Case", "run_prefill"]
 
-CAPTURE_SIZES = [1, 2, 4, *range(8, 257, 8), *range(288, 513, 32), *range(576, 1025, 64), *range(1152, 2049, 128)]
 COLUMNS = ("exact_default", "exact", "uniform-fp8", "mixquant-fp8", "mixquant-fp8-exact-last")
 GIB = 2**30
 
@@ -51,9 +51,9 @@ def _prefill(cached: int, tokens: int, repeats: int) -> Case:
 
 
 CASES = [
-    *(_prefill(0, n, 3) for n in (64, 128, 256, 512, 1024)),
+    *(_prefill(0, n, 7) for n in (64, 128, 256, 512, 1024)),
     *(_prefill(0, n, r) for n, r in ((2048, 3), (4096, 2), (8192, 2), (16384, 1), (32000, 1))),
-    *(_prefill(8192, n, 3) for n in (64, 128, 256, 512, 1024, 2048)),
+    *(_prefill(8192, n, 5) for n in (64, 128, 256, 512, 1024, 2048)),
     *(Case(f"tpot_{b}", {"do": "decode", "batch": b, "tokens": 72}) for b in (1, 8, 32)),
 ]
 
@@ -75,7 +75,7 @@ def engine_arguments(column: str, model: Path, kv_gib: float, dummy: bool) -> di
         values["load_format"] = "dummy"
     if column != "exact_default":
         values["max_num_seqs"] = 64
-        values["compilation_config"] = {"cudagraph_capture_sizes": CAPTURE_SIZES}
+        values["compilation_config"] = {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}
     if column == "uniform-fp8":
         values["quantization"] = "fp8"
     if column.startswith("mixquant"):
@@ -194,7 +194,7 @@ class State:
 def engines(
     columns: list[str], model: Path, kv_gib: dict[str, float], dummy: bool, logs: Path, say: Callable[[str], None]
 ) -> Iterator[dict[str, EngineProcess]]:
-    """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then start at once."""
+    """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
     names = list(dict.fromkeys("mixquant-fp8" if c.startswith("mixquant") else c for c in columns))
     names.sort(key=lambda name: not name.startswith("mixquant"))
     alive: dict[str, EngineProcess] = {}
@@ -249,7 +249,7 @@ def run_prefill(
     kv_gib: dict[str, float] | None = None,
     cases: list[str] | None = None,
     command: str = "",
-    say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run or continue the benchmark; returns the result as the result file holds it.
 
@@ -259,6 +259,7 @@ def run_prefill(
     """
     from mixquant_agents.bench.prefill_report import report
 
+    say = say or (lambda text: None)
     _check(columns)
     chosen = list(columns or COLUMNS)
     wanted = [case for case in CASES if cases is None or case.name in cases]
@@ -274,7 +275,12 @@ def run_prefill(
         logs.mkdir(exist_ok=True)
         with engines(chosen, path, kv_gib or {}, dummy, logs, say) as alive:
             bench = _Bench(alive)
-            state.info = {"command": command, "model": model, "date": datetime.now(UTC).date().isoformat(), **_info(alive)}
+            state.info = {
+                "command": command,
+                "model": model,
+                "date": datetime.now(UTC).date().isoformat(),
+                **_info(alive),
+            }
             _rounds(bench, state, chosen, wanted, rounds, deadline, say)
             if agent_seconds and {"exact", "mixquant-fp8"} <= set(chosen):
                 try:

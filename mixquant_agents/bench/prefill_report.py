@@ -76,7 +76,9 @@ def report(info: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
 def table(result: Mapping[str, Any]) -> str:
     """For people: milliseconds per case and engine, and the speed-up over ``exact``."""
     engines = list(dict.fromkeys(engine for row in result["ms"].values() for engine in row))
-    lines = ["  ".join(["case".ljust(16), *(name.rjust(max(9, len(name))) for name in engines), "speed-up (95 % from)"])]
+    lines = [
+        "  ".join(["case".ljust(16), *(name.rjust(max(9, len(name))) for name in engines), "speed-up (95 % from)"])
+    ]
     for case, row in result["ms"].items():
         cells = [f"{row[name]:.2f}".rjust(max(9, len(name))) for name in engines if name in row]
         gain = result["speedup"].get(case)

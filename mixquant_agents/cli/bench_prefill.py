@@ -35,6 +35,7 @@ def command(
     from mixquant_agents.bench.prefill_report import table
 
     result = run_prefill(
+        say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,
         columns=[name for name in columns.split(",") if name] or None,
         cases=[name for name in cases.split(",") if name] or None,

@@ -10,8 +10,15 @@ from typing import Any
 
 __all__ = ["CAPTURE_SIZES", "hook_config"]
 
-CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 64))
-"""Rows of captured graphs: vLLM's own up to 512, then to 2048, since an agent's warm turn adds hundreds of rows."""
+CAPTURE_SIZES = (
+    *(1, 2, 4, *range(8, 256, 8), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2048, 128)),
+    *(2048, 2112, 2176, 2304, *range(2560, 4097, 256)),
+)
+"""Rows of captured graphs. An agent's warm turn adds hundreds to thousands of rows, and the decode rows of other agents
+come on top, so 2048 is not where it ends: up to about 4096 rows a step that is not captured is bound by launches."""
+
+LARGE_MEMORY = 40 * 2**30
+"""Bytes of GPU memory from which graphs above 2048 rows are captured by default."""
 
 FUSE_BOUNDARY = 128
 """Up to so many rows vLLM's compiled pieces stay as they are."""
@@ -61,6 +68,7 @@ def _sizes(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _adjust(vllm_config: Any, resolved: Any) -> None:
     from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
 
     compilation = vllm_config.compilation_config
     if resolved.emulated:
@@ -72,6 +80,8 @@ def _adjust(vllm_config: Any, resolved: Any) -> None:
         compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE  # mixed steps need a graph for each mode
     if compilation.max_cudagraph_capture_size is None and not compilation.cudagraph_capture_sizes:
         most = vllm_config.scheduler_config.max_num_batched_tokens
+        if current_platform.get_device_total_memory() < LARGE_MEMORY:
+            most = min(most, 2048)
         compilation.cudagraph_capture_sizes = [size for size in CAPTURE_SIZES if size <= most]
     if isinstance(vllm_config.additional_config, dict):
         vllm_config.additional_config["mixquant_gpu"] = _code()

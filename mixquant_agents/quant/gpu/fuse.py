@@ -1,8 +1,8 @@
 """Puts fused operations into vLLM's compiled graphs: RMSNorm and SiLU-mul join the routed Linear that reads them.
 
 vLLM compiles each piece of the model once per range of row counts. Pieces for large row counts are rewritten before
-Inductor sees them; those for small ones, where decode runs, stay as vLLM made them, so decode keeps its very arithmetic.
-A pattern that is not there (another activation, a norm with two readers) stays as it is: the Linear quantizes by itself.
+Inductor sees them; those for small ones, where decode runs, stay as vLLM made them: decode keeps its very arithmetic.
+A pattern that is not there (another activation, a norm with two readers) stays: the Linear quantizes by itself.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _norm_arguments(norm: fx.Node, inputs: int) -> tuple[Any, ...] | None:
     gamma, eps, *rest = norm.args[inputs:]
     if not isinstance(gamma, fx.Node) or not isinstance(eps, float) or any(value is not None for value in rest):
         return None
-    return norm.args[: inputs + 2]
+    return tuple(norm.args[: inputs + 2])
 
 
 def _fuse_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:

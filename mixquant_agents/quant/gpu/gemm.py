@@ -13,7 +13,7 @@ import torch
 
 from mixquant_agents.quant.gpu import reference
 
-__all__ = ["CANDIDATES", "Chooser", "scaled_product"]
+__all__ = ["CANDIDATES", "CHOICE", "Chooser", "Product", "scaled_product"]
 
 Product = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype, torch.Tensor | None], torch.Tensor

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.fuse import FUSE_FROM, fuse
-from mixquant_agents.quant.gpu.thresholds import Layer
 from mixquant_agents.quant.gpu.routing import GpuRouting
 from mixquant_agents.quant.gpu.steps import EXACT, Mode, Step
+from mixquant_agents.quant.gpu.thresholds import Layer
 from mixquant_agents.quant.op import CONTEXT_KEY, EXACT_STEP
 from mixquant_agents.quant.plan import RowPlan
 

@@ -8,14 +8,17 @@ All three share one shape of work: one program per row, the whole row in registe
 
 A step that keeps some rows exact needs those rows unquantized too. So each kernel takes an optional *slot*: an index
 buffer ``[S]`` int32 on the device and a buffer ``[S, K]`` in the input's dtype. ``S`` further programs compute the
-unquantized rows named by the index buffer (negative: unused) straight into the slot, so that no one has to write all
-rows in 16 bits to gather a few. Index and slot live at fixed addresses: a captured CUDA graph replays with other rows.
+unquantized rows named by the index buffer (negative: unused) straight into the slot: no one writes all rows in 16 bits
+to gather a few. The index buffer lies at a fixed address, so a captured CUDA graph replays with other rows.
 
 Codes are FP8 E4M3 (``scale = amax / 448``) or INT8 (``scale = amax / 127``, half to even); a row of zeros gets a tiny
 scale and zero codes. Values are rounded to the input's dtype before quantization, so a fused kernel and its two-step form
 agree bit for bit wherever their sums do.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# Triton compiles the kernels from their source: types there are its own, and annotations would be read as its own.
+# ruff: noqa: N803 - Triton's own habit: sizes and compile-time constants in capitals
 from __future__ import annotations
 
 import torch
@@ -172,8 +175,10 @@ def quantize_rows(
     block = triton.next_power_of_2(k)
     extra = 0 if index is None else index.shape[0]
     if m + extra:
-        _quantize[(m + extra,)](x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
-                                BLOCK=block, num_warps=_warps(block))  # fmt: skip
+        _quantize[(m + extra,)](
+            x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
+            BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
     return codes, scales
 
 
@@ -196,8 +201,8 @@ def norm_quantize_rows(
     if m + extra:
         _norm_quantize[(m + extra,)](
             x, x.stride(0), residual, total, gamma, eps, codes, scales, index, slot, m, k,
-            HAS_RESIDUAL=residual is not None, QUANTIZE=True, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0, BLOCK=block,
-            num_warps=_warps(block),
+            HAS_RESIDUAL=residual is not None, QUANTIZE=True, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
+            BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales, total
 
@@ -229,8 +234,10 @@ def silu_quantize_rows(
     block = triton.next_power_of_2(k)
     extra = 0 if index is None else index.shape[0]
     if m + extra:
-        _silu_quantize[(m + extra,)](x, x.stride(0), codes, scales, index, slot, m, k, QUANTIZE=True, LIMIT=limit, HAS_SLOT=extra > 0,
-                                     IS_INT=is_int, BLOCK=block, num_warps=_warps(block))  # fmt: skip
+        _silu_quantize[(m + extra,)](
+            x, x.stride(0), codes, scales, index, slot, m, k, QUANTIZE=True, LIMIT=limit, IS_INT=is_int,
+            HAS_SLOT=extra > 0, BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
     return codes, scales
 
 
@@ -240,13 +247,15 @@ def silu_rows(x: torch.Tensor) -> torch.Tensor:
     out = torch.empty((m, k), dtype=x.dtype, device=x.device)
     block = triton.next_power_of_2(k)
     if m:
-        _silu_quantize[(m,)](x, x.stride(0), out, None, None, None, m, k, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False,
-                             BLOCK=block, num_warps=_warps(block))  # fmt: skip
+        _silu_quantize[(m,)](
+            x, x.stride(0), out, None, None, None, m, k, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False,
+            BLOCK=block, num_warps=_warps(block),
+        )  # fmt: skip
     return out
 
 
 def scatter_rows(rows: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:
-    """``out[index[i]] = rows[i]`` for every ``index[i] >= 0``, in place; ``rows`` ``[S, N]``, ``out`` ``[M, N]`` contiguous."""
+    """``out[index[i]] = rows[i]`` for every ``index[i] >= 0``; ``rows`` ``[S, N]``, ``out`` ``[M, N]`` contiguous."""
     s, n = rows.shape
     block = min(1024, triton.next_power_of_2(n))
     _scatter[(s, triton.cdiv(n, block))](rows, index, out, n, BLOCK=block)

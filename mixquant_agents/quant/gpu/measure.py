@@ -17,13 +17,13 @@ import torch
 from torch.nn.functional import linear
 
 from mixquant_agents.quant.gpu import kernels
-from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, scaled_product
-from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
+from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, Product, scaled_product
+from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds, crossing
 
 __all__ = ["measure"]
 
-GRID = (32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
-GEMM_GRID = (128, 512, 2048, 8192)
+GRID = (16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
+GEMM_GRID = (16, 64, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096, 8192)
 LAYERS = 8
 """Two decoder blocks of four Linear: more weight bytes than any cache holds, for models where it matters."""
 
@@ -47,7 +47,15 @@ def _replayed(work: Callable[[], Any], repeats: int = 5) -> float:
         end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times)
+    return float(statistics.median(times))
+
+
+def _products(run: Product, codes: torch.Tensor, scales: torch.Tensor, layers: list[Layer]) -> Callable[[], None]:
+    def work() -> None:
+        for layer in layers:
+            run(codes, scales, layer.codes, layer.scales, layer.weight.dtype, None)
+
+    return work
 
 
 def _choose_products(layers: Sequence[Layer]) -> None:
@@ -62,14 +70,7 @@ def _choose_products(layers: Sequence[Layer]) -> None:
         for m in GEMM_GRID:
             x = torch.randn(m, k, device=same[0].weight.device, dtype=same[0].weight.dtype)
             codes, scales = kernels.quantize_rows(x, dtype)
-            times = {
-                name: _replayed(
-                    lambda run=CANDIDATES[name], a=codes, s=scales: [
-                        run(a, s, each.codes, each.scales, x.dtype, None) for each in same
-                    ]
-                )
-                for name in names
-            }
+            times = {name: _replayed(_products(CANDIDATES[name], codes, scales, same)) for name in names}
             winners[m] = min(times, key=lambda name: times[name])
         CHOICE.learn(dtype, n, k, winners)
 
@@ -99,14 +100,6 @@ def _chains(layers: Sequence[Layer], m: int, index: torch.Tensor) -> dict[str, f
     return {"exact": _replayed(exact), "quantized": _replayed(quantized), "mixed": _replayed(mixed)}
 
 
-def _crossing(exact: dict[int, float], other: dict[int, float]) -> int:
-    """The largest number of rows up to which ``other`` is not ahead: one below the first size from which it stays so."""
-    sizes = sorted(exact)
-    ahead = [other[m] < exact[m] for m in sizes]
-    behind = max((place for place, yes in enumerate(ahead) if not yes), default=-1)
-    return sizes[behind + 1] - 1 if behind + 1 < len(sizes) else sizes[-1]
-
-
 def measure(layers: Sequence[Layer], slot_rows: int) -> Thresholds:
     """Thresholds of this device for a model made of such ``layers`` (those of its first blocks)."""
     started = time.perf_counter()
@@ -119,6 +112,6 @@ def measure(layers: Sequence[Layer], slot_rows: int) -> Thresholds:
             index[0] = m - 1
             for name, value in _chains(chosen, m, index).items():
                 found[name][m] = round(value, 1)
-    pure = _crossing(found["exact"], found["quantized"])
-    mixed = max(pure, _crossing(found["exact"], found["mixed"]))
+    pure = crossing(found["exact"], found["quantized"])
+    mixed = max(pure, crossing(found["exact"], found["mixed"]))
     return Thresholds(pure, mixed, found, time.perf_counter() - started)

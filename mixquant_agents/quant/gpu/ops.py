@@ -2,10 +2,10 @@
 
 ``torch.ops.mixquant``:
 
-- ``gpu_linear(x, weight, codes, scales, bias)``                          ``[M, K] -> [M, N]``
-- ``gpu_norm_linear(x, gamma, eps, weight, codes, scales, bias)``         the same of ``rms_norm(x) * gamma``
-- ``gpu_add_norm_linear(x, residual, gamma, eps, …)``                     of ``rms_norm(x + residual) * gamma``; also the sum
-- ``gpu_silu_linear(x, …)``                                               of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
+- ``gpu_linear(x, weight, codes, scales, bias)``: ``[M, K] -> [M, N]``
+- ``gpu_norm_linear(x, gamma, eps, weight, …)``: the same of ``rms_norm(x) * gamma``
+- ``gpu_add_norm_linear(x, residual, gamma, eps, weight, …)``: of ``rms_norm(x + residual) * gamma``; also the sum
+- ``gpu_silu_linear(x, weight, …)``: of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
 
 ``weight`` ``[N, K]`` is the exact one; ``codes`` ``[N, K]`` and ``scales`` ``[N, 1]`` float32 are its twin. A linear
 layer emits ``gpu_linear``; :mod:`~mixquant_agents.quant.gpu.fuse` puts the fused forms in.
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch import Tensor
 from torch.nn.functional import linear
 
 from mixquant_agents.quant.gpu import reference
@@ -25,7 +26,6 @@ from mixquant_agents.quant.gpu.steps import Mode, current
 
 __all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_linear"]
 
-Tensor = torch.Tensor
 Quantize = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 

@@ -1,4 +1,4 @@
-"""Plain, slow forms of the kernels, with their signatures: what each must compute, in torch operations anyone can check.
+"""Plain, slow forms of the kernels, with their signatures: what each must compute, in torch operations.
 
 Also what the fused operations run where there is no GPU, so that graph rewriting and routing are tested on a CPU.
 """

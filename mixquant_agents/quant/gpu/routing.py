@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from mixquant_agents.quant.gpu import steps
-from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
+from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
 from mixquant_agents.quant.plan import RowPlan
 
 if TYPE_CHECKING:

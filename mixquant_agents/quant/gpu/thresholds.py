@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-__all__ = ["Layer", "Thresholds"]
+__all__ = ["Layer", "Thresholds", "crossing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +33,11 @@ class Thresholds:
     mixed: int
     microseconds: dict[str, dict[int, float]] = field(default_factory=dict)
     seconds: float = 0.0
+
+
+def crossing(exact: dict[int, float], other: dict[int, float]) -> int:
+    """The most rows at which ``other`` is not yet ahead: one below the first size from which it stays so."""
+    sizes = sorted(exact)
+    ahead = [other[m] < exact[m] for m in sizes]
+    behind = max((place for place, yes in enumerate(ahead) if not yes), default=-1)
+    return sizes[behind + 1] - 1 if behind + 1 < len(sizes) else sizes[-1]
