@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from mixquant_agents.config import NumberFormat
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.quant.formats import fp8, int8, nvfp4
+from mixquant_agents.quant.emulate import fp8_rows, int8_rows, nvfp4_rows, nvfp4_tensor
 from mixquant_agents.quant.resolve import ResolvedPolicy
 
 __all__ = ["EmulatedTwin", "Twin", "get_twin", "register_twin", "twin_key"]
@@ -40,31 +40,6 @@ class Twin(Protocol):
 _Split = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """``[R, K]`` to values on the format's grid (float32 ``[R, K]``) and what each row is to be multiplied by
 (float32 ``[R, 1]`` or ``[]``)."""
-
-
-def _nvfp4_grid(x: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    values, scales = nvfp4.round_values(x, global_scale)
-    # E2M1 times E4M3 needs 6 significant bits: exact in bfloat16, float16 and float32.
-    grid = (values * scales.float()).flatten(1)[:, : x.shape[1]]
-    return grid, 1.0 / global_scale
-
-
-def _nvfp4_weight(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _nvfp4_grid(x, nvfp4.tensor_global_scale(x))
-
-
-def _nvfp4_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _nvfp4_grid(x, nvfp4.row_global_scale(x))
-
-
-def _fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    q = fp8.quantize(x)
-    return q.values.float(), q.scales
-
-
-def _int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    q = int8.quantize(x)
-    return q.values.float(), q.scales
 
 
 class EmulatedTwin:
@@ -92,9 +67,12 @@ class EmulatedTwin:
         """See :class:`Twin`."""
         grid, scale = tensors
         if self._rows is None:
-            return (linear(x.to(grid.dtype), grid) * scale).to(x.dtype)
+            return (linear(x.to(grid.dtype), grid).float().mul_(scale)).to(x.dtype)
         rows, row_scale = self._rows(x)
-        return (linear(rows.to(grid.dtype), grid).float() * (row_scale * scale)).to(x.dtype)
+        product = linear(rows.to(grid.dtype), grid).float()
+        if scale.ndim:
+            return product.mul_(row_scale).mul_(scale).to(x.dtype)
+        return product.mul_(row_scale * scale).to(x.dtype)
 
 
 _TWINS: dict[str, Twin] = {}
@@ -128,9 +106,9 @@ def get_twin(key: str) -> Twin:
 
 
 for _format, _weight_split, _row_split in (
-    (NumberFormat.NVFP4, _nvfp4_weight, _nvfp4_rows),
-    (NumberFormat.FP8, _fp8_rows, _fp8_rows),
-    (NumberFormat.INT8, _int8_rows, _int8_rows),
+    (NumberFormat.NVFP4, nvfp4_tensor, nvfp4_rows),
+    (NumberFormat.FP8, fp8_rows, fp8_rows),
+    (NumberFormat.INT8, int8_rows, int8_rows),
 ):
     register_twin(f"{_format.value}-emulated", EmulatedTwin(_weight_split, _row_split))
     register_twin(f"{_format.value}-emulated-weight-only", EmulatedTwin(_weight_split, None))

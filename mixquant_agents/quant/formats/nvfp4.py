@@ -18,7 +18,10 @@ __all__ = [
     "E2M1_MAX",
     "E4M3_MAX",
     "Nvfp4Tensor",
+    "block_scales",
+    "blocks",
     "dequantize",
+    "global_scale_for",
     "pack",
     "quantize",
     "round_e2m1",
@@ -60,12 +63,16 @@ def tensor_global_scale(x: torch.Tensor) -> torch.Tensor:
 
 
 def row_global_scale(x: torch.Tensor) -> torch.Tensor:
-    """FP32 ``[R, 1]``: the power of two that brings each row's largest magnitude into the top binade of the range.
+    """FP32 ``[R, 1]`` for ``[R, K]``: :func:`global_scale_for` of each row's largest magnitude."""
+    return global_scale_for(x.abs().amax(dim=-1, keepdim=True).float())
+
+
+def global_scale_for(peak: torch.Tensor) -> torch.Tensor:
+    """The power of two that brings each of ``peak`` (float32, any shape) into the top binade of the range; 1 for 0.
 
     A power of two shifts exponents only: wherever a global scale of 1 neither saturates nor underflows, every value
-    rounds as it would with 1. Each row depends on itself alone, never on its batch. 1 for a row of zeros.
+    rounds as it would with 1. Each row depends on itself alone, never on its batch.
     """
-    peak = x.abs().amax(dim=-1, keepdim=True).float()
     _, exponent = torch.frexp(E4M3_MAX * E2M1_MAX / peak)  # mantissa in [0.5, 1), so the floor of log2 is exponent - 1
     scale = torch.ldexp(torch.ones_like(peak), (exponent - 1).clamp(-100, 100))
     return torch.where(peak > 0, scale, torch.ones_like(peak))
@@ -79,12 +86,26 @@ def round_e2m1(x: torch.Tensor) -> torch.Tensor:
     return torch.where(size < 2.0, (x * 2.0).round() * 0.5, coarse)
 
 
-def _blocks(x: torch.Tensor) -> torch.Tensor:
+def blocks(x: torch.Tensor) -> torch.Tensor:
     """``[R, K]`` as ``[R, ceil(K/16), 16]``, padded with zeros."""
     missing = -x.shape[-1] % BLOCK
     if missing:
         x = torch.nn.functional.pad(x, (0, missing))
     return x.reshape(x.shape[0], x.shape[1] // BLOCK, BLOCK)
+
+
+def block_scales(peaks: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales of blocks whose largest magnitudes are ``peaks`` (float32 ``[R, B, 1]``).
+
+    Returns:
+        scales, float8_e4m3fn ``[R, B, 1]``, and what values are multiplied by before they are rounded, float32
+        ``[R, B, 1]``: 0 where the scale underflowed to 0.
+    """
+    per_block = global_scale.unsqueeze(-1) if global_scale.ndim == 2 else global_scale
+    scales = (per_block * (peaks * _ONE_SIXTH)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    wide = scales.float()
+    factor = torch.where(wide == 0, torch.zeros_like(wide), 1.0 / (wide * (1.0 / per_block)))
+    return scales, factor
 
 
 def round_values(x: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,13 +119,9 @@ def round_values(x: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Ten
         E2M1 values as float32 ``[R, ceil(K/16), 16]``, and block scales as float8_e4m3fn ``[R, ceil(K/16), 1]``. A
         block whose scale underflows to 0 has all values 0.
     """
-    blocks = _blocks(x).float()
-    per_block = global_scale.unsqueeze(-1) if global_scale.ndim == 2 else global_scale
-    peak = blocks.abs().amax(dim=-1, keepdim=True)
-    scales = (per_block * (peak * _ONE_SIXTH)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    wide = scales.float()
-    factor = torch.where(wide == 0, torch.zeros_like(wide), 1.0 / (wide * (1.0 / per_block)))
-    return round_e2m1(blocks * factor), scales
+    parts = blocks(x).float()
+    scales, factor = block_scales(parts.abs().amax(dim=-1, keepdim=True), global_scale)
+    return round_e2m1(parts * factor), scales
 
 
 def quantize(x: torch.Tensor, global_scale: torch.Tensor) -> Nvfp4Tensor:
