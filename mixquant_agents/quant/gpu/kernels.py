@@ -12,8 +12,8 @@ unquantized rows named by the index buffer (negative: unused) straight into the 
 to gather a few. The index buffer lies at a fixed address, so a captured CUDA graph replays with other rows.
 
 Codes are FP8 E4M3 (``scale = amax / 448``) or INT8 (``scale = amax / 127``, half to even); a row of zeros gets a tiny
-scale and zero codes. Values are rounded to the input's dtype before quantization, so a fused kernel and its two-step form
-agree bit for bit wherever their sums do.
+scale and zero codes. Values are rounded to the input's dtype before quantization, so a fused kernel and its two-step
+form agree bit for bit wherever their sums do.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
