@@ -77,6 +77,8 @@ class TelemetryCallback(BaseCallbackHandler):
 
     run_inline = True  # in async runs too: a hop to a thread pool would cost more than the handler itself
     raise_error = False
+    ignore_llm = True  # or it would be asked about every new token
+    ignore_custom_event = True
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder

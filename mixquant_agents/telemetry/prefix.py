@@ -1,14 +1,16 @@
 """Why a turn missed the prefix cache, found from salted rolling hashes of its prompt, without keeping the prompt.
 
-Hash ``i`` covers tokens ``0 … 16 (i + 1)``: two prompts share exactly the blocks up to the first unequal hash. Each
-is 64 bits of keyed BLAKE2b; the key is 32 random bytes made with the store, so hashes of different stores cannot be
-compared. The key lies in the store: who has the file can test a guess of a whole prefix, but read nothing back.
+Each hash covers its block and the hash before it, so hash ``i`` stands for tokens ``0 … 16 (i + 1)``: two prompts
+share exactly the blocks up to the first unequal hash. Each is 64 bits of keyed BLAKE2b; the key is 32 random bytes made with
+the store, so hashes of different stores cannot be compared. The key lies in the store: who has the file can test a guess
+of a whole prefix, but read nothing back.
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -16,6 +18,7 @@ from typing import Literal
 
 __all__ = [
     "BLOCK_TOKENS",
+    "BlockHasher",
     "PrefixFinding",
     "PrefixSide",
     "block_hashes",
@@ -26,28 +29,70 @@ __all__ = [
 ]
 
 BLOCK_TOKENS = 16
+_WIDTH = BLOCK_TOKENS * array("I").itemsize
 ROUNDING_TOKENS = 128
 """Largest KV block in common use (vLLM on CPU): a hit this much short of the shared prefix is rounding, not a miss."""
 
 
 def block_hashes(token_ids: Sequence[int], salt: bytes) -> list[int]:
-    """Rolling 64-bit hashes, one per full block of 16 tokens.
+    """Chained 64-bit hashes, one per full block of 16 tokens.
 
     Args:
         token_ids: ids from 0 to 2**32 - 1.
         salt: key of the hash, at most 64 bytes.
     """
+    return _chain(_token_bytes(token_ids), salt, [])
+
+
+def _token_bytes(token_ids: Sequence[int]) -> bytes:
     raw = array("I", token_ids)
     if sys.byteorder == "big":
         raw.byteswap()
-    data = memoryview(raw.tobytes())
-    width = BLOCK_TOKENS * raw.itemsize
-    rolling = blake2b(digest_size=8, key=salt)
-    hashes = []
-    for start in range(0, len(data) - width + 1, width):
-        rolling.update(data[start : start + width])
-        hashes.append(int.from_bytes(rolling.copy().digest(), "little"))
+    return raw.tobytes()
+
+
+def _chain(data: bytes, salt: bytes, known: list[int]) -> list[int]:
+    """Hashes of all full blocks of ``data``, going on after those already ``known``."""
+    hashes = list(known)
+    previous = hashes[-1].to_bytes(8, "little") if hashes else b""
+    view = memoryview(data)
+    for start in range(len(hashes) * _WIDTH, len(data) - _WIDTH + 1, _WIDTH):
+        chained = blake2b(previous, digest_size=8, key=salt)
+        chained.update(view[start : start + _WIDTH])
+        previous = chained.digest()
+        hashes.append(int.from_bytes(previous, "little"))
     return hashes
+
+
+class BlockHasher:
+    """Hashes prompts of many threads; what a prompt shares with the one before it in its thread is not hashed again.
+
+    Args:
+        threads: most threads remembered; each keeps the 4 bytes per token of its last prompt.
+    """
+
+    def __init__(self, salt: bytes, threads: int = 256) -> None:
+        self._salt = salt
+        self._limit = threads
+        self._last: OrderedDict[str | None, tuple[bytes, list[int]]] = OrderedDict()
+
+    def hashes(self, thread: str | None, token_ids: Sequence[int]) -> list[int]:
+        """As :func:`block_hashes`."""
+        data = _token_bytes(token_ids)
+        before, known = self._last.pop(thread, (b"", []))
+        low, high = 0, min(len(before), len(data)) // _WIDTH
+        while low < high:  # bisection over slices that compare at the speed of memory
+            middle = (low + high + 1) // 2
+            if before[low * _WIDTH : middle * _WIDTH] == data[low * _WIDTH : middle * _WIDTH]:
+                low = middle
+            else:
+                high = middle - 1
+        hashes = _chain(data, self._salt, known[:low])
+        if thread is not None:
+            self._last[thread] = (data, hashes)
+            if len(self._last) > self._limit:
+                self._last.popitem(last=False)
+        return hashes
 
 
 def pack_hashes(hashes: Sequence[int]) -> bytes:

@@ -166,6 +166,13 @@ class QueueRecorder:
         """Events lost: the queue was full, the recorder was closed, or a sink gave up."""
         return self._dropped + sum(sink.lost() for sink in self._sinks)
 
+    def writer_seconds(self) -> float:
+        """CPU time the writer's thread has spent; 0 before the first event and after :meth:`close`."""
+        thread = self._thread
+        if thread is None or not thread.is_alive() or thread.ident is None:
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
     def record(
         self,
         turn: TurnRecord,

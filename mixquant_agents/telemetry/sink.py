@@ -20,7 +20,7 @@ from mixquant_agents.telemetry.connect import connect_writer, default_store_path
 from mixquant_agents.telemetry.content import pack_content
 from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnEvent
 from mixquant_agents.telemetry.linking import Linker
-from mixquant_agents.telemetry.prefix import block_hashes, pack_hashes
+from mixquant_agents.telemetry.prefix import BlockHasher, pack_hashes
 from mixquant_agents.telemetry.recorder import GATHER_SECONDS, QUEUE_LIMIT, QueueRecorder, Sink
 from mixquant_agents.telemetry.retention import Retention, retain
 from mixquant_agents.telemetry.rollup import write_rollups, write_threads
@@ -61,7 +61,7 @@ class StoreSink:
         self._pending: list[Event] = []
         self._lost = 0
         self._series: dict[tuple[object, ...], int] = {}
-        self._salt = b""
+        self._hasher = BlockHasher(b"")
         self._linker = Linker()
         self._next_retain = 0.0
 
@@ -125,7 +125,8 @@ class StoreSink:
             self._series.clear()
             self._connection = connect_writer(self._path)
             self._syncer = Syncer(self._path)
-            self._salt = self._connection.execute("SELECT value FROM meta WHERE key = 'block_salt'").fetchone()[0]
+            salt = self._connection.execute("SELECT value FROM meta WHERE key = 'block_salt'").fetchone()[0]
+            self._hasher = BlockHasher(salt)
         return self._connection
 
     def _transaction(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
@@ -173,7 +174,7 @@ class StoreSink:
             fresh.append((turn, series, started_us))
             hashes = event.block_hashes
             if hashes is None and event.prompt_token_ids is not None:
-                hashes = _guarded(block_hashes, event.prompt_token_ids, self._salt)
+                hashes = _guarded(self._hasher.hashes, turn.thread_id, event.prompt_token_ids)
             if hashes and (packed := _guarded(pack_hashes, hashes)):
                 blocks.append((number, packed))
             if event.content is not None and (packed := _guarded(pack_content, event.content)):

@@ -13,6 +13,7 @@ from mixquant_agents.telemetry import StoreRecorder, TurnContent
 from mixquant_agents.telemetry.diverge import diverging_text
 from mixquant_agents.telemetry.prefix import (
     BLOCK_TOKENS,
+    BlockHasher,
     PrefixSide,
     block_hashes,
     explain_prefix,
@@ -30,6 +31,14 @@ def test_shared_blocks_are_the_common_beginning(prefix: list[int], one: list[int
     a, b = prefix + one, prefix + other
     same = next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     assert shared_blocks(block_hashes(a, b"salt"), block_hashes(b, b"salt")) == same // BLOCK_TOKENS
+
+
+@given(st.lists(TOKENS, max_size=6), TOKENS)
+def test_remembered_prompts_hash_the_same(tails: list[list[int]], prefix: list[int]) -> None:
+    hasher = BlockHasher(b"salt", threads=2)
+    for n, tail in enumerate(tails):
+        assert hasher.hashes(f"t{n % 3}", prefix + tail) == block_hashes(prefix + tail, b"salt")
+        assert hasher.hashes(None, tail) == block_hashes(tail, b"salt")
 
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=50))

@@ -1,0 +1,157 @@
+"""What recording, metrics and spans together add to a turn: of the scripted engine, and of a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from prometheus_client import CollectorRegistry
+
+from mixquant_agents.chat.model import MixQuantChatModel
+from mixquant_agents.engine.protocol import Engine
+from mixquant_agents.engine.scripted import ScriptedEngine
+from mixquant_agents.telemetry import StoreRecorder
+from mixquant_agents.telemetry.callbacks import TelemetryCallback
+from mixquant_agents.telemetry.metrics import PrometheusSink
+from mixquant_agents.telemetry.tracing import SpanSink
+
+__all__ = ["overhead_on_engine", "overhead_on_scripted"]
+
+ANSWER = "The notes name three budgets, of which the second was raised in March. " * 4
+
+
+class _Nowhere(SpanExporter):
+    """Takes spans like a collector that answers at once."""
+
+    def export(self, spans: Sequence[Any]) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+def _conversation(turns: int = 4) -> list[BaseMessage]:
+    """About a thousand tokens of an agent's thread."""
+    said: list[BaseMessage] = [SystemMessage("You answer from the user's notes. " * 20)]
+    for n in range(turns):
+        said += [HumanMessage(f"Question {n}: what do my notes say about the budget? " * 5), AIMessage(ANSWER * 2)]
+    return [*said, HumanMessage("And in one sentence?")]
+
+
+def _recording(folder: Path) -> tuple[StoreRecorder, TelemetryCallback]:
+    recorder = StoreRecorder(
+        folder / "overhead.sqlite", sinks=[SpanSink(_Nowhere()), PrometheusSink(CollectorRegistry())]
+    )
+    recorder.check()
+    return recorder, TelemetryCallback(recorder)
+
+
+def overhead_on_scripted(folder: Path, *, pairs: int = 600) -> dict[str, Any]:
+    """Microseconds per turn of the scripted engine. Turns of all sides take turns in one process, and medians of
+    differences are given, so that other work on the machine falls on all sides alike.
+
+    ``overhead_us_scripted`` is CPU time that the turn's own thread spends more with store, metrics and spans recorded:
+    what a caller waits for. ``background_us_scripted`` is CPU time of the writer's thread per turn.
+    ``callback_us_scripted`` is what the handler that times tools and nodes adds on top to a model call.
+    """
+    messages = _conversation()
+    recorder, callback = _recording(folder)
+    bare = MixQuantChatModel(engine=ScriptedEngine(lambda _: ANSWER))
+    full = MixQuantChatModel(engine=ScriptedEngine(lambda _: ANSWER), recorders=(recorder,))
+    thread = RunnableConfig(configurable={"thread_id": "overhead"})
+    sides = ((bare, thread), (full, thread), (full, RunnableConfig({**thread, "callbacks": [callback]})))
+
+    async def timed(model: MixQuantChatModel, config: RunnableConfig) -> float:
+        began = time.thread_time()
+        await model.ainvoke(messages, config)
+        return (time.thread_time() - began) * 1e6
+
+    async def run() -> list[list[float]]:
+        taken: list[list[float]] = [[], [], []]
+        rng = random.Random(0)  # noqa: S311 # shuffles sides
+        for number in range(pairs + 50):
+            for side in rng.sample(range(3), 3):
+                one = await timed(*sides[side])
+                if number >= 50:  # warm by then
+                    taken[side].append(one)
+            if number % 50 == 0:
+                gc.collect()
+        return taken
+
+    gc.disable()
+    try:
+        without, recorded, called = asyncio.run(run())
+    finally:
+        gc.enable()
+    recorder.flush(30)
+    background = recorder.writer_seconds()
+    recorder.close()
+    differences = [full - bare for full, bare in zip(recorded, without, strict=True)]
+    further = [full - bare for full, bare in zip(called, recorded, strict=True)]
+    return {
+        "overhead_us_scripted": round(statistics.median(differences), 1),
+        "overhead_us_scripted_ci95": [round(bound, 1) for bound in _interval(differences)],
+        "callback_us_scripted": round(statistics.median(further), 1),
+        "background_us_scripted": round(background / (2 * (pairs + 50)) * 1e6, 1),
+        "turn_us_scripted": round(statistics.median(without), 1),
+        "overhead_scripted_turns": pairs,
+        "overhead_scripted_dropped": recorder.dropped,
+    }
+
+
+async def overhead_on_engine(engine: Engine, folder: Path, *, pairs: int = 12, max_tokens: int = 24) -> dict[str, Any]:
+    """Percent that recording adds to a turn of a real engine.
+
+    A difference below 1 % drowns in the noise of wall times, so it is also counted: the CPU time that the recording
+    side spends more in this process per turn (callbacks, recording, writer, spans, metrics), over the turn's wall
+    time. That is ``overhead_percent_engine``; ``overhead_percent_engine_wall`` is the plain difference of medians,
+    with a 95 % interval.
+    """
+    recorder, callback = _recording(folder)
+    settings: dict[str, Any] = {"engine": engine, "max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True}
+    sides = {
+        "bare": (MixQuantChatModel(**settings), RunnableConfig()),
+        "full": (
+            MixQuantChatModel(**settings, recorders=(recorder,)),
+            RunnableConfig(callbacks=[callback], configurable={"thread_id": "overhead"}),
+        ),
+    }
+    messages = _conversation(1)
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(pairs + 1):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            model, config = sides[name]
+            began, cpu = time.perf_counter(), time.process_time()
+            await model.ainvoke(messages, config)
+            seconds = time.perf_counter() - began
+            recorder.flush(30)
+            if number:  # the first of each warms up
+                wall[name].append(seconds)
+                spent[name].append(time.process_time() - cpu)
+    recorder.close()
+    turn = statistics.median(wall["bare"])
+    differences = [full - bare for full, bare in zip(wall["full"], wall["bare"], strict=True)]
+    extra = statistics.median(spent["full"]) - statistics.median(spent["bare"])
+    low, high = _interval(differences)
+    return {
+        "overhead_percent_engine": round(100 * max(0.0, extra) / turn, 3),
+        "overhead_percent_engine_wall": round(100 * statistics.median(differences) / turn, 2),
+        "overhead_percent_engine_wall_ci95": [round(100 * low / turn, 2), round(100 * high / turn, 2)],
+        "turn_seconds_engine": round(turn, 4),
+        "overhead_engine_pairs": pairs,
+        "overhead_engine_dropped": recorder.dropped,
+    }
+
+
+def _interval(values: Sequence[float], draws: int = 2_000) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the median."""
+    rng = random.Random(0)  # noqa: S311 # resampling
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]
