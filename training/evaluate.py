@@ -69,7 +69,7 @@ def held_out_text(limit: int = 60_000) -> str:
         for name in sorted(vars(module)):
             thing = getattr(module, name)
             doc = getattr(thing, "__doc__", None)
-            if isinstance(doc, str) and getattr(thing, "__module__", "").split(".")[0] == module.__name__.split(".")[0]:
+            if isinstance(doc, str) and str(getattr(thing, "__module__", "")).split(".")[0] == module.__name__.split(".")[0]:
                 docs.append(doc)
     return "\n\n".join(docs)[:limit]
 
@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--extra", type=pathlib.Path, help="JSON: {suite: [prompt text, …]}; answers are written beside the scores"
     )
+    parser.add_argument("--text", type=int, default=60_000, help="characters of the perplexity text")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--base", action="store_true", help="score the base, too")
     args = parser.parse_args(arguments)
@@ -98,7 +99,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         models["base"] = base
     budget = 300_000 if args.device == "cuda" else 12_000
     result: dict[str, Any] = {"scores": {}, "answers": {}, "ppl": {}}
-    text = held_out_text()
+    text = held_out_text(args.text)
     for name, weights in {**models, "base": base}.items():
         result["ppl"][name] = perplexity(weights, tokenizer, text)
     result["ppl_ratio"] = result["ppl"]["adapter"] / result["ppl"]["base"]
