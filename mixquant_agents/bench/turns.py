@@ -1,7 +1,7 @@
 """What the chat layer itself costs, measured without a model: the scripted engine's tokens are free.
 
-Costs are CPU seconds of this process, so that other work on the machine does not count; rounds of both sides alternate
-in one run, and medians are compared.
+Costs are CPU seconds of this process, so that other work on the machine counts little. Both sides alternate in one run;
+a ratio is the median of the ratios of neighbouring measurements.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TurnsResult(BaseModel):
 
 async def measure(
     *,
-    rounds: int = 9,
+    rounds: int = 15,
     stream_tokens: int = 10_000,
     tool_tokens: int = 8_000,
     streams: int = 64,
@@ -82,18 +82,18 @@ async def measure(
     """
     progress(f"streaming {stream_tokens} tokens, {rounds} rounds against langchain_core's fake model")
     text = (_TEXT * (stream_tokens // len(_TEXT) + 1))[:stream_tokens]  # the fake model streams single characters
-    ours, fake = await _interleaved(
+    ours, fake, ratio = await _interleaved(
         rounds, lambda: _ours(list(text)), lambda: _consumed(FakeListChatModel(responses=[text]))
     )
     progress(f"streaming tool calls of {tool_tokens} and {tool_tokens // 2} tokens, {rounds} rounds")
-    whole, half = await _interleaved(
+    whole, half, growth = await _interleaved(
         rounds, lambda: _produced(_call_of(tool_tokens)), lambda: _produced(_call_of(tool_tokens // 2))
     )
     progress(f"{streams} concurrent streams, a third cancelled at random points")
     requests, tasks, cancelled = await leaks(streams)
     return TurnsResult(
-        stream_cost_ratio=ours / fake,
-        tool_call_growth=whole / half,
+        stream_cost_ratio=ratio,
+        tool_call_growth=growth,
         leaked_requests=requests,
         leaked_tasks=tasks,
         rounds=rounds,
@@ -111,14 +111,21 @@ async def measure(
 Work = Callable[[], Awaitable[float]]
 
 
-async def _interleaved(rounds: int, first: Work, second: Work) -> tuple[float, float]:
-    """Median CPU seconds of both, taking turns and changing who begins; one unmeasured round warms up."""
+async def _interleaved(rounds: int, first: Work, second: Work) -> tuple[float, float, float]:
+    """Median CPU seconds of both and the median of their ratio; they take turns and change who begins. One unmeasured
+    round warms up."""
     seconds: tuple[list[float], list[float]] = ([], [])
     await first(), await second()
-    for place in range(rounds):
-        for side in (0, 1) if place % 2 else (1, 0):
-            seconds[side].append(await (first, second)[side]())
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
+    gc.collect()
+    gc.freeze()  # what was there before is the program's, not the chat layer's: neither side pays for looking at it
+    try:
+        for place in range(rounds):
+            for side in (0, 1) if place % 2 else (1, 0):
+                seconds[side].append(await (first, second)[side]())
+    finally:
+        gc.unfreeze()
+    ratios = [one / other for one, other in zip(*seconds, strict=True)]
+    return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
 
 async def _timed(chunks: AsyncIterator[Any]) -> float:

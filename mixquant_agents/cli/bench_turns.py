@@ -10,7 +10,7 @@ __all__ = ["command"]
 
 
 def command(
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; medians are compared.")] = 9,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; their median counts.")] = 15,
     tokens: Annotated[int, typer.Option(min=100, help="Tokens of the streamed answer.")] = 10_000,
     tool_tokens: Annotated[int, typer.Option(min=100, help="Tokens of the longer streamed tool call.")] = 8_000,
     streams: Annotated[int, typer.Option(min=3, help="Concurrent streams of the leak check.")] = 64,
