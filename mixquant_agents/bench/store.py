@@ -6,6 +6,8 @@ store's and the dashboard's speed, never a model's.
 
 from __future__ import annotations
 
+import asyncio
+import os
 import random
 import tempfile
 import time
@@ -245,26 +247,41 @@ def _count(path: Path) -> int:
 
 
 def bench_store(
-    *, turns: int = 1_000_000, store: Path | None = None, keep: bool = False, progress: Progress = _quiet
+    *, turns: int = 1_000_000, store: Path | None = None, engine: bool = True, progress: Progress = _quiet
 ) -> dict[str, Any]:
-    """All figures. ``store``: an existing filled store to read instead of making one; ``keep``: leave the made one."""
-    began, started = time.perf_counter(), utc_now()
+    """All figures of ``mixquant bench store``.
+
+    Args:
+        turns: synthetic turns in the store that is read.
+        store: an already filled store to read instead.
+        engine: also measure the overhead on a real CPU engine (starts one; half a minute).
+
+    Raises:
+        StoreError: ``store`` cannot be read.
+    """
+    from mixquant_agents.bench.store_overhead import overhead_on_embedded, overhead_on_scripted
+
+    began = time.perf_counter()
+    result: dict[str, Any] = {"started_at": utc_now(), "synthetic": store is None, "cpus": os.cpu_count()}
     with tempfile.TemporaryDirectory(prefix="mixquant-bench-") as name:
         folder = Path(name)
-        result: dict[str, Any] = {"started_at": started, "synthetic": True}
-        if store is None or not store.exists():
-            path = store if store is not None else folder / "million.sqlite"
+        path = store
+        if path is None:
+            path = folder / "filled.sqlite"
             recorder = StoreRecorder(path)
             recorder.check()
             fill(recorder, turns, progress=progress)
             recorder.close()
-        else:
-            path = store
         progress("reading", 0, 1)
         result |= read_figures(path)
         progress("writing", 0, 1)
         result |= write_figures(folder)
-        if store is not None and not keep:
-            pass
+        progress("measuring the overhead on the scripted engine", 0, 1)
+        result |= overhead_on_scripted(folder)
+        if engine:
+            progress("measuring the overhead on a real engine", 0, 1)
+            result |= asyncio.run(overhead_on_embedded(folder))
+        else:
+            result["overhead_percent_engine"] = None
     result["seconds"] = round(time.perf_counter() - began, 1)
     return result

@@ -24,9 +24,9 @@ from mixquant_agents.telemetry.callbacks import TelemetryCallback
 from mixquant_agents.telemetry.metrics import PrometheusSink
 from mixquant_agents.telemetry.tracing import SpanSink
 
-__all__ = ["overhead_on_engine", "overhead_on_scripted"]
+__all__ = ["overhead_on_embedded", "overhead_on_engine", "overhead_on_scripted"]
 
-ANSWER = "The notes name three budgets, of which the second was raised in March. " * 4
+ANSWER = "The notes name three budgets, of which the second was raised in March. "
 
 
 class _Nowhere(SpanExporter):
@@ -40,7 +40,7 @@ def _conversation(turns: int = 4) -> list[BaseMessage]:
     """About a thousand tokens of an agent's thread."""
     said: list[BaseMessage] = [SystemMessage("You answer from the user's notes. " * 20)]
     for n in range(turns):
-        said += [HumanMessage(f"Question {n}: what do my notes say about the budget? " * 5), AIMessage(ANSWER * 2)]
+        said += [HumanMessage(f"Question {n}: what do my notes say about the budget? " * 5), AIMessage(ANSWER * 8)]
     return [*said, HumanMessage("And in one sentence?")]
 
 
@@ -52,7 +52,7 @@ def _recording(folder: Path) -> tuple[StoreRecorder, TelemetryCallback]:
     return recorder, TelemetryCallback(recorder)
 
 
-def overhead_on_scripted(folder: Path, *, pairs: int = 600) -> dict[str, Any]:
+def overhead_on_scripted(folder: Path, *, pairs: int = 1_500) -> dict[str, Any]:
     """Microseconds per turn of the scripted engine. Turns of all sides take turns in one process, and medians of
     differences are given, so that other work on the machine falls on all sides alike.
 
@@ -148,6 +148,20 @@ async def overhead_on_engine(engine: Engine, folder: Path, *, pairs: int = 12, m
         "overhead_engine_pairs": pairs,
         "overhead_engine_dropped": recorder.dropped,
     }
+
+
+async def overhead_on_embedded(folder: Path) -> dict[str, Any]:
+    """:func:`overhead_on_engine` on the embedded model under policy ``exact``; the engine is started and closed here."""
+    from mixquant_agents.config import EngineConfig, PrecisionPolicy
+    from mixquant_agents.engine.vllm import VllmEngine
+
+    config = EngineConfig(model="embedded", policy=PrecisionPolicy.of("exact"), max_num_seqs=4, max_model_len=2048)
+    engine = VllmEngine(config)
+    try:
+        await engine.start()
+        return await overhead_on_engine(engine, folder)
+    finally:
+        await engine.aclose()
 
 
 def _interval(values: Sequence[float], draws: int = 2_000) -> tuple[float, float]:

@@ -1,9 +1,9 @@
 """Why a turn missed the prefix cache, found from salted rolling hashes of its prompt, without keeping the prompt.
 
 Each hash covers its block and the hash before it, so hash ``i`` stands for tokens ``0 … 16 (i + 1)``: two prompts
-share exactly the blocks up to the first unequal hash. Each is 64 bits of keyed BLAKE2b; the key is 32 random bytes made with
-the store, so hashes of different stores cannot be compared. The key lies in the store: who has the file can test a guess
-of a whole prefix, but read nothing back.
+share exactly the blocks up to the first unequal hash. Each is 64 bits of keyed BLAKE2b; the key is 32 random bytes
+made with the store, so hashes of different stores cannot be compared. The key lies in the store: who has the file can
+test a guess of a whole prefix, but read nothing back.
 """
 
 from __future__ import annotations
