@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
@@ -79,11 +80,19 @@ class ScriptedEngine:
         self._asked = 0
         self._closed = False
         self._waiting: set[Callable[[], object]] = set()
+        self._lock = threading.Lock()  # turns may run in the loops of several threads
         self.running = 0
         """Requests running now: 0 when nothing has leaked."""
         self.requests: deque[EngineRequest] = deque(maxlen=keep_requests)
         self.finished = 0
         self.aborted = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what belongs to this process: a copy plays the same script with nothing running."""
+        return {**self.__dict__, "_lock": None, "_waiting": set(), "running": 0}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     @property
     def model(self) -> str:
@@ -137,12 +146,14 @@ class ScriptedEngine:
         self._check_open()
         meter = TurnMeter()
         self.requests.append(request)
-        self.running += 1
+        with self._lock:
+            self.running += 1
         aborted = True
         try:
             turn = await self._answer(request)
             ids = self._admit(request)
-            cached = self._cache.matched(ids, request.cache_salt)
+            with self._lock:
+                cached = self._cache.matched(ids, request.cache_salt)
             played = play(turn, request)
             scheduled = await self._prefill(turn, meter)
             if turn.token_seconds or turn.fail_after is not None or turn.hang_after is not None:
@@ -156,7 +167,8 @@ class ScriptedEngine:
                     if not place % _BREATHE_EVERY:
                         await asyncio.sleep(0)
                         self._check_open()
-            self._cache.add([*ids, *map(token_id, tokenize(played.visible))], request.cache_salt)
+            with self._lock:
+                self._cache.add([*ids, *map(token_id, tokenize(played.visible))], request.cache_salt)
             aborted = False
             yield TokenDelta(
                 finish_reason=played.finish_reason,
@@ -168,16 +180,18 @@ class ScriptedEngine:
             aborted = False
             raise
         finally:
-            self.running -= 1
-            self.aborted += aborted
-            self.finished += not aborted
+            with self._lock:
+                self.running -= 1
+                self.aborted += aborted
+                self.finished += not aborted
 
     async def _answer(self, request: EngineRequest) -> ScriptedTurn:
         if callable(self._script):
             given = self._script(request)
             answer = await given if inspect.isawaitable(given) else given
         else:
-            place, self._asked = self._asked, self._asked + 1
+            with self._lock:
+                place, self._asked = self._asked, self._asked + 1
             if place >= len(self._script) and not (self._cycle and self._script):
                 raise RequestError(
                     f"the script has {len(self._script)} answers and this is request {place + 1}; "
