@@ -7,7 +7,7 @@ a normal ``weight``; the twin is built beside it, from the shard that this worke
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
@@ -36,6 +36,24 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self._twins: dict[str, tuple[torch.Tensor, ...]] = {}
         self._weight: torch.Tensor | None = None
         self._native = self.key.endswith("-native")  # runs as one operation that captured graphs can hold
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """As vLLM's, once the twin takes the shape: a shape it does not take is refused before weights are loaded.
+
+        Raises:
+            FormatRefusedError: names the layer and what to do.
+        """
+        check = getattr(get_twin(self.key), "check", None) if self.key else None
+        if check is not None:
+            check(sum(output_partition_sizes), input_size_per_partition, self.prefix)
+        super().create_weights(layer, input_size_per_partition, output_partition_sizes, *args, **kwargs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Keep the exact weight as loaded and build the start policy's twin."""

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
 
 from mixquant_agents.quant.gpu import kernels
-from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, Product, scaled_product
+from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, Product
+from mixquant_agents.quant.gpu.ops import gpu_linear
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step, forced
 from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds, crossing
 
 __all__ = ["measure"]
@@ -80,24 +81,15 @@ def _chains(layers: Sequence[Layer], m: int, index: torch.Tensor) -> dict[str, f
     widths = {layer.weight.shape[1] for layer in layers}
     rows = {k: torch.randn(m, k, device=weight.device, dtype=weight.dtype) for k in widths}
 
-    def exact() -> None:
+    def chain() -> None:
         for layer in layers:
-            linear(rows[layer.weight.shape[1]], layer.weight)
+            gpu_linear(rows[layer.weight.shape[1]], layer.weight, layer.codes, layer.scales, None)
 
-    def quantized() -> None:
-        for layer in layers:
-            x = rows[layer.weight.shape[1]]
-            scaled_product(*kernels.quantize_rows(x, layer.codes.dtype), layer.codes, layer.scales, x.dtype)
-
-    def mixed() -> None:
-        for layer in layers:
-            x = rows[layer.weight.shape[1]]
-            slot = x.new_empty(index.shape[0], x.shape[1])
-            codes, scales = kernels.quantize_rows(x, layer.codes.dtype, index, slot)
-            out = scaled_product(codes, scales, layer.codes, layer.scales, x.dtype)
-            kernels.scatter_rows(linear(slot, layer.weight), index, out)
-
-    return {"exact": _replayed(exact), "quantized": _replayed(quantized), "mixed": _replayed(mixed)}
+    found = {}
+    for name, step in (("exact", EXACT), ("quantized", QUANTIZED), ("mixed", Step(Mode.MIXED, index, m))):
+        with forced(step):
+            found[name] = _replayed(chain)
+    return found
 
 
 def measure(layers: Sequence[Layer], slot_rows: int) -> Thresholds:
@@ -105,7 +97,8 @@ def measure(layers: Sequence[Layer], slot_rows: int) -> Thresholds:
     started = time.perf_counter()
     chosen = list(layers[:LAYERS])
     with torch.inference_mode():
-        _choose_products(chosen)
+        if chosen[0].codes.dtype != torch.uint8:  # NVFP4's product is vLLM's choice
+            _choose_products(chosen)
         index = torch.full((slot_rows,), -1, dtype=torch.int32, device=chosen[0].weight.device)
         found: dict[str, dict[int, float]] = {"exact": {}, "quantized": {}, "mixed": {}}
         for m in GRID:

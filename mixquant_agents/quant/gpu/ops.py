@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 
 from mixquant_agents.quant.gpu import reference
 from mixquant_agents.quant.gpu.gemm import scaled_product
-from mixquant_agents.quant.gpu.steps import Mode, current
+from mixquant_agents.quant.gpu.steps import Mode, Step, current
 
 __all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_linear"]
 
@@ -45,14 +45,34 @@ def _mixed(x: Tensor, index: Tensor, quantize: Quantize, weight: Tensor, codes: 
     return out
 
 
-def _run(x: Tensor, exact: Callable[[], Tensor], quantize: Quantize, weight: Tensor, codes: Tensor, scales: Tensor,
-         bias: Tensor | None) -> Tensor:  # fmt: skip
+def _run(
+    x: Tensor,
+    exact: Callable[[], Tensor],
+    quantize: Quantize,
+    weight: Tensor,
+    codes: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
     step = current(x.shape[0])
     if step.mode is Mode.EXACT:
         return linear(exact(), weight, bias)
+    if codes.dtype == torch.uint8:
+        return _run_nvfp4(exact(), step, weight, codes, bias)
     if step.mode is Mode.QUANTIZED or step.index is None:
         return scaled_product(*quantize(None, None), codes, scales, x.dtype, bias)
     return _mixed(x, step.index, quantize, weight, codes, scales, bias)
+
+
+def _run_nvfp4(rows: Tensor, step: Step, weight: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
+    """vLLM's kernels quantize activations themselves, so ``rows`` come unquantized."""
+    from mixquant_agents.quant.gpu.nvfp4 import product
+
+    out = product(rows, codes, bias)
+    if step.mode is Mode.MIXED and step.index is not None:
+        picked = rows.index_select(0, step.index.clamp_min(0))
+        _kernels(rows).scatter_rows(linear(picked, weight, bias), step.index, out)
+    return out
 
 
 def gpu_linear(x: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:

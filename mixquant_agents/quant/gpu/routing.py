@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
 from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
@@ -50,6 +51,11 @@ class GpuRouting:
         self.graphs = graphs
         self.decode_rows = decode_rows
         self.slot_rows = min(MAX_SLOT, -(-max_num_seqs // 16) * 16)
+        if self.uniform and runtime.resolved.row_threshold:
+            raise ConfigError(
+                f"row_threshold={runtime.resolved.row_threshold} with a uniform policy: its captured graphs quantize "
+                "every row; leave row_threshold 'auto' or 0, or use a phase-aware policy"
+            )
         self.thresholds = self._given()
         self.index: torch.Tensor | None = None
         self.captured: set[tuple[int, Mode]] = set()

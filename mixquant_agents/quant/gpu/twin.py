@@ -1,4 +1,5 @@
-"""Native twins: FP8 (Ada, Hopper) and INT8 (Ampere to Hopper), per-channel weights and per-token activations."""
+"""Native twins: FP8 (Ada, Hopper) and INT8 (Ampere to Hopper), per-channel weights and per-token activations; NVFP4
+(Blackwell) through vLLM's kernels."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.quant.gpu import ops as _ops  # noqa: F401 - registers torch.ops.mixquant.gpu_*
 from mixquant_agents.quant.gpu import reference
 from mixquant_agents.quant.gpu.gemm import scaled_product
+from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin
 
 __all__ = ["RowwiseTwin", "register"]
 
@@ -56,3 +58,4 @@ def register() -> None:
 
     register_twin("fp8-native", RowwiseTwin(torch.float8_e4m3fn))
     register_twin("int8-native", RowwiseTwin(torch.int8))
+    register_twin("nvfp4-native", Nvfp4Twin())

@@ -1,0 +1,113 @@
+"""NVFP4 twin through vLLM's own kernels (Blackwell): packed E2M1 codes, swizzled E4M3 block scales, one global scale.
+
+Weights are quantized from the exact ones at load time by :mod:`mixquant_agents.quant.formats.nvfp4`; activations by
+vLLM's kernel, with a global scale of 1, so that no row's rounding depends on another row (a scale of the whole tensor
+would couple the requests of a batch). vLLM's selector picks the kernel. It falls back to Marlin, which multiplies in 16
+bits (W4A16), or to an emulation where there are no FP4 tensor cores: neither is taken.
+
+Written for and checked against vLLM's sources and its emulation on a CPU; it has not run on a Blackwell GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.quant.formats import nvfp4
+
+__all__ = ["Nvfp4Twin", "product", "select_kernel"]
+
+_REFUSED = ("Marlin", "Humming", "Emulation")
+"""Kernels that do not multiply in FP4: weight-only ones, and software."""
+
+_HOLDERS: dict[int, Holder] = {}
+"""By address of the packed weight: operations take tensors only, and vLLM's kernels want a layer."""
+
+
+class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
+    """What vLLM's NVFP4 kernels read of a layer, and the kernel."""
+
+    weight: torch.Tensor
+    weight_scale: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, kernel: Any) -> None:
+        super().__init__()
+        n, k = weight.shape
+        quantized = nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight))
+        one = torch.ones((), dtype=torch.float32, device=weight.device)
+        self.weight = torch.nn.Parameter(quantized.packed, requires_grad=False)
+        self.weight_scale = torch.nn.Parameter(quantized.scales, requires_grad=False)
+        # vLLM's names: the global scale here decodes, its inverse encodes.
+        self.weight_global_scale = torch.nn.Parameter(1.0 / quantized.global_scale, requires_grad=False)
+        self.input_global_scale = torch.nn.Parameter(one, requires_grad=False)
+        self.input_global_scale_inv = torch.nn.Parameter(one.clone(), requires_grad=False)
+        self.alpha = torch.nn.Parameter(1.0 / quantized.global_scale, requires_grad=False)
+        self.output_size_per_partition = n
+        self.input_size_per_partition = k
+        self.logical_widths = [n]
+        self.kernel = kernel
+        kernel.process_weights_after_loading(self)
+
+
+def select_kernel() -> Any:
+    """vLLM's NVFP4 kernel for this GPU.
+
+    Raises:
+        FormatRefusedError: vLLM has none that multiplies in FP4 here.
+    """
+    try:
+        from vllm.model_executor.kernels.linear import init_nvfp4_linear_kernel
+
+        kernel = init_nvfp4_linear_kernel()
+    except (ImportError, ValueError) as error:
+        raise FormatRefusedError(
+            f"vLLM has no NVFP4 kernel for this GPU ({error}); use policy 'mixquant-fp8'"
+        ) from error
+    name = type(kernel).__name__
+    if any(word in name for word in _REFUSED):
+        raise FormatRefusedError(
+            f"vLLM chose {name} for NVFP4, which does not multiply in FP4 (W4A16 or software); use 'mixquant-fp8'"
+        )
+    return kernel
+
+
+class Nvfp4Twin:
+    """W4A4. Twin tensors: packed codes uint8 ``[N', K'/2]`` and block scales, both as vLLM's kernel lays them out."""
+
+    def __init__(self, kernel: Any | None = None) -> None:
+        """``kernel``: vLLM's; selected at the first layer when ``None``."""
+        self._kernel = kernel
+
+    def check(self, n: int, k: int, prefix: str) -> None:
+        """Refuse a shape that the kernels do not take.
+
+        Raises:
+            FormatRefusedError: ``N`` is no multiple of 16 or ``K`` none of 16.
+        """
+        if n % 16 or k % 16:
+            raise FormatRefusedError(
+                f"layer {prefix!r} has {n} outputs and {k} inputs on this rank; NVFP4 products need multiples of 16: "
+                f"add {prefix.rpartition('.')[2]!r} to ignored_layers, or use policy 'exact'"
+            )
+
+    def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Codes and scales of ``weight`` ``[N, K]``."""
+        if self._kernel is None:
+            self._kernel = select_kernel()
+        holder = Holder(weight, self._kernel)
+        _HOLDERS[holder.weight.data_ptr()] = holder
+        return holder.weight.data, holder.weight_scale.data
+
+    def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Every row of ``x`` ``[M, K]`` through the twin."""
+        return product(x, tensors[0], None)
+
+
+def product(x: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``x`` ``[M, K]`` times the twin whose packed weight is ``codes``."""
+    holder = _HOLDERS[codes.data_ptr()]
+    found: torch.Tensor = holder.kernel.apply_weights(holder, x, bias)
+    return found

@@ -1,0 +1,80 @@
+"""Graph rewriting: what is fused, what is left alone, and that the rewritten graph computes the same."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+import vllm.ir.ops.layernorm  # noqa: F401 - registers torch.ops.vllm_ir
+from torch import fx
+
+from mixquant_agents.quant.gpu import reference, steps
+from mixquant_agents.quant.gpu.fuse import fuse
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED
+
+K = 32
+ops = torch.ops.mixquant
+
+
+def graph(*, readers_of_norm: int = 1, activation: object = torch.nn.functional.silu) -> fx.GraphModule:
+    """A decoder block's tail as vLLM's compiled pieces hold it: add-norm, gate-up, SiLU-mul, down."""
+    g = fx.Graph()
+    x, residual, gamma, w1, c1, s1, w2, c2, s2 = (
+        g.placeholder(n) for n in ["x", "residual", "gamma", "w1", "c1", "s1", "w2", "c2", "s2"]
+    )
+    norm = g.call_function(torch.ops.vllm_ir.fused_add_rms_norm.maybe_inplace, (x, residual, gamma, 1e-6, None))
+    y = g.call_function(operator.getitem, (norm, 0))
+    total = g.call_function(operator.getitem, (norm, 1))
+    wide = g.call_function(ops.gpu_linear, (y, w1, c1, s1, None))
+    gate = g.call_function(operator.getitem, (wide, (..., slice(None, K, None))))
+    up = g.call_function(operator.getitem, (wide, (..., slice(K, None, None))))
+    active = g.call_function(activation, (gate,))  # type: ignore[arg-type]
+    product = g.call_function(operator.mul, (active, up))
+    out = g.call_function(ops.gpu_linear, (product, w2, c2, s2, None))
+    g.output((out, total, y) if readers_of_norm > 1 else (out, total))
+    return fx.GraphModule(torch.nn.Module(), g)
+
+
+def inputs() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    w1, w2 = torch.randn(2 * K, K) / K**0.5, torch.randn(K, K) / K**0.5
+    twins = [t for w in (w1, w2) for t in (w, *reference.quantize_rows(w, torch.float8_e4m3fn))]
+    return [torch.randn(5, K), torch.randn(5, K), torch.rand(K) + 0.5, *twins]
+
+
+def names(module: fx.GraphModule) -> list[str]:
+    return [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+
+
+def test_norm_and_activation_are_fused_and_the_result_is_the_same() -> None:
+    plain = graph()
+    fused, count = fuse(plain)
+    assert count == 2
+    assert any("gpu_add_norm_linear" in name for name in names(fused))
+    assert any("gpu_silu_linear" in name for name in names(fused))
+    assert not any("rms_norm" in name for name in names(fused)), "the norm may work in place, so it has to be gone"
+    assert any("rms_norm" in name for name in names(plain)), "the original is not touched"
+    for step in (EXACT, QUANTIZED):
+        with steps.forced(step):
+            want = [t.clone() for t in plain(*inputs())]
+            for a, b in zip(fused(*inputs()), want, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_with_another_reader_is_left_alone() -> None:
+    fused, count = fuse(graph(readers_of_norm=2))
+    assert count == 1
+    assert any("rms_norm" in name for name in names(fused))
+
+
+def test_another_activation_is_left_alone() -> None:
+    fused, count = fuse(graph(activation=torch.nn.functional.gelu))
+    assert count == 1
+    assert not any("gpu_silu_linear" in name for name in names(fused))
+
+
+def test_graphs_without_routed_layers_come_back_as_they_are() -> None:
+    g = fx.Graph()
+    g.output(g.call_function(operator.mul, (g.placeholder("x"), 2)))
+    module = fx.GraphModule(torch.nn.Module(), g)
+    assert fuse(module) == (module, 0)

@@ -1,0 +1,90 @@
+"""The prefill benchmark's arithmetic, its result file and the roofline, without a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mixquant_agents.bench import roofline
+from mixquant_agents.bench.prefill import COLUMNS, State, engine_arguments, run_prefill
+from mixquant_agents.bench.prefill_report import report, table
+from mixquant_agents.bench.prefill_stats import ratio_interval, speedup
+from mixquant_agents.errors import ConfigError
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "prefill-h200.json"
+
+
+def test_interval_of_equal_rounds_is_a_point() -> None:
+    found = speedup([3.0, 6.0, 9.0], [2.0, 4.0, 6.0])
+    assert found["median"] == pytest.approx(1.5)
+    assert found["low95"] == pytest.approx(1.5)
+
+
+def test_interval_widens_with_noise_and_needs_two_rounds() -> None:
+    quiet, loud = ratio_interval([1.49, 1.5, 1.51]), ratio_interval([1.2, 1.5, 1.8])
+    assert loud["low95"] < quiet["low95"] < 1.5 < quiet["high95"] < loud["high95"]
+    with pytest.raises(ValueError, match="two rounds"):
+        ratio_interval([1.5])
+
+
+def test_report_has_the_named_figures() -> None:
+    row = {"exact_default": [12.0], "exact": [11.0], "uniform-fp8": [8.0], "mixquant-fp8": [7.0]}
+    rounds = [{"cold_2048": row, "tpot_1": row}] * 3
+    info = {"device": "G", "engines": {"exact": {"weight_bytes": 100}, "mixquant-fp8": {"weight_bytes": 142}}}
+    found = report(info, rounds)
+    assert found["ms"]["cold_2048"]["exact"] == 11.0
+    assert found["speedup"]["cold_2048"]["median"] == pytest.approx(11 / 7)
+    assert found["speedup"]["cold_2048"]["against_exact_default"]["low95"] == pytest.approx(12 / 7)
+    assert found["tpot_ratio"] == {"1": pytest.approx(7 / 11, abs=1e-4)}
+    assert found["weights_ratio"] == 1.42
+    assert "cold_2048" in table(found)
+
+
+def test_state_survives_and_is_continued(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json", [{"cold_64": {"exact": [1.0]}}], {"model": "m"})
+    state.save()
+    again = State.load(tmp_path / "state.json")
+    assert (again.rounds, again.info) == (state.rounds, state.info)
+    assert State.load(tmp_path / "none.json").rounds == []
+
+
+def test_all_columns_but_vllms_defaults_share_graph_sizes() -> None:
+    found = {column: engine_arguments(column, Path("m"), 1.0, dummy=True) for column in COLUMNS}
+    assert "compilation_config" not in found["exact_default"]
+    sizes = [a["compilation_config"]["cudagraph_capture_sizes"] for c, a in found.items() if c != "exact_default"]
+    assert all(each == sizes[0] for each in sizes)
+    assert max(sizes[0]) >= 2048
+    assert "quantization" not in found["exact"]
+
+
+def test_no_gpu_and_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--predict"):
+        run_prefill()
+    with pytest.raises(ConfigError, match="no column 'int3'"):
+        run_prefill(columns=["int3"])
+    with pytest.raises(ConfigError, match="choose one of h200"):
+        roofline.predict("qwen3-8b", "abacus")
+    with pytest.raises(ConfigError, match="no model shape"):
+        roofline.predict("gpt-1", "h200")
+
+
+def test_roofline_is_fitted_to_the_committed_results_and_hits_the_held_out_sizes() -> None:
+    ms = json.loads(RESULTS.read_text())["ms"]
+    shape = roofline.ModelShape.of("qwen3-8b")
+    found = roofline.fit(ms, shape)
+    assert found.attention == pytest.approx(roofline.H200.attention, rel=0.01)
+    assert found.fixed == pytest.approx(roofline.H200.fixed, rel=0.01)
+    assert found.elementwise == pytest.approx(roofline.H200.elementwise, rel=0.01)
+    errors = [abs(e) for row in roofline.held_out_errors(ms, shape, found).values() for e in row.values()]
+    assert len(errors) == 10
+    assert max(errors) < 0.101
+    assert sorted(errors)[-2] < 0.09
+
+
+def test_predictions_say_what_they_are() -> None:
+    found = roofline.predict("qwen3-8b", "rtx5090")
+    assert found["kind"] == "predicted"
+    assert found["table"].startswith("predicted, not measured")
+    assert all(abs(row["speedup"] / row["paper_5090"] - 1) < 0.2 for row in found["rows"])

@@ -1,0 +1,141 @@
+"""Which mode a step runs in on a GPU: the decisions, without a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.quant.gpu import steps
+from mixquant_agents.quant.gpu.gemm import Chooser
+from mixquant_agents.quant.gpu.routing import GpuRouting
+from mixquant_agents.quant.gpu.steps import Mode
+from mixquant_agents.quant.gpu.thresholds import Thresholds, crossing
+from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
+from mixquant_agents.quant.resolve import DeviceInfo, resolve
+
+HOPPER = DeviceInfo("cuda", "NVIDIA H200", (9, 0))
+
+
+def routing(policy: PrecisionPolicy | str = "mixquant-fp8", pure: int = 100, mixed: int = 700) -> GpuRouting:
+    runtime: Any = SimpleNamespace(resolved=resolve(PrecisionPolicy.of(policy), HOPPER), measured_threshold=0)
+    found = GpuRouting(runtime, max_num_seqs=256, graphs=True)
+    found.prepare([], torch.device("cpu"))
+    if runtime.resolved.row_threshold is None and not found.uniform:
+        found.thresholds = Thresholds(pure, mixed)
+        runtime.measured_threshold = pure
+    return found
+
+
+def plan(found: GpuRouting, *rows: tuple[int, int, int]) -> RowPlan:
+    """``rows``: prompt length, computed, scheduled."""
+    requests = [RequestRows(f"r{k}", *row) for k, row in enumerate(rows)]
+    return plan_rows(requests, found.runtime.resolved.rule(found.runtime.measured_threshold))
+
+
+def mode(found: GpuRouting, *rows: tuple[int, int, int]) -> Mode:
+    routed = found.route(plan(found, *rows))
+    step = steps.step_of(routed)
+    assert step is not None
+    assert (step.mode is Mode.EXACT) == (routed.quantized.size == 0)
+    assert routed.quantized.size + routed.exact.size == routed.rows == routed.mask.size
+    return step.mode
+
+
+DECODE = (10, 20, 1)
+
+
+def test_modes_by_rows_and_company() -> None:
+    found = routing()
+    assert mode(found, (2000, 0, 100)) is Mode.EXACT  # up to the threshold
+    assert mode(found, (2000, 0, 101)) is Mode.QUANTIZED
+    assert mode(found, (600, 0, 600), DECODE) is Mode.EXACT  # exact rows among them: not worth it yet
+    assert mode(found, (800, 0, 800), DECODE) is Mode.MIXED
+    assert mode(found, *[DECODE] * 256) is Mode.EXACT
+
+
+def test_one_row_each_is_left_to_the_full_graph() -> None:
+    found = routing(PrecisionPolicy.of("mixquant-fp8").model_copy(update={"row_threshold": 1}))
+    assert mode(found, (50, 3, 1), (50, 7, 1)) is Mode.EXACT
+    assert mode(found, (50, 3, 2), (50, 7, 1)) is Mode.QUANTIZED
+
+
+def test_reproducible_never_runs_a_prefill_row_exact() -> None:
+    found = routing(PrecisionPolicy.of("mixquant-fp8").model_copy(update={"reproducible": True}))
+    assert mode(found, (50, 3, 1)) is Mode.QUANTIZED
+    assert mode(found, (50, 3, 1), DECODE) is Mode.MIXED
+    assert mode(found, (50, 3, 9), *[DECODE] * 200) is Mode.MIXED
+
+
+def test_uniform_quantizes_every_row() -> None:
+    found = routing("uniform-fp8")
+    assert mode(found, DECODE) is Mode.QUANTIZED
+    assert found.modes(8, piecewise=False) == [steps.QUANTIZED]
+    with pytest.raises(ConfigError, match="row_threshold=5"):
+        routing(PrecisionPolicy.of("uniform-fp8").model_copy(update={"row_threshold": 5}))
+
+
+def test_the_slot_names_the_exact_rows_and_nothing_else() -> None:
+    found = routing()
+    assert found.index is not None
+    mode(found, (900, 0, 900), DECODE, DECODE)
+    assert found.index.tolist() == [900, 901] + [-1] * 62
+    mode(found, DECODE, (900, 0, 900))
+    assert found.index.tolist() == [0] + [-1] * 63
+
+
+def test_more_exact_rows_than_the_slot_holds() -> None:
+    found = routing()
+    routed = found.route(plan(found, (900, 0, 900), *[DECODE] * 100))
+    step = steps.step_of(routed)
+    assert step is not None
+    assert step.index is not None
+    assert step.index is not found.index
+    assert step.index.tolist() == list(range(900, 1000))
+    assert mode(found, (900, 0, 800), *[(10, 20, 4)] * 200) is Mode.EXACT  # half of all rows exact
+
+
+def test_captured_modes_follow_the_thresholds() -> None:
+    found = routing()
+    assert [step.mode for step in found.modes(64, piecewise=True)] == [Mode.EXACT]
+    assert [step.mode for step in found.modes(512, piecewise=True)] == [Mode.EXACT, Mode.QUANTIZED]
+    assert [step.mode for step in found.modes(1024, piecewise=True)] == [Mode.EXACT, Mode.QUANTIZED, Mode.MIXED]
+    assert [step.mode for step in found.modes(1024, piecewise=False)] == [Mode.EXACT]
+
+
+def test_an_operation_on_fewer_rows_than_the_step_runs_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = routing()
+    routed = found.route(plan(found, (900, 0, 900)))
+    monkeypatch.setattr(steps, "step_plan", lambda: routed)
+    assert steps.current(900).mode is Mode.QUANTIZED
+    assert steps.current(1024).mode is Mode.QUANTIZED  # padded by a graph
+    assert steps.current(1).mode is Mode.EXACT
+    monkeypatch.setattr(steps, "step_plan", lambda: RowPlan(1, np.empty(0, int), np.arange(1), np.zeros(1, bool), ()))
+    with pytest.raises(RuntimeError, match="never announced"):
+        steps.current(1)
+
+
+def test_crossing() -> None:
+    exact = {16: 10.0, 64: 10.0, 128: 20.0, 256: 40.0}
+    assert crossing(exact, {16: 9.0, 64: 9.0, 128: 12.0, 256: 20.0}) == 15
+    assert crossing(exact, {16: 9.0, 64: 11.0, 128: 12.0, 256: 20.0}) == 127
+    assert crossing(exact, {16: 12.0, 64: 12.0, 128: 25.0, 256: 50.0}) == 256
+
+
+def test_chooser_takes_the_largest_measured_size_below() -> None:
+    chooser = Chooser()
+    assert chooser.pick(torch.float8_e4m3fn, 8, 8, 100) == "torch"
+    assert chooser.pick(torch.int8, 8, 8, 100) == "cutlass"
+    chooser.learn(torch.float8_e4m3fn, 8, 8, {64: "cutlass", 512: "torch"})
+    assert [chooser.pick(torch.float8_e4m3fn, 8, 8, m) for m in (1, 64, 511, 512, 9999)] == [
+        "cutlass",
+        "cutlass",
+        "cutlass",
+        "torch",
+        "torch",
+    ]
