@@ -168,6 +168,16 @@ CONTRACT: tuple[Need, ...] = (
         parameters=("graph", "compile_range"),
         group="gpu",
     ),
+    *_need("fuses quantization", "vllm.ir.ops.layernorm", "rms_norm", "fused_add_rms_norm", group="gpu"),
+    *_need(
+        "sets graph sizes and compile ranges",
+        "vllm.config.vllm",
+        "VllmConfig._set_cudagraph_sizes",
+        "VllmConfig._set_compile_ranges",
+        group="gpu",
+    ),
+    *_need("multiplies in 8 bits", "vllm._custom_ops", "cutlass_scaled_mm", parameters=("a", "b"), group="gpu"),
+    *_need("multiplies in NVFP4", "vllm.model_executor.kernels.linear", "init_nvfp4_linear_kernel", group="gpu"),
 )
 
 
