@@ -1,0 +1,183 @@
+"""Who watches a turn: callbacks hear each token once, recorders get one record whatever happens."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from chat_doubles import FULL, add, model_of, weather
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
+from langchain_core.messages import AIMessage, HumanMessage
+
+from mixquant_agents import TurnRecord
+from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.errors import (
+    EngineDeadError,
+    TurnTimeoutError,
+)
+
+
+class Tokens(BaseCallbackHandler):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.threads: set[int] = set()
+
+    def on_llm_new_token(self, token: Any, **_: Any) -> None:
+        self.heard.append(token)
+        self.threads.add(threading.get_ident())
+
+
+class AsyncTokens(AsyncCallbackHandler):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    async def on_llm_new_token(self, token: Any, **_: Any) -> None:
+        self.heard.append(token)
+
+
+TOKENS = ScriptedTurn(text=["one ", "two ", "three"])
+
+
+HEARD = ["one ", "two ", "three", ""]
+
+
+@pytest.mark.parametrize("handler", [Tokens, AsyncTokens])
+async def test_each_token_is_told_once(handler: Any) -> None:
+    """``invoke`` tells its tokens too (tracers see the time to the first one), and streaming tells them once."""
+    model = model_of(TOKENS)
+    for call in ("ainvoke", "astream", "astream_events"):
+        config = {"callbacks": [listener := handler()]}
+        if call == "ainvoke":
+            await model.ainvoke("hi", config)
+        elif call == "astream":
+            _ = [chunk async for chunk in model.astream("hi", config)]
+        else:
+            events = [event async for event in model.astream_events("hi", config, version="v2")]
+            assert [e["data"]["chunk"].content for e in events if e["event"] == "on_chat_model_stream"] == HEARD
+        assert listener.heard == HEARD, call
+    listener = handler()
+    stream = await model.astream_events("hi", {"callbacks": [listener]}, version="v3")
+    assert (await stream.output).text == "one two three"
+    assert listener.heard == HEARD
+
+
+def test_sync_callbacks_run_in_the_callers_thread() -> None:
+    model = model_of(TOKENS)
+    for call in (model.invoke, lambda *args: list(model.stream(*args))):
+        listener = Tokens()
+        call("hi", {"callbacks": [listener]})
+        assert listener.heard == HEARD
+        assert listener.threads == {threading.get_ident()}
+
+
+async def test_who_disabled_streaming_hears_no_tokens() -> None:
+    listener = Tokens()
+    await model_of(TOKENS, disable_streaming=True).ainvoke("hi", {"callbacks": [listener]})
+    await model_of(TOKENS, disable_streaming="tool_calling").bind_tools([add]).ainvoke("hi", {"callbacks": [listener]})
+    assert listener.heard == []
+
+
+async def test_records_know_run_thread_and_place() -> None:
+    records: list[TurnRecord] = []
+    model = model_of("x", recorders=[records.append])
+    history = [HumanMessage("a"), AIMessage("b"), HumanMessage("c"), AIMessage("d"), HumanMessage("e")]
+    config = {"configurable": {"thread_id": "T"}}
+    answers = [
+        await model.ainvoke(history, config),
+        [chunk async for chunk in model.astream(history, config)][-1],
+        await asyncio.to_thread(model.invoke, history, config),
+        (await asyncio.to_thread(lambda: list(model.stream(history, config))))[-1],
+        await (await model.astream_events(history, config, version="v3")).output,
+        await asyncio.to_thread(lambda: model.stream_events(history, config, version="v3").output),
+    ]
+    await model.aclose()
+    assert len(records) == 6
+    for record, answer in zip(records, answers, strict=True):
+        assert (record.thread_id, record.turn_index) == ("T", 2)
+        assert record.run_id is not None
+        assert record.run_id in answer.id
+        assert answer.response_metadata["turn"] == record.model_dump(mode="json")
+
+
+async def test_failed_turns_are_recorded_too() -> None:
+    records: list[TurnRecord] = []
+    model = model_of(ScriptedTurn(text=["a", "b", "c"], fail_after=2), recorders=[records.append])
+    with pytest.raises(EngineDeadError):
+        await model.ainvoke("hi")
+    await model.aclose()
+    (record,) = records
+    assert record.error.startswith("EngineDeadError: ")
+    assert (record.aborted, record.decode_tokens, record.prompt_tokens) == (False, 2, None)
+
+
+async def test_a_timeout_aborts() -> None:
+    records: list[TurnRecord] = []
+    model = model_of(ScriptedTurn(text=["a"], hang_after=1), recorders=[records.append], timeout=0.05)
+    with pytest.raises(TurnTimeoutError, match=r"timeout=0\.05"):
+        await model.ainvoke("hi")
+    await model.aclose()
+    assert (records[0].aborted, records[0].finish_reason) == (True, "abort")
+    assert (model.engine.running, model.engine.aborted) == (0, 1)
+    assert (await model_of("fast", timeout=5).ainvoke("hi")).content == "fast"
+
+
+async def test_a_recorder_can_neither_fail_nor_delay_a_turn(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        wants_content = True
+
+        def record(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("broken")
+
+        record_span = link = record
+
+        def flush(self, timeout: float = 5.0) -> bool:
+            return True
+
+        def close(self) -> None: ...
+
+    blocked = threading.Event()
+    model = model_of("x", recorders=[Broken(), lambda _: blocked.wait(5)])
+    answers = await asyncio.wait_for(model.abatch(["hi"] * 3), 2)
+    blocked.set()
+    await model.aclose()
+    assert [answer.content for answer in answers] == ["x"] * 3
+    assert caplog.text.count("a recorder failed") == 1
+
+
+async def test_recorders_get_the_content_they_ask_for() -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Keeper:
+        wants_content = True
+
+        def record(self, turn: TurnRecord, **given: Any) -> None:
+            seen.append(given)
+
+        record_span = link = record
+
+        def flush(self, timeout: float = 5.0) -> bool:
+            return True
+
+        def close(self) -> None: ...
+
+    await model_of(FULL, recorders=[Keeper()]).bind_tools([add, weather]).ainvoke("hi")
+    (given,) = seen
+    assert given["content"].messages == [{"role": "user", "content": "hi"}]
+    assert given["content"].answer["reasoning_content"] == "What to do?"
+    assert [call["function"]["name"] for call in given["content"].answer["tool_calls"]] == ["add", "weather"]
+    assert len(given["prompt_token_ids"]) > 10
+
+
+async def test_a_turn_belongs_to_the_span_around_it() -> None:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    model = model_of("x")
+    with TracerProvider().get_tracer("test").start_as_current_span("outer") as span:
+        await model.ainvoke("hi")
+        await asyncio.to_thread(model.invoke, "hi")
+    await model.ainvoke("hi")
+    inside, sync, outside = model.engine.requests
+    trace = f"{span.get_span_context().trace_id:032x}"
+    assert trace in inside.trace_context["traceparent"]
+    assert trace in sync.trace_context["traceparent"]
+    assert outside.trace_context is None

@@ -1,0 +1,99 @@
+"""Tools, how they are chosen, and structured output."""
+
+from typing import Any
+
+import pytest
+from chat_doubles import City, CityDict, add, model_of, request_of, weather
+from langchain_core.exceptions import OutputParserException
+
+from mixquant_agents.engine.protocol import NamedTool
+from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.errors import (
+    GrammarError,
+    RequestError,
+)
+
+
+@pytest.mark.parametrize(
+    ("choice", "wanted"),
+    [
+        (None, "auto"),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("any", "required"),
+        ("required", "required"),
+        (True, "required"),
+        (False, "none"),
+        ("add", NamedTool("add")),
+        ({"type": "function", "function": {"name": "add"}}, NamedTool("add")),
+    ],
+)
+async def test_tool_choice(choice: Any, wanted: Any) -> None:
+    model = model_of("x").bind_tools([add], tool_choice=choice, parallel_tool_calls=False)
+    await model.ainvoke("hi")
+    assert request_of(model).tool_choice == wanted
+    assert request_of(model).parallel_tool_calls is False
+
+
+@pytest.mark.parametrize("choice", ["subtract", {"type": "function", "function": {"name": "subtract"}}, {"no": 1}, 3])
+def test_a_choice_that_is_none_is_refused(choice: Any) -> None:
+    with pytest.raises(RequestError, match=r"subtract|tool_choice"):
+        model_of("x").bind_tools([add], tool_choice=choice)
+
+
+async def test_every_kind_of_tool() -> None:
+    schema = {"title": "plain", "description": "A schema.", "type": "object", "properties": {"x": {"type": "integer"}}}
+    openai = {"type": "function", "function": {"name": "ready", "parameters": {"type": "object", "properties": {}}}}
+    model = model_of("x").bind_tools([add, City, CityDict, weather, schema, openai])
+    await model.ainvoke("hi")
+    sent = {one["function"]["name"]: one["function"] for one in request_of(model).tools}
+    assert list(sent) == ["add", "City", "CityDict", "weather", "plain", "ready"]
+    assert sent["City"]["parameters"]["required"] == ["name"]
+    assert sent["CityDict"]["parameters"]["properties"]["name"]["description"] == "its name"
+    for wrong in ([3], [{"type": "web_search"}], [{}]):
+        with pytest.raises(RequestError, match="tool"):
+            model_of("x").bind_tools(wrong)
+    with pytest.raises(RequestError, match="'add'"):
+        await model_of("x").bind_tools([add, add]).ainvoke("hi")
+
+
+@pytest.mark.parametrize(
+    "schema", [City, CityDict, City.model_json_schema()], ids=["pydantic", "TypedDict", "JSON schema"]
+)
+@pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+async def test_structured_output(schema: Any, method: Any) -> None:
+    name = schema["title"] if isinstance(schema, dict) else schema.__name__
+    tells = ScriptedTurn(tool_calls=[{"name": name, "args": {"name": "Bern"}}])
+    model = model_of(tells if method == "function_calling" else '{"name": "Bern"}')
+    chain = model.with_structured_output(schema, method=method)
+    found = await chain.ainvoke("hi")
+    assert (found.name if schema is City else found["name"]) == "Bern"
+    *_, streamed = [part async for part in chain.astream("hi")]
+    assert streamed == found
+    request = request_of(model)
+    if method == "function_calling":
+        assert request.tool_choice == NamedTool(name)
+    elif method == "json_mode":
+        assert request.schema == {"type": "object"}
+    else:
+        assert request.schema["properties"]["name"]["type"] == "string"
+
+
+async def test_structured_output_with_raw_and_errors() -> None:
+    chain = model_of("no JSON").with_structured_output(City, include_raw=True)
+    result = await chain.ainvoke("hi")
+    assert result["raw"].content == "no JSON"
+    assert result["parsed"] is None
+    assert isinstance(result["parsing_error"], OutputParserException)
+    good = await model_of('{"name": "x"}').with_structured_output(City, include_raw=True).ainvoke("hi")
+    assert (good["parsed"], good["parsing_error"]) == (City(name="x"), None)
+    cut = model_of('{"name": "Bern", "people": 134000}', max_tokens=6)
+    with pytest.raises(OutputParserException, match="cut off"):
+        await cut.with_structured_output(CityDict).ainvoke("hi")
+    for wrong in ({"method": "magic"}, {"method": "json_schema", "schema": None}, {"schema": 3}):
+        with pytest.raises(GrammarError):
+            model_of("x").with_structured_output(**{"schema": City, **wrong})
+    with pytest.raises(RequestError, match="'temprature'"):
+        model_of("x").with_structured_output(City, temprature=1)
+    with pytest.raises(RequestError, match="at once"):
+        await model_of("x").bind_tools([add], response_format={"type": "json_object"}).ainvoke("hi")
