@@ -202,7 +202,7 @@ def read_figures(path: Path, *, repeats: int = 40) -> dict[str, Any]:
 def write_figures(folder: Path, *, rate: int = 10_000, seconds: float = 5.0) -> dict[str, Any]:
     """Offer ``rate`` turns a second; then as many as are taken. Records are made beforehand: their making is not
     measured."""
-    turns = [turn for turn, *_ in synthetic_turns(int(rate * seconds), seed=7)]
+    turns = [turn for turn, *_ in synthetic_turns(int(rate * seconds), seed=7, days=seconds / 86_400)]
     recorder = StoreRecorder(folder / "paced.sqlite")
     recorder.check()
     cost, began = [], time.perf_counter()

@@ -151,7 +151,7 @@ async def overhead_on_engine(engine: Engine, folder: Path, *, pairs: int = 12, m
 
 
 async def overhead_on_embedded(folder: Path) -> dict[str, Any]:
-    """:func:`overhead_on_engine` on the embedded model under policy ``exact``; the engine is started and closed here."""
+    """:func:`overhead_on_engine` on the embedded model under ``exact``; the engine is started and closed here."""
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
     from mixquant_agents.engine.vllm import VllmEngine
 

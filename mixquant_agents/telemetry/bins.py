@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -104,6 +105,10 @@ class Counted(Protocol):
     def error(self) -> str | None: ...
 
 
+def _zeros() -> defaultdict[str, float]:
+    return defaultdict(float)
+
+
 @dataclass(slots=True)
 class Aggregate:
     """What is known of a set of turns.
@@ -118,7 +123,7 @@ class Aggregate:
     turns: int = 0
     aborted: int = 0
     failed: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: defaultdict[str, float] = field(default_factory=_zeros)
     bins: dict[str, dict[int, int]] = field(default_factory=dict)
     strata: dict[str, list[float]] = field(default_factory=dict)
 
@@ -135,25 +140,25 @@ class Aggregate:
             turn.decode_tokens,
         )
         if prompt is not None:
-            sums["prompt"] = sums.get("prompt", 0) + prompt
+            sums["prompt"] += prompt
             if cached is not None:
-                sums["cached"] = sums.get("cached", 0) + cached
-                sums["prompt_known"] = sums.get("prompt_known", 0) + prompt
+                sums["cached"] += cached
+                sums["prompt_known"] += prompt
         if prefill is not None:
-            sums["prefill"] = sums.get("prefill", 0) + prefill
+            sums["prefill"] += prefill
             if turn.prefill_seconds and prefill:
-                sums["prefill_rate_tokens"] = sums.get("prefill_rate_tokens", 0) + prefill
-                sums["prefill_rate_seconds"] = sums.get("prefill_rate_seconds", 0) + turn.prefill_seconds
+                sums["prefill_rate_tokens"] += prefill
+                sums["prefill_rate_seconds"] += turn.prefill_seconds
                 if prompt is not None and turn.error is None and not turn.aborted:
                     self._stratum(stratum_of(prefill, prompt), _log(turn.prefill_seconds / prefill))
         if turn.quantized_tokens is not None and turn.exact_tokens is not None:
-            sums["quantized"] = sums.get("quantized", 0) + turn.quantized_tokens
-            sums["rows_known"] = sums.get("rows_known", 0) + turn.quantized_tokens + turn.exact_tokens
+            sums["quantized"] += turn.quantized_tokens
+            sums["rows_known"] += turn.quantized_tokens + turn.exact_tokens
         if decode is not None:
-            sums["decode"] = sums.get("decode", 0) + decode
+            sums["decode"] += decode
             if turn.decode_seconds and decode > 1:  # the first token is prefill's; decode_seconds cover the others
-                sums["decode_rate_tokens"] = sums.get("decode_rate_tokens", 0) + decode - 1
-                sums["decode_rate_seconds"] = sums.get("decode_rate_seconds", 0) + turn.decode_seconds
+                sums["decode_rate_tokens"] += decode - 1
+                sums["decode_rate_seconds"] += turn.decode_seconds
         for name, value in (
             ("ttft", turn.ttft_seconds),
             ("queue", turn.queue_seconds),
@@ -186,7 +191,7 @@ class Aggregate:
         self.aborted += other.aborted
         self.failed += other.failed
         for name, value in other.sums.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+            self.sums[name] += value
         for name, counts in other.bins.items():
             histogram = self.bins.setdefault(name, {})
             for number, count in counts.items():
@@ -209,7 +214,7 @@ class Aggregate:
         histograms = {
             name: {int(number): count for number, count in counts.items()} for name, counts in json.loads(bins).items()
         }
-        return cls(turns, aborted, failed, json.loads(sums), histograms, json.loads(strata))
+        return cls(turns, aborted, failed, defaultdict(float, json.loads(sums)), histograms, json.loads(strata))
 
     def dump(self) -> tuple[int, int, int, str, str, str]:
         """As a row of ``rollups``."""

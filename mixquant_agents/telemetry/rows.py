@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -59,6 +60,12 @@ def from_microseconds(value: int) -> str:
     return (_EPOCH + timedelta(microseconds=value)).isoformat(timespec="microseconds")
 
 
+@lru_cache(maxsize=4_096)
+def _names(tool_calls: tuple[str, ...]) -> str:
+    """Names as JSON; the same few come again and again."""
+    return json.dumps(tool_calls)
+
+
 def row_of(
     number: int,
     turn: TurnRecord,
@@ -70,7 +77,7 @@ def row_of(
     trace_id: str | None,
 ) -> tuple[Any, ...]:
     """The values of :data:`INSERT_TURN`."""
-    calls = json.dumps(turn.tool_calls) if turn.tool_calls else None
+    calls = _names(turn.tool_calls) if turn.tool_calls else None
     return (number, *_plain(turn), series, started_us, calls, tool_seconds, root_run_id, node, trace_id)
 
 
