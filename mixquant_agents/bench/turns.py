@@ -115,10 +115,10 @@ async def _interleaved(rounds: int, first: Work, second: Work) -> tuple[float, f
     """Median CPU seconds of both and the median of their ratio; they take turns and change who begins. One unmeasured
     round warms up."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    await first(), await second()
     gc.collect()
     gc.freeze()  # what was there before is the program's, not the chat layer's: neither side pays for looking at it
     try:
+        await first(), await second()
         for place in range(rounds):
             for side in (0, 1) if place % 2 else (1, 0):
                 seconds[side].append(await (first, second)[side]())
