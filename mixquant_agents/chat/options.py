@@ -75,10 +75,9 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
         raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
     schema = _schema(settings.get("response_format"))
     choice = engine_choice(settings.get("tool_choice"), tools)
-    if schema is not None and tools and choice != "none":
+    if schema is not None and choice not in ("auto", "none"):
         raise RequestError(
-            "an answer cannot be held to a schema and call tools at once; bind the schema as a tool "
-            "(method='function_calling'), or pass tool_choice='none'"
+            "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
     parallel = settings.get("parallel_tool_calls")
     return EngineRequest(

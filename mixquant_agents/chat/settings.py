@@ -142,8 +142,8 @@ class ChatSettings(BaseChatModel):
             tool_calling=True,
             tool_choice=True,
             tool_call_streaming=True,
-            # LangChain's agents would bind a schema beside tools, and one grammar cannot hold both; told no, they bind
-            # the schema as a tool.
+            # With "yes" LangChain's agents hold the answer to a schema that the model never sees. With "no" they bind
+            # the schema as a tool, which it sees.
             structured_output=False,
         )
         limit = self._config().max_model_len if self.engine is None else getattr(self.engine, "max_model_len", None)

@@ -123,7 +123,7 @@ class ScriptedEngine:
         self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
     ) -> OutputParser:
         """A Hermes parser; calls are looked for only where the request allows them."""
-        return HermesParser(tools=bool(tools) and choice != "none" and schema is None)
+        return HermesParser(tools=bool(tools) and choice != "none")
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""

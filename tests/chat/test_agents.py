@@ -99,3 +99,12 @@ async def test_tokens_and_calls_stream_out_of_an_agent() -> None:
             names += [piece["name"] for piece in chunk.tool_call_chunks if piece["name"]]
     assert texts[-3:] == ["It ", "is ", "7."]
     assert names == ["add"]
+
+
+async def test_structured_answers_by_grammar_beside_tools() -> None:
+    engine = ScriptedEngine([CALL, '{"total": 7}'])
+    agent = create_agent(MixQuantChatModel(engine=engine), [add], response_format=ProviderStrategy(Sum))
+    result = await agent.ainvoke({"messages": [("human", "3 + 4?")]})
+    assert result["structured_response"] == Sum(total=7)
+    assert [request.tool_choice for request in engine.requests] == ["auto", "auto"]
+    assert all(request.schema is not None for request in engine.requests)

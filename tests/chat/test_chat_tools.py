@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from chat_doubles import City, CityDict, add, model_of, request_of, weather
+from chat_doubles import FULL, City, CityDict, add, model_of, request_of, weather
 from langchain_core.exceptions import OutputParserException
 
 from mixquant_agents.engine.protocol import NamedTool
@@ -96,4 +96,6 @@ async def test_structured_output_with_raw_and_errors() -> None:
     with pytest.raises(RequestError, match="'temprature'"):
         model_of("x").with_structured_output(City, temprature=1)
     with pytest.raises(RequestError, match="at once"):
-        await model_of("x").bind_tools([add], response_format={"type": "json_object"}).ainvoke("hi")
+        await model_of("x").bind_tools([add], tool_choice="any", response_format={"type": "json_object"}).ainvoke("hi")
+    both = model_of(FULL).bind_tools([add, weather], response_format={"type": "json_object"})
+    assert len((await both.ainvoke("hi")).tool_calls) == 2
