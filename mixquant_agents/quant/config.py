@@ -21,7 +21,7 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant.layers import in_block, is_ignored
 from mixquant_agents.quant.resolve import DeviceInfo
 
-__all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy"]
+__all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_parallel"]
 
 METHOD = "mixquant"
 _KNOWN = {"quant_method", "policy"}
@@ -108,6 +108,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
 
             vllm_config = get_current_vllm_config()
             install()
+            refuse_parallel(vllm_config.parallel_config)
             switchable = current_platform.is_cpu() and bool(vllm_config.model_config.enforce_eager)
             on_gpu = current_platform.is_cuda()
             if on_gpu:
@@ -115,6 +116,11 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
 
                 register()
             self.runtime = Runtime(self.policy, device_info(), switchable=switchable, fused=self.packed_modules_mapping)
+            if self.runtime.twin.split("-")[1:2] == ["emulated"] and not vllm_config.model_config.enforce_eager:
+                raise ConfigError(
+                    f"{self.runtime.resolved.prefill_format.value} is emulated here, and an emulation needs "
+                    "enforce_eager=True: captured graphs cannot route rows in Python"
+                )
             if on_gpu and self.runtime.twin.endswith("-native"):
                 from mixquant_agents.quant.gpu.install import attach
 
@@ -129,4 +135,19 @@ def _refuse_experts(layer: torch.nn.Module, prefix: str, policy: PrecisionPolicy
         raise ConfigError(
             f"{prefix!r} is a mixture-of-experts layer, which has no quantized twin; add 're:.*experts' to "
             "ignored_layers to run the experts exact, or use policy 'exact'"
+        )
+
+
+def refuse_parallel(parallel_config: Any) -> None:
+    """Refuse what splits a step's rows among several forwards or ranks, where the plan's indices would not hold.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if getattr(parallel_config, "use_ubatching", False):
+        raise ConfigError("enable_dbo / ubatching splits a step in two, which row routing does not follow; turn it off")
+    if getattr(parallel_config, "prefill_context_parallel_size", 1) > 1:
+        raise ConfigError(
+            f"prefill_context_parallel_size={parallel_config.prefill_context_parallel_size} spreads a prompt's rows "
+            "over ranks, which row routing does not follow; use tensor_parallel_size"
         )

@@ -69,7 +69,9 @@ class Runtime:
         self._serving = False
         if self.twin:
             get_twin(self.twin)  # refuse before weights are loaded
-        if self.resolved.reason:
+        if self.resolved.emulated:
+            _log.warning("mixquant: %s is emulated: %s", self.resolved.prefill_format.value, self.resolved.reason)
+        elif self.resolved.reason:
             _log.warning("mixquant: %s", self.resolved.reason)
 
     def add_layer(self, method: MixQuantLinearMethod) -> None:
