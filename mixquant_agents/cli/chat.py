@@ -67,8 +67,7 @@ async def _talk(
 
     from mixquant_agents import MixQuantChatModel
 
-    sampling = {} if temperature is None else {"temperature": temperature}
-    chat = MixQuantChatModel(engine=engine, max_tokens=max_tokens, **sampling)
+    chat = MixQuantChatModel(engine=engine, max_tokens=max_tokens, temperature=temperature)
     capabilities = await engine.capabilities()
     messages: list[BaseMessage] = [SystemMessage(system)] if system else []
     turns: list[dict[str, Any]] = []

@@ -124,7 +124,9 @@ async def run_demo(
         events.question(question)
         stream = graph.astream({"messages": [("user", question)]}, config, stream_mode=["messages", "updates"])
         async with contextlib.aclosing(stream):  # type: ignore[type-var]
-            async for mode, item in stream:
+            event: Any
+            async for event in stream:
+                mode, item = event
                 if mode == "messages":
                     chunk, metadata = item
                     if isinstance(chunk, AIMessageChunk) and metadata["langgraph_node"] in ("answer", "conclude"):
