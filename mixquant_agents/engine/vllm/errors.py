@@ -148,12 +148,12 @@ def start_error(error: Exception, config: EngineConfig, log_path: str) -> MixQua
     """Our error for a failed start, from the exception and from what vLLM's processes wrote to their log."""
     if isinstance(error, MixQuantError):
         return error
-    own = "".join(traceback.format_exception_only(error))
+    own = []
     chain: BaseException | None = error
-    while chain is not None:
-        own += "".join(traceback.format_exception_only(chain))
+    while chain is not None:  # from the effect to the cause, which comes first in a log
+        own.insert(0, f"{type(chain).__name__}: {_one_line(str(chain))}")
         chain = chain.__cause__ or chain.__context__
-    return start_error_from_text(own, _read(log_path), config, log_path)
+    return start_error_from_text("\n".join(own), _read(log_path), config, log_path)
 
 
 def start_error_from_text(own: str, log: str, config: EngineConfig, log_path: str) -> MixQuantError:

@@ -1,0 +1,85 @@
+"""Starts that fail before any process exists: each ends in one readable line, and the next call may try again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.errors import ConfigError, DamagedWeightsError, MixQuantError, ModelNotFoundError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shape = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 300,
+        "max_position_embeddings": 256,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel(vocab={"<unk>": 0, "</s>": 1}, unk_token="<unk>"))  # noqa: S106  no password
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(tmp_path)  # noqa: S106  no password
+    return tmp_path
+
+
+async def failing(config: EngineConfig, kind: type[MixQuantError], capfd: pytest.CaptureFixture[str]) -> str:
+    """The message of a start that fails as ``kind``, leaving neither processes nor output on stdout."""
+    before = set(psutil.Process().children(recursive=True))
+    async with VllmEngine(config) as engine:
+        with pytest.raises(kind) as caught:
+            await engine.start()
+        assert type(caught.value) is kind
+        with pytest.raises(kind):  # not remembered: a folder may be repaired
+            await engine.start()
+    assert capfd.readouterr().out == ""
+    assert [child for child in psutil.Process().children(recursive=True) if child not in before] == []
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_missing_folder(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "'/no/model/here' does not exist" in await failing(
+        EngineConfig(model="/no/model/here"), ModelNotFoundError, capfd
+    )
+
+
+async def test_truncated_weights(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    assert "model.safetensors" in await failing(EngineConfig(model=str(folder)), DamagedWeightsError, capfd)
+
+
+async def test_a_hub_id_that_cannot_be_reached(capfd: pytest.CaptureFixture[str]) -> None:
+    said = await failing(EngineConfig(model="nobody/no-such-model", revision="v9"), ModelNotFoundError, capfd)
+    assert "'nobody/no-such-model' (revision 'v9')" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_model_len": 4096}, "max_model_len"),
+        ({"vllm_args": {"no_such": 1}}, "no such engine argument"),
+        ({"vllm_args": {"block_size": -5}}, "block_size"),
+        ({"tool_parser": "nope"}, "tool_parser 'nope' is unknown"),
+        ({"chat_template": "/no/template"}, "is not a file"),
+    ],
+)
+async def test_settings_that_cannot_be_honoured(
+    folder: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any], said: str
+) -> None:
+    assert said in await failing(EngineConfig(model=str(folder), policy="exact", **settings), ConfigError, capfd)
+
+
+async def test_a_closed_engine_stays_closed() -> None:
+    engine = VllmEngine(EngineConfig(model="/no/model/here"))
+    await asyncio.gather(engine.aclose(), engine.aclose())
+    with pytest.raises(MixQuantError, match="closed"):
+        await engine.count_tokens([{"role": "user", "content": "x"}])
