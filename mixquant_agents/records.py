@@ -98,9 +98,9 @@ class TurnTimes(_Frozen):
     def _relations(self) -> TurnTimes:
         parts = (self.queue_seconds, self.prefill_seconds, self.delivery_seconds)
         if self.ttft_seconds is not None and None not in parts:
-            total = sum(part for part in parts if part is not None)
-            if abs(self.ttft_seconds - total) > _TIME_SLACK:
-                raise ValueError(f"ttft_seconds {self.ttft_seconds} is not queue + prefill + delivery = {total}")
+            whole = sum(part for part in parts if part is not None)
+            if abs(self.ttft_seconds - whole) > _TIME_SLACK:
+                raise ValueError(f"ttft_seconds {self.ttft_seconds} is not queue + prefill + delivery = {whole}")
         total, ttft = self.total_seconds, self.ttft_seconds
         if total is not None and ttft is not None and total + _TIME_SLACK < ttft:
             raise ValueError(f"total_seconds {total} is below ttft_seconds {ttft}")

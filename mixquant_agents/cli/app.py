@@ -19,13 +19,17 @@ __all__ = ["COMMANDS", "build", "run"]
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS: dict[str, str] = {
-    "chat": "chat",
     "demo": "demo",
     "doctor": "doctor",
-    "bench agents": "bench_agents",
+    "chat": "chat",
+    "dashboard": "dashboard",
+    "report": "report",
+    "fidelity": "fidelity",
     "bench prefill": "bench_prefill",
-    "bench replay": "bench_replay",
     "bench turns": "bench_turns",
+    "bench agents": "bench_agents",
+    "bench replay": "bench_replay",
+    "bench store": "bench_store",
 }
 """``"group command"`` or ``"command"`` → the module below ``mixquant_agents.cli`` whose ``command`` function it is."""
 
