@@ -109,6 +109,12 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
             vllm_config = get_current_vllm_config()
             install()
             refuse_parallel(vllm_config.parallel_config)
+            ranks = vllm_config.parallel_config.tensor_parallel_size
+            if self.policy.prefill_checkpoint and ranks > 1:
+                raise ConfigError(
+                    f"prefill_checkpoint with tensor_parallel_size={ranks}: such twins are not sharded; leave the "
+                    "checkpoint out, and each rank quantizes its own shard"
+                )
             switchable = current_platform.is_cpu() and bool(vllm_config.model_config.enforce_eager)
             on_gpu = current_platform.is_cuda()
             if on_gpu:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["in_block", "is_ignored"]
+__all__ = ["in_block", "is_ignored", "parts_of"]
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _NEVER = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|image\w*|mm_projector)\.|\.(kv_b_proj|gate|router)$")
@@ -17,6 +17,12 @@ _NEVER = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|image\w*|mm_projector)\.|
 def in_block(prefix: str) -> bool:
     """Whether ``prefix`` names a Linear inside a block of the language model; lm_head and embeddings are not."""
     return bool(_IN_BLOCK.search(prefix)) and not _NEVER.search(prefix)
+
+
+def parts_of(prefix: str, fused: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names that a checkpoint has for the layer ``prefix``: its own, or those of the parts that vLLM fused."""
+    parent, _, leaf = prefix.rpartition(".")
+    return [f"{parent}.{part}" if parent else part for part in fused.get(leaf, (leaf,))]
 
 
 def is_ignored(prefix: str, patterns: Sequence[str], fused: Mapping[str, Sequence[str]]) -> bool:
@@ -29,10 +35,10 @@ def is_ignored(prefix: str, patterns: Sequence[str], fused: Mapping[str, Sequenc
     Raises:
         ConfigError: only some parts of a fused layer are named, or a regular expression is invalid.
     """
-    parent, _, leaf = prefix.rpartition(".")
+    leaf = prefix.rpartition(".")[2]
     if _named(prefix, patterns):
         return True
-    parts = [f"{parent}.{part}" if parent else part for part in fused.get(leaf, ())]
+    parts = parts_of(prefix, fused) if leaf in fused else []
     hits = [part for part in parts if _named(part, patterns)]
     if hits and len(hits) < len(parts):
         missing = ", ".join(part for part in parts if part not in hits)

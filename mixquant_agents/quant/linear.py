@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.platforms import current_platform
 
 from mixquant_agents.quant import op as _op  # noqa: F401 - registers torch.ops.mixquant.routed_linear
-from mixquant_agents.quant.twin import get_twin
+from mixquant_agents.quant.twin import adopting, get_twin
 
 if TYPE_CHECKING:
     from mixquant_agents.quant.runtime import Runtime
@@ -53,6 +53,10 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         check = getattr(get_twin(self.key), "check", None) if self.key else None
         if check is not None:
             check(sum(output_partition_sizes), input_size_per_partition, self.prefix)
+        if self.key and self._runtime.checkpoint is not None:
+            adopting(get_twin(self.key), self.key)
+            names = self._runtime.parts_of(self.prefix)
+            self._runtime.checkpoint.check(names, sum(output_partition_sizes), input_size_per_partition)
         super().create_weights(layer, input_size_per_partition, output_partition_sizes, *args, **kwargs)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
@@ -77,7 +81,14 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
                 if name in self._twins:  # the weights of both are the same
                     self._twins[key] = self._twins[name]
                     return
-            self._twins[key] = get_twin(key).build(self._weight)
+            self._twins[key] = self._built(key, self._weight)
+
+    def _built(self, key: str, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        twin, checkpoint = get_twin(key), self._runtime.checkpoint
+        if checkpoint is None:
+            return twin.build(weight)
+        read = checkpoint.read(self._runtime.parts_of(self.prefix))
+        return adopting(twin, key).adopt(read.to(weight.device), weight.dtype)
 
     def tensors(self) -> Iterator[tuple[torch.Tensor, ...]]:
         """The exact weight with the twin in use, if there is one."""

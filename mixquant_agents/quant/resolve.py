@@ -118,11 +118,6 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
     support = format_support(wanted, device)
     if support.status == "refused":
         raise FormatRefusedError(f"prefill_format={wanted.value!r} is refused: {support.reason}; or use policy 'exact'")
-    if policy.prefill_checkpoint is not None:
-        raise FormatRefusedError(
-            f"prefill_checkpoint={policy.prefill_checkpoint!r} is refused: twins are made from the model's own weights "
-            "at load time; leave it out"
-        )
     quantizes = wanted is not NumberFormat.EXACT
     decode = policy.decode_format
     if policy.exact_last_token == "auto":  # noqa: S105 - a token of text, not a secret

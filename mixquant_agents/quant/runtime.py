@@ -10,8 +10,9 @@ import torch
 
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.quant.checkpoint import TwinCheckpoint
 from mixquant_agents.quant.counters import RowCounter
-from mixquant_agents.quant.layers import is_ignored
+from mixquant_agents.quant.layers import is_ignored, parts_of
 from mixquant_agents.quant.linear import MixQuantLinearMethod
 from mixquant_agents.quant.op import EXACT_STEP, StepMarker
 from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
@@ -60,6 +61,7 @@ class Runtime:
         self.resolved = resolve(policy, device)
         self.twin = twin_key(self.resolved)
         self.measured_threshold = 0
+        self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
         self.counter = RowCounter()
         self.on_plan: list[Callable[[RowPlan], None]] = []
         self.gpu: GpuRouting | None = None
@@ -93,6 +95,10 @@ class Runtime:
         ignored = (policy or self.resolved.policy).ignored_layers
         return "" if is_ignored(prefix, ignored, self._fused) else self.twin if key is None else key
 
+    def parts_of(self, prefix: str) -> list[str]:
+        """Names that a checkpoint has for the layer ``prefix``."""
+        return parts_of(prefix, self._fused)
+
     @property
     def row_threshold(self) -> int:
         """A step with at most so many rows runs exact."""
@@ -105,6 +111,11 @@ class Runtime:
             ConfigError: the engine is compiled, so its graphs hold the first policy; the old policy stays.
             FormatRefusedError: the device cannot run it; the old policy stays.
         """
+        if policy.prefill_checkpoint != self.resolved.policy.prefill_checkpoint and policy.quantizes:
+            raise ConfigError(
+                f"prefill_checkpoint={policy.prefill_checkpoint!r} is not what this engine was started with "
+                f"({self.resolved.policy.prefill_checkpoint!r}); start another engine"
+            )
         resolved = resolve(policy, self.device)
         key = twin_key(resolved)
         if key:

@@ -12,7 +12,7 @@ scale, and for row-parallel layers the FP8 and INT8 channel scales, then belong 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn.functional import linear
@@ -20,9 +20,11 @@ from torch.nn.functional import linear
 from mixquant_agents.config import NumberFormat
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.quant.emulate import fp8_rows, int8_rows, nvfp4_rows, nvfp4_tensor
+from mixquant_agents.quant.formats import nvfp4
+from mixquant_agents.quant.formats.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.resolve import ResolvedPolicy
 
-__all__ = ["EmulatedTwin", "Twin", "get_twin", "register_twin", "twin_key"]
+__all__ = ["AdoptingTwin", "EmulatedTwin", "Twin", "adopting", "get_twin", "register_twin", "twin_key"]
 
 
 class Twin(Protocol):
@@ -34,6 +36,15 @@ class Twin(Protocol):
 
     def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """``x`` ``[M, K]`` times the twin: ``[M, N]`` in ``x.dtype``, without bias. Rows never depend on each other."""
+        ...
+
+
+@runtime_checkable
+class AdoptingTwin(Twin, Protocol):
+    """A twin that can also be made from a weight that was quantized to NVFP4 before."""
+
+    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Twin tensors with exactly the values of ``weight``, for a layer of ``dtype``."""
         ...
 
 
@@ -62,6 +73,13 @@ class EmulatedTwin:
         """See :class:`Twin`."""
         grid, scale = self._weight(weight)
         return grid.to(self._wide(weight.dtype)).contiguous(), scale.flatten() if scale.ndim else scale
+
+    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """See :class:`AdoptingTwin`."""
+        unscaled = weight._replace(global_scale=torch.ones_like(weight.global_scale))
+        grid = nvfp4.dequantize(unscaled).to(self._wide(dtype))
+        scale = 1.0 / weight.global_scale
+        return grid, scale.flatten() if scale.ndim else scale
 
     def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """See :class:`Twin`."""
@@ -103,6 +121,17 @@ def get_twin(key: str) -> Twin:
     if key not in _TWINS:
         raise FormatRefusedError(f"no implementation {key!r} of this format; known are {', '.join(sorted(_TWINS))}")
     return _TWINS[key]
+
+
+def adopting(twin: Twin, key: str) -> AdoptingTwin:
+    """``twin``, if it can adopt NVFP4 weights.
+
+    Raises:
+        FormatRefusedError: it cannot.
+    """
+    if isinstance(twin, AdoptingTwin) and key.startswith(NumberFormat.NVFP4.value):
+        return twin
+    raise FormatRefusedError(f"{key!r} cannot use a prefill_checkpoint; leave it out")
 
 
 for _format, _weight_split, _row_split in (

@@ -55,6 +55,10 @@ class Nvfp4Tensor(NamedTuple):
     global_scale: torch.Tensor
     columns: int
 
+    def to(self, device: torch.device) -> Nvfp4Tensor:
+        """The same on another device."""
+        return Nvfp4Tensor(self.packed.to(device), self.scales.to(device), self.global_scale.to(device), self.columns)
+
 
 def tensor_global_scale(x: torch.Tensor) -> torch.Tensor:
     """FP32 ``[]`` that maps the largest magnitude of ``x`` to the top of the range, 448·6; 1 for an all-zero ``x``."""
