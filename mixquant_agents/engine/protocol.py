@@ -137,9 +137,9 @@ class ToolCallDelta:
 class TokenDelta:
     """What an engine emits: new text and its tokens. The last one carries ``finish_reason``, ``counts`` and ``times``.
 
-    A local engine also puts the rendered prompt's ``prompt_token_ids`` on the first delta, where parsers ask them whether
-    reasoning has begun, and on the last: telemetry keeps salted hashes of them, to say later where a prompt diverged from
-    the one before.
+    A local engine also puts the rendered prompt's ``prompt_token_ids`` on the first delta, where parsers ask them
+    whether reasoning has begun, and on the last: telemetry keeps salted hashes of them, to say later where a prompt
+    diverged from the one before.
 
     A remote engine whose server already parsed the answer fills ``reasoning`` and ``tool_calls`` beside ``text``; a
     local one emits raw ``text`` and leaves parsing to its :class:`OutputParser`.

@@ -57,7 +57,10 @@ async def test_truncated_weights(folder: Path, capfd: pytest.CaptureFixture[str]
     assert "model.safetensors" in await failing(EngineConfig(model=str(folder)), DamagedWeightsError, capfd)
 
 
-async def test_a_hub_id_that_cannot_be_reached(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_a_hub_id_that_cannot_be_reached(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     said = await failing(EngineConfig(model="nobody/no-such-model", revision="v9"), ModelNotFoundError, capfd)
     assert "'nobody/no-such-model' (revision 'v9')" in said
 

@@ -148,7 +148,7 @@ def start_error(error: Exception, config: EngineConfig, log_path: str) -> MixQua
     """Our error for a failed start, from the exception and from what vLLM's processes wrote to their log."""
     if isinstance(error, MixQuantError):
         return error
-    own = []
+    own: list[str] = []
     chain: BaseException | None = error
     while chain is not None:  # from the effect to the cause, which comes first in a log
         own.insert(0, f"{type(chain).__name__}: {_one_line(str(chain))}")

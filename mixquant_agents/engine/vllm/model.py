@@ -13,8 +13,9 @@ from typing import Any
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.errors import DamagedWeightsError, ModelNotFoundError
 
-__all__ = ["check_weights", "context_length", "kv_bytes_per_token", "model_config", "model_path"]
+__all__ = ["check_hub", "check_weights", "context_length", "kv_bytes_per_token", "model_config", "model_path"]
 
+_HUB_SECONDS = 10.0
 _LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
 
 
@@ -39,6 +40,27 @@ def model_path(config: EngineConfig) -> tuple[str, bool]:
         raise ModelNotFoundError(f"model folder {str(folder)!r} holds no config.json, so it is not a model")
     check_weights(folder)
     return str(folder), True
+
+
+def check_hub(config: EngineConfig) -> None:
+    """Ask the hub once, with a time limit, whether the model exists; vLLM would ask again and again for minutes.
+
+    Raises:
+        ModelNotFoundError: neither the hub nor the local cache has the model at this revision.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    for name in ("config.json", "params.json"):
+        if isinstance(try_to_load_from_cache(config.model, name, revision=config.revision), str):
+            return
+    try:
+        HfApi().model_info(config.model, revision=config.revision, timeout=_HUB_SECONDS)
+    except Exception as error:  # the client has a class for each way to fail, over several HTTP libraries
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise ModelNotFoundError(
+            f"model {config.model!r} (revision {config.revision or 'main'!r}) cannot be found or reached ({cause}); "
+            "check the name and the network, or give a local folder"
+        ) from error
 
 
 def _looks_local(name: str) -> bool:

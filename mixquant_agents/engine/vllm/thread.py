@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
 from mixquant_agents.engine.vllm.errors import start_error
-from mixquant_agents.engine.vllm.model import model_path
+from mixquant_agents.engine.vllm.model import check_hub, model_path
 from mixquant_agents.engine.vllm.parsers import parser_names
 from mixquant_agents.engine.vllm.progress import start_progress
 from mixquant_agents.engine.vllm.recorder import StatsRecorder
@@ -125,6 +125,8 @@ class EngineThread:
             with _starting, start_progress(config.model) as progress:
                 progress.enter("looking at the model")
                 path, local = model_path(config)
+                if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
+                    check_hub(config)
                 with start_environment(self.log_path, local):
                     progress.enter("importing vLLM")
                     arguments, executor = self._vllm_arguments(path)
