@@ -24,7 +24,7 @@ def command(
     migrate: Annotated[
         bool, typer.Option("--migrate", help="First bring a store of an older version up to date.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object once it answers.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
     """Show the turns of a store as a live web page, until interrupted. Reads the store; works without a network."""
     from mixquant_agents.cli.output import print_json, progress_console
@@ -36,7 +36,7 @@ def command(
         connect_writer(path).close()
 
     def started(address: str) -> None:
-        if json:
+        if as_json:
             print_json({"url": address, "store": str(path)})
         else:
             progress_console().print(f"dashboard of {path}: {address}  (Ctrl-C ends it)")

@@ -24,7 +24,7 @@ def command(
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("mixquant-report.html"),
     plots: Annotated[Path | None, typer.Option(help="Also write plots as PNG and SVG into this folder.")] = None,
     content: Annotated[bool, typer.Option("--content", help="Include messages, where they were recorded.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the files written.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the files written.")] = False,
 ) -> None:
     """Write a thread or a comparison as one self-contained HTML file, and plots."""
     from mixquant_agents.cli.output import print_json, progress_console
@@ -33,7 +33,7 @@ def command(
     written = write_report(
         store, out, thread=thread, policies=compare, runs=runs, model=model, since=since, plots=plots, content=content
     )
-    if json:
+    if as_json:
         print_json(written)
     else:
         progress_console().print("wrote " + ", ".join(written["files"]))

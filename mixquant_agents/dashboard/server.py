@@ -7,12 +7,13 @@ the open pages compute their fragment again, and only a fragment that changed is
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from mixquant_agents.dashboard.guard import Guard, check_address
 from mixquant_agents.dashboard.source import Source
-from mixquant_agents.errors import MissingDependencyError
+from mixquant_agents.errors import ConfigError, MissingDependencyError
 from mixquant_agents.telemetry.connect import default_store_path
 
 __all__ = ["serve"]
@@ -56,6 +57,7 @@ def serve(
     except ImportError as error:
         raise MissingDependencyError("the dashboard needs NiceGUI: pip install 'mixquant-agents[dashboard]'") from error
 
+    _claim(host, port)
     watcher = Watcher(source)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -85,3 +87,16 @@ def serve(
         uvicorn_logging_level="warning",
         reconnect_timeout=10,
     )
+
+
+def _claim(host: str, port: int) -> None:
+    """Say at once, and in one line, that an address cannot be listened on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host} port {port} ({error.strerror}); give another host or port"
+        ) from error

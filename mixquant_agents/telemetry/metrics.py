@@ -1,8 +1,8 @@
 """Prometheus metrics of turns and tools, per phase.
 
-They live beside vLLM's own: an in-process engine with ``vllm_args={"disable_log_stats": False}`` registers its ``vllm:…``
-metrics in the same default registry, so one endpoint serves both. vLLM counts requests of its engine; these count turns
-of agents, by model, engine and policy.
+They live beside vLLM's own: an in-process engine with ``vllm_args={"disable_log_stats": False}`` registers its
+``vllm:…`` metrics in the same default registry, so one endpoint serves both. vLLM counts requests of its engine; these
+count turns of agents, by model, engine and policy.
 
 ======================================  =========  ===================================================================
 ``mixquant_turns_total``                counter    turns, by ``outcome``: ``ok``, ``failed``, ``aborted``

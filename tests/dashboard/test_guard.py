@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import MutableMapping
@@ -121,6 +122,16 @@ def test_a_store_that_cannot_be_shown_is_told_at_once(tmp_path: Path) -> None:
         serve(foreign)
     with pytest.raises(ConfigError):
         serve(tmp_path / "x.sqlite", host="0.0.0.0")  # noqa: S104
+
+
+def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="give another host or port"):
+            serve(tmp_path / "x.sqlite", port=taken.getsockname()[1])
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        serve(tmp_path / "x.sqlite", host="no.such.host.invalid", token=TOKEN)
 
 
 def test_pages_never_write(tmp_path: Path) -> None:
