@@ -69,7 +69,10 @@ def held_out_text(limit: int = 60_000) -> str:
         for name in sorted(vars(module)):
             thing = getattr(module, name)
             doc = getattr(thing, "__doc__", None)
-            if isinstance(doc, str) and str(getattr(thing, "__module__", "")).split(".")[0] == module.__name__.split(".")[0]:
+            if (
+                isinstance(doc, str)
+                and str(getattr(thing, "__module__", "")).split(".")[0] == module.__name__.split(".")[0]
+            ):
                 docs.append(doc)
     return "\n\n".join(docs)[:limit]
 
@@ -130,14 +133,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 if not ok
             ]
             result["answers"].setdefault(name, {})[suite] = wrong[:40]
-            print(name, suite, entry, f"{time.monotonic() - begin:.1f} s", flush=True)  # noqa: T201 - a script
+            print(name, suite, entry, f"{time.monotonic() - begin:.1f} s", flush=True)
         for suite, texts in extra.items():
             prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
             answers = [tokenizer.decode(ids) for ids in net.generate(weights, prompts, 300, batch_tokens=budget)]
             result.setdefault("extra", {}).setdefault(name, {})[suite] = answers
         args.out.write_text(json.dumps(result, ensure_ascii=False))  # a run that is cut short keeps what it has
     args.out.write_text(json.dumps(result, ensure_ascii=False))
-    print("ppl", result["ppl"], result["ppl_ratio"])  # noqa: T201 - a script
+    print("ppl", result["ppl"], result["ppl_ratio"])
     return result
 
 

@@ -192,10 +192,7 @@ def _generate(
         c, s = cos[position][:, None, None], sin[position][:, None, None]
         last = _cached(weights, token[:, None], c, s, cache, position, span)[:, 0]
         position += 1
-    texts = []
-    for row in out.tolist():
-        texts.append(row[: row.index(stop)] if stop in row else row)
-    return texts
+    return [row[: row.index(stop)] if stop in row else row for row in out.tolist()]
 
 
 def _cached(

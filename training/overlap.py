@@ -91,9 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     theirs = grams(bfcl_texts())
     ours = grams(training_texts(args.samples, args.seed))
     shared = sorted(ours.keys() & theirs.keys())
-    print(json.dumps({"n": N, "ours": len(ours), "bfcl": len(theirs), "shared": len(shared)}))  # noqa: T201 - a script
+    print(json.dumps({"n": N, "ours": len(ours), "bfcl": len(theirs), "shared": len(shared)}))
     for gram in shared[:60]:
-        print(" ".join(gram), "|", ours[gram][:150], "|", theirs[gram][:150], file=sys.stderr)  # noqa: T201 - a script
+        print(" ".join(gram), "|", ours[gram][:150], "|", theirs[gram][:150], file=sys.stderr)
     return 1 if shared else 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from training.generate import dialogues, scenes
+from training.generate import chains, dialogues, scenes
 from training.generate.encode import prompt_text
 from training.generate.scenes import Scene, Toolbox
 
@@ -68,7 +68,7 @@ SUITES: dict[str, tuple[Callable[[Toolbox], Scene], Callable[[Scene], tuple[list
     "synthetic_parallel": (scenes.parallel, _first_answer),
     "synthetic_no_fit": (scenes.no_fit, _first_answer),
     "synthetic_ask": (scenes.question_back, _first_answer),
-    "second_turn": (dialogues.lookup_then_act, _second_answer),
+    "second_turn": (chains.lookup_then_act, _second_answer),
     "retry_after_error": (_retry, _second_answer),
 }
 

@@ -56,7 +56,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def say(*parts: object) -> None:
     """A line on stderr with the clock."""
-    print(f"[{time.monotonic() - _START:7.1f}]", *parts, file=sys.stderr, flush=True)  # noqa: T201 - a script
+    print(f"[{time.monotonic() - _START:7.1f}]", *parts, file=sys.stderr, flush=True)
 
 
 _START = time.monotonic()

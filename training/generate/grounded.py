@@ -10,7 +10,7 @@ from training.generate.catalog import Archetype, Param, expand
 from training.generate.scenes import Scene, Toolbox, called
 from training.generate.texts import compose
 from training.generate.values import draw, parse
-from training.generate.words import invented, pick
+from training.generate.words import invented
 
 __all__ = ["Fact", "fact", "grounded"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from training.generate import dialogues, scenes
+from training.generate import chains, dialogues, scenes
 from training.generate.grounded import grounded
 from training.generate.own import own
 from training.generate.scenes import Scene, Toolbox
@@ -15,7 +15,7 @@ __all__ = ["MIXTURE", "example"]
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
     (scenes.single, 17), (scenes.multiple, 20), (scenes.parallel, 11), (scenes.parallel_mixed, 6), (scenes.no_fit, 13),
     (scenes.question_back, 5), (dialogues.from_result, 4), (dialogues.follow_up, 3), (dialogues.error, 2), (dialogues.parallel_results, 2),
-    (dialogues.lookup_then_act, 4), (dialogues.chain, 4), (dialogues.small_talk, 1), (grounded, 3), (own, 6),
+    (chains.lookup_then_act, 4), (chains.chain, 4), (dialogues.small_talk, 1), (grounded, 3), (own, 6),
 ]  # fmt: skip
 
 

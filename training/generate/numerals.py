@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import random
 from typing import Any
 
-__all__ = ["DRAW", "plain"]
+__all__ = ["DRAW", "evaluate", "plain"]
 
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -137,6 +139,33 @@ def _expr(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
         return (f"{a} {sign} ({b} - {c})",) * 2
     gap = rng.choice(["", " "])
     return (f"{a}{gap}{sign}{gap}{b}",) * 2
+
+
+_OPS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}
+
+
+def evaluate(expression: str) -> str:
+    """The value as the calculator tool shows it (15 digits)."""
+
+    def walk(node: ast.expr) -> float:
+        if isinstance(node, ast.BinOp):
+            return float(_OPS[type(node.op)](walk(node.left), walk(node.right)))
+        if isinstance(node, ast.Call):
+            return float(walk(node.args[0]) ** 0.5)
+        if isinstance(node, ast.Constant):
+            return float(node.value)  # type: ignore[arg-type]
+        return -walk(node.operand)  # type: ignore[attr-defined]
+
+    try:
+        return f"{walk(ast.parse(expression, mode='eval').body):.15g}"
+    except ZeroDivisionError:
+        return "error: division by zero"
 
 
 DRAW = {

@@ -144,7 +144,7 @@ def multiple(box: Toolbox) -> Scene:
 
 
 _LINKS = {
-    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". After that, ", " and ", ". Next, ", ". In addition, ", ", plus "],
+    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". Afterwards, ", " and ", ". Next, ", ". In addition, ", ", plus "],
     True: [". While you're at it, ", ", furthermore ", ". On top of that "],
 }  # fmt: skip
 

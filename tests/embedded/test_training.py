@@ -1,0 +1,117 @@
+"""The data generator, its encoding and its suites; and that the shipped adapter is what the card says."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import random
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from mixquant_agents import embedded
+from mixquant_agents.embedded.adapter import adapter_folder
+from training import model as plain
+from training.generate.catalog import load
+from training.generate.encode import encode, prompt_text, spans
+from training.generate.mix import MIXTURE, example
+from training.generate.scenes import Toolbox
+from training.generate.words import words
+from training.suites import SUITES, calls_in, judge, refuses, tasks
+
+
+@pytest.fixture(scope="module")
+def folder() -> pathlib.Path:
+    return embedded.prepare()
+
+
+def test_encoding_is_what_the_chat_template_renders(folder: pathlib.Path) -> None:
+    reference = AutoTokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rng = random.Random(3)  # noqa: S311 - a fixed sample
+    for _ in range(60):
+        scene = example(rng)
+        tools = [{"type": "function", "function": schema} for schema in scene.schemas]
+        whole = reference.apply_chat_template(scene.messages, tools=tools, tokenize=False)
+        text = "".join(piece for piece, _ in spans(scene.messages, scene.schemas))
+        assert whole.startswith(text)
+        ids, learnt = encode(tokenizer, scene.messages, scene.schemas)
+        assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids[-1] == plain.CONFIG.end
+        assert learnt[-1]
+        assert not learnt[0]
+
+
+@pytest.mark.parametrize("maker", [maker for maker, _ in MIXTURE], ids=lambda maker: maker.__name__)
+def test_every_call_fits_its_schema(maker: object) -> None:
+    rng = random.Random(4)  # noqa: S311 - a fixed sample
+    seen = 0
+    for _ in range(120):
+        scene = maker(Toolbox(rng))  # type: ignore[operator]
+        schemas = {schema["name"]: schema["parameters"] for schema in scene.schemas}
+        assert len(schemas) == len(scene.schemas)
+        for message in scene.messages:
+            assert message["role"] == "tool" or "{" not in message["content"], message
+            for call in message.get("tool_calls") or []:
+                schema = schemas[call["name"]]
+                assert set(schema.get("required", [])) <= set(call["arguments"]) <= set(schema["properties"])
+                seen += 1
+    assert seen or maker.__name__ in {"no_fit", "small_talk"}  # type: ignore[attr-defined]
+
+
+def test_nothing_held_out_is_trained_on() -> None:
+    assert not {a.key for a in load(held=True)} & {a.key for a in load(held=False)}
+    assert not {d.lower() for a in load(held=True) for d in a.questions} & {
+        d.lower() for a in load(held=False) for d in a.questions
+    }
+    for category in ("city", "first", "product", "topic"):
+        assert not set(words(category, held=True)) & set(words(category, held=False))
+
+
+@pytest.mark.parametrize("suite", [*SUITES, "chat", "chat_with_tools"])
+def test_suites_are_fixed_and_their_own_answers_are_right(suite: str) -> None:
+    first, second = tasks(suite, 20), tasks(suite, 20)
+    assert [task.prompt for task in first] == [task.prompt for task in second]
+    for task in first:
+        body = "\n".join(f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in task.wanted)
+        assert judge(task, body or "Which one do you mean?") == (True, "")
+        assert not judge(task, '<tool_call>\n{"name": "no_such", "arguments": {}}\n</tool_call>')[0]
+        if task.wanted:
+            assert not judge(task, "All right.")[0]
+            assert not judge(task, body + "\n" + body)[0]
+
+
+def test_reading_answers() -> None:
+    text = 'Sure.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n<tool_call>\n{"name": "g", '
+    assert calls_in(text) == ([{"name": "f", "arguments": {"a": 1}}], False)
+    assert refuses("I'm sorry, I don't have a function that can do that.")
+    assert refuses("")
+    assert not refuses("Paris is the capital. I can't say more.")
+
+
+def test_the_shipped_adapter_is_small_and_whole() -> None:
+    folder = adapter_folder()
+    assert folder is not None
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (folder / "adapter_model.safetensors").stat().st_size <= 12_000_000
+    assert config["r"] == 18
+    assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0")
+
+
+def test_the_prepared_model_calls_a_tool_and_chats(folder: pathlib.Path) -> None:
+    weights = plain.load_safetensors(folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tool = {
+        "name": "calculator",
+        "description": "Work out an arithmetic expression.",
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
+    }
+    texts = [
+        prompt_text([{"role": "user", "content": "What is 37*43?"}], [tool]),
+        prompt_text([{"role": "user", "content": "What is the capital of France?"}], []),
+    ]
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    called, chatted = (tokenizer.decode(ids) for ids in plain.generate(weights, prompts, 40))
+    assert calls_in(called) == ([{"name": "calculator", "arguments": {"expression": "37*43"}}], True)
+    assert "Paris" in chatted
