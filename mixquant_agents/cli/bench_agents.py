@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 def command(
-    suite: Annotated[list[str], typer.Option(help="Suite to run; may be given several times.")],
+    suite: Annotated[list[str] | None, typer.Option(help="Suite to run; may be given several times.")] = None,
     policies: Annotated[str, typer.Option(help="Precision policies, separated by commas.")] = "exact,mixquant-nvfp4",
     n: Annotated[int | None, typer.Option(min=1, help="Cases per suite; all if not given.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Tasks at the same time.")] = 4,
@@ -23,6 +23,10 @@ def command(
     max_model_len: Annotated[int | None, typer.Option(min=16, help="Context window in tokens.")] = None,
     case_seconds: Annotated[float, typer.Option(min=1, help="A task that takes longer scores 0.")] = 900.0,
     reproducible: Annotated[bool, typer.Option(help="Precision of a row never depends on the batch.")] = True,
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay recorded threads: turn store, Mooncake or AIPerf JSONL.")
+    ] = None,
+    trace_threads: Annotated[int | None, typer.Option(min=1, help="First so many threads of the trace.")] = None,
     results: Annotated[Path | None, typer.Option(help="JSONL file of all cases; a stopped run goes on in it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -31,7 +35,7 @@ def command(
     from mixquant_workflows.bench.real import AgentsPlan, run_agents
 
     plan = AgentsPlan(
-        suites=tuple(suite),
+        suites=tuple(suite or ()),
         policies=tuple(part.strip() for part in policies.split(",") if part.strip()),
         n=n,
         concurrency=concurrency,
@@ -42,6 +46,8 @@ def command(
         case_seconds=case_seconds,
         reproducible=reproducible,
         results=results,
+        trace=trace,
+        trace_threads=trace_threads,
     )
     result = asyncio.run(run_agents(plan, progress_console()))
     result = {"command": " ".join(["mixquant", *sys.argv[1:]]), **result}
@@ -70,14 +76,15 @@ def _show(out: Any, result: dict[str, Any]) -> None:
         ):
             table.add_column(column, justify="left" if column == "policy" else "right")
         for policy, row in policies.items():
-            low, high = row["ci95"]
+            low, high = row.get("ci95") or (None, None)
+            scored = ["–", "–"] if low is None else [f"{row['score']:.3f}", f"{low:.3f}–{high:.3f}"]
             delta = "" if row.get("delta") is None else f"{row['delta']:+.3f}"
             cells = [
                 f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("ttft_p50_ms", "prefill_s", "decode_s")
             ]
             counts = [str(row[key]) if row[key] is not None else "–" for key in ("quantized_tokens", "exact_tokens")]
             shown = f"{policy} (emulated)" if row["emulated"] else policy
-            table.add_row(shown, f"{row['score']:.3f}", f"{low:.3f}–{high:.3f}", delta, str(row["n"]), *cells, *counts)
+            table.add_row(shown, *scored, delta, str(row["n"]), *cells, *counts)
         out.print(table)
     if any(row["emulated"] for policies in result["suites"].values() for row in policies.values()):
         out.print(

@@ -1,4 +1,4 @@
-"""Runs suites on chat models, policy by policy: same cases, same seeds, several tasks at a time, resumable."""
+"""Runs suites on a chat model: same cases for the same seed, several tasks at a time, resumable."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -17,10 +17,7 @@ from mixquant_agents.errors import MixQuantError
 from mixquant_workflows.bench.results import ResultFile
 from mixquant_workflows.bench.suite import Case, Suite
 
-__all__ = ["ModelFor", "Progress", "choose", "run_suites"]
-
-ModelFor = Callable[[str], Awaitable[BaseChatModel]]
-"""From a policy's name to the chat model to run; called when no turn is running, so it may switch an engine."""
+__all__ = ["Progress", "choose", "run_suites"]
 
 Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(suite, policy, done, total)``."""
@@ -37,8 +34,8 @@ def choose(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
 
 async def run_suites(
     suites: Sequence[Suite],
-    policies: Sequence[str],
-    model_for: ModelFor,
+    policy: str,
+    model: BaseChatModel,
     results: ResultFile,
     *,
     n: int | None = None,
@@ -47,39 +44,33 @@ async def run_suites(
     case_seconds: float = 900.0,
     progress: Progress = lambda suite, policy, done, total: None,
 ) -> None:
-    """Run what ``results`` does not hold yet.
+    """Run what ``results`` does not hold yet, under one policy.
 
     Args:
+        policy: its name in the results; the model already runs under it.
         n: cases per suite; ``None`` for all.
         concurrency: tasks running at once.
         case_seconds: a task that takes longer scores 0.
 
     Raises:
-        MixQuantError: a suite's data is missing, or a policy cannot be set. What fails inside a task scores 0 and is
-            kept with its reason.
+        MixQuantError: a suite's data is missing. What fails inside a task scores 0 and is kept with its reason.
     """
-    chosen = {suite.name: choose(suite.cases(), n, seed) for suite in suites}
-    for policy in policies:
-        model = await model_for(policy)
-        for suite in suites:
-            cases = chosen[suite.name]
-            done = results.done(suite.name, policy)
-            left = [case for case in cases if case.id not in done]
-            finished = len(cases) - len(left)
-            progress(suite.name, policy, finished, len(cases))
-            slots = asyncio.Semaphore(concurrency)
+    slots = asyncio.Semaphore(concurrency)
+    for suite in suites:
+        cases = choose(suite.cases(), n, seed)
+        done = results.done(suite.name, policy)
+        left = [case for case in cases if case.id not in done]
+        progress(suite.name, policy, len(cases) - len(left), len(cases))
 
-            async def one(case: Case, suite: Suite = suite, model: BaseChatModel = model, policy: str = policy) -> None:
-                async with slots:  # noqa: B023 - awaited below, before the next round
-                    row = await _run_case(suite, case, model, case_seconds)
-                results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
-                nonlocal finished
-                finished += 1
-                progress(suite.name, policy, finished, len(cases))  # noqa: B023
+        async def one(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
+            async with slots:
+                row = await _run_case(suite, case, model, case_seconds)
+            results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
+            progress(suite.name, policy, len(results.done(suite.name, policy)), total)
 
-            async with asyncio.TaskGroup() as group:
-                for case in left:
-                    group.create_task(one(case))
+        async with asyncio.TaskGroup() as group:
+            for case in left:
+                group.create_task(one(case))
 
 
 async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from mixquant_agents.errors import ConfigError
 from mixquant_workflows.bench.agents import run_suites
 from mixquant_workflows.bench.registry import suite
 from mixquant_workflows.bench.results import ResultFile, summarise
+from mixquant_workflows.bench.trace import fitting, read_trace
+from mixquant_workflows.bench.trace_run import run_trace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +38,8 @@ class AgentsPlan:
     case_seconds: float = 900.0
     reproducible: bool = True
     results: Path | None = None
+    trace: Path | None = None
+    trace_threads: int | None = None
 
     def policy(self, name: str) -> PrecisionPolicy:
         """The preset ``name``, reproducible if asked."""
@@ -43,22 +48,25 @@ class AgentsPlan:
 
     def header(self) -> dict[str, Any]:
         """What must be equal for a run to go on in the same file."""
-        free = ("results", "concurrency", "suites", "policies", "n", "case_seconds")
-        return {key: value for key, value in asdict(self).items() if key not in free}
+        free = ("results", "concurrency", "suites", "policies", "n", "case_seconds", "trace_threads")
+        return {key: str(value) for key, value in asdict(self).items() if key not in free}
 
 
 async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
     """Start the engine, run, end the engine.
 
     Returns:
-        ``{"model", "device", "seed", "suites": {suite: {policy: figures}}}``; figures as in :func:`summarise`.
+        ``{"model", "device", "seed", "suites": {suite: {policy: figures}}}``; figures as in :func:`summarise`. A
+        trace is one more suite, without scores, with the times relative to ``exact`` and the number of turns that did
+        not fit.
 
     Raises:
         ConfigError: no suite, no policy, or an unknown one.
         EngineError: the engine did not start.
     """
-    if not plan.suites or not plan.policies:
-        raise ConfigError("name at least one suite and one policy")
+    if not (plan.suites or plan.trace) or not plan.policies:
+        raise ConfigError("name at least one suite (or a trace) and one policy")
+    threads = read_trace(plan.trace, plan.trace_threads) if plan.trace else []
     suites = [suite(name) for name in plan.suites]
     policies = {name: plan.policy(name) for name in plan.policies}
     for one in suites:
@@ -74,7 +82,8 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
     try:
         console.print(f"[dim]starting {plan.model}[/dim]")
         await engine.start()
-        device = (await engine.capabilities()).device
+        capabilities = await engine.capabilities()
+        threads, left_out = fitting(threads, capabilities.max_model_len or 2**31)
 
         async def model_for(name: str) -> MixQuantChatModel:
             if switching:
@@ -90,17 +99,40 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
                     tasks[name, policy] = bar.add_task(f"{name} {policy}", total=total)
                 bar.update(tasks[name, policy], completed=done)
 
-            await run_suites(
-                suites,
-                list(policies),
-                model_for,
-                results,
-                n=plan.n,
-                concurrency=plan.concurrency,
-                seed=plan.seed,
-                case_seconds=plan.case_seconds,
-                progress=progress,
-            )
+            for name in policies:  # policy by policy, so that the engine switches once for each
+                model = await model_for(name)
+                await run_suites(
+                    suites,
+                    name,
+                    model,
+                    results,
+                    n=plan.n,
+                    concurrency=plan.concurrency,
+                    seed=plan.seed,
+                    case_seconds=plan.case_seconds,
+                    progress=progress,
+                )
+                if threads:
+                    told = functools.partial(progress, "trace", name)
+                    await run_trace(
+                        engine, threads, "trace", name, results, concurrency=plan.concurrency, progress=told
+                    )
     finally:
         await engine.aclose()
-    return {"model": plan.model, "device": device, "seed": plan.seed, "suites": summarise(results.rows)}
+    summary = summarise(results.rows)
+    if "trace" in summary:
+        summary["trace"] = _without_scores(summary["trace"], left_out)
+    return {"model": plan.model, "device": capabilities.device, "seed": plan.seed, "suites": summary}
+
+
+def _without_scores(policies: dict[str, dict[str, Any]], left_out: int) -> dict[str, dict[str, Any]]:
+    """A trace has no right answers; what counts are the times, also relative to ``exact``."""
+    base = policies.get("exact", {})
+    for figures in policies.values():
+        for name in ("score", "ci95", "delta", "delta_ci95", "measures"):
+            figures.pop(name, None)
+        figures["turns_that_did_not_fit"] = left_out
+        for name in ("ttft_p50_ms", "prefill_s", "decode_s", "task_p50_s"):
+            known = base.get(name) and figures[name] is not None
+            figures[f"{name}_vs_exact"] = figures[name] / base[name] if known else None
+    return policies
