@@ -116,3 +116,22 @@ def test_the_checkpoint_belongs_to_the_engine(tmp_path: pathlib.Path) -> None:
     state.set_policy(PrecisionPolicy.of("exact"))
     with pytest.raises(ConfigError, match="start another engine"):
         Runtime(PrecisionPolicy.of("mixquant-nvfp4"), DeviceInfo("cpu", "cpu"), switchable=True).set_policy(policy)
+
+
+def test_the_native_twin_passes_codes_on_and_refuses_differing_scales(tmp_path: pathlib.Path) -> None:
+    from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin
+
+    class Kernel:
+        """Takes the place of vLLM's, which changes the layout for its GPU."""
+
+        def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+            pass
+
+    twin = Nvfp4Twin(Kernel())
+    read = saved(tmp_path, tensors("compressed-tensors")).read(NAMES)
+    codes, scales = twin.adopt(read, torch.bfloat16)
+    assert torch.equal(codes, read.packed)
+    assert torch.equal(scales.float(), read.scales.float())
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FormatRefusedError, match="different global scales"):
+        twin.adopt(saved(tmp_path, tensors("compressed-tensors", shared=False)).read(NAMES), torch.bfloat16)

@@ -33,11 +33,10 @@ class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
     weight: torch.Tensor
     weight_scale: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, kernel: Any) -> None:
+    def __init__(self, quantized: nvfp4.Nvfp4Tensor, kernel: Any) -> None:
         super().__init__()
-        n, k = weight.shape
-        quantized = nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight))
-        one = torch.ones((), dtype=torch.float32, device=weight.device)
+        n, k = quantized.packed.shape[0], quantized.columns
+        one = torch.ones((), dtype=torch.float32, device=quantized.packed.device)
         self.weight = torch.nn.Parameter(quantized.packed, requires_grad=False)
         self.weight_scale = torch.nn.Parameter(quantized.scales, requires_grad=False)
         # vLLM's names: the global scale here decodes, its inverse encodes.
@@ -95,9 +94,25 @@ class Nvfp4Twin:
 
     def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes and scales of ``weight`` ``[N, K]``."""
+        return self._held(nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight)))
+
+    def adopt(self, weight: nvfp4.Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """Codes and scales of a weight that was quantized before.
+
+        Raises:
+            FormatRefusedError: its fused parts have different global scales, of which the kernels take one.
+        """
+        if weight.global_scale.ndim:
+            raise FormatRefusedError(
+                "the prefill_checkpoint has different global scales in layers that vLLM runs as one (q, k, v; gate, "
+                "up), and NVFP4 kernels take one; quantize it with shared scales, or leave it out"
+            )
+        return self._held(weight)
+
+    def _held(self, quantized: nvfp4.Nvfp4Tensor) -> tuple[torch.Tensor, ...]:
         if self._kernel is None:
             self._kernel = select_kernel()
-        holder = Holder(weight, self._kernel)
+        holder = Holder(quantized, self._kernel)
         _HOLDERS[holder.weight.data_ptr()] = holder
         return holder.weight.data, holder.weight_scale.data
 
