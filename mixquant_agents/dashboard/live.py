@@ -88,7 +88,8 @@ async def _page(
             shown = views.filters_bar(store, address, query) if filters else Markup("")
             return shown, fragment(store, query)
         except (StoreError, RequestError) as error:
-            return Markup(""), views.trouble_page(str(source.path), str(error))
+            wrong = isinstance(error, RequestError)
+            return Markup(""), views.trouble_page(str(source.path), str(error), wrong=wrong)
 
     async def refresh() -> None:
         if seen["busy"] or seen["changes"] == watcher.changes:

@@ -156,6 +156,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     )
 
 
-def trouble_page(path: str, message: str | None) -> Markup:
-    """Waiting for a store that does not exist yet (``message`` is ``None``), or why it cannot be read."""
-    return render("trouble", path=path, message=message, waiting=message is None)
+def trouble_page(path: str, message: str | None, *, wrong: bool = False) -> Markup:
+    """Waiting for a store that does not exist yet (``message`` is ``None``), or why it cannot be read, or (``wrong``)
+    what is wrong with the address."""
+    return render("trouble", path=path, message=message, waiting=message is None, wrong=wrong)

@@ -111,7 +111,7 @@ def test_filters_live_in_the_address(browser: Any, board: Dashboard) -> None:
     until(lambda: "mixquant-fp8" in text_of(browser) and "Newest turns" in text_of(browser), "the filtered page")
     browser.back()
     until(lambda: "policy=exact" in browser.current_url, "the way back")
-    opened(browser, f"{board.url}/?since=yesterday", "cannot be read")
+    opened(browser, f"{board.url}/?since=yesterday", "This address cannot be shown")
     assert "'yesterday' is not an ISO 8601 instant" in text_of(browser)
 
 
