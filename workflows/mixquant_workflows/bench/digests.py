@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BFCL", "LONG_CONTEXT", "TAU2"]
+__all__ = ["BFCL", "LONG_CONTEXT", "MATHEMATICS", "TAU2"]
 
 BFCL: dict[str, dict[str, str]] = {
     "simple_python": {
@@ -99,3 +99,5 @@ LONG_CONTEXT: dict[str, str] = {
     "data/synthetic/constants.py": "67d300f43db35436",
     "eval/synthetic/constants.py": "a7041631f24a17de",
 }
+
+MATHEMATICS: dict[str, str] = {"mmath/en.json": "7f42894b99188d12"}
