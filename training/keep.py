@@ -1,6 +1,6 @@
 """What keeps the base model's ways: text whose next-token distribution the adapted model must share with the base.
 
-Three sources: the base's own answers to chat prompts (half of them shown to the adapted model behind a list of tools, which
+Three sources: the base's own answers to chat prompts (two thirds of them shown to the adapted model behind a list of tools, which
 the base did not see), text that the base writes freely, and plain English documentation.
 """
 
@@ -44,7 +44,7 @@ def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, pla
     shown, seen = [], []
     for index in range(chats):
         messages = [{"role": "user", "content": prompt(rng)}]
-        tools = box.tools([box.archetype() for _ in range(rng.choice([1, 1, 2, 3, 4]))]) if index % 2 else []
+        tools = box.tools([box.archetype() for _ in range(rng.choice([1, 1, 2, 3, 4]))]) if index % 3 else []
         system = [{"role": "system", "content": talk.system(rng)}] if index % 4 == 1 else []
         system = [one for one in system if one["content"]]
         seen.append(ids(prompt_text(messages, [])))

@@ -44,7 +44,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens of a step")
     parser.add_argument("--kept-tokens", type=int, default=8_192, help="tokens of a step compared with the base")
     parser.add_argument(
-        "--kept", type=int, nargs=3, default=[3000, 500, 700], help="chats, free texts, documentation windows"
+        "--kept", type=int, nargs=3, default=[6000, 500, 700], help="chats, free texts, documentation windows"
     )
     parser.add_argument("--kept-weight", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)

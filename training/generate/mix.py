@@ -13,8 +13,8 @@ from training.generate.scenes import Scene, Toolbox
 __all__ = ["MIXTURE", "example"]
 
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
-    (scenes.single, 17), (scenes.multiple, 20), (scenes.parallel, 11), (scenes.parallel_mixed, 6), (scenes.no_fit, 13),
-    (scenes.question_back, 5), (dialogues.from_result, 4), (dialogues.follow_up, 3), (dialogues.error, 2), (dialogues.parallel_results, 2),
+    (scenes.single, 17), (scenes.multiple, 20), (scenes.parallel, 11), (scenes.parallel_mixed, 6), (scenes.no_fit, 15),
+    (scenes.question_back, 9), (dialogues.from_result, 4), (dialogues.follow_up, 3), (dialogues.error, 2), (dialogues.parallel_results, 2),
     (chains.lookup_then_act, 4), (chains.chain, 4), (dialogues.small_talk, 1), (grounded, 3), (own, 6),
 ]  # fmt: skip
 
