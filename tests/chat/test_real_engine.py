@@ -72,7 +72,7 @@ async def test_an_agents_turns(engine: VllmEngine) -> None:
     assert (first.turn_index, second.turn_index) == (0, 1)
     assert first.tool_calls == ("search",)
     assert second.prompt_tokens > first.prompt_tokens
-    assert second.cached_tokens >= 16 * ((first.prompt_tokens - 1) // 16)
+    assert second.cached_tokens >= 128 * (first.prompt_tokens // 128) > 0  # KV blocks on the CPU hold 128 tokens
     assert answered.usage_metadata["input_token_details"]["cache_read"] == second.cached_tokens
 
 

@@ -23,7 +23,8 @@ class TestIntegration(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"engine": self.engine, "temperature": 0, "max_tokens": 160, "timeout": 120}
+        """Greedy, but for a penalty without which this small model repeats itself until ``max_tokens``."""
+        return {"engine": self.engine, "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 128, "timeout": 300}
 
     @property
     def supports_json_mode(self) -> bool:
@@ -33,6 +34,6 @@ class TestIntegration(ChatModelIntegrationTests):
     def supports_model_override(self) -> bool:
         return False
 
-    @pytest.mark.xfail(strict=True, reason="nothing forces the call, and the model does not choose tools by itself")
-    def test_agent_loop(self, model: BaseChatModel) -> None:
-        super().test_agent_loop(model)
+    @pytest.mark.xfail(strict=True, reason="json_mode leaves the keys to the model, which does not keep to named ones")
+    def test_json_mode(self, model: BaseChatModel) -> None:
+        super().test_json_mode(model)
