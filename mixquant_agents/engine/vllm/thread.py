@@ -129,6 +129,7 @@ class EngineThread:
                     check_hub(config)
                 with start_environment(self.log_path, local):
                     progress.enter("importing vLLM")
+                    _quiet(by_user)
                     arguments, executor = self._vllm_arguments(path)
                     _quiet(by_user)
                     progress.enter("starting the engine's processes (weights, KV cache)")
@@ -207,6 +208,7 @@ def _quiet(by_user: bool) -> None:
     if by_user:
         return
     logging.getLogger("vllm").setLevel(logging.CRITICAL)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # a CPU has no Triton, and needs none
     for handler in logging.getLogger("vllm").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(sys.stderr)
