@@ -68,11 +68,12 @@ def test_a_short_context_stays_short(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_gpu_defaults(folder: str) -> None:
-    made = arguments(folder)
+    made = arguments(folder, policy="exact")
     assert (made.dtype, made.enforce_eager, made.max_model_len) == ("auto", False, None)
     assert made.cudagraph_capture_sizes == list(CAPTURE_SIZES)
     assert max(CAPTURE_SIZES) == 2048
-    assert max(arguments(folder, max_num_batched_tokens=512).cudagraph_capture_sizes) == 512
+    assert max(arguments(folder, policy="exact", max_num_batched_tokens=512).cudagraph_capture_sizes) == 512
+    assert arguments(folder, policy="mixquant-fp8").cudagraph_capture_sizes is None  # the plugin chooses
     assert arguments(folder, capture_sizes=(8, 16)).cudagraph_capture_sizes == [8, 16]
     assert arguments(folder, enforce_eager=True).cudagraph_capture_sizes is None
     with pytest.raises(ConfigError, match="exclude each other"):

@@ -162,6 +162,8 @@ def _gpu_defaults(config: EngineConfig) -> dict[str, Any]:
         if config.capture_sizes:
             raise ConfigError("capture_sizes and enforce_eager=True exclude each other")
         return {"enforce_eager": True}
+    if config.capture_sizes is None and config.policy.quantizes:
+        return {"enforce_eager": False}  # the plugin knows which sizes its modes need, and how much memory there is
     sizes = config.capture_sizes or CAPTURE_SIZES
     most = config.max_num_batched_tokens
     return {"enforce_eager": False, "cudagraph_capture_sizes": [size for size in sizes if most is None or size <= most]}
