@@ -53,14 +53,19 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(model: Path, arguments: Sequence[str] = (), *, start_seconds: float = 300.0) -> AsyncIterator[Server]:
+async def serve(
+    model: Path, arguments: Sequence[str] = (), *, start_seconds: float = 300.0, command: Path | None = None
+) -> AsyncIterator[Server]:
     """Start ``vllm serve MODEL`` on a free local port; end it with the context.
+
+    Args:
+        command: vLLM's command line; by default the one beside this Python.
 
     Raises:
         MissingDependencyError: vLLM's command is not installed.
         EngineStartError: it ended, or was not ready in time; the message has its last line.
     """
-    command = Path(sys.executable).with_name("vllm")
+    command = command or Path(sys.executable).with_name("vllm")
     if not command.is_file():
         raise MissingDependencyError("the peer needs vLLM's command line beside this Python: install the vllm package")
     with socket.socket() as probe:

@@ -127,15 +127,13 @@ def _from_mooncake(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
     for number, row in enumerate(rows):
         try:
             length, answer = int(row["input_length"]), max(1, int(row.get("output_length") or _DEFAULT_ANSWER))
-            blocks = [str(block) for block in row.get("hash_ids") or [f"own-{number}-{n}" for n in range(length)]]
+            blocks = [str(block) for block in row.get("hash_ids") or ()]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}, request {number + 1}: {error!r}; Mooncake lines need input_length") from error
-        runs = []
-        for place, block in enumerate(blocks):
-            size = min(_MOONCAKE_BLOCK, length - place * _MOONCAKE_BLOCK)
-            if size <= 0:
-                break
-            runs.append((block, 0, size))
+        hashed = ((block, place * _MOONCAKE_BLOCK) for place, block in enumerate(blocks))
+        runs = [(block, 0, min(_MOONCAKE_BLOCK, length - begin)) for block, begin in hashed if begin < length]
+        rest = length - sum(end for _, _, end in runs)  # tokens without a hash are this request's own
+        runs += [(f"own-{number}", 0, rest)] if rest else []
         threads.setdefault(str(row.get("session_id", f"line-{number}")), []).append(TraceTurn(tuple(runs), answer))
     return list(threads.values())
 
