@@ -39,7 +39,7 @@ __all__ = ["ScriptedEngine", "ScriptedTurn"]
 Answer = str | ScriptedTurn | BaseException
 Script = Sequence[Answer] | Callable[[EngineRequest], Answer | Awaitable[Answer]]
 
-_BREATHE_EVERY = 32
+_BREATHE_EVERY = 128
 """Tokens after which the event loop gets a turn where the script has no delays."""
 
 
