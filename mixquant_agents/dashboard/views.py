@@ -78,10 +78,10 @@ def overview_charts(seen: Overview) -> list[Markup]:
     points = seen.points
     shown = written.clock if seen.interval_seconds == MINUTE else lambda at: written.moment(at)[:16]
     labels = [shown(point.at) for point in points]
-    unit = {60: "minute", 3_600: "hour"}.get(seen.interval_seconds, "day")
+    unit = {60: "minute", 3_600: "hour", 21_600: "six hours"}.get(seen.interval_seconds, "day")
     return [
         charts.line_chart(
-            f"Turns each {unit}",
+            f"Turns per {unit}",
             labels,
             [
                 ("all", "one", [point.turns for point in points]),

@@ -1,4 +1,4 @@
-"""Sums and log-binned histograms of turns, small enough to be kept per minute, hour and day.
+"""Sums and log-binned histograms of turns, small enough to be kept per minute, hour, six hours and day.
 
 A histogram is ``{bin: count}`` with ``bin = floor(log(value) / log(1.04))``: a percentile read from it is at most 2 %
 off (half a bin), whatever the distribution. Values are seconds; below a microsecond counts as one microsecond.
@@ -23,6 +23,7 @@ __all__ = [
     "HOUR",
     "LEVELS",
     "MINUTE",
+    "QUARTER",
     "TIMES",
     "Aggregate",
     "Counted",
@@ -32,8 +33,8 @@ __all__ = [
     "stratum_of",
 ]
 
-MINUTE, HOUR, DAY = 60, 3_600, 86_400
-LEVELS = (MINUTE, HOUR, DAY)
+MINUTE, HOUR, QUARTER, DAY = 60, 3_600, 21_600, 86_400
+LEVELS = (MINUTE, HOUR, QUARTER, DAY)
 """Lengths of a roll-up's interval, seconds."""
 
 TIMES = ("ttft", "queue", "prefill", "decode", "itl_mean", "total")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mixquant_agents.records import percentile
-from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, TIMES, Aggregate
+from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, QUARTER, TIMES, Aggregate
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS
 from mixquant_agents.telemetry.store import TurnStore
@@ -89,7 +89,7 @@ def level_for(since_us: int, until_us: int, now_us: int) -> int:
     span = (until_us - since_us) / 1e6
     if span <= 6 * HOUR and now_us - since_us < (MINUTES_KEPT_SECONDS - HOUR) * 1e6:
         return MINUTE
-    return HOUR if span <= 8 * DAY else DAY
+    return HOUR if span <= 2 * DAY else QUARTER if span <= 10 * DAY else DAY
 
 
 def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -> Gathered:

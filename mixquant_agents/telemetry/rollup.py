@@ -32,7 +32,7 @@ ON CONFLICT (thread_id, series_id) DO UPDATE SET
 
 
 def write_rollups(connection: sqlite3.Connection, fresh: Sequence[Fresh]) -> None:
-    """Add turns to their minute, hour and day. The file's write lock makes reading and writing back safe."""
+    """Add turns to their minute, hour, six hours and day. The file's write lock makes reading and writing back safe."""
     shortest = LEVELS[0]
     minutes: dict[tuple[int, int], Aggregate] = {}
     for turn, series, started_us in fresh:

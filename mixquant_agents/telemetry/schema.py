@@ -5,8 +5,8 @@ A migration that was released is never edited; a change is a new one at the end.
 
 * ``series``: what turns have in common (model, engine, policy, formats), so that a turn refers to it by a small number.
 * ``turns``: one row per :class:`~mixquant_agents.records.TurnRecord`.
-* ``rollups``: sums and log-binned histograms per minute, hour and day and series, kept up to date in the transaction
-  that inserts the turns; the overview of a million turns reads a few hundred of these rows.
+* ``rollups``: sums and log-binned histograms per minute, hour, six hours and day and series, kept up to date in the
+  transaction that inserts the turns; the overview of a million turns reads a few hundred of these rows.
 * ``thread_stats``: the same idea per thread and series, for the list of threads.
 * ``spans``: tools, graph nodes, agent runs.
 * ``blocks``: salted rolling hashes of the prompt, 8 bytes (little endian) per 16 tokens. ``contents``: zlib-packed
