@@ -27,6 +27,7 @@ def command(
         Path | None, typer.Option(help="Replay recorded threads: turn store, Mooncake or AIPerf JSONL.")
     ] = None,
     trace_threads: Annotated[int | None, typer.Option(min=1, help="First so many threads of the trace.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Turn store to keep every turn in, for the dashboard.")] = None,
     results: Annotated[Path | None, typer.Option(help="JSONL file of all cases; a stopped run goes on in it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -46,6 +47,7 @@ def command(
         case_seconds=case_seconds,
         reproducible=reproducible,
         results=results,
+        store=store,
         trace=trace,
         trace_threads=trace_threads,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mixquant_agents import PrecisionPolicy, ScriptedEngine
+from mixquant_agents import PrecisionPolicy, ScriptedEngine, TurnStore
 from mixquant_agents.cli.app import run
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.protocol import EngineRequest
@@ -72,6 +72,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
 def test_agents_command_switches_scores_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("bench", "agents", "--suite", "bundled", "--n", "3", "--seed", "4")
     kept = ("--policies", "exact,mixquant-nvfp4,uniform-nvfp4", "--results", str(tmp_path / "r.jsonl"))
+    kept = ("--store", str(tmp_path / "turns.db"), *kept)
     result = command(capsys, *arguments, *kept)
     (engine,) = ENGINES
     assert engine.closed
@@ -82,6 +83,11 @@ def test_agents_command_switches_scores_and_resumes(tmp_path: Path, capsys: pyte
     assert all(row["n"] == 3 for row in figures.values())
     assert figures["exact"]["emulated"] is False
     assert figures["mixquant-nvfp4"]["emulated"] is True
+    with TurnStore(tmp_path / "turns.db") as store:
+        threads = {thread.thread_id: thread.turns for thread in store.threads()}
+    assert len(threads) == 9
+    assert {name.rsplit("/", 1)[0] for name in threads} == {f"bundled/{policy}" for policy in figures}
+    assert sum(threads.values()) == sum(row["turns"] for row in figures.values())
     again = command(capsys, *arguments, *kept)
     assert len(ENGINES[1].requests) == 0
     assert again["suites"] == result["suites"]

@@ -11,6 +11,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
+from langchain_core.runnables.config import set_config_context
 from langgraph.errors import GraphRecursionError
 
 from mixquant_agents.errors import MixQuantError
@@ -64,7 +65,7 @@ async def run_suites(
 
         async def one(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
             async with slots:
-                row = await _run_case(suite, case, model, case_seconds)
+                row = await _run_case(suite, case, model, case_seconds, f"{suite.name}/{policy}/{case.id}")
             results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
             progress(suite.name, policy, len(results.done(suite.name, policy)), total)
 
@@ -73,11 +74,13 @@ async def run_suites(
                 group.create_task(one(case))
 
 
-async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float) -> Mapping[str, Any]:
+async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float, thread: str) -> Mapping[str, Any]:
+    """One row; ``thread`` names the case in the turns' records."""
     began = time.monotonic()
     try:
-        async with asyncio.timeout(seconds):
-            verdict = await suite.run(case, model)
+        with set_config_context({"configurable": {"thread_id": thread}}) as context:
+            async with asyncio.timeout(seconds):
+                verdict = await asyncio.create_task(suite.run(case, model), context=context)
     except TimeoutError:
         return _failed(began, f"took longer than {seconds:g} s")
     except (MixQuantError, GraphRecursionError) as error:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.telemetry import StoreRecorder
 from mixquant_workflows.bench.agents import run_suites
 from mixquant_workflows.bench.registry import suite
 from mixquant_workflows.bench.results import ResultFile, summarise
@@ -38,6 +39,7 @@ class AgentsPlan:
     case_seconds: float = 900.0
     reproducible: bool = True
     results: Path | None = None
+    store: Path | None = None
     trace: Path | None = None
     trace_threads: int | None = None
 
@@ -48,7 +50,7 @@ class AgentsPlan:
 
     def header(self) -> dict[str, Any]:
         """What must be equal for a run to go on in the same file."""
-        free = ("results", "concurrency", "suites", "policies", "n", "case_seconds", "trace_threads")
+        free = ("results", "store", "concurrency", "suites", "policies", "n", "case_seconds", "trace_threads")
         return {key: str(value) for key, value in asdict(self).items() if key not in free}
 
 
@@ -79,6 +81,7 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
         model=plan.model, policy=first, max_model_len=plan.max_model_len, max_num_seqs=plan.concurrency, seed=plan.seed
     )
     engine = VllmEngine(config)
+    recorders = (StoreRecorder(plan.store),) if plan.store else ()
     try:
         console.print(f"[dim]starting {plan.model}[/dim]")
         await engine.start()
@@ -89,7 +92,9 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
             if switching:
                 await engine.set_policy(policies[name])
             await engine.reset_prefix_cache()  # every policy begins cold
-            return MixQuantChatModel(engine=engine, temperature=0, seed=plan.seed, max_tokens=plan.max_tokens)
+            return MixQuantChatModel(
+                engine=engine, temperature=0, seed=plan.seed, max_tokens=plan.max_tokens, recorders=recorders
+            )
 
         with Progress(console=console, transient=True) as bar:
             tasks: dict[tuple[str, str], Any] = {}
@@ -118,6 +123,8 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
                         engine, threads, "trace", name, results, concurrency=plan.concurrency, progress=told
                     )
     finally:
+        for recorder in recorders:
+            recorder.close()
         await engine.aclose()
     summary = summarise(results.rows)
     if "trace" in summary:

@@ -3,7 +3,7 @@ answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -58,8 +58,8 @@ class Suite(Protocol):
         """
         ...
 
-    async def run(self, case: Case, model: BaseChatModel) -> Verdict:
-        """Run one case on ``model`` and check it."""
+    def run(self, case: Case, model: BaseChatModel) -> Coroutine[Any, Any, Verdict]:
+        """Run one case on ``model`` and check it (an ``async def``)."""
         ...
 
     def oracle(self, case: Case) -> Sequence[Answer]:
