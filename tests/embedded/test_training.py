@@ -99,6 +99,7 @@ def test_the_shipped_adapter_is_small_and_whole() -> None:
     assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0")
 
 
+@pytest.mark.engine
 def test_the_prepared_model_calls_a_tool_and_chats(folder: pathlib.Path) -> None:
     weights = plain.load_safetensors(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
