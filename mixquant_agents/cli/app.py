@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "bench prefill": "bench_prefill",
     "bench turns": "bench_turns",
     "bench agents": "bench_agents",
+    "bench peers": "bench_peers",
     "bench replay": "bench_replay",
     "bench store": "bench_store",
 }
