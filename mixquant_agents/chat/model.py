@@ -176,7 +176,7 @@ class MixQuantChatModel(ScopedCalls):
         off does not want them."""
         off = self.disable_streaming
         disabled = off is True or (off == "tool_calling" and bool(settings.get("tools")))
-        return run_manager is not None and bool(run_manager.handlers) and not disabled
+        return run_manager is not None and any(not handler.ignore_llm for handler in run_manager.handlers) and not disabled
 
     def _resolve_engine(self) -> Engine:
         if self.engine is not None:
