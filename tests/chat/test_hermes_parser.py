@@ -179,6 +179,8 @@ def test_any_call_survives(name: str, arguments: dict[str, Any], step: int) -> N
     ids=["long argument", "newlines", "brackets", "stray marker beginnings", "less-than signs"],
 )
 def test_the_cost_is_linear(text: str) -> None:
+    """Eight times the text: 8 is linear, 64 quadratic; between them there is room for a busy machine."""
+
     def cost(part: str) -> float:
         best = 9.0
         for _ in range(3):
@@ -187,4 +189,4 @@ def test_the_cost_is_linear(text: str) -> None:
             best = min(best, time.process_time() - start)
         return best
 
-    assert cost(text) < 3.5 * cost(text[: len(text) // 2]) + 0.005
+    assert cost(text) < 24 * cost(text[: len(text) // 8]) + 0.02
