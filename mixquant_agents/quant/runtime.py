@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +36,6 @@ class Runtime:
 
     Attributes:
         twin: key of the twin in use, ``""`` while everything runs exact.
-        on_plan: called with each step's plan before the forward; captured graphs copy row indices to the device here.
         counter: rows per request.
     """
 
@@ -63,7 +62,6 @@ class Runtime:
         self.measured_threshold = 0
         self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
         self.counter = RowCounter()
-        self.on_plan: list[Callable[[RowPlan], None]] = []
         self.gpu: GpuRouting | None = None
         self._layers: list[MixQuantLinearMethod] = []
         self._pending: RowPlan | None = None
@@ -149,8 +147,6 @@ class Runtime:
         self._pending = plan
         self._planned = True
         self.counter.record(plan, drafts)
-        for listener in self.on_plan:
-            listener(plan)
         return plan
 
     def take_plan(self, num_tokens: int | None) -> RowPlan | StepMarker | None:

@@ -98,8 +98,9 @@ async def test_hot_prefix(engine: VllmEngine) -> None:
     follows_the_rule(cold, exact_rows=1)
     follows_the_rule(warm, exact_rows=1)
     assert cold.cached_tokens == 0
-    assert (warm.cached_tokens or 0) > (cold.prompt_tokens or 0) - 64
-    assert (warm.quantized_tokens or 0) < 64
+    # What is left is at most one KV block, which holds 128 tokens on a CPU.
+    assert 0 < (warm.prefill_tokens or 0) <= 128
+    assert (warm.cached_tokens or 0) >= 128
 
 
 async def test_multi_turn(engine: VllmEngine) -> None:
@@ -115,27 +116,24 @@ async def test_multi_turn(engine: VllmEngine) -> None:
     assert 0 < cached[1] < cached[2]
 
 
-async def test_preempted_requests_count_recomputed_rows_apart(engine: VllmEngine) -> None:
-    """The cache holds about 2,100 tokens; eight of these need about 3,000."""
-    requests = [asked(long_text(150, 10 * i), 120, salt=f"p{i}") for i in range(8)]
-    found = [counts(deltas) for deltas in await asyncio.gather(*(run(engine, request) for request in requests))]
+async def test_preempted_requests_count_recomputed_rows_apart_and_write_what_they_write_alone(
+    engine: VllmEngine,
+) -> None:
+    """The cache holds 16 blocks of 128 tokens; eight of these begin in two blocks and need a third.
+
+    With the rounding of activations taken out, a resumed request writes what it writes alone, so its recomputed answer
+    rows ran exact.
+    """
+    await engine.set_policy(PrecisionPolicy(prefill_format="nvfp4", weight_only=True))
+    texts = [long_text(132, 10 * i) for i in range(8)]
+    crowd = await asyncio.gather(*(run(engine, asked(text, 40, salt=f"c{i}")) for i, text in enumerate(texts)))
+    found = [counts(deltas) for deltas in crowd]
     for each in found:
         follows_the_rule(each, exact_rows=1)
         assert ((each.recomputed_rows or 0) > 0) <= ((each.preemptions or 0) > 0), "recomputed without a preemption"
-    assert sum(each.preemptions or 0 for each in found) > 0
     assert sum(each.recomputed_rows or 0 for each in found) > 0
-
-
-async def test_preempted_requests_write_what_they_write_alone(engine: VllmEngine) -> None:
-    """With rounding of activations taken out, resuming reproduces the answer: recomputed answer rows stay exact."""
-    await engine.set_policy(PrecisionPolicy(prefill_format="nvfp4", weight_only=True))
-    requests = [(long_text(150, 10 * i), f"w{i}") for i in range(8)]
-    crowd = await asyncio.gather(*(run(engine, asked(text, 100, salt=f"{salt}c")) for text, salt in requests))
-    preempted = [i for i, deltas in enumerate(crowd) if counts(deltas).preemptions]
-    assert preempted
-    for i in preempted[:2]:
-        alone = await run(engine, asked(requests[i][0], 100, salt=f"{requests[i][1]}s"))
-        assert tokens(alone) == tokens(crowd[i])
+    preempted = next(i for i, each in enumerate(found) if each.preemptions)
+    assert tokens(await run(engine, asked(texts[preempted], 40, salt="alone"))) == tokens(crowd[preempted])
 
 
 async def test_solo_and_concurrent_agree_when_rounding_is_taken_out(engine: VllmEngine) -> None:

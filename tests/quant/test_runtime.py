@@ -47,13 +47,6 @@ def test_a_plan_that_nobody_took_is_void_in_the_next_step() -> None:
     assert not state.end_step()
 
 
-def test_listeners_hear_each_plan_before_the_forward() -> None:
-    state, heard = runtime(), []
-    state.on_plan.append(heard.append)
-    state.begin_step()
-    assert heard == [] and state.plan_step([RequestRows("r", 8, 0, 8)]) is heard[0]  # noqa: PT018 - the order matters
-
-
 def test_switching_needs_an_eager_engine_only_where_weights_change() -> None:
     state = Runtime(PrecisionPolicy.of("mixquant-nvfp4"), CPU, switchable=False)
     state.add_layer(SimpleNamespace(prefix="model.layers.0.mlp.down_proj", key="nvfp4-emulated", use=lambda key: None))  # type: ignore[arg-type]
