@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
+from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import ConfigError, MixQuantError
 from mixquant_workflows.bench import packages
@@ -99,6 +100,32 @@ async def test_idle_agents_score_nothing() -> None:
         verdict = await chosen.run(case, model_of(*["I cannot do that."] * 30))
         assert verdict.score == 0, chosen.name
         assert verdict.why
+
+
+async def test_a_model_plays_the_user() -> None:
+    """Both sides talk: the user under the benchmark's own instructions, the agent under its policy."""
+    chosen = Tau2("mock", "model")
+    case = next(case for case in chosen.cases() if case.id == "create_task_1")
+
+    def speak(request: EngineRequest) -> Any:
+        turns = [message["role"] for message in request.messages]
+        if "<scenario>" in request.messages[0]["content"]:
+            return "Please create the task for me." if turns.count("user") == 1 else "Thanks. ###STOP###"
+        if turns[-1] == "tool":
+            return "Your task is created."
+        return Tau2("mock").oracle(case)[0]
+
+    model = MixQuantChatModel(engine=ScriptedEngine(speak))
+    verdict = await chosen.run(case, model)
+    assert verdict.score == 1, verdict.why
+    assert [message.type for message in verdict.messages] == ["ai", "human", "ai", "tool", "ai"]
+    with pytest.raises(MixQuantError, match="its user is a model"):
+        chosen.oracle(case)
+
+
+async def test_the_user_does_its_part_on_its_own_devices() -> None:
+    result = await replay(Tau2("telecom_small"), limit=3)  # user alone, agent alone, both
+    assert result["passed"] == 3
 
 
 async def test_a_guess_without_tools_scores_nothing() -> None:

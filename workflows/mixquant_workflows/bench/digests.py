@@ -88,6 +88,13 @@ TAU2: dict[str, dict[str, str]] = {
         "data/tau2/domains/retail/tasks.json": "76e1fa649a359bef",
         "data/tau2/domains/retail/split_tasks.json": "ed0580ec52575b63",
     },
+    "telecom_small": {
+        "data/tau2/domains/telecom/db.toml": "562d647ef9d7df8d",
+        "data/tau2/domains/telecom/user_db.toml": "4886107ea0c16f8e",
+        "data/tau2/domains/telecom/main_policy.md": "95943844a0cf11fd",
+        "data/tau2/domains/telecom/tasks_small.json": "c8ea6f75adc18a8a",
+        "data/tau2/domains/telecom/tech_support_manual.md": "015a3ee49ec8c199",
+    },
 }
 
 LONG_CONTEXT: dict[str, str] = {

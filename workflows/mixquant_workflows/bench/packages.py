@@ -148,6 +148,7 @@ def tau2() -> SimpleNamespace:
         simulation = importlib.import_module("tau2.data_model.simulation")
         message = importlib.import_module("tau2.data_model.message")
         agent = importlib.import_module("tau2.agent.llm_agent")
+        user = importlib.import_module("tau2.user.user_simulator")
     except ImportError as error:
         raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
     return SimpleNamespace(
@@ -161,6 +162,7 @@ def tau2() -> SimpleNamespace:
         ToolMessage=message.ToolMessage,
         ToolCall=message.ToolCall,
         UserMessage=message.UserMessage,
+        UserSimulator=user.UserSimulator,
         prompt=agent.SYSTEM_PROMPT,
         instruction=agent.AGENT_INSTRUCTION,
     )

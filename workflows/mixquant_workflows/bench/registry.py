@@ -46,6 +46,11 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tau2_mock": ("tau2:Tau2", ("mock",)),
     "tau2_airline": ("tau2:Tau2", ("airline",)),
     "tau2_retail": ("tau2:Tau2", ("retail",)),
+    "tau2_telecom_small": ("tau2:Tau2", ("telecom_small",)),
+    "tau2_mock_model_user": ("tau2:Tau2", ("mock", "model")),
+    "tau2_airline_model_user": ("tau2:Tau2", ("airline", "model")),
+    "tau2_retail_model_user": ("tau2:Tau2", ("retail", "model")),
+    "tau2_telecom_small_model_user": ("tau2:Tau2", ("telecom_small", "model")),
 }
 AGENT_SUITES = tuple(name for name in _SUITES if name not in ("bfcl_ast",))
 REPLAY_SUITES = tuple(name for name in _SUITES)

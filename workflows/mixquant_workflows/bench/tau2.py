@@ -1,8 +1,8 @@
-"""τ²-bench: an agent serves a user under a policy, on a simulated company database.
+"""τ²-bench: an agent serves a user under a policy, on a simulated company's systems.
 
-Tasks, environments, policies and the evaluator are the package's own; the agent is :func:`tool_agent`. The user is
-scripted here: it says what its scenario says, agrees twice, and leaves. (The benchmark's own user is a large model;
-scores with this one are not those of the paper's tables.)
+Tasks, environments, policies and the evaluator are the package's own; the agent is :func:`tool_agent`. The user is a
+script or a chat model (:mod:`~mixquant_workflows.bench.tau2_user`); the benchmark's tables were made with a large
+model as the user, so their scores do not compare with these.
 """
 
 from __future__ import annotations
@@ -10,55 +10,65 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMessage
-from langchain_core.tools import BaseTool, StructuredTool
+from langchain_core.messages import AIMessage, HumanMessage
 
+from mixquant_agents import MixQuantError
 from mixquant_workflows.bench.digests import TAU2
 from mixquant_workflows.bench.packages import TAU2_REQUIREMENT, check_data, package_folder, tau2
 from mixquant_workflows.bench.suite import Answer, Case, ScriptedTurn, Verdict
+from mixquant_workflows.bench.tau2_messages import environment_tools, from_tau2, to_tau2
+from mixquant_workflows.bench.tau2_user import STOP, ModelUser, ScriptedUser, User
 from mixquant_workflows.graphs.tool import tool_agent
 
 __all__ = ["Tau2"]
 
 _GREETING = "Hi! How can I help you today?"
-_STOP = "###STOP###"
-_MAX_USER_TURNS = 8
 _MAX_STEPS = 30
+_SMALL = {"telecom_small": "telecom"}
 
 
 class Tau2:
-    """One domain: ``mock`` (9 tasks), ``airline`` (50) or ``retail`` (114)."""
+    """One task set: ``mock`` (9 tasks), ``airline`` (50), ``retail`` (114) or ``telecom_small`` (20).
+
+    Args:
+        user: ``"scripted"``, or ``"model"``: the model under test plays the user, too.
+    """
 
     documented_misses: Mapping[str, str] = {}
 
-    def __init__(self, domain: str) -> None:
-        self.name = f"tau2_{domain}"
-        self.domain = domain
+    def __init__(self, tasks: str, user: Literal["scripted", "model"] = "scripted") -> None:
+        self.name = f"tau2_{tasks}" + ("_model_user" if user == "model" else "")
+        self.domain = _SMALL.get(tasks, tasks)
+        self._tasks = tasks
+        self._user = user
 
     def cases(self) -> list[Case]:
-        check_data(package_folder("tau2", TAU2_REQUIREMENT), TAU2[self.domain], TAU2_REQUIREMENT)
-        return [Case(str(task.id), {"task": task}) for task in tau2().tasks(self.domain)]
+        check_data(package_folder("tau2", TAU2_REQUIREMENT), TAU2[self._tasks], TAU2_REQUIREMENT)
+        return [Case(str(task.id), {"task": task}) for task in tau2().tasks(self._tasks)]
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         task = case.data["task"]
         environment = await asyncio.to_thread(self._environment, task)  # loading a database takes a second
         prompt = tau2().prompt.format(agent_instruction=tau2().instruction, domain_policy=environment.policy)
-        graph = tool_agent(model, _tools(environment), system=prompt, max_steps=_MAX_STEPS, max_repeats=_MAX_STEPS)
+        tools = environment_tools(environment)
+        graph = tool_agent(model, tools, system=prompt, max_steps=_MAX_STEPS, max_repeats=_MAX_STEPS)
         history = list(task.initial_state.message_history or []) if task.initial_state else []
-        messages = _from_tau2(history) or [AIMessage(_GREETING)]
-        known = len(messages)
-        user = _User(task)
-        said = user.next(messages)
-        while said != _STOP:
-            state = await graph.ainvoke(
-                {"messages": [*messages, HumanMessage(said)]}, {"recursion_limit": 4 * _MAX_STEPS}
-            )
+        messages = from_tau2(history) or [AIMessage(_GREETING)]
+        trajectory = history or to_tau2(messages)
+        scripted = self._user == "scripted"
+        user: User = ScriptedUser(task, environment) if scripted else ModelUser(task, environment, model)
+        while True:
+            done, said = await user.next(messages)
+            trajectory += [*done, tau2().UserMessage(role="user", content=said)]
+            if said == STOP:
+                break
+            asked = [*messages, HumanMessage(said)]
+            state = await graph.ainvoke({"messages": asked}, {"recursion_limit": 4 * _MAX_STEPS})
             messages = state["messages"]
-            said = user.next(messages)
-        trajectory = [*(history or _to_tau2(messages[:known])), *_to_tau2([*messages[known:], HumanMessage(_STOP)])]
+            trajectory += to_tau2(messages[len(asked) :])
         return Verdict(**await asyncio.to_thread(self._check, task, trajectory), messages=messages)
 
     def _environment(self, task: Any) -> Any:
@@ -90,96 +100,31 @@ class Tau2:
         return {"score": float(reward.reward), "why": why, "measures": failed}
 
     def oracle(self, case: Case) -> list[Answer]:
+        """The agent's part of the ground truth; where the user's part comes, the agent asks for it."""
+        if self._user == "model":
+            raise MixQuantError(f"suite {self.name!r} has no ground truth to replay: its user is a model")
         criteria = case.data["task"].evaluation_criteria
-        calls = [(action.name, action.arguments) for action in criteria.actions or []]
-        if not calls:  # one task of the mock domain says only what must be true at the end
-            calls = [
-                ("update_task_status", {"task_id": a.arguments["task_id"], "status": a.arguments["expected_status"]})
-                for a in criteria.env_assertions or []
-                if a.func_name == "assert_task_status"
+        answers: list[Answer] = []
+        asks = False
+        for action in criteria.actions or []:
+            if action.requestor == "user":
+                answers += [] if asks else ["Please do that on your device."]
+            else:
+                answers.append(ScriptedTurn(tool_calls=[{"name": action.name, "args": dict(action.arguments)}]))
+            asks = action.requestor == "user"
+        if not answers:  # one task of the mock domain says only what must be true at the end
+            answers += [
+                ScriptedTurn(
+                    tool_calls=[
+                        {
+                            "name": "update_task_status",
+                            "args": {"task_id": a["task_id"], "status": a["expected_status"]},
+                        }
+                    ]
+                )
+                for a in (
+                    item.arguments for item in criteria.env_assertions or [] if item.func_name == "assert_task_status"
+                )
             ]
-        answers: list[Answer] = [ScriptedTurn(tool_calls=[{"name": name, "args": dict(args)}]) for name, args in calls]
         told = "Done. " + " ".join(str(info) for info in criteria.communicate_info or [])
-        return [*answers, told, *["Is there anything else?"] * _MAX_USER_TURNS]
-
-
-class _User:
-    """Says its scenario, agrees twice, leaves."""
-
-    def __init__(self, task: Any) -> None:
-        self._scenario = str(task.user_scenario.instructions)
-        self._turns = 0
-
-    def next(self, messages: Sequence[AnyMessage]) -> str:
-        self._turns += 1
-        if self._turns == 1:
-            return f"This is my situation and what I want:\n{self._scenario}"
-        last = [message for message in messages if isinstance(message, HumanMessage)][-1:]
-        since = messages[messages.index(last[0]) :] if last else messages
-        acted = any(isinstance(message, ToolMessage) for message in since)
-        return _STOP if acted or self._turns > 3 else "Yes, please go ahead and do it now."
-
-
-def _tools(environment: Any) -> list[BaseTool]:
-    """The environment's tools; an artifact marks the calls that really reached it."""
-
-    def wrap(name: str, schema: Mapping[str, Any]) -> BaseTool:
-        def call(**arguments: Any) -> tuple[str, dict[str, bool]]:
-            request = tau2().ToolCall(id="", name=name, arguments=arguments, requestor="assistant")
-            response = environment.get_response(request)
-            return str(response.content), {"error": bool(response.error)}
-
-        return StructuredTool(
-            name=name,
-            description=schema["description"],
-            args_schema=schema["parameters"],
-            func=call,
-            response_format="content_and_artifact",
-        )
-
-    schemas = [tool.openai_schema["function"] for tool in environment.get_tools()]
-    return [wrap(schema["name"], schema) for schema in schemas]
-
-
-def _to_tau2(messages: Sequence[AnyMessage]) -> list[Any]:
-    """The conversation in τ²'s types. Calls that never reached the environment (unknown tools, refused calls) are left
-    out, because the evaluator runs every call again and compares the answers."""
-    package = tau2()
-    answered = {m.tool_call_id: m for m in messages if isinstance(m, ToolMessage) and m.artifact is not None}
-    converted: list[Any] = []
-    for message in messages:
-        if isinstance(message, HumanMessage):
-            converted.append(package.UserMessage(role="user", content=str(message.text)))
-        elif isinstance(message, AIMessage):
-            calls = [call for call in message.tool_calls if str(call["id"]) in answered]
-            if not calls:
-                if not message.tool_calls and not message.invalid_tool_calls:
-                    converted.append(package.AssistantMessage(role="assistant", content=str(message.text)))
-                continue
-            converted.append(
-                package.AssistantMessage(
-                    role="assistant",
-                    tool_calls=[package.ToolCall(id=c["id"], name=c["name"], arguments=c["args"]) for c in calls],
-                )
-            )
-            for call in calls:
-                answer = answered[str(call["id"])]
-                error = bool(answer.artifact["error"])
-                converted.append(
-                    package.ToolMessage(id=call["id"], role="tool", content=str(answer.content), error=error)
-                )
-    return converted
-
-
-def _from_tau2(history: Sequence[Any]) -> list[AnyMessage]:
-    """A task's earlier conversation as LangChain messages."""
-    converted: list[AnyMessage] = []
-    for message in history:
-        if message.role == "user":
-            converted.append(HumanMessage(message.content or ""))
-        elif message.role == "tool":
-            converted.append(ToolMessage(message.content or "", tool_call_id=message.id))
-        else:
-            calls = [{"name": c.name, "args": c.arguments, "id": c.id} for c in message.tool_calls or []]
-            converted.append(AIMessage(message.content or "", tool_calls=calls))
-    return converted
+        return [*answers, told, *["Is there anything else?"] * 8]
