@@ -18,6 +18,7 @@ from mixquant_agents.errors import ConfigError, MixQuantError
 from mixquant_workflows.bench import packages
 from mixquant_workflows.bench.agents import choose, run_suites
 from mixquant_workflows.bench.bfcl_ast import BfclAst
+from mixquant_workflows.bench.bfcl_memory import BfclMemory
 from mixquant_workflows.bench.bfcl_turns import BfclTurns, call_text
 from mixquant_workflows.bench.bundled import BundledTools, holds
 from mixquant_workflows.bench.registry import suite
@@ -126,6 +127,29 @@ async def test_a_model_plays_the_user() -> None:
 async def test_the_user_does_its_part_on_its_own_devices() -> None:
     result = await replay(Tau2("telecom_small"), limit=3)  # user alone, agent alone, both
     assert result["passed"] == 3
+
+
+async def test_memory_lasts_from_the_conversations_to_the_questions() -> None:
+    """The agent writes a name down once; days later the question's prompt holds it. Another model starts with
+    nothing."""
+    chosen = BfclMemory("rec_sum")
+    case = next(case for case in chosen.cases() if case.data["truth"] == ["Michael"])
+    seen: list[str] = []
+
+    def speak(request: EngineRequest) -> Any:
+        seen.append(str(request.messages[0]["content"]))
+        if request.messages[-1]["role"] == "user" and "Michael" in str(request.messages[-1]["content"]):
+            return ScriptedTurn(tool_calls=[{"name": "memory_append", "args": {"text": "The name is Michael."}}])
+        return "Michael" if "The name is Michael." in seen[-1] else "Noted."
+
+    model = MixQuantChatModel(engine=ScriptedEngine(speak))
+    assert (await chosen.run(case, model)).score == 1
+    held = len(seen)
+    assert held > 50
+    assert "The name is Michael." not in seen[0]
+    assert (await chosen.run(case, model)).score == 1
+    assert len(seen) == held + 1  # the conversations are held once
+    assert (await chosen.run(case, model_of(*["Who knows."] * 400))).score == 0
 
 
 async def test_a_guess_without_tools_scores_nothing() -> None:

@@ -21,7 +21,7 @@ from mixquant_workflows.bench.packages import BFCL_REQUIREMENT, bfcl, check_data
 from mixquant_workflows.bench.suite import Answer, Case, ScriptedTurn, Verdict
 from mixquant_workflows.graphs.tool import tool_agent
 
-__all__ = ["TURN_CATEGORIES", "BfclTurns", "call_text", "parse_call"]
+__all__ = ["TURN_CATEGORIES", "BfclTurns", "Systems", "call_text", "parse_call"]
 
 TURN_CATEGORIES = (
     "multi_turn_base",
@@ -52,7 +52,7 @@ class BfclTurns:
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         entry = case.data["entry"]
-        systems = _Systems(entry, "long_context" in case.data["category"])
+        systems = Systems(entry, "long_context" in case.data["category"])
         functions = list(entry["function"])
         messages: list[AnyMessage] = []
         made: list[list[list[str]]] = []
@@ -74,7 +74,7 @@ class BfclTurns:
             made.append([_texts(message) for message in new if isinstance(message, AIMessage) and message.tool_calls])
         return Verdict(**self._check(case, made, systems), messages=messages)
 
-    def _check(self, case: Case, made: list[list[list[str]]], systems: _Systems) -> dict[str, Any]:
+    def _check(self, case: Case, made: list[list[list[str]]], systems: Systems) -> dict[str, Any]:
         """The official verdict on all calls, by turn and step. The checker runs them again on systems of its own, which
         must then be in the same state as ours: else the model saw other answers than it is judged by."""
         entry, truth, category = case.data["entry"], case.data["truth"], case.data["category"]
@@ -95,7 +95,7 @@ class BfclTurns:
 
     def oracle(self, case: Case) -> list[Answer]:
         entry = case.data["entry"]
-        methods = _Systems(entry, "long_context" in case.data["category"]).methods
+        methods = Systems(entry, "long_context" in case.data["category"]).methods
         answers: list[Answer] = []
         for turn in case.data["truth"]:
             calls = [parse_call(text, methods) for text in turn]
@@ -105,7 +105,7 @@ class BfclTurns:
         return answers
 
 
-class _Systems:
+class Systems:
     """One case's simulated systems, each called through ``getattr``."""
 
     def __init__(self, entry: Mapping[str, Any], long_context: bool) -> None:

@@ -67,6 +67,15 @@ BFCL: dict[str, dict[str, str]] = {
         "data/BFCL_v4_multi_turn_long_context.json": "78c3268c5cc8e97c",
         "data/possible_answer/BFCL_v4_multi_turn_long_context.json": "e82aa0e839c39d23",
     },
+    "memory": {
+        "data/BFCL_v4_memory.json": "40fc21d4528af53c",
+        "data/possible_answer/BFCL_v4_memory.json": "2355cf8d842f94af",
+        "data/memory_prereq_conversation/memory_customer.json": "806ac91e558e3d93",
+        "data/memory_prereq_conversation/memory_finance.json": "3cef1f235667f479",
+        "data/memory_prereq_conversation/memory_healthcare.json": "56e7bd7b2e7c01ef",
+        "data/memory_prereq_conversation/memory_notetaker.json": "07f3239ef2e9e142",
+        "data/memory_prereq_conversation/memory_student.json": "e2d6c32e9e2671c6",
+    },
 }
 
 TAU2: dict[str, dict[str, str]] = {

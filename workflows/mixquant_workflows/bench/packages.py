@@ -100,8 +100,15 @@ def bfcl() -> SimpleNamespace:
         backends = importlib.import_module("bfcl_eval.constants.executable_backend_config")
         prompts = importlib.import_module("bfcl_eval.constants.default_prompts")
         types = importlib.import_module("bfcl_eval.constants.type_mappings")
+        agentic = importlib.import_module("bfcl_eval.eval_checker.agentic_eval.agentic_checker")
     except ImportError as error:
         raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
+
+    def memory_prompt(category: str, scenario: str, content: str) -> str:
+        one = prompts.MEMORY_BACKEND_INSTRUCTION_UNIFIED
+        template = one if "rec_sum" in category else prompts.MEMORY_BACKEND_INSTRUCTION_CORE_ARCHIVAL
+        return str(template.format(scenario_setting=prompts.MEMORY_AGENT_SETTINGS[scenario], memory_content=content))
+
     return SimpleNamespace(
         load=loaders.load_dataset_entry,
         truths=loaders.load_ground_truth_entry,
@@ -109,6 +116,8 @@ def bfcl() -> SimpleNamespace:
         turn_checker=turns.multi_turn_checker,
         irrelevance_checker=turns.multi_turn_irrelevance_checker,
         state=vars(state),
+        agentic_checker=agentic.agentic_checker,
+        memory_prompt=memory_prompt,
         language=enums.Language,
         class_modules=backends.CLASS_FILE_PATH_MAPPING,
         stateless=frozenset(backends.STATELESS_CLASSES),

@@ -43,6 +43,8 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "aime2024": ("mathematics:Mathematics", ("aime2024", "AIME2024")),
     "aime2025": ("mathematics:Mathematics", ("aime2025", "AIME2025")),
     "ruler": ("ruler:Ruler", ()),
+    "bfcl_memory_kv": ("bfcl_memory:BfclMemory", ("kv",)),
+    "bfcl_memory_rec_sum": ("bfcl_memory:BfclMemory", ("rec_sum",)),
     "tau2_mock": ("tau2:Tau2", ("mock",)),
     "tau2_airline": ("tau2:Tau2", ("airline",)),
     "tau2_retail": ("tau2:Tau2", ("retail",)),
