@@ -25,6 +25,10 @@ lint: $(READY)
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 
+# SOURCES="DIR …": unpacked vLLM releases to check beside the installed one.
+test-contract: $(READY)
+	$(RUN)/python -m mixquant_agents.quant.contract $(foreach dir,$(SOURCES),--source $(dir))
+
 check: lint test
 
 $(READY): $(LOCK) pyproject.toml

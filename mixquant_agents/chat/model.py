@@ -176,7 +176,8 @@ class MixQuantChatModel(ScopedCalls):
         off does not want them."""
         off = self.disable_streaming
         disabled = off is True or (off == "tool_calling" and bool(settings.get("tools")))
-        return run_manager is not None and any(not handler.ignore_llm for handler in run_manager.handlers) and not disabled
+        listeners = [] if run_manager is None else [h for h in run_manager.handlers if not h.ignore_llm]
+        return bool(listeners) and not disabled
 
     def _resolve_engine(self) -> Engine:
         if self.engine is not None:

@@ -114,7 +114,7 @@ async def run_demo(
     index = DocumentIndex(documents, max_chars=700)
     capabilities = await engine.capabilities()
     seconds = getattr(engine, "start_seconds", None)
-    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=max_tokens)
+    model = MixQuantChatModel(engine=engine, temperature=0, repetition_penalty=1.1, max_tokens=max_tokens)
     events.started(seconds)
     graph = retrieval_agent(model, index, guided=True, system=SYSTEM, max_chars=1_800, checkpointer=InMemorySaver())
     config: RunnableConfig = {"configurable": {"thread_id": "demo"}}

@@ -74,8 +74,10 @@ def retrieval_agent(
         max_chars: longest result of one search, in characters.
         checkpointer: keeps the state by ``thread_id``; a path makes an SQLite file.
     """
-    tools = [search_tool(index, max_chars=max_chars), read_tool(index)]
+    tools = [search_tool(index, max_chars=max_chars)]
     search_name = tools[0].name
+    if not guided:  # a guided model answers after one search; a second tool would only tempt it
+        tools.append(read_tool(index))
 
     def rounds(state: RetrievalState) -> int:
         return sum(bool(m.tool_calls) for m in this_task(state["messages"]) if isinstance(m, AIMessage))
