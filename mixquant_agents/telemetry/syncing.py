@@ -45,26 +45,27 @@ class Syncer:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        self._sync(self._path)  # the file was made without waiting for the disk
+        self._checkpoint()  # the file was made without waiting for the disk
         while not self._stop:
             self._work.wait()
             self._work.clear()
-            self._sync(self._log)
+            self._sync_log()
             with contextlib.suppress(OSError):
                 if self._log.stat().st_size > CHECKPOINT_BYTES:
                     self._checkpoint()
 
-    @staticmethod
-    def _sync(path: Path) -> None:
-        # Opening and closing the log is safe: SQLite's locks lie on the database and on the shared-memory file.
+    def _sync_log(self) -> None:
+        # Never so the database: closing any descriptor of it drops this process's POSIX locks on it, and another
+        # process would take itself for the last one and delete the log under us. The log carries no locks.
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(self._log, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
 
     def _checkpoint(self) -> None:
+        """Move the log into the database and sync that: through SQLite, which keeps its locks."""
         try:
             connection = sqlite3.connect(self._path, timeout=1, isolation_level=None)
             try:

@@ -91,6 +91,25 @@ def test_several_processes_write_one_file(tmp_path: Path) -> None:
         assert connection.execute("SELECT sum(turns) FROM rollups WHERE level = 3600").fetchone()[0] == 2400
 
 
+def test_a_process_that_leaves_takes_no_log_with_it(tmp_path: Path) -> None:
+    """The last connection to close a store deletes its log: nobody may take itself for the last while we write."""
+    path = tmp_path / "turns.sqlite"
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn(turn_id="before"))
+    assert recorder.flush()
+    time.sleep(0.3)  # whatever runs beside the writer has run
+    code = (
+        "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1])\n"
+        "connection.execute('SELECT count(*) FROM turns').fetchone(); connection.close()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)  # noqa: S603 # our own code
+    assert Path(f"{path}-wal").exists()
+    recorder.record(make_turn(turn_id="after"))
+    assert recorder.flush()
+    assert {turn.turn_id for turn in TurnStore(path).turns()} == {"before", "after"}
+    recorder.close()
+
+
 def test_a_full_disk_keeps_what_was_committed_and_goes_on_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,7 +189,9 @@ def test_a_read_only_file_and_folder(tmp_path: Path) -> None:
         "os.setuid(65534) if os.getuid() == 0 else None\n"
         "recorder = StoreRecorder(sys.argv[1])\n"
         "recorder.record(turn)\n"
-        "print(recorder.flush(0.5), recorder.problem)\n"
+        "import time; end = time.monotonic() + 20\n"
+        "while recorder.problem is None and time.monotonic() < end: time.sleep(0.01)\n"
+        "print(recorder.flush(0.1), recorder.problem)\n"
         "try: recorder.check()\n"
         "except Exception as error: print(type(error).__name__, error)\n"
         "print([turn.turn_id for turn in TurnStore(sys.argv[1]).turns()])\n"
