@@ -13,7 +13,8 @@ demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
 test: $(READY)
-	$(RUN)/python -m pytest -m "not browser and not prometheus" $(ARGS)
+	$(RUN)/python -m pytest -n logical --dist loadfile -m "not engine and not browser and not prometheus" $(ARGS)
+	$(RUN)/python -m pytest -m "engine" $(ARGS)
 
 # Needs Debian's chromium and prometheus on the PATH as well.
 test-full: $(READY)
