@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,34 @@ async def test_tool_agent_calls_and_answers() -> None:
     first, second = (prompt for prompt, _ in model.seen)
     assert isinstance(first[0], SystemMessage)
     assert second[: len(first)] == first  # the second prompt begins with the first: the prefix cache holds
+
+
+async def test_calls_of_one_message_run_in_their_order_where_asked() -> None:
+    ran: list[str] = []
+
+    @tool
+    def note(word: str, seconds: float) -> str:
+        """Write a word down."""
+        time.sleep(seconds)
+        ran.append(word)
+        return f"{word} after {len(ran) - 1}"
+
+    def both() -> ListModel:
+        first = {"name": "note", "args": {"word": "slow", "seconds": 0.1}, "id": "1"}
+        second = {"name": "note", "args": {"word": "fast", "seconds": 0.0}, "id": "2"}
+        return ListModel(answers=[AIMessage("", tool_calls=[first, second]), say("Done.")])
+
+    ordered = tool_agent(both(), [note], in_order=True)
+    state = await ordered.ainvoke(ask("write"))
+    assert ran == ["slow", "fast"]
+    assert [message.text for message in state["messages"][2:]] == ["slow after 0", "fast after 1", "Done."]
+    assert well_formed(state["messages"])
+    ran.clear()
+    tool_agent(both(), [note], in_order=True).invoke(ask("write"))
+    assert ran == ["slow", "fast"]
+    ran.clear()
+    await tool_agent(both(), [note]).ainvoke(ask("write"))
+    assert ran == ["fast", "slow"]  # at once: what makes the order worth asking for
 
 
 def test_tool_agent_runs_sync_and_survives_a_failing_tool() -> None:

@@ -87,7 +87,9 @@ class BfclMemory:
         prompt = bfcl().memory_prompt(self._category, entry["scenario"], memory._dump_core_memory_to_context())
         limit = bfcl().step_limit
         tools = systems.tools(entry["function"])
-        graph = tool_agent(model, tools, system=f"{prompt}{system}", max_steps=limit + 1, max_repeats=limit)
+        graph = tool_agent(
+            model, tools, system=f"{prompt}{system}", max_steps=limit + 1, max_repeats=limit, in_order=True
+        )
         messages: list[AnyMessage] = []
         for texts in turns:
             asked = [*messages, *(HumanMessage(text) for text in texts)]

@@ -68,6 +68,7 @@ class BfclTurns:
                 system="",
                 max_steps=bfcl().step_limit + 1,
                 max_repeats=bfcl().step_limit,
+                in_order=True,
             )
             state = await graph.ainvoke({"messages": messages}, {"recursion_limit": 4 * bfcl().step_limit})
             new, messages = state["messages"][len(messages) :], state["messages"]

@@ -47,7 +47,7 @@ class BundledTools:
         missed: list[str] = []
         with tempfile.TemporaryDirectory(prefix="mixquant-bench-") as name:
             tools = await asyncio.to_thread(build_world, Path(name))
-            graph = tool_agent(model, [tools[tool] for tool in task.tools], system=SYSTEM, max_steps=6)
+            graph = tool_agent(model, [tools[tool] for tool in task.tools], system=SYSTEM, max_steps=6, in_order=True)
             for turn in task.turns:
                 state = await graph.ainvoke({"messages": [*messages, HumanMessage(turn.says)]})
                 messages = state["messages"]

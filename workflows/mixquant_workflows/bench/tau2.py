@@ -54,7 +54,7 @@ class Tau2:
         environment = await asyncio.to_thread(self._environment, task)  # loading a database takes a second
         prompt = tau2().prompt.format(agent_instruction=tau2().instruction, domain_policy=environment.policy)
         tools = environment_tools(environment)
-        graph = tool_agent(model, tools, system=prompt, max_steps=_MAX_STEPS, max_repeats=_MAX_STEPS)
+        graph = tool_agent(model, tools, system=prompt, max_steps=_MAX_STEPS, max_repeats=_MAX_STEPS, in_order=True)
         history = list(task.initial_state.message_history or []) if task.initial_state else []
         messages = from_tau2(history) or [AIMessage(_GREETING)]
         trajectory = history or to_tau2(messages)

@@ -75,7 +75,9 @@ class ModelUser:
         simulator = tau2().UserSimulator(
             instructions=str(task.user_scenario), tools=environment.get_user_tools() if self._tools else None
         )
-        self._graph = tool_agent(model, self._tools, system=simulator.system_prompt, max_steps=_MAX_ACTIONS)
+        self._graph = tool_agent(
+            model, self._tools, system=simulator.system_prompt, max_steps=_MAX_ACTIONS, in_order=True
+        )
         self._said: list[AnyMessage] = []
         self._turns = 0
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import MessagesState
+from langgraph.prebuilt import ToolNode
 
-__all__ = ["bind", "last_answer", "made_calls", "model_step", "refuse_calls", "this_task"]
+__all__ = ["bind", "last_answer", "made_calls", "model_step", "one_by_one", "refuse_calls", "this_task"]
 
 
 def bind(model: BaseChatModel, tools: Sequence[Any], choice: str = "auto") -> Runnable[LanguageModelInput, AIMessage]:
@@ -25,6 +26,30 @@ def model_step(bound: Runnable[LanguageModelInput, AIMessage], system: str) -> R
         lambda state: [SystemMessage(system), *state["messages"]] if system else list(state["messages"])
     )
     return prompt | bound | RunnableLambda(lambda message: {"messages": [message]})
+
+
+def one_by_one(tools: ToolNode) -> Runnable[MessagesState, Any]:
+    """A node that runs the calls of one message in their order, each after the one before has ended. ``tools`` itself
+    runs them at the same time, so that ``cd`` and a ``mkdir`` meant for the new folder race."""
+
+    def steps(state: MessagesState) -> list[dict[str, Any]]:
+        *earlier, answer = state["messages"]
+        calls = answer.tool_calls if isinstance(answer, AIMessage) else []
+        return [{**state, "messages": [*earlier, answer.model_copy(update={"tool_calls": [call]})]} for call in calls]
+
+    def joined(results: list[Any]) -> Any:
+        updates = [update for result in results for update in (result if isinstance(result, list) else [result])]
+        if all(isinstance(update, dict) for update in updates):
+            return {"messages": [message for update in updates for message in update["messages"]]}
+        return updates  # a tool returned a command: LangGraph takes the list
+
+    def run(state: MessagesState, config: RunnableConfig) -> Any:
+        return joined([tools.invoke(step, config) for step in steps(state)])
+
+    async def arun(state: MessagesState, config: RunnableConfig) -> Any:
+        return joined([await tools.ainvoke(step, config) for step in steps(state)])
+
+    return RunnableLambda(run, arun)
 
 
 def this_task(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:

@@ -13,7 +13,15 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 
 from mixquant_workflows.checkpoints import Checkpoints, as_checkpointer
-from mixquant_workflows.graphs.steps import bind, last_answer, made_calls, model_step, refuse_calls, this_task
+from mixquant_workflows.graphs.steps import (
+    bind,
+    last_answer,
+    made_calls,
+    model_step,
+    one_by_one,
+    refuse_calls,
+    this_task,
+)
 
 __all__ = ["tool_agent"]
 
@@ -30,6 +38,7 @@ def tool_agent(
     system: str = SYSTEM,
     max_steps: int = 8,
     max_repeats: int = 2,
+    in_order: bool = False,
     checkpointer: Checkpoints = None,
 ) -> CompiledStateGraph[Any]:
     """model → tools → model → … → answer.
@@ -38,6 +47,7 @@ def tool_agent(
         max_steps: most model calls per user message; the last one may not call tools, so the user always gets an
             answer.
         max_repeats: how often the same call with the same arguments may run per user message.
+        in_order: run the calls of one message one after another, for tools that share a state; else they run at once.
         checkpointer: keeps the state by ``thread_id``; a path makes an SQLite file.
     """
 
@@ -64,7 +74,8 @@ def tool_agent(
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", model_step(bind(model, tools), system))
-    graph.add_node("tools", ToolNode(tools, handle_tool_errors=True))
+    node = ToolNode(tools, handle_tool_errors=True)
+    graph.add_node("tools", one_by_one(node) if in_order else node)
     graph.add_node("refuse", refuse)
     graph.add_node("conclude", model_step(bind(model, tools, "none"), system))
     graph.add_edge(START, "model")
