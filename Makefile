@@ -7,14 +7,24 @@ RUN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: demo test test-full test-contract lint check clean
+.PHONY: demo test unit unit-plugin unit-rest test-full test-contract lint check clean
 
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
 test: $(READY)
-	$(RUN)/python -m pytest -n logical --dist loadfile -m "not engine and not browser and not prometheus" $(ARGS)
-	$(RUN)/python -m pytest -m "engine" $(ARGS)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
+	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus" $(ARGS)
+
+# The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
+UNIT := -q -m "not engine and not slow and not browser and not prometheus"
+PLUGIN := engine quant gpu_numerics embedded
+unit: $(READY)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
+unit-plugin:
+	$(RUN)/python -m pytest $(UNIT) $(addprefix tests/,$(PLUGIN)) $(ARGS)
+unit-rest:
+	$(RUN)/python -m pytest $(UNIT) tests $(addprefix --ignore=tests/,$(PLUGIN)) $(ARGS)
 
 # Needs Debian's chromium and prometheus on the PATH as well.
 test-full: $(READY)

@@ -55,6 +55,7 @@ def test_importing_is_cheap_and_loads_nothing_heavy() -> None:
     assert min(float(output[0]) for output in outputs) < 0.1
 
 
+@pytest.mark.slow
 def test_the_chat_model_needs_neither_torch_nor_vllm() -> None:
     code = (
         "import sys; from mixquant_agents import MixQuantChatModel, ScriptedEngine; "

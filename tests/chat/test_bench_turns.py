@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 from mixquant_agents.bench.turns import leaks, measure
 from mixquant_agents.cli.bench_turns import command
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_small_run_measures_everything_and_leaks_nothing() -> None:
     """Whether the targets hold is for ``mixquant bench turns`` to say, on a quiet machine."""

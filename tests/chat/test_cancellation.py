@@ -64,6 +64,7 @@ async def test_concurrent_streams_a_third_cancelled_leave_nothing() -> None:
             assert (record.finish_reason, record.error, record.quantized_tokens) == ("abort", None, None)
 
 
+@pytest.mark.slow
 async def test_many_rounds_do_not_grow() -> None:
     """Memory after many rounds of finished, cancelled and abandoned streams is what it was after a few."""
     engine = ScriptedEngine(lambda _: ScriptedTurn(text=["x"] * 20), keep_requests=8)

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -82,6 +83,7 @@ def test_chunks_add_up_to_the_answer(turn: ScriptedTurn, limit: int | None) -> N
 history = st.lists(st.sampled_from([HumanMessage("Tell me. " * 9), AIMessage("I tell you. " * 9)]), max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(history, turns, st.none() | st.integers(1, 10)), min_size=1, max_size=3),

@@ -18,6 +18,8 @@ from mixquant_agents.errors import RequestError
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
 from mixquant_agents.telemetry.store import TurnStore
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</style><script>alert(1)</script><img src=http://evil.example/x>"
 
 

@@ -171,6 +171,7 @@ def _start(root: pathlib.Path, seconds: float) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own interpreter and script
 
 
+@pytest.mark.slow
 def test_two_processes_build_once(tmp_path: pathlib.Path) -> None:
     processes = [_start(tmp_path, 0.5) for _ in range(3)]
     answers = {process.communicate(timeout=60)[0].splitlines()[-1] for process in processes}

@@ -44,6 +44,7 @@ def test_damaged_package_weights_are_refused(tmp_path: pathlib.Path) -> None:
         source.PackageSource(path, "0.0.0-unlisted").load()
 
 
+@pytest.mark.slow
 def test_the_prepared_model_is_whole_and_speaks_the_bundled_template(capsys: pytest.CaptureFixture[str]) -> None:
     """Uses the user's cache, as the engine does, so that a test run prepares at most once."""
     folder = embedded.prepare()

@@ -26,6 +26,7 @@ def folder() -> pathlib.Path:
     return embedded.prepare()
 
 
+@pytest.mark.slow
 def test_encoding_is_what_the_chat_template_renders(folder: pathlib.Path) -> None:
     reference = AutoTokenizer.from_pretrained(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

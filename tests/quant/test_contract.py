@@ -13,6 +13,7 @@ from mixquant_agents.quant.sources import Symbol, missing
 PLUGIN = Path(__file__).parents[2] / "mixquant_agents" / "quant"
 
 
+@pytest.mark.slow
 def test_the_installed_vllm_has_every_hooked_symbol() -> None:
     assert check(installed_source()) == []
 
@@ -70,6 +71,7 @@ def test_a_renamed_parameter_is_named() -> None:
     assert missing(tree, Symbol("m", "A.g", ("anything",))) is None
 
 
+@pytest.mark.slow
 def test_the_script_reports_and_exits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = copied(tmp_path)
     assert main(["--source", str(root)]) == 0

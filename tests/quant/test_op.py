@@ -47,6 +47,7 @@ def plan_of(batch: list[tuple[int, int, int]]) -> RowPlan:
     return plan_rows([RequestRows(f"r{i}", *values) for i, values in enumerate(batch)], RULE)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(batches, st.integers(0, 4))
 def test_each_row_goes_where_the_plan_says_and_only_there(batch: list[tuple[int, int, int]], padding: int) -> None:
@@ -61,6 +62,7 @@ def test_each_row_goes_where_the_plan_says_and_only_there(batch: list[tuple[int,
     assert not y[plan.rows :].any()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(batches)
 def test_a_mixed_batch_equals_each_phase_alone(batch: list[tuple[int, int, int]]) -> None:

@@ -68,6 +68,7 @@ def test_every_e2m1_neighbourhood_rounds_like_the_reference() -> None:
     assert torch.equal(emulate._round_e2m1_(x.clone()), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", AWKWARD)
 @pytest.mark.parametrize("columns", [15, 17, 576])
 @pytest.mark.parametrize("name", ["nvfp4", "fp8", "int8"])

@@ -25,6 +25,8 @@ from mixquant_agents.telemetry.events import Event
 from mixquant_agents.telemetry.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
 from mixquant_agents.telemetry.store import TurnStore
 
+pytestmark = pytest.mark.slow
+
 WRITER = textwrap.dedent(
     """
     import itertools, sys, time

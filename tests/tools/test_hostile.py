@@ -96,7 +96,14 @@ def test_there_are_enough_attempts() -> None:
     assert len({repr(attempt) for attempt in ATTEMPTS}) == len(ATTEMPTS)
 
 
-@pytest.mark.parametrize(("name", "arguments"), ATTEMPTS, ids=[f"{i}-{name}" for i, (name, _) in enumerate(ATTEMPTS)])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        # Each run_python starts a process.
+        pytest.param(*attempt, id=f"{i}-{attempt[0]}", marks=[pytest.mark.slow] if attempt[0] == "run_python" else [])
+        for i, attempt in enumerate(ATTEMPTS)
+    ],
+)
 def test_refused_in_words(world: World, name: str, arguments: dict[str, Any]) -> None:
     began = time.monotonic()
     message = world.call(name, arguments)
@@ -173,6 +180,7 @@ def test_calculator_answers_or_refuses(expression: str) -> None:
         assert calculate(expression)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(
@@ -187,6 +195,7 @@ def test_no_path_reaches_the_secret(world: World, parts: list[str]) -> None:
     assert world.state() == world.before
 
 
+@pytest.mark.slow
 async def test_the_agent_goes_on(world: World) -> None:
     """One agent makes every sixth attempt, one after another, and still answers."""
     chosen = [attempt for attempt in ATTEMPTS[::6] if len(repr(attempt)) < 2_000]

@@ -125,6 +125,7 @@ def test_fusion() -> None:
     assert fuse([[5]])[0] == (5, 1 / 61)
 
 
+@pytest.mark.slow
 def test_vectors_find_what_shares_no_word(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = tmp_path_factory.mktemp("store")
     steps: list[tuple[str, int, int]] = []

@@ -139,6 +139,7 @@ def test_jail_refuses_to_run_where_it_cannot_be_closed(monkeypatch: pytest.Monke
         PythonJail()
 
 
+@pytest.mark.slow
 def test_jail_leaves_no_process_behind() -> None:
     jail = PythonJail(seconds=0.5)
     began = time.monotonic()
@@ -155,6 +156,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 async def test_mcp_tools() -> None:
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError as Refusal
@@ -188,6 +190,7 @@ async def test_mcp_tools() -> None:
             assert words in message.content
 
 
+@pytest.mark.slow
 async def test_mcp_server_over_standard_input_and_output(tmp_path: Path) -> None:
     from mcp import StdioServerParameters
 

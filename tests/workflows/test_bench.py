@@ -74,6 +74,7 @@ def test_the_bundled_suite_has_sixty_tasks() -> None:
 # -- wrong answers fail the checkers --
 
 
+@pytest.mark.slow
 async def test_wrong_answers_score_nothing() -> None:
     ast = BfclAst("ast", ("simple_python",))
     case = ast.cases()[0]
@@ -129,6 +130,7 @@ async def test_the_user_does_its_part_on_its_own_devices() -> None:
     assert result["passed"] == 3
 
 
+@pytest.mark.slow
 async def test_memory_lasts_from_the_conversations_to_the_questions() -> None:
     """The agent writes a name down once; days later the question's prompt holds it. Another model starts with
     nothing."""

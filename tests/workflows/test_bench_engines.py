@@ -20,6 +20,8 @@ from mixquant_agents.errors import EngineStartError, MissingDependencyError
 from mixquant_workflows.bench import peers, real
 from mixquant_workflows.bench.server import serve
 
+pytestmark = pytest.mark.slow
+
 ENGINES: list[StandIn] = []
 
 

@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 # Imports once (they cost seconds), then forks a fresh process for every run.
 PROGRAM = '''
 import json, os, signal, sys, traceback
