@@ -88,6 +88,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--extra", type=pathlib.Path, help="JSON: {suite: [prompt text, …]}; answers are written beside the scores"
     )
+    parser.add_argument("--suites", nargs="+", default=[*SUITES, "chat", "chat_with_tools"])
     parser.add_argument("--text", type=int, default=60_000, help="characters of the perplexity text")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--base", action="store_true", help="score the base, too")
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     result["ppl_ratio"] = result["ppl"]["adapter"] / result["ppl"]["base"]
     extra = json.loads(args.extra.read_text()) if args.extra else {}
     for name, weights in models.items():
-        for suite in [*SUITES, "chat", "chat_with_tools"]:
+        for suite in args.suites:
             begin = time.monotonic()
             asked = tasks(suite, args.count)
             prompts = [tokenizer.encode(task.prompt, add_special_tokens=False).ids for task in asked]

@@ -1,6 +1,6 @@
 """What keeps the base model's ways: text whose next-token distribution the adapted model must share with the base.
 
-Three sources: the base's own answers to chat prompts (two thirds of them shown to the adapted model behind a list of tools, which
+Three sources: the base's own answers to chat prompts (three quarters of them shown to the adapted model behind a list of tools, which
 the base did not see), text that the base writes freely, and plain English documentation.
 """
 
@@ -14,8 +14,9 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.generate import talk
-from training.generate.chat import prompt
+from training.generate import scenes, talk
+from training.generate.catalog import Archetype, load
+from training.generate.chat import prompt, topical
 from training.generate.encode import prompt_text
 from training.generate.scenes import Toolbox
 from training.generate.words import words
@@ -43,9 +44,12 @@ def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, pla
 
     shown, seen = [], []
     for index in range(chats):
-        messages = [{"role": "user", "content": prompt(rng)}]
-        tools = box.tools([box.archetype() for _ in range(rng.choice([1, 1, 2, 3, 4]))]) if index % 3 else []
-        system = [{"role": "system", "content": talk.system(rng)}] if index % 4 == 1 else []
+        domain, question = topical(rng) if rng.random() < 0.4 else (None, prompt(rng))
+        if rng.random() < 0.1:
+            question = box.dressed(question)
+        messages = [{"role": "user", "content": question}]
+        tools = box.tools(_beside(box, domain)) if index % 4 else []
+        system = [{"role": "system", "content": talk.system(rng)}] if index % 5 == 1 else []
         system = [one for one in system if one["content"]]
         seen.append(ids(prompt_text(messages, [])))
         shown.append(ids(prompt_text([*system, *messages], [tool.schema for tool in tools])))
@@ -65,6 +69,20 @@ def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, pla
         kept.append(Kept(window, window, len(window) - 1))
     rng.shuffle(kept)
     return kept
+
+
+def _beside(box: Toolbox, domain: str | None) -> list[Archetype]:
+    """Functions shown beside a question that they do not answer; mostly of the question's own domain."""
+    chosen: list[Archetype] = []
+    count = box.rng.choice([1, 1, 2, 2, 3, 4])
+    while len(chosen) < count:
+        if domain and box.rng.random() < 0.75:
+            one = box.rng.choice([archetype for archetype in load(held=False) if archetype.domain == domain])
+        else:
+            one = box.archetype()
+        if one.key not in scenes.KNOWLEDGE:
+            chosen.append(one)
+    return chosen
 
 
 def _beginning(rng: random.Random) -> str:

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from training import model as net
-from training.adapter import Adapter, merged, save
+from training.adapter import Adapter, load, merged, save
 from training.data import Examples, batches, make, read
 from training.keep import kept_batches, make_kept
 
@@ -38,7 +38,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--examples", type=int, default=200_000)
     parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--rank", type=int, default=18)
+    parser.add_argument("--resume", type=pathlib.Path, help="adapter folder to go on from; it gives rank and scale")
+    parser.add_argument("--rank", type=int, default=19)
     parser.add_argument("--scale", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens of a step")
@@ -104,7 +105,7 @@ def train(
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """The loop."""
-    adapter = Adapter(args.rank, args.scale, args.seed).to(args.device)
+    adapter = (load(args.resume) if args.resume else Adapter(args.rank, args.scale, args.seed)).to(args.device)
     groups = [
         {"params": list(adapter.down.values()), "factor": 1.0},
         {"params": list(adapter.up.values()), "factor": 2.0},

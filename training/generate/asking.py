@@ -79,8 +79,34 @@ def ask(
     drawn = surfaces(archetype, names, rng, held=held)
     drawn.update({key: value for key, value in (fixed or {}).items() if key in drawn})
     said = {key: surface for key, (surface, _) in drawn.items()}
+    if not held:
+        text = reworded(text, rng)
     text = typo(text, rng) if rng.random() < 0.04 else text
     return Asked(fill(text, said), arguments(archetype, drawn), said)
+
+
+_OTHER_WORDS = [
+    (r"^(what is|what's|how much is) (?=the |\{)", ["tell me ", "give me ", "i need ", "i'd like to know ", "do you have ", "let me know ", "i want ", "can you tell me ", "any idea about ", "get me "]),
+    (r"^(find|search|search for|look for) (?=\w)", ["look for ", "locate ", "hunt for ", "get me ", "i'm looking for ", "help me find ", "see if you can find ", "try to find ", "i'm after ", "where can i find "]),
+    (r"^(show me|show|list) (?=\w)", ["let me see ", "display ", "bring up ", "i want to see ", "give me ", "could i see ", "i'd like to look at "]),
+    (r"^(calculate|compute|work out) (?=\w)", ["figure out ", "determine ", "tell me ", "help me with ", "i have to know ", "get "]),
+    (r"^(is there|are there) (?=\w)", ["do we have ", "do you see ", "can you check for ", "any "]),
+    (r"^how many (?=\w)", ["what number of ", "tell me how many ", "count how many ", "i wonder how many "]),
+    (r"^(when|where|who|which) (?=\w)", ["tell me \1 ", "do you know \1 ", "i forgot \1 ", "can you say \1 ", "i wonder \1 "]),
+    (r"^(?=(add|book|buy|call|cancel|change|convert|create|delete|email|log|make|mark|move|open|order|pay|play|post|put|read|record|register|rent|reserve|run|save|send|set|start|stop|take|tell|text|track|translate|turn|update|write) )",
+     ["could you ", "can you ", "i want you to ", "please ", "i need you to ", "i'd like you to ", "would you ", "let's ", "it's time to ", "you can ", "we need to ", "i'd like to ", "help me ", "try to ", "i have to ", "now "]),
+    (r"\bi (need|want|would like) ", ["need ", "i require ", "i could use ", "give me ", "i'm in need of ", "we need "]),
+]  # fmt: skip
+
+
+def reworded(template: str, rng: random.Random) -> str:
+    """The same request with another beginning, or in telegram style; slots stay."""
+    if rng.random() < 0.06:
+        return re.sub(r"\b(the|a|an|please|me|is|are|of|i|want|you|my) (?![^{]*\})", "", template).strip() or template
+    for pattern, others in _OTHER_WORDS:
+        if rng.random() < 0.4 and re.search(pattern, template):
+            return re.sub(pattern, rng.choice(others), template, count=1)
+    return template
 
 
 def typo(template: str, rng: random.Random) -> str:

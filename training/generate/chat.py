@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 
 from training.generate.catalog import expand
-from training.generate.words import pick
+from training.generate.words import CATALOG, pick
 
-__all__ = ["prompt"]
+__all__ = ["prompt", "topical"]
 
 _PROMPTS = [
     "(what is|explain|tell me about|describe|what do you know about) {topic}(|?)", "(write|compose) a (short|) poem about {topic}", "(tell|write) me a (short |)story about a {animal}(| and a {animal})",
@@ -30,10 +31,23 @@ _PROMPTS = [
 ]  # fmt: skip
 
 
+@functools.cache
+def _topical() -> dict[str, list[str]]:
+    rows = (line.partition(": ") for line in (CATALOG / "questions.txt").read_text().splitlines())
+    return {domain: questions.split("|") for domain, _, questions in rows}
+
+
+def topical(rng: random.Random) -> tuple[str, str]:
+    """A domain of the catalogue, and a question about it that words answer and no function does."""
+    domain = rng.choice(sorted(_topical()))
+    text = rng.choice(_topical()[domain])
+    return domain, text[0].upper() + text[1:] if rng.random() < 0.7 else text
+
+
 def prompt(rng: random.Random) -> str:
     """One prompt."""
     text = expand(rng.choice(_PROMPTS), rng)
-    text = re.sub(r"\{(\w+)\}", lambda match: pick(match.group(1), rng, held=False), text)
+    text = re.sub(r"\{(\w+)\}", lambda match: pick(match.group(1), rng, held=False, free=rng.random() < 0.3), text)
     if rng.random() < 0.7:
         text = text[0].upper() + text[1:]
     return text

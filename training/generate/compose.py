@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import random
 
+from training.generate.attributes import Attribute, attribute
+from training.generate.attributes import either as _either
 from training.generate.catalog import Archetype, Param
 from training.generate.values import parse
+from training.generate.words import some
 
-__all__ = ["action", "quantity", "random_archetype"]
+__all__ = ["action", "other_action", "other_quantity", "quantity", "random_archetype"]
 
 _HEADS = {
     False: "invoice shipment sensor patient vehicle warehouse contract campaign lesson recipe playlist machine subscription ticket survey dataset report meeting property policy claim route device battery garden aquarium exhibit parcel voucher membership booking project budget channel camera printer workspace document signature auction orchard vineyard turbine pump valve greenhouse locker elevator badge visitor supplier donor volunteer trial experiment sample telescope satellite antenna drone tractor ferry bakery kitchen studio podcast newsletter forum mailbox backup cluster container pipeline dashboard alarm schedule roster shift payroll loan deposit wallet coupon catalog collection archive inspection permit license certificate exam classroom scholarship tournament league stadium".split(),
@@ -30,6 +33,14 @@ _VERBS = {
     "track": ["track", "follow", "keep an eye on"], "register": ["register", "sign up", "enter"], "publish": ["publish", "release"],
     "share": ["share", "pass on"], "monitor": ["monitor", "watch"], "search": ["search", "find", "look for"],
     "simulate": ["simulate", "run a simulation of"], "optimize": ["optimize", "improve"], "assign": ["assign", "hand over"],
+    "send": ["send", "send off", "dispatch"], "book": ["book", "reserve"], "cancel": ["cancel", "call off"], "start": ["start", "launch", "kick off", "get going with"],
+    "stop": ["stop", "halt", "shut down"], "move": ["move", "shift", "relocate"], "clean": ["clean", "tidy up", "wash"], "repair": ["repair", "fix", "mend"],
+    "order": ["order", "get me", "buy"], "sell": ["sell", "offer for sale"], "print": ["print", "print out"], "paint": ["paint", "put a coat on"], "measure": ["measure", "take the measure of"],
+    "test": ["test", "try out"], "install": ["install", "put in"], "remove_from": ["take away", "get rid of"], "describe": ["describe", "tell me about"], "calibrate": ["calibrate", "fine-tune"],
+    "translate": ["translate"], "weigh": ["weigh", "put on the scale"], "store": ["store", "keep", "put away"], "merge": ["merge", "join"], "split": ["split", "divide up"], "notify": ["notify", "let know", "tell"],
+    "build": ["build", "construct", "put together"], "deliver": ["deliver", "bring round", "drop off"], "invite": ["invite", "ask over"], "sort": ["sort", "put in order"], "log": ["log", "note down", "record"],
+    "open": ["open", "unlock"], "close": ["close", "shut"], "heat": ["heat", "warm up"], "cool": ["cool", "chill"], "feed": ["feed", "give food to"], "water": ["water", "give water to"], "summarize": ["summarize", "sum up", "boil down"],
+    "predict": ["predict", "forecast", "guess"], "verify": ["verify", "double-check", "make sure of"], "convert": ["convert", "turn around"], "rent": ["rent", "hire"], "return": ["return", "give back"], "play": ["play", "put on"],
     "rename": ["rename"], "suspend": ["suspend", "pause", "put on hold"], "renew": ["renew", "extend"], "rate": ["rate"],
     "compare": ["compare"], "duplicate": ["duplicate", "copy"], "lock": ["lock"], "inspect": ["inspect"], "audit": ["audit"],
 }  # fmt: skip
@@ -92,24 +103,40 @@ _HELD_ATTRIBUTES = [
 _FRAMES = {
     False: ["{do} {thing} {rest}", "(please|can you|could you) {do} {thing} {rest}(|?)", "i (need|want|would like) to {do} {thing} {rest}",
             "{do} {thing}: {rest}", "{do} {thing}, {rest}", "(time to|let's) {do} {thing} {rest}", "i'd like you to {do} {thing} {rest}",
-            "is it possible to {do} {thing} {rest}?", "we have to {do} {thing} {rest}", "{rest}: {do} {thing}"],
+            "is it possible to {do} {thing} {rest}?", "we have to {do} {thing} {rest}", "{rest}: {do} {thing}",
+            "any chance you can {do} {thing} {rest}?", "my boss told me to {do} {thing}, {rest}", "{thing}, {rest}: {do} that for me", "next job is to {do} {thing} {rest}",
+            "{do} {thing}. details: {rest}", "we are supposed to {do} {thing} today, {rest}", "{first} wants us to {do} {thing} {rest}", "make sure to {do} {thing} {rest}",
+            "don't forget to {do} {thing} {rest}", "there's {thing} here, {rest}, and we must {do} that", "kindly {do} {thing} {rest}", "{rest}. please {do} {thing}", "it would help to {do} {thing} {rest}",
+            "how about you {do} {thing} {rest}", "and now {do} {thing} {rest}", "can we {do} {thing} {rest}?", "your task: {do} {thing}. {rest}", "go and {do} {thing} {rest}", "we ought to {do} {thing}, {rest}"],
     True: ["would you mind if we {do} {thing} {rest}", "someone should {do} {thing}; {rest}", "go ahead and {do} {thing} {rest}"],
 }  # fmt: skip
 
 
-def _either(choices: list[str]) -> str:
-    """A choice in the catalogue's grammar."""
-    return f"({'|'.join(choices)})" if len(choices) > 1 else choices[0]
+def _thing(rng: random.Random, held: bool) -> tuple[str, str]:
+    """A noun with its modifiers, and the noun."""
+    head = some(rng, 1, 1) if not held and rng.random() < 0.4 else rng.choice(_HEADS[held])
+    if rng.random() < 0.6:
+        modifier = some(rng, 1, 1) if not held and rng.random() < 0.4 else rng.choice(_MODIFIERS[held])
+        return f"{modifier} {head}", head
+    return head, head
 
 
-def action(rng: random.Random, *, held: bool) -> Archetype:
-    """A verb done to a thing, with one to five attributes."""
+def _attributes(rng: random.Random, held: bool) -> list[Attribute]:
+    count = [1, 2, 2, 3, 3, 4, 5]
+    if held:
+        return rng.sample(_HELD_ATTRIBUTES + _ATTRIBUTES[:8], k=rng.choice(count))
+    drawn = [rng.choice(_ATTRIBUTES) if rng.random() < 0.35 else attribute(rng) for _ in range(rng.choice(count))]
+    return list({one[0]: one for one in drawn}.values())
+
+
+def action(
+    rng: random.Random, *, held: bool, verb: str | None = None, thing: tuple[str, str] | None = None, chosen: list[Attribute] | None = None
+) -> Archetype:  # fmt: skip
+    """A verb done to a thing, with one to five attributes; each of the three can be given."""
     verbs = _HELD_VERBS if held else _VERBS
-    verb = rng.choice(sorted(verbs))
-    head = rng.choice(_HEADS[held])
-    thing = f"{rng.choice(_MODIFIERS[held])} {head}" if rng.random() < 0.6 else head
-    pool = _HELD_ATTRIBUTES + _ATTRIBUTES[:8] if held else _ATTRIBUTES
-    chosen = rng.sample(pool, k=rng.choice([1, 2, 2, 3, 3, 4, 5]))
+    verb = verb or rng.choice(sorted(verbs))
+    thing, head = thing or _thing(rng, held)
+    chosen = chosen or _attributes(rng, held)
     required = max(1, rng.randint(1, len(chosen)))
     noun = thing.replace(" ", "_")
     params, parts = [], []
@@ -118,14 +145,17 @@ def action(rng: random.Random, *, held: bool) -> Archetype:
         params.append(Param(shown, parse(kind), description, index < required))
         phrase = _either(phrases).replace("{v", "{" + name)
         parts.append(phrase if index < required else f"[{phrase}]")
-    questions = []
-    for frame in rng.sample(_FRAMES[held], k=min(3, len(_FRAMES[held]))):
+    every = list(parts)
+
+    def question(frame: str, parts: list[str]) -> str:
         rng.shuffle(parts)
         rest = rng.choice([" ", ", ", " "]).join(parts).replace("[,", "[")
         article = "" if verb == "list" else rng.choice(["the ", "a ", "this ", "our "])
         plural = f"{thing}s" if verb in {"list", "search", "compare"} else article + thing
-        do = _either(verbs[verb])
-        questions.append(frame.replace("{do}", do).replace("{thing}", plural).replace("{rest}", rest))
+        text = frame.replace("{first}", "my colleague") if "{first}" in frame else frame
+        return text.replace("{do}", _either(verbs[verb])).replace("{thing}", plural).replace("{rest}", rest)
+
+    questions = [question(frame, parts) for frame in rng.sample(_FRAMES[held], k=min(3, len(_FRAMES[held])))]
     names = (f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}_{noun}s" if verb == "list" else f"{verb}_{head}")
     text = f"{verb.replace('_', ' ').capitalize()} {'all ' if verb == 'list' else 'a '}{thing}{'s' if verb == 'list' else ''}"
     asks = [
@@ -134,6 +164,10 @@ def action(rng: random.Random, *, held: bool) -> Archetype:
             rng.choice([f"{verb.replace('_', ' ')} a {thing}", f"please {verbs[verb][0]} the {thing}"]),
         )
     ]
+    if not held and required > 1:  # all but one of the values are said
+        missing = rng.randrange(required)
+        rest = [part for index, part in enumerate(every[:required]) if index != missing]
+        asks = [(params[missing].names[0], question(rng.choice(_FRAMES[held]), rest))]
     status = rng.choice(["done", "ok", "success", "completed", "queued"])
     return Archetype(
         names,
@@ -170,10 +204,40 @@ _OPTIONS = [
 ]  # fmt: skip
 
 
-def quantity(rng: random.Random, *, held: bool) -> Archetype:
-    """A quantity computed from two to four inputs with units, and perhaps an option."""
-    name = rng.choice(_QUANTITIES[held])
-    inputs = rng.sample(_INPUTS, k=rng.choice([1, 2, 2, 3, 3, 4]))
+def quantity_inputs(rng: random.Random) -> list[tuple[str, str, str, str]]:
+    """Name, kind, unit and description of one to four inputs."""
+    return rng.sample(_INPUTS, k=rng.choice([1, 2, 2, 3, 3, 4]))
+
+
+_MEASURES = [
+    "rate",
+    "index",
+    "ratio",
+    "score",
+    "factor",
+    "load",
+    "yield",
+    "cost",
+    "length",
+    "loss",
+    "time",
+    "strength",
+    "level",
+    "share",
+]
+
+
+def quantity_name(rng: random.Random) -> str:
+    """A quantity of training's; often a made-up one."""
+    return rng.choice(_QUANTITIES[False]) if rng.random() < 0.6 else f"{some(rng, 1, 1)} {rng.choice(_MEASURES)}"
+
+
+def quantity(
+    rng: random.Random, *, held: bool, name: str | None = None, inputs: list[tuple[str, str, str, str]] | None = None
+) -> Archetype:
+    """A quantity computed from two to four inputs with units, and perhaps an option; name and inputs can be given."""
+    name = name or (rng.choice(_QUANTITIES[held]) if held else quantity_name(rng))
+    inputs = inputs or quantity_inputs(rng)
     params, said = [], []
     for key, kind, unit, description in inputs:
         params.append(Param((key, f"{key}_value", f"object_{key}"), parse(kind), description, True))
@@ -199,10 +263,28 @@ def quantity(rng: random.Random, *, held: bool) -> Archetype:
             f"{name} for {short}{option}",
             f"(given|with|assuming) {long}, (what is|find|tell me) the {name}{option}(|?)",
             f"i need the {name}{option}. (the values are|we have|data:) {short}",
+            f"{long}: (and|so) what's the {name}{option}?",
+            f"(can you get|could you figure out|help me with) the {name}[ of this thing], {short}{option}",
+            f"how (big|large|high) is the {name} (if|when|assuming) {long}{option}?",
+            f"my homework asks for the {name}{option}: {short}",
+            f"{short}. {name}{option}?",
+            f"take {short} and (give|get|tell) me the {name}{option}",
         ]
     noun = name.replace(" ", "_")
     names = (f"calculate_{noun}", noun, f"compute_{noun}", f"{noun}_calculator", f"get_{noun}", f"estimate_{noun}")
     asks = [(params[0].names[0], f"what is the {name}?")]
+    if not held and len(said) > 1:  # one input is not told
+        missing = rng.randrange(len(said))
+        told = ", ".join(b for index, (_, b) in enumerate(said) if index != missing)
+        form = rng.choice(
+            [
+                "(what is|calculate|find) the {n} (for|with|given) {t}(|?)",
+                "{n} for {t}",
+                "{t}. what's the {n}?",
+                "i need the {n}, we have {t}",
+            ]
+        )
+        asks = [(params[missing].names[0], form.replace("{n}", name).replace("{t}", told))]
     return Archetype(
         names,
         f"Calculate the {name}",
@@ -218,3 +300,36 @@ def quantity(rng: random.Random, *, held: bool) -> Archetype:
 def random_archetype(rng: random.Random, *, held: bool) -> Archetype:
     """An action or a quantity."""
     return action(rng, held=held) if rng.random() < 0.65 else quantity(rng, held=held)
+
+
+def other_action(rng: random.Random) -> tuple[Archetype, Archetype]:
+    """Two actions of training with the same attributes, that differ in the verb or in the thing: neither does the other's work."""
+    chosen, thing = _attributes(rng, False), _thing(rng, False)
+    first, second = rng.sample(sorted(_VERBS), 2)
+    if _VERBS[first][0].split()[0] in _ALIKE and _VERBS[second][0].split()[0] in _ALIKE:
+        return other_action(rng)
+    other = thing if rng.random() < 0.5 else _thing(rng, False)
+    if other == thing:
+        verbs = (first, second)
+    else:
+        verbs = (first, first)
+        if other[1] in thing[0] or thing[1] in other[0]:
+            return other_action(rng)
+    return (
+        action(rng, held=False, verb=verbs[0], thing=thing, chosen=chosen),
+        action(rng, held=False, verb=verbs[1], thing=other, chosen=chosen),
+    )
+
+
+_ALIKE = set(
+    "get list describe search track monitor inspect audit analyze log register create make build open update store keep start order rent book sort store verify validate test move send deliver share".split()
+)
+
+
+def other_quantity(rng: random.Random) -> tuple[Archetype, Archetype]:
+    """Two quantities of training from the same inputs."""
+    first, second = quantity_name(rng), quantity_name(rng)
+    if set(first.split()) & set(second.split()):
+        return other_quantity(rng)
+    inputs = quantity_inputs(rng)
+    return quantity(rng, held=False, name=first, inputs=inputs), quantity(rng, held=False, name=second, inputs=inputs)

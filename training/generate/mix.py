@@ -13,9 +13,9 @@ from training.generate.scenes import Scene, Toolbox
 __all__ = ["MIXTURE", "example"]
 
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
-    (scenes.single, 17), (scenes.multiple, 20), (scenes.parallel, 11), (scenes.parallel_mixed, 6), (scenes.no_fit, 15),
-    (scenes.question_back, 9), (dialogues.from_result, 4), (dialogues.follow_up, 3), (dialogues.error, 2), (dialogues.parallel_results, 2),
-    (chains.lookup_then_act, 4), (chains.chain, 4), (dialogues.small_talk, 1), (grounded, 3), (own, 6),
+    (scenes.single, 18), (scenes.multiple, 19), (scenes.parallel, 11), (scenes.parallel_mixed, 6), (scenes.no_fit, 13),
+    (scenes.question_back, 10), (dialogues.from_result, 3), (dialogues.follow_up, 3), (dialogues.error, 2.5), (dialogues.parallel_results, 2),
+    (chains.lookup_then_act, 5), (chains.chain, 4), (dialogues.small_talk, 0.5), (grounded, 3), (own, 13),
 ]  # fmt: skip
 
 

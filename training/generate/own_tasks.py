@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import random
+import zoneinfo
 from typing import Any
 
 from training.generate.asking import fill
@@ -13,7 +14,7 @@ from training.generate.numerals import evaluate
 from training.generate.values import draw, parse
 from training.generate.words import pick
 
-__all__ = ["Work", "arithmetic", "clock", "documents", "files", "notes", "units"]
+__all__ = ["Work", "arithmetic", "clock", "files", "notes"]
 
 Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
 """A question; calls as name, arguments and what the tool says; the answer."""
@@ -40,22 +41,20 @@ _ZONES = {
     "Rome": "Europe/Rome",
     "Hong Kong": "Asia/Hong_Kong",
 }
-_UNITS = [
-    ("mile", "miles", 1.609344, "km", "kilometers"),
-    ("pound", "pounds", 0.45359237, "kg", "kilograms"),
-    ("foot", "feet", 0.3048, "m", "meters"),
-    ("inch", "inches", 2.54, "cm", "centimeters"),
-    ("liter", "liters", 0.264172052, "gallon", "gallons"),
-    ("hour", "hours", 60, "minute", "minutes"),
-    ("kg", "kilograms", 2.20462262, "pound", "pounds"),
-    ("km", "kilometers", 0.621371192, "mile", "miles"),
-    ("day", "days", 24, "hour", "hours"),
-    ("meter", "meters", 3.2808399, "foot", "feet"),
-]
+
+
+def _zone(name: str) -> datetime.tzinfo:
+    """The zone, or UTC on a machine without the time zone database."""
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except zoneinfo.ZoneInfoNotFoundError:
+        return datetime.UTC
 
 
 def arithmetic(rng: random.Random) -> Work:
     surface, expression = draw(parse("expr"), rng, held=False)
+    while "/ 100" in expression:  # a share is written "15% of 80" for this tool
+        surface, expression = draw(parse("expr"), rng, held=False)
     value = evaluate(expression)
     ask = expand(
         rng.choice(
@@ -115,10 +114,17 @@ def clock(rng: random.Random) -> Work:
     roll = rng.random()
     if roll < 0.3:
         city = rng.choice(sorted(_ZONES))
+        zone = _ZONES[city]
+        there = now.astimezone(_zone(zone))
+        shown, city = (
+            f"{there.isoformat(sep=' ', timespec='seconds')} ({there:%A})",
+            zone if rng.random() < 0.35 else city,
+        )
+        now = there
         text = expand(
             "(what time is it in|current time in|tell me the time in|how late is it in) {c}(| right now| now)(|?)", rng
         ).replace("{c}", city)
-        return text, [("current_time", {"timezone": _ZONES[city]}, shown)], f"It is {now:%H:%M} in {city}."
+        return text, [("current_time", {"timezone": zone}, shown)], f"It is {now:%H:%M} in {city}."
     if roll < 0.45:
         text = expand("(what time is it|what day is it today|what is today's date|which weekday is it)(|?)", rng)
         said = f"It is {now:%H:%M} UTC." if "time" in text else f"Today is {now:%A}, {now:%Y-%m-%d}."
@@ -154,27 +160,6 @@ def clock(rng: random.Random) -> Work:
     there = moment + datetime.timedelta(hours=rng.randint(-11, 11))
     call = {"when": f"{moment:%Y-%m-%dT%H:%M}", "source": zone_a, "target": zone_b}
     return text, [("convert_time", call, f"{there} ({there:%A})")], f"It is {there:%H:%M} on {there:%A} in {city_b}."
-
-
-def units(rng: random.Random) -> Work:
-    source, many, factor, target, targets = rng.choice(_UNITS)
-    surface, value = draw(parse("num"), rng, held=False)
-    text = expand(
-        rng.choice(["(convert|change) {v} {s} (to|into) {t}", "how many {t} (are|is) {v} {s}?", "{v} {s} in {t}"]), rng
-    )
-    text = text.replace("{v}", surface).replace("{s}", many).replace("{t}", targets)
-    shown = f"{value * factor:.12g}"
-    return (
-        text,
-        [
-            (
-                "convert_units",
-                {"value": value, "source": source, "target": target},
-                f"{value} {source} = {shown} {target}",
-            )
-        ],
-        f"{value} {many} is {shown} {targets}.",
-    )
 
 
 def notes(rng: random.Random) -> Work:
@@ -268,34 +253,6 @@ def files(rng: random.Random) -> Work:
     old, new = pick("word", rng, held=False), pick("word", rng, held=False)
     return (
         f"In {path}, replace {old} with {new}",
-        [("replace_in_file", {"path": path, "old": old, "new": new}, f"Replaced 1 piece of text in {path}.")],
+        [("replace_in_file", {"path": path, "old": old, "new": new}, f"Replaced in {path}.")],
         f"I replaced {old} with {new} in {path}.",
     )
-
-
-def documents(rng: random.Random) -> Work:
-    one = fact(rng, held=False)
-    passages = [one.passage(rng), *(fact(rng, held=False).passage(rng) for _ in range(rng.choice([0, 1, 2, 3])))]
-    rng.shuffle(passages)
-    shown = "\n\n".join(
-        f"[{i}] {pick('file', rng, held=False)}:{rng.randint(1, 200)}-{rng.randint(201, 400)}\n{text}"
-        for i, text in enumerate(passages, 1)
-    )
-    text = (
-        one.question
-        if rng.random() < 0.6
-        else rng.choice(["In the documents: {}", "search the documents. {}", "{} look it up"]).format(one.question)
-    )
-    if rng.random() < 0.12:
-        return (
-            text,
-            [
-                (
-                    "search_documents",
-                    {"query": one.query},
-                    "\n\n".join(f"[{i}] notes.md:1-9\n{fact(rng, held=False).sentence}" for i in (1, 2)),
-                )
-            ],
-            "The documents do not say that.",
-        )
-    return text, [("search_documents", {"query": one.query}, shown)], one.answer

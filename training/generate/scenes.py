@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from training.generate import talk
+from training.generate.attributes import widened
 from training.generate.asking import Asked, ask, dress
 from training.generate.catalog import Archetype, load
-from training.generate.compose import random_archetype
+from training.generate.compose import other_action, other_quantity, random_archetype
 from training.generate.tools import Tool, build
 from training.generate.values import draw, is_scalar
 
-__all__ = ["Scene", "Toolbox", "multiple", "no_fit", "parallel", "parallel_mixed", "question_back", "single"]
+__all__ = [
+    "KNOWLEDGE",
+    "Scene",
+    "Toolbox",
+    "multiple",
+    "no_fit",
+    "parallel",
+    "parallel_mixed",
+    "question_back",
+    "single",
+]
 
 Message = dict[str, Any]
 
@@ -50,7 +64,7 @@ _OVERLAPS = [
 
 
 # Questions that words can answer, too: with no fitting tool the model should answer them as it would without tools.
-_KNOWLEDGE = {"artist_info", "country_info", "define_word", "element_info", "find_recipe", "get_news", "historical_event",
+KNOWLEDGE = {"artist_info", "country_info", "define_word", "element_info", "find_recipe", "get_news", "historical_event",
               "mountain_info", "movie_info", "plant_care", "planet_data", "population", "river_info", "species_info", "symptom_checker",
               "synonyms", "translate_text", "tourist_attractions", "web_search", "word_definition"}  # fmt: skip
 
@@ -74,11 +88,14 @@ class Toolbox:
     def archetype(self) -> Archetype:
         """From the catalogue, or put together at random."""
         share = 0.35 if self.held else 0.4
-        return (
+        drawn = (
             random_archetype(self.rng, held=self.held)
             if self.rng.random() < share
             else self.rng.choice(load(held=self.held))
         )
+        if not self.held and self.rng.random() < 0.35:
+            return widened(drawn, self.rng)
+        return drawn
 
     def distractors(self, targets: list[Archetype], count: int) -> list[Archetype]:
         """Others that cannot do the targets' work; about half from the same domain."""
@@ -248,11 +265,71 @@ def parallel_mixed(box: Toolbox) -> Scene:
     )
 
 
+def near_miss(box: Toolbox) -> Scene:
+    """Training only: the tool's parameters fit the request word for word, but it does something else."""
+    rng = box.rng
+    roll = rng.random()
+    if roll < 0.35:
+        shown, meant = other_action(rng)
+    elif roll < 0.65:
+        shown, meant = other_quantity(rng)
+    else:
+        meant = rng.choice(load(held=False))
+        shown = rng.choice(_nearest(meant))
+    tools = box.tools([shown, *box.distractors([meant, shown], rng.choice([0, 0, 0, 1, 2]))])
+    rng.shuffle(tools)
+    asked = ask(meant, rng, held=False)
+    if meant.key in KNOWLEDGE:
+        return near_miss(box)
+    said = talk.refuse(tools, rng)
+    return Scene(
+        "near_miss",
+        tools,
+        [
+            *box.opening(),
+            {"role": "user", "content": box.dressed(asked.question)},
+            {"role": "assistant", "content": said},
+        ],
+    )
+
+
+@functools.cache
+def _near() -> dict[str, tuple[Archetype, ...]]:
+    """For each archetype of training the others whose words are nearest, without those that could do its work."""
+    found = {}
+    every = load(held=False)
+
+    def words(one: Archetype) -> set[str]:
+        text = " ".join([*one.names, one.description, *(name for param in one.params for name in param.names)])
+        return {word for word in re.findall("[a-z]+", text.replace("_", " ").lower()) if len(word) > 3}
+
+    for one in every:
+        kinds = collections.Counter(param.kind.name for param in one.params)
+        others = [other for other in every if not overlaps(one, other)]
+        others.sort(
+            key=lambda o: (
+                -(
+                    2 * len(words(one) & words(o))
+                    + (kinds & collections.Counter(p.kind.name for p in o.params)).total()
+                    + (o.domain == one.domain)
+                )
+            )
+        )
+        found[one.key] = tuple(others[:8])
+    return found
+
+
+def _nearest(archetype: Archetype) -> tuple[Archetype, ...]:
+    return _near()[archetype.key]
+
+
 def no_fit(box: Toolbox) -> Scene:
     """A request that none of the tools can serve; often a near miss."""
     rng = box.rng
+    if not box.held and rng.random() < 0.6:
+        return near_miss(box)
     archetype = box.archetype()
-    while archetype.key in _KNOWLEDGE:
+    while archetype.key in KNOWLEDGE:
         archetype = box.archetype()
     others = box.distractors([archetype], rng.choice([1, 1, 1, 2, 3, 4]))
     tools = box.tools(others or [random_archetype(rng, held=box.held)])

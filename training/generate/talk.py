@@ -47,7 +47,7 @@ def system(rng: random.Random) -> str | None:
     if rng.random() < 0.6:
         return None
     text = rng.choice(_SYSTEMS)
-    return fill(text, {key: pick(key, rng, held=False) for key in ("first", "company", "city")})
+    return fill(text, {key: pick(key, rng, held=False, free=False) for key in ("first", "company", "city")})
 
 
 def refuse(tools: list[Tool], rng: random.Random) -> str:

@@ -6,9 +6,10 @@ import calendar
 import datetime
 import random
 import string
+from collections.abc import Callable
 from typing import Any
 
-from training.generate.words import pick
+from training.generate.words import pick, some
 
 __all__ = ["COMPOSED", "DRAW", "compose"]
 
@@ -24,6 +25,16 @@ def _date(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
         f"{day.month}/{number}/{day.year}" if number > 12 else day.isoformat(),
     ]  # fmt: skip
     return rng.choice(forms), day.isoformat()
+
+
+def _date_in(form: str) -> Callable[[str, random.Random, bool], tuple[str, Any]]:
+    """A date whose value is written in another form than ISO; the description says which."""
+
+    def drawn(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+        surface, value = _date(args, rng, held)
+        return surface, datetime.date.fromisoformat(value).strftime(form)
+
+    return drawn
 
 
 def _time(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
@@ -113,15 +124,35 @@ _ENDINGS = "|before lunch|on the way home|last winter|without a word|in the rain
 COMPOSED = {"sentence", "message", "review"}
 
 
-def compose(category: str, rng: random.Random) -> str:
+def compose(category: str, rng: random.Random, *, held: bool = False) -> str:
     """A small sentence of its own, so that free text is copied and not remembered."""
+    if not held and rng.random() < 0.5:
+        return _loose(rng)
     end = rng.choice(_ENDINGS)
     text = f"{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}{' ' + end if end else ''}"
     return text[0].upper() + text[1:]
 
 
+_LOOSE = [
+    "the {a} {b} is {c} the {d}", "{n} {c} a {a} of {b} and {d}", "please keep the {a} away from the {b}", "{a}, {b} and {c} for {n}",
+    "we {a} {b} every {c}", "do not forget the {a} {b}", "{n} has moved the {a} to {b}", "no {a} before {b}", "the {a} needs {k} {b}",
+    "{n} will be {k} minutes late", "{a} at {k}, {b} at {j}", "order {k} {a} {b} for {n}", "call {n} about the {a}", "{a} was {b}; {c} was not",
+]  # fmt: skip
+
+
+def _loose(rng: random.Random) -> str:
+    """Words of the vocabulary in a small frame: grammar hardly helps, so it must be copied."""
+    values = {key: some(rng, 1, 1) for key in "abcd"} | {
+        "n": some(rng, 1, 1, capital=True),
+        "k": str(rng.randint(2, 90)),
+        "j": str(rng.randint(2, 900)),
+    }
+    text = rng.choice(_LOOSE).format(**values)
+    return text[0].upper() + text[1:] if rng.random() < 0.7 else text
+
+
 DRAW = {
-    "date": _date, "datetime": _datetime, "domain": lambda a, r, h: (_host(r, h),) * 2, "email": _email, "id": _id,
+    "date": _date, "date_eu": _date_in("%d.%m.%Y"), "date_us": _date_in("%m/%d/%Y"), "datetime": _datetime, "domain": lambda a, r, h: (_host(r, h),) * 2, "email": _email, "id": _id,
     "month": lambda a, r, h: (r.choice(list(calendar.month_name)[1:]),) * 2, "person": _person, "phone": _phone,
     "time": _time, "url": _url, "username": _username, "version": _version,
     "weekday": lambda a, r, h: (r.choice(list(calendar.day_name)),) * 2, "year": _year,

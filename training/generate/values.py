@@ -78,7 +78,11 @@ def _bool(args: str, rng: random.Random, held: bool) -> Drawn:
 
 
 def _text(args: str, rng: random.Random, held: bool) -> Drawn:
-    word = texts.compose(args, rng) if args in texts.COMPOSED and rng.random() < 0.7 else pick(args, rng, held=held)
+    word = (
+        texts.compose(args, rng, held=held)
+        if args in texts.COMPOSED and rng.random() < 0.7
+        else pick(args, rng, held=held)
+    )
     return word, word
 
 
