@@ -167,6 +167,7 @@ def test_any_call_survives(name: str, arguments: dict[str, Any], step: int) -> N
     assert (calls[0][1], json.loads(calls[0][2])) == (name, arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -8,6 +8,7 @@ from mixquant_agents import doctor
 from mixquant_agents.cli import app
 
 
+@pytest.mark.slow
 def test_json_has_the_named_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

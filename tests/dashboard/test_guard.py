@@ -124,6 +124,7 @@ def test_a_store_that_cannot_be_shown_is_told_at_once(tmp_path: Path) -> None:
         serve(tmp_path / "x.sqlite", host="0.0.0.0")  # noqa: S104
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -134,6 +135,7 @@ def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
         serve(tmp_path / "x.sqlite", host="no.such.host.invalid", token=TOKEN)
 
 
+@pytest.mark.slow
 def test_pages_never_write(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)

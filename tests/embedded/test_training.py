@@ -44,6 +44,7 @@ def test_encoding_is_what_the_chat_template_renders(folder: pathlib.Path) -> Non
         assert not learnt[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", [maker for maker, _ in MIXTURE], ids=lambda maker: maker.__name__)
 def test_every_call_fits_its_schema(maker: object) -> None:
     rng = random.Random(4)  # noqa: S311 - a fixed sample

@@ -13,6 +13,8 @@ from mixquant_agents.bench import fidelity
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, ModelNotFoundError
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ("one two three four five", "six seven eight")
 
 

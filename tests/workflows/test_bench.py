@@ -96,6 +96,7 @@ async def test_wrong_answers_score_nothing() -> None:
     assert (await none.run(case, model_of(called))).score == 0
 
 
+@pytest.mark.slow
 async def test_idle_agents_score_nothing() -> None:
     for chosen in (BfclTurns("turns", ("multi_turn_base",)), BundledTools(), Tau2("mock")):
         case = chosen.cases()[0]
@@ -125,6 +126,7 @@ async def test_a_model_plays_the_user() -> None:
         chosen.oracle(case)
 
 
+@pytest.mark.slow
 async def test_the_user_does_its_part_on_its_own_devices() -> None:
     result = await replay(Tau2("telecom_small"), limit=3)  # user alone, agent alone, both
     assert result["passed"] == 3
