@@ -8,163 +8,60 @@ Columns:
 - ``mixquant-fp8``: phase-aware, and ``mixquant-fp8-exact-last``: the same with the last prompt token exact.
 
 All engines are alive at once, each in its own process, and idle while another is measured. Work is done in rounds; a
-round runs every case on every engine before the next begins, starting with another engine each time. What is done is
-kept in a state file, so that a run can be continued.
+round runs every case on every engine before the next begins, starting with another engine each time. Small cases, which
+the host's moods disturb most, go back and forth between ``exact`` and ``mixquant-fp8`` several times within a round.
+What is done is kept in a state file, so that a run can be continued.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.bench.prefill_agents import run_agents
+from mixquant_agents.bench.prefill_engines import EngineProcess, engines
 from mixquant_agents.bench.shapes import SHAPES, write_model
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, EngineStartError
-from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
 
 __all__ = ["CASES", "COLUMNS", "Case", "run_prefill"]
 
 COLUMNS = ("exact_default", "exact", "uniform-fp8", "mixquant-fp8", "mixquant-fp8-exact-last")
-GIB = 2**30
+PAIR = ("exact", "mixquant-fp8")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One measurement: what the worker is asked to do."""
+    """One measurement: what the worker is asked to do, and how often the pair takes turns within a round.
+
+    ``pair_only``: the other engines do not run it.
+    """
 
     name: str
     request: dict[str, Any]
+    turns: int = 1
+    pair_only: bool = False
 
 
-def _prefill(cached: int, tokens: int, repeats: int) -> Case:
+def _prefill(cached: int, tokens: int, repeats: int, turns: int = 1) -> Case:
     name = f"warm_{cached}_{tokens}" if cached else f"cold_{tokens}"
-    return Case(name, {"do": "prefill", "tokens": tokens, "cached": cached, "repeats": repeats})
+    return Case(name, {"do": "prefill", "tokens": tokens, "cached": cached, "repeats": repeats}, turns)
 
 
 CASES = [
-    *(_prefill(0, n, 7) for n in (64, 128, 256, 512, 1024)),
-    *(_prefill(0, n, r) for n, r in ((2048, 3), (4096, 2), (8192, 2), (16384, 1), (32000, 1))),
-    *(_prefill(8192, n, 5) for n in (64, 128, 256, 512, 1024, 2048)),
+    *(_prefill(0, n, 5, 4) for n in (64, 128, 256, 512, 1024)),
+    *(_prefill(0, n, r, t) for n, r, t in ((2048, 3, 2), (4096, 2, 1), (8192, 2, 1), (16384, 1, 1), (32000, 1, 1))),
+    *(_prefill(8192, n, 5, 4) for n in (64, 128, 256, 512)),
+    *(_prefill(8192, n, 4, 3) for n in (1024, 2048)),
+    *(Case(f"mix_8_{n}", {"do": "mix", "batch": 8, "tokens": n, "repeats": 4}, 2, True) for n in (256, 768, 1536)),
     *(Case(f"tpot_{b}", {"do": "decode", "batch": b, "tokens": 72}) for b in (1, 8, 32)),
 ]
-
-
-def engine_arguments(column: str, model: Path, kv_gib: float, dummy: bool) -> dict[str, Any]:
-    """vLLM's engine arguments for a column."""
-    values: dict[str, Any] = {
-        "model": str(model),
-        "skip_tokenizer_init": True,
-        "max_model_len": 33_000,
-        "max_num_batched_tokens": 8192,
-        "kv_cache_memory_bytes": int(kv_gib * GIB),
-        "gpu_memory_utilization": 0.1,
-        "attention_backend": "FLASH_ATTN",
-        "disable_log_stats": True,
-        "seed": 0,
-    }
-    if dummy:
-        values["load_format"] = "dummy"
-    if column != "exact_default":
-        values["max_num_seqs"] = 64
-        values["compilation_config"] = {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}
-    if column == "uniform-fp8":
-        values["quantization"] = "fp8"
-    if column.startswith("mixquant"):
-        policy = PrecisionPolicy.of("mixquant-fp8")
-        values["quantization"] = "mixquant"
-        values["hf_overrides"] = {
-            "quantization_config": {"quant_method": "mixquant", "policy": policy.model_dump(mode="json")}
-        }
-        values["additional_config"] = {"mixquant": policy.fingerprint}
-    return values
-
-
-class EngineProcess:
-    """A worker process and the conversation with it."""
-
-    def __init__(self, name: str, arguments: dict[str, Any], log: Path) -> None:
-        self.name = name
-        self._log = log
-        self._stderr = log.open("w")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mixquant_agents.bench.prefill_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-        )
-        self._ready: dict[str, Any] | None = None
-        self._write(arguments)
-
-    def _write(self, value: dict[str, Any]) -> None:
-        if self._process.stdin is None:
-            raise EngineStartError(f"engine {self.name!r} has no stdin")
-        self._process.stdin.write(json.dumps(value) + "\n")
-        self._process.stdin.flush()
-
-    def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            tail = "".join(self._log.read_text(errors="replace").splitlines(keepends=True)[-15:])
-            raise EngineStartError(f"engine {self.name!r} ended; its log ({self._log}) ends with:\n{tail}")
-        found: dict[str, Any] = json.loads(line)
-        return found
-
-    def wait_for(self, *events: str) -> dict[str, Any]:
-        """The next event of these kinds.
-
-        Raises:
-            EngineStartError: the engine failed.
-        """
-        if "ready" in events and self._ready is not None:
-            return self._ready
-        while True:
-            found = self._read()
-            if found.get("event") == "ready":
-                self._ready = found
-            if found.get("event") == "failed":
-                raise EngineStartError(f"engine {self.name!r} did not start: {found['text']}; see {self._log}")
-            if found.get("event") in events:
-                return found
-
-    def go(self) -> None:
-        """Let the engine start, which until now has only imported."""
-        self._write({})
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """The worker's answer.
-
-        Raises:
-            EngineStartError: it failed; says how.
-        """
-        self._write(request)
-        while True:
-            found = self._read()
-            if "result" in found:
-                result: dict[str, Any] = found["result"]
-                return result
-            if "error" in found:
-                raise EngineStartError(f"engine {self.name!r}: {found['error']}; see {self._log}")
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process.stdin:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._stderr.close()
 
 
 @dataclass
@@ -188,31 +85,6 @@ class State:
         scratch = self.path.with_suffix(".part")
         scratch.write_text(json.dumps({"info": self.info, "rounds": self.rounds}))
         scratch.replace(self.path)
-
-
-@contextlib.contextmanager
-def engines(
-    columns: list[str], model: Path, kv_gib: dict[str, float], dummy: bool, logs: Path, say: Callable[[str], None]
-) -> Iterator[dict[str, EngineProcess]]:
-    """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
-    names = list(dict.fromkeys("mixquant-fp8" if c.startswith("mixquant") else c for c in columns))
-    names.sort(key=lambda name: not name.startswith("mixquant"))
-    alive: dict[str, EngineProcess] = {}
-    try:
-        for name in names:
-            arguments = engine_arguments(name, model, kv_gib.get(name, 5.0), dummy)
-            alive[name] = EngineProcess(name, arguments, logs / f"{name}.log")
-        for name, engine in alive.items():
-            engine.go()
-            if name.startswith("mixquant"):
-                say(f"{name}: {engine.wait_for('measured', 'ready').get('text', 'ready')}")
-        for name, engine in alive.items():
-            ready = engine.wait_for("ready")
-            say(f"{name}: ready after {ready['start_seconds']:.0f} s")
-        yield alive
-    finally:
-        for engine in alive.values():
-            engine.close()
 
 
 def _policy_of(column: str) -> dict[str, Any]:
@@ -246,6 +118,7 @@ def run_prefill(
     minutes: float | None = None,
     state_path: Path | None = None,
     agent_seconds: float = 0.0,
+    agent_runs: int = 2,
     kv_gib: dict[str, float] | None = None,
     cases: list[str] | None = None,
     command: str = "",
@@ -263,7 +136,6 @@ def run_prefill(
     _check(columns)
     chosen = list(columns or COLUMNS)
     wanted = [case for case in CASES if cases is None or case.name in cases]
-    deadline = None if minutes is None else time.monotonic() + minutes * 60
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         dummy = model in SHAPES
@@ -275,6 +147,7 @@ def run_prefill(
         logs.mkdir(exist_ok=True)
         with engines(chosen, path, kv_gib or {}, dummy, logs, say) as alive:
             bench = _Bench(alive)
+            deadline = None if minutes is None else time.monotonic() + minutes * 60
             state.info = {
                 "command": command,
                 "model": model,
@@ -284,7 +157,7 @@ def run_prefill(
             _rounds(bench, state, chosen, wanted, rounds, deadline, say)
             if agent_seconds and {"exact", "mixquant-fp8"} <= set(chosen):
                 try:
-                    state.info["agents32"] = _agents(bench, agent_seconds, say)
+                    state.info["agents32"] = run_agents(bench.ask, agent_seconds, agent_runs, say)
                 except EngineStartError as error:  # what was measured before stays worth reporting
                     say(f"the agents could not be run: {error}")
                     state.info["agents32_error"] = str(error)
@@ -326,6 +199,8 @@ def _rounds(
     if not state.rounds:  # everything once, uncounted: first runs compile and fill caches
         for column in columns:
             for case in cases:
+                if case.pair_only and column not in PAIR:
+                    continue
                 if case.request["do"] != "prefill" or case.request["tokens"] <= 8192:
                     bench.ask(column, {**case.request, **({"repeats": 1} if case.request["do"] == "prefill" else {})})
     while len(state.rounds) < rounds:
@@ -333,30 +208,15 @@ def _rounds(
         result: dict[str, dict[str, list[float]]] = {}
         turn = [*columns[number % len(columns) :], *columns[: number % len(columns)]]
         for case in cases:
-            result[case.name] = {}
-            for column in turn:
+            pair = [column for column in turn if column in PAIR]
+            first = pair if case.pair_only else turn
+            result[case.name] = {column: [] for column in first}
+            for column in [*first, *pair * (case.turns - 1)]:
                 found = bench.ask(column, dict(case.request))["ms"]
-                result[case.name][column] = found if isinstance(found, list) else [found]
+                result[case.name][column] += found if isinstance(found, list) else [found]
             if deadline is not None and time.monotonic() > deadline:
                 say(f"time is up in round {number + 1}; {number} rounds are complete")
                 return
         state.rounds.append(result)
         state.save()
         say(f"round {number + 1} of {rounds}")
-
-
-def _agents(bench: _Bench, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """32 agents with 8k cached tokens (6k of them shared), 2k new, 160 written; closed loop, then at a fixed rate."""
-    turn = {"do": "agents", "agents": 32, "shared": 6144, "own": 2048, "new": 2048, "answer": 160, "seconds": seconds}
-    closed: dict[str, list[dict[str, Any]]] = {"exact": [], "mixquant-fp8": []}
-    opened: dict[str, list[dict[str, Any]]] = {"exact": [], "mixquant-fp8": []}
-    for order in (("exact", "mixquant-fp8"), ("mixquant-fp8", "exact")):
-        for column in order:
-            closed[column].append(bench.ask(column, turn))
-            say(f"agents, closed loop, {column}: {closed[column][-1]['tokens_per_s']:.0f} tokens/s")
-    rate = 0.8 * sum(r["tokens_per_s"] for r in closed["exact"]) / len(closed["exact"]) / 160
-    for seed, order in enumerate((("mixquant-fp8", "exact"), ("exact", "mixquant-fp8"))):
-        for column in order:
-            opened[column].append(bench.ask(column, {**turn, "rate": rate, "seed": seed}))
-            say(f"agents, {rate:.2f} turns/s, {column}: TTFT p95 {opened[column][-1]['ttft_ms'].get('p95', 0):.0f} ms")
-    return {"closed": closed, "open": opened, "rate": rate}

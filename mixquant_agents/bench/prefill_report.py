@@ -14,25 +14,6 @@ Rounds = Sequence[Mapping[str, Mapping[str, Sequence[float]]]]
 OURS = "mixquant-fp8"
 
 
-def _mean(runs: Sequence[Mapping[str, Any]], *path: str) -> float:
-    values = []
-    for run in runs:
-        value: Any = run
-        for key in path:
-            value = value[key]
-        values.append(float(value))
-    return statistics.fmean(values)
-
-
-def _agents(found: Mapping[str, Any]) -> dict[str, float]:
-    closed, opened = found["closed"], found["open"]
-    return {
-        "tokens_per_s_ratio": _mean(closed[OURS], "tokens_per_s") / _mean(closed["exact"], "tokens_per_s"),
-        "ttft_p95_ratio": _mean(opened[OURS], "ttft_ms", "p95") / _mean(opened["exact"], "ttft_ms", "p95"),
-        "itl_p95_ratio": _mean(opened[OURS], "itl_ms", "p95") / _mean(opened["exact"], "itl_ms", "p95"),
-    }
-
-
 def report(info: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
     """The result: medians, speed-ups over ``exact`` at the same graph sizes (and over the others), ratios."""
     cases = list(rounds[0]) if rounds else []
@@ -67,8 +48,8 @@ def report(info: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
     if OURS in weights and "exact" in weights:
         result["weights_ratio"] = round(weights[OURS] / weights["exact"], 4)
     if "agents32" in info:
-        result["agents32"] = _agents(info["agents32"])
-        result["agents32_detail"] = info["agents32"]
+        result["agents32"] = info["agents32"]["ratios"]
+        result["agents32_detail"] = {key: value for key, value in info["agents32"].items() if key != "ratios"}
     result["engines"] = engines
     return result
 

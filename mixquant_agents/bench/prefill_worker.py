@@ -33,15 +33,17 @@ class Session:
         started = time.perf_counter()
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.start_seconds = time.perf_counter() - started
+        self._vocabulary = self.engine.model_config.get_vocab_size()
         self._random = np.random.default_rng(os.getpid())
         self._count = 0
 
     def _tokens(self, count: int, seed: int | None = None) -> list[int]:
         random = self._random if seed is None else np.random.default_rng(seed)
-        found: list[int] = random.integers(*VOCABULARY, size=count).tolist()
+        low, high = VOCABULARY
+        found: list[int] = random.integers(low, min(high, self._vocabulary), size=count).tolist()
         return found
 
-    def _add(self, tokens: list[int], answer: int) -> str:
+    def _add(self, tokens: list[int], answer: int, logprobs: int | None = None) -> str:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -51,6 +53,7 @@ class Session:
             max_tokens=answer,
             min_tokens=answer,
             ignore_eos=True,
+            logprobs=logprobs,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
@@ -67,10 +70,9 @@ class Session:
     def prefill(self, tokens: int, cached: int = 0, repeats: int = 1) -> dict[str, Any]:
         """Milliseconds from asking to the first token, of ``cached`` tokens known and ``tokens`` new ones."""
         prefix = self._tokens(cached, PREFIX_SEED) if cached else []
-        if cached:
-            self._add([*prefix, *self._tokens(16)], 1)
-            for _ in self._run():
-                pass
+        self._add([*prefix, *self._tokens(16)], 1)  # the prefix becomes known, and an idle host awake
+        for _ in self._run():
+            pass
         times, hits = [], []
         for _ in range(repeats):
             prompt = [*prefix, *self._tokens(tokens)]
@@ -94,6 +96,26 @@ class Session:
             last = instant
         return {"ms": (last - started) * 1e3 / (tokens - at)}
 
+    def mix(self, tokens: int, batch: int, repeats: int) -> dict[str, Any]:
+        """Milliseconds to the first token of ``tokens`` new ones while ``batch`` other requests write."""
+        names = {self._add(self._tokens(128), 24 + 16 * repeats) for _ in range(batch)}
+        waiting = set(names)
+        while waiting:
+            waiting -= {_own_name(output.request_id, names) for output in self.engine.step()}
+        times = []
+        for _ in range(repeats):
+            for _ in range(4):
+                self.engine.step()
+            started = time.perf_counter()
+            name = self._add(self._tokens(tokens), 1)
+            while not any(_own_name(output.request_id, {name}) == name for output in self.engine.step()):
+                pass
+            times.append((time.perf_counter() - started) * 1e3)
+        self.engine.abort_request(list(names))
+        for _ in self._run():
+            pass
+        return {"ms": times}
+
     def agents(
         self,
         agents: int,
@@ -104,11 +126,13 @@ class Session:
         answer: int,
         rate: float | None = None,
         seed: int = 0,
+        turns_each: int = 0,
     ) -> dict[str, Any]:
         """Turns of many agents: each has ``shared + own`` cached tokens, reads ``new`` and writes ``answer``.
 
-        Without a ``rate`` every agent asks again as soon as it was answered; with one, turns arrive at random (Poisson)
-        at ``rate`` a second. Turns that began in the first fifth of the time are left out of the latencies.
+        With a ``rate`` turns arrive at random (Poisson), so many a second, for ``seconds``; those of the first fifth
+        are left out of the latencies. Without one every agent asks again as soon as it was answered, ``turns_each`` times:
+        the same work whatever the engine's speed, so that no window cuts through a wave of prompts.
         """
         common = self._tokens(shared, PREFIX_SEED)
         contexts = [[*common, *self._tokens(own, PREFIX_SEED + 1 + k)] for k in range(agents)]
@@ -124,6 +148,7 @@ class Session:
         due = begin
         produced = 0
         turns = 0
+        left = agents * turns_each
 
         def ask(agent: int, at: float) -> None:
             name = self._add([*contexts[agent], *self._tokens(new)], answer)
@@ -132,7 +157,7 @@ class Session:
         if rate is None:
             for agent in range(agents):
                 ask(agent, begin)
-        while (now := time.perf_counter()) < begin + seconds:
+        while (now := time.perf_counter()) < begin + seconds if rate is not None else left:
             while rate is not None and due <= now:
                 ask(turns % agents, due)
                 turns += 1
@@ -145,33 +170,44 @@ class Session:
                 name = _own_name(output.request_id, stamps)
                 count = len(output.outputs[0].token_ids)
                 stamps[name].extend([instant] * count)
-                produced += count if instant > begin + seconds / 5 else 0
+                produced += count if rate is None or instant > begin + seconds / 5 else 0
                 if output.finished and rate is None:
-                    ask(owner[name], instant)
+                    left -= 1
+                    if left >= agents:
+                        ask(owner[name], instant)
         ended = time.perf_counter()
         self.engine.abort_request([name for name in stamps if len(stamps[name]) < answer])
         for _ in self._run():
             pass
-        counted = [name for name in stamps if asked[name] > begin + seconds / 5 and stamps[name]]
+        skipped = 0.0 if rate is None else seconds / 5
+        counted = [name for name in stamps if asked[name] >= begin + skipped and stamps[name]]
         first = [stamps[name][0] - asked[name] for name in counted]
         gaps = [b - a for name in counted for a, b in zip(stamps[name], stamps[name][1:], strict=False)]
         return {
-            "tokens_per_s": produced / (ended - begin - seconds / 5),
+            "tokens_per_s": produced / (ended - begin - skipped),
             "turns": len(counted),
-            "ttft_ms": _percentiles(first),
-            "itl_ms": _percentiles(gaps),
+            "ttft_ms": [seconds * 1e3 for seconds in first],
+            "itl_ms": [seconds * 1e3 for seconds in gaps],
         }
 
     def greedy(self, prompts: list[list[int]], answer: int) -> dict[str, Any]:
-        """The answers to some prompts, each alone, as token ids."""
-        answers = []
+        """The answers to some prompts, each alone, as token ids, and how clear each choice was.
+
+        A margin is the likeliest token's log probability less the second's.
+        """
+        answers, margins = [], []
         for prompt in prompts:
-            self._add(prompt, answer)
+            self._add(prompt, answer, logprobs=2)
             ids: list[int] = []
+            clear: list[float] = []
             for _, output in self._run():
                 ids.extend(output.outputs[0].token_ids)
+                for place in output.outputs[0].logprobs or ():
+                    best, second = sorted((value.logprob for value in place.values()), reverse=True)[:2]
+                    clear.append(best - second)
             answers.append(ids)
-        return {"answers": answers}
+            margins.append(clear)
+        return {"answers": answers, "margins": margins}
 
     def policy(self, policy: dict[str, Any]) -> dict[str, Any]:
         """Switch the plugin's policy; its status."""
@@ -204,13 +240,6 @@ def _weight_bytes(worker: Any) -> int:
     model = worker.get_model()
     tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in tensors.values())
-
-
-def _percentiles(seconds: list[float]) -> dict[str, float]:
-    if not seconds:
-        return {}
-    values = np.percentile(np.asarray(seconds) * 1e3, [50, 95, 99])
-    return {name: float(value) for name, value in zip(("p50", "p95", "p99"), values, strict=True)}
 
 
 class _Measured(logging.Handler):

@@ -17,10 +17,13 @@ def command(
     columns: Annotated[str, typer.Option(help="Engines to compare, by name, with commas; empty for all.")] = "",
     cases: Annotated[str, typer.Option(help="Cases to run, by name, with commas; empty for all.")] = "",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; engines alternate within each.")] = 5,
-    minutes: Annotated[float | None, typer.Option(min=0.1, help="Stop measuring after so many minutes.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="End the rounds so many minutes after the engines are ready.")
+    ] = None,
     state: Annotated[Path | None, typer.Option(help="State file; an existing one is continued.")] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
     agents: Annotated[float, typer.Option(min=0, help="Seconds of each run with 32 agents; 0 leaves them out.")] = 0.0,
+    agent_runs: Annotated[int, typer.Option(min=1, help="Runs with 32 agents, per engine and kind of load.")] = 2,
     predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -43,7 +46,8 @@ def command(
         minutes=minutes,
         state_path=state,
         agent_seconds=agents,
-        kv_gib={"exact": 20.5, "mixquant-fp8": 20.5} if agents else None,
+        agent_runs=agent_runs,
+        kv_gib={"exact": 24.0, "mixquant-fp8": 24.0} if agents else None,
         command=" ".join(["mixquant", *sys.argv[1:]]),
     )
     if output is not None:

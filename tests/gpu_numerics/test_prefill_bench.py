@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mixquant_agents.bench import roofline
-from mixquant_agents.bench.prefill import COLUMNS, State, engine_arguments, run_prefill
+from mixquant_agents.bench.prefill import COLUMNS, State, run_prefill
+from mixquant_agents.bench.prefill_engines import engine_arguments
 from mixquant_agents.bench.prefill_report import report, table
 from mixquant_agents.bench.prefill_stats import ratio_interval, speedup
 from mixquant_agents.errors import ConfigError

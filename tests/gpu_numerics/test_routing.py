@@ -127,15 +127,15 @@ def test_crossing() -> None:
     assert crossing(exact, {16: 12.0, 64: 12.0, 128: 25.0, 256: 50.0}) == 256
 
 
-def test_chooser_takes_the_largest_measured_size_below() -> None:
+def test_chooser_takes_the_next_measured_size() -> None:
     chooser = Chooser()
     assert chooser.pick(torch.float8_e4m3fn, 8, 8, 100) == "torch"
     assert chooser.pick(torch.int8, 8, 8, 100) == "cutlass"
     chooser.learn(torch.float8_e4m3fn, 8, 8, {64: "cutlass", 512: "torch"})
-    assert [chooser.pick(torch.float8_e4m3fn, 8, 8, m) for m in (1, 64, 511, 512, 9999)] == [
+    assert [chooser.pick(torch.float8_e4m3fn, 8, 8, m) for m in (1, 64, 65, 512, 9999)] == [
         "cutlass",
         "cutlass",
-        "cutlass",
+        "torch",
         "torch",
         "torch",
     ]

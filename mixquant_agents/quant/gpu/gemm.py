@@ -82,11 +82,14 @@ class Chooser:
         self._table[dtype, n, k] = (rows, [winners[m] for m in rows])
 
     def pick(self, dtype: torch.dtype, n: int, k: int, m: int) -> str:
-        """The winner at the largest measured size up to ``m`` rows (the smallest measured size below it)."""
+        """The winner at the smallest measured size from ``m`` rows on (the largest measured size above it).
+
+        Products work in tiles of rows, so a size costs what the next full tile costs.
+        """
         if (dtype, n, k) not in self._table:
             return "cutlass" if dtype == torch.int8 else "torch"
         rows, winners = self._table[dtype, n, k]
-        return winners[max(0, bisect.bisect_right(rows, m) - 1)]
+        return winners[min(bisect.bisect_left(rows, m), len(rows) - 1)]
 
     def summary(self) -> dict[str, dict[int, str]]:
         """``{"NxK": {rows: winner}}``."""

@@ -1,0 +1,88 @@
+"""32 agents on one engine after another: 8k cached tokens each (6k of them shared), 2k new, 160 written."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixquant_agents.bench.prefill_stats import ratio_interval
+
+__all__ = ["ANSWER", "run_agents", "summary"]
+
+ANSWER = 160
+BASELINE, OURS = "exact", "mixquant-fp8"
+TURNS = 3
+LOAD = 0.8
+"""Turns arrive at this share of the rate that the exact engine reaches in a closed loop."""
+
+Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
+Run = dict[str, Any]
+
+
+def run_agents(ask: Ask, seconds: float, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """A closed loop of three turns each, twice, and ``runs`` at a fixed rate per engine, engines taking turns.
+
+    Both engines meet the same arrivals; each pair of runs has other ones.
+    """
+    turn = {"do": "agents", "agents": 32, "shared": 6144, "own": 2048, "new": 2048, "answer": ANSWER}
+    turn["seconds"] = seconds
+    orders = [(BASELINE, OURS), (OURS, BASELINE)]
+    closed: dict[str, list[Run]] = {BASELINE: [], OURS: []}
+    opened: dict[str, list[Run]] = {BASELINE: [], OURS: []}
+    for order in orders:  # it varies little
+        for column in order:
+            closed[column].append(ask(column, {**turn, "turns_each": TURNS}))
+            say(f"agents, closed loop, {column}: {closed[column][-1]['tokens_per_s']:.0f} tokens/s")
+    rate = LOAD * statistics.fmean(run["tokens_per_s"] for run in closed[BASELINE]) / ANSWER
+    for seed in range(runs):
+        for column in orders[(seed + 1) % 2]:
+            found = ask(column, {**turn, "rate": rate, "seed": seed})
+            opened[column].append(found)
+            first, gaps = _p95(found["ttft_ms"]), _p95(found["itl_ms"])
+            say(f"agents, {rate:.2f} turns/s, {column}: p95 of TTFT {first:.0f} ms, of ITL {gaps:.1f} ms")
+    return {"closed": _thin(closed), "open": _thin(opened), "rate": rate, **summary(closed, opened)}
+
+
+def _p95(values: Sequence[float]) -> float:
+    return float(np.percentile(np.asarray(values), 95)) if len(values) else float("nan")
+
+
+def _thin(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """What a result file keeps: percentiles instead of every gap."""
+
+    def percentiles(values: Sequence[float]) -> dict[str, float]:
+        if not len(values):
+            return {}
+        found = np.percentile(np.asarray(values), [50, 95, 99])
+        return {name: round(float(value), 2) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
+
+    return {
+        column: [{**run, "ttft_ms": percentiles(run["ttft_ms"]), "itl_ms": percentiles(run["itl_ms"])} for run in each]
+        for column, each in runs.items()
+    }
+
+
+def summary(closed: Mapping[str, Sequence[Run]], opened: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """Ours over exact: tokens per second, and p95 of all runs' turns together; intervals are of each run's ratio."""
+
+    def pooled(column: str, key: str) -> list[float]:
+        return [value for run in opened[column] for value in run[key]]
+
+    tokens = [o["tokens_per_s"] / e["tokens_per_s"] for e, o in zip(closed[BASELINE], closed[OURS], strict=True)]
+    result: dict[str, Any] = {"tokens_per_s_ratio": round(statistics.fmean(tokens), 4)}
+    intervals = {"tokens_per_s_ratio": tokens}
+    for name, key in (("ttft_p95_ratio", "ttft_ms"), ("itl_p95_ratio", "itl_ms")):
+        result[name] = round(_p95(pooled(OURS, key)) / _p95(pooled(BASELINE, key)), 4)
+        intervals[name] = [
+            _p95(o[key]) / _p95(e[key])
+            for e, o in zip(opened[BASELINE], opened[OURS], strict=True)
+            if e[key] and o[key]
+        ]
+    for name, ratios in intervals.items():
+        if len(ratios) > 1:
+            found = ratio_interval(ratios)
+            result[f"{name}_95"] = [round(found["low95"], 4), round(found["high95"], 4)]
+    return {"ratios": result}
