@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,11 +13,20 @@ __all__ = ["command"]
 
 
 def command(
-    suite: Annotated[list[str] | None, typer.Option(help="Suite to run; may be given several times.")] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="Suite, or SUITE:N for N of its cases; several times, or several with commas."),
+    ] = None,
     policies: Annotated[str, typer.Option(help="Precision policies, separated by commas.")] = "exact,mixquant-nvfp4",
     n: Annotated[int | None, typer.Option(min=1, help="Cases per suite; all if not given.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Tasks at the same time.")] = 4,
-    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, or a hub id.")] = "embedded",
+    model: Annotated[
+        str, typer.Option(help="Model: 'embedded', 'embedded-base' (no adapter), a folder, a hub id.")
+    ] = "embedded",
+    calls: Annotated[
+        Literal["auto", "strict", "required"],
+        typer.Option(help="Tool calls: free; by their schema once begun; or at least one, by grammar."),
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the sample of cases and of the engine.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of one turn, in tokens.")] = 256,
     max_model_len: Annotated[int | None, typer.Option(min=16, help="Context window in tokens.")] = None,
@@ -29,18 +38,26 @@ def command(
     trace_threads: Annotated[int | None, typer.Option(min=1, help="First so many threads of the trace.")] = None,
     store: Annotated[Path | None, typer.Option(help="Turn store to keep every turn in, for the dashboard.")] = None,
     results: Annotated[Path | None, typer.Option(help="JSONL file of all cases; a stopped run goes on in it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON report that these figures are put into, beside those of other runs.")
+    ] = None,
+    rerun_of: Annotated[
+        Path | None, typer.Option(help="Results of a first run of the same cases, to see how far both agree.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Score agents under several precision policies: same cases, one engine; score, tokens and time by phase."""
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_workflows.bench.real import AgentsPlan, run_agents
 
+    command_line = " ".join(["mixquant", *sys.argv[1:]])
     plan = AgentsPlan(
-        suites=tuple(suite or ()),
+        suites=tuple(name for text in suite or () for part in text.split(",") if (name := part.strip())),
         policies=tuple(part.strip() for part in policies.split(",") if part.strip()),
         n=n,
         concurrency=concurrency,
         model=model,
+        calls=calls,
         seed=seed,
         max_tokens=max_tokens,
         max_model_len=max_model_len,
@@ -48,11 +65,14 @@ def command(
         reproducible=reproducible,
         results=results,
         store=store,
+        out=out,
+        rerun_of=rerun_of,
         trace=trace,
         trace_threads=trace_threads,
+        command=command_line,
     )
     result = asyncio.run(run_agents(plan, progress_console()))
-    result = {"command": " ".join(["mixquant", *sys.argv[1:]]), **result}
+    result = {"command": command_line, **result}
     if as_json:
         print_json(result)
     else:
@@ -88,6 +108,12 @@ def _show(out: Any, result: dict[str, Any]) -> None:
             shown = f"{policy} (emulated)" if row["emulated"] else policy
             table.add_row(shown, *scored, delta, str(row["n"]), *cells, *counts)
         out.print(table)
+    for name, policies in result.get("rerun", {}).items():
+        for policy, row in policies.items():
+            out.print(
+                f"rerun of {name} {policy}: {row['score']:.3f} after {row['first_score']:.3f}, "
+                f"{'within' if row['within'] else 'OUTSIDE'} its interval; {row['same_scores']} of {row['n']} equal"
+            )
     if any(row["emulated"] for policies in result["suites"].values() for row in policies.values()):
         out.print(
             "Emulated formats show what rounding does to the score; their times say nothing about speed.", style="dim"

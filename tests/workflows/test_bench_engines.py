@@ -91,10 +91,63 @@ def test_agents_command_switches_scores_and_resumes(tmp_path: Path, capsys: pyte
     assert {name.rsplit("/", 1)[0] for name in threads} == {f"bundled/{policy}" for policy in figures}
     assert sum(threads.values()) == sum(row["turns"] for row in figures.values())
     again = command(capsys, *arguments, *kept)
-    assert len(ENGINES[1].requests) == 0
+    assert len(ENGINES) == 1  # nothing is left to run
     assert again["suites"] == result["suites"]
     assert run([*arguments, *kept[:-1], str(tmp_path / "r.jsonl"), "--max-tokens", "7"]) == 2
     assert "another run" in capsys.readouterr().err
+
+
+def test_runs_meet_in_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, out = tmp_path / "first.jsonl", tmp_path / "docs" / "report.json"
+    common = ("bench", "agents", "--policies", "exact,uniform-nvfp4", "--out", str(out))
+    command(capsys, *common, "--suite", "bundled:4,bfcl_irrelevance:3", "--results", str(first))
+    report = json.loads(out.read_text())
+    assert {name: rows["exact"]["n"] for name, rows in report["suites"].items()} == {
+        "bundled": 4,
+        "bfcl_irrelevance": 3,
+    }
+    assert {"score", "ci95", "n", "ttft_p50_ms", "prefill_s", "decode_s", "delta"} <= set(
+        report["suites"]["bundled"]["uniform-nvfp4"]
+    )
+    assert report["machine"]["cores"] > 0
+    assert "vllm" in " ".join(report["versions"])
+    assert report["runs"]["suites"][0]["calls"] == "auto"
+    again = command(
+        capsys,
+        *(*common, "--suite", "bundled:2", "--rerun-of", str(first), "--results", str(tmp_path / "second.jsonl")),
+    )
+    row = again["rerun"]["bundled"]["exact"]
+    assert (row["n"], row["same_scores"], row["within"]) == (2, 2, True)
+    assert row["score"] == row["first_score"] == again["suites"]["bundled"]["exact"]["score"]
+    command(capsys, *common, "--suite", "bfcl_simple:2", "--calls", "required")
+    after = json.loads(out.read_text())
+    assert after["suites"] == report["suites"]
+    assert list(after["rerun"]) == ["bundled"]
+    assert list(after["constrained"]) == ["bfcl_simple"]
+    assert after["command"] == report["command"] == report["runs"]["suites"][0]["command"]
+    assert all(request.tool_choice == "required" for request in ENGINES[-1].requests)
+    for wrong, word in (
+        (("--suite", "bundled", "--calls", "required"), "answers in words"),
+        (("--suite", "bundled:x"), "number of cases"),
+        (("--suite", "bundled", "--rerun-of", str(tmp_path / "none")), "no file of results"),
+        (("--suite", "bundled:1", "--out", str(first)), "no report"),
+    ):
+        assert run([*common, *wrong]) == 2
+        assert word in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_strict_call_is_asked_for_by_its_mark() -> None:
+    from mixquant_tools.calculator import calculator_tool
+    from mixquant_workflows.bench.constrained import ConstrainedModel
+
+    engine = StandIn(EngineConfig(model="embedded", policy=PrecisionPolicy.of("exact")))
+    model = ConstrainedModel(engine=engine, calls="strict")
+    model.bind_tools([calculator_tool()], tool_choice="auto").invoke("37*43?")
+    model.bind_tools([calculator_tool()], tool_choice="none").invoke("37*43?")
+    free, closed = engine.requests
+    assert (free.tool_choice, closed.tool_choice) == ("auto", "none")
+    assert free.tools[0]["function"]["strict"] is True
+    assert "strict" not in closed.tools[0]["function"]
 
 
 def test_agents_command_runs_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ _NO_CALL = ("irrelevance", "live_irrelevance")
 class BfclAst:
     """One or more of BFCL's single-turn categories. One model step; its calls go to the official AST checker."""
 
+    one_answer = True
     documented_misses: Mapping[str, str] = {
         "simple_java_36": "a list of 'any' is read as text by the checker, but the truth holds a number and a boolean",
         "simple_java_64": "the truth gives a field as bare text, which the checker takes for a list of letters",

@@ -22,6 +22,7 @@ from pydantic import BaseModel, SecretStr
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
 from mixquant_agents.errors import MissingDependencyError
+from mixquant_workflows.bench.registry import model_folder
 from mixquant_workflows.bench.server import Server, serve
 from mixquant_workflows.bench.stats import bootstrap
 from mixquant_workflows.graphs.steps import model_step
@@ -87,7 +88,7 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
         MissingDependencyError: ``langchain-openai`` or vLLM's command is not installed.
         EngineError: an engine did not start.
     """
-    folder = _folder(plan.model)
+    folder = Path(model_folder(plan.model))
     console.print("[dim]starting our engine[/dim]")
     config = EngineConfig(
         model=plan.model, policy=PrecisionPolicy.of("exact"), max_model_len=plan.max_model_len, max_num_seqs=plan.agents
@@ -116,14 +117,6 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
         "features": features,
         "not_run": {"langchain-llama-cpp": "needs llama-cpp-python, which must be compiled on this machine"},
     }
-
-
-def _folder(model: str) -> Path:
-    if model != "embedded":
-        return Path(model)
-    from mixquant_agents.embedded import prepare
-
-    return prepare()
 
 
 def _arguments(plan: PeersPlan) -> list[str]:

@@ -8,7 +8,11 @@ from typing import Any
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows.bench.suite import Suite
 
-__all__ = ["AGENT_SUITES", "REPLAY_SUITES", "suite"]
+__all__ = ["AGENT_SUITES", "BASE_MODEL", "REPLAY_SUITES", "model_folder", "suite"]
+
+BASE_MODEL = "embedded-base"
+"""The embedded model without its tool adapter: only for comparison, so only benchmarks know it."""
+
 
 _AST = "bfcl_ast:BfclAst"
 _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -42,7 +46,10 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "math500": ("mathematics:Mathematics", ("math500", "MATH500")),
     "aime2024": ("mathematics:Mathematics", ("aime2024", "AIME2024")),
     "aime2025": ("mathematics:Mathematics", ("aime2025", "AIME2025")),
-    "ruler": ("ruler:Ruler", ()),
+    "ruler": ("ruler:Ruler", ("ruler", (2048, 4096, 8192))),
+    "ruler_2k": ("ruler:Ruler", ("ruler_2k", (2048,))),
+    "ruler_4k": ("ruler:Ruler", ("ruler_4k", (4096,))),
+    "ruler_8k": ("ruler:Ruler", ("ruler_8k", (8192,))),
     "bfcl_memory_kv": ("bfcl_memory:BfclMemory", ("kv",)),
     "bfcl_memory_rec_sum": ("bfcl_memory:BfclMemory", ("rec_sum",)),
     "tau2_mock": ("tau2:Tau2", ("mock",)),
@@ -70,3 +77,12 @@ def suite(name: str) -> Suite:
     module, kind = place.split(":")
     made: Suite = getattr(importlib.import_module(f"mixquant_workflows.bench.{module}"), kind)(*arguments)
     return made
+
+
+def model_folder(model: str) -> str:
+    """A local folder of ``model`` where it is one that this library prepares; else the name itself."""
+    if model not in ("embedded", BASE_MODEL):
+        return model
+    from mixquant_agents.embedded import prepare
+
+    return str(prepare(adapter=model == "embedded"))

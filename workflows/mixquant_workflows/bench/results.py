@@ -24,6 +24,10 @@ class ResultFile:
         path: the file; ``None`` keeps rows in memory.
         header: what is run (model, seed, limits …).
 
+    Attributes:
+        rows: one per case and policy.
+        notes: one per session that added rows: when, where and how it ran.
+
     Raises:
         ConfigError: the file is of another run, or no such file.
     """
@@ -31,6 +35,7 @@ class ResultFile:
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
         self._path = path
         self.rows: list[Row] = []
+        self.notes: list[Mapping[str, Any]] = []
         if path is None:
             return
         header = json.loads(json.dumps(header))
@@ -46,8 +51,22 @@ class ResultFile:
             found, rows, last = _parsed(lines[0]), [], None
         if not isinstance(found, dict) or found.get("run") != header:
             raise ConfigError(f"{path} holds results of another run ({found}); name another file or remove it")
-        self.rows = [*rows, *([last] if last is not None else [])]
-        path.write_text("".join(json.dumps(line) + "\n" for line in ({"run": header}, *self.rows)))
+        kept = [*rows, *([last] if last is not None else [])]
+        self.rows = [line for line in kept if "note" not in line]
+        self.notes = [line["note"] for line in kept if "note" in line]
+        path.write_text("".join(json.dumps(line) + "\n" for line in ({"run": header}, *kept)))
+
+    @classmethod
+    def of(cls, path: Path) -> ResultFile:
+        """A finished file, whatever run it is of.
+
+        Raises:
+            ConfigError: there is no such file, or it holds no results.
+        """
+        first = _parsed((path.read_text().splitlines() or [""])[0]) if path.is_file() else None
+        if not isinstance(first, dict) or "run" not in first:
+            raise ConfigError(f"{path} is no file of results; name one that --results wrote")
+        return cls(path, first["run"])
 
     def done(self, suite: str, policy: str) -> set[str]:
         """Cases that need not run again."""
@@ -56,9 +75,17 @@ class ResultFile:
     def add(self, row: Row) -> None:
         """Keep one row at once."""
         self.rows.append(row)
+        self._write(row)
+
+    def note(self, note: Mapping[str, Any]) -> None:
+        """Keep how the rows that follow are made."""
+        self.notes.append(note)
+        self._write({"note": note})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
         if self._path is not None:
             with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(line) + "\n")
 
 
 def _parsed(line: str) -> Any:

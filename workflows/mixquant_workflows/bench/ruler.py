@@ -68,17 +68,15 @@ class Ruler:
     """RULER at several lengths (prompt and answer together, in tokens of ``tokenizer``).
 
     Args:
-        tokenizer: a ``tokenizer.json``; ``None`` takes the embedded model's.
         lengths: context lengths in tokens.
+        tokenizer: a ``tokenizer.json``; ``None`` takes the embedded model's.
         samples: prompts per task and length.
     """
 
-    name = "ruler"
     documented_misses: Mapping[str, str] = {}
 
-    def __init__(
-        self, tokenizer: Path | None = None, lengths: Sequence[int] = (2048, 4096, 8192), samples: int = 4
-    ) -> None:
+    def __init__(self, name: str, lengths: Sequence[int], tokenizer: Path | None = None, samples: int = 4) -> None:
+        self.name = name
         self._tokenizer = tokenizer
         self._lengths = tuple(lengths)
         self._samples = samples
