@@ -45,16 +45,6 @@ async def engine(session_engine: VllmEngine) -> AsyncIterator[VllmEngine]:
         await session_engine.set_policy("mixquant-nvfp4")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The marker of tests that leave nothing for others."""
-    config.addinivalue_line("markers", "last: runs after all other tests, because it ends the shared engine")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What ends the shared engine runs last, so that the engine is started only once."""
-    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
-
-
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may ask a hub for anything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
@@ -17,10 +16,7 @@ import psutil
 import pytest
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.protocol import EngineRequest, Sampling
-from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.model import model_path
-from mixquant_agents.errors import EngineDeadError
 
 pytestmark = pytest.mark.engine
 
@@ -32,19 +28,40 @@ SHAPE = {
 }  # fmt: skip
 
 RUN = """
-import asyncio, json, sys
+import asyncio, json, os, signal, sys, time
 import psutil
 from mixquant_agents import EngineConfig, VllmEngine
 from mixquant_agents.engine.protocol import EngineRequest, Sampling
 
+def below():
+    return {child.pid: child.name() for child in psutil.Process().children(recursive=True)}
+
+def request(name, tokens):
+    return EngineRequest(request_id=name, messages=[], prompt_token_ids=[5, 6, 7],
+                         sampling=Sampling(max_tokens=tokens, ignore_eos=True))
+
+async def turn(engine, name, tokens):
+    async for delta in engine.stream(request(name, tokens)):
+        pass
+    return delta.finish_reason
+
 async def main():
     engine = VllmEngine(EngineConfig(model=sys.argv[1], policy="exact", vllm_args={"load_format": "dummy"}))
-    request = EngineRequest(request_id="r", messages=[], prompt_token_ids=[5, 6, 7],
-                            sampling=Sampling(max_tokens=200, ignore_eos=True))
-    async for delta in engine.stream(request):
-        pids = [child.pid for child in psutil.Process().children(recursive=True)]
-        print(json.dumps(pids), flush=True)
-        await asyncio.sleep(600)
+    await turn(engine, "first", 2)
+    turns = [asyncio.create_task(turn(engine, f"t{n}", 240)) for n in range(4)]
+    while (await engine.stats()).running < 4:
+        await asyncio.sleep(0.005)
+    first = below()
+    os.kill(next(pid for pid, name in first.items() if "EngineCore" in name), signal.SIGKILL)
+    began = time.monotonic()
+    ends = await asyncio.gather(*turns, return_exceptions=True)
+    told, running = time.monotonic() - began, engine.start_seconds
+    again = await turn(engine, "again", 3)
+    said = {"ends": [f"{type(end).__name__}: {end}" for end in ends], "told": told, "running": running,
+            "first": list(first), "again": again, "second": list(below())}
+    print(json.dumps(said), flush=True)
+    await turn(engine, "long", 240)
+    await asyncio.sleep(600)
 """
 GUARDED = RUN + '\nif __name__ == "__main__":\n    asyncio.run(main())\n'
 UNGUARDED = RUN + "\nasyncio.run(main())\n"
@@ -95,15 +112,24 @@ def gone(pids: list[int], seconds: float = 10.0) -> bool:
     return not living(pids)
 
 
-def test_killing_the_parent_ends_every_process(tiny: Path) -> None:
+def test_a_killed_engine_is_told_to_all_and_made_again_and_a_killed_parent_leaves_nothing(tiny: Path) -> None:
     process = start(tiny, GUARDED)
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line, process.communicate()[1]
-    pids: list[int] = json.loads(line)  # nothing else was written to stdout
-    assert len(living(pids)) >= 2  # the engine core and its worker
+    said: dict[str, Any] = json.loads(line)  # nothing else was written to stdout
+    assert len(said["ends"]) == 4
+    for end in said["ends"]:
+        assert end.startswith("EngineDeadError: ")
+        assert "the next call starts a new one" in end
+    assert said["told"] < 5
+    assert said["running"] is None  # start_seconds: nothing ran any more
+    assert said["again"] == "length"  # the next call did start a new one
+    second = sorted(set(said["second"]) - set(said["first"]))
+    assert len(living(second)) >= 2  # the engine core and its worker
     process.send_signal(signal.SIGKILL)
     process.wait()
+    pids = [*said["first"], *second]
     assert gone(pids), [psutil.Process(pid).cmdline() for pid in living(pids)]
     process.communicate()
 
@@ -116,27 +142,3 @@ def test_a_script_without_guard_gets_one_readable_error(tiny: Path) -> None:
     last = err.strip().splitlines()[-1]
     assert last.startswith("mixquant_agents.errors.MainGuardError: ")
     assert '__name__ == "__main__"' in last
-
-
-@pytest.mark.last
-async def test_a_dead_engine_is_told_to_all_at_once(engine: VllmEngine) -> None:
-    """The last test of the session's engine: whatever ran after it would start a second one."""
-
-    async def one(place: int) -> Any:
-        sampling = Sampling(max_tokens=1000, ignore_eos=True)
-        messages = [{"role": "user", "content": f"{place}"}]
-        async for delta in engine.stream(EngineRequest(request_id=f"d{place}", messages=messages, sampling=sampling)):
-            assert delta
-
-    turns = [asyncio.create_task(one(place)) for place in range(4)]
-    while (await engine.stats()).running < 4:  # noqa: ASYNC110  the statistics are the engine's, not an event
-        await asyncio.sleep(0.02)
-    names = {child.pid: child.name() for child in psutil.Process().children(recursive=True)}
-    os.kill(next(pid for pid, name in names.items() if "EngineCore" in name), signal.SIGKILL)
-    began = time.monotonic()
-    results = await asyncio.gather(*turns, return_exceptions=True)
-    assert time.monotonic() - began < 5
-    assert [type(result) for result in results] == [EngineDeadError] * 4
-    assert "the next call starts a new one" in str(results[0])
-    assert engine.start_seconds is None  # nothing is running any more
-    assert await asyncio.to_thread(gone, [pid for pid, name in names.items() if "Worker" in name])
