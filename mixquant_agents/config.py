@@ -185,8 +185,9 @@ class EngineConfig(_Frozen):
         gpu_memory_utilization: share of GPU memory vLLM may take.
         tensor_parallel_size: GPUs that share each layer.
         enable_prefix_caching: reuse KV blocks of equal prompt beginnings.
-        enforce_eager: no compilation, no CUDA graphs. ``None``: true on CPU, false on GPU.
-        capture_sizes: CUDA graph sizes in rows; ``None``: to 2048, and to 4096 for a quantizing policy on GPUs
+        enforce_eager: no compilation, no CUDA graphs. ``None``: true on CPU, false on GPU unless the policy's format
+            is emulated there.
+        capture_sizes: CUDA graph sizes in rows; ``None``: to 2048, and to 4352 for a quantizing policy on GPUs
             of 40 GiB and more.
         seed: engine seed.
         tool_parser: name of a vLLM tool parser, ``"auto"`` (from the model) or ``None``.

@@ -14,7 +14,7 @@ __all__ = ["ANSWER", "run_agents", "summary"]
 
 ANSWER = 160
 BASELINE, OURS = "exact", "mixquant-fp8"
-TURNS = 3
+TURNS = 2
 LOAD = 0.8
 """Turns arrive at this share of the rate that the exact engine reaches in a closed loop."""
 
@@ -23,7 +23,7 @@ Run = dict[str, Any]
 
 
 def run_agents(ask: Ask, seconds: float, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """A closed loop of three turns each, twice, and ``runs`` at a fixed rate per engine, engines taking turns.
+    """A closed loop of two turns each, twice, and ``runs`` at a fixed rate per engine, engines taking turns.
 
     Both engines meet the same arrivals; each pair of runs has other ones.
     """

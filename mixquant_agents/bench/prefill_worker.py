@@ -131,7 +131,7 @@ class Session:
         """Turns of many agents: each has ``shared + own`` cached tokens, reads ``new`` and writes ``answer``.
 
         With a ``rate`` turns arrive at random (Poisson), so many a second, for ``seconds``; those of the first fifth
-        are left out of the latencies. Without one every agent asks again as soon as it was answered, ``turns_each`` times:
+        are left out of the latencies. Without one every agent asks again once it was answered, ``turns_each`` times:
         the same work whatever the engine's speed, so that no window cuts through a wave of prompts.
         """
         common = self._tokens(shared, PREFIX_SEED)
@@ -190,23 +190,34 @@ class Session:
             "itl_ms": [seconds * 1e3 for seconds in gaps],
         }
 
-    def greedy(self, prompts: list[list[int]], answer: int) -> dict[str, Any]:
-        """The answers to some prompts, each alone, as token ids, and how clear each choice was.
+    def greedy(self, prompts: list[list[int]], answer: int, company: list[list[int]] | None = None) -> dict[str, Any]:
+        """The answers to some prompts as token ids, and how clear each choice was; each prompt alone.
 
-        A margin is the likeliest token's log probability less the second's.
+        With ``company`` all are answered at once, begun two steps apart, and those further prompts are read meanwhile,
+        one every four steps. A margin is the likeliest token's log probability less the second's.
         """
-        answers, margins = [], []
-        for prompt in prompts:
-            self._add(prompt, answer, logprobs=2)
-            ids: list[int] = []
-            clear: list[float] = []
-            for _, output in self._run():
-                ids.extend(output.outputs[0].token_ids)
-                for place in output.outputs[0].logprobs or ():
-                    best, second = sorted((value.logprob for value in place.values()), reverse=True)[:2]
-                    clear.append(best - second)
-            answers.append(ids)
-            margins.append(clear)
+        answers: list[list[int]] = []
+        margins: list[list[float]] = []
+        for group in [prompts] if company else [[prompt] for prompt in prompts]:
+            ids: dict[str, list[int]] = {}
+            clear: dict[str, list[float]] = {}
+            asked, waiting, steps = list(group), list(company or ()), 0
+            while asked or self.engine.has_unfinished_requests():
+                if asked and steps % 2 == 0:
+                    name = self._add(asked.pop(0), answer, logprobs=2)
+                    ids[name], clear[name] = [], []
+                elif not asked and waiting and steps % 4 == 1:
+                    self._add(waiting.pop(), 1)
+                for output in self.engine.step():
+                    name = _own_name(output.request_id, ids)
+                    if name in ids:
+                        ids[name].extend(output.outputs[0].token_ids)
+                        for place in output.outputs[0].logprobs or ():
+                            best, second = sorted((value.logprob for value in place.values()), reverse=True)[:2]
+                            clear[name].append(best - second)
+                steps += 1
+            answers += ids.values()
+            margins += clear.values()
         return {"answers": answers, "margins": margins}
 
     def policy(self, policy: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
                 register()
             self.runtime = Runtime(self.policy, device_info(), switchable=switchable, fused=self.packed_modules_mapping)
             if self.runtime.twin.split("-")[1:2] == ["emulated"] and not vllm_config.model_config.enforce_eager:
+                # On a GPU the configuration's hook has seen to it; on a CPU eager is the default.
                 raise ConfigError(
                     f"{self.runtime.resolved.prefill_format.value} is emulated here, and an emulation needs "
                     "enforce_eager=True: captured graphs cannot route rows in Python"

@@ -172,6 +172,8 @@ CONTRACT: tuple[Need, ...] = (
     *_need(
         "sets graph sizes and compile ranges",
         "vllm.config.vllm",
+        "VllmConfig.__post_init__",
+        "VllmConfig._get_quantization_config",
         "VllmConfig._set_cudagraph_sizes",
         "VllmConfig._set_compile_ranges",
         group="gpu",

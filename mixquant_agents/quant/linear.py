@@ -49,6 +49,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
 
         Raises:
             FormatRefusedError: names the layer and what to do.
+            OutOfMemoryError: the device has no room for the twins.
         """
         check = getattr(get_twin(self.key), "check", None) if self.key else None
         if check is not None:
@@ -58,6 +59,8 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             names = self._runtime.parts_of(self.prefix)
             self._runtime.checkpoint.check(names, sum(output_partition_sizes), input_size_per_partition)
         super().create_weights(layer, input_size_per_partition, output_partition_sizes, *args, **kwargs)
+        if self._native and self._runtime.gpu is not None:
+            self._runtime.gpu.reserve(sum(output_partition_sizes), input_size_per_partition)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Keep the exact weight as loaded and build the start policy's twin."""

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.errors import ConfigError
+from mixquant_agents.errors import ConfigError, OutOfMemoryError
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.gemm import Chooser
+from mixquant_agents.quant.gpu.memory import TwinMemory
 from mixquant_agents.quant.gpu.routing import GpuRouting
 from mixquant_agents.quant.gpu.steps import Mode
 from mixquant_agents.quant.gpu.thresholds import Thresholds, crossing
+from mixquant_agents.quant.gpu.twin import register
 from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
 from mixquant_agents.quant.resolve import DeviceInfo, resolve
 
@@ -23,7 +25,8 @@ HOPPER = DeviceInfo("cuda", "NVIDIA H200", (9, 0))
 
 
 def routing(policy: PrecisionPolicy | str = "mixquant-fp8", pure: int = 100, mixed: int = 700) -> GpuRouting:
-    runtime: Any = SimpleNamespace(resolved=resolve(PrecisionPolicy.of(policy), HOPPER), measured_threshold=0)
+    resolved = resolve(PrecisionPolicy.of(policy), HOPPER)
+    runtime: Any = SimpleNamespace(resolved=resolved, measured_threshold=0, device=HOPPER, twin="fp8-native")
     found = GpuRouting(runtime, max_num_seqs=256, graphs=True)
     found.prepare([], torch.device("cpu"))
     if runtime.resolved.row_threshold is None and not found.uniform:
@@ -118,6 +121,16 @@ def test_an_operation_on_fewer_rows_than_the_step_runs_exact(monkeypatch: pytest
     monkeypatch.setattr(steps, "step_plan", lambda: RowPlan(1, np.empty(0, int), np.arange(1), np.zeros(1, bool), ()))
     with pytest.raises(RuntimeError, match="never announced"):
         steps.current(1)
+
+
+def test_layers_reserve_what_their_twins_weigh() -> None:
+    register()
+    found = routing()
+    found.memory = TwinMemory("a test", lambda: 100_000)
+    found.reserve(64, 48)
+    assert found.memory.needed == 64 * 48 + 4 * 64
+    with pytest.raises(OutOfMemoryError, match="policy 'exact'"):
+        found.reserve(4096, 4096)
 
 
 def test_crossing() -> None:

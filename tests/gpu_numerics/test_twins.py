@@ -61,6 +61,8 @@ def test_nvfp4_routes_rows(twin: Nvfp4Twin) -> None:
 def test_a_kernel_that_does_not_multiply_in_fp4_is_refused() -> None:
     with pytest.raises(FormatRefusedError, match="mixquant-fp8"):
         select_kernel()  # a CPU has no NVFP4 kernel but the emulation
+    with pytest.raises(FormatRefusedError, match="mixquant-fp8"):
+        Nvfp4Twin().select()  # asked before weights are loaded
 
 
 @pytest.mark.parametrize("native", [RowwiseTwin(torch.float8_e4m3fn), Nvfp4Twin()])

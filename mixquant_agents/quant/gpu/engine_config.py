@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CAPTURE_SIZES", "hook_config"]
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["CAPTURE_SIZES", "eager_only", "hook_config"]
+
+_log = logging.getLogger("vllm.mixquant")
 
 CAPTURE_SIZES = (
     *(1, 2, 4, *range(8, 256, 8), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2048, 128)),
@@ -30,6 +35,10 @@ def hook_config() -> None:
 
     from mixquant_agents.quant.hooks import _wrap
 
+    _wrap(VllmConfig, "__post_init__", _refuse_graphs)
+    _wrap(VllmConfig, "_get_quantization_config", _method)
+    if not isinstance(VllmConfig.__dict__["_get_quantization_config"], staticmethod):
+        VllmConfig._get_quantization_config = staticmethod(VllmConfig._get_quantization_config)
     _wrap(VllmConfig, "_set_cudagraph_sizes", _sizes)
     _wrap(VllmConfig, "_set_compile_ranges", _ranges)
 
@@ -43,22 +52,56 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def _resolved(vllm_config: Any) -> Any | None:
-    """The policy as this GPU will run it; ``None`` for other methods and devices."""
+def _resolved(config: Any) -> Any | None:
+    """The policy of a quantization config as this GPU will run it; ``None`` for other methods and devices."""
     from vllm.platforms import current_platform
 
     from mixquant_agents.quant.config import MixQuantConfig, device_info
     from mixquant_agents.quant.resolve import resolve
 
-    config = getattr(vllm_config, "quant_config", None)
     if not isinstance(config, MixQuantConfig) or not current_platform.is_cuda():
         return None
     return resolve(config.policy, device_info())
 
 
+def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - vLLM's name
+        asked = list(self.compilation_config.cudagraph_capture_sizes or ())
+        original(self, *args, **kwargs)
+        resolved = _resolved(self.quant_config)
+        if asked and resolved is not None and resolved.quantizes and eager_only(resolved):
+            raise ConfigError(
+                f"capture_sizes with {resolved.prefill_format.value}, which runs emulated here ({resolved.reason}): an "
+                "emulation routes rows in Python, which no CUDA graph holds; leave capture_sizes None, or use a policy "
+                "that this device runs natively"
+            )
+
+    return __post_init__
+
+
+def _method(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _get_quantization_config(model_config: Any, *args: Any, **kwargs: Any) -> Any:
+        config = original(model_config, *args, **kwargs)
+        resolved = _resolved(config)
+        if resolved is not None and resolved.quantizes and eager_only(resolved) and not model_config.enforce_eager:
+            _log.warning(
+                "mixquant: %s runs emulated here, which routes rows in Python at each step: the engine is eager",
+                resolved.prefill_format.value,
+            )
+            model_config.enforce_eager = True
+        return config
+
+    return _get_quantization_config
+
+
+def eager_only(resolved: Any) -> bool:
+    """Whether the policy's twin is an emulation (weight-only ones always are)."""
+    return bool(resolved.emulated or resolved.policy.weight_only)
+
+
 def _sizes(original: Callable[..., Any]) -> Callable[..., Any]:
     def _set_cudagraph_sizes(self: Any) -> Any:
-        resolved = _resolved(self)
+        resolved = _resolved(self.quant_config)
         if resolved is not None and resolved.quantizes:
             _adjust(self, resolved)
         return original(self)
@@ -71,9 +114,9 @@ def _adjust(vllm_config: Any, resolved: Any) -> None:
     from vllm.platforms import current_platform
 
     compilation = vllm_config.compilation_config
-    if resolved.emulated:
-        compilation.cudagraph_mode = CUDAGraphMode.NONE  # an emulation routes in Python, each step anew
-    elif resolved.policy.reproducible and compilation.cudagraph_mode.has_full_cudagraphs():
+    if eager_only(resolved):
+        return
+    if resolved.policy.reproducible and compilation.cudagraph_mode.has_full_cudagraphs():
         # A full graph of one row per request cannot tell a prompt's one-row remainder from decode.
         compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
     elif compilation.cudagraph_mode == CUDAGraphMode.FULL:
@@ -89,8 +132,8 @@ def _adjust(vllm_config: Any, resolved: Any) -> None:
 
 def _ranges(original: Callable[..., Any]) -> Callable[..., Any]:
     def _set_compile_ranges(self: Any) -> Any:
-        resolved = _resolved(self)
-        if resolved is not None and resolved.quantizes and not resolved.emulated:
+        resolved = _resolved(self.quant_config)
+        if resolved is not None and resolved.quantizes and not eager_only(resolved):
             compilation = self.compilation_config
             boundaries = list(compilation.compile_ranges_endpoints or [])
             if FUSE_BOUNDARY not in boundaries:

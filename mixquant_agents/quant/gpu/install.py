@@ -24,6 +24,7 @@ from mixquant_agents.quant.gpu.steps import EXACT, Mode, Step
 from mixquant_agents.quant.gpu.thresholds import Layer
 from mixquant_agents.quant.op import CONTEXT_KEY, EXACT_STEP
 from mixquant_agents.quant.plan import RowPlan
+from mixquant_agents.quant.twin import get_twin
 
 if TYPE_CHECKING:
     from mixquant_agents.quant.runtime import Runtime
@@ -37,7 +38,14 @@ _V2_GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils"
 
 
 def attach(runtime: Runtime, vllm_config: Any) -> None:
-    """Give ``runtime`` its GPU routing and hook this worker process. The latter once."""
+    """Give ``runtime`` its GPU routing and hook this worker process. The latter once.
+
+    Raises:
+        FormatRefusedError: the GPU lacks what the twin needs.
+    """
+    select = getattr(get_twin(runtime.twin), "select", None)
+    if select is not None:
+        select()
     graphs = not vllm_config.model_config.enforce_eager
     drafts = int(getattr(vllm_config, "num_speculative_tokens", 0) or 0)
     runtime.gpu = GpuRouting(runtime, vllm_config.scheduler_config.max_num_seqs, graphs, 1 + drafts)

@@ -92,6 +92,19 @@ class Nvfp4Twin:
                 f"add {prefix.rpartition('.')[2]!r} to ignored_layers, or use policy 'exact'"
             )
 
+    def size(self, n: int, k: int) -> int:
+        """Bytes of a twin of ``[N, K]``: half a byte a code, one a block of 16."""
+        return n * k // 2 + n * k // 16
+
+    def select(self) -> None:
+        """Choose vLLM's kernel now, so that a GPU without one is refused before weights are loaded.
+
+        Raises:
+            FormatRefusedError: see :func:`select_kernel`.
+        """
+        if self._kernel is None:
+            self._kernel = select_kernel()
+
     def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes and scales of ``weight`` ``[N, K]``."""
         return self._held(nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight)))
@@ -110,8 +123,7 @@ class Nvfp4Twin:
         return self._held(weight)
 
     def _held(self, quantized: nvfp4.Nvfp4Tensor) -> tuple[torch.Tensor, ...]:
-        if self._kernel is None:
-            self._kernel = select_kernel()
+        self.select()
         holder = Holder(quantized, self._kernel)
         _HOLDERS[holder.weight.data_ptr()] = holder
         return holder.weight.data, holder.weight_scale.data

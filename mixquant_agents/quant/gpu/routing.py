@@ -12,9 +12,11 @@ import torch
 
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant.gpu import steps
+from mixquant_agents.quant.gpu.memory import TwinMemory
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
 from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
 from mixquant_agents.quant.plan import RowPlan
+from mixquant_agents.quant.twin import get_twin
 
 if TYPE_CHECKING:
     from mixquant_agents.quant.runtime import Runtime
@@ -57,6 +59,7 @@ class GpuRouting:
                 "every row; leave row_threshold 'auto' or 0, or use a phase-aware policy"
             )
         self.thresholds = self._given()
+        self.memory = TwinMemory(f"{runtime.twin} on {runtime.device.name}")
         self.index: torch.Tensor | None = None
         self.captured: set[tuple[int, Mode]] = set()
 
@@ -85,6 +88,14 @@ class GpuRouting:
             _log.info("mixquant: %s", self.describe())
         self.runtime.measured_threshold = self.thresholds.pure
         steps.warmup_threshold(self.thresholds.pure)
+
+    def reserve(self, n: int, k: int) -> None:
+        """A routed layer of ``[N, K]`` is being built.
+
+        Raises:
+            OutOfMemoryError: its twin will not fit.
+        """
+        self.memory.add(get_twin(self.runtime.twin).size(n, k))  # type: ignore[attr-defined] # native twins have it
 
     def describe(self) -> str:
         """One line for the log."""

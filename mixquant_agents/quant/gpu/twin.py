@@ -34,6 +34,10 @@ class RowwiseTwin:
                 f"add {prefix.rpartition('.')[2]!r} to ignored_layers, or use policy 'exact'"
             )
 
+    def size(self, n: int, k: int) -> int:
+        """Bytes of a twin of ``[N, K]``."""
+        return n * k + 4 * n
+
     def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Codes and scales of ``weight``."""
         if weight.is_cuda:
