@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixquant_agents.errors import ConfigError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,30 +20,41 @@ __all__ = ["command"]
 
 
 def command(
-    docs: Annotated[Path | None, typer.Option(help="Folder of text files to search. Default: this project's.")] = None,
+    docs: Annotated[
+        Path | None, typer.Option(help="Folder of text files to search and read. Default: notes on this project.")
+    ] = None,
+    tools: Annotated[
+        str, typer.Option(help="What the agent has, with commas: calculator, notes, files, time.")
+    ] = "calculator,notes,files,time",
     question: Annotated[list[str] | None, typer.Option(help="Question to ask; may be given several times.")] = None,
     model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, or a hub id.")] = "embedded",
     policy: Annotated[str, typer.Option(help="Precision policy preset.")] = "mixquant-nvfp4",
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Watch a LangGraph retrieval agent work on a real model in a real vLLM engine, each turn counted and timed."""
+    """Watch an agent choose and call tools on a real model in a real vLLM engine, each turn counted and timed."""
     from mixquant_agents import EngineConfig, PrecisionPolicy, VllmEngine
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_workflows import demo
 
     PrecisionPolicy.of(policy)  # a wrong name is told before anything is prepared
-    where, documents = demo.demo_documents(docs)
+    kinds = [kind for kind in (part.strip() for part in tools.split(",")) if kind]
+    folder = demo.demo_folder(docs)
+    chosen = demo.demo_tools(folder, kinds)
+    # The built-in questions are about the built-in notes.
+    usual = [text for wants, text in demo.QUESTIONS if wants in kinds and (docs is None or wants in _ANYWHERE)]
+    questions = question or usual
+    if not questions:
+        raise ConfigError(f"there is no built-in question for --tools {tools!r} with --docs; give one with --question")
     notes = progress_console()
     out = notes if as_json else result_console()
-    notes.print(f"[dim]{len(documents)} documents in {where}[/dim]")
+    names = ", ".join(tool.name for tool in chosen) or "none"
+    notes.print(f"[dim]tools: {names}; files in {folder}[/dim]")
 
     async def go() -> demo.DemoResult:
         engine = VllmEngine(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), max_num_seqs=4))
         try:
-            return await demo.run_demo(
-                engine, documents, question or demo.QUESTIONS, max_tokens=max_tokens, events=_narrate(out)
-            )
+            return await demo.run_demo(engine, chosen, questions, max_tokens=max_tokens, events=_narrate(out))
         finally:
             await engine.aclose()
 
@@ -54,19 +67,33 @@ def command(
     out.print(_caveat(result), style="dim")
 
 
+_ANYWHERE = ("calculator", "time")
+
+
 def _narrate(out: Console) -> Any:
+    from rich.markup import escape
+
     from mixquant_workflows.demo import DemoEvents
 
     def token(text: str) -> None:
-        out.print(text, end="", markup=False, soft_wrap=True)
+        out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    def call(name: str, arguments: dict[str, Any]) -> None:
+        inner = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        out.print(f"[dim]calls[/dim]   {escape(f'{name}({inner})')}", highlight=False)
+
+    def result(text: str) -> None:
+        line, room = " ".join(text.split()), max(20, out.width - len("returns "))
+        line = line if len(line) <= room else line[: room - 1] + "…"
+        out.print(f"[dim]returns {escape(line)}[/dim]", highlight=False)
 
     return DemoEvents(
         started=lambda seconds: out.print(
             f"[dim]engine ready{'' if seconds is None else f' in {seconds:.1f} s'}[/dim]"
         ),
-        question=lambda text: out.print(f"\n\n[bold]{text}[/bold]", markup=True),
-        search=lambda query: out.print("[dim]search:[/dim] " + query.replace("[", r"\[")),
-        found=lambda count: out.print(f"[dim]{count} passages found[/dim]"),
+        question=lambda text: out.print(f"\n\n[bold]{escape(text)}[/bold]", highlight=False),
+        call=call,
+        result=result,
         token=token,
     )
 

@@ -96,7 +96,7 @@ def demo_tools(folder: Path, kinds: Sequence[str] = TOOLS) -> list[BaseTool]:
         raise ConfigError(f"no tools are called {', '.join(map(repr, unknown))}; there are {', '.join(TOOLS)}")
     makers: dict[str, Callable[[], list[BaseTool]]] = {
         "calculator": lambda: [calculator_tool()],
-        "notes": lambda: [search_tool(DocumentIndex(list(read_folder(folder)), max_chars=700), max_chars=1_200)],
+        "notes": lambda: [search_tool(DocumentIndex(list(read_folder(folder)), max_chars=700), max_chars=600)],
         "files": lambda: [
             tool for tool in file_tools(Folder(folder, writable=False)) if tool.name in ("list_files", "read_file")
         ],
