@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,16 @@ class StandIn(ScriptedEngine):
     async def aclose(self) -> None:
         self.closed = True
         await super().aclose()
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory() -> Iterator[None]:
+    """A test that runs away with memory fails; it does not take the machine along."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +267,7 @@ async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     from rich.console import Console
 
     monkeypatch.setattr(peers, "serve", lambda folder, arguments: serve(folder, arguments, command=fake_vllm))
-    plan = peers.PeersPlan(model=str(tmp_path), turns=2, words=10, agents=3, rounds=2)
+    plan = peers.PeersPlan(model=str(tmp_path), turns=2, words=10, agents=3, rounds=2, out=tmp_path / "report.json")
     began = time.monotonic()
     result = await peers.compare_peers(plan, Console(quiet=True))
     assert time.monotonic() - began < 30
@@ -266,4 +278,16 @@ async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     assert set(peer) >= {"overhead_ratio_1", "wall_ratio_1", "tokens_ratio_16", "tokens_ratio_ci95"}
     features = result["features"]["prefill and decode seconds per turn"]
     assert features == {"ours": True, "chat_openai_vllm_serve": False}
+    assert "GGUF" in result["not_run"]["chat_llama_cpp"]
+    report = json.loads(plan.out.read_text())
+    assert report["peers"]["chat_openai_vllm_serve"]["wall_ratio_1"] == pytest.approx(peer["wall_ratio_1"], rel=1e-4)
+    assert "GGUF" in report["peers"]["chat_llama_cpp"]["not_run"]
+    assert report["runs"]["peers"][0]["agents"] == 3
     json.dumps(result)
+
+
+async def test_llama_cpp_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(MissingDependencyError, match="--llama-packages FOLDER"):
+        async with peers.PEERS["chat_llama_cpp"](peers.PeersPlan()):
+            pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import os
 import re
 import signal
@@ -21,6 +22,17 @@ from mixquant_agents.errors import EngineStartError, MissingDependencyError
 __all__ = ["Server", "serve"]
 
 _SUM = re.compile(r"^vllm:request_(prefill|decode)_time_seconds_sum\{[^}]*\} ([0-9.eE+-]+)$", re.MULTILINE)
+
+# vLLM's command asks for the version of a package "vllm"; its CPU build is installed under another name.
+_RENAMED = """
+import importlib.metadata, sys
+import vllm
+known = importlib.metadata.version
+importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else known(name)
+from vllm.entrypoints.cli.main import main
+sys.argv[0] = "vllm"
+sys.exit(main())
+"""
 
 
 class Server:
@@ -65,14 +77,13 @@ async def serve(
         MissingDependencyError: vLLM's command is not installed.
         EngineStartError: it ended, or was not ready in time; the message has its last line.
     """
-    command = command or Path(sys.executable).with_name("vllm")
-    if not command.is_file():
+    if not (command or Path(sys.executable).with_name("vllm")).is_file():
         raise MissingDependencyError("the peer needs vLLM's command line beside this Python: install the vllm package")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     with tempfile.TemporaryFile("w+") as log:
-        process = _spawn([str(command), "serve", str(model), "--port", str(port), *arguments], log)
+        process = _spawn([*_command(command), "serve", str(model), "--port", str(port), *arguments], log)
         try:
             server = Server(port)
             await _wait(process, server, log, start_seconds)
@@ -85,6 +96,16 @@ async def serve(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.to_thread(process.wait)
+
+
+def _command(given: Path | None) -> list[str]:
+    if given is not None:
+        return [str(given)]
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return [sys.executable, "-c", _RENAMED]
+    return [str(Path(sys.executable).with_name("vllm"))]
 
 
 def _spawn(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:

@@ -1,0 +1,184 @@
+"""What each side of a comparison is made to do, and how it is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage
+from langgraph.graph import END, START, MessagesState, StateGraph
+from pydantic import BaseModel
+
+from mixquant_workflows.bench.stats import bootstrap
+from mixquant_workflows.graphs.steps import model_step
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["PeersPlan", "Side", "features", "measure", "ratios"]
+
+_WORDS = (
+    *("the", "farm", "barn", "horse", "river", "stone", "winter", "apple", "market", "wagon", "bread", "letter"),
+    *("window", "garden", "bridge", "wheel", "field"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeersPlan:
+    """What to run; the fields are the options of ``mixquant bench peers``."""
+
+    model: str = "embedded"
+    turns: int = 5
+    words: int = 120
+    answer_tokens: int = 24
+    agents: int = 16
+    rounds: int = 3
+    max_model_len: int = 4096
+    out: Path | None = None
+    llama_packages: Path | None = None
+    command: str = "mixquant bench peers"
+
+
+class Side:
+    """One way to a model.
+
+    Attributes:
+        remark: what must be said beside the figures.
+    """
+
+    remark: str | None = None
+
+    def __init__(self, name: str, model: BaseChatModel) -> None:
+        self.name = name
+        self.model = model
+
+    async def mark(self) -> float:
+        """The engine seconds that the side has counted so far; 0 where each answer tells its own."""
+        return 0.0
+
+    async def engine_seconds(self, answer: AnyMessage, mark: float) -> float:
+        """Prefill and decode seconds of the turn just ended, which began at ``mark``, by the engine's own clock."""
+        turn = answer.response_metadata["turn"]
+        return float(turn["prefill_seconds"]) + float(turn["decode_seconds"])
+
+
+def _text(agent: int, turn: int, words: int) -> str:
+    draw = random.Random(f"{agent}-{turn}")  # noqa: S311 - the same text in every run
+    return f"Message {turn} of agent {agent}: " + " ".join(draw.choices(_WORDS, k=words))
+
+
+async def measure(side: Side, plan: PeersPlan, console: Console) -> dict[str, Any]:
+    """One agent alone, then all together; each agent of each round has words of its own."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", model_step(side.model, "You are a helpful assistant."))
+    builder.add_edge(START, "model")
+    builder.add_edge("model", END)
+    graph = builder.compile()
+
+    async def agent(number: int, watch: list[tuple[float, float]] | None) -> int:
+        messages: list[AnyMessage] = []
+        tokens = 0
+        for turn in range(plan.turns):
+            mark = await side.mark() if watch is not None else 0.0
+            began = time.perf_counter()
+            state = await graph.ainvoke({"messages": [*messages, HumanMessage(_text(number, turn, plan.words))]})
+            wall = time.perf_counter() - began
+            messages = state["messages"]
+            usage = messages[-1].usage_metadata if isinstance(messages[-1], AIMessage) else None
+            # Every answer is made to have this length; a side that reports no usage is believed.
+            tokens += usage["output_tokens"] if usage else plan.answer_tokens
+            if watch is not None:
+                watch.append((wall, await side.engine_seconds(messages[-1], mark)))
+        return tokens
+
+    await agent(9_999, None)  # warm up
+    alone: list[tuple[float, float]] = []
+    rates: list[float] = []
+    for round_ in range(plan.rounds):
+        console.print(f"[dim]{side.name}: round {round_ + 1} of {plan.rounds}[/dim]")
+        await agent(1_000 * round_, alone)
+        began = time.perf_counter()
+        counts = await asyncio.gather(*(agent(1_000 * round_ + 1 + n, None) for n in range(plan.agents)))
+        rates.append(sum(counts) / (time.perf_counter() - began))
+    overheads = [1e3 * (wall - engine) for wall, engine in alone]
+    return {
+        "overhead_p50_ms": median(overheads),
+        "overhead_ms": overheads,
+        "wall_p50_s": median(wall for wall, _ in alone),
+        "wall_s": [wall for wall, _ in alone],
+        "tokens_per_second": rates,
+    }
+
+
+def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
+    """Ours over the peer's, turn by turn (the same texts), with intervals."""
+    overhead = [mine / theirs for mine, theirs in zip(ours["overhead_ms"], peer["overhead_ms"], strict=True)]
+    wall = [mine / theirs for mine, theirs in zip(ours["wall_s"], peer["wall_s"], strict=True)]
+    rate = [mine / theirs for mine, theirs in zip(ours["tokens_per_second"], peer["tokens_per_second"], strict=True)]
+    return {
+        "overhead_ratio_1": ours["overhead_p50_ms"] / peer["overhead_p50_ms"],
+        "overhead_ratio_ci95": bootstrap(overhead),
+        "wall_ratio_1": ours["wall_p50_s"] / peer["wall_p50_s"],
+        "wall_ratio_ci95": bootstrap(wall),
+        "tokens_ratio_16": median(rate),
+        "tokens_ratio_ci95": bootstrap(rate),
+    }
+
+
+class _Sum(BaseModel):
+    """Add two numbers."""
+
+    a: int
+    b: int
+
+
+async def features(model: BaseChatModel) -> dict[str, bool]:
+    """What works, tried out with the same calls on each side."""
+
+    async def works(attempt: Awaitable[bool]) -> bool:
+        try:
+            return await attempt
+        except Exception:  # whatever it is, the feature does not work
+            return False
+
+    async def last_chunk() -> AIMessageChunk:
+        total: Any = None
+        async for chunk in model.astream("Say hello."):
+            total = chunk if total is None else total + chunk
+        return total  # type: ignore[no-any-return]  # the sum of chunks is a chunk
+
+    async def cached() -> bool:
+        question = _text(5, 5, 150)
+        await model.ainvoke(question)
+        usage = (await model.ainvoke(question)).usage_metadata
+        return bool(usage and usage.get("input_token_details", {}).get("cache_read"))
+
+    async def phases() -> bool:
+        turn = (await model.ainvoke("Say hello.")).response_metadata.get("turn") or {}
+        return turn.get("prefill_seconds") is not None and turn.get("decode_seconds") is not None
+
+    async def pieces() -> bool:
+        bound = model.bind_tools([_Sum], tool_choice="_Sum")
+        chunks = [chunk async for chunk in bound.astream("Add 3 and 4.")]
+        return sum(bool(getattr(chunk, "tool_call_chunks", None)) for chunk in chunks) > 2
+
+    async def structured() -> bool:
+        return isinstance(await model.with_structured_output(_Sum).ainvoke("Add 3 and 4."), _Sum)
+
+    async def usage() -> bool:
+        return bool((await last_chunk()).usage_metadata)
+
+    return {
+        "usage in streams": await works(usage()),
+        "cached tokens in usage": await works(cached()),
+        "prefill and decode seconds per turn": await works(phases()),
+        "tool calls streamed in pieces": await works(pieces()),
+        "structured output": await works(structured()),
+    }
