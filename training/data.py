@@ -39,11 +39,15 @@ class Examples:
 
 @dataclass
 class Batch:
-    """Right-padded ids ``[rows, length]`` and the flat positions whose next token is learnt, with those tokens."""
+    """Right-padded ids ``[rows, length]`` and the flat positions whose next token is learnt, with those tokens.
+
+    ``begins`` marks the first token of each answer: there the model decides whether it calls.
+    """
 
     ids: Tensor
     positions: Tensor
     targets: Tensor
+    begins: Tensor
     tokens: int
 
 
@@ -114,6 +118,7 @@ def _batch(examples: Examples, rows: list[int]) -> Batch:
         torch.from_numpy(ids),
         torch.from_numpy(flat),
         torch.from_numpy(ids[rows_at, columns + 1]),
+        torch.from_numpy(~learnt[rows_at, columns]),
         sum(e - s for s, e in spans),
     )
 

@@ -20,9 +20,9 @@ from training.generate.chat import prompt, topical
 from training.generate.encode import prompt_text
 from training.generate.scenes import Toolbox
 from training.generate.words import words
-from training.model import CONFIG, Weights, generate
+from training.model import CONFIG, Weights, generate, hidden, rope
 
-__all__ = ["Kept", "kept_batches", "make_kept"]
+__all__ = ["Kept", "kept_batches", "look", "make_kept"]
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Kept:
     base: list[int]
     adapted: list[int]
     compared: int
+    states: Tensor | None = None  # the base's final hidden states of the compared positions, ``[compared, width]``
 
 
 def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, plain: int, seed: int) -> list[Kept]:
@@ -68,6 +69,7 @@ def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, pla
         window = ids(text)[:256]
         kept.append(Kept(window, window, len(window) - 1))
     rng.shuffle(kept)
+    look(weights, kept)
     return kept
 
 
@@ -115,18 +117,43 @@ def _documentation(rng: random.Random, count: int) -> list[str]:
     return [text[start : start + 1400] for start in (rng.randrange(len(text) - 1400) for _ in range(count))]
 
 
-def kept_batches(kept: list[Kept], tokens: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Endless: base ids, adapted ids, and the flat positions to compare in each (equal in number and order)."""
+@torch.no_grad()
+def look(weights: Weights, kept: list[Kept], tokens: int = 65_536) -> None:
+    """Fill in what the base says, once: it never changes."""
+    device, dtype = str(weights.embedding.device), weights.embedding.dtype
+    cos, sin = rope(2048, device, dtype)
+    order = sorted(range(len(kept)), key=lambda index: len(kept[index].base))
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // len(kept[order[min(len(order) - 1, start + 64)]].base))
+        rows = [kept[index] for index in order[start : start + size]]
+        ids, positions = _pad([one.base for one in rows], rows)
+        found = hidden(weights, ids.to(device), cos, sin).flatten(0, 1)[positions.to(device)]
+        for one, states in zip(rows, found.split([one.compared for one in rows]), strict=True):
+            one.states = states.clone()
+        start += size
+
+
+def kept_batches(kept: list[Kept], tokens: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless: the base's states, the adapted ids, and the flat positions in those that the states belong to."""
     while True:
         order = list(range(len(kept)))
         rng.shuffle(order)
         rows: list[Kept] = []
-        for index in order:
-            rows.append(kept[index])
-            width = max(len(one.adapted) for one in rows)
-            if width * len(rows) >= tokens:
-                yield (*_pad([one.base for one in rows], rows), *_pad([one.adapted for one in rows], rows))
-                rows = []
+        for begin in range(0, len(order), 512):  # similar lengths together: little padding
+            window = sorted(order[begin : begin + 512], key=lambda index: len(kept[index].adapted))
+            groups: list[list[Kept]] = []
+            rows = []
+            for index in window:
+                rows.append(kept[index])
+                if len(kept[index].adapted) * len(rows) >= tokens:
+                    groups.append(rows)
+                    rows = []
+            groups += [rows] if rows else []
+            rng.shuffle(groups)
+            for rows in groups:
+                states = torch.cat([one.states for one in rows if one.states is not None])
+                yield (states, *_pad([one.adapted for one in rows], rows))
 
 
 def _pad(texts: list[list[int]], rows: list[Kept]) -> tuple[Tensor, Tensor]:
@@ -137,4 +164,5 @@ def _pad(texts: list[list[int]], rows: list[Kept]) -> tuple[Tensor, Tensor]:
         ids[row, : len(text)] = torch.tensor(text)
         last = len(text) - 1
         positions += [row * width + position for position in range(last - one.compared, last)]
-    return ids, torch.tensor(positions)
+    flat = torch.tensor(positions)
+    return (ids.pin_memory(), flat.pin_memory()) if torch.cuda.is_available() else (ids, flat)

@@ -7,14 +7,17 @@ schedule, whatever the device.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import pathlib
+import queue
 import random
 import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 from tokenizers import Tokenizer
@@ -22,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from training import model as net
 from training.adapter import Adapter, load, merged, save
-from training.data import Examples, batches, make, read
+from training.data import Batch, Examples, batches, make, read
 from training.keep import kept_batches, make_kept
 
 
@@ -48,6 +51,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--kept", type=int, nargs=3, default=[6000, 500, 700], help="chats, free texts, documentation windows"
     )
     parser.add_argument("--kept-weight", type=float, default=1.0)
+    parser.add_argument("--begin-weight", type=float, default=4.0, help="weight of an answer's first token")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--compile", action="store_true")
@@ -61,6 +65,32 @@ def say(*parts: object) -> None:
 
 
 _START = time.monotonic()
+
+
+_Item = TypeVar("_Item")
+
+
+def ahead(items: Iterator[_Item], depth: int = 6) -> Iterator[_Item]:
+    """The same items, made by a thread while the device works."""
+    ready: queue.Queue[_Item] = queue.Queue(depth)
+
+    def fill() -> None:
+        for item in items:
+            ready.put(item)
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+def forever(examples: Examples, args: argparse.Namespace, rng: random.Random) -> Iterator[tuple[int, Batch]]:
+    """Batches of one epoch after another, each with the number of its epoch."""
+    for epoch in itertools.count():
+        for batch in batches(examples, args.tokens, rng):
+            if args.device == "cuda":
+                batch.ids, batch.positions = batch.ids.pin_memory(), batch.positions.pin_memory()
+                batch.targets, batch.begins = batch.targets.pin_memory(), batch.begins.pin_memory()
+            yield epoch, batch
 
 
 def rate_at(share: float, peak: float) -> float:
@@ -116,24 +146,27 @@ def train(
     block = torch.compile(net.layer, dynamic=True) if args.compile else net.layer
     cos, sin = net.rope(2048, args.device, dtype)
     rng = random.Random(args.seed)
-    stream, others = batches(examples, args.tokens, rng), kept_batches(kept, args.kept_tokens, rng)
+    stream = ahead(forever(examples, args, rng))
+    others = ahead(kept_batches(kept, args.kept_tokens, random.Random(args.seed)))
     begin = saved = time.monotonic()
     log: list[dict[str, Any]] = []
     tokens = steps = epochs = 0
     while (spent := time.monotonic() - begin) < args.seconds:
-        batch = next(stream, None)
-        if batch is None:
-            stream, epochs = batches(examples, args.tokens, rng), epochs + 1
-            continue
+        epochs, batch = next(stream)
+        if steps == 2:  # compiled by now: the schedule counts from here
+            begin = time.monotonic()
+            spent = 0.0
         for group in groups:
             group["lr"] = rate_at(spent / args.seconds, args.rate) * float(group["factor"])  # type: ignore[arg-type]
         weights = merged(base, adapter, dtype)
-        states = net.hidden(weights, batch.ids.to(args.device, non_blocking=True), cos, sin, block)
-        logits = F.linear(states.flatten(0, 1)[batch.positions.to(args.device)], weights.embedding)
-        loss = F.cross_entropy(logits.float(), batch.targets.to(args.device))
-        theirs, theirs_at, ours, ours_at = (part.to(args.device) for part in next(others))
+        found = net.hidden(weights, batch.ids.to(args.device, non_blocking=True), cos, sin, block)
+        logits = F.linear(found.flatten(0, 1)[batch.positions.to(args.device, non_blocking=True)], weights.embedding)
+        each = F.cross_entropy(logits.float(), batch.targets.to(args.device, non_blocking=True), reduction="none")
+        weight = 1 + (args.begin_weight - 1) * batch.begins.to(args.device, non_blocking=True)
+        loss = (each * weight).sum() / weight.sum()
+        states, ours, ours_at = (part.to(args.device, non_blocking=True) for part in next(others))
         with torch.no_grad():
-            wanted = F.linear(net.hidden(plain, theirs, cos, sin).flatten(0, 1)[theirs_at], plain.embedding).float()
+            wanted = F.linear(states, plain.embedding).float()
         given = F.linear(net.hidden(weights, ours, cos, sin, block).flatten(0, 1)[ours_at], weights.embedding).float()
         apart = (
             F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none").sum(-1).mean()

@@ -14,6 +14,10 @@ from training.generate.words import pick
 __all__ = ["Asked", "ask", "dress", "fill", "surfaces"]
 
 
+KEEP = "\u2060"
+"""Stands before a value that begins a question: :func:`dress` then leaves its first letter as it is, and drops the mark."""
+
+
 @dataclass
 class Asked:
     """A question and what it means: arguments by the archetype's own parameter names, in the schema's order."""
@@ -82,6 +86,8 @@ def ask(
     if not held:
         text = reworded(text, rng)
     text = typo(text, rng) if rng.random() < 0.04 else text
+    if not held and text.startswith("{"):
+        text = KEEP + text
     return Asked(fill(text, said), arguments(archetype, drawn), said)
 
 
@@ -163,7 +169,7 @@ def dress(question: str, rng: random.Random, *, held: bool) -> str:
     if rng.random() < 0.15:
         text = text + ("" if text[-1] in ".?!" else ".") + rng.choice(_AFTER[held])
     if rng.random() < 0.75:
-        text = text[0].upper() + text[1:]
+        text = text if text[0] == KEEP else text[0].upper() + text[1:]
         text = re.sub(r"([.?!] )([a-z])", lambda match: match.group(1) + match.group(2).upper(), text)
         text = re.sub(r"\bi\b", "I", text)
     if text[-1] not in '.?!"' and rng.random() < 0.6:
@@ -171,4 +177,4 @@ def dress(question: str, rng: random.Random, *, held: bool) -> str:
     if rng.random() < 0.12:
         context = _context(rng, held)
         text = f"{context} {text}" if rng.random() < 0.75 else f"{text}{'' if text[-1] in '.?!' else '.'} {context}"
-    return text
+    return text.replace(KEEP, "")

@@ -6,9 +6,10 @@ side has its own things, attributes and phrasings.
 
 from __future__ import annotations
 
+import functools
 import random
 
-from training.generate.attributes import Attribute, attribute
+from training.generate.attributes import Attribute, attribute, listed
 from training.generate.attributes import either as _either
 from training.generate.catalog import Archetype, Param
 from training.generate.values import parse
@@ -121,11 +122,38 @@ def _thing(rng: random.Random, held: bool) -> tuple[str, str]:
     return head, head
 
 
+@functools.cache
+def _alike() -> tuple[tuple[Attribute, ...], ...]:
+    """Attributes of training in groups whose values look alike: places, people, dates, numbers."""
+    looks = {
+        "city": "place",
+        "country": "place",
+        "landmark": "place",
+        "street": "place",
+        "first": "person",
+        "last": "person",
+        "id": "code",
+        "bool": "",
+        "enum": "choice",
+    }
+    groups: dict[str, list[Attribute]] = {}
+    for one in (*_ATTRIBUTES, *listed()):
+        kind = parse(one[1])
+        look = kind.args if kind.name == "text" else kind.name
+        look = looks.get(look, "number" if look in {"int", "num", "float", "percent"} else look)
+        groups.setdefault(look, []).append(one)
+    return tuple(tuple(group) for look, group in groups.items() if look and len(group) > 2)
+
+
 def _attributes(rng: random.Random, held: bool) -> list[Attribute]:
     count = [1, 2, 2, 3, 3, 4, 5]
     if held:
         return rng.sample(_HELD_ATTRIBUTES + _ATTRIBUTES[:8], k=rng.choice(count))
-    drawn = [rng.choice(_ATTRIBUTES) if rng.random() < 0.35 else attribute(rng) for _ in range(rng.choice(count))]
+    drawn = [rng.choice(_ATTRIBUTES) if rng.random() < 0.4 else attribute(rng) for _ in range(rng.choice([*count, 6]))]
+    if rng.random() < 0.4:  # several values of one kind, which only their phrases tell apart
+        alike = rng.choice(_alike())
+        drawn = [*drawn[:2], *rng.sample(alike, k=min(len(alike), rng.choice([2, 2, 3])))]
+        rng.shuffle(drawn)
     return list({one[0]: one for one in drawn}.values())
 
 

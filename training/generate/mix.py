@@ -9,13 +9,14 @@ from training.generate import chains, dialogues, scenes
 from training.generate.grounded import grounded
 from training.generate.own import own
 from training.generate.scenes import Scene, Toolbox
+from training.generate.sessions import session
 
 __all__ = ["MIXTURE", "example"]
 
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
-    (scenes.single, 18), (scenes.multiple, 19), (scenes.parallel, 11), (scenes.parallel_mixed, 6), (scenes.no_fit, 13),
-    (scenes.question_back, 10), (dialogues.from_result, 3), (dialogues.follow_up, 3), (dialogues.error, 2.5), (dialogues.parallel_results, 2),
-    (chains.lookup_then_act, 5), (chains.chain, 4), (dialogues.small_talk, 0.5), (grounded, 3), (own, 13),
+    (scenes.single, 14), (scenes.multiple, 15), (scenes.parallel, 9), (scenes.parallel_mixed, 5), (scenes.no_fit, 16),
+    (scenes.question_back, 9), (session, 18), (dialogues.from_result, 1), (dialogues.follow_up, 2), (dialogues.error, 2.5), (dialogues.parallel_results, 1),
+    (chains.lookup_then_act, 5), (chains.chain, 3), (dialogues.small_talk, 0.5), (grounded, 2), (own, 11),
 ]  # fmt: skip
 
 

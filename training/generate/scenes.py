@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.generate import talk
-from training.generate.attributes import widened
 from training.generate.asking import Asked, ask, dress
+from training.generate.attributes import widened
 from training.generate.catalog import Archetype, load
 from training.generate.compose import other_action, other_quantity, random_archetype
 from training.generate.tools import Tool, build
@@ -22,11 +22,13 @@ __all__ = [
     "Scene",
     "Toolbox",
     "multiple",
+    "near_miss",
     "no_fit",
     "parallel",
     "parallel_mixed",
     "question_back",
     "single",
+    "split",
 ]
 
 Message = dict[str, Any]
@@ -93,7 +95,7 @@ class Toolbox:
             if self.rng.random() < share
             else self.rng.choice(load(held=self.held))
         )
-        if not self.held and self.rng.random() < 0.35:
+        if not self.held and self.rng.random() < 0.5:
             return widened(drawn, self.rng)
         return drawn
 
@@ -193,7 +195,7 @@ def _vary(archetype: Archetype, asked: Asked) -> list[str]:
     ]
 
 
-def _split(box: Toolbox, archetype: Archetype, count: int, slots: int) -> tuple[str, list[dict[str, Any]]] | None:
+def split(box: Toolbox, archetype: Archetype, count: int, slots: int) -> tuple[str, list[dict[str, Any]]] | None:
     """One sentence for several calls: one slot holds a list, or two slots hold lists "respectively"."""
     rng = box.rng
     template = rng.choice(archetype.questions)
@@ -232,10 +234,10 @@ def parallel(box: Toolbox) -> Scene:
         archetype = box.archetype()
         roll = rng.random()
         if roll < 0.7:
-            split = _split(box, archetype, count, 1 if roll < 0.45 else 2)
-            if split is None:
+            found = split(box, archetype, count, 1 if roll < 0.45 else 2)
+            if found is None:
                 continue
-            question, calls = split
+            question, calls = found
         else:
             asked = [ask(archetype, rng, held=box.held, optional=0.25) for _ in range(min(count, 3))]
             question, calls = _concatenate([one.question for one in asked], box), [one.arguments for one in asked]
