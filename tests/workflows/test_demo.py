@@ -10,7 +10,6 @@ import pytest
 from mixquant_agents import ScriptedEngine
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import ConfigError
-from mixquant_tools.errors import ToolSetupError
 from mixquant_workflows.demo import QUESTIONS, TOOLS, DemoEvents, demo_folder, demo_tools, run_demo
 
 
@@ -28,7 +27,7 @@ def test_kinds_pick_the_tools_and_every_question_names_one() -> None:
     assert tuple(kind for kind, _ in QUESTIONS) == TOOLS
     with pytest.raises(ConfigError, match="no tools are called 'sql'; there are calculator, notes, files, time"):
         demo_tools(folder, ["sql"])
-    with pytest.raises(ToolSetupError, match="/no/such/folder"):
+    with pytest.raises(ConfigError, match="/no/such/folder"):
         demo_tools(Path("/no/such/folder"))
 
 

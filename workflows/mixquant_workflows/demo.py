@@ -17,6 +17,7 @@ from mixquant_agents import MixQuantChatModel, TurnRecord
 from mixquant_agents.errors import ConfigError
 from mixquant_tools.calculator import calculator_tool
 from mixquant_tools.clock import time_tools
+from mixquant_tools.errors import ToolSetupError
 from mixquant_tools.file_tools import file_tools
 from mixquant_tools.files import Folder
 from mixquant_tools.retrieval import DocumentIndex, read_folder, search_tool
@@ -89,8 +90,7 @@ def demo_tools(folder: Path, kinds: Sequence[str] = TOOLS) -> list[BaseTool]:
         kinds: any of :data:`TOOLS`.
 
     Raises:
-        ConfigError: a kind is unknown.
-        ToolSetupError: there is no such folder, or no text in it.
+        ConfigError: a kind is unknown; or there is no such folder, or no text in it.
     """
     if unknown := sorted(set(kinds) - set(TOOLS)):
         raise ConfigError(f"no tools are called {', '.join(map(repr, unknown))}; there are {', '.join(TOOLS)}")
@@ -102,7 +102,10 @@ def demo_tools(folder: Path, kinds: Sequence[str] = TOOLS) -> list[BaseTool]:
         ],
         "time": lambda: time_tools()[:1],
     }
-    return [tool for kind in TOOLS if kind in kinds for tool in makers[kind]()]
+    try:
+        return [tool for kind in TOOLS if kind in kinds for tool in makers[kind]()]
+    except ToolSetupError as error:
+        raise ConfigError(str(error)) from error
 
 
 async def run_demo(
