@@ -163,6 +163,8 @@ def _load(model: str) -> tuple[Any, Any]:
         from mixquant_agents.embedded import prepare
 
         where = prepare()
+    elif model.startswith(("/", "./", "../", "~")) and not pathlib.Path(model).expanduser().is_dir():
+        raise ModelNotFoundError(f"model folder {model!r} does not exist; give a folder, a hub id or 'embedded'")
     cuda = torch.cuda.is_available()
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
