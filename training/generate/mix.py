@@ -15,7 +15,7 @@ __all__ = ["MIXTURE", "example"]
 
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
     (scenes.single, 14), (scenes.multiple, 15), (scenes.parallel, 9), (scenes.parallel_mixed, 5), (scenes.no_fit, 16),
-    (scenes.question_back, 9), (session, 18), (dialogues.from_result, 1), (dialogues.follow_up, 2), (dialogues.error, 2.5), (dialogues.parallel_results, 1),
+    (scenes.question_back, 11), (session, 18), (dialogues.from_result, 1), (dialogues.follow_up, 2), (dialogues.error, 2.5), (dialogues.parallel_results, 1),
     (chains.lookup_then_act, 5), (chains.chain, 3), (dialogues.small_talk, 0.5), (grounded, 2), (own, 11),
 ]  # fmt: skip
 

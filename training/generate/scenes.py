@@ -12,7 +12,7 @@ from typing import Any
 from training.generate import talk
 from training.generate.asking import Asked, ask, dress
 from training.generate.attributes import widened
-from training.generate.catalog import Archetype, load
+from training.generate.catalog import Archetype, expand, load
 from training.generate.compose import other_action, other_quantity, random_archetype
 from training.generate.tools import Tool, build
 from training.generate.values import draw, is_scalar
@@ -348,9 +348,54 @@ def no_fit(box: Toolbox) -> Scene:
     )
 
 
+_VAGUE = {
+    "city": ["there", "my town", "that place", "somewhere warm", "the usual place"], "person": ["someone", "a friend", "him", "them", "my colleague"],
+    "date": ["some day", "soon", "that day", "one of these days"], "time": ["some time", "later", "then"], "number": ["some", "a few", "x", "n", "a certain number of", "a bit"],
+    "id": ["it", "mine", "that one", "my old one"], "text": ["something", "it", "that", "this thing", "one"],
+}  # fmt: skip
+_VAGUE_AS = {"country": "city", "landmark": "city", "street": "city", "first": "person", "last": "person", "int": "number", "num": "number", "float": "number",
+             "money": "number", "percent": "number", "amount": "number", "datetime": "date", "weekday": "date"}  # fmt: skip
+
+
+def vague(box: Toolbox) -> Scene:
+    """Training only: a required value is hinted at, but not said; ask for it."""
+    rng = box.rng
+    while True:
+        archetype = box.archetype()
+        template = rng.choice(archetype.questions)
+        plain = expand(template, rng, 0.15)
+        names = [
+            param.names[0]
+            for param in archetype.params
+            if param.required and param.kind.name not in {"obj", "bool", "enum"}
+        ]
+        named = [name for name in names if plain.count("{" + name + "}") == 1]
+        if named:
+            break
+    missing = rng.choice(named)
+    kind = archetype.param(missing).kind
+    look = kind.args if kind.name == "text" else kind.name
+    look = _VAGUE_AS.get(look, look)
+    hint = rng.choice(_VAGUE.get(look, _VAGUE["text"]))
+    (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 0, 1, 2]))
+    asked = ask(archetype, rng, held=False, template=plain.replace("{" + missing + "}", hint))
+    text = talk.ask_back(archetype, missing, tool, rng)
+    return Scene(
+        "vague",
+        shown,
+        [
+            *box.opening(),
+            {"role": "user", "content": box.dressed(asked.question)},
+            {"role": "assistant", "content": text},
+        ],
+    )
+
+
 def question_back(box: Toolbox) -> Scene:
     """A required value is missing: ask for it; often the user then gives it and the call follows."""
     rng = box.rng
+    if not box.held and rng.random() < 0.4:
+        return vague(box)
     archetype = box.archetype()
     while not archetype.asks:
         archetype = box.archetype()
