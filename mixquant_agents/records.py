@@ -117,6 +117,7 @@ class TurnRecord(TurnCounts, TurnTimes):
         turn_index: AI messages in the input, so it survives restarts.
         policy: name of the precision policy.
         prefill_format, decode_format: formats actually used, after ``auto`` was resolved.
+        device: what the engine ran on, as its capabilities name it; ``None`` where a remote engine does not say.
         emulated: quantized rows were computed by an emulation, whose times say nothing about speed.
         tool_seconds_before: tool time since the turn before; ``None`` until the store knows it.
         tool_calls: names of the tools called, in order.
@@ -135,6 +136,7 @@ class TurnRecord(TurnCounts, TurnTimes):
     prefill_format: str | None = None
     decode_format: str | None = None
     emulated: bool | None = None
+    device: str | None = None
     started_at: str
     tool_seconds_before: Seconds | None = None
     finish_reason: str | None = None
