@@ -286,8 +286,16 @@ async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     json.dumps(result)
 
 
-async def test_llama_cpp_that_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with pytest.raises(MissingDependencyError, match="--llama-packages FOLDER"):
-        async with peers.PEERS["chat_llama_cpp"](peers.PeersPlan()):
-            pass
+async def test_llama_cpp_that_is_not_installed_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "llama_cpp.py").write_text("raise ImportError('no such library')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MissingDependencyError, match=r"no such library.*--llama-packages FOLDER"):
+        await peers.PEERS["chat_llama_cpp"](peers.PeersPlan())
+    aborts = tmp_path / "python"
+    aborts.write_text("#!/bin/sh\necho GGML_ASSERT failed >&2\nkill -ABRT $$\n")
+    aborts.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(aborts))
+    with pytest.raises(EngineStartError, match="ended with status -6: GGML_ASSERT"):
+        await peers.PEERS["chat_llama_cpp"](peers.PeersPlan())

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.resources
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage
 from pydantic import SecretStr
+from rich.console import Console
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
 from mixquant_agents.errors import MissingDependencyError, MixQuantError
@@ -23,9 +22,6 @@ from mixquant_workflows.bench.peers_measure import PeersPlan, Side, features, me
 from mixquant_workflows.bench.registry import model_folder
 from mixquant_workflows.bench.report import merge, session_note
 from mixquant_workflows.bench.server import Server, serve
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 __all__ = ["PEERS", "PeersPlan", "compare_peers"]
 
@@ -49,12 +45,13 @@ class _Served(Side):
         return 0.0
 
 
-@asynccontextmanager
-async def _vllm_serve(plan: PeersPlan) -> AsyncIterator[tuple[Side, BaseChatModel]]:
-    """``ChatOpenAI`` on ``vllm serve``: the side that is measured, and a model to try features on."""
+async def _vllm_serve(plan: PeersPlan) -> dict[str, Any]:
+    """``ChatOpenAI`` on ``vllm serve``: figures, features, and what must be said beside them."""
     async with serve(Path(model_folder(plan.model)), _arguments(plan)) as server:
         side = _Served("chat_openai_vllm_serve", _openai(server, plan, fixed_length=True), server)
-        yield side, _openai(server, plan, fixed_length=False)
+        figures = await measure(side, plan, Console(stderr=True))
+        found = await features(_openai(server, plan, fixed_length=False))
+    return {"figures": figures, "features": found, "remark": side.remark}
 
 
 PEERS = {"chat_openai_vllm_serve": _vllm_serve, "chat_llama_cpp": llama_cpp}
@@ -90,14 +87,13 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
     for name, peer in PEERS.items():
         console.print(f"[dim]starting {name}[/dim]")
         try:
-            async with peer(plan) as (side, probed):
-                figures = await measure(side, plan, console)
-                for feature, value in (await features(probed)).items():
-                    table[feature][name] = value
+            found = await peer(plan)
         except MixQuantError as error:
             not_run[name] = str(error)
             continue
-        peers[name] = {**figures, **ratios(ours, figures), "remark": side.remark}
+        for feature, value in found["features"].items():
+            table[feature][name] = value
+        peers[name] = {**found["figures"], **ratios(ours, found["figures"]), "remark": found["remark"]}
     if plan.out:
         kept = {name: {key: row[key] for key in row if not isinstance(row[key], list)} for name, row in peers.items()}
         told = {name: {"not_run": reason} for name, reason in not_run.items()}

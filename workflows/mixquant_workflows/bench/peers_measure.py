@@ -11,8 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage
+from langchain_core.runnables import Runnable
 from langgraph.graph import END, START, MessagesState, StateGraph
 from pydantic import BaseModel
 
@@ -22,7 +23,7 @@ from mixquant_workflows.graphs.steps import model_step
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["PeersPlan", "Side", "features", "measure", "ratios"]
+__all__ = ["Model", "PeersPlan", "Side", "features", "measure", "ratios"]
 
 _WORDS = (
     *("the", "farm", "barn", "horse", "river", "stone", "winter", "apple", "market", "wagon", "bread", "letter"),
@@ -46,6 +47,10 @@ class PeersPlan:
     command: str = "mixquant bench peers"
 
 
+Model = Runnable[LanguageModelInput, AIMessage]
+"""A chat model, with or without settings bound to it."""
+
+
 class Side:
     """One way to a model.
 
@@ -55,7 +60,7 @@ class Side:
 
     remark: str | None = None
 
-    def __init__(self, name: str, model: BaseChatModel) -> None:
+    def __init__(self, name: str, model: Model) -> None:
         self.name = name
         self.model = model
 
