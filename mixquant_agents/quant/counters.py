@@ -58,8 +58,14 @@ class RowCounter:
         """Add one step. ``drafts`` says how many of a request's rows are speculative."""
         start = 0
         for rows in plan.requests:
-            entry = self._running.setdefault(rows.request_id, _Entry(RowCounts()))
+            entry = self._running.get(rows.request_id)
+            if entry is None:
+                entry = self._running[rows.request_id] = _Entry(RowCounts())
             end = rows.computed + rows.scheduled
+            if rows.computed >= rows.prompt_len and rows.computed >= entry.redo_until:  # new answer rows: not counted
+                entry.done = max(entry.done, end - (drafts.get(rows.request_id, 0) if drafts else 0))
+                start += rows.scheduled
+                continue
             prompt_rows = max(0, min(end, rows.prompt_len) - rows.computed)
             again = max(0, min(prompt_rows, entry.done - rows.computed))
             quantized = int(np.count_nonzero(plan.mask[start + again : start + prompt_rows]))

@@ -7,6 +7,7 @@ again after a preemption, and also when it is a speculative row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,14 +73,20 @@ class RowPlan:
 
 def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     """Route the rows of a step, given its requests in row order."""
+    rows = sum(r.scheduled for r in requests)
+    if rows <= rule.threshold or not (rule.decode or any(r.computed < r.prompt_len for r in requests)):
+        # Decode steps and small ones, where the host's time counts: nothing to look at row by row.
+        return RowPlan(rows, *_all_exact(rows), tuple(requests))
     lengths = np.fromiter((r.scheduled for r in requests), dtype=np.int64, count=len(requests))
-    rows = int(lengths.sum())
-    if rows <= rule.threshold:
-        mask = np.zeros(rows, dtype=np.bool_)
-    else:
-        # Signed distance of each row from its request's last prompt token: negative is prefill, zero is that token.
-        first = np.fromiter((r.computed - (r.prompt_len - 1) for r in requests), dtype=np.int64, count=len(requests))
-        starts = np.cumsum(lengths) - lengths
-        distance = np.arange(rows, dtype=np.int64) + np.repeat(first - starts, lengths)
-        mask = np.where(distance < 0, rule.prefill, np.where(distance == 0, rule.last, rule.decode))
+    # Signed distance of each row from its request's last prompt token: negative is prefill, zero is that token.
+    first = np.fromiter((r.computed - (r.prompt_len - 1) for r in requests), dtype=np.int64, count=len(requests))
+    starts = np.cumsum(lengths) - lengths
+    distance = np.arange(rows, dtype=np.int64) + np.repeat(first - starts, lengths)
+    mask = np.where(distance < 0, rule.prefill, np.where(distance == 0, rule.last, rule.decode))
     return RowPlan(rows, np.flatnonzero(mask), np.flatnonzero(~mask), mask, tuple(requests))
+
+
+@functools.lru_cache(maxsize=128)
+def _all_exact(rows: int) -> tuple[Indices, Indices, npt.NDArray[np.bool_]]:
+    """Quantized rows, exact rows and mask of a step without a quantized row. Shared: nobody writes to a plan."""
+    return np.empty(0, dtype=np.int64), np.arange(rows, dtype=np.int64), np.zeros(rows, dtype=np.bool_)
