@@ -112,7 +112,7 @@ def _turn(
     return TurnRecord(
         turn_id=f"{run}-{rng.getrandbits(48):012x}", run_id=run, thread_id=thread, turn_index=index,
         model=SYNTHETIC_MODEL, engine="scripted", policy=name, prefill_format=kind, decode_format="exact",
-        emulated=False, started_at=at.isoformat(timespec="microseconds"),
+        emulated=False, device="made-up device", started_at=at.isoformat(timespec="microseconds"),
         prompt_tokens=prompt, cached_tokens=cached, prefill_tokens=prefill, quantized_tokens=quantized,
         exact_tokens=prefill - quantized, decode_tokens=decode, reasoning_tokens=0, recomputed_rows=0, preemptions=0,
         queue_seconds=queue, prefill_seconds=read, delivery_seconds=0.0004, ttft_seconds=queue + read + 0.0004,

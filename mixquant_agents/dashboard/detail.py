@@ -103,6 +103,7 @@ def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
     formats = f"{turn.prefill_format or written.UNKNOWN} / {turn.decode_format or written.UNKNOWN}"
     rest = [
         ("formats, prefill / decode", formats + (" (emulated)" if turn.emulated else "")),
+        ("device", turn.device or written.UNKNOWN),
         ("rows run again", written.count(turn.recomputed_rows)),
         ("preemptions", written.count(turn.preemptions)),
         ("finish reason", turn.finish_reason or written.UNKNOWN),

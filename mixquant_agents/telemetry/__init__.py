@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from mixquant_agents.telemetry.events import RunLink, Span, SpanKind, TurnContent
 from mixquant_agents.telemetry.recorder import NullRecorder, QueueRecorder, Recorder
-from mixquant_agents.telemetry.sink import Retention, StoreRecorder
+from mixquant_agents.telemetry.retention import Retention
+from mixquant_agents.telemetry.store_recorder import StoreRecorder
 
 __all__ = [
     "NullRecorder",

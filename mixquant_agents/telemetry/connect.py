@@ -7,16 +7,23 @@ it right after.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
+import secrets
 import sqlite3
 from pathlib import Path
 
 from platformdirs import user_data_path
 
 from mixquant_agents.errors import StoreError
-from mixquant_agents.telemetry.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from mixquant_agents.telemetry.rollup import fill_bad_rollups
+from mixquant_agents.telemetry.schema import APPLICATION_ID, MIGRATIONS, OUTCOMES_VERSION, SCHEMA_VERSION
+from mixquant_agents.telemetry.syncing import CHECKPOINT_BYTES, sync_folder
 
 __all__ = ["connect_reader", "connect_writer", "default_store_path", "explain"]
+
+log = logging.getLogger(__name__)
 
 BUSY_MILLISECONDS = 5_000
 
@@ -58,19 +65,20 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         ) from error
     connection = None
     try:
+        _make(path)
         connection = sqlite3.connect(
             path, timeout=BUSY_MILLISECONDS / 1000, isolation_level=None, check_same_thread=False
         )
         _refuse_foreign(connection, path)
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
-            connection.execute("PRAGMA synchronous = OFF")  # an empty file has nothing to lose
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA cache_size = -65536")
+        connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES // 4}")
         # Checkpoints wait for the disk: the syncer makes them; this bound only holds where it cannot keep up.
         connection.execute("PRAGMA wal_autocheckpoint = 65536")
-        _migrate(connection)
         connection.execute("PRAGMA synchronous = NORMAL")
+        _migrate(connection)
         # Opening alone does not show that a file may be written.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('last_writer_pid', ?)", (os.getpid(),))
@@ -84,6 +92,37 @@ def connect_writer(path: Path) -> sqlite3.Connection:
             connection.close()
         raise
     return connection
+
+
+def _make(path: Path) -> None:
+    """Make a store that is whole from its first moment: beside, synced, then given its name.
+
+    A power cut leaves no store or a whole one; of several processes that make it at once one wins. Where the file
+    system has no hard links nothing is made here, and the caller makes the store in place.
+    """
+    if path.exists() or path.is_symlink():
+        return
+    beside = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as connection:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
+            connection.execute("PRAGMA synchronous = OFF")  # nobody knows of it yet
+            connection.execute("PRAGMA journal_mode = MEMORY")
+            _migrate(connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+        descriptor = os.open(beside, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.link(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        log.debug("the store %s is made in place: %s", path, error)
+    finally:
+        for name in (beside, Path(f"{beside}-wal"), Path(f"{beside}-shm")):
+            with contextlib.suppress(OSError):
+                name.unlink()
 
 
 def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
@@ -110,6 +149,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
                 return
             for statement in _statements(MIGRATIONS[version]):
                 connection.execute(statement)
+            if version + 1 == OUTCOMES_VERSION:
+                fill_bad_rollups(connection)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
@@ -174,7 +215,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
             # A WAL store in a folder that may not be written cannot make its shared-memory file: read it as it lies,
             # unless there is a log with turns that such a reading would miss.
             connection.close()
-            if mode != "mode=ro" or Path(f"{path}-wal").exists():
+            if mode != "mode=ro" or Path(f"{path.resolve()}-wal").exists():
                 raise
             continue
         return connection

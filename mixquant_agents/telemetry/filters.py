@@ -66,8 +66,8 @@ class TurnFilter:
 
     @property
     def by_series(self) -> bool:
-        """Whether roll-ups can answer: no condition is finer than model, policy, engine and time."""
-        return self.thread is None and self.run is None and self.status is None
+        """Whether roll-ups can answer: no condition is finer than model, policy, engine, time and outcome."""
+        return self.thread is None and self.run is None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TurnFilter:

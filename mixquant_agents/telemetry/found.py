@@ -20,6 +20,7 @@ class Series:
     prefill_format: str | None
     decode_format: str | None
     emulated: bool | None
+    device: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

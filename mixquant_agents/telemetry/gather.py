@@ -6,41 +6,21 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, QUARTER, TIMES, Aggregate
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS
+from mixquant_agents.telemetry.rollup import CountedRow
 from mixquant_agents.telemetry.store import TurnStore
 
 __all__ = ["Gathered", "gather", "level_for"]
 
-EXACT_TURNS = 4_000
+EXACT_TURNS = 2_000
 """Up to this many turns are read one by one, and percentiles are exact."""
 MOST_TURNS = 5_000
-"""Where roll-ups cannot answer (one thread, one run, only failures), the newest this many are read."""
-
-
-class _Row(NamedTuple):
-    """A turn as far as it is counted; the fields name the columns."""
-
-    started_us: int
-    series_id: int
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    prefill_tokens: int | None
-    quantized_tokens: int | None
-    exact_tokens: int | None
-    decode_tokens: int | None
-    queue_seconds: float | None
-    prefill_seconds: float | None
-    ttft_seconds: float | None
-    decode_seconds: float | None
-    itl_mean_seconds: float | None
-    total_seconds: float | None
-    aborted: bool
-    error: str | None
+"""Where roll-ups cannot answer (one thread, one run), the newest this many are read."""
 
 
 @dataclass(slots=True)
@@ -100,8 +80,8 @@ def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) ->
     ids = store.series_ids(chosen)
     since_us = chosen.since_us if chosen.since_us is not None else min(_first_us(store, until_us), until_us)
     found = Gathered(level_for(since_us, until_us, now_us), since_us, until_us)
-    if chosen.by_series and _count(store, found, ids) > EXACT_TURNS:
-        _from_rollups(store, found, ids)
+    if chosen.by_series and _count(store, found, chosen, ids) > EXACT_TURNS:
+        _from_rollups(store, found, chosen, ids)
     else:
         _from_turns(store, found, chosen, ids)
     return found
@@ -124,29 +104,58 @@ def _window(found: Gathered, ids: list[int] | None) -> tuple[str, list[Any]]:
     return where, values
 
 
-def _count(store: TurnStore, found: Gathered, ids: list[int] | None) -> int:
+_OUTCOMES: dict[str, tuple[int, ...]] = {"aborted": (1, 3), "failed": (2, 3), "bad": (1, 2, 3)}
+"""The outcomes in ``bad_rollups`` that a status asks for."""
+
+
+def _count(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> int:
     where, values = _window(found, ids)
+    table, column = "rollups", "turns"
+    if chosen.status == "ok":
+        column = "turns - max(aborted, failed)"
+    elif chosen.status is not None:
+        table, where = "bad_rollups", f"{where} AND outcome IN {_OUTCOMES[chosen.status]}"
     with store.reading() as connection:
-        row = connection.execute(f"SELECT ifnull(sum(turns), 0) FROM rollups WHERE {where}", values).fetchone()  # noqa: S608 # built above
+        row = connection.execute(f"SELECT ifnull(sum({column}), 0) FROM {table} WHERE {where}", values).fetchone()  # noqa: S608 # built above
     return int(row[0])
 
 
-def _from_rollups(store: TurnStore, found: Gathered, ids: list[int] | None) -> None:
+def _from_rollups(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
+    if chosen.status is None:
+        found.parts = _parts(store, found, ids)
+    elif chosen.status != "ok":
+        found.parts = _parts(store, found, ids, _OUTCOMES[chosen.status])
+    else:
+        bad = _parts(store, found, ids, _OUTCOMES["bad"])
+        for key, every in _parts(store, found, ids).items():
+            rest = every.without(bad[key]) if key in bad else every
+            if rest.turns:
+                found.parts[key] = rest
+
+
+def _parts(
+    store: TurnStore, found: Gathered, ids: list[int] | None, outcomes: tuple[int, ...] | None = None
+) -> dict[tuple[int, int], Aggregate]:
     where, values = _window(found, ids)
-    query = f"SELECT start, series_id, turns, aborted, failed, sums, bins, strata FROM rollups WHERE {where}"  # noqa: S608 # built above
+    table = "rollups"
+    if outcomes is not None:
+        table, where = "bad_rollups", f"{where} AND outcome IN {outcomes}"
+    query = f"SELECT start, series_id, turns, aborted, failed, sums, bins, strata FROM {table} WHERE {where}"  # noqa: S608 # built above
+    parts: dict[tuple[int, int], Aggregate] = {}
     with store.reading() as connection:
-        for row in connection.execute(query, values):
-            found.parts[row[0], row[1]] = Aggregate.load(*tuple(row)[2:])
+        for start, series, *rest in connection.execute(query, values):
+            parts.setdefault((start, series), Aggregate()).merge(Aggregate.load(*rest))
+    return parts
 
 
 def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
     window = TurnFilter(thread=chosen.thread, run=chosen.run, status=chosen.status)
     where, values = window.where(ids)
-    # The series index serves the window in time; thread, run and status have indexes of their own.
-    if ids is None and chosen.by_series:
+    # The series index serves the window in time; thread, run and what went wrong have indexes of their own.
+    if ids is None and chosen.by_series and chosen.status in (None, "ok"):
         where += " AND turns.series_id IN (SELECT id FROM series)"
     query = (
-        f"SELECT {', '.join(_Row._fields)} FROM turns WHERE {where} AND started_us >= ? AND started_us < ? "  # noqa: S608 # built above
+        f"SELECT {', '.join(CountedRow._fields)} FROM turns WHERE {where} AND started_us >= ? AND started_us < ? "  # noqa: S608 # built above
         f"ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
     )
     with store.reading() as connection:
@@ -157,12 +166,12 @@ def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list
     found.values = {}
     width = found.level * 1_000_000
     for row in rows:
-        turn = _Row._make(row)
+        turn = CountedRow._make(row)
         key = (turn.started_us // width * found.level, turn.series_id)
         aggregate = found.parts.get(key)
         if aggregate is None:
             aggregate = found.parts[key] = Aggregate()
         aggregate.add(turn)
-    places = {name: _Row._fields.index(f"{name}_seconds") for name in TIMES}
+    places = {name: CountedRow._fields.index(f"{name}_seconds") for name in TIMES}
     for name, place in places.items():
         found.values[name] = [row[place] for row in rows if row[place] is not None]

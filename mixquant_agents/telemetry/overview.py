@@ -1,7 +1,8 @@
 """The figures of the overview and of a comparison, computed from the store alone.
 
-A speed-up is only given where the store holds turns of the policy ``exact`` of the same model and engine, measured, not
-emulated, and only between turns of like size (see :mod:`~mixquant_agents.telemetry.bins`).
+A speed-up is only given where the store holds turns of the policy ``exact`` of the same model, engine and device,
+measured, not emulated, and only between turns of like size (see :mod:`~mixquant_agents.telemetry.bins`). Turns that do
+not say on which device they ran are never compared.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from dataclasses import dataclass, field, replace
 from mixquant_agents.telemetry.bins import TIMES, Aggregate, bin_value
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.gather import Gathered, gather
+from mixquant_agents.telemetry.matching import STRATUM_TURNS, matched
 from mixquant_agents.telemetry.rows import from_microseconds
 from mixquant_agents.telemetry.store import Series, TurnStore
 
 __all__ = ["Comparison", "Figures", "Overview", "Point", "SpeedUp", "compare", "distribution", "overview"]
 
 BASELINE = "exact"
-STRATUM_TURNS = 5
-"""Fewest turns on each side for a size class to count in a speed-up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +79,7 @@ class SpeedUp:
 
     model: str
     engine: str
+    device: str
     policy: str
     prefill: float
     low: float
@@ -153,10 +154,15 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
     sides = [gather(store, chosen, now=now) for chosen in (a, b)]
     totals = [side.total() for side in sides]
     figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
-    match = _matched(totals[0], totals[1])
+    match = matched(totals[0], totals[1])
     note = None
+    devices = [{one.device for one in series if one.id in {part for _, part in side.parts}} for side in sides]
     if any(one.emulated for one in figures):
         match, note = None, "one side ran an emulation: its times say nothing about speed"
+    elif len(devices[0] | devices[1]) > 1:
+        match, note = None, "the two sides ran on different devices: no speed-up is given"
+    elif devices[0] == {None}:
+        match, note = None, "these turns do not say on which device they ran: no speed-up is given"
     elif match is None:
         note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
     return Comparison(
@@ -227,17 +233,23 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
         return [], None if not here or policy is not None else "all turns ran exact: there is nothing to compare"
     if all(one.emulated for one in others):
         return [], "the quantized rows were emulated: their times say nothing about speed"
+    if all(one.device is None for one in others):
+        return [], "these turns do not say on which device they ran: there is nothing to compare them with"
     ups = []
-    for model, engine, name in dict.fromkeys((one.model, one.engine, one.policy) for one in others if not one.emulated):
-        like = [one for one in here if (one.model, one.engine) == (model, engine) and not one.emulated]
+    for name, place in dict.fromkeys((one.policy, _place(one)) for one in others if not one.emulated):
+        model, engine, device = place
+        if device is None:
+            continue
+        like = [one for one in here if _place(one) == place and not one.emulated]
         base = found.total([one.id for one in like if one.policy == BASELINE])
         mine = found.total([one.id for one in like if one.policy == name])
-        match = _matched(base, mine)
+        match = matched(base, mine)
         if match is not None:
             ups.append(
                 SpeedUp(
                     model=model,
                     engine=engine,
+                    device=device,
                     policy=name,
                     prefill=match.ratio,
                     low=match.low,
@@ -249,47 +261,9 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
             )
     if ups:
         return ups, None
-    return [], "the store holds no exact turns of the same model and of like size to compare with"
+    return [], "the store holds no exact turns of the same model on the same device and of like size to compare with"
 
 
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """Prefill speed of one side over the other's at like sizes, its 95 % interval, and how many turns it rests on."""
-
-    ratio: float
-    low: float
-    high: float
-    base_turns: int
-    turns: int
-    covered: float
-
-
-def _matched(base: Aggregate, mine: Aggregate) -> _Match | None:
-    """Compare within the size classes that both sides fill; ``None`` where there is none."""
-    shared = {
-        name: (base.strata[name], stratum)
-        for name, stratum in mine.strata.items()
-        if name in base.strata and min(stratum[0], base.strata[name][0]) >= STRATUM_TURNS
-    }
-    turns = sum(after[0] for _, after in shared.values())
-    if not turns:
-        return None
-    mean = variance = 0.0
-    for before, after in shared.values():
-        weight = after[0] / turns
-        mean += weight * (before[1] / before[0] - after[1] / after[0])
-        variance += weight**2 * (_variance_of_mean(before) + _variance_of_mean(after))
-    spread = 1.96 * math.sqrt(variance)
-    return _Match(
-        ratio=math.exp(mean),
-        low=math.exp(mean - spread),
-        high=math.exp(mean + spread),
-        base_turns=int(sum(before[0] for before, _ in shared.values())),
-        turns=int(turns),
-        covered=turns / sum(stratum[0] for stratum in mine.strata.values()),
-    )
-
-
-def _variance_of_mean(stratum: list[float]) -> float:
-    count, total, squares = stratum
-    return max(0.0, squares - total * total / count) / (count - 1) / count
+def _place(one: Series) -> tuple[str, str, str | None]:
+    """What must be equal for two speeds to be compared."""
+    return one.model, one.engine, one.device

@@ -15,11 +15,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnContent, TurnEvent
+from mixquant_agents.telemetry.forking import FORK_SECONDS, mind_forks
+from mixquant_agents.telemetry.protocols import NullRecorder, Recorder, Sink
 
 __all__ = ["NullRecorder", "QueueRecorder", "Recorder", "Sink"]
 
@@ -29,97 +30,6 @@ QUEUE_LIMIT = 32_768
 """Most events waiting; about three seconds at 10,000 turns a second."""
 GATHER_SECONDS = 0.05
 """How long a batch gathers. With the commit it bounds what a kill can lose (200 ms promised)."""
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Where the chat layer and the callbacks hand what they saw. No method blocks or raises.
-
-    ``wants_content`` tells the caller whether to build a :class:`TurnContent` at all.
-    """
-
-    @property
-    def wants_content(self) -> bool: ...
-
-    def record(
-        self,
-        turn: TurnRecord,
-        *,
-        content: TurnContent | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        block_hashes: Sequence[int] | None = None,
-        trace_context: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-    ) -> None:
-        """Take one finished (or failed, or aborted) turn. Arguments: see :class:`TurnEvent`."""
-        ...
-
-    def record_span(self, span: Span) -> None:
-        """Take one finished tool call, graph node or agent run."""
-        ...
-
-    def link(self, link: RunLink) -> None:
-        """Say, before its turn is recorded, which agent run a model call belongs to."""
-        ...
-
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until all taken so far is written; whether that happened within ``timeout`` seconds."""
-        ...
-
-    def close(self) -> None:
-        """Flush and stop. Idempotent; what comes later is dropped and counted."""
-        ...
-
-
-class NullRecorder:
-    """Records nothing: the default where telemetry is off."""
-
-    wants_content = False
-
-    def record(
-        self,
-        turn: TurnRecord,
-        *,
-        content: TurnContent | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        block_hashes: Sequence[int] | None = None,
-        trace_context: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-    ) -> None:
-        """Nothing."""
-
-    def record_span(self, span: Span) -> None:
-        """Nothing."""
-
-    def link(self, link: RunLink) -> None:
-        """Nothing."""
-
-    def flush(self, timeout: float = 5.0) -> bool:
-        """Nothing to wait for."""
-        return True
-
-    def close(self) -> None:
-        """Nothing to stop."""
-
-
-class Sink(Protocol):
-    """Where batches go. Called from the recorder's thread only; may raise, which stops no other sink."""
-
-    def write(self, batch: Sequence[Event]) -> None:
-        """Take a batch. A sink that can fail for a while keeps what it could not write and retries on the next call."""
-        ...
-
-    def retry_seconds(self) -> float | None:
-        """After how long to call again although nothing new came; ``None``: no need."""
-        ...
-
-    def lost(self) -> int:
-        """Turns given up."""
-        ...
-
-    def close(self) -> None:
-        """Release what is held."""
-        ...
 
 
 class QueueRecorder:
@@ -153,9 +63,12 @@ class QueueRecorder:
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
         self._closed = False
+        self._busy = threading.RLock()  # held while sinks are called, and during a fork
+        self._held = False
         self.problem: str | None = None
         """Why the last write failed, in one line; ``None`` while all is well."""
         _live.add(self)
+        mind_forks(self)
 
     @property
     def wants_content(self) -> bool:
@@ -202,7 +115,9 @@ class QueueRecorder:
         self._put(link)
 
     def _put(self, event: Event) -> None:
-        if self._thread is None or self._pid != os.getpid():
+        if self._pid != os.getpid():  # forked by what does not tell Python
+            self.after_fork_in_child()
+        if self._thread is None:
             self._start()
         if self._closed or len(self._queue) >= self._limit:
             with self._lock:
@@ -214,9 +129,6 @@ class QueueRecorder:
 
     def _start(self) -> None:
         with self._lock:
-            if self._pid != os.getpid():  # a forked child has the parent's queue but not its thread
-                self._pid, self._thread = os.getpid(), None
-                self._queue.clear()
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._run, name="mixquant-recorder", daemon=True)
                 self._thread.start()
@@ -228,11 +140,36 @@ class QueueRecorder:
             if woken and not self._closed:
                 time.sleep(self._gather)
             self._wake.clear()
-            wait = self._write(self._drain())
+            with self._busy:
+                wait = self._write(self._drain())
             if self._closed and not self._queue:
                 break
+        with self._busy:
+            for sink in self._sinks:
+                self._guarded(sink.close)
+
+    def before_fork(self) -> None:
+        """Wait for the batch that is being written, and let sinks let go of what must not be open in a fork."""
+        self._held = self._busy.acquire(timeout=FORK_SECONDS)
+        if self._held:
+            for sink in self._sinks:
+                self._guarded(getattr(sink, "before_fork", _nothing))
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; sinks open again what they closed."""
+        if self._held:
+            self._held = False
+            self._busy.release()
+
+    def after_fork_in_child(self) -> None:
+        """The queue, the counts and what sinks still hold are the parent's; its locks and thread are of no use here."""
+        self._pid, self._thread, self._held = os.getpid(), None, False
+        self._lock, self._busy, self._wake = threading.Lock(), threading.RLock(), threading.Event()
+        self._queue.clear()
+        self._dropped = self._taken = self._written = 0
+        self.problem = None
         for sink in self._sinks:
-            self._guarded(sink.close)
+            self._guarded(getattr(sink, "after_fork_in_child", _nothing))
 
     def _drain(self) -> list[Event]:
         batch: list[Event] = []
@@ -278,6 +215,10 @@ class QueueRecorder:
         thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout=5.0)
+
+
+def _nothing() -> None:
+    """For sinks that need not know of forks."""
 
 
 _live: weakref.WeakSet[QueueRecorder] = weakref.WeakSet()

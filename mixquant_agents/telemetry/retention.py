@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from dataclasses import dataclass
+from itertools import product
 
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry.bins import LEVELS, MINUTE
@@ -12,6 +13,7 @@ from mixquant_agents.telemetry.bins import LEVELS, MINUTE
 __all__ = ["Retention", "retain"]
 
 CHUNK = 2_000
+ROLLUPS = ("rollups", "bad_rollups")
 MINUTES_KEPT_SECONDS = 2 * 86_400
 """Roll-ups per minute are only read for windows of up to a day."""
 
@@ -42,7 +44,9 @@ def retain(
     goes on). Returns how many turns were deleted."""
     now = time.time() if now is None else now
     deadline, deleted = time.monotonic() + seconds, 0
-    connection.execute("DELETE FROM rollups WHERE level = ? AND start < ?", (MINUTE, int(now) - MINUTES_KEPT_SECONDS))
+    for table in ROLLUPS:
+        query = f"DELETE FROM {table} WHERE level = ? AND start < ?"  # noqa: S608 # constants
+        connection.execute(query, (MINUTE, int(now) - MINUTES_KEPT_SECONDS))
     if retention.max_age_days is not None:
         cutoff = int((now - retention.max_age_days * 86_400) * 1e6)
         while time.monotonic() < deadline and (count := _delete(connection, cutoff)):
@@ -72,29 +76,47 @@ def _share(connection: sqlite3.Connection, share: float) -> int:
     return max(20, min(CHUNK, int(share * (last - first + 1)))) if first is not None else CHUNK
 
 
+def _doomed(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int) -> list[tuple[int, str | None, int]]:
+    """``(id, thread, start)`` of what goes next: the first written, or some of those that started before the cutoff.
+
+    Ids grow in the order of writing, which is not that of time where a clock was set: age is asked of the time.
+    """
+    if cutoff_us is None:
+        query = "SELECT id, thread_id, started_us FROM turns ORDER BY id LIMIT ?"
+        return connection.execute(query, (chunk,)).fetchall()
+    query = (
+        "SELECT id, thread_id, started_us FROM turns WHERE series_id = ? AND started_us < ? ORDER BY started_us LIMIT ?"
+    )
+    found: list[tuple[int, str | None, int]] = []
+    for (series,) in connection.execute("SELECT id FROM series").fetchall():
+        if len(found) < chunk:
+            found += connection.execute(query, (series, cutoff_us, chunk - len(found))).fetchall()
+    return found
+
+
+def _oldest(connection: sqlite3.Connection) -> int | None:
+    """When the oldest turn that is left started: one step into the index per series."""
+    query = "SELECT (SELECT min(started_us) FROM turns WHERE series_id = series.id) FROM series"
+    return min((row[0] for row in connection.execute(query) if row[0] is not None), default=None)
+
+
 def _delete(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int = CHUNK) -> int:
     """Delete one chunk of the oldest turns (of those before ``cutoff_us``), their spans, contents and statistics."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        # Ids grow in the order of writing, which is close to that of time: looking at the first ones is enough.
-        doomed = connection.execute(
-            "SELECT * FROM (SELECT id, thread_id, started_us FROM turns ORDER BY id LIMIT ?) "
-            "WHERE started_us < ifnull(?, 1e18)",
-            (chunk, cutoff_us),
-        ).fetchall()
+        doomed = _doomed(connection, cutoff_us, chunk)
         ids = [(row[0],) for row in doomed]
         for table, column in (("turns", "id"), ("blocks", "turn"), ("contents", "turn")):
             connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)  # noqa: S608 # constants
-        oldest = connection.execute("SELECT min(started_us) FROM (SELECT started_us FROM turns ORDER BY id LIMIT 1000)")
-        first = oldest.fetchone()[0]
-        before = first if first is not None else max((row[2] for row in doomed), default=0) + 1
         if doomed:
+            oldest = _oldest(connection)
+            before = oldest if oldest is not None else max(row[2] for row in doomed) + 1
             connection.execute(
                 "DELETE FROM spans WHERE started_us < ? AND id <= (SELECT min(id) + ? FROM spans)", (before, 4 * CHUNK)
             )
-            for level in LEVELS:
+            for table, level in product(ROLLUPS, LEVELS):
                 limit = before // 1_000_000 // level * level
-                connection.execute("DELETE FROM rollups WHERE level = ? AND start < ?", (level, limit))
+                connection.execute(f"DELETE FROM {table} WHERE level = ? AND start < ?", (level, limit))  # noqa: S608 # constants
             _recount_threads(connection, {row[1] for row in doomed if row[1] is not None})
         connection.execute("COMMIT")
     except BaseException:

@@ -3,21 +3,52 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from mixquant_agents.records import TurnRecord
-from mixquant_agents.telemetry.bins import LEVELS, Aggregate
+from mixquant_agents.telemetry.bins import LEVELS, Aggregate, Counted
 
-__all__ = ["Fresh", "write_rollups", "write_threads"]
+__all__ = ["CountedRow", "Fresh", "fill_bad_rollups", "write_rollups", "write_threads"]
 
-Fresh = tuple[TurnRecord, int, int]
+Fresh = tuple[Counted, int, int]
 """A turn just inserted, its series, its start in microseconds."""
+FreshTurn = tuple[TurnRecord, int, int]
+"""The same with the thread it belongs to."""
 
-_PUT = """
-INSERT OR REPLACE INTO rollups (level, start, series_id, turns, aborted, failed, sums, bins, strata)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_GET = "SELECT turns, aborted, failed, sums, bins, strata FROM rollups WHERE level = ? AND start = ? AND series_id = ?"
+_VALUES = "turns, aborted, failed, sums, bins, strata"
+_TABLES = {
+    table: (
+        f"SELECT {_VALUES} FROM {table} WHERE level = ? AND {' AND '.join(f'{name} = ?' for name in keys)}",  # noqa: S608 # constants
+        f"INSERT OR REPLACE INTO {table} (level, {', '.join(keys)}, {_VALUES}) VALUES (?, {'?, ' * len(keys)}?, ?, ?, ?, ?, ?)",  # noqa: S608, E501 # constants
+    )
+    for table, keys in (
+        ("rollups", ("start", "series_id")),
+        ("bad_rollups", ("start", "series_id", "outcome")),
+    )
+}
+
+
+class CountedRow(NamedTuple):
+    """A turn as far as it is counted; the fields name the columns."""
+
+    started_us: int
+    series_id: int
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    prefill_tokens: int | None
+    quantized_tokens: int | None
+    exact_tokens: int | None
+    decode_tokens: int | None
+    queue_seconds: float | None
+    prefill_seconds: float | None
+    ttft_seconds: float | None
+    decode_seconds: float | None
+    itl_mean_seconds: float | None
+    total_seconds: float | None
+    aborted: bool
+    error: str | None
+
 
 _THREADS = """
 INSERT INTO thread_stats
@@ -31,28 +62,47 @@ ON CONFLICT (thread_id, series_id) DO UPDATE SET
 """
 
 
-def write_rollups(connection: sqlite3.Connection, fresh: Sequence[Fresh]) -> None:
+def write_rollups(connection: sqlite3.Connection, fresh: Sequence[FreshTurn]) -> None:
     """Add turns to their minute, hour, six hours and day. The file's write lock makes reading and writing back safe."""
+    _merge(connection, "rollups", fresh, lambda turn: ())
+    bad = [one for one in fresh if one[0].aborted or one[0].error is not None]
+    if bad:
+        _merge(connection, "bad_rollups", bad, lambda turn: (turn.aborted + 2 * (turn.error is not None),))
+
+
+def fill_bad_rollups(connection: sqlite3.Connection) -> None:
+    """The roll-ups of failed and aborted turns of a store that had none yet."""
+    query = f"SELECT {', '.join(CountedRow._fields)} FROM turns WHERE aborted = 1 OR error IS NOT NULL"  # noqa: S608 # constants
+    rows = (CountedRow._make(row) for row in connection.execute(query).fetchall())
+    fresh = [(row, row.series_id, row.started_us) for row in rows]
+    _merge(connection, "bad_rollups", fresh, lambda turn: (turn.aborted + 2 * (turn.error is not None),))
+
+
+def _merge(
+    connection: sqlite3.Connection, table: str, fresh: Iterable[Fresh], more: Callable[[Counted], tuple[int, ...]]
+) -> None:
+    """Add turns to every level of ``table``, whose key ``more`` completes."""
+    get, put = _TABLES[table]
     shortest = LEVELS[0]
-    minutes: dict[tuple[int, int], Aggregate] = {}
+    minutes: dict[tuple[int, ...], Aggregate] = {}
     for turn, series, started_us in fresh:
-        key = (started_us // 1_000_000 // shortest * shortest, series)
+        key = (started_us // 1_000_000 // shortest * shortest, series, *more(turn))
         aggregate = minutes.get(key)
         if aggregate is None:
             aggregate = minutes[key] = Aggregate()
         aggregate.add(turn)
     for level in LEVELS:
-        merged: dict[tuple[int, int], Aggregate] = {}
-        for (start, series), aggregate in minutes.items():
-            key = (start // level * level, series)
+        merged: dict[tuple[int, ...], Aggregate] = {}
+        for (start, *rest), aggregate in minutes.items():
+            key = (start // level * level, *rest)
             if key not in merged:
-                row = connection.execute(_GET, (level, *key)).fetchone()
+                row = connection.execute(get, (level, *key)).fetchone()
                 merged[key] = Aggregate.load(*row) if row else Aggregate()
             merged[key].merge(aggregate)
-        connection.executemany(_PUT, [(level, *key, *aggregate.dump()) for key, aggregate in merged.items()])
+        connection.executemany(put, [(level, *key, *aggregate.dump()) for key, aggregate in merged.items()])
 
 
-def write_threads(connection: sqlite3.Connection, fresh: Sequence[Fresh]) -> None:
+def write_threads(connection: sqlite3.Connection, fresh: Sequence[FreshTurn]) -> None:
     """Add turns to the statistics of their threads. What is unknown adds nothing."""
     threads: dict[tuple[str, int], list[float]] = {}
     for turn, series, started_us in fresh:

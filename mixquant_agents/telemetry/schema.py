@@ -3,10 +3,12 @@
 A migration that was released is never edited; a change is a new one at the end. Times are microseconds since the epoch
 (UTC) or seconds; unknown is NULL.
 
-* ``series``: what turns have in common (model, engine, policy, formats), so that a turn refers to it by a small number.
+* ``series``: what turns have in common (model, engine, policy, formats, device), so that a turn refers to it by a small
+  number.
 * ``turns``: one row per :class:`~mixquant_agents.records.TurnRecord`.
 * ``rollups``: sums and log-binned histograms per minute, hour, six hours and day and series, kept up to date in the
   transaction that inserts the turns; the overview of a million turns reads a few hundred of these rows.
+  ``bad_rollups``: the same of failed and aborted turns alone, by ``outcome``: 1 aborted, 2 failed, 3 both.
 * ``thread_stats``: the same idea per thread and series, for the list of threads.
 * ``spans``: tools, graph nodes, agent runs.
 * ``blocks``: salted rolling hashes of the prompt, 8 bytes (little endian) per 16 tokens. ``contents``: zlib-packed
@@ -15,7 +17,7 @@ A migration that was released is never edited; a change is a new one at the end.
 
 from __future__ import annotations
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "SCHEMA_VERSION"]
+__all__ = ["APPLICATION_ID", "MIGRATIONS", "OUTCOMES_VERSION", "SCHEMA_VERSION"]
 
 APPLICATION_ID = 0x4D515453
 """``MQTS`` in the file's header: a foreign database is refused instead of getting our tables."""
@@ -83,5 +85,21 @@ CREATE TABLE contents (turn INTEGER PRIMARY KEY, packed BLOB NOT NULL);
 INSERT INTO meta (key, value) VALUES ('block_salt', randomblob(32));
 """
 
-MIGRATIONS: tuple[str, ...] = (_TURNS, _PREFIX_AND_CONTENT)
+_DEVICE_AND_OUTCOMES = """
+ALTER TABLE series ADD COLUMN device TEXT;
+DROP INDEX series_key;
+CREATE UNIQUE INDEX series_key ON series
+    (model, engine, policy, ifnull(prefill_format, ''), ifnull(decode_format, ''), ifnull(emulated, -1),
+     ifnull(device, ''));
+CREATE TABLE bad_rollups (
+    level INTEGER NOT NULL, start INTEGER NOT NULL, series_id INTEGER NOT NULL, outcome INTEGER NOT NULL,
+    turns INTEGER NOT NULL, aborted INTEGER NOT NULL, failed INTEGER NOT NULL,
+    sums TEXT NOT NULL, bins TEXT NOT NULL, strata TEXT NOT NULL,
+    PRIMARY KEY (level, start, series_id, outcome)
+) WITHOUT ROWID;
+"""
+OUTCOMES_VERSION = 3
+"""The version that brought ``bad_rollups``, which are filled from the turns."""
+
+MIGRATIONS: tuple[str, ...] = (_TURNS, _PREFIX_AND_CONTENT, _DEVICE_AND_OUTCOMES)
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mixquant_agents.errors import StoreError
-from mixquant_agents.telemetry.connect import connect_writer, default_store_path, explain
+from mixquant_agents.telemetry.connect import connect_writer, explain
 from mixquant_agents.telemetry.content import pack_content
 from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnEvent
 from mixquant_agents.telemetry.linking import Linker
 from mixquant_agents.telemetry.prefix import BlockHasher, pack_hashes
-from mixquant_agents.telemetry.recorder import GATHER_SECONDS, QUEUE_LIMIT, QueueRecorder, Sink
+from mixquant_agents.telemetry.recorder import QUEUE_LIMIT
 from mixquant_agents.telemetry.retention import Retention, retain
 from mixquant_agents.telemetry.rollup import write_rollups, write_threads
 from mixquant_agents.telemetry.rows import INSERT_TURN, SERIES, row_of, series_of, to_microseconds
+from mixquant_agents.telemetry.sane import sane_event, sane_value
 from mixquant_agents.telemetry.syncing import Syncer
 
-__all__ = ["Retention", "StoreRecorder", "StoreSink"]
+__all__ = ["Retention", "StoreSink"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,9 @@ _INSERT_SPAN = (
 
 
 _left_to_parents: list[object] = []
-"""What a forked child inherited; kept so that it is not closed there."""
+"""What a child inherited from a fork that nobody told of; kept so that it is not closed there."""
+
+_NO_EVENT_S_FAULT = (sqlite3.OperationalError, sqlite3.NotSupportedError, StoreError, OSError, MemoryError)
 
 
 class StoreSink:
@@ -57,7 +60,7 @@ class StoreSink:
         self._limit = pending_limit
         self._connection: sqlite3.Connection | None = None
         self._syncer: Syncer | None = None
-        self._pid = os.getpid()
+        self._file: tuple[int, int] | None = None
         self._pending: list[Event] = []
         self._lost = 0
         self._series: dict[tuple[object, ...], int] = {}
@@ -77,16 +80,11 @@ class StoreSink:
         Raises:
             StoreError: this time it did not work; up to the limit it is kept and tried again.
         """
-        if self._pid != os.getpid():
-            self._pending.clear()  # the parent has them too
         self._pending.extend(batch)
         try:
             connection = self._open()
             while self._pending:
-                self._transaction(connection, self._pending[:SLICE])
-                if self._syncer is not None:
-                    self._syncer.committed()
-                del self._pending[:SLICE]
+                self._write_first(connection, min(SLICE, len(self._pending)))
             if self._retention is not None and time.monotonic() >= self._next_retain:
                 self._next_retain = time.monotonic() + RETAIN_EVERY_SECONDS
                 retain(connection, self._retention)
@@ -97,6 +95,30 @@ class StoreSink:
             self._give_up_beyond_limit()
             raise
 
+    def _write_first(self, connection: sqlite3.Connection, count: int) -> None:
+        """Write the first ``count`` pending events. One that cannot be written must not hold up those around it: it is
+        searched for by halves, made writable, and only given up where even that does not help."""
+        events = self._pending[:count]
+        try:
+            self._transaction(connection, events)
+        except Exception as error:
+            if isinstance(error, _NO_EVENT_S_FAULT) or type(error) is sqlite3.DatabaseError:
+                raise
+            if count > 1:
+                self._write_first(connection, count // 2)
+                self._write_first(connection, count - count // 2)
+                return
+            try:
+                self._transaction(connection, [sane_event(events[0])])
+            except Exception as again:
+                if isinstance(again, _NO_EVENT_S_FAULT) or type(again) is sqlite3.DatabaseError:
+                    raise
+                log.warning("telemetry: an event could not be written and is left out: %s", again)
+                self._lost += 1
+        if self._syncer is not None:
+            self._syncer.committed()
+        del self._pending[:count]
+
     def _give_up_beyond_limit(self) -> None:
         over = len(self._pending) - self._limit
         if over > 0:
@@ -106,6 +128,26 @@ class StoreSink:
     def close(self) -> None:
         self._lost += len(self._pending)
         self._pending.clear()
+        self._let_go()
+
+    def sync_delays(self) -> list[float]:
+        """Seconds from a commit until the disk had it, of the last commits."""
+        return list(self._syncer.delays) if self._syncer is not None else []
+
+    def before_fork(self) -> None:
+        """See :mod:`~mixquant_agents.telemetry.forking`."""
+        self._let_go()
+
+    def after_fork_in_child(self) -> None:
+        """What is pending is the parent's to write."""
+        if self._connection is not None:  # nobody told us before the fork: not to be used here, nor closed
+            _left_to_parents.append((self._connection, self._syncer))
+            self._connection, self._syncer = None, None
+        self._pending.clear()
+        self._series.clear()
+        self._lost = 0
+
+    def _let_go(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -114,16 +156,11 @@ class StoreSink:
             self._syncer = None
 
     def _open(self) -> sqlite3.Connection:
-        if self._pid != os.getpid():  # SQLite's connections must not be used, nor closed, in a forked child
-            _left_to_parents.append((self._connection, self._syncer))
-            self._pid, self._connection, self._syncer = os.getpid(), None, None
-        if self._connection is None or not self._path.exists():
-            if self._connection is not None:  # the file was deleted under us: go on in a new one
-                self._connection.close()
-            if self._syncer is not None:
-                self._syncer.close()
+        if self._connection is None or _identity(self._path) != self._file:
+            self._let_go()  # the file was deleted or replaced under us: go on in the one that has the name now
             self._series.clear()
             self._connection = connect_writer(self._path)
+            self._file = _identity(self._path)
             self._syncer = Syncer(self._path)
             salt = self._connection.execute("SELECT value FROM meta WHERE key = 'block_salt'").fetchone()[0]
             self._hasher = BlockHasher(salt)
@@ -132,13 +169,16 @@ class StoreSink:
     def _transaction(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            spans = [row for event in events if isinstance(event, Span) and (row := _guarded(_span_row, event))]
+            made = [_guarded(_span_row, event) for event in events if isinstance(event, Span)]
+            spans = [row for row in made if row is not None]
             if spans:
                 connection.executemany(_INSERT_SPAN, spans)
             unusable = self._turns(connection, events)
             connection.execute("COMMIT")
-            self._lost += unusable
+            self._linker.keep()
+            self._lost += unusable + len(made) - len(spans)
         except BaseException:
+            self._linker.put_back()
             self._series.clear()  # ids given inside the transaction are void
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -170,6 +210,7 @@ class StoreSink:
             root, node, tool_seconds = self._linker.turn(turn, started_us)
             if turn.tool_seconds_before is not None:
                 tool_seconds = turn.tool_seconds_before
+            root, node = sane_value(root), sane_value(node)
             rows.append(row_of(number, turn, series, started_us, tool_seconds, root, node, event.trace_id))
             fresh.append((turn, series, started_us))
             hashes = event.block_hashes
@@ -200,7 +241,7 @@ class StoreSink:
         if found is None:
             where = " AND ".join(f"{name} IS ?" for name in SERIES)
             names = ", ".join(SERIES)
-            query = f"INSERT OR IGNORE INTO series ({names}) VALUES (?, ?, ?, ?, ?, ?)"  # noqa: S608 # constants
+            query = f"INSERT OR IGNORE INTO series ({names}) VALUES ({', '.join('?' * len(SERIES))})"  # noqa: S608 # constants
             connection.execute(query, key)
             row = connection.execute(f"SELECT id FROM series WHERE {where}", key).fetchone()  # noqa: S608 # constants
             found = self._series[key] = int(row[0])
@@ -216,7 +257,18 @@ def _guarded(make: Callable[..., _T], *arguments: Any) -> _T | None:
         return None
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has the name now; ``None``: none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _span_row(span: Span) -> tuple[object, ...]:
+    if not math.isfinite(span.seconds):
+        raise ValueError(f"the span {span.name!r} took {span.seconds} seconds")
     return (
         span.span_id,
         span.parent_id,
@@ -231,39 +283,3 @@ def _span_row(span: Span) -> tuple[object, ...]:
         span.arguments,
         span.result,
     )
-
-
-class StoreRecorder(QueueRecorder):
-    """Records into a SQLite store, and into further sinks if given.
-
-    The file is opened by the writer thread: a store that cannot be used never fails a turn. Call :meth:`check` to
-    have the problem raised before work begins.
-
-    Args:
-        path: the store; ``None`` is :func:`default_store_path`.
-        content: keep messages, tool arguments and results. Off by default.
-        retention: what to delete; ``None`` keeps everything.
-        sinks: further sinks, called before the store.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        content: bool = False,
-        retention: Retention | None = None,
-        sinks: Iterable[Sink] = (),
-        queue_limit: int = QUEUE_LIMIT,
-        gather_seconds: float = GATHER_SECONDS,
-    ) -> None:
-        self.path = Path(path) if path is not None else default_store_path()
-        self._store = StoreSink(self.path, retention=retention, pending_limit=queue_limit)
-        super().__init__((*sinks, self._store), content=content, queue_limit=queue_limit, gather_seconds=gather_seconds)
-
-    def check(self) -> None:
-        """Open the store once, as the writer will.
-
-        Raises:
-            StoreError: it cannot be opened or written, with the reason and the remedy.
-        """
-        connect_writer(self.path).close()

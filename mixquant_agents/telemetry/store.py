@@ -21,6 +21,7 @@ from mixquant_agents.telemetry.connect import connect_reader, default_store_path
 from mixquant_agents.telemetry.content import unpack_content
 from mixquant_agents.telemetry.events import SpanKind, TurnContent
 from mixquant_agents.telemetry.filters import TurnFilter
+from mixquant_agents.telemetry.forking import mind_forks
 from mixquant_agents.telemetry.found import Series, StoredSpan, ThreadSummary
 from mixquant_agents.telemetry.prefix import PrefixFinding, PrefixSide, explain_prefix, unpack_hashes
 from mixquant_agents.telemetry.rows import SERIES, StoredTurn, from_microseconds, turn_of
@@ -30,6 +31,9 @@ __all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
 _SELECT = (
     f"SELECT turns.*, {', '.join('series.' + name for name in SERIES)} FROM turns JOIN series ON series.id = series_id"  # noqa: S608 # constants
 )
+
+
+_left_to_parents: list[sqlite3.Connection] = []
 
 
 class TurnStore:
@@ -47,7 +51,9 @@ class TurnStore:
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []
+        self._readers = 0
         self._closed = False
+        mind_forks(self)
         with self.reading():
             pass
 
@@ -70,17 +76,41 @@ class TurnStore:
         """This thread's connection, with SQLite's errors translated."""
         if self._closed:
             raise StoreError(f"turn store {self.path}: it was closed")
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = connect_reader(self.path)
-            connection.row_factory = sqlite3.Row
-            self._local.connection = connection
-            with self._lock:
-                self._open.append(connection)
+        with self._lock:
+            self._readers += 1
         try:
+            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = connect_reader(self.path)
+                connection.row_factory = sqlite3.Row
+                self._local.connection = connection
+                with self._lock:
+                    self._open.append(connection)
             yield connection
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:  # the latter: what no store can hold
             raise explain(error, self.path) from error
+        finally:
+            with self._lock:
+                self._readers -= 1
+
+    def before_fork(self) -> None:
+        """Close connections that are not in use; see :mod:`~mixquant_agents.telemetry.forking`."""
+        self._lock.acquire()
+        if not self._readers:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+            self._local = threading.local()
+
+    def after_fork_in_parent(self) -> None:
+        """Connections are opened again when they are needed."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """The same, with a lock of its own; what the parent was reading with is neither used nor closed here."""
+        _left_to_parents.extend(self._open)
+        self._open, self._readers = [], 0
+        self._lock, self._local = threading.Lock(), threading.local()
 
     def change_counter(self) -> int:
         """A number that changes, for the calling thread, whenever any process committed to the store."""
@@ -88,7 +118,7 @@ class TurnStore:
             return int(connection.execute("PRAGMA data_version").fetchone()[0])
 
     def series(self) -> list[Series]:
-        """All combinations of model, engine, policy and formats that occur."""
+        """All combinations of model, engine, policy, formats and device that occur."""
         with self.reading() as connection:
             rows = connection.execute("SELECT * FROM series ORDER BY model, policy, id").fetchall()
         return [

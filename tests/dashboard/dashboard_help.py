@@ -23,6 +23,7 @@ def make_turn(**values: Any) -> TurnRecord:
     base: dict[str, Any] = {
         "turn_id": f"turn-{n}", "run_id": f"run-{n}", "thread_id": "thread", "turn_index": 0, "model": "model",
         "engine": "scripted", "policy": "exact", "prefill_format": "exact", "decode_format": "exact", "emulated": False,
+        "device": "device",
         "started_at": utc_now(), "prompt_tokens": 1000, "cached_tokens": 800, "prefill_tokens": 200,
         "quantized_tokens": 0, "exact_tokens": 200, "decode_tokens": 51, "queue_seconds": 0.002,
         "prefill_seconds": 0.04, "delivery_seconds": 0.001, "ttft_seconds": 0.043, "decode_seconds": 0.5,

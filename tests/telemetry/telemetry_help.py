@@ -23,6 +23,7 @@ def make_turn(seconds: float = 0.0, **values: Any) -> TurnRecord:
     base: dict[str, Any] = {
         "turn_id": f"turn-{n}", "run_id": f"run-{n}", "thread_id": "thread", "model": "model", "engine": "scripted",
         "policy": "exact", "prefill_format": "exact", "decode_format": "exact", "emulated": False,
+        "device": "device",
         "started_at": at(seconds), "prompt_tokens": 1000, "cached_tokens": 800, "prefill_tokens": 200,
         "quantized_tokens": 0, "exact_tokens": 200, "decode_tokens": 51, "queue_seconds": 0.002,
         "prefill_seconds": 0.04, "delivery_seconds": 0.001, "ttft_seconds": 0.043, "decode_seconds": 0.5,

@@ -1,0 +1,102 @@
+"""What a recorder and a sink are; and the recorder that records nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from mixquant_agents.records import TurnRecord
+from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnContent
+
+__all__ = ["NullRecorder", "Recorder", "Sink"]
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """Where the chat layer and the callbacks hand what they saw. No method blocks or raises.
+
+    ``wants_content`` tells the caller whether to build a :class:`TurnContent` at all.
+    """
+
+    @property
+    def wants_content(self) -> bool: ...
+
+    def record(
+        self,
+        turn: TurnRecord,
+        *,
+        content: TurnContent | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        block_hashes: Sequence[int] | None = None,
+        trace_context: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        """Take one finished (or failed, or aborted) turn. Arguments: see :class:`TurnEvent`."""
+        ...
+
+    def record_span(self, span: Span) -> None:
+        """Take one finished tool call, graph node or agent run."""
+        ...
+
+    def link(self, link: RunLink) -> None:
+        """Say, before its turn is recorded, which agent run a model call belongs to."""
+        ...
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until all taken so far is written; whether that happened within ``timeout`` seconds."""
+        ...
+
+    def close(self) -> None:
+        """Flush and stop. Idempotent; what comes later is dropped and counted."""
+        ...
+
+
+class NullRecorder:
+    """Records nothing: the default where telemetry is off."""
+
+    wants_content = False
+
+    def record(
+        self,
+        turn: TurnRecord,
+        *,
+        content: TurnContent | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        block_hashes: Sequence[int] | None = None,
+        trace_context: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+    ) -> None:
+        """Nothing."""
+
+    def record_span(self, span: Span) -> None:
+        """Nothing."""
+
+    def link(self, link: RunLink) -> None:
+        """Nothing."""
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Nothing to wait for."""
+        return True
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class Sink(Protocol):
+    """Where batches go. Called from the recorder's thread only; may raise, which stops no other sink."""
+
+    def write(self, batch: Sequence[Event]) -> None:
+        """Take a batch. A sink that can fail for a while keeps what it could not write and retries on the next call."""
+        ...
+
+    def retry_seconds(self) -> float | None:
+        """After how long to call again although nothing new came; ``None``: no need."""
+        ...
+
+    def lost(self) -> int:
+        """Turns given up."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held."""
+        ...
