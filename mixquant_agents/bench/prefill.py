@@ -80,6 +80,11 @@ class State:
         stored = json.loads(path.read_text())
         return cls(path, stored["rounds"], stored["info"])
 
+    def keep_agents(self, found: dict[str, Any]) -> None:
+        """What the agents have shown so far."""
+        self.info["agents32"] = found
+        self.save()
+
     def save(self) -> None:
         """Write the file; never half of it."""
         scratch = self.path.with_suffix(".part")
@@ -151,13 +156,14 @@ def run_prefill(
             state.info = {
                 "command": command,
                 "model": model,
+                "turns": {case.name: case.turns for case in wanted},
                 "date": datetime.now(UTC).date().isoformat(),
                 **_info(alive),
             }
             _rounds(bench, state, chosen, wanted, rounds, deadline, say)
             if agent_seconds and {"exact", "mixquant-fp8"} <= set(chosen):
                 try:
-                    state.info["agents32"] = run_agents(bench.ask, agent_seconds, agent_runs, say)
+                    run_agents(bench.ask, agent_seconds, agent_runs, say, state.keep_agents)
                 except EngineStartError as error:  # what was measured before stays worth reporting
                     say(f"the agents could not be run: {error}")
                     state.info["agents32_error"] = str(error)

@@ -22,10 +22,12 @@ Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
 Run = dict[str, Any]
 
 
-def run_agents(ask: Ask, seconds: float, runs: int, say: Callable[[str], None]) -> dict[str, Any]:
+def run_agents(
+    ask: Ask, seconds: float, runs: int, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
+) -> None:
     """A closed loop of two turns each, twice, and ``runs`` at a fixed rate per engine, engines taking turns.
 
-    Both engines meet the same arrivals; each pair of runs has other ones.
+    Both engines meet the same arrivals; each pair of runs has other ones. ``keep`` gets the result after each pair.
     """
     turn = {"do": "agents", "agents": 32, "shared": 6144, "own": 2048, "new": 2048, "answer": ANSWER}
     turn["seconds"] = seconds
@@ -43,7 +45,7 @@ def run_agents(ask: Ask, seconds: float, runs: int, say: Callable[[str], None]) 
             opened[column].append(found)
             first, gaps = _p95(found["ttft_ms"]), _p95(found["itl_ms"])
             say(f"agents, {rate:.2f} turns/s, {column}: p95 of TTFT {first:.0f} ms, of ITL {gaps:.1f} ms")
-    return {"closed": _thin(closed), "open": _thin(opened), "rate": rate, **summary(closed, opened)}
+        keep({"closed": _thin(closed), "open": _thin(opened), "rate": rate, "ratios": summary(closed, opened)})
 
 
 def _p95(values: Sequence[float]) -> float:
@@ -85,4 +87,4 @@ def summary(closed: Mapping[str, Sequence[Run]], opened: Mapping[str, Sequence[R
         if len(ratios) > 1:
             found = ratio_interval(ratios)
             result[f"{name}_95"] = [round(found["low95"], 4), round(found["high95"], 4)]
-    return {"ratios": result}
+    return result

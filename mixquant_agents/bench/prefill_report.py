@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixquant_agents.bench.prefill_stats import per_round, speedup, spread
+from mixquant_agents.bench.prefill_stats import per_round, per_turn, speedup, spread
 
 __all__ = ["report", "table"]
 
@@ -15,7 +15,10 @@ OURS = "mixquant-fp8"
 
 
 def report(info: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
-    """The result: medians, speed-ups over ``exact`` at the same graph sizes (and over the others), ratios."""
+    """The result: medians, speed-ups over ``exact`` at the same graph sizes (and over the others), ratios.
+
+    ``pairs`` says how many neighbouring measurements of the two engines an interval rests on.
+    """
     cases = list(rounds[0]) if rounds else []
     ms: dict[str, dict[str, float]] = {}
     detail: dict[str, dict[str, dict[str, float]]] = {}
@@ -30,8 +33,11 @@ def report(info: Mapping[str, Any], rounds: Rounds) -> dict[str, Any]:
             continue
         if case.startswith("tpot_"):
             tpot[case.removeprefix("tpot_")] = round(1 / speedup(by_engine["exact"], ours)["median"], 4)
+        turns = info.get("turns", {}).get(case, 1)
+        pair = [per_turn(rounds, case, engine, turns) for engine in ("exact", OURS)]
         gains[case] = {
-            **speedup(by_engine["exact"], ours),
+            **speedup(*pair),
+            "pairs": len(pair[0]),
             **{
                 f"against_{engine}": speedup(values, ours)
                 for engine, values in by_engine.items()

@@ -6,23 +6,24 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-__all__ = ["per_round", "ratio_interval", "speedup", "spread"]
+__all__ = ["per_round", "per_turn", "ratio_interval", "speedup", "spread"]
 
-_T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228}
-"""97.5 % points of Student's t by degrees of freedom: ends of the two-sided 95 % interval."""
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+          2.120, 2.110, 2.101, 2.093, 2.086)  # fmt: skip
+"""97.5 % points of Student's t, from one degree of freedom on: ends of the two-sided 95 % interval."""
 
 
 def ratio_interval(ratios: Sequence[float]) -> dict[str, float]:
-    """``{"median", "low95", "high95"}`` of ratios, one per round; the interval is Student's on their logarithms.
+    """``{"median", "low95", "high95"}`` of ratios, one per pair; the interval is Student's on their logarithms.
 
     Raises:
-        ValueError: fewer than two rounds.
+        ValueError: fewer than two pairs.
     """
     if len(ratios) < 2:
         raise ValueError(f"an interval needs at least two rounds, not {len(ratios)}")
     logs = [math.log(ratio) for ratio in ratios]
     mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
-    factor = _T_975.get(len(logs) - 1, 2.228)
+    factor = _T_975[min(len(logs) - 1, len(_T_975)) - 1]
     return {
         "median": statistics.median(ratios),
         "low95": math.exp(mean - factor * error),
@@ -38,6 +39,17 @@ def speedup(baseline: Sequence[float], ours: Sequence[float]) -> dict[str, float
 def spread(values: Sequence[float]) -> dict[str, float]:
     """``{"median", "min", "max", "n"}``."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": float(len(values))}
+
+
+def per_turn(
+    rounds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], case: str, engine: str, turns: int
+) -> list[float]:
+    """The median of each turn: a round in which engines went back and forth ``turns`` times counts so many times."""
+    found = []
+    for values in (r[case][engine] for r in rounds if r.get(case, {}).get(engine)):
+        each = len(values) // turns
+        found += [statistics.median(values[at : at + each]) for at in range(0, each * turns, each)]
+    return found
 
 
 def per_round(rounds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], case: str, engine: str) -> list[float]:

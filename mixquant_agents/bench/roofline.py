@@ -5,12 +5,17 @@ A prompt is read in chunks. A chunk of ``m`` new tokens behind ``c`` cached ones
     Linear    2 * m * weights / rate(m), or reading the weights if that takes longer
     attention 4 * layers * heads * head_dim * m * (c + m / 2) / attention rate
     the rest  m * layers * hidden * bytes per element / bandwidth   (norms, activations, rotary, quantization)
-    fixed     launches, scheduling, sampling, the output layer
+
+and a request, once, what the host does while the GPU waits:
+
+    fixed     scheduling, launches, sampling, the output layer (later chunks hide theirs behind the GPU)
+    prompt    (new + cached tokens) * seconds per token   (taking the prompt in, hashing it for the prefix cache)
 
 ``rate(m)`` is what the matrix products reached alone (``docs/results/gpu-micro-h200.json``). The attention rate, the
-element-wise bytes of each mode and the fixed time are fitted to ``FIT_CASES`` of ``docs/results/prefill-h200.json``;
-every other case measures how well the model predicts. Another GPU has these scaled by its data sheet, so what is said
-of it is a *prediction*, resting on the assumption that it reaches the same share of its peaks.
+element-wise bytes of each mode and the host's two times are fitted to ``FIT_CASES`` of
+``docs/results/prefill-h200.json``, the ends of what was measured; every other case of 512 and more new tokens measures
+how well the model predicts (below that the host decides). Another GPU has these scaled by its data sheet, so what is
+said of it is a *prediction*, resting on the assumption that it reaches the same share of its peaks.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ __all__ = ["FIT_CASES", "GPUS", "Fit", "Gpu", "ModelShape", "fit", "held_out_err
 
 Mode = Literal["exact", "fp8", "nvfp4"]
 CHUNK = 8192
-FIT_CASES = ("cold_1024", "cold_2048", "cold_8192", "cold_32000", "warm_8192_2048")
+FIT_CASES = ("cold_512", "cold_2048", "cold_8192", "cold_32000", "warm_8192_512")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +105,17 @@ class Fit:
     Attributes:
         attention: FLOP/s.
         elementwise: bytes moved per token, layer and hidden element, by mode.
-        fixed: seconds per chunk.
+        fixed: seconds per request.
+        per_token: seconds per token of the prompt, cached ones included.
     """
 
     attention: float
     elementwise: Mapping[str, float]
     fixed: float
+    per_token: float
 
 
-H200 = Fit(attention=585.0e12, elementwise={"exact": 68.7, "fp8": 70.5}, fixed=5.86e-3)
+H200 = Fit(attention=641.4e12, elementwise={"exact": 63.75, "fp8": 79.11}, fixed=4.592e-3, per_token=3.81e-7)
 """``fit`` of ``docs/results/prefill-h200.json``; a test fits it again."""
 
 
@@ -130,34 +137,29 @@ def _chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
     return [(min(CHUNK, tokens - at), cached + at) for at in range(0, tokens, CHUNK)]
 
 
-def _features(shape: ModelShape, tokens: int, cached: int, mode: Mode, gpu: Gpu) -> tuple[float, float, float, int]:
-    """Seconds in matrix products, attention FLOP, token-layer-hidden elements, chunks."""
+def _features(shape: ModelShape, tokens: int, cached: int, mode: Mode, gpu: Gpu) -> tuple[float, float, float]:
+    """Seconds in matrix products, attention FLOP, token-layer-hidden elements."""
     base = GPUS["h200"]
     scale = {"exact": gpu.bf16 / base.bf16, "fp8": gpu.fp8 / base.fp8, "nvfp4": (gpu.fp4 or 0.0) / base.fp8}[mode]
     if not scale:
         raise ConfigError(f"{gpu.name} has no FP4 arithmetic; predict FP8 for it")
     products, attention, elements = 0.0, 0.0, 0.0
-    chunks = _chunks(tokens, cached)
-    for new, before in chunks:
+    for new, before in _chunks(tokens, cached):
         arithmetic = 2 * new * shape.weights / (_rate(mode, new) * scale)
         reading = shape.weights * _BYTES[mode] / (0.85 * gpu.bandwidth)
         products += max(arithmetic, reading)
         attention += 4 * shape.layers * shape.heads * shape.head_dim * new * (before + new / 2)
         elements += new * shape.layers * shape.hidden
-    return products, attention, elements, len(chunks)
+    return products, attention, elements
 
 
 def seconds(shape: ModelShape, tokens: int, cached: int, mode: Mode, found: Fit, gpu: Gpu) -> float:
     """Time to read ``tokens`` new tokens behind ``cached`` ones."""
     base = GPUS["h200"]
-    products, attention, elements, chunks = _features(shape, tokens, cached, mode, gpu)
+    products, attention, elements = _features(shape, tokens, cached, mode, gpu)
     moved = found.elementwise["exact" if mode == "exact" else "fp8"] * elements
-    return (
-        products
-        + attention / (found.attention * gpu.bf16 / base.bf16)
-        + moved / gpu.bandwidth
-        + found.fixed * chunks
-    )  # fmt: skip
+    host = found.fixed + found.per_token * (tokens + cached)
+    return products + attention / (found.attention * gpu.bf16 / base.bf16) + moved / gpu.bandwidth + host
 
 
 def _case(name: str) -> tuple[int, int]:
@@ -175,16 +177,17 @@ def fit(ms: Mapping[str, Mapping[str, float]], shape: ModelShape, cases: Sequenc
     for name in cases:
         tokens, cached = _case(name)
         for mode, column in _MEASURED:
-            products, attention, elements, chunks = _features(shape, tokens, cached, mode, gpu)
+            products, attention, elements = _features(shape, tokens, cached, mode, gpu)
             measured = ms[name][column] / 1e3
             moved = elements / gpu.bandwidth
-            row = [attention, moved if mode == "exact" else 0.0, moved if mode == "fp8" else 0.0, float(chunks)]
+            row = [attention, moved if mode == "exact" else 0.0, moved if mode == "fp8" else 0.0, 1.0, tokens + cached]
             rows.append([value / measured for value in row])
             rest.append((measured - products) / measured)
     matrix = np.asarray(rows)
     scale = matrix.max(axis=0)
     solution = np.linalg.lstsq(matrix / scale, np.asarray(rest), rcond=None)[0] / scale
-    return Fit(1 / float(solution[0]), {"exact": float(solution[1]), "fp8": float(solution[2])}, float(solution[3]))
+    attention, exact, fp8, fixed, per_token = map(float, solution)
+    return Fit(1 / attention, {"exact": exact, "fp8": fp8}, fixed, per_token)
 
 
 def held_out_errors(
@@ -193,7 +196,7 @@ def held_out_errors(
     """Predicted over measured, less one, of every case of 512 and more new tokens that was not fitted."""
     errors: dict[str, dict[str, float]] = {}
     for name, row in ms.items():
-        if name in cases or name.startswith("tpot") or _case(name)[0] < 512:
+        if name in cases or not name.startswith(("cold", "warm")) or _case(name)[0] < 512:
             continue
         tokens, cached = _case(name)
         errors[name] = {

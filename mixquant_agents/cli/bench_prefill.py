@@ -48,7 +48,9 @@ def command(
         agent_seconds=agents,
         agent_runs=agent_runs,
         kv_gib={"exact": 24.0, "mixquant-fp8": 24.0} if agents else None,
-        command=" ".join(["mixquant", *sys.argv[1:]]),
+        command=" ".join(
+            ["mixquant bench prefill", *(word for word in sys.argv[1:] if word not in ("bench", "prefill"))]
+        ),
     )
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
