@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,19 +114,24 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
     first = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
     results = ResultFile(plan.results, plan.header())
     left_out = 0
+
+    def told() -> dict[str, Any]:
+        """The figures so far, also in the report."""
+        summary = summarise(results.rows)
+        if "trace" in summary:
+            summary["trace"] = _without_scores(summary["trace"], left_out)
+        device = results.notes[-1]["device"] if results.notes else None
+        found: dict[str, Any] = {"model": plan.model, "device": device, "seed": plan.seed, "suites": summary}
+        if plan.rerun_of:
+            found["rerun"] = compare_runs(results.rows, first)
+        if plan.out:
+            merge(plan.out, plan.section, found["rerun" if plan.rerun_of else "suites"], results.notes)
+        return found
+
     # Missing data is told here, before the engine is started.
     if threads or any(_left(plan, one, n, name, results) for one, n in wanted for name in policies):
-        left_out = await _run(plan, console, wanted, policies, threads, results)
-    summary = summarise(results.rows)
-    if "trace" in summary:
-        summary["trace"] = _without_scores(summary["trace"], left_out)
-    device = results.notes[-1]["device"] if results.notes else None
-    found: dict[str, Any] = {"model": plan.model, "device": device, "seed": plan.seed, "suites": summary}
-    if plan.rerun_of:
-        found["rerun"] = compare_runs(results.rows, first)
-    if plan.out:
-        merge(plan.out, plan.section, found["rerun" if plan.rerun_of else "suites"], results.notes)
-    return found
+        left_out = await _run(plan, console, wanted, policies, threads, results, told)
+    return told()
 
 
 def _left(plan: AgentsPlan, one: Suite, n: int | None, policy: str, results: ResultFile) -> bool:
@@ -140,8 +145,9 @@ async def _run(
     policies: Mapping[str, PrecisionPolicy],
     threads: list[Any],
     results: ResultFile,
+    told: Callable[[], Any],
 ) -> int:
-    """Run what is left; the number of a trace's turns that did not fit."""
+    """Run what is left, with ``told`` after every suite; the number of a trace's turns that did not fit."""
     # An engine started exact has no twin weights and could not switch.
     start = next((policy for policy in policies.values() if policy.quantizes), PrecisionPolicy.of("exact"))
     engine = VllmEngine(
@@ -202,10 +208,11 @@ async def _run(
                         progress=progress,
                     )
                     console.print(f"{one.name} {name}: done")
+                told()
             for name in policies if threads else ():
                 await model_for(name)
-                told = functools.partial(progress, "trace", name)
-                await run_trace(engine, threads, "trace", name, results, concurrency=plan.concurrency, progress=told)
+                shown = functools.partial(progress, "trace", name)
+                await run_trace(engine, threads, "trace", name, results, concurrency=plan.concurrency, progress=shown)
     finally:
         for recorder in recorders:
             recorder.close()

