@@ -144,7 +144,11 @@ def _parts(
     parts: dict[tuple[int, int], Aggregate] = {}
     with store.reading() as connection:
         for start, series, *rest in connection.execute(query, values):
-            parts.setdefault((start, series), Aggregate()).merge(Aggregate.load(*rest))
+            one, known = Aggregate.load(*rest), parts.get((start, series))
+            if known is None:
+                parts[start, series] = one
+            else:  # another outcome of the same interval
+                known.merge(one)
     return parts
 
 

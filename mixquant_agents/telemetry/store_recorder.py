@@ -49,3 +49,8 @@ class StoreRecorder(QueueRecorder):
             StoreError: it cannot be opened or written, with the reason and the remedy.
         """
         connect_writer(self.path).close()
+
+    def sync_delays(self) -> list[float]:
+        """Seconds from a commit until the disk had it, of the last commits: what a power cut can take, beside what was
+        still gathering."""
+        return self._store.sync_delays()

@@ -2,8 +2,8 @@
 
 A commit only writes to the operating system, which survives a kill at once; syncing it to the disk, which a power cut
 asks for, takes from 1 ms to seconds on a busy disk. So a thread of its own syncs the log right after each commit, and
-moves the log into the database (a checkpoint, which syncs too) when it has grown: the writer never waits for the
-disk.
+moves the log into the database (a checkpoint, which syncs too) when it has grown: the writer waits for the disk only
+when it begins the log anew after that, once in some thousand turns.
 
 What a power cut can take is therefore what was recorded while a batch gathered (50 ms), plus two of the disk's own
 syncs at most: one that was under way when the batch was committed, and the batch's own. :attr:`Syncer.delays` are

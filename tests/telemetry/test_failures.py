@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import resource
 import signal
@@ -338,26 +337,6 @@ def test_a_deleted_file_is_made_again(tmp_path: Path) -> None:
     assert recorder.flush()
     recorder.close()
     assert [turn.turn_id for turn in TurnStore(path).turns()] == ["anew"]
-
-
-def _in_child(path: str, parent: StoreRecorder) -> None:
-    parent.record(make_turn(turn_id="child"))
-    parent.flush()
-    parent.close()
-
-
-def test_a_forked_child_records_too(tmp_path: Path) -> None:
-    path = tmp_path / "turns.sqlite"
-    recorder = StoreRecorder(path)
-    recorder.record(make_turn(turn_id="parent"))
-    assert recorder.flush()
-    child = multiprocessing.get_context("fork").Process(target=_in_child, args=(str(path), recorder))
-    child.start()
-    child.join(20)
-    assert child.exitcode == 0
-    recorder.record(make_turn(turn_id="parent-2"))
-    recorder.close()
-    assert {turn.turn_id for turn in TurnStore(path).turns()} == {"parent", "child", "parent-2"}
 
 
 def test_turns_are_written_at_the_end_of_the_program(tmp_path: Path) -> None:
