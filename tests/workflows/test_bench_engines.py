@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import EngineStartError, MissingDependencyError
-from mixquant_workflows.bench import peers, real
+from mixquant_workflows.bench import peers, peers_llama, real
 from mixquant_workflows.bench.server import serve
 
 pytestmark = pytest.mark.slow
@@ -286,16 +289,20 @@ async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     json.dumps(result)
 
 
-async def test_llama_cpp_that_is_not_installed_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "llama_cpp.py").write_text("raise ImportError('no such library')\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(MissingDependencyError, match=r"no such library.*--llama-packages FOLDER"):
+async def test_llama_cpp_that_is_not_there_or_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    plan = {**asdict(peers.PeersPlan()), "llama_packages": str(tmp_path)}
+    monkeypatch.setattr(sys, "argv", ["child", json.dumps(plan)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        await asyncio.to_thread(peers_llama._main)
+    assert sys.path[-1] == str(tmp_path)
+    child = tmp_path / "python"
+    child.write_text(f"#!/bin/sh\necho {shlex.quote(str(ended.value))} >&2\nexit 1\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    with pytest.raises(MissingDependencyError, match="--llama-packages FOLDER"):
         await peers.PEERS["chat_llama_cpp"](peers.PeersPlan())
-    aborts = tmp_path / "python"
-    aborts.write_text("#!/bin/sh\necho GGML_ASSERT failed >&2\nkill -ABRT $$\n")
-    aborts.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(aborts))
+    child.write_text("#!/bin/sh\necho GGML_ASSERT failed >&2\nkill -ABRT $$\n")
     with pytest.raises(EngineStartError, match="ended with status -6: GGML_ASSERT"):
         await peers.PEERS["chat_llama_cpp"](peers.PeersPlan())
