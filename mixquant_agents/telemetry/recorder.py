@@ -174,11 +174,11 @@ class QueueRecorder:
     def _drain(self) -> list[Event]:
         batch: list[Event] = []
         while self._queue:
+            self._taken += 1  # before it leaves the queue: flush() must find it in one of the two
             batch.append(self._queue.popleft())
         return batch
 
     def _write(self, batch: list[Event]) -> float | None:
-        self._taken += len(batch)
         problem = None
         for sink in self._sinks:
             problem = self._guarded(sink.write, batch) or problem
@@ -203,11 +203,14 @@ class QueueRecorder:
 
     def flush(self, timeout: float = 5.0) -> bool:
         deadline = time.monotonic() + timeout
-        while self._queue or self._written < self._taken or self.problem is not None or self._wake.is_set():
+        while self._unwritten() or self._wake.is_set():
             if self._thread is None or not self._thread.is_alive() or time.monotonic() > deadline:
-                return not self._queue and self.problem is None
+                return not self._unwritten()
             time.sleep(0.005)
         return True
+
+    def _unwritten(self) -> bool:
+        return bool(self._queue) or self._written < self._taken or self.problem is not None
 
     def close(self) -> None:
         self._closed = True

@@ -172,6 +172,56 @@ def test_rollups_say_the_same_as_the_turns(path: Path, monkeypatch: pytest.Monke
             )
 
 
+@pytest.mark.parametrize("status", ["ok", "bad", "failed", "aborted"])
+def test_rollups_by_outcome_say_the_same_as_the_turns(path: Path, monkeypatch: pytest.MonkeyPatch, status: Any) -> None:
+    rng = random.Random(6)  # noqa: S311 # test data
+    turns = [
+        make_turn(
+            n * 700, policy=rng.choice(["exact", "mixquant-fp8"]), error="x" if rng.random() < 0.2 else None,
+            aborted=rng.random() < 0.2, total_seconds=1 + rng.random(), decode_tokens=rng.randint(1, 90),
+        )
+        for n in range(400)
+    ]  # fmt: skip
+    store = stored(path, *turns)
+    now = to_microseconds(at(400 * 700)) / 1e6
+    for policy in (None, "exact"):
+        chosen = TurnFilter(status=status, policy=policy)
+        slow = gather(store, chosen, now=now)
+        monkeypatch.setattr("mixquant_agents.telemetry.gather.EXACT_TURNS", 0)
+        fast = gather(store, chosen, now=now)
+        monkeypatch.undo()
+        assert slow.values is not None
+        assert fast.values is None
+        one, two = slow.total(), fast.total()
+        assert one.turns > 0
+        assert (one.turns, one.failed, one.aborted) == (two.turns, two.failed, two.aborted)
+        assert one.bins == two.bins
+        assert two.sums == pytest.approx(one.sums)
+        assert {name: values[0] for name, values in one.strata.items()} == {
+            name: values[0] for name, values in two.strata.items()
+        }
+        assert not fast.truncated
+
+
+def test_a_speed_up_needs_one_known_device(path: Path) -> None:
+    def run(policy: str, device: str | None, seconds: float) -> list[TurnRecord]:
+        more = {"prefill_seconds": seconds, "delivery_seconds": 0.0, "ttft_seconds": 0.002 + seconds}
+        return [make_turn(n, policy=policy, device=device, total_seconds=10.0, **more) for n in range(9)]
+
+    both = TurnFilter(policy="exact"), TurnFilter(policy="mixquant-fp8")
+    store = stored(path, *run("mixquant-fp8", None, 0.1), *run("exact", None, 0.3))
+    assert not overview(store).speed_ups
+    assert "do not say on which device" in (overview(store).no_speed_up or "")
+    assert "do not say on which device" in (compare(store, *both).note or "")
+    assert compare(store, *both).prefill_speed_up is None
+    store = stored(path, *run("mixquant-fp8", "NVIDIA H200", 0.1), *run("exact", "cpu", 9.0))
+    assert not overview(store).speed_ups, "another device is no baseline"
+    assert "different devices" in (compare(store, *both).note or "")
+    store = stored(path, *run("exact", "NVIDIA H200", 0.2))
+    (up,) = overview(store).speed_ups
+    assert (up.device, up.prefill) == ("NVIDIA H200", pytest.approx(2.0))
+
+
 def test_a_speed_up_needs_a_measured_baseline_of_like_size(path: Path) -> None:
     def run(policy: str, tokens: int, per_token: float, **more: Any) -> list[TurnRecord]:
         return [
