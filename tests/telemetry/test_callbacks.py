@@ -110,7 +110,10 @@ async def test_a_cancelled_tool_is_told_as_cancelled_and_nothing_is_kept() -> No
     seen = Listening()
     handler = TelemetryCallback(seen)
     task = asyncio.create_task(graph_calling(("endless", {})).ainvoke(INPUT, {"callbacks": [handler]}))
-    await asyncio.sleep(0.3)
+    deadline = time.monotonic() + 30
+    while not any(run.kind is SpanKind.TOOL for run in list(handler._runs.values())):
+        assert time.monotonic() < deadline, "the tool did not begin"
+        await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
