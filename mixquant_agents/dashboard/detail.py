@@ -73,6 +73,7 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
     return render(
         "turn",
         turn=turn,
+        shown=content,
         facts=_facts(turn),
         prefix=store.prefix(turn),
         no_prefix=no_prefix,

@@ -25,4 +25,6 @@ def _environment() -> Environment:
 
 def render(template: str, **values: Any) -> Markup:
     """A template's markup; every value is escaped unless it is :class:`~markupsafe.Markup` already."""
-    return Markup(_environment().get_template(f"{template}.jinja").render(**values))  # noqa: S704 # autoescaped
+    made = _environment().get_template(f"{template}.jinja").render(**values)
+    # A lone surrogate in what was recorded could be neither sent nor written.
+    return Markup(made.encode("utf-8", "backslashreplace").decode())  # noqa: S704 # autoescaped

@@ -39,6 +39,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         raise RequestError(f"the store holds no thread {thread!r}; 'mixquant dashboard' lists the threads there are")
     page = render(
         "thread",
+        live=False,
         thread=thread,
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),

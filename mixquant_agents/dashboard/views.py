@@ -85,7 +85,7 @@ def overview_charts(seen: Overview) -> list[Markup]:
             labels,
             [
                 ("all", "one", [point.turns for point in points]),
-                ("failed or aborted", "two", [point.bad or None for point in points]),
+                ("failed or aborted", "wrong", [point.bad or None for point in points]),
             ],
             written.count,
             bars=True,
@@ -118,7 +118,8 @@ def overview_charts(seen: Overview) -> list[Markup]:
 def threads_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """The list of threads."""
     chosen, _ = page_filter(query)
-    offset = int(query["offset"]) if query.get("offset", "").isdigit() else 0
+    digits = query.get("offset", "")
+    offset = int(digits) if digits.isdecimal() and len(digits) < 10 else 0
     found = store.threads(chosen, limit=PAGE + 1, offset=offset, search=query.get("search"))
 
     def page(at: int) -> str:
@@ -144,6 +145,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         turns, spans = store.thread(thread, limit=limit), store.spans(thread=thread)
     return render(
         "thread",
+        live=True,
         thread=thread or (f"Turn {current.turn_id} (of no thread)" if current is not None else "this address"),
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 __all__ = ["UNKNOWN", "clock", "count", "duration", "moment", "rate", "ratio", "share"]
@@ -12,7 +13,7 @@ _THIN = "\u202f"
 
 def duration(seconds: float | None) -> str:
     """Three significant digits with a unit: ``84 µs``, ``12.3 ms``, ``1.25 s``, ``3 min 20 s``, ``2 h 5 min``."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return UNKNOWN
     if seconds <= 0:
         return f"0{_THIN}s"

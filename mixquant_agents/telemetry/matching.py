@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixquant_agents.telemetry.bins import Aggregate
 
-__all__ = ["STRATUM_TURNS", "Match", "matched"]
+__all__ = ["STRATUM_TURNS", "Match", "matched", "side_by_side"]
 
 STRATUM_TURNS = 5
 """Fewest turns on each side for a size class to count in a speed-up."""
@@ -23,6 +24,14 @@ class Match:
     base_turns: int
     turns: int
     covered: float
+
+
+def side_by_side(places: Sequence[Aggregate]) -> Aggregate:
+    """Several models or devices in one aggregate, whose size classes stay apart."""
+    whole = Aggregate()
+    for number, place in enumerate(places):
+        whole.strata.update({f"{number}:{name}": values for name, values in place.strata.items()})
+    return whole
 
 
 def matched(base: Aggregate, mine: Aggregate) -> Match | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from mixquant_agents.telemetry.bins import TIMES, Aggregate, bin_value
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.gather import Gathered, gather
-from mixquant_agents.telemetry.matching import STRATUM_TURNS, matched
+from mixquant_agents.telemetry.matching import STRATUM_TURNS, matched, side_by_side
 from mixquant_agents.telemetry.rows import from_microseconds
 from mixquant_agents.telemetry.store import Series, TurnStore
 
@@ -154,16 +154,16 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
     sides = [gather(store, chosen, now=now) for chosen in (a, b)]
     totals = [side.total() for side in sides]
     figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
-    match = matched(totals[0], totals[1])
-    note = None
-    devices = [{one.device for one in series if one.id in {part for _, part in side.parts}} for side in sides]
+    places = [_places(side, series) for side in sides]
+    shared = sorted(places[0].keys() & places[1].keys())
+    match, note = None, None
     if any(one.emulated for one in figures):
-        match, note = None, "one side ran an emulation: its times say nothing about speed"
-    elif len(devices[0] | devices[1]) > 1:
-        match, note = None, "the two sides ran on different devices: no speed-up is given"
-    elif devices[0] == {None}:
-        match, note = None, "these turns do not say on which device they ran: no speed-up is given"
-    elif match is None:
+        note = "one side ran an emulation: its times say nothing about speed"
+    elif not places[0] and not places[1]:
+        note = "these turns do not say on which device they ran: no speed-up is given"
+    elif not shared:
+        note = "no model ran on the same device on both sides: no speed-up is given"
+    elif (match := matched(*(side_by_side([place[one] for one in shared]) for place in places))) is None:
         note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
     return Comparison(
         a=figures[0],
@@ -262,6 +262,16 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
     if ups:
         return ups, None
     return [], "the store holds no exact turns of the same model on the same device and of like size to compare with"
+
+
+def _places(found: Gathered, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
+    """Turns by model, engine and device; without those that do not say on which device they ran."""
+    ids: dict[tuple[str, str, str], list[int]] = {}
+    present = {one for _, one in found.parts}
+    for one in series:
+        if one.device is not None and one.id in present:
+            ids.setdefault((one.model, one.engine, one.device), []).append(one.id)
+    return {place: found.total(those) for place, those in ids.items()}
 
 
 def _place(one: Series) -> tuple[str, str, str | None]:

@@ -10,7 +10,7 @@ import pytest
 from dashboard_help import make_turn
 
 from mixquant_agents.bench.store import fill
-from mixquant_agents.dashboard import written
+from mixquant_agents.dashboard import views, written
 from mixquant_agents.dashboard.charts import line_chart, nice_ceiling
 from mixquant_agents.dashboard.reporting import write_report
 from mixquant_agents.dashboard.timeline import waterfall
@@ -75,7 +75,28 @@ def test_content_only_when_asked_for_and_harmless(store: Path, tmp_path: Path) -
     assert "secret &lt;/style&gt;&lt;script&gt;" in page
     assert not [tag for tag, _ in Tags(page).tags if tag in ("script", "img")]
     write_report(store, tmp_path / "q.html", thread=HOSTILE)
-    assert "secret" not in (tmp_path / "q.html").read_text()
+    page = (tmp_path / "q.html").read_text()
+    assert "secret" not in page
+    assert "Left out of this report" in page
+    assert "Not recorded" not in page, "it was recorded, and is left out"
+    assert "Choose a turn" not in page, "all of them are below"
+
+
+def test_lone_surrogates_and_endless_times_are_shown(tmp_path: Path) -> None:
+    recorder = StoreRecorder(tmp_path / "turns.sqlite", content=True)
+    content = TurnContent(messages=[{"role": "user", "content": "odd \udcff text"}], prompt_text="odd \udcff")
+    turn = make_turn(thread_id="odd", itl_p95_seconds=float("inf"), transfer_seconds=float("inf"))
+    recorder.record(turn, content=content)
+    recorder.close()
+    assert recorder.dropped == 0
+    store = TurnStore(tmp_path / "turns.sqlite")
+    page = views.thread_page(store, {"id": "odd", "turn": turn.turn_id})
+    assert "odd \\udcff text" in page.encode().decode()
+    for query in ({}, {"status": "failed"}, {"offset": "9" * 30}, {"offset": "²"}):
+        views.overview_page(store, query).encode()
+        views.threads_page(store, query).encode()
+    write_report(tmp_path / "turns.sqlite", tmp_path / "r.html", thread="odd", content=True)
+    assert "odd \\udcff text" in (tmp_path / "r.html").read_text()
 
 
 def test_a_comparison_s_report(store: Path, tmp_path: Path) -> None:

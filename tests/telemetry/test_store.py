@@ -216,10 +216,30 @@ def test_a_speed_up_needs_one_known_device(path: Path) -> None:
     assert compare(store, *both).prefill_speed_up is None
     store = stored(path, *run("mixquant-fp8", "NVIDIA H200", 0.1), *run("exact", "cpu", 9.0))
     assert not overview(store).speed_ups, "another device is no baseline"
-    assert "different devices" in (compare(store, *both).note or "")
+    assert "no model ran on the same device" in (compare(store, *both).note or "")
     store = stored(path, *run("exact", "NVIDIA H200", 0.2))
     (up,) = overview(store).speed_ups
     assert (up.device, up.prefill) == ("NVIDIA H200", pytest.approx(2.0))
+
+
+def test_a_comparison_never_mixes_models_or_devices(path: Path) -> None:
+    """Each model and device is compared with itself; what only one side ran does not count."""
+
+    def run(policy: str, seconds: float, **more: Any) -> list[TurnRecord]:
+        times = {"prefill_seconds": seconds, "delivery_seconds": 0.0, "ttft_seconds": 0.002 + seconds}
+        return [make_turn(n, policy=policy, total_seconds=90.0, **times, **more) for n in range(9)]
+
+    store = stored(
+        path,
+        *run("exact", 0.2), *run("mixquant-fp8", 0.1),
+        *run("exact", 2.0, model="large"), *run("mixquant-fp8", 1.0, model="large"),
+        *run("exact", 50.0, device=None), *run("mixquant-fp8", 0.001, device="another"),
+        *run("exact", 80.0, model="only here"),
+    )  # fmt: skip
+    seen = compare(store, TurnFilter(policy="exact"), TurnFilter(policy="mixquant-fp8"))
+    assert seen.prefill_speed_up is not None
+    assert seen.prefill_speed_up[0] == pytest.approx(2.0)
+    assert seen.matched_turns == (18, 18)
 
 
 def test_a_speed_up_needs_a_measured_baseline_of_like_size(path: Path) -> None:
