@@ -97,7 +97,10 @@ class BlockHasher:
 
 def pack_hashes(hashes: Sequence[int]) -> bytes:
     """8 bytes each, little endian. Wider or negative values are cut to 64 bits."""
-    raw = array("Q", (value & 0xFFFF_FFFF_FFFF_FFFF for value in hashes))
+    try:
+        raw = array("Q", hashes)
+    except OverflowError:
+        raw = array("Q", (value & 0xFFFF_FFFF_FFFF_FFFF for value in hashes))
     if sys.byteorder == "big":
         raw.byteswap()
     return raw.tobytes()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.bins import LEVELS, Aggregate, Counted
 
-__all__ = ["CountedRow", "Fresh", "fill_bad_rollups", "write_rollups", "write_threads"]
+__all__ = ["CountedRow", "Fresh", "RollupCache", "fill_bad_rollups", "write_rollups", "write_threads"]
 
 Fresh = tuple[Counted, int, int]
 """A turn just inserted, its series, its start in microseconds."""
@@ -62,12 +62,49 @@ ON CONFLICT (thread_id, series_id) DO UPDATE SET
 """
 
 
-def write_rollups(connection: sqlite3.Connection, fresh: Sequence[FreshTurn]) -> None:
+class RollupCache:
+    """Roll-ups as the last transaction left them, so that the next need not read them again.
+
+    Only good while nobody else has committed: SQLite's ``data_version`` tells.
+    """
+
+    def __init__(self) -> None:
+        self._version: int | None = None
+        self._rows: dict[tuple[str, int, tuple[int, ...]], Aggregate] = {}
+        self._made: dict[tuple[str, int, tuple[int, ...]], Aggregate] = {}
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Call inside a transaction, before any roll-up is asked for."""
+        version = int(connection.execute("PRAGMA data_version").fetchone()[0])
+        if version != self._version:
+            self._version, self._rows = version, {}
+        self._made = {}
+
+    def committed(self) -> None:
+        """What was made is what the store holds."""
+        self._rows = self._made
+
+    def forget(self) -> None:
+        """The transaction failed, or somebody changed roll-ups by this connection."""
+        self._version, self._rows, self._made = None, {}, {}
+
+    def row(self, connection: sqlite3.Connection, table: str, level: int, key: tuple[int, ...]) -> Aggregate:
+        """The roll-up to add to."""
+        known = self._rows.get((table, level, key))
+        if known is None:
+            found = connection.execute(_TABLES[table][0], (level, *key)).fetchone()
+            known = Aggregate.load(*found) if found else Aggregate()
+        self._made[table, level, key] = known
+        return known
+
+
+def write_rollups(connection: sqlite3.Connection, fresh: Sequence[FreshTurn], cache: RollupCache) -> None:
     """Add turns to their minute, hour, six hours and day. The file's write lock makes reading and writing back safe."""
-    _merge(connection, "rollups", fresh, lambda turn: ())
+    cache.begin(connection)
+    _merge(connection, "rollups", fresh, lambda turn: (), cache)
     bad = [one for one in fresh if one[0].aborted or one[0].error is not None]
     if bad:
-        _merge(connection, "bad_rollups", bad, lambda turn: (turn.aborted + 2 * (turn.error is not None),))
+        _merge(connection, "bad_rollups", bad, _outcome, cache)
 
 
 def fill_bad_rollups(connection: sqlite3.Connection) -> None:
@@ -75,14 +112,24 @@ def fill_bad_rollups(connection: sqlite3.Connection) -> None:
     query = f"SELECT {', '.join(CountedRow._fields)} FROM turns WHERE aborted = 1 OR error IS NOT NULL"  # noqa: S608 # constants
     rows = (CountedRow._make(row) for row in connection.execute(query).fetchall())
     fresh = [(row, row.series_id, row.started_us) for row in rows]
-    _merge(connection, "bad_rollups", fresh, lambda turn: (turn.aborted + 2 * (turn.error is not None),))
+    cache = RollupCache()
+    cache.begin(connection)
+    _merge(connection, "bad_rollups", fresh, _outcome, cache)
+
+
+def _outcome(turn: Counted) -> tuple[int, ...]:
+    return (turn.aborted + 2 * (turn.error is not None),)
 
 
 def _merge(
-    connection: sqlite3.Connection, table: str, fresh: Iterable[Fresh], more: Callable[[Counted], tuple[int, ...]]
+    connection: sqlite3.Connection,
+    table: str,
+    fresh: Iterable[Fresh],
+    more: Callable[[Counted], tuple[int, ...]],
+    cache: RollupCache,
 ) -> None:
     """Add turns to every level of ``table``, whose key ``more`` completes."""
-    get, put = _TABLES[table]
+    put = _TABLES[table][1]
     shortest = LEVELS[0]
     minutes: dict[tuple[int, ...], Aggregate] = {}
     for turn, series, started_us in fresh:
@@ -96,8 +143,7 @@ def _merge(
         for (start, *rest), aggregate in minutes.items():
             key = (start // level * level, *rest)
             if key not in merged:
-                row = connection.execute(get, (level, *key)).fetchone()
-                merged[key] = Aggregate.load(*row) if row else Aggregate()
+                merged[key] = cache.row(connection, table, level, key)
             merged[key].merge(aggregate)
         connection.executemany(put, [(level, *key, *aggregate.dump()) for key, aggregate in merged.items()])
 

@@ -23,7 +23,7 @@ from mixquant_agents.telemetry.linking import Linker
 from mixquant_agents.telemetry.prefix import BlockHasher, pack_hashes
 from mixquant_agents.telemetry.recorder import QUEUE_LIMIT
 from mixquant_agents.telemetry.retention import Retention, retain
-from mixquant_agents.telemetry.rollup import write_rollups, write_threads
+from mixquant_agents.telemetry.rollup import RollupCache, write_rollups, write_threads
 from mixquant_agents.telemetry.rows import INSERT_TURN, SERIES, row_of, series_of, to_microseconds
 from mixquant_agents.telemetry.sane import sane_event, sane_value
 from mixquant_agents.telemetry.syncing import Syncer
@@ -66,6 +66,7 @@ class StoreSink:
         self._series: dict[tuple[object, ...], int] = {}
         self._hasher = BlockHasher(b"")
         self._linker = Linker()
+        self._rollups = RollupCache()
         self._next_retain = 0.0
 
     def lost(self) -> int:
@@ -87,6 +88,7 @@ class StoreSink:
                 self._write_first(connection, min(SLICE, len(self._pending)))
             if self._retention is not None and time.monotonic() >= self._next_retain:
                 self._next_retain = time.monotonic() + RETAIN_EVERY_SECONDS
+                self._rollups.forget()
                 retain(connection, self._retention)
         except sqlite3.Error as error:
             self._give_up_beyond_limit()
@@ -159,6 +161,7 @@ class StoreSink:
         if self._connection is None or _identity(self._path) != self._file:
             self._let_go()  # the file was deleted or replaced under us: go on in the one that has the name now
             self._series.clear()
+            self._rollups.forget()
             self._connection = connect_writer(self._path)
             self._file = _identity(self._path)
             self._syncer = Syncer(self._path)
@@ -176,9 +179,11 @@ class StoreSink:
             unusable = self._turns(connection, events)
             connection.execute("COMMIT")
             self._linker.keep()
+            self._rollups.committed()
             self._lost += unusable + len(made) - len(spans)
         except BaseException:
             self._linker.put_back()
+            self._rollups.forget()
             self._series.clear()  # ids given inside the transaction are void
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -227,7 +232,7 @@ class StoreSink:
             connection.executemany("INSERT INTO blocks (turn, hashes) VALUES (?, ?)", blocks)
         if contents:
             connection.executemany("INSERT INTO contents (turn, packed) VALUES (?, ?)", contents)
-        write_rollups(connection, fresh)
+        write_rollups(connection, fresh, self._rollups)
         write_threads(connection, fresh)
         return unusable
 
