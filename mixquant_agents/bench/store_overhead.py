@@ -59,6 +59,8 @@ def overhead_on_scripted(folder: Path, *, pairs: int = 1_500) -> dict[str, Any]:
     ``overhead_us_scripted`` is CPU time that the turn's own thread spends more with store, metrics and spans recorded:
     what a caller waits for. ``background_us_scripted`` is CPU time of the writer's thread per turn.
     ``callback_us_scripted`` is what the handler that times tools and nodes adds on top to a model call.
+    ``overhead_us_scripted_wall`` is what a turn takes longer by the clock, where one follows the other without a pause:
+    the writer's thread then shares Python's lock with the turns.
     """
     messages = _conversation()
     recorder, callback = _recording(folder)
@@ -84,19 +86,39 @@ def overhead_on_scripted(folder: Path, *, pairs: int = 1_500) -> dict[str, Any]:
                 gc.collect()
         return taken
 
+    async def by_the_clock(blocks: int = 26, turns: int = 60) -> list[float]:
+        """Mean microseconds a turn takes longer, per block."""
+        found = []
+        for block in range(blocks):
+            taken = {}
+            for side in (0, 1) if block % 2 else (1, 0):
+                recorder.flush(30)
+                gc.collect()
+                began = time.perf_counter()
+                for _ in range(turns):
+                    await sides[side][0].ainvoke(messages, sides[side][1])
+                taken[side] = (time.perf_counter() - began) / turns * 1e6
+            if block > 1:  # warm by then
+                found.append(taken[1] - taken[0])
+        return found
+
     gc.disable()
     try:
         without, recorded, called = asyncio.run(run())
+        recorder.flush(30)
+        background = recorder.writer_seconds()
+        clock = asyncio.run(by_the_clock())
     finally:
         gc.enable()
     recorder.flush(30)
-    background = recorder.writer_seconds()
     recorder.close()
     differences = [full - bare for full, bare in zip(recorded, without, strict=True)]
     further = [full - bare for full, bare in zip(called, recorded, strict=True)]
     return {
         "overhead_us_scripted": round(statistics.median(differences), 1),
         "overhead_us_scripted_ci95": [round(bound, 1) for bound in _interval(differences)],
+        "overhead_us_scripted_wall": round(statistics.median(clock), 1),
+        "overhead_us_scripted_wall_ci95": [round(bound, 1) for bound in _interval(clock)],
         "callback_us_scripted": round(statistics.median(further), 1),
         "background_us_scripted": round(background / (2 * (pairs + 50)) * 1e6, 1),
         "turn_us_scripted": round(statistics.median(without), 1),
