@@ -89,6 +89,7 @@ TEXT = st.text(st.characters(exclude_categories=()), max_size=12)
 SECONDS = st.none() | st.floats(min_value=0)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
@@ -122,6 +123,7 @@ def test_a_reader_refuses_what_no_store_can_hold(tmp_path: Path) -> None:
         store.turns(limit=2**80)
 
 
+@pytest.mark.slow
 def test_what_a_turn_needs_is_still_known_when_writing_is_tried_again(tmp_path: Path) -> None:
     """Link and tools came in an earlier batch than the turn whose writing failed at first."""
     path = tmp_path / "turns.sqlite"
