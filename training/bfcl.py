@@ -36,13 +36,13 @@ def prompts() -> dict[str, list[str]]:
 
 
 def judge(answers: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Right answers per suite. One call that is not valid JSON makes an answer wrong."""
+    """Right answers per suite, of its first cases. One call that is not valid JSON makes an answer wrong."""
     scores = {}
     for name, texts in answers.items():
-        category, count = SUITES[name]
+        category, _ = SUITES[name]
         suite = BfclAst(name, [category])
         right, why = 0, collections.Counter[str]()
-        for case, text in zip(suite.cases()[:count], texts, strict=True):
+        for case, text in zip(suite.cases()[: len(texts)], texts, strict=True):
             calls, valid = calls_in(text)
             made = [{"name": call["name"], "args": call["arguments"], "id": str(i)} for i, call in enumerate(calls)]
             if category == "irrelevance":

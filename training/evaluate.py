@@ -88,8 +88,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--extra", type=pathlib.Path, help="JSON: {suite: [prompt text, …]}; answers are written beside the scores"
     )
-    parser.add_argument("--suites", nargs="+", default=[*SUITES, "chat", "chat_with_tools"])
-    parser.add_argument("--text", type=int, default=60_000, help="characters of the perplexity text")
+    parser.add_argument("--suites", nargs="*", default=[*SUITES, "chat", "chat_with_tools"])
+    parser.add_argument("--text", type=int, default=60_000, help="characters of the perplexity text; 0: none")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--base", action="store_true", help="score the base, too")
     args = parser.parse_args(arguments)
@@ -102,11 +102,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.base:
         models["base"] = base
     budget = 300_000 if args.device == "cuda" else 12_000
-    result: dict[str, Any] = {"scores": {}, "answers": {}, "ppl": {}}
+    device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    result: dict[str, Any] = {"device": device, "scores": {}, "answers": {}, "ppl": {}}
+
+    def keep() -> None:  # a run that is cut short keeps what it has
+        args.out.write_text(json.dumps(result, ensure_ascii=False))
+
     text = held_out_text(args.text)
-    for name, weights in {**models, "base": base}.items():
+    for name, weights in ({**models, "base": base} if text else {}).items():
         result["ppl"][name] = perplexity(weights, tokenizer, text)
-    result["ppl_ratio"] = result["ppl"]["adapter"] / result["ppl"]["base"]
+    if text:
+        result["ppl_ratio"] = result["ppl"]["adapter"] / result["ppl"]["base"]
     extra = json.loads(args.extra.read_text()) if args.extra else {}
     for name, weights in models.items():
         for suite in args.suites:
@@ -135,13 +141,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             ]
             result["answers"].setdefault(name, {})[suite] = wrong[:40]
             print(name, suite, entry, f"{time.monotonic() - begin:.1f} s", flush=True)
+            keep()
         for suite, texts in extra.items():
             prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
             answers = [tokenizer.decode(ids) for ids in net.generate(weights, prompts, 300, batch_tokens=budget)]
             result.setdefault("extra", {}).setdefault(name, {})[suite] = answers
-        args.out.write_text(json.dumps(result, ensure_ascii=False))  # a run that is cut short keeps what it has
-    args.out.write_text(json.dumps(result, ensure_ascii=False))
-    print("ppl", result["ppl"], result["ppl_ratio"])
+            keep()
+    keep()
+    print("ppl", result["ppl"], result.get("ppl_ratio"))
     return result
 
 

@@ -1,6 +1,7 @@
-"""Write ``docs/results/embedded-model.json`` from an evaluation and, where they were run, from ``mixquant bench agents``.
+"""Write ``docs/results/embedded-model.json`` from evaluations and, where they were run, from ``mixquant bench agents``.
 
-``python -m training.results EVAL_JSON ADAPTER_FOLDER [BENCH_JSON …]``. A column that was not run is null.
+``python -m training.results EVAL_JSON[,EVAL_JSON…] ADAPTER_FOLDER [BENCH_JSON …]``. A column that was not run is null; of a
+suite that several evaluations hold the last one counts.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from training.bfcl import judge
 __all__ = ["main"]
 
 OUT = pathlib.Path("docs/results/embedded-model.json")
-COMMAND = "python -m training.evaluate --count 300 --extra BFCL_PROMPTS --base (judged by python -m training.results)"
+COMMAND = "python -m training.evaluate --count 200 (300 where n says so) --extra BFCL_PROMPTS (judged by python -m training.results)"
 _POLICIES = {"uniform-nvfp4": "uniform_nvfp4", "mixquant-nvfp4": "mixquant_nvfp4", "exact": "exact"}
 
 
-def main(evaluation: pathlib.Path, adapter: pathlib.Path, benches: list[pathlib.Path]) -> dict[str, Any]:
+def main(evaluations: list[pathlib.Path], adapter: pathlib.Path, benches: list[pathlib.Path]) -> dict[str, Any]:
     """Merge, write and return the figures; shares are in percent."""
-    measured = json.loads(evaluation.read_text())
     scores: dict[str, Any] = {}
-    for name, columns in measured["scores"].items():
-        ours, base = columns["adapter"], columns.get("base")
-        scores[name] = _row(ours, base["percent"] if base else None)
-    bfcl = {who: judge(answers) for who, answers in measured.get("extra", {}).items()}
-    for name, ours in bfcl.get("adapter", {}).items():
-        base = bfcl.get("base", {}).get(name)
-        scores[name] = _row(ours, base["percent"] if base else None)
+    ppl: dict[str, float] = {}
+    for path in evaluations:
+        measured = json.loads(path.read_text())
+        bfcl = {who: judge(answers) for who, answers in measured.get("extra", {}).items()}
+        judged = {
+            name: {who: rows[name] for who, rows in bfcl.items() if name in rows} for name in bfcl.get("adapter", {})
+        }
+        for name, columns in {**measured["scores"], **judged}.items():
+            base = columns.get("base")
+            scores[name] = _row(columns["adapter"], base["percent"] if base else None, measured["device"])
+        ppl.update(measured["ppl"])
     commands = []
     for path in benches:
         bench = json.loads(path.read_text())
@@ -45,6 +49,7 @@ def main(evaluation: pathlib.Path, adapter: pathlib.Path, benches: list[pathlib.
                     "n": None,
                     "ci95": None,
                     "why": {},
+                    "device": None,
                 },
             )
             for policy, figures in policies.items():
@@ -60,11 +65,11 @@ def main(evaluation: pathlib.Path, adapter: pathlib.Path, benches: list[pathlib.
                     row.update(adapter=share, n=figures["n"], ci95=ends)
     result = {
         "command": COMMAND,
-        "device": "NVIDIA H200, float32, greedy, unconstrained; rows with cpu_engine also ran on vLLM on a CPU in float32",
+        "device": "each row names its own; plain PyTorch, float32, greedy, unconstrained; cpu_engine: vLLM on a CPU in float32",
         "engine_commands": commands,
         "scores": scores,
-        "ppl_ratio": round(measured["ppl_ratio"], 4),
-        "ppl": {name: round(value, 3) for name, value in measured["ppl"].items()},
+        "ppl_ratio": round(ppl["adapter"] / ppl["base"], 4) if ppl else None,
+        "ppl": {name: round(value, 3) for name, value in ppl.items()},
         "adapter_bytes": (adapter / "adapter_model.safetensors").stat().st_size,
         "not_run": "null: base on BFCL, and every column without a figure; the grammar-constrained scores; see the model card for limits",
     }
@@ -73,7 +78,7 @@ def main(evaluation: pathlib.Path, adapter: pathlib.Path, benches: list[pathlib.
     return result
 
 
-def _row(ours: dict[str, Any], base: float | None) -> dict[str, Any]:
+def _row(ours: dict[str, Any], base: float | None, device: str) -> dict[str, Any]:
     return {
         "base": base,
         "adapter": ours["percent"],
@@ -82,10 +87,15 @@ def _row(ours: dict[str, Any], base: float | None) -> dict[str, Any]:
         "n": ours["n"],
         "ci95": ours["ci95"],
         "why": ours["why"],
+        "device": device,
     }
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    main(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), [pathlib.Path(name) for name in sys.argv[3:]])
+    main(
+        [pathlib.Path(name) for name in sys.argv[1].split(",")],
+        pathlib.Path(sys.argv[2]),
+        [pathlib.Path(name) for name in sys.argv[3:]],
+    )
