@@ -119,6 +119,14 @@ LOGS = [
     ("pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig", tree.ConfigError),
     ("ValueError: User-specified max_model_len (99999) is greater than the derived max_model_len", tree.ConfigError),
     ("ValueError: Total number of attention heads (9) must be divisible by tensor parallel size", tree.ConfigError),
+    ("RuntimeError: Failed to infer device type, please set the environment variable", tree.ConfigError),
+    ("RuntimeError: No CUDA GPUs are available", tree.ConfigError),
+    ("ValueError: World size (2) is larger than the number of available GPUs (1) in this node.", tree.ConfigError),
+    ("ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size=40). Reasons: "
+     "{FLASH_ATTN (head_size not supported)}.", tree.ConfigError),
+    ("mixquant_agents.errors.OutOfMemoryError: the quantized twins need more than 7.0 GiB beside the exact weights",
+     tree.OutOfMemoryError),
+    ("mixquant_agents.errors.ConfigError: 'layers.0.mlp.experts' is a mixture-of-experts layer", tree.ConfigError),
     ("SystemError: the moon is in the way", tree.EngineStartError),
 ]  # fmt: skip
 
@@ -134,6 +142,22 @@ def test_a_failed_start_is_named_by_its_log(line: str, kind: type[Exception]) ->
     assert "\n" not in str(error)
     assert line.split(":")[-1].strip()[:20] in str(error)
     assert CONFIG.model in str(error) or CONFIG.policy.name in str(error)
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("RuntimeError: Failed to infer device type, please", "nvidia-smi"),
+        ("ValueError: World size (2) is larger than the number of available GPUs (1)", "tensor_parallel_size"),
+        ("ValueError: No valid attention backend found for cuda with head_size=40", "64, 96, 128 or 256"),
+        ("mixquant_agents.errors.OutOfMemoryError: the quantized twins need more than 7.0 GiB; use policy 'exact'",
+         "policy 'exact'"),
+        ("mixquant_agents.errors.ConfigError: 'x.experts' has no twin; add 're:.*experts' to ignored_layers",
+         "ignored_layers"),
+    ],
+)  # fmt: skip
+def test_a_refused_start_says_what_would_work(line: str, remedy: str) -> None:
+    assert remedy in str(start_error_from_text("RuntimeError: failed", line, CONFIG, "/tmp/x.log"))
 
 
 def test_the_root_cause_wins_over_what_follows_from_it(tmp_path: Path) -> None:

