@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from mixquant_agents.config import POLICY_PRESETS, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
@@ -90,3 +91,24 @@ def test_the_configuration_survives_pickling_without_its_runtime() -> None:
     assert copy.policy == POLICY_PRESETS["uniform-fp8"]
     assert copy.packed_modules_mapping == FUSED
     assert not hasattr(copy, "runtime")
+
+
+def experts() -> torch.nn.Module:
+    """An expert layer of the installed vLLM's own class, without its weights."""
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+    found = RoutedExperts.__new__(RoutedExperts)
+    torch.nn.Module.__init__(found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["mixquant", "mixquant-fp8", "uniform-int8"])
+def test_experts_have_no_twin_and_are_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"'model\.layers\.3\.mlp\.experts'.*ignored_layers.*policy 'exact'"):
+        MixQuantConfig(POLICY_PRESETS[name]).get_quant_method(experts(), "model.layers.3.mlp.experts")
+
+
+def test_experts_run_exact_where_the_user_says_so() -> None:
+    left_out = PrecisionPolicy(prefill_format="fp8", ignored_layers=("re:.*experts",))
+    for policy in (left_out, POLICY_PRESETS["exact"]):
+        assert MixQuantConfig(policy).get_quant_method(experts(), "model.layers.3.mlp.experts") is None
