@@ -71,7 +71,8 @@ def main(evaluations: list[pathlib.Path], adapter: pathlib.Path, benches: list[p
         "ppl_ratio": round(ppl["adapter"] / ppl["base"], 4) if ppl else None,
         "ppl": {name: round(value, 3) for name, value in ppl.items()},
         "adapter_bytes": (adapter / "adapter_model.safetensors").stat().st_size,
-        "not_run": "null: base on BFCL, and every column without a figure; the grammar-constrained scores; see the model card for limits",
+        "not_run": "null: base on BFCL and on the bundled suite, every policy column, the grammar-constrained scores. Base "
+        "scores are of the same suites with 300 tasks each.",
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
