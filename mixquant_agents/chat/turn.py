@@ -158,6 +158,7 @@ class _Turn:
             prefill_format=can.prefill_format,
             decode_format=can.decode_format,
             emulated=can.emulated,
+            device=can.device,
             started_at=self.started_at,
             finish_reason="abort" if self.aborted else self.core.finish_reason if self.core is not None else None,
             tool_calls=self.core.calls.names if self.core is not None else (),
