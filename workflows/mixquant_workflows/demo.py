@@ -28,9 +28,9 @@ __all__ = ["QUESTIONS", "TOOLS", "DemoEvents", "DemoResult", "demo_folder", "dem
 TOOLS = ("calculator", "notes", "files", "time")
 """The kinds of tools that the agent can be given."""
 QUESTIONS = (
-    ("calculator", "What is 384 times 27?"),
-    ("notes", "Search the documents: what is prefill?"),
-    ("files", "Read the file policies.md. What does the policy exact do?"),
+    ("calculator", "What is 37 times 43?"),
+    ("notes", "Look up in the documents what decode is bound by."),
+    ("files", "Read the file cache.md. How many tokens has a block on a CPU?"),
     ("time", "What time is it in Asia/Tokyo?"),
 )
 """``(the tool it wants, the question)``."""
