@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,12 +47,13 @@ def command(
 ) -> None:
     """Score agents under several precision policies: same cases, one engine; score, tokens and time by phase."""
     from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.words import comma_list, command_line
     from mixquant_workflows.bench.real import AgentsPlan, run_agents
 
-    command_line = " ".join(["mixquant", *sys.argv[1:]])
+    line = command_line()
     plan = AgentsPlan(
-        suites=tuple(name for text in suite or () for part in text.split(",") if (name := part.strip())),
-        policies=tuple(part.strip() for part in policies.split(",") if part.strip()),
+        suites=tuple(name for text in suite or () for name in comma_list(text)),
+        policies=tuple(comma_list(policies)),
         n=n,
         concurrency=concurrency,
         model=model,
@@ -69,10 +69,10 @@ def command(
         rerun_of=rerun_of,
         trace=trace,
         trace_threads=trace_threads,
-        command=command_line,
+        command=line,
     )
     result = asyncio.run(run_agents(plan, progress_console()))
-    result = {"command": command_line, **result}
+    result = {"command": line, **result}
     if as_json:
         print_json(result)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +27,10 @@ def command(
 ) -> None:
     """Compare with ChatOpenAI on vllm serve and ChatLlamaCpp: same machine, model, texts and lengths."""
     from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.words import command_line
     from mixquant_workflows.bench.peers import PeersPlan, compare_peers
 
-    command_line = " ".join(["mixquant", *sys.argv[1:]])
+    line = command_line()
     plan = PeersPlan(
         model=model,
         turns=turns,
@@ -41,10 +41,10 @@ def command(
         max_model_len=max_model_len,
         out=out,
         llama_packages=llama_packages,
-        command=command_line,
+        command=line,
     )
     result = asyncio.run(compare_peers(plan, progress_console()))
-    result = {"command": command_line, **result}
+    result = {"command": line, **result}
     if as_json:
         print_json(result)
     else:

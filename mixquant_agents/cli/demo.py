@@ -35,10 +35,11 @@ def command(
     """Watch an agent choose and call tools on a real model in a real vLLM engine, each turn counted and timed."""
     from mixquant_agents import EngineConfig, PrecisionPolicy, VllmEngine
     from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.words import comma_list
     from mixquant_workflows import demo
 
     PrecisionPolicy.of(policy)  # a wrong name is told before anything is prepared
-    kinds = [kind for kind in (part.strip() for part in tools.split(",")) if kind]
+    kinds = comma_list(tools)
     folder = demo.demo_folder(docs)
     chosen = demo.demo_tools(folder, kinds)
     # The built-in questions are about the built-in notes.
