@@ -51,35 +51,14 @@ class Recorder(Protocol):
         ...
 
 
-class NullRecorder:
-    """Records nothing: the default where telemetry is off."""
+class NullRecorder(Recorder):
+    """Records nothing: the default where telemetry is off. What the protocol says without a body, does nothing."""
 
     wants_content = False
-
-    def record(
-        self,
-        turn: TurnRecord,
-        *,
-        content: TurnContent | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        block_hashes: Sequence[int] | None = None,
-        trace_context: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-    ) -> None:
-        """Nothing."""
-
-    def record_span(self, span: Span) -> None:
-        """Nothing."""
-
-    def link(self, link: RunLink) -> None:
-        """Nothing."""
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Nothing to wait for."""
         return True
-
-    def close(self) -> None:
-        """Nothing to stop."""
 
 
 class Sink(Protocol):
