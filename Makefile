@@ -12,8 +12,7 @@ export VLLM_NO_USAGE_STATS ?= 1
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
-test: $(READY)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
+test: unit
 	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus" $(ARGS)
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
