@@ -1,4 +1,4 @@
-"""32 agents on one engine after another: 8k cached tokens each (6k of them shared), 2k new, 160 written."""
+"""32 agents on one engine after another: 8k cached tokens each (7k of them shared), 2k new, 160 written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run_agents(
 
     Both engines meet the same arrivals; each pair of runs has other ones. ``keep`` gets the result after each pair.
     """
-    turn = {"do": "agents", "agents": 32, "shared": 6144, "own": 2048, "new": 2048, "answer": ANSWER}
+    turn = {"do": "agents", "agents": 32, "shared": 7168, "own": 1024, "new": 2048, "answer": ANSWER}
     turn["seconds"] = seconds
     orders = [(BASELINE, OURS), (OURS, BASELINE)]
     closed: dict[str, list[Run]] = {BASELINE: [], OURS: []}

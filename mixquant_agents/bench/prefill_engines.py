@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.bench.prefill_plan import OURS, Group, engine_of
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import EngineStartError
 from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
@@ -17,14 +19,15 @@ from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
 __all__ = ["EngineProcess", "engine_arguments", "engines"]
 
 GIB = 2**30
+WORKER = "mixquant_agents.bench.prefill_worker"
 
 
-def engine_arguments(column: str, model: Path, kv_gib: float, dummy: bool) -> dict[str, Any]:
+def engine_arguments(column: str, model: Path, kv_gib: float, dummy: bool, max_len: int = 33_000) -> dict[str, Any]:
     """vLLM's engine arguments for a column."""
     values: dict[str, Any] = {
         "model": str(model),
         "skip_tokenizer_init": True,
-        "max_model_len": 33_000,
+        "max_model_len": max_len,
         "max_num_batched_tokens": 8192,
         "kv_cache_memory_bytes": int(kv_gib * GIB),
         "gpu_memory_utilization": 0.1,
@@ -52,16 +55,25 @@ def engine_arguments(column: str, model: Path, kv_gib: float, dummy: bool) -> di
 class EngineProcess:
     """A worker process and the conversation with it."""
 
-    def __init__(self, name: str, arguments: dict[str, Any], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        log: Path,
+        worker: Sequence[str] = (sys.executable, "-m", WORKER),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """``arguments`` are vLLM's; the process runs ``worker`` and logs to ``log``, with ``env`` set too."""
         self.name = name
         self._log = log
         self._stderr = log.open("w")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "mixquant_agents.bench.prefill_worker"],
+        self._process = subprocess.Popen(  # noqa: S603 - a worker of ours
+            list(worker),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
+            env={**os.environ, **(env or {})},
         )
         self._ready: dict[str, Any] | None = None
         self._write(arguments)
@@ -130,19 +142,19 @@ class EngineProcess:
 
 @contextlib.contextmanager
 def engines(
-    columns: list[str], model: Path, kv_gib: dict[str, float], dummy: bool, logs: Path, say: Callable[[str], None]
+    group: Group, model: Path, dummy: bool, logs: Path, say: Callable[[str], None]
 ) -> Iterator[dict[str, EngineProcess]]:
     """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
-    names = list(dict.fromkeys("mixquant-fp8" if c.startswith("mixquant") else c for c in columns))
-    names.sort(key=lambda name: not name.startswith("mixquant"))
+    names = list(dict.fromkeys(map(engine_of, group.columns)))
+    names.sort(key=lambda name: name != OURS)
     alive: dict[str, EngineProcess] = {}
     try:
         for name in names:
-            arguments = engine_arguments(name, model, kv_gib.get(name, 5.0), dummy)
+            arguments = engine_arguments(name, model, group.kv[name], dummy, group.max_len)
             alive[name] = EngineProcess(name, arguments, logs / f"{name}.log")
         for name, engine in alive.items():
             engine.go()
-            if name.startswith("mixquant"):
+            if name == OURS:
                 say(f"{name}: {engine.wait_for('measured', 'ready').get('text', 'ready')}")
         for name, engine in alive.items():
             ready = engine.wait_for("ready")

@@ -1,7 +1,6 @@
 """One engine of ``mixquant bench prefill``, in a process of its own: takes JSON lines on stdin, answers on stdout.
 
-Engines of several processes share one GPU by taking turns, so all of them can be alive while one is measured. Prompts
-are random token ids, which no prefix cache knows; nothing is tokenized or detokenized.
+Engines of several processes share one GPU by taking turns, so all of them can be alive while one is measured.
 """
 
 from __future__ import annotations
@@ -10,215 +9,17 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mixquant_agents.bench.prefill_measure import Measurements
 
-__all__ = ["main"]
-
-PREFIX_SEED = 7
-VOCABULARY = (1000, 100_000)
-"""Range that random token ids are drawn from."""
+__all__ = ["Session", "main", "pin_threads"]
 
 
-class Session:
-    """An engine and the measurements that can be asked of it."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        started = time.perf_counter()
-        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
-        self.start_seconds = time.perf_counter() - started
-        self._vocabulary = self.engine.model_config.get_vocab_size()
-        self._random = np.random.default_rng(os.getpid())
-        self._count = 0
-
-    def _tokens(self, count: int, seed: int | None = None) -> list[int]:
-        random = self._random if seed is None else np.random.default_rng(seed)
-        low, high = VOCABULARY
-        found: list[int] = random.integers(low, min(high, self._vocabulary), size=count).tolist()
-        return found
-
-    def _add(self, tokens: list[int], answer: int, logprobs: int | None = None) -> str:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        self._count += 1
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=answer,
-            min_tokens=answer,
-            ignore_eos=True,
-            logprobs=logprobs,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        name = f"bench-{self._count}"
-        self.engine.add_request(name, {"prompt_token_ids": tokens}, params)
-        return name
-
-    def _run(self) -> Iterator[tuple[float, Any]]:
-        """Every output with the instant it came, until nothing is left to do."""
-        while self.engine.has_unfinished_requests():
-            for output in self.engine.step():
-                yield time.perf_counter(), output
-
-    def prefill(self, tokens: int, cached: int = 0, repeats: int = 1) -> dict[str, Any]:
-        """Milliseconds from asking to the first token, of ``cached`` tokens known and ``tokens`` new ones."""
-        prefix = self._tokens(cached, PREFIX_SEED) if cached else []
-        self._add([*prefix, *self._tokens(16)], 1)  # the prefix becomes known, and an idle host awake
-        for _ in self._run():
-            pass
-        times, hits = [], []
-        for _ in range(repeats):
-            prompt = [*prefix, *self._tokens(tokens)]
-            started = time.perf_counter()
-            self._add(prompt, 1)
-            for instant, output in self._run():
-                times.append((instant - started) * 1e3)
-                hits.append(output.num_cached_tokens)
-        return {"ms": times, "cached": hits}
-
-    def decode(self, batch: int, tokens: int = 96, prompt: int = 128) -> dict[str, Any]:
-        """Milliseconds per token and request while ``batch`` requests write, the first eight steps left out."""
-        names = {self._add(self._tokens(prompt), tokens) for _ in range(batch)}
-        written = dict.fromkeys(names, 0)
-        started, at = 0.0, 0
-        last = 0.0
-        for instant, output in self._run():
-            written[_own_name(output.request_id, names)] += len(output.outputs[0].token_ids)
-            if not started and min(written.values()) >= 8:
-                started, at = instant, min(written.values())
-            last = instant
-        return {"ms": (last - started) * 1e3 / (tokens - at)}
-
-    def mix(self, tokens: int, batch: int, repeats: int) -> dict[str, Any]:
-        """Milliseconds to the first token of ``tokens`` new ones while ``batch`` other requests write."""
-        names = {self._add(self._tokens(128), 24 + 16 * repeats) for _ in range(batch)}
-        waiting = set(names)
-        while waiting:
-            waiting -= {_own_name(output.request_id, names) for output in self.engine.step()}
-        times = []
-        for _ in range(repeats):
-            for _ in range(4):
-                self.engine.step()
-            started = time.perf_counter()
-            name = self._add(self._tokens(tokens), 1)
-            while not any(_own_name(output.request_id, {name}) == name for output in self.engine.step()):
-                pass
-            times.append((time.perf_counter() - started) * 1e3)
-        self.engine.abort_request(list(names))
-        for _ in self._run():
-            pass
-        return {"ms": times}
-
-    def agents(
-        self,
-        agents: int,
-        seconds: float,
-        shared: int,
-        own: int,
-        new: int,
-        answer: int,
-        rate: float | None = None,
-        seed: int = 0,
-        turns_each: int = 0,
-    ) -> dict[str, Any]:
-        """Turns of many agents: each has ``shared + own`` cached tokens, reads ``new`` and writes ``answer``.
-
-        With a ``rate`` turns arrive at random (Poisson), so many a second, for ``seconds``; those of the first fifth
-        are left out of the latencies. Without one every agent asks again once it was answered, ``turns_each`` times:
-        the same work whatever the engine's speed, so that no window cuts through a wave of prompts.
-        """
-        common = self._tokens(shared, PREFIX_SEED)
-        contexts = [[*common, *self._tokens(own, PREFIX_SEED + 1 + k)] for k in range(agents)]
-        for context in contexts:
-            self._add([*context, *self._tokens(16)], 1)
-        for _ in self._run():
-            pass
-        arrivals = np.random.default_rng(seed)
-        asked: dict[str, float] = {}
-        stamps: dict[str, list[float]] = {}
-        owner: dict[str, int] = {}
-        begin = time.perf_counter()
-        due = begin
-        produced = 0
-        turns = 0
-        left = agents * turns_each
-
-        def ask(agent: int, at: float) -> None:
-            name = self._add([*contexts[agent], *self._tokens(new)], answer)
-            asked[name], stamps[name], owner[name] = at, [], agent
-
-        if rate is None:
-            for agent in range(agents):
-                ask(agent, begin)
-        while (now := time.perf_counter()) < begin + seconds if rate is not None else left:
-            while rate is not None and due <= now:
-                ask(turns % agents, due)
-                turns += 1
-                due += float(arrivals.exponential(1 / rate))
-            if not self.engine.has_unfinished_requests():
-                time.sleep(max(0.0, min(due - time.perf_counter(), 0.001)))
-                continue
-            for output in self.engine.step():
-                instant = time.perf_counter()
-                name = _own_name(output.request_id, stamps)
-                count = len(output.outputs[0].token_ids)
-                stamps[name].extend([instant] * count)
-                produced += count if rate is None or instant > begin + seconds / 5 else 0
-                if output.finished and rate is None:
-                    left -= 1
-                    if left >= agents:
-                        ask(owner[name], instant)
-        ended = time.perf_counter()
-        self.engine.abort_request([name for name in stamps if len(stamps[name]) < answer])
-        for _ in self._run():
-            pass
-        skipped = 0.0 if rate is None else seconds / 5
-        counted = [name for name in stamps if asked[name] >= begin + skipped and stamps[name]]
-        first = [stamps[name][0] - asked[name] for name in counted]
-        gaps = [b - a for name in counted for a, b in zip(stamps[name], stamps[name][1:], strict=False)]
-        return {
-            "tokens_per_s": produced / (ended - begin - skipped),
-            "turns": len(counted),
-            "ttft_ms": [seconds * 1e3 for seconds in first],
-            "itl_ms": [seconds * 1e3 for seconds in gaps],
-        }
-
-    def greedy(self, prompts: list[list[int]], answer: int, company: list[list[int]] | None = None) -> dict[str, Any]:
-        """The answers to some prompts as token ids, and how clear each choice was; each prompt alone.
-
-        With ``company`` all are answered at once, begun two steps apart, and those further prompts are read meanwhile,
-        one every four steps. A margin is the likeliest token's log probability less the second's.
-        """
-        answers: list[list[int]] = []
-        margins: list[list[float]] = []
-        for group in [prompts] if company else [[prompt] for prompt in prompts]:
-            ids: dict[str, list[int]] = {}
-            clear: dict[str, list[float]] = {}
-            asked, waiting, steps = list(group), list(company or ()), 0
-            while asked or self.engine.has_unfinished_requests():
-                if asked and steps % 2 == 0:
-                    name = self._add(asked.pop(0), answer, logprobs=2)
-                    ids[name], clear[name] = [], []
-                elif not asked and waiting and steps % 4 == 1:
-                    self._add(waiting.pop(), 1)
-                for output in self.engine.step():
-                    name = _own_name(output.request_id, ids)
-                    if name in ids:
-                        ids[name].extend(output.outputs[0].token_ids)
-                        for place in output.outputs[0].logprobs or ():
-                            best, second = sorted((value.logprob for value in place.values()), reverse=True)[:2]
-                            clear[name].append(best - second)
-                steps += 1
-            answers += ids.values()
-            margins += clear.values()
-        return {"answers": answers, "margins": margins}
+class Session(Measurements):
+    """The measurements, and what else can be asked of an engine."""
 
     def policy(self, policy: dict[str, Any]) -> dict[str, Any]:
         """Switch the plugin's policy; its status."""
@@ -235,15 +36,26 @@ class Session:
             "weight_bytes": model_bytes,
             "allocated_bytes": torch.cuda.memory_allocated() if torch.cuda.is_available() else None,
             "reserved_bytes": torch.cuda.memory_reserved() if torch.cuda.is_available() else None,
+            "device_free_bytes": torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None,
         }
         if plugin:
             found["plugin"] = self.engine.collective_rpc("mixquant_status")[0]
         return found
 
+    def pin(self, cores: list[int]) -> dict[str, Any]:
+        """Keep this process on ``cores``; see :func:`pin_threads`."""
+        return {"threads": pin_threads(cores)}
 
-def _own_name(request_id: str, known: Container[str]) -> str:
-    """The name a request was added under; vLLM may have appended a suffix."""
-    return request_id if request_id in known else request_id.rsplit("-", 1)[0]
+
+def pin_threads(cores: Sequence[int], tasks: Path = Path("/proc/self/task")) -> int:
+    """The main thread on the first of ``cores``, all other threads on the rest; how many threads there are.
+
+    Engines that take turns then run on the same cores, and none has the luck of a better one.
+    """
+    threads = [int(path.name) for path in tasks.iterdir()]
+    for thread in threads:
+        os.sched_setaffinity(thread, cores[:1] if thread == os.getpid() else cores[1:] or cores)
+    return len(threads)
 
 
 def _weight_bytes(worker: Any) -> int:
@@ -265,8 +77,8 @@ class _Measured(logging.Handler):
             self._say({"event": "measured", "text": record.getMessage()})
 
 
-def main() -> None:
-    """Serve one engine until stdin ends."""
+def main(session: Callable[[dict[str, Any]], Session] = Session) -> None:
+    """Serve one engine until stdin ends; ``session`` makes it from vLLM's arguments."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints goes to stderr; only answers go to the parent
 
@@ -283,15 +95,15 @@ def main() -> None:
     logging.getLogger("vllm.mixquant").addHandler(_Measured(say))
     sys.stdin.readline()  # the parent says when to go on
     try:
-        session = Session(arguments)
+        served = session(arguments)
     except Exception as error:
         say({"event": "failed", "text": f"{type(error).__name__}: {error}"})
         raise
-    say({"event": "ready", "start_seconds": session.start_seconds})
+    say({"event": "ready", "start_seconds": served.start_seconds})
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            say({"result": getattr(session, request.pop("do"))(**request)})
+            say({"result": getattr(served, request.pop("do"))(**request)})
         except Exception as error:  # the parent decides; the engine may live on
             say({"error": f"{type(error).__name__}: {error}"})
 

@@ -15,7 +15,9 @@ __all__ = ["command"]
 def command(
     model: Annotated[str, typer.Option(help="Model shape (qwen3-8b, qwen3-4b) or model folder.")] = "qwen3-8b",
     columns: Annotated[str, typer.Option(help="Engines to compare, by name, with commas; empty for all.")] = "",
-    cases: Annotated[str, typer.Option(help="Cases to run, by name, with commas; empty for all.")] = "",
+    cases: Annotated[
+        str, typer.Option(help="Cases to run, by name, with commas; empty for all, 'none' for none.")
+    ] = "",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; engines alternate within each.")] = 5,
     minutes: Annotated[
         float | None, typer.Option(min=0.1, help="End the rounds so many minutes after the engines are ready.")
@@ -23,7 +25,7 @@ def command(
     state: Annotated[Path | None, typer.Option(help="State file; an existing one is continued.")] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
     agents: Annotated[float, typer.Option(min=0, help="Seconds of each run with 32 agents; 0 leaves them out.")] = 0.0,
-    agent_runs: Annotated[int, typer.Option(min=1, help="Runs with 32 agents, per engine and kind of load.")] = 2,
+    agent_runs: Annotated[int, typer.Option(min=1, help="Pairs of runs with 32 agents at a fixed rate.")] = 6,
     predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -41,13 +43,12 @@ def command(
         say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,
         columns=[name for name in columns.split(",") if name] or None,
-        cases=[name for name in cases.split(",") if name] or None,
+        cases=[] if cases == "none" else [name for name in cases.split(",") if name] or None,
         rounds=rounds,
         minutes=minutes,
         state_path=state,
         agent_seconds=agents,
         agent_runs=agent_runs,
-        kv_gib={"exact": 24.0, "mixquant-fp8": 24.0} if agents else None,
         command=" ".join(
             ["mixquant bench prefill", *(word for word in sys.argv[1:] if word not in ("bench", "prefill"))]
         ),

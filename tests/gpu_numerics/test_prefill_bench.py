@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from mixquant_agents.bench import roofline
-from mixquant_agents.bench.prefill import COLUMNS, State, run_prefill
+from mixquant_agents.bench.prefill import Run, State, run_prefill
 from mixquant_agents.bench.prefill_agents import run_agents
 from mixquant_agents.bench.prefill_engines import engine_arguments
+from mixquant_agents.bench.prefill_plan import CASES, COLUMNS, groups, needed_gib
 from mixquant_agents.bench.prefill_report import report, table
 from mixquant_agents.bench.prefill_stats import per_turn, ratio_interval, speedup
+from mixquant_agents.bench.prefill_worker import pin_threads
+from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.errors import ConfigError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "prefill-h200.json"
@@ -35,7 +39,7 @@ def test_report_has_the_named_figures() -> None:
     row = {"exact_default": [12.0], "exact": [11.0], "uniform-fp8": [8.0], "mixquant-fp8": [7.0]}
     rounds = [{"cold_2048": row, "tpot_1": row}] * 3
     info = {"device": "G", "engines": {"exact": {"weight_bytes": 100}, "mixquant-fp8": {"weight_bytes": 142}}}
-    found = report(info, rounds)
+    found = report(info, [Run(list(row), {}, rounds)])
     assert found["ms"]["cold_2048"]["exact"] == 11.0
     assert found["speedup"]["cold_2048"]["median"] == pytest.approx(11 / 7)
     assert found["speedup"]["cold_2048"]["against_exact_default"]["low95"] == pytest.approx(12 / 7)
@@ -44,12 +48,66 @@ def test_report_has_the_named_figures() -> None:
     assert "cold_2048" in table(found)
 
 
+def test_columns_of_several_groups_join_in_one_table() -> None:
+    first = Run(["exact", "mixquant-fp8"], {}, [{"cold_64": {"exact": [4.0], "mixquant-fp8": [2.0]}}] * 3)
+    later = Run(
+        ["exact_default", "mixquant-fp8"], {}, [{"cold_64": {"exact_default": [9.0], "mixquant-fp8": [3.0]}}] * 3
+    )
+    found = report({}, [first, later])
+    assert found["ms"]["cold_64"] == {"exact_default": 9.0, "exact": 4.0, "mixquant-fp8": 2.0}
+    gain = found["speedup"]["cold_64"]
+    assert gain["median"] == pytest.approx(2.0)
+    assert gain["against_exact_default"]["median"] == pytest.approx(3.0)  # of the group in which both ran
+    assert found["rounds"] == {"exact, mixquant-fp8": 3, "exact_default, mixquant-fp8": 3}
+    assert "uniform" not in table(found)
+
+
+def test_engines_come_in_groups_that_fit() -> None:
+    config = SHAPES["qwen3-8b"]
+    large, small = (groups(COLUMNS, CASES, config, total, agents=True) for total in (140.0, 79.0))
+    assert [group.columns for group in large] == [COLUMNS, ("exact", "mixquant-fp8")]
+    assert [group.columns for group in small] == [
+        ("exact", "uniform-fp8", "mixquant-fp8", "mixquant-fp8-exact-last"),
+        ("exact_default", "mixquant-fp8"),
+        ("exact", "mixquant-fp8"),
+    ]
+    for group in small:
+        assert sum(needed_gib(name, kv, config) for name, kv in group.kv.items()) < 79
+    assert [group.agents for group in small] == [False, False, True]
+    assert [group.agents for group in groups(COLUMNS, [], config, 79.0, agents=True)] == [True]
+    with pytest.raises(ConfigError, match="qwen3-4b"):
+        groups(COLUMNS, CASES, config, 40.0)
+
+
+def test_weights_of_the_plan_are_those_measured() -> None:
+    measured = {name: each["weight_bytes"] for name, each in json.loads(RESULTS.read_text())["engines"].items()}
+    config = SHAPES["qwen3-8b"]
+    for name, weights in measured.items():
+        planned = needed_gib(name, 0.0, config) - needed_gib(
+            name, 0.0, {**config, "num_hidden_layers": 0, "vocab_size": 0}
+        )
+        assert planned == pytest.approx(weights / 2**30, rel=0.01)
+
+
+def test_threads_are_kept_on_the_cores_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept: dict[int, list[int]] = {}
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: kept.update({thread: list(cores)}))
+    for thread in (os.getpid(), 7, 8):
+        (tmp_path / str(thread)).mkdir()
+    assert pin_threads([2, 3, 4], tmp_path) == 3
+    assert kept == {os.getpid(): [2], 7: [3, 4], 8: [3, 4]}
+
+
 def test_state_survives_and_is_continued(tmp_path: Path) -> None:
-    state = State(tmp_path / "state.json", [{"cold_64": {"exact": [1.0]}}], {"model": "m"})
+    state = State(tmp_path / "state.json", info={"model": "m"})
+    run = state.run_of(["exact"], CASES[:1])
+    run.rounds.append({"cold_64": {"exact": [1.0]}})
     state.save()
     again = State.load(tmp_path / "state.json")
-    assert (again.rounds, again.info) == (state.rounds, state.info)
-    assert State.load(tmp_path / "none.json").rounds == []
+    assert (again.runs, again.info) == (state.runs, state.info)
+    assert again.run_of(["exact"], CASES[:1]).rounds == run.rounds
+    assert again.run_of(["exact"], CASES[:2]).rounds == []
+    assert State.load(tmp_path / "none.json").runs == []
 
 
 def test_all_columns_but_vllms_defaults_share_graph_sizes() -> None:
@@ -66,6 +124,8 @@ def test_no_gpu_and_unknown_names_are_refused() -> None:
         run_prefill()
     with pytest.raises(ConfigError, match="no column 'int3'"):
         run_prefill(columns=["int3"])
+    with pytest.raises(ConfigError, match="no case 'cold_3'"):
+        run_prefill(cases=["cold_3"])
     with pytest.raises(ConfigError, match="choose one of h200"):
         roofline.predict("qwen3-8b", "abacus")
     with pytest.raises(ConfigError, match="no model shape"):
@@ -118,6 +178,6 @@ def test_turns_of_a_round_count_each() -> None:
         {"cold_64": {"exact": [2.0, 2.2, 2.1, 4.0, 4.4, 4.2], "mixquant-fp8": [1.0, 1.1, 1.05, 2.0, 2.2, 2.1]}}
     ] * 2
     assert per_turn(rounds, "cold_64", "exact", 2) == [2.1, 4.2, 2.1, 4.2]
-    found = report({"turns": {"cold_64": 2}}, rounds)["speedup"]["cold_64"]
+    found = report({}, [Run(["exact", "mixquant-fp8"], {"cold_64": 2}, rounds)])["speedup"]["cold_64"]
     assert found["pairs"] == 4
     assert found["low95"] == pytest.approx(2.0)

@@ -1,0 +1,159 @@
+"""Which engines of ``mixquant bench prefill`` live together: as many as fit into the GPU's memory. Pure.
+
+Engines that are compared must be alive at once and take turns. Where not all fit, they come in groups, one after
+another: first ``exact`` and ``mixquant-fp8`` with whatever else fits, then the others, each group with ``mixquant-fp8``
+again, so that every comparison is one of neighbours. The agents need more KV cache than the single requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["CASES", "COLUMNS", "OURS", "PAIR", "Case", "Group", "engine_of", "groups", "kv_gib", "needed_gib"]
+
+COLUMNS = ("exact_default", "exact", "uniform-fp8", "mixquant-fp8", "mixquant-fp8-exact-last")
+OURS = "mixquant-fp8"
+PAIR = ("exact", OURS)
+GIB = 2**30
+AGENT_TOKENS = 118_000
+"""KV slots that 32 agents keep in use: a shared beginning, each one's own context, prompts and answers."""
+OVERHEAD_GIB = {"exact_default": 2.2, "exact": 2.6, "uniform-fp8": 2.2, OURS: 4.2}
+"""Beside weights and KV cache, for the 8B shape: activations of 8192 rows, captured graphs, the CUDA context."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        request: what the worker is asked to do.
+        turns: how often the pair takes turns within a round.
+        pair_only: the other engines do not run it.
+        tokens: KV slots it takes.
+    """
+
+    name: str
+    request: dict[str, Any]
+    turns: int = 1
+    pair_only: bool = False
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Engines that are alive at once.
+
+    Attributes:
+        columns: what they measure; two columns may be one engine under two policies.
+        kv: GiB of KV cache by engine.
+        max_len: longest request in tokens.
+        cases: what they run, none where only the agents are wanted.
+        agents: whether the 32 agents run on them.
+    """
+
+    columns: tuple[str, ...]
+    kv: Mapping[str, float]
+    max_len: int
+    cases: tuple[Case, ...] = field(default=())
+    agents: bool = False
+
+
+def _prefill(cached: int, tokens: int, repeats: int, turns: int) -> Case:
+    name = f"warm_{cached}_{tokens}" if cached else f"cold_{tokens}"
+    request = {"do": "prefill", "tokens": tokens, "cached": cached, "repeats": repeats}
+    return Case(name, request, turns, tokens=cached + tokens)
+
+
+def _mix(tokens: int) -> Case:
+    request = {"do": "mix", "batch": 8, "tokens": tokens, "repeats": 4}
+    return Case(f"mix_8_{tokens}", request, 2, pair_only=True, tokens=tokens + 8 * 256)
+
+
+CASES = [
+    *(_prefill(0, n, 3, 10) for n in (64, 128, 256)),
+    *(_prefill(0, n, 3, 8) for n in (512, 1024)),
+    *(_prefill(0, n, r, t) for n, r, t in ((2048, 3, 6), (4096, 2, 4), (8192, 2, 3), (16384, 1, 2), (32000, 1, 2))),
+    *(_prefill(8192, n, 3, 10) for n in (64, 128, 256)),
+    *(_prefill(8192, n, 3, 8) for n in (512, 1024, 2048)),
+    *(_mix(n) for n in (256, 768, 1536)),
+    *(Case(f"tpot_{b}", {"do": "decode", "batch": b, "tokens": 72}, 2, tokens=256 * b) for b in (1, 8, 32)),
+]
+"""The smaller a case, the more it is disturbed by the host's moods, and the more turns it takes."""
+
+
+def engine_of(column: str) -> str:
+    """The engine behind a column."""
+    return OURS if column.startswith("mixquant") else column
+
+
+def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Query heads, key-value heads, and their width."""
+    query = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // query
+    return query, config.get("num_key_value_heads") or query, width
+
+
+def _linear(config: Mapping[str, Any]) -> int:
+    query, cached, width = _heads(config)
+    heads = width * 2 * (query + cached)
+    each = config["hidden_size"] * (heads + 3 * config["intermediate_size"])
+    return int(config["num_hidden_layers"] * each)
+
+
+def kv_gib(tokens: int, config: Mapping[str, Any]) -> float:
+    """GiB of KV cache in 16 bits that hold ``tokens``, and some to spare."""
+    _, cached, width = _heads(config)
+    each = config["num_hidden_layers"] * 4 * cached * width
+    return round(1.05 * (tokens + 64) * each / GIB + 0.05, 2)
+
+
+def needed_gib(engine: str, kv: float, config: Mapping[str, Any]) -> float:
+    """GiB of GPU memory that an engine takes, ``kv`` of them for its cache."""
+    embedding = config["vocab_size"] * config["hidden_size"] * (2 if config.get("tie_word_embeddings") else 4)
+    each = {"uniform-fp8": 1, OURS: 3}.get(engine, 2)
+    return (embedding + each * _linear(config)) / GIB + kv + OVERHEAD_GIB[engine]
+
+
+def groups(
+    columns: Sequence[str], cases: Sequence[Case], config: Mapping[str, Any], total_gib: float, agents: bool = False
+) -> list[Group]:
+    """Who lives with whom on a GPU of ``total_gib``.
+
+    Raises:
+        ConfigError: an engine, or the two that must be compared, does not fit.
+    """
+    kv = kv_gib(max((case.tokens for case in cases), default=0), config)
+    max_len = max((case.tokens for case in cases), default=0) + 64
+    room = 0.99 * total_gib
+    names = list(dict.fromkeys(map(engine_of, columns)))
+    base = [name for name in PAIR if name in names]
+    others = sorted((name for name in names if name not in PAIR), key=lambda name: needed_gib(name, kv, config))
+    found: list[list[str]] = [base] if base else []
+    for name in others:
+        if found and sum(needed_gib(each, kv, config) for each in [*found[-1], name]) <= room:
+            found[-1].append(name)
+        else:
+            found.append([OURS, name] if OURS in names else [name])
+    planned = []
+    for place, each in enumerate(found):
+        mine = [c for c in columns if engine_of(c) in each and (place == 0 or c in each)]
+        _fits(each, dict.fromkeys(each, kv), config, total_gib)
+        planned.append(Group(tuple(mine), dict.fromkeys(each, kv), max_len, tuple(cases)))
+    if agents and set(PAIR) <= set(names):
+        large = dict.fromkeys(PAIR, kv_gib(AGENT_TOKENS, config))
+        _fits(PAIR, large, config, total_gib)
+        planned.append(Group(PAIR, large, 12_288, agents=True))
+    return planned if cases else [group for group in planned if group.agents]
+
+
+def _fits(names: Sequence[str], kv: Mapping[str, float], config: Mapping[str, Any], total_gib: float) -> None:
+    needed = sum(needed_gib(name, kv[name], config) for name in names)
+    if needed > total_gib:
+        raise ConfigError(
+            f"{' and '.join(names)} take {needed:.0f} GiB together, and this GPU has {total_gib:.0f}: choose a smaller "
+            "shape (--model qwen3-4b), shorter --cases, or one column at a time"
+        )
