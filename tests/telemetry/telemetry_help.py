@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from mixquant_agents.records import TurnRecord
+from mixquant_agents.telemetry import StoreRecorder
+from mixquant_agents.telemetry.store import TurnStore
 
 _numbers = itertools.count()
 EPOCH = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -31,3 +34,14 @@ def make_turn(seconds: float = 0.0, **values: Any) -> TurnRecord:
         "timing_source": "engine", "finish_reason": "stop",
     }  # fmt: skip
     return TurnRecord(**{**base, **values})
+
+
+def stored(path: Path, *turns: TurnRecord, **options: Any) -> TurnStore:
+    """A store at ``path`` that holds ``turns``."""
+    recorder = StoreRecorder(path, **options)
+    for turn in turns:
+        recorder.record(turn)
+    recorder.close()
+    assert recorder.problem is None
+    assert recorder.dropped == 0
+    return TurnStore(path)
