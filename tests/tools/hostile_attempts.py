@@ -19,6 +19,10 @@ CALCULATOR = [
     "exec('1')", "eval('1')", "lambda: 1", "[x for x in (1,)]", "a := 1", "1 if 1 else 2", "'a' * 10**9", "f'{1}'",
     "0x" + "f" * 600,
     "1_000 ** 1_000", "\x00", "globals()", "round(1, 10^9)", "gcd(1)", "9" * 501,
+    "(1+10^-30)^(10^40)", "cosh(10^6)", "sin(10^999)", "lcm(" + ",".join(["9" * 60] * 9) + ")",
+    "10^999 % 10^-999 + 10^1000",
+    "𝟗^𝟗^𝟗^𝟗", "²", "9\u200b9", "1\u2044 0", "sqrt(" * 50 + "2" + ")" * 50, "99^99^99",
+    "1e500^3", "NaN", "Infinity", "-inf",
 ]  # fmt: skip
 
 PATHS = [
@@ -32,6 +36,15 @@ PATHS = [
     "..%2fsecret.txt/../../secret.txt",
     "/proc/self/environ", "/dev/zero", "linkdir/../secret.txt", "new\nline", "sub/..",
     "....//secret.txt/../../../secret.txt",
+    "/proc/self/root/etc/passwd", "/proc/self/fd/0", "/dev/tty", "link.txt/", "linkdir/.", "pipe/x",
+    "\u202etxt.terces/..",
+    "\\\\host\\share", "c:secret.txt", "sub/\x7f",
+]  # fmt: skip
+
+# Names that look like a way out and are none: there is no such file, and one of that name may be written.
+LOOKALIKES = [
+    "\uff0e\uff0e/secret.txt", "\u2025/secret.txt", "..\u2215secret.txt", "sub/\u200b../secret.txt",
+    "%2e%2e/secret.txt", "note.txt:stream",
 ]  # fmt: skip
 
 SQL = [
@@ -51,6 +64,22 @@ SQL = [
     "SELECT " + ",".join(["1"] * 3_000), "SELECT * FROM people WHERE name = '" + "x" * 11_000 + "'",
     "SELECT max(x) FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION SELECT x+1 FROM c) SELECT x FROM c)",
     "DETACH DATABASE main", "ALTER TABLE people ADD COLUMN z",
+    # one function that runs for minutes, or fills the memory, where no interrupt reaches it
+    "SELECT trim(hex(zeroblob(90000)), replace(hex(zeroblob(45000)), '0', 'b') || '0')",
+    "SELECT sum(instr(hex(zeroblob(90000)) || x, hex(zeroblob(45000)) || 'b')) FROM (SELECT a.x FROM big a, big b)",
+    "SELECT replace(hex(zeroblob(90000)), '0', hex(zeroblob(1000)))",
+    "SELECT json_group_array(hex(zeroblob(90000))) FROM big a, big b",
+    "SELECT json_group_object(a.x, hex(zeroblob(90000))) FROM big a, big b",
+    "SELECT json_patch('{\"a\": 1}', '{\"b\": 2}')",
+    f"SELECT {','.join(['y'] * 1_500)} FROM (SELECT hex(zeroblob(90000)) y FROM big)",  # noqa: S608 # constants
+    f"SELECT {','.join(['zeroblob(190000)'] * 500)} FROM big",  # noqa: S608 # constants
+    "SELECT x FROM (SELECT hex(zeroblob(90000)) || a.x x FROM big a, big b) ORDER BY x",
+    "SELECT count(*) FROM big a, big b, big c WHERE hex(zeroblob(90000)) || a.x LIKE '%0%0%0%0%0%0%0%0%0%1'",
+    "SELECT sum(x) OVER (ORDER BY x) FROM (SELECT a.x FROM big a, big b)",
+    "SELECT * FROM pragma_table_info('people')", "SELECT * FROM pragma_database_list", "SELECT * FROM dbstat",
+    "SELECT * FROM sqlite_dbpage", "SELECT * FROM json_each('[1, 2]')", "SELECT fts3_tokenizer('simple')",
+    "EXPLAIN SELECT 1; ATTACH 'x' AS y", "/* harmless */ PRAGMA user_version = 7",
+    "WITH RECURSIVE c(x) AS (SELECT hex(zeroblob(90000)) UNION ALL SELECT x || 'a' FROM c) SELECT count(*) FROM c",
 ]  # fmt: skip
 
 PYTHON = [
@@ -103,6 +132,10 @@ UNITS: list[dict[str, Any]] = [
     {"value": float("inf"), "source": "m", "target": "km"}, {"value": 1, "source": "blorb", "target": "m"},
     {"value": 1e308, "source": "lightyear", "target": "nanometer**9"},
     {"value": 1, "source": "m;import os", "target": "m"},
+    {"value": 1, "source": "m" * 79 + "!", "target": "m"}, {"value": 1, "source": "m", "target": "m" * 40 + "*" * 40},
+    {"value": 1, "source": "_" * 79, "target": "m"}, {"value": 1, "source": "m" + " per s" * 13, "target": "m"},
+    {"value": 1, "source": "m^" * 39, "target": "m"}, {"value": float("nan"), "source": "m", "target": "km"},
+    {"value": 1, "source": "m\nimport os", "target": "m"}, {"value": 1, "source": "__class__", "target": "m"},
 ]  # fmt: skip
 
 TIMES: list[tuple[str, dict[str, Any]]] = [
@@ -119,6 +152,7 @@ def attempts() -> list[tuple[str, dict[str, Any]]]:
     return [
         *(("calculator", {"expression": text}) for text in CALCULATOR),
         *(("read_file", {"path": path}) for path in PATHS),
+        *(("read_file", {"path": path}) for path in LOOKALIKES),
         *(("write_file", {"path": path, "text": "overwritten"}) for path in PATHS if path not in ("no/such/file",)),
         ("write_file", {"path": "huge.txt", "text": "x" * 150_000}),
         ("write_file", {"path": "huge.txt", "text": "x" * 300_000}),

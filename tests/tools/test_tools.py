@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import sys
+import tempfile
 import time
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mixquant_tools.calculator import calculate
 from mixquant_tools.clock import convert_units, time_tools
@@ -154,6 +159,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
+
+
+@settings(max_examples=150, deadline=None)
+@given(*[st.text(alphabet="aabé' ", max_size=6)] * 3)
+def test_functions_that_are_replaced_answer_as_sqlites_own(text: str, part: str, other: str) -> None:
+    x, y, z = ("'" + value.replace("'", "''") + "'" for value in (text, part, other))
+    query = f"SELECT instr({x}, {y}), replace({x}, {y}, {z}), trim({x}, {y}), ltrim({x}, {y}), rtrim({x}, {y}), instr(x'61', {y}), replace(12, 1, {z}), trim(NULL, {y})"  # noqa: E501 # no one else's words
+    with tempfile.NamedTemporaryFile(suffix=".db") as file, closing(sqlite3.connect(":memory:")) as plain:
+        assert Database(file.name).query(query)[1] == [plain.execute(query).fetchone()]
 
 
 @pytest.mark.slow

@@ -26,7 +26,11 @@ MAX_OUTPUT_CHARS = 20_000
 _log = logging.getLogger(__name__)
 # Chat markers in data would become special tokens once the prompt is tokenized: a document could then end its own
 # message and speak as the system. A blank inside keeps them readable and harmless.
-_MARKERS = re.compile(r"<(?=\|[A-Za-z0-9_ ]{1,40}\|>|/?tool_(?:call|response|calls|responses)\b|/?think\b|/?tools>)")
+_MARKERS = re.compile(
+    r"[<\[](?=\|[A-Za-z0-9_ ]{1,40}\|>|[｜|][^\n<>]{1,40}[｜|]>"  # ChatML, Llama, Phi; DeepSeek's wide bars
+    r"|/?tool_(?:calls?|responses?)\b|/?think\b|/?tools>|/?(?:s|bos|eos|pad|unk)>|(?:start|end)_of_turn>"
+    r"|/?(?:INST|SYSTEM_PROMPT|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS)\])"
+)
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x85\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udfff]"
 )
@@ -34,7 +38,7 @@ _CONTROL = re.compile(
 
 def clean(text: str) -> str:
     """``text`` without control characters, direction overrides, lone surrogates and live chat markers."""
-    return _MARKERS.sub("< ", _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+    return _MARKERS.sub(lambda found: found[0] + " ", _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 def clip(text: str, limit: int = MAX_OUTPUT_CHARS) -> str:

@@ -17,10 +17,12 @@ from mixquant_tools.errors import LimitError, ToolInputError, require
 
 __all__ = ["convert_units", "time_tools", "unit_tool"]
 
-# A full grammar of what may reach pint: names with a power of one digit, joined by * / or a blank. pint's own parser
-# would also work out numbers, and 9**9**9 would keep it busy for good.
+# A full grammar of what may reach pint: names with a power of one digit, joined by * / "per" or a blank. pint's own
+# parser would also work out numbers, and 9**9**9 would keep it busy for good. What joins is never empty: else the
+# expression itself would try every way to cut a long name.
 _UNIT = re.compile(
-    r"[A-Za-zµμ°Ω%_]{1,40}(?:(?:\^|\*\*)-?[1-9])?(?:\s?(?:[*/·]|per)?\s?[A-Za-zµμ°Ω_]{1,40}(?:(?:\^|\*\*)-?[1-9])?){0,5}"
+    r"[A-Za-zµμ°Ω%_]{1,40}(?:(?:\^|\*\*)-?[1-9])?"
+    r"(?:(?:\s?[*/·]\s?|\s(?:per\s)?)[A-Za-zµμ°Ω_]{1,40}(?:(?:\^|\*\*)-?[1-9])?){0,5}"
 )
 _ALIASES = {
     "°c": "degC",

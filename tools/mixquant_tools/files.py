@@ -8,6 +8,7 @@ and pipes are refused, too.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ __all__ = ["Folder"]
 _MAX_DEPTH = 16
 _MAX_PATH = 1_000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -93,9 +95,9 @@ class Folder:
         data = text.encode("utf-8", "surrogatepass")
         if len(data) > self._max_file:
             raise LimitError(f"the text has {len(data)} bytes, the limit for one file is {self._max_file}")
+        missing, old = self._standing(parts, path)
+        self._check_room(len(data) - old, missing)  # before any folder is made
         with self._parent(parts, make=True) as parent, _os_errors(path):
-            old = self._stat(parent, parts[-1], path)
-            self._check_room(len(data) - old, new=len(parts) if old == 0 else 0)
             draft = f".{secrets.token_hex(8)}.draft"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
@@ -109,7 +111,8 @@ class Folder:
         return len(data)
 
     def entries(self, path: str = "") -> list[tuple[str, int]]:
-        """``(path, bytes)`` of the files below ``path``, in order; links and special files are left out.
+        """``(path, bytes)`` of the files below ``path``, in order; links, special files and what has a name that
+        could not be asked for are left out.
 
         Raises:
             LimitError: more than ``max_files``.
@@ -117,14 +120,15 @@ class Folder:
         parts = _parts(path)
         found: list[tuple[str, int]] = []
         with self._parent([*parts, "x"]) as top:
-            for name, size, _ in self._walk(top, "/".join(parts), 0):
-                found.append((name, size))
+            for name, size, is_file in self._walk(top, "/".join(parts), 0):
+                if is_file and not _CONTROL.search(name):
+                    found.append((name, size))
                 if len(found) > self._max_files:
                     raise LimitError(f"more than {self._max_files} files; name a folder further down")
         return sorted(found)
 
-    def _walk(self, folder: int, prefix: str, depth: int) -> Iterator[tuple[str, int, int]]:
-        """``(path, bytes, 1)`` of each plain file below the open ``folder``."""
+    def _walk(self, folder: int, prefix: str, depth: int) -> Iterator[tuple[str, int, bool]]:
+        """``(path, bytes, whether it is a file)`` of each plain file and folder below the open ``folder``."""
         for name in sorted(os.listdir(folder)):
             try:
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
@@ -132,32 +136,38 @@ class Folder:
                 continue
             path = f"{prefix}/{name}" if prefix else name
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                yield path, status.st_size, 1
+                yield path, status.st_size, True
             elif stat.S_ISDIR(status.st_mode) and depth < _MAX_DEPTH:
-                inner = os.open(name, _DIRECTORY, dir_fd=folder)
+                yield path, 0, False
+                try:
+                    inner = os.open(name, _DIRECTORY, dir_fd=folder)
+                except OSError:  # not ours to read, or no folder any more
+                    continue
                 try:
                     yield from self._walk(inner, path, depth + 1)
                 finally:
                     os.close(inner)
 
     def _check_room(self, more_bytes: int, new: int) -> None:
-        files = total = 0
+        count = total = 0
         with self._parent(["x"]) as top:
-            for _, size, one in self._walk(top, "", 0):
-                files, total = files + one, total + size
-        if files + new > self._max_files:
-            raise LimitError(f"the folder is full: it may hold {self._max_files} files")
+            for _, size, _ in self._walk(top, "", 0):
+                count, total = count + 1, total + size
+        if count + new > self._max_files:
+            raise LimitError(f"the folder is full: it may hold {self._max_files} files and folders")
         if total + more_bytes > self._max_total:
             raise LimitError(f"the folder is full: it may hold {self._max_total} bytes")
 
-    def _stat(self, parent: int, name: str, path: str) -> int:
-        """Bytes of the plain file ``name``; 0 if there is none."""
-        try:
-            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        except FileNotFoundError:
-            return 0
+    def _standing(self, parts: list[str], path: str) -> tuple[int, int]:
+        """How many components of ``parts`` do not exist yet, and the bytes of the plain file at their end."""
+        for place, name in enumerate(parts):
+            with self._parent(parts[: place + 1]) as parent:
+                try:
+                    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                except FileNotFoundError:
+                    return len(parts) - place, 0
         self._check_plain(status, path)
-        return status.st_size
+        return 0, status.st_size
 
     def _check_plain(self, status: os.stat_result, path: str) -> None:
         if stat.S_ISDIR(status.st_mode):
@@ -194,7 +204,7 @@ def _parts(path: str) -> list[str]:
     """
     if len(path) > _MAX_PATH:
         raise LimitError(f"the path has {len(path)} characters, the limit is {_MAX_PATH}")
-    if any(ord(letter) < 32 or ord(letter) == 127 or 0xD800 <= ord(letter) <= 0xDFFF for letter in path):
+    if _CONTROL.search(path):
         raise ToolInputError("the path holds control characters")
     if path.startswith(("/", "\\", "~")) or "\\" in path or "://" in path or path[1:2] == ":":
         raise AccessDeniedError(f"{path[:80]!r} is not a path below this folder; give one like notes/today.txt")

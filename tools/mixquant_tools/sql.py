@@ -1,11 +1,16 @@
-"""Questions to an SQLite database: read-only connection, an authorizer, time, row and size limits."""
+"""Questions to an SQLite database: read-only connection, an authorizer, time, row and size limits.
+
+The time limit is an interrupt, which SQLite heeds between rows, not within a function. So no value may be long, and the
+functions whose time or memory grows faster than their arguments are replaced or refused.
+"""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-import time
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,15 @@ from mixquant_tools.errors import AccessDeniedError, LimitError, ToolInputError,
 __all__ = ["Database", "sql_tools"]
 
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE})
-_FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit", "zipfile"})
+_FORBIDDEN_FUNCTIONS = frozenset(
+    {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit", "zipfile"}
+    | {"json_group_array", "json_group_object", "json_patch", "json_pretty"}  # grow without bound, or quadratic
+)
 _MAX_SQL = 10_000
-_STEPS_BETWEEN_CHECKS = 2_000
+_MAX_VALUE = 200_000
+"""Longest text or blob, in bytes."""
+_MAX_COLUMNS = 250
+_MAX_TRIMMED = 100
 
 
 class Database:
@@ -50,14 +61,31 @@ class Database:
         connection.execute("PRAGMA query_only=ON")
         connection.execute("PRAGMA trusted_schema=OFF")  # views and triggers of a hostile file call nothing dangerous
         connection.execute("PRAGMA cell_size_check=ON")
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # reads the schema, whatever its size
+        for name, count, function in _SAFER:
+            connection.create_function(name, count, function, deterministic=True)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_COLUMN, _MAX_COLUMNS)
         connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, _MAX_SQL)
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100)
         connection.setlimit(sqlite3.SQLITE_LIMIT_EXPR_DEPTH, 100)
         connection.setlimit(sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 20)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        most = 4 * self._max_cell + 4  # bytes that surely hold one character more than is shown
+        connection.text_factory = lambda data: data[:most].decode("utf-8", "replace")
         return connection
+
+    @contextmanager
+    def _in_time(self, connection: sqlite3.Connection) -> Iterator[None]:
+        """Interrupts the connection when its time is up."""
+        timer = threading.Timer(self._seconds, connection.interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # the connection must not be closed under it
 
     def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]], bool]:
         """Run one ``SELECT``.
@@ -78,10 +106,8 @@ class Database:
                 return sqlite3.SQLITE_DENY
             return sqlite3.SQLITE_OK
 
-        deadline = time.monotonic() + self._seconds
-        with closing(self._connect()) as connection:
+        with closing(self._connect()) as connection, self._in_time(connection):
             connection.set_authorizer(authorize)
-            connection.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS_BETWEEN_CHECKS)
             try:
                 cursor = connection.execute(sql)
                 rows = cursor.fetchmany(self._max_rows + 1)
@@ -102,6 +128,12 @@ class Database:
             return LimitError(f"the statement ran longer than {self._seconds:g} s and was stopped; ask for less")
         if "too big" in text or "too large" in text or "too complex" in text:
             return LimitError(f"the statement or a value is too large ({text})")
+        if "too many columns" in text:
+            return LimitError(f"an answer may have {_MAX_COLUMNS} columns; name those you need")
+        if "user-defined function" in text:
+            return LimitError(
+                f"replace, or trim with more than {_MAX_TRIMMED} characters to trim, was asked for too much"
+            )
         if "one statement" in text:
             return ToolInputError("send one statement at a time")
         if "readonly" in text:
@@ -111,6 +143,7 @@ class Database:
     def schema(self) -> str:
         """The ``CREATE`` statements of all tables and views."""
         with closing(self._connect()) as connection:
+            connection.text_factory = lambda data: data.decode("utf-8", "replace")
             query = "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') AND sql IS NOT NULL ORDER BY name"
             return ";\n".join(str(row[0]) for row in connection.execute(query))
 
@@ -131,6 +164,48 @@ class Database:
             return f"<{len(value)} bytes>"
         text = str(value).replace("\n", "\\n")
         return text if len(text) <= self._max_cell else f"{text[: self._max_cell]}…"
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _instr(text: Any, part: Any) -> int | None:
+    if text is None or part is None:
+        return None
+    if isinstance(text, bytes) and isinstance(part, bytes):
+        return text.find(part) + 1
+    return _text(text).find(_text(part)) + 1
+
+
+def _replace(text: Any, old: Any, new: Any) -> str | None:
+    if text is None or old is None or new is None:
+        return None
+    whole, part, other = _text(text), _text(old), _text(new)
+    if not part:
+        return whole
+    if len(whole) + whole.count(part) * (len(other) - len(part)) > _MAX_VALUE:
+        raise ValueError("the result is too long")
+    return whole.replace(part, other)
+
+
+def _trimmer(method: str) -> Callable[[Any, Any], str | None]:
+    def trim(text: Any, marks: Any) -> str | None:
+        if text is None or marks is None:
+            return None
+        if len(_text(marks)) > _MAX_TRIMMED:
+            raise ValueError("too many characters to trim")
+        return str(getattr(_text(text), method)(_text(marks)))
+
+    return trim
+
+
+_SAFER: tuple[tuple[str, int, Callable[..., Any]], ...] = (
+    ("instr", 2, _instr),
+    ("replace", 3, _replace),
+    *((name, 2, _trimmer(method)) for name, method in (("trim", "strip"), ("ltrim", "lstrip"), ("rtrim", "rstrip"))),
+)
+"""SQLite's own take time that grows with the product of their arguments' lengths; these do the same in linear time."""
 
 
 class QueryArguments(BaseModel):
