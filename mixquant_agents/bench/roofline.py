@@ -59,10 +59,12 @@ PAPER_5090 = {2048: 3.51, 4096: 3.20, 8192: 2.80, 16384: 2.42, 32000: 1.96}
 
 _ROWS = (16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384)
 _RATES = {
-    "exact": (55, 216, 410, 486, 643, 699, 758, 782, 790, 794, 762, 722, 680, 650),
-    "fp8": (64, 256, 517, 637, 938, 1100, 1319, 1284, 1460, 1435, 1441, 1394, 1377, 1346),
+    "h200": {
+        "exact": (55, 216, 410, 486, 643, 699, 758, 782, 790, 794, 762, 722, 680, 650),
+        "fp8": (64, 256, 517, 637, 938, 1100, 1319, 1284, 1460, 1435, 1441, 1394, 1377, 1346),
+    },
 }
-"""TFLOP/s of all matrix products of a Qwen3-8B layer together on one H200, by number of rows."""
+"""TFLOP/s of all matrix products of a Qwen3-8B layer together, by GPU and number of rows."""
 
 _MEASURED: tuple[tuple[Mode, str], ...] = (("exact", "exact"), ("fp8", "mixquant-fp8"))
 """Modes and their columns of the result file."""
@@ -103,25 +105,27 @@ class Fit:
     """Fitted on one GPU.
 
     Attributes:
+        gpu: its key in ``GPUS``.
         attention: FLOP/s.
         elementwise: bytes moved per token, layer and hidden element, by mode.
         fixed: seconds per request.
         per_token: seconds per token of the prompt, cached ones included.
     """
 
+    gpu: str
     attention: float
     elementwise: Mapping[str, float]
     fixed: float
     per_token: float
 
 
-H200 = Fit(attention=641.4e12, elementwise={"exact": 63.75, "fp8": 79.11}, fixed=4.592e-3, per_token=3.81e-7)
+H200 = Fit("h200", attention=641.4e12, elementwise={"exact": 63.75, "fp8": 79.11}, fixed=4.592e-3, per_token=3.81e-7)
 """``fit`` of ``docs/results/prefill-h200.json``; a test fits it again."""
 
 
-def _rate(mode: Mode, rows: float) -> float:
-    """FLOP/s of the matrix products on an H200, interpolated in the logarithm of rows."""
-    rates = _RATES["exact" if mode == "exact" else "fp8"]
+def _rate(mode: Mode, rows: float, measured_on: str) -> float:
+    """FLOP/s of the matrix products, interpolated in the logarithm of rows."""
+    rates = _RATES[measured_on]["exact" if mode == "exact" else "fp8"]
     if rows <= _ROWS[0]:
         return rates[0] * 1e12 * rows / _ROWS[0]
     if rows >= _ROWS[-1]:
@@ -137,15 +141,17 @@ def _chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
     return [(min(CHUNK, tokens - at), cached + at) for at in range(0, tokens, CHUNK)]
 
 
-def _features(shape: ModelShape, tokens: int, cached: int, mode: Mode, gpu: Gpu) -> tuple[float, float, float]:
+def _features(
+    shape: ModelShape, tokens: int, cached: int, mode: Mode, gpu: Gpu, measured_on: str
+) -> tuple[float, float, float]:
     """Seconds in matrix products, attention FLOP, token-layer-hidden elements."""
-    base = GPUS["h200"]
+    base = GPUS[measured_on]
     scale = {"exact": gpu.bf16 / base.bf16, "fp8": gpu.fp8 / base.fp8, "nvfp4": (gpu.fp4 or 0.0) / base.fp8}[mode]
     if not scale:
         raise ConfigError(f"{gpu.name} has no FP4 arithmetic; predict FP8 for it")
     products, attention, elements = 0.0, 0.0, 0.0
     for new, before in _chunks(tokens, cached):
-        arithmetic = 2 * new * shape.weights / (_rate(mode, new) * scale)
+        arithmetic = 2 * new * shape.weights / (_rate(mode, new, measured_on) * scale)
         reading = shape.weights * _BYTES[mode] / (0.85 * gpu.bandwidth)
         products += max(arithmetic, reading)
         attention += 4 * shape.layers * shape.heads * shape.head_dim * new * (before + new / 2)
@@ -155,8 +161,8 @@ def _features(shape: ModelShape, tokens: int, cached: int, mode: Mode, gpu: Gpu)
 
 def seconds(shape: ModelShape, tokens: int, cached: int, mode: Mode, found: Fit, gpu: Gpu) -> float:
     """Time to read ``tokens`` new tokens behind ``cached`` ones."""
-    base = GPUS["h200"]
-    products, attention, elements = _features(shape, tokens, cached, mode, gpu)
+    base = GPUS[found.gpu]
+    products, attention, elements = _features(shape, tokens, cached, mode, gpu, found.gpu)
     moved = found.elementwise["exact" if mode == "exact" else "fp8"] * elements
     host = found.fixed + found.per_token * (tokens + cached)
     return products + attention / (found.attention * gpu.bf16 / base.bf16) + moved / gpu.bandwidth + host
@@ -168,16 +174,18 @@ def _case(name: str) -> tuple[int, int]:
     return (int(numbers[0]), 0) if kind == "cold" else (int(numbers[1]), int(numbers[0]))
 
 
-def fit(ms: Mapping[str, Mapping[str, float]], shape: ModelShape, cases: Sequence[str] = FIT_CASES) -> Fit:
+def fit(
+    ms: Mapping[str, Mapping[str, float]], shape: ModelShape, measured_on: str, cases: Sequence[str] = FIT_CASES
+) -> Fit:
     """Least squares of relative errors over ``cases`` of a result file's ``ms``, both modes together."""
     import numpy as np
 
-    gpu = GPUS["h200"]
+    gpu = GPUS[measured_on]
     rows, rest = [], []
     for name in cases:
         tokens, cached = _case(name)
         for mode, column in _MEASURED:
-            products, attention, elements = _features(shape, tokens, cached, mode, gpu)
+            products, attention, elements = _features(shape, tokens, cached, mode, gpu, measured_on)
             measured = ms[name][column] / 1e3
             moved = elements / gpu.bandwidth
             row = [attention, moved if mode == "exact" else 0.0, moved if mode == "fp8" else 0.0, 1.0, tokens + cached]
@@ -187,7 +195,7 @@ def fit(ms: Mapping[str, Mapping[str, float]], shape: ModelShape, cases: Sequenc
     scale = matrix.max(axis=0)
     solution = np.linalg.lstsq(matrix / scale, np.asarray(rest), rcond=None)[0] / scale
     attention, exact, fp8, fixed, per_token = map(float, solution)
-    return Fit(1 / attention, {"exact": exact, "fp8": fp8}, fixed, per_token)
+    return Fit(measured_on, 1 / attention, {"exact": exact, "fp8": fp8}, fixed, per_token)
 
 
 def held_out_errors(
@@ -200,7 +208,7 @@ def held_out_errors(
             continue
         tokens, cached = _case(name)
         errors[name] = {
-            column: seconds(shape, tokens, cached, mode, found, GPUS["h200"]) * 1e3 / row[column] - 1
+            column: seconds(shape, tokens, cached, mode, found, GPUS[found.gpu]) * 1e3 / row[column] - 1
             for mode, column in _MEASURED
         }
     return errors

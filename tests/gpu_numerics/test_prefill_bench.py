@@ -135,7 +135,7 @@ def test_no_gpu_and_unknown_names_are_refused() -> None:
 def test_roofline_is_fitted_to_the_committed_results_and_hits_the_held_out_sizes() -> None:
     ms = json.loads(RESULTS.read_text())["ms"]
     shape = roofline.ModelShape.of("qwen3-8b")
-    found = roofline.fit(ms, shape)
+    found = roofline.fit(ms, shape, "h200")
     assert found.attention == pytest.approx(roofline.H200.attention, rel=0.01)
     assert found.per_token == pytest.approx(roofline.H200.per_token, rel=0.01)
     assert found.fixed == pytest.approx(roofline.H200.fixed, rel=0.01)
