@@ -52,7 +52,7 @@ def _lines(given: list[str] | None, notes: Console) -> Iterator[str]:
     interactive = sys.stdin.isatty()
     while True:
         if interactive:
-            notes.print("[bold]you>[/bold] ", end="")
+            notes.print("you> ", style="bold", end="")
         line = sys.stdin.readline()
         if not line:
             return
@@ -80,7 +80,7 @@ async def _talk(
         messages.append(AIMessage(answer.content))
         turn = answer.response_metadata["turn"]
         turns.append({"message": line, "answer": str(answer.text), "turn": turn})
-        out.print(f"\n[dim]{_summary(turn)}[/dim]")
+        out.print(f"\n{_summary(turn)}", style="dim", soft_wrap=True)
     return {
         "model": capabilities.model,
         "policy": capabilities.policy,

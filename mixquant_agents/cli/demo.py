@@ -50,7 +50,7 @@ def command(
     notes = progress_console()
     out = notes if as_json else result_console()
     names = ", ".join(tool.name for tool in chosen) or "none"
-    notes.print(f"[dim]tools: {names}; files in {folder}[/dim]")
+    notes.print(f"tools: {names}; files in {folder}", style="dim", soft_wrap=True)
 
     async def go() -> demo.DemoResult:
         engine = VllmEngine(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), max_num_seqs=4))
@@ -72,27 +72,27 @@ _ANYWHERE = ("calculator", "time")
 
 
 def _narrate(out: Console) -> Any:
-    from rich.markup import escape
+    from rich.text import Text
 
     from mixquant_workflows.demo import DemoEvents
 
     def token(text: str) -> None:
-        out.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+        out.print(text, end="", soft_wrap=True)
 
     def call(name: str, arguments: dict[str, Any]) -> None:
         inner = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        out.print(f"[dim]calls[/dim]   {escape(f'{name}({inner})')}", highlight=False)
+        out.print(Text.assemble(("calls   ", "dim"), f"{name}({inner})"))
 
     def result(text: str) -> None:
         line, room = " ".join(text.split()), max(20, out.width - len("returns "))
         line = line if len(line) <= room else line[: room - 1] + "…"
-        out.print(f"[dim]returns {escape(line)}[/dim]", highlight=False)
+        out.print(f"returns {line}", style="dim")
 
     return DemoEvents(
         started=lambda seconds: out.print(
-            f"[dim]engine ready{'' if seconds is None else f' in {seconds:.1f} s'}[/dim]"
+            f"engine ready{'' if seconds is None else f' in {seconds:.1f} s'}", style="dim"
         ),
-        question=lambda text: out.print(f"\n\n[bold]{escape(text)}[/bold]", highlight=False),
+        question=lambda text: out.print(f"\n\n{text}", style="bold"),
         call=call,
         result=result,
         token=token,

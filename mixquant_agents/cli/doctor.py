@@ -19,24 +19,26 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
         print_json(report)
     else:
         from rich.table import Table
+        from rich.text import Text
 
         out = result_console()
         memory = report["memory_bytes"]
         size = "" if memory is None else f", {memory / 2**30:.0f} GiB"
-        out.print(f"[bold]{report['device'] or 'no device'}[/bold]  {report['cores']} cores{size}")
-        table = Table()
-        for name in ("format", "here", "why"):
-            table.add_column(name)
-        for name, support in report["formats"].items():
-            table.add_row(name, support["status"], support["reason"] or "")
-        out.print(table)
+        out.print(Text.assemble((report["device"] or "no device", "bold"), f"  {report['cores']} cores{size}"))
+        if report["formats"]:
+            table = Table()
+            for name in ("format", "here", "why"):
+                table.add_column(name)
+            for name, support in report["formats"].items():
+                table.add_row(name, support["status"], support["reason"] or "")
+            out.print(table)
         if report["auto"] is not None:
             reason = f": {report['auto']['reason']}" if report["auto"]["reason"] else ""
-            out.print(f"policy 'mixquant' reads in [bold]{report['auto']['prefill_format']}[/bold]{reason}")
+            out.print(f"policy 'mixquant' reads in {report['auto']['prefill_format']}{reason}", soft_wrap=True)
         embedded = report["embedded"]
-        out.print(f"embedded model: {embedded['source'] or embedded['reason']} (cache {embedded['cache']})")
+        out.print(f"embedded model: {embedded['source'] or embedded['reason']} (cache {embedded['cache']})", soft_wrap=True)
         out.print(", ".join(f"{name} {version}" for name, version in report["versions"].items()), style="dim")
         for problem in report["problems"]:
-            out.print(f"[red]problem:[/red] {problem}")
+            out.print(Text.assemble(("problem: ", "red"), problem), soft_wrap=True)
     if report["problems"]:
         raise typer.Exit(1)

@@ -1,4 +1,7 @@
-"""What a command prints: results on stdout, everything else on stderr."""
+"""What a command prints: results on stdout, everything else on stderr.
+
+The consoles read no markup: what is printed holds paths, names and answers, and ``[gpu]`` in one of them is meant.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 def result_console() -> Console:
     """For tables and answers: stdout."""
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def progress_console() -> Console:
     """For progress and notes: stderr."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)

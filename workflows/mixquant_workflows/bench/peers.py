@@ -45,20 +45,22 @@ class _Served(Side):
         return 0.0
 
 
-async def _vllm_serve(plan: PeersPlan) -> dict[str, Any]:
-    """``ChatOpenAI`` on ``vllm serve``: figures, features, and what must be said beside them."""
+async def _with_server(plan: PeersPlan, ours: Side, console: Console) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our figures; ``ChatOpenAI`` on ``vllm serve``: figures, features, and what must be said beside them."""
     async with serve(Path(model_folder(plan.model)), _arguments(plan)) as server:
-        side = _Served("chat_openai_vllm_serve", _openai(server, plan, fixed_length=True), server)
-        figures = await measure(side, plan, Console(stderr=True))
+        side = _Served(SERVED, _openai(server, plan, fixed_length=True), server)
+        mine, theirs = await measure([ours, side], plan, console)
         found = await features(_openai(server, plan, fixed_length=False))
-    return {"figures": figures, "features": found, "remark": side.remark}
+    return mine, {"figures": theirs, "features": found, "remark": side.remark}
 
 
-PEERS = {"chat_openai_vllm_serve": _vllm_serve, "chat_llama_cpp": llama_cpp}
+SERVED = "chat_openai_vllm_serve"
+PEERS = {"chat_llama_cpp": llama_cpp}
+"""Peers that are measured on their own."""
 
 
 async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
-    """Run all, one engine at a time, and compare.
+    """Run all and compare. ``vllm serve`` stands beside our engine, so that they can take turns; the others run alone.
 
     Returns:
         ``{"model", "ours": figures, "peers": {name: {"overhead_ratio_1", "wall_ratio_1", "tokens_ratio_16", …}},
@@ -68,6 +70,8 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
     Raises:
         EngineError: our own engine did not start.
     """
+    peers: dict[str, Any] = {}
+    not_run: dict[str, str] = {}
     console.print("[dim]starting our engine[/dim]")
     config = EngineConfig(
         model=plan.model, policy=PrecisionPolicy.of("exact"), max_model_len=plan.max_model_len, max_num_seqs=plan.agents
@@ -76,21 +80,24 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
     try:
         await engine.start()
         model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=plan.answer_tokens, ignore_eos=True)
-        ours = await measure(Side("ours", model), plan, console)
         probe = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
         table = {name: {"ours": value} for name, value in (await features(probe)).items()}
         device = (await engine.capabilities()).device
+        console.print(f"[dim]starting {SERVED}[/dim]")
+        try:
+            ours, peers[SERVED] = await _with_server(plan, Side("ours", model), console)
+        except MixQuantError as error:
+            not_run[SERVED] = str(error)
+            (ours,) = await measure([Side("ours", model)], plan, console)
     finally:
         await engine.aclose()
-    peers: dict[str, Any] = {}
-    not_run: dict[str, str] = {}
     for name, peer in PEERS.items():
         console.print(f"[dim]starting {name}[/dim]")
         try:
-            found = await peer(plan)
+            peers[name] = await peer(plan)
         except MixQuantError as error:
             not_run[name] = str(error)
-            continue
+    for name, found in peers.items():
         for feature, value in found["features"].items():
             table[feature][name] = value
         peers[name] = {**found["figures"], **ratios(ours, found["figures"]), "remark": found["remark"]}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -17,7 +17,7 @@ from langchain_core.runnables import Runnable
 from langgraph.graph import END, START, MessagesState, StateGraph
 from pydantic import BaseModel
 
-from mixquant_workflows.bench.stats import bootstrap
+from mixquant_workflows.bench.stats import paired_ratio
 from mixquant_workflows.graphs.steps import model_step
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ class PeersPlan:
     """What to run; the fields are the options of ``mixquant bench peers``."""
 
     model: str = "embedded"
-    turns: int = 5
+    turns: int = 4
     words: int = 120
     answer_tokens: int = 24
     agents: int = 16
-    rounds: int = 3
+    rounds: int = 6
     max_model_len: int = 4096
     out: Path | None = None
     llama_packages: Path | None = None
@@ -79,21 +79,42 @@ def _text(agent: int, turn: int, words: int) -> str:
     return f"Message {turn} of agent {agent}: " + " ".join(draw.choices(_WORDS, k=words))
 
 
-async def measure(side: Side, plan: PeersPlan, console: Console) -> dict[str, Any]:
-    """One agent alone, then all together; each agent of each round has words of its own."""
-    builder = StateGraph(MessagesState)
-    builder.add_node("model", model_step(side.model, "You are a helpful assistant."))
-    builder.add_edge(START, "model")
-    builder.add_edge("model", END)
-    graph = builder.compile()
+async def measure(sides: Sequence[Side], plan: PeersPlan, console: Console) -> list[dict[str, Any]]:
+    """Figures of each side: one agent alone, then all together, in rounds; each agent of each round has words of its
+    own. The sides take turns within a round, and who begins changes: what disturbs the machine disturbs both."""
+    runs = [_Run(side, plan) for side in sides]
+    for run in runs:
+        await run.agent(9_999, None)  # warm up
+    for number in range(plan.rounds):
+        for run in runs if number % 2 == 0 else reversed(runs):
+            console.print(f"[dim]{run.side.name}: round {number + 1} of {plan.rounds}[/dim]")
+            await run.round(number)
+    return [run.figures() for run in runs]
 
-    async def agent(number: int, watch: list[tuple[float, float]] | None) -> int:
+
+class _Run:
+    """What one side did."""
+
+    def __init__(self, side: Side, plan: PeersPlan) -> None:
+        builder = StateGraph(MessagesState)
+        builder.add_node("model", model_step(side.model, "You are a helpful assistant."))
+        builder.add_edge(START, "model")
+        builder.add_edge("model", END)
+        self.side = side
+        self._graph = builder.compile()
+        self._plan = plan
+        self._alone: list[tuple[float, float]] = []
+        self._rates: list[float] = []
+
+    async def agent(self, number: int, watch: list[tuple[float, float]] | None) -> int:
+        """One conversation; its answers' tokens. Wall and engine seconds of each turn go to ``watch``."""
+        side, plan = self.side, self._plan
         messages: list[AnyMessage] = []
         tokens = 0
         for turn in range(plan.turns):
             mark = await side.mark() if watch is not None else 0.0
             began = time.perf_counter()
-            state = await graph.ainvoke({"messages": [*messages, HumanMessage(_text(number, turn, plan.words))]})
+            state = await self._graph.ainvoke({"messages": [*messages, HumanMessage(_text(number, turn, plan.words))]})
             wall = time.perf_counter() - began
             messages = state["messages"]
             usage = messages[-1].usage_metadata if isinstance(messages[-1], AIMessage) else None
@@ -103,38 +124,36 @@ async def measure(side: Side, plan: PeersPlan, console: Console) -> dict[str, An
                 watch.append((wall, await side.engine_seconds(messages[-1], mark)))
         return tokens
 
-    await agent(9_999, None)  # warm up
-    alone: list[tuple[float, float]] = []
-    rates: list[float] = []
-    for round_ in range(plan.rounds):
-        console.print(f"[dim]{side.name}: round {round_ + 1} of {plan.rounds}[/dim]")
-        await agent(1_000 * round_, alone)
+    async def round(self, number: int) -> None:
+        """One agent alone, then all together."""
+        await self.agent(1_000 * number, self._alone)
         began = time.perf_counter()
-        counts = await asyncio.gather(*(agent(1_000 * round_ + 1 + n, None) for n in range(plan.agents)))
-        rates.append(sum(counts) / (time.perf_counter() - began))
-    overheads = [1e3 * (wall - engine) for wall, engine in alone]
-    return {
-        "overhead_p50_ms": median(overheads),
-        "overhead_ms": overheads,
-        "wall_p50_s": median(wall for wall, _ in alone),
-        "wall_s": [wall for wall, _ in alone],
-        "tokens_per_second": rates,
-    }
+        counts = await asyncio.gather(*(self.agent(1_000 * number + 1 + n, None) for n in range(self._plan.agents)))
+        self._rates.append(sum(counts) / (time.perf_counter() - began))
+
+    def figures(self) -> dict[str, Any]:
+        """Turn by turn of the agent alone, and tokens a second of all agents by round."""
+        overheads = [1e3 * (wall - engine) for wall, engine in self._alone]
+        return {
+            "overhead_p50_ms": median(overheads),
+            "overhead_ms": overheads,
+            "wall_p50_s": median(wall for wall, _ in self._alone),
+            "wall_s": [wall for wall, _ in self._alone],
+            "tokens_per_second": self._rates,
+        }
 
 
 def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
-    """Ours over the peer's, turn by turn (the same texts), with intervals."""
-    overhead = [mine / theirs for mine, theirs in zip(ours["overhead_ms"], peer["overhead_ms"], strict=True)]
-    wall = [mine / theirs for mine, theirs in zip(ours["wall_s"], peer["wall_s"], strict=True)]
-    rate = [mine / theirs for mine, theirs in zip(ours["tokens_per_second"], peer["tokens_per_second"], strict=True)]
-    return {
-        "overhead_ratio_1": ours["overhead_p50_ms"] / peer["overhead_p50_ms"],
-        "overhead_ratio_ci95": bootstrap(overhead),
-        "wall_ratio_1": ours["wall_p50_s"] / peer["wall_p50_s"],
-        "wall_ratio_ci95": bootstrap(wall),
-        "tokens_ratio_16": median(rate),
-        "tokens_ratio_ci95": bootstrap(rate),
-    }
+    """Ours over the peer's, turn by turn or round by round (the same texts), with intervals."""
+    found: dict[str, Any] = {}
+    for name, key, statistic in (
+        ("overhead_ratio", "overhead_ms", median),
+        ("wall_ratio", "wall_s", median),
+        ("tokens_ratio", "tokens_per_second", fmean),
+    ):
+        count = 16 if name == "tokens_ratio" else 1
+        found[f"{name}_{count}"], found[f"{name}_ci95"] = paired_ratio(ours[key], peer[key], statistic)
+    return found
 
 
 class _Sum(BaseModel):

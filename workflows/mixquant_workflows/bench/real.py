@@ -162,7 +162,7 @@ async def _run(
     recorders = (StoreRecorder(plan.store),) if plan.store else ()
     kind = MixQuantChatModel if plan.calls == "auto" else functools.partial(ConstrainedModel, calls=plan.calls)
     try:
-        console.print(f"[dim]starting {plan.model}[/dim]")
+        console.print(f"starting {plan.model}", style="dim")
         await engine.start()
         capabilities = await engine.capabilities()
         threads, left_out = fitting(threads, capabilities.max_model_len or 2**31)
