@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
+from mixquant_agents.engine.vllm.args import physical_memory
 from mixquant_agents.errors import MixQuantError
 
 __all__ = ["examine"]
@@ -43,7 +44,7 @@ def examine() -> dict[str, Any]:
         **report,
         "versions": {"python": platform.python_version(), **versions},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory(),
+        "memory_bytes": physical_memory(),
         "embedded": _embedded(),
         "problems": problems,
     }
@@ -85,13 +86,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _embedded() -> dict[str, Any]:

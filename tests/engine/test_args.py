@@ -12,7 +12,7 @@ import pytest
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.args import CAPTURE_SIZES, engine_arguments, start_environment
 from mixquant_agents.engine.vllm.child import ENV_LOG
-from mixquant_agents.errors import ConfigError
+from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
 SHAPE = {"model_type": "llama", "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
 SHAPE |= {"hidden_size": 576, "head_dim": 64, "vocab_size": 64, "architectures": ["LlamaForCausalLM"]}
@@ -58,6 +58,13 @@ def test_a_long_context_gets_a_cache_that_holds_it(folder: str) -> None:
     assert made.max_model_len == 32768
     assert made.kv_cache_memory_bytes >= per_token * 32768
     assert arguments(folder, kv_cache_bytes=2**21).kv_cache_memory_bytes == 2**21
+
+
+@pytest.mark.usefixtures("cpu")
+@pytest.mark.parametrize("settings", [{"kv_cache_bytes": 2**45}, {"max_model_len": 2**28}])
+def test_a_cache_that_no_memory_holds_is_refused_at_once(folder: str, settings: dict[str, int]) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"would take \d+\.\d GiB and this machine has \d+\.\d; lower"):
+        arguments(folder, **settings)
 
 
 @pytest.mark.usefixtures("cpu")

@@ -160,6 +160,20 @@ def test_a_refused_start_says_what_would_work(line: str, remedy: str) -> None:
     assert remedy in str(start_error_from_text("RuntimeError: failed", line, CONFIG, "/tmp/x.log"))
 
 
+def test_what_a_worker_reported_is_told_without_its_wrapping() -> None:
+    """The line that vLLM 0.32 wrote when a KV cache of 22.83 GiB was asked of this much memory."""
+    line = (
+        "RuntimeError: Worker failed with error 'Available memory on node 0 (11.54/13.09 GiB) on kv cache allocation "
+        "is less than requested memory for kv (22.83 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, "
+        "or reduce CPU memory used by other processes.', please check the stack trace above for the root cause"
+    )
+    assert str(start_error_from_text("RuntimeError: failed", line, CONFIG, "/tmp/x.log")) == (
+        "weights or KV cache of 'some/model' do not fit (Available memory on node 0 (11.54/13.09 GiB) on kv cache "
+        "allocation is less than requested memory for kv (22.83 GiB)); lower kv_cache_bytes, max_model_len or "
+        "max_num_seqs, or take a smaller model"
+    )
+
+
 def test_the_root_cause_wins_over_what_follows_from_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(

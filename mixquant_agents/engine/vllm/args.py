@@ -12,9 +12,9 @@ from typing import Any
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.model import context_length, kv_bytes_per_token, model_config
-from mixquant_agents.errors import ConfigError
+from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
-__all__ = ["CAPTURE_SIZES", "CPU_CONTEXT_CAP", "engine_arguments", "start_environment"]
+__all__ = ["CAPTURE_SIZES", "CPU_CONTEXT_CAP", "engine_arguments", "physical_memory", "start_environment"]
 
 CPU_CONTEXT_CAP = 8192
 """Tokens; longer contexts on a CPU must be asked for, since prefill there takes seconds per thousand tokens."""
@@ -87,6 +87,7 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
 
     Raises:
         ConfigError: ``vllm_args`` names what vLLM does not know, or what ``EngineConfig`` has a field for.
+        OutOfMemoryError: on a CPU, the KV cache alone is larger than the machine's memory.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -147,12 +148,26 @@ def _cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:
     own = context_length(text)
     length = config.max_model_len or min(own or CPU_CONTEXT_CAP, CPU_CONTEXT_CAP)
     needed = (kv_bytes_per_token(text, _BYTES[dtype]) or 0) * length * 5 // 4
+    cache, memory = config.kv_cache_bytes or max(CPU_KV_BYTES, needed), physical_memory()
+    if memory is not None and cache > memory:  # vLLM would find out after half a minute
+        raise OutOfMemoryError(
+            f"the KV cache of {config.model!r} would take {cache / 2**30:.1f} GiB and this machine has "
+            f"{memory / 2**30:.1f}; lower kv_cache_bytes or max_model_len (now {length})"
+        )
     return {
         "dtype": dtype,
         "enforce_eager": True if config.enforce_eager is None else config.enforce_eager,
         "max_model_len": length,
-        "kv_cache_memory_bytes": config.kv_cache_bytes or max(CPU_KV_BYTES, needed),
+        "kv_cache_memory_bytes": cache,
     }
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory in this machine; ``None`` where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 def _gpu_defaults(config: EngineConfig) -> dict[str, Any]:

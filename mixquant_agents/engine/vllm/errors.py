@@ -194,7 +194,7 @@ def start_error_from_text(own: str, log: str, config: EngineConfig, log_path: st
     for ours, pattern, message in _CAUSES:
         for line in reversed(lines):
             if pattern.search(line):
-                return ours(message.format(cause=_one_line(line), **known))
+                return ours(message.format(cause=_one_line(line).rstrip("."), **known))
     cause = _one_line(lines[-1]) if lines else "no reason was given"
     return EngineStartError(f"the engine for {config.model!r} did not start: {cause}; its log is {log_path}")
 
@@ -211,15 +211,19 @@ _ERROR_LINE = re.compile(r"(?:^|\s)((?:[\w.]+(?:Error|Exception|Interrupt)\b|Kil
 _SECONDARY = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|WorkerProc failed|cancelled"
 )
+_FORWARDED = re.compile(r"^\w+: Worker failed with error '(.*)', please check the stack trace.*")
+_ADVICE = re.compile(r" Decrease --kv-cache-memory-bytes.*")
 
 
 def _error_lines(text: str) -> list[str]:
-    """Lines that name an exception, without vLLM's log prefix, without the errors that only follow from another."""
+    """Lines that name an exception, without vLLM's log prefix and wrapping, without its advice (on flags that are none
+    of ours), and without the errors that only follow from another."""
     found = []
     for line in text.splitlines():
         match = _ERROR_LINE.search(line)
         if match and not _SECONDARY.search(line):
-            found.append(match.group(1))
+            said = _FORWARDED.sub(r"\1", match.group(1))
+            found.append(_ADVICE.sub("", said))
     return found
 
 
