@@ -68,8 +68,8 @@ class TurnCore:
         chunks: list[ToolCallChunk] = fields.setdefault("tool_call_chunks", [])
         unparsed = []
         seals = self.calls.seals()
-        if len(seals) < len(self.calls.names) and self.finish_reason == "stop":
-            self.finish_reason = "tool_calls"
+        if self.finish_reason in ("stop", "tool_calls"):
+            self.finish_reason = "tool_calls" if len(seals) < len(self.calls.names) else "stop"
         for index, call, suffix in seals:
             chunks.append(tool_call_chunk(args=suffix, index=index))
             unparsed.append({"id": call["id"], "text": call["arguments"], "error": call["error"]})

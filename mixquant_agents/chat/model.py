@@ -232,7 +232,8 @@ class MixQuantChatModel(ScopedCalls):
             schema: a pydantic class, TypedDict, JSON schema, or OpenAI function tool.
             method: ``"json_schema"`` holds the answer to the schema by grammar; the model does not see the schema, so
                 say in the prompt what you want. ``"function_calling"`` forces a call of a tool with this schema, which
-                the model sees. ``"json_mode"`` holds the answer to JSON of any form.
+                the model sees. ``"json_mode"`` does as ``"json_schema"`` on an engine with a grammar (any JSON object
+                where no schema is given); a remote server is asked for a JSON object of any form.
             include_raw: return ``{"raw", "parsed", "parsing_error"}`` instead of raising.
             strict: see :meth:`bind_tools`.
 

@@ -73,7 +73,7 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
     names = [tool_name(tool) for tool in tools]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
-    schema = _schema(settings.get("response_format"))
+    schema, json_mode = _schema(settings.get("response_format"))
     choice = engine_choice(settings.get("tool_choice"), tools)
     if schema is not None and choice not in ("auto", "none"):
         raise RequestError(
@@ -87,6 +87,7 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
         tool_choice=choice,
         parallel_tool_calls=True if parallel is None else bool(parallel),
         schema=schema,
+        json_mode=json_mode,
         sampling=_sampling(settings),
         chat_template_kwargs=settings.get("chat_template_kwargs") or {},
         cache_salt=settings.get("cache_salt"),
@@ -119,17 +120,17 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
     return Sampling(**drawn, stop=stop, logprobs=logprobs, extra=settings.get("sampling_extra") or {})
 
 
-def _schema(response_format: Any) -> JsonObject | None:
-    """The JSON schema of an OpenAI ``response_format``; ``None`` for plain text."""
-    if response_format is None:
-        return None
+def _schema(response_format: Any) -> tuple[JsonObject | None, bool]:
+    """The JSON schema of an OpenAI ``response_format`` (``None`` for plain text), and whether it asks for JSON mode."""
     match response_format:
-        case {"type": "text"}:
-            return None
+        case None | {"type": "text"}:
+            return None, False
+        case {"type": "json_object", "schema": dict(schema)}:
+            return schema, True
         case {"type": "json_object"}:
-            return {"type": "object"}
+            return {"type": "object"}, True
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return schema
+            return schema, False
         case _:
             raise GrammarError(
                 f"response_format={response_format!r} is not understood; use with_structured_output, or "

@@ -1,8 +1,8 @@
-"""``with_structured_output``: by grammar (the answer cannot be anything else), by a forced tool call, or any JSON."""
+"""``with_structured_output``: by grammar (the answer cannot be anything else), by a forced tool call, or JSON mode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -55,14 +55,11 @@ def structured(
             parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
     else:
         parser = _WholePydantic(pydantic_object=schema) if is_model else _WholeJson()
-        if method == "json_mode":
-            wanted: dict[str, Any] = {"type": "json_object"}
-        else:
-            tool = _as_tool(schema)["function"]
-            wanted = {
-                "type": "json_schema",
-                "json_schema": {"name": tool["name"], "schema": convert_to_json_schema(schema, strict=strict)},
-            }
+        wanted: dict[str, Any] = {"type": "json_object"}
+        if method == "json_schema":
+            wanted = {"type": "json_schema", "json_schema": _named_schema(schema, strict)}
+        elif schema is not None:
+            wanted["schema"] = _named_schema(schema, strict)["schema"]
         llm = bind(response_format=wanted, ls_structured_output_format=traced if schema is not None else None)
     chain: Runnable[LanguageModelInput, Any]
     if not include_raw:
@@ -72,6 +69,22 @@ def structured(
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     chain = RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
     return chain
+
+
+def _named_schema(schema: Any, strict: bool | None) -> dict[str, Any]:
+    """``{"name", "schema"}``. A JSON schema needs no title here: it is no function that would need a name."""
+    if isinstance(schema, Mapping) and _SCHEMA_KEYS & schema.keys() and not _FUNCTION_KEYS & schema.keys():
+        name = str(schema.get("title") or "answer")
+        if "properties" not in schema:  # an array, an enum, a union: LangChain would keep nothing but the title
+            return {"name": name, "schema": dict(schema)}
+        schema = {**schema, "title": name}
+    name = _as_tool(schema)["function"]["name"]
+    return {"name": name, "schema": convert_to_json_schema(schema, strict=strict)}
+
+
+_SCHEMA_KEYS = {"type", "properties", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
+_FUNCTION_KEYS = {"function", "name", "toolSpec"}
+"""Keys by which a dict is a function with a schema inside, not a JSON schema."""
 
 
 def _as_tool(schema: Any) -> dict[str, Any]:

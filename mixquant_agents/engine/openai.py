@@ -100,8 +100,8 @@ class OpenAIEngine:
     async def output_parser(
         self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
     ) -> OutputParser:
-        """A parser that has nothing to do: the server has parsed."""
-        return ParsedAnswers()
+        """A parser with little to do: the server has parsed."""
+        return ParsedAnswers(calls=choice != "none")
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt, by vLLM's ``/tokenize``.

@@ -23,13 +23,26 @@ __all__ = ["Answer", "ParsedAnswers", "wire_body", "wire_messages"]
 
 
 class ParsedAnswers:
-    """The parser of answers that come parsed."""
+    """The parser of answers that come parsed.
+
+    Args:
+        calls: whether the request allows calls; those of a server that makes some all the same are reported as invalid.
+    """
+
+    def __init__(self, *, calls: bool = True) -> None:
+        self._allowed = calls
+        self._refused: dict[int, list[str]] = {}
 
     def feed(self, delta: TokenDelta) -> OutputDelta:
-        return OutputDelta(delta.text, delta.reasoning, delta.tool_calls)
+        if self._allowed:
+            return OutputDelta(delta.text, delta.reasoning, delta.tool_calls)
+        for piece in delta.tool_calls:
+            self._refused.setdefault(piece.index, []).append((piece.name or "") + piece.arguments)
+        return OutputDelta(delta.text, delta.reasoning)
 
     def finish(self) -> OutputDelta:
-        return OutputDelta()
+        reason = "the server called a tool although tool_choice is 'none'"
+        return OutputDelta(invalid_calls=tuple(("".join(pieces), reason) for pieces in self._refused.values()))
 
 
 class Answer:
@@ -139,7 +152,7 @@ def wire_body(request: EngineRequest, model: str) -> dict[str, Any]:
     if request.schema is not None:
         body["response_format"] = (
             {"type": "json_object"}
-            if dict(request.schema) == {"type": "object"}
+            if request.json_mode or dict(request.schema) == {"type": "object"}
             else {"type": "json_schema", "json_schema": {"name": "answer", "schema": request.schema, "strict": True}}
         )
     extra: dict[str, Any] = dict(sampling.extra)

@@ -89,9 +89,12 @@ class EngineRequest:
             remote engine refuses it.
         tools: function tools, OpenAI shape:
             ``{"type": "function", "function": {"name", "description", "parameters"}}``.
-        tool_choice: which calls are allowed or forced.
+        tool_choice: which calls are allowed or forced. ``"none"`` keeps the tools in the prompt, whose beginning then
+            stays in the prefix cache; the answer holds no calls.
         parallel_tool_calls: whether one answer may hold several calls.
         schema: JSON schema the answer must satisfy (grammar-constrained), or ``None``.
+        json_mode: the caller asked for JSON mode. An engine with a grammar of its own holds the answer to ``schema``
+            all the same; a remote one asks its server for any JSON object, which is all that some servers know.
         sampling: how tokens are drawn.
         chat_template_kwargs: further variables of the chat template (for example ``enable_thinking``).
         cache_salt: keeps prefix-cache blocks apart; the engine adds its policy's fingerprint to it.
@@ -106,6 +109,7 @@ class EngineRequest:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     schema: JsonObject | None = None
+    json_mode: bool = False
     sampling: Sampling = Sampling()
     chat_template_kwargs: JsonObject = field(default_factory=dict)
     cache_salt: str | None = None

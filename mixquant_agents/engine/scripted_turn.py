@@ -63,6 +63,7 @@ class Played:
 def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
     """The deltas of ``turn`` under the request's ``stop``, ``max_tokens``, ``logprobs`` and ``parallel_tool_calls``."""
     calls = [_call(call) for call in turn.tool_calls]
+    parsed = turn.parsed and request.tool_choice != "none"  # then calls are text, as in every engine
     if not request.parallel_tool_calls:
         calls = calls[:1]
     said = list(tokenize(turn.text)) if isinstance(turn.text, str) else list(turn.text)
@@ -70,14 +71,14 @@ def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
     if stopped:
         calls = []
     thought = _thoughts(turn)
-    called = "" if turn.parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(said))
+    called = "" if parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(said))
     texts = [*thought, *said, *tokenize(called)]
     wanted = request.sampling.logprobs
     made = {text: TokenDelta(text, (token_id(text),), logprobs=_logprobs(text, wanted)) for text in set(texts)}
     deltas = [made[text] for text in texts]
     if turn.parsed:
         deltas[: len(thought)] = [replace(made[text], text="", reasoning=text) for text in thought]
-    if turn.parsed:
+    if parsed:
         deltas += _parsed_calls(calls, wanted)
     limit = request.sampling.max_tokens
     cut = limit is not None and len(deltas) > limit

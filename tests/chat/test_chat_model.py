@@ -110,6 +110,19 @@ async def test_without_tools_markers_are_text() -> None:
     assert (await model_of(text).bind_tools([add], tool_choice="none").ainvoke("hi")).content == text
 
 
+@pytest.mark.parametrize("parsed", [False, True])
+async def test_an_answer_that_may_hold_no_calls_holds_none(parsed: bool) -> None:
+    """Whatever the model writes: it is text, and the finish reason does not speak of calls either."""
+    model = model_of(ScriptedTurn(text="I look.", tool_calls=CALLS, parsed=parsed)).bind_tools(
+        [add], tool_choice="none"
+    )
+    answer = await model.ainvoke("hi")
+    assert (answer.tool_calls, answer.invalid_tool_calls) == ([], [])
+    assert answer.response_metadata["finish_reason"] == "stop"
+    assert answer.text.startswith("I look.\n<tool_call>")
+    assert answer.response_metadata["turn"]["tool_calls"] == []
+
+
 async def test_logprobs_are_in_the_metadata() -> None:
     answer = await model_of(ScriptedTurn(text=["a", "b\n", "c"])).ainvoke("hi", logprobs=True, top_logprobs=2)
     content = answer.response_metadata["logprobs"]["content"]

@@ -73,10 +73,27 @@ async def test_structured_output(schema: Any, method: Any) -> None:
     request = request_of(model)
     if method == "function_calling":
         assert request.tool_choice == NamedTool(name)
-    elif method == "json_mode":
-        assert request.schema == {"type": "object"}
     else:
         assert request.schema["properties"]["name"]["type"] == "string"
+        assert request.json_mode is (method == "json_mode")
+
+
+async def test_json_mode_without_a_schema_is_any_object() -> None:
+    model = model_of('{"a": 1}')
+    assert await model.with_structured_output(None, method="json_mode").ainvoke("hi") == {"a": 1}
+    assert (request_of(model).schema, request_of(model).json_mode) == ({"type": "object"}, True)
+
+
+@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
+async def test_json_schemas_need_neither_a_title_nor_properties(method: Any) -> None:
+    untitled = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    model = model_of('{"x": 1}')
+    assert await model.with_structured_output(untitled, method=method).ainvoke("hi") == {"x": 1}
+    assert request_of(model).schema == {**untitled, "title": "answer"}
+    listed = {"title": "Names", "type": "array", "items": {"type": "string"}}
+    model = model_of('["a"]')
+    assert await model.with_structured_output(listed, method=method).ainvoke("hi") == ["a"]
+    assert request_of(model).schema == listed
 
 
 async def test_structured_output_with_raw_and_errors() -> None:
@@ -90,7 +107,7 @@ async def test_structured_output_with_raw_and_errors() -> None:
     cut = model_of('{"name": "Bern", "people": 134000}', max_tokens=6)
     with pytest.raises(OutputParserException, match="cut off"):
         await cut.with_structured_output(CityDict).ainvoke("hi")
-    for wrong in ({"method": "magic"}, {"method": "json_schema", "schema": None}, {"schema": 3}):
+    for wrong in ({"method": "magic"}, {"method": "json_schema", "schema": None}, {"schema": 3}, {"schema": {"x": 1}}):
         with pytest.raises(GrammarError):
             model_of("x").with_structured_output(**{"schema": City, **wrong})
     with pytest.raises(RequestError, match="'temprature'"):

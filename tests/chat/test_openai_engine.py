@@ -165,6 +165,16 @@ async def test_a_whole_turn_through_the_chat_model(server: Server, engine: OpenA
     assert server.bodies[0]["stream_options"] == {"include_usage": True}
 
 
+async def test_a_server_that_calls_against_tool_choice_none(server: Server, engine: OpenAIEngine) -> None:
+    server.chunks = [piece(content="Well."), call(0, "call_a", "add", '{"a": 3}'), piece(finish="tool_calls")]
+    answer = await MixQuantChatModel(engine=engine).bind_tools([ADD], tool_choice="none").ainvoke("hi")
+    assert (answer.content, answer.tool_calls) == ("Well.", [])
+    assert answer.response_metadata["finish_reason"] == "stop"
+    (kept,) = answer.additional_kwargs["unparsed_tool_calls"]
+    assert kept["text"] == 'add{"a": 3}'
+    assert "tool_choice is 'none'" in kept["error"]
+
+
 async def test_settings_reach_the_server(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [piece(content="{}"), piece(finish="stop")]
     sampling = Sampling(
@@ -211,6 +221,8 @@ async def test_settings_reach_the_server(server: Server, engine: OpenAIEngine) -
     await read(engine, ask(schema={"type": "object"}))
     assert server.bodies[1]["response_format"]["json_schema"]["schema"]["properties"] == {"a": {"type": "integer"}}
     assert server.bodies[2]["response_format"] == {"type": "json_object"}
+    await read(engine, ask(schema={"type": "object", "properties": {"a": {"type": "integer"}}}, json_mode=True))
+    assert server.bodies[3]["response_format"] == {"type": "json_object"}, "some servers know no more"
 
 
 async def test_logprobs(server: Server, engine: OpenAIEngine) -> None:

@@ -83,3 +83,26 @@ async def test_sync_and_other_loops_share_the_engine(engine: VllmEngine) -> None
     fresh = await asyncio.to_thread(lambda: asyncio.run(model.ainvoke("Say yes.")))
     streamed = await asyncio.to_thread(lambda: "".join(str(chunk.content) for chunk in model.stream("Say yes.")))
     assert here.content == there.content == fresh.content == streamed
+
+
+async def test_tools_that_may_not_be_called_are_seen_and_not_called(engine: VllmEngine) -> None:
+    """The same prompt, so the same cache; where this model would call, it must find words."""
+    question = "Search the documents for the policy presets. " * 3
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=32)
+    called = await model.bind_tools([search]).ainvoke(question)
+    told = await model.bind_tools([search], tool_choice="none").ainvoke(question)
+    assert [call["name"] for call in called.tool_calls] == ["search"]
+    assert (told.tool_calls, told.invalid_tool_calls) == ([], [])
+    assert told.text[0].isalnum()
+    assert "tool_call" not in told.text
+    assert told.usage_metadata["input_tokens"] == called.usage_metadata["input_tokens"]
+    assert told.usage_metadata["input_token_details"]["cache_read"] >= 128
+
+
+async def test_json_mode_is_a_grammar(engine: VllmEngine) -> None:
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
+    free = await model.bind(response_format={"type": "json_object"}).ainvoke("Name a colour.")
+    assert free.text.startswith("{")
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    chain = model.with_structured_output({**schema, "additionalProperties": False}, method="json_mode")
+    assert set(await chain.ainvoke("Is water wet?")) == {"ok"}

@@ -57,11 +57,44 @@ def accepts(compiler: Any, params: Any, text: str) -> bool:
     [
         asked(),
         asked(tools=[tool("f")]),
-        asked(tools=[tool("f")], tool_choice="none"),
+        asked(tool_choice="none"),
     ],
 )
 def test_nothing_to_constrain(request_: EngineRequest) -> None:
     assert grammar_of(request_, "hermes") is None
+
+
+WORDS = asked(tools=[tool("f")], tool_choice="none")
+
+
+def test_no_call_begins_where_none_may_be(compiler: Any) -> None:
+    params = grammar_of(WORDS, "hermes")
+    for text in ("The sum is 3.", "3 < 4", "<html>", '{"name": "Bern"}', ""):
+        assert accepts(compiler, params, text), text
+    for text in (call("f", '{"a": 1}'), "Well.\n" + call("f", '{"a": 1}')):
+        assert not accepts(compiler, params, text), text
+
+
+def test_a_marker_of_several_tokens_is_barred_from_its_first(compiler: Any) -> None:
+    params = grammar_of(WORDS, "hermes", lambda marker: False)
+    assert accepts(compiler, params, "If a<b, write <b>.")
+    for text in ("<tool_calling>", "\n<tool_calling>", "Well.\n" + call("f", '{"a": 1}')):
+        assert not accepts(compiler, params, text), text
+
+
+def test_words_of_other_syntaxes(compiler: Any) -> None:
+    params = grammar_of(WORDS, "qwen_3_coder")
+    assert accepts(compiler, params, "Fine.")
+    assert not accepts(compiler, params, "<tool_call>")
+    assert grammar_of(WORDS, "llama") is None  # its call is plain JSON, which the prompt may ask for
+    assert grammar_of(WORDS, "harmony") is None  # vLLM has no grammar for it
+    assert grammar_of(WORDS, None) is None
+
+
+def test_a_schema_stays_where_no_call_may_be(compiler: Any) -> None:
+    params = grammar_of(asked(tools=[tool("f")], tool_choice="none", schema=SCHEMA), "hermes")
+    assert accepts(compiler, params, '{"x": true}')
+    assert not accepts(compiler, params, "Fine.")
 
 
 def test_required_wants_calls_with_valid_arguments(compiler: Any) -> None:

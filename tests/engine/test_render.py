@@ -133,6 +133,13 @@ def test_what_cannot_fit_is_refused_with_both_numbers(prompt: int, most: int | N
     assert (caught.value.prompt_tokens, caught.value.max_model_len) == (prompt, 100)
 
 
+@pytest.mark.parametrize(("ids", "one"), [([7], True), ([7, 8], False)])
+def test_markers_of_one_token_are_known(ids: list[int], one: bool) -> None:
+    made = Renderer.__new__(Renderer)
+    made.tokenizer = SimpleNamespace(encode=lambda marker, add_special_tokens: ids)
+    assert made.one_token("<tool_call>") is one
+
+
 def test_a_tokenizer_that_renders_by_itself_is_let(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = SimpleNamespace(apply_chat_template=lambda messages, **_: [1, 2])
     made = renderer(monkeypatch, tokenizer)

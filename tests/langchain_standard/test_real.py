@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from mixquant_agents import MixQuantChatModel, VllmEngine
@@ -33,7 +32,3 @@ class TestIntegration(ChatModelIntegrationTests):
     @property
     def supports_model_override(self) -> bool:
         return False
-
-    @pytest.mark.xfail(strict=True, reason="json_mode leaves the keys to the model, which does not keep to named ones")
-    def test_json_mode(self, model: BaseChatModel) -> None:
-        super().test_json_mode(model)

@@ -3,7 +3,9 @@
 ==================  ====================================================================================
 tools, choice        grammar
 ==================  ====================================================================================
-``none``             the schema's, if there is one
+no tools             the schema's, if there is one
+``none``             the schema's, or any text in which no call begins: the tools stay in the prompt, whose
+                     beginning is in the prefix cache, and a model that sees tools would call them
 ``auto``             none; calls are constrained once they begin where a tool has ``"strict": true``, or
                      where only one call is allowed; with a schema: either calls or the schema's JSON
 ``required``         one or more calls, arguments by the tools' schemas
@@ -17,9 +19,10 @@ without the line break that chat templates put there) get the Hermes form.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from mixquant_agents.engine.hermes import CALL_OPEN
 from mixquant_agents.engine.protocol import EngineRequest, JsonObject, NamedTool, ToolChoice
 from mixquant_agents.errors import GrammarError, RequestError
 
@@ -40,12 +43,15 @@ def calls_in_hermes(tag_model: str | None, choice: ToolChoice) -> bool:
     )
 
 
-def grammar_of(request: EngineRequest, tag_model: str | None) -> Any | None:
+def grammar_of(
+    request: EngineRequest, tag_model: str | None, one_token: Callable[[str], bool] = lambda marker: True
+) -> Any | None:
     """vLLM's ``StructuredOutputsParams`` for this request, or ``None``.
 
     Args:
         request: tools, choice, schema, parallel calls.
         tag_model: vLLM's name of the model's call syntax; ``None`` where it has no grammar for it.
+        one_token: whether the model's tokenizer has one token for a marker.
 
     Raises:
         RequestError: the choice names no given tool, or forces a call without tools.
@@ -57,7 +63,10 @@ def grammar_of(request: EngineRequest, tag_model: str | None) -> Any | None:
     _check(tools, choice, schema)
     forced = choice == "required" or isinstance(choice, NamedTool)
     if not tools_active(tools, choice):
-        return _schema_alone(dict(schema)) if schema is not None else None
+        if schema is not None:
+            return _schema_alone(dict(schema))
+        words = _words(tools, tag_model, one_token)
+        return StructuredOutputsParams(structural_tag=_tag(words)) if words is not None else None
     if forced and schema is not None:
         raise GrammarError("a forced tool call cannot also satisfy a JSON schema; drop tool_choice or the schema")
     single = isinstance(choice, NamedTool) or not request.parallel_tool_calls
@@ -78,6 +87,29 @@ def grammar_of(request: EngineRequest, tag_model: str | None) -> Any | None:
     if schema is not None:
         form = {"type": "or", "elements": [_json_schema(dict(schema)), form]}
     return StructuredOutputsParams(structural_tag=_tag(form))
+
+
+def _words(tools: Sequence[JsonObject], tag_model: str | None, one_token: Callable[[str], bool]) -> Any | None:
+    """Any text in which no call begins; ``None`` where there is no marker to bar (a call that is plain JSON is also
+    what a prompt may ask for)."""
+    from xgrammar.structural_tag import AnyTextFormat
+
+    if not tools or tag_model is None or "excludes" not in AnyTextFormat.model_fields:
+        return None
+    triggers: list[str] = [CALL_OPEN]
+    if tag_model != "hermes":
+        try:
+            triggers = _vllm_tag(tag_model, tools, "auto").get("triggers", [])
+        except GrammarError:  # gpt-oss: a parser, but no grammar for its calls
+            return None
+    markers = [marker for trigger in triggers if (marker := trigger.partition("\n")[0]).startswith("<")]
+    if not markers:
+        return None
+    text: dict[str, Any] = {"type": "any_text", "excludes": markers}
+    if all(map(one_token, markers)):
+        return text
+    # Kept from the last piece of "<tool_call>" a model goes on with "<tool_calling>": keep it from the first piece.
+    return {"type": "sequence", "elements": [{"type": "regex", "pattern": r"[^<\s]"}, text]}
 
 
 def _json_schema(schema: Any) -> dict[str, Any]:

@@ -73,6 +73,10 @@ class Renderer:
             ) from error
         return [int(token) for token in ids]
 
+    def one_token(self, marker: str) -> bool:
+        """Whether the tokenizer has one token for ``marker``."""
+        return len(self.tokenizer.encode(marker, add_special_tokens=False)) == 1
+
     def check_length(self, prompt_tokens: int, max_tokens: int | None) -> None:
         """Refuse what cannot fit, before the engine sees it.
 

@@ -71,7 +71,7 @@ class RunningEngine(EngineThread):
             if not ids:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
         self.renderer.check_length(len(ids), request.sampling.max_tokens)
-        grammar = grammar_of(request, self._tag_model)
+        grammar = grammar_of(request, self._tag_model, self.renderer.one_token)
         ours: dict[str, Any] = {} if grammar is None else {"structured_outputs": grammar}
         if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
             ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
