@@ -53,7 +53,8 @@ class Waterfall:
     Attributes:
         totals: seconds by ``queue``, ``prefill``, ``decode``, ``other`` (inside turns, unaccounted), ``tool`` (parallel
             tools counted once), ``gap`` (inside an agent's run, neither model nor tool), ``idle`` (between runs).
-        ticks: ``(percent of the axis, seconds since the start)``.
+        seconds: from the first beginning to the last end, folded time included.
+        folded: long idle times are drawn short.
     """
 
     rows: list[Row] = field(default_factory=list)
