@@ -13,11 +13,11 @@ __all__ = ["command"]
 
 def command(
     model: Annotated[str, typer.Option(help="Model: 'embedded' or a folder.")] = "embedded",
-    turns: Annotated[int, typer.Option(min=1, help="Turns of each agent.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Turns of each agent.")] = 4,
     words: Annotated[int, typer.Option(min=1, help="Words of each user message.")] = 120,
     answer_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 24,
     agents: Annotated[int, typer.Option(min=1, help="Agents at the same time.")] = 16,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each side.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each side.")] = 6,
     max_model_len: Annotated[int, typer.Option(min=256, help="Context window in tokens.")] = 4096,
     out: Annotated[Path | None, typer.Option(help="JSON report that these figures are put into.")] = None,
     llama_packages: Annotated[

@@ -88,7 +88,7 @@ def _open(plan: PeersPlan) -> tuple[Side, BaseChatModel]:
 async def _child(plan: PeersPlan) -> dict[str, Any]:
     """All that is asked of the peer, in a process of its own."""
     side, probe = _open(plan)
-    figures = await measure(side, plan, Console(stderr=True))
+    (figures,) = await measure([side], plan, Console(stderr=True))
     return {"figures": figures, "features": await features(probe), "remark": side.remark}
 
 
