@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
 
-__all__ = ["POLICY_PRESETS", "EngineConfig", "NumberFormat", "Phase", "PolicyName", "PrecisionPolicy", "readable"]
+__all__ = [
+    "POLICY_PRESETS",
+    "EngineConfig",
+    "NumberFormat",
+    "Phase",
+    "PolicyName",
+    "PrecisionPolicy",
+    "config_error",
+    "readable",
+]
 
 
 class Phase(enum.StrEnum):
@@ -61,21 +71,40 @@ class _Frozen(BaseModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            causes = [item.get("ctx", {}).get("error") for item in error.errors()]
-            ours = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
-            raise (ours or ConfigError(readable(type(self).__name__, error))) from None
+            raise config_error(type(self).__name__, error) from None
+
+
+def config_error(what: str, error: ValidationError) -> ConfigError:
+    """Our error for pydantic's: the one that a validator raised, else one line about every wrong field."""
+    causes = (item.get("ctx", {}).get("error") for item in error.errors())
+    ours = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
+    return ours or ConfigError(readable(what, error))
 
 
 def readable(what: str, error: ValidationError) -> str:
-    """One line per wrong field: its name, the value given, and what is allowed."""
-    lines = []
+    """One line: of each wrong field its name, the value given, and what is allowed."""
+    fields: dict[str, list[Any]] = {}
     for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"]) or "value"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{what} has no setting {field!r}")
+        fields.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
+    said = []
+    for field, items in fields.items():
+        allowed = " or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
+        if not field:
+            said.append(allowed)
+        elif items[0]["type"] == "extra_forbidden":
+            said.append(f"{what} has no setting {field!r}")
+        elif items[0]["type"] == "missing":
+            said.append(f"{what} needs {field!r}")
         else:
-            lines.append(f"{what}.{field} = {item['input']!r}: {item['msg']}")
-    return "; ".join(lines)
+            # One error names the wrong part of the value; several come from the alternatives of one union.
+            place = ".".join(str(part) for part in items[0]["loc"]) if len(items) == 1 else field
+            said.append(f"{what}.{place} = {_short(items[0]['input'])}: {allowed}")
+    return "; ".join(said)
+
+
+def _short(value: object, most: int = 100) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 class PrecisionPolicy(_Frozen):
@@ -118,6 +147,11 @@ class PrecisionPolicy(_Frozen):
             raise ValueError(f"reproducible=True needs row_threshold 0, not {self.row_threshold}")
         if self.prefill_checkpoint is not None and self.prefill_format is not NumberFormat.NVFP4:
             raise ValueError("prefill_checkpoint needs prefill_format='nvfp4'")
+        for layer in self.ignored_layers:
+            try:
+                re.compile(layer.removeprefix("re:"))
+            except re.error as error:
+                raise ValueError(f"ignored_layers holds {layer!r}, which is no pattern: {error}") from None
         if self.weight_only and self.prefill_format not in (NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.INT8):
             raise ValueError("weight_only=True needs a named quantized prefill_format")
         return self
@@ -154,7 +188,7 @@ class PrecisionPolicy(_Frozen):
         """
         if isinstance(value, PrecisionPolicy):
             return value
-        if value not in POLICY_PRESETS:
+        if not isinstance(value, str) or value not in POLICY_PRESETS:
             raise UnknownPolicyError(f"no policy preset {value!r}; choose one of {', '.join(POLICY_PRESETS)}")
         return POLICY_PRESETS[value]
 
@@ -197,7 +231,7 @@ class EngineConfig(_Frozen):
         vllm_args: further ``AsyncEngineArgs`` by name; an unknown name is refused.
     """
 
-    model: str = Field(min_length=1)
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     revision: str | None = None
     policy: PrecisionPolicy = PrecisionPolicy()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -210,7 +244,7 @@ class EngineConfig(_Frozen):
     enable_prefix_caching: bool = True
     enforce_eager: bool | None = None
     capture_sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     tool_parser: str | None = "auto"
     reasoning_parser: str | None = "auto"
     chat_template: str | None = None

@@ -7,16 +7,25 @@ from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 
 from mixquant_agents.chat.scope import TurnScope, with_thread
 from mixquant_agents.chat.settings import ChatSettings
+from mixquant_agents.errors import InvalidMessagesError
 
 __all__ = ["ScopedCalls"]
 
 
 class ScopedCalls(ChatSettings):
     """Makes the call's config known while its turn is planned, and closes a stream's turn with the stream."""
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        try:
+            return super()._convert_input(model_input)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            why = str(error).partition("\n")[0].rstrip(".")  # a link to LangChain's pages follows
+            raise InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages") from error
 
     def invoke(
         self,

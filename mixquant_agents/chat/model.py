@@ -19,8 +19,9 @@ from langchain_core.runnables import Runnable
 from mixquant_agents.chat.bridge import loop_thread
 from mixquant_agents.chat.calling import ScopedCalls
 from mixquant_agents.chat.engines import assumed, shared_engine
+from mixquant_agents.chat.fields import DEFAULTS, call_settings
 from mixquant_agents.chat.messages import ai_messages, to_engine
-from mixquant_agents.chat.options import DEFAULTS, engine_request
+from mixquant_agents.chat.options import engine_request
 from mixquant_agents.chat.recording import Recorders
 from mixquant_agents.chat.scope import current_scope, run_ids
 from mixquant_agents.chat.structured import Method, structured
@@ -152,10 +153,7 @@ class MixQuantChatModel(ScopedCalls):
         settings: Mapping[str, Any],
     ) -> AsyncGenerator[AIMessageChunk, None]:
         """Plan one turn; it runs when the generator is read."""
-        wanted = {name: getattr(self, name) for name in (*DEFAULTS, "timeout")}
-        wanted |= {name: value for name, value in settings.items() if value is not None}
-        if stop is not None:
-            wanted["stop"] = stop
+        wanted = {name: getattr(self, name) for name in DEFAULTS} | call_settings(settings, stop)
         ids = run_ids(run_manager, current_scope())
         engine = self._resolve_engine()
         plan = TurnPlan(

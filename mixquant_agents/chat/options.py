@@ -9,67 +9,31 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
+from mixquant_agents.chat.fields import SAMPLING
 from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.protocol import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 
-__all__ = ["CALL_SETTINGS", "SAMPLING", "engine_request"]
-
-SAMPLING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "max_tokens",
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-    "ignore_eos",
-)
-"""Fields of the chat model, and settings of a call, that go to :class:`Sampling` under the same name."""
-
-DEFAULTS = (*SAMPLING, "stop", "logprobs", "top_logprobs", "sampling_extra", "chat_template_kwargs", "cache_salt")
-"""Fields of the chat model that a call may override."""
-
-CALL_SETTINGS = frozenset(
-    {
-        *DEFAULTS,
-        "priority",
-        "timeout",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "response_format",
-        "trace_context",
-        "stream",
-        "model",
-    }
-)
-"""Everything that a call may say."""
+__all__ = ["engine_request"]
 
 
 def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any], *, model: str) -> EngineRequest:
     """The request of one call.
 
     Args:
-        settings: the model's own settings, overridden by the call's.
+        settings: the model's own settings, overridden by the call's (:func:`call_settings`).
         model: the name that ``settings["model"]`` must have, if it is there.
 
     Raises:
-        RequestError: a setting is unknown or contradicts another.
+        RequestError: a setting contradicts another.
         InvalidMessagesError: see :func:`to_engine`.
     """
-    if unknown := sorted(settings.keys() - CALL_SETTINGS):
-        known = ", ".join(sorted(CALL_SETTINGS))
-        raise RequestError(f"a call has no setting {', '.join(map(repr, unknown))}; it has {known}")
     if settings.get("model", model) != model:
         raise RequestError(
             f"this chat model runs {model!r} and cannot answer as {settings['model']!r}; make another MixQuantChatModel"
         )
-    tools = engine_tools(settings.get("tools") or ())
+    tools = engine_tools(settings.get("tools", ()))
     names = [tool_name(tool) for tool in tools]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
@@ -79,13 +43,12 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
         raise RequestError(
             "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
-    parallel = settings.get("parallel_tool_calls")
     return EngineRequest(
         request_id=f"turn-{uuid.uuid4().hex}",
         messages=to_engine(messages),
         tools=tools,
         tool_choice=choice,
-        parallel_tool_calls=True if parallel is None else bool(parallel),
+        parallel_tool_calls=settings.get("parallel_tool_calls") is not False,
         schema=schema,
         json_mode=json_mode,
         sampling=_sampling(settings),
@@ -110,12 +73,12 @@ def _active_trace() -> Mapping[str, str] | None:
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
     stop = settings.get("stop") or ()
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
-    if bad := [word for word in stop if not isinstance(word, str) or not word]:
-        raise InvalidSamplingError(f"stop={list(stop)!r} holds {bad[0]!r}; every stop word must be a non-empty string")
+    if not all(stop):
+        raise InvalidSamplingError(f"stop={list(stop)!r} holds ''; every stop word must have a character")
     top, wanted = settings.get("top_logprobs"), settings.get("logprobs")
     if top and wanted is False:
         raise InvalidSamplingError(f"top_logprobs={top} needs logprobs=True")
-    logprobs = top if top is not None else 0 if wanted is True else None if wanted is False else wanted
+    logprobs = top if top is not None else 0 if wanted else None
     drawn = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
     return Sampling(**drawn, stop=stop, logprobs=logprobs, extra=settings.get("sampling_extra") or {})
 
@@ -127,7 +90,7 @@ def _schema(response_format: Any) -> tuple[JsonObject | None, bool]:
             return None, False
         case {"type": "json_object", "schema": dict(schema)}:
             return schema, True
-        case {"type": "json_object"}:
+        case {"type": "json_object", **rest} if "schema" not in rest:
             return {"type": "object"}, True
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
             return schema, False

@@ -7,50 +7,33 @@ from typing import Annotated, Any, Self
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from pydantic import ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
 from mixquant_agents.chat.engines import ENGINE_SETTINGS, engine_name
-from mixquant_agents.chat.options import DEFAULTS
+from mixquant_agents.chat.fields import DEFAULTS, TurnFields
 from mixquant_agents.chat.recording import Recorders
-from mixquant_agents.config import EngineConfig, PrecisionPolicy, readable
+from mixquant_agents.config import EngineConfig, PrecisionPolicy, config_error
 from mixquant_agents.engine.protocol import Engine
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.telemetry import Recorder
 
 __all__ = ["ChatSettings"]
 
 
-class ChatSettings(BaseChatModel):
+class ChatSettings(TurnFields, BaseChatModel):
     """Fields of :class:`~mixquant_agents.chat.model.MixQuantChatModel`, documented there.
 
     Raises:
         ConfigError: a setting is unknown, wrong, or given twice.
     """
 
-    model: str = Field(default="embedded", min_length=1)
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = "embedded"
     policy: PrecisionPolicy | str = "mixquant"
     engine: Any = Field(default=None, exclude=True, repr=False)
     engine_config: EngineConfig | None = None
     engine_settings: dict[str, Any] = Field(default_factory=dict)
     recorders: tuple[Any, ...] = Field(default=(), exclude=True, repr=False)
     streaming: bool = False
-    temperature: Annotated[float, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: int | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    seed: int | None = None
-    ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    sampling_extra: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
-    timeout: Annotated[float, Field(gt=0)] | None = None
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
@@ -61,9 +44,7 @@ class ChatSettings(BaseChatModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            causes = [item.get("ctx", {}).get("error") for item in error.errors()]
-            ours = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
-            raise (ours or ConfigError(readable(type(self).__name__, error))) from None
+            raise config_error(type(self).__name__, error) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -77,9 +58,13 @@ class ChatSettings(BaseChatModel):
     @model_validator(mode="after")
     def _one_engine(self) -> Self:
         policy = PrecisionPolicy.of(self.policy)
+        for one in self.recorders:
+            if not (isinstance(one, Recorder) or callable(one)):
+                raise ConfigError(f"recorders holds {one!r}; give telemetry recorders, or functions of a TurnRecord")
         if self.engine is not None:
-            if not isinstance(self.engine, Engine):
-                raise ConfigError(f"engine={self.engine!r} is no Engine; see mixquant_agents.engine.protocol")
+            if isinstance(self.engine, type) or not isinstance(self.engine, Engine):
+                what = "a class, make one of it" if isinstance(self.engine, type) else "no Engine"
+                raise ConfigError(f"engine={self.engine!r} is {what}; see mixquant_agents.engine.protocol")
             named = engine_name(self.engine)
             if self.engine_config or self.engine_settings or self._says("policy", "mixquant"):
                 raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
@@ -120,7 +105,8 @@ class ChatSettings(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        settings = {name: getattr(self, name) for name in DEFAULTS if getattr(self, name) is not None}
+        fields = {name: getattr(self, name) for name in DEFAULTS if name != "timeout"}  # which changes no answer
+        settings = {name: value for name, value in fields.items() if value is not None}
         engine: dict[str, Any] = {"engine": type(self.engine).__name__} if self.engine is not None else {}
         if self.engine is None:
             engine = {"policy": self.policy_name, "engine_config": self._config().fingerprint}

@@ -91,8 +91,9 @@ def _as_tool(schema: Any) -> dict[str, Any]:
     try:
         return convert_to_openai_tool(schema)
     except (ValueError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
         raise GrammarError(
-            f"{schema!r} is no schema ({error}); give a pydantic model, a TypedDict, or a JSON schema with a title"
+            f"{schema!r} is no schema ({why}); give a pydantic model, a TypedDict, or a JSON schema with a title"
         ) from error
 
 

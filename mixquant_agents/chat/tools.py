@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -24,18 +24,28 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
     Raises:
         RequestError: something is no tool.
     """
-    converted = []
-    for tool in tools:
-        try:
-            one = convert_to_openai_tool(dict(tool) if isinstance(tool, Mapping) else tool, strict=strict)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise RequestError(
-                f"{tool!r} is no tool ({error}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
-            ) from error
-        if one.get("type") != "function" or not one.get("function", {}).get("name"):
-            raise RequestError(f"a tool of type {one.get('type')!r} is not supported; only function tools are")
-        converted.append(one)
-    return converted
+    if isinstance(tools, str | Mapping) or not isinstance(tools, Iterable):
+        raise RequestError(f"tools={tools!r} is no list of tools")
+    return [_engine_tool(tool, strict) for tool in tools]
+
+
+def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
+    try:
+        one = convert_to_openai_tool(dict(tool) if isinstance(tool, Mapping) else tool, strict=strict)
+    except (ValueError, TypeError, AttributeError) as error:
+        why = " ".join(str(error).split())
+        raise RequestError(
+            f"{tool!r} is no tool ({why}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
+        ) from error
+    function = one.get("function")
+    if one.get("type") != "function" or not isinstance(function, Mapping):
+        raise RequestError(f"a tool of type {one.get('type')!r} is not supported; only function tools are")
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise RequestError(f"a tool is named {name!r}; give each a name")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise RequestError(f"the parameters of tool {name!r} are {parameters!r}, not a JSON schema object")
+    return one
 
 
 def tool_name(tool: JsonObject) -> str:

@@ -7,12 +7,15 @@ Closing a stream closes its connection, which makes vLLM abort the turn.
 from __future__ import annotations
 
 import asyncio
+import re
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from mixquant_agents.config import PrecisionPolicy
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from mixquant_agents.config import PrecisionPolicy, config_error
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai_wire import Answer, ParsedAnswers, wire_body, wire_messages
 from mixquant_agents.engine.protocol import (
@@ -32,6 +35,24 @@ if TYPE_CHECKING:
 __all__ = ["OpenAIEngine"]
 
 
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+    base_url: str
+    api_key: str | None
+    request_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    max_retries: Annotated[int, Field(ge=0)]
+    headers: dict[str, str] | None
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, given: str) -> str:
+        if re.fullmatch(r"https?://[^\s/]\S*", given) is None:
+            raise ValueError("give an address such as http://127.0.0.1:8000/v1")
+        return given.rstrip("/")
+
+
 class OpenAIEngine:
     """A chat completions server as an :class:`~mixquant_agents.engine.protocol.Engine`.
 
@@ -45,6 +66,7 @@ class OpenAIEngine:
         headers: further HTTP headers.
 
     Raises:
+        ConfigError: a setting is wrong.
         MissingDependencyError: the ``openai`` package is not installed.
     """
 
@@ -65,15 +87,26 @@ class OpenAIEngine:
             raise MissingDependencyError(
                 "OpenAIEngine needs the openai package; install mixquant-agents[openai]"
             ) from error
-        self.model = model
-        self.base_url = base_url.rstrip("/")
+        try:
+            checked = _Settings(
+                model=model,
+                base_url=base_url,
+                api_key=api_key,
+                request_timeout=request_timeout,
+                max_retries=max_retries,
+                headers=dict(headers) if isinstance(headers, Mapping) else headers,
+            )
+        except ValidationError as error:
+            raise config_error("OpenAIEngine", error) from None
+        self.model = checked.model
+        self.base_url = checked.base_url
         self._policy = PrecisionPolicy.of(policy)
         self._make: Callable[[], AsyncOpenAI] = lambda: openai.AsyncOpenAI(
             base_url=self.base_url,
-            api_key=api_key or "none",
-            timeout=request_timeout,
-            max_retries=max_retries,
-            default_headers=headers,
+            api_key=checked.api_key or "none",
+            timeout=checked.request_timeout,
+            max_retries=checked.max_retries,
+            default_headers=checked.headers,
         )
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
         self._max_model_len: int | None = None

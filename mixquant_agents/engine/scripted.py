@@ -15,7 +15,7 @@ import asyncio
 import inspect
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.hermes import HermesParser
@@ -31,7 +31,13 @@ from mixquant_agents.engine.protocol import (
 )
 from mixquant_agents.engine.scripted_prompt import PrefixCache, prompt_tokens, token_id, tokenize
 from mixquant_agents.engine.scripted_turn import Played, ScriptedTurn, play
-from mixquant_agents.errors import ContextOverflowError, EngineClosedError, EngineDeadError, RequestError
+from mixquant_agents.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineClosedError,
+    EngineDeadError,
+    RequestError,
+)
 from mixquant_agents.records import TurnCounts
 
 __all__ = ["ScriptedEngine", "ScriptedTurn"]
@@ -55,6 +61,9 @@ class ScriptedEngine:
         max_model_len: context window in tokens; a longer prompt raises ``ContextOverflowError``.
         keep_requests: how many of the latest requests ``requests`` remembers.
 
+    Raises:
+        ConfigError: the script is neither answers nor a function, or a setting is wrong.
+
     Attributes:
         requests: the latest requests, oldest first.
         finished: requests that ran to their end or failed by script.
@@ -71,6 +80,11 @@ class ScriptedEngine:
         max_model_len: int = 131_072,
         keep_requests: int = 1024,
     ) -> None:
+        if not (callable(script) or isinstance(script, Iterable)):
+            raise ConfigError(f"script={script!r} is no script; give a list of answers, or a function of the request")
+        if not isinstance(model, str) or max_model_len < 1 or keep_requests < 0:
+            given = f"model={model!r}, max_model_len={max_model_len}, keep_requests={keep_requests}"
+            raise ConfigError(f"{given}: give a name, at least 1 token, and at least 0 requests")
         self._script = script if callable(script) else [script] if isinstance(script, str) else list(script)
         self._cycle = cycle
         self._model = model
@@ -200,7 +214,11 @@ class ScriptedEngine:
             answer = self._script[place % len(self._script)]
         if isinstance(answer, BaseException):
             raise answer
-        return ScriptedTurn(text=answer) if isinstance(answer, str) else answer
+        if isinstance(answer, str):
+            return ScriptedTurn(text=answer)
+        if not isinstance(answer, ScriptedTurn):
+            raise RequestError(f"the script's answer is {answer!r}; give a text, a ScriptedTurn, or an exception")
+        return answer
 
     def _admit(self, request: EngineRequest) -> Sequence[int]:
         ids = request.prompt_token_ids

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN, new_call_id
 from mixquant_agents.engine.protocol import EngineRequest, FinishReason, TokenDelta, TokenLogprob, ToolCallDelta
 from mixquant_agents.engine.scripted_prompt import calls_text, token_id, tokenize
+from mixquant_agents.errors import ConfigError
 
 __all__ = ["Played", "ScriptedTurn", "play"]
 
@@ -30,6 +31,9 @@ class ScriptedTurn:
         fail_after: raise ``error`` after that many tokens.
         error: what to raise; ``EngineDeadError`` when ``None``.
         hang_after: after that many tokens nothing comes any more, until the turn is cancelled or the engine closed.
+
+    Raises:
+        ConfigError: a call has no name, a token is no string, or a time is negative.
     """
 
     text: str | Sequence[str] = ""
@@ -43,6 +47,18 @@ class ScriptedTurn:
     fail_after: int | None = None
     error: BaseException | None = None
     hang_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for call in self.tool_calls:
+            if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
+                raise ConfigError(f'the scripted call {call!r} has no name; write {{"name": …, "args": {{…}}}}')
+        if not isinstance(self.text, str) and not all(isinstance(token, str) for token in self.text):
+            raise ConfigError(f"the scripted text is {self.text!r}; give a string, or a list of strings")
+        if self.finish_reason not in (None, *get_args(FinishReason)):
+            known = ", ".join(get_args(FinishReason))
+            raise ConfigError(f"finish_reason={self.finish_reason!r} is none; choose one of {known}")
+        if min(self.queue_seconds, self.prefill_seconds, self.token_seconds) < 0:
+            raise ConfigError("the seconds of a scripted turn cannot be negative")
 
 
 @dataclass(frozen=True, slots=True)

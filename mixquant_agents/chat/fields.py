@@ -1,0 +1,95 @@
+"""What one turn can be told: as fields of the chat model, and again by each call. Checked alike in both places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mixquant_agents.config import readable
+from mixquant_agents.errors import InvalidSamplingError, RequestError
+
+__all__ = ["DEFAULTS", "SAMPLING", "CallFields", "TurnFields", "call_settings"]
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class TurnFields(BaseModel):
+    """Fields of :class:`~mixquant_agents.chat.model.MixQuantChatModel` that a call may override; documented there."""
+
+    temperature: Annotated[Number, Field(ge=0)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    ignore_eos: bool | None = None
+    stop: str | list[str] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
+    sampling_extra: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: str | None = None
+    timeout: Annotated[Number, Field(gt=0)] | None = None
+
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "max_tokens",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+    "ignore_eos",
+)
+"""Fields that go to :class:`~mixquant_agents.engine.protocol.Sampling` under the same name."""
+
+DEFAULTS = tuple(TurnFields.model_fields)
+"""All fields of the chat model that a call may override."""
+
+_DRAWN = {*SAMPLING, "stop", "logprobs", "top_logprobs", "sampling_extra"}
+
+
+class CallFields(TurnFields):
+    """Everything that a call may say."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str | None = None
+    priority: int | None = None
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    response_format: Any = None
+    trace_context: dict[str, str] | None = None
+    stream: Any = None
+
+
+def call_settings(given: Mapping[str, Any], stop: Sequence[str] | None = None) -> dict[str, Any]:
+    """The settings of one call that are not ``None``, checked.
+
+    Raises:
+        InvalidSamplingError: a sampling value is of a wrong type or out of range.
+        RequestError: another setting is, or is unknown.
+    """
+    if unknown := sorted(given.keys() - CallFields.model_fields.keys()):
+        known = ", ".join(sorted(CallFields.model_fields))
+        raise RequestError(f"a call has no setting {', '.join(map(repr, unknown))}; it has {known}")
+    told = {name: value for name, value in given.items() if value is not None}
+    if stop is not None:
+        told["stop"] = stop
+    try:
+        checked = CallFields(**told)
+    except ValidationError as error:
+        drawn = any(item["loc"][0] in _DRAWN for item in error.errors())
+        raise (InvalidSamplingError if drawn else RequestError)(readable("call", error)) from None
+    return {name: getattr(checked, name) for name in told}
