@@ -45,7 +45,7 @@ def examine() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **versions},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": physical_memory(),
-        "embedded": _embedded(),
+        "embedded": _embedded(problems),
         "problems": problems,
     }
 
@@ -88,13 +88,15 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _embedded() -> dict[str, Any]:
+def _embedded(problems: list[str]) -> dict[str, Any]:
     from mixquant_agents.embedded import cache_root
     from mixquant_agents.embedded.source import find_source
 
     try:
-        identity = find_source().identity
+        cache = str(cache_root())
     except MixQuantError as error:
-        return {"source": None, "reason": str(error), "cache": str(cache_root())}
+        problems.append(str(error))
+        cache = None
+    identity = find_source().identity
     source = " ".join(str(identity[part]) for part in ("package", "version", "hub", "revision") if part in identity)
-    return {"source": source, "reason": None, "cache": str(cache_root())}
+    return {"source": source, "cache": cache}

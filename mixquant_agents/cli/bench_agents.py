@@ -47,10 +47,11 @@ def command(
 ) -> None:
     """Score agents under several precision policies: same cases, one engine; score, tokens and time by phase."""
     from mixquant_agents.cli.output import print_json, progress_console, result_console
-    from mixquant_agents.cli.words import comma_list, command_line
+    from mixquant_agents.cli.words import comma_list, command_line, output_file
     from mixquant_workflows.bench.real import AgentsPlan, run_agents
 
     line = command_line()
+    output_file("--out", out)
     plan = AgentsPlan(
         suites=tuple(name for text in suite or () for name in comma_list(text)),
         policies=tuple(comma_list(policies)),

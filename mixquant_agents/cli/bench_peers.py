@@ -27,10 +27,11 @@ def command(
 ) -> None:
     """Compare with ChatOpenAI on vllm serve and ChatLlamaCpp: same machine, model, texts and lengths."""
     from mixquant_agents.cli.output import print_json, progress_console, result_console
-    from mixquant_agents.cli.words import command_line
+    from mixquant_agents.cli.words import command_line, output_file
     from mixquant_workflows.bench.peers import PeersPlan, compare_peers
 
     line = command_line()
+    output_file("--out", out)
     plan = PeersPlan(
         model=model,
         turns=turns,

@@ -38,7 +38,9 @@ def command(
         return
     from mixquant_agents.bench.prefill import run_prefill
     from mixquant_agents.bench.prefill_report import table
+    from mixquant_agents.cli.words import output_file
 
+    output_file("--output", output)
     result = run_prefill(
         say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,

@@ -46,7 +46,8 @@ def command(
     usual = [text for wants, text in demo.QUESTIONS if wants in kinds and (docs is None or wants in _ANYWHERE)]
     questions = question or usual
     if not questions:
-        raise ConfigError(f"there is no built-in question for --tools {tools!r} with --docs; give one with --question")
+        beside = "" if docs is None else " with --docs"
+        raise ConfigError(f"there is no built-in question for --tools {tools!r}{beside}; give one with --question")
     notes = progress_console()
     out = notes if as_json else result_console()
     names = ", ".join(tool.name for tool in chosen) or "none"

@@ -36,8 +36,7 @@ def command(as_json: Annotated[bool, typer.Option("--json", help="One JSON objec
             reason = f": {report['auto']['reason']}" if report["auto"]["reason"] else ""
             out.print(f"policy 'mixquant' reads in {report['auto']['prefill_format']}{reason}", soft_wrap=True)
         embedded = report["embedded"]
-        source = embedded["source"] or embedded["reason"]
-        out.print(f"embedded model: {source} (cache {embedded['cache']})", soft_wrap=True)
+        out.print(f"embedded model: {embedded['source']} (cache {embedded['cache'] or 'none'})", soft_wrap=True)
         out.print(", ".join(f"{name} {version}" for name, version in report["versions"].items()), style="dim")
         for problem in report["problems"]:
             out.print(Text.assemble(("problem: ", "red"), problem), soft_wrap=True)

@@ -1,13 +1,22 @@
 """The command frame: one readable line and the right exit code, never a traceback."""
 
+import shlex
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
 from mixquant_agents.cli import app
-from mixquant_agents.errors import ContextOverflowError, EngineDeadError, MixQuantError, UnknownPolicyError
+from mixquant_agents.cli.words import output_file
+from mixquant_agents.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineDeadError,
+    MixQuantError,
+    UnknownPolicyError,
+)
 
 
 def failing(error: BaseException) -> types.ModuleType:
@@ -52,6 +61,49 @@ def test_wrong_usage_exits_2() -> None:
 def test_every_listed_command_has_help() -> None:
     for path in app.COMMANDS:
         assert app.run([*path.split(), "--help"]) == 0
+
+
+def test_a_file_to_write_is_tried_before_the_work(tmp_path: Path) -> None:
+    output_file("--out", None)
+    output_file("--out", tmp_path / "new" / "report.json")
+    assert list((tmp_path / "new").iterdir()) == []  # tried, not made
+    (tmp_path / "old.json").write_text("{}")
+    output_file("--out", tmp_path / "old.json")
+    assert (tmp_path / "old.json").read_text() == "{}"
+    for path in (tmp_path, tmp_path / "old.json" / "x"):
+        with pytest.raises(ConfigError, match=r"--out .* cannot be written: .*; name another file"):
+            output_file("--out", path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "chat --policy zzz hi",
+        "chat --model '' hi",
+        "demo --docs /no/such",
+        "demo --tools nope",
+        "demo --tools ''",
+        "fidelity --prompts /no/such",
+        "fidelity --policy zzz",
+        "report --store /no/such",
+        "bench agents --suite nope",
+        "bench agents --suite bundled:1 --out /dev/null/x",
+        "bench peers --out /dev/null/x",
+        "bench prefill --output /dev/null/x",
+        "bench prefill --predict nope",
+        "bench replay --suite nope",
+        "bench store --store /etc/passwd",
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_before_anything_starts(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(shlex.split(line)) in (1, 2)
+    out, err = capsys.readouterr()
+    assert out == ""
+    (said,) = err.strip().splitlines()
+    assert said.startswith("mixquant: ")
+    assert "a bug" not in said
 
 
 def test_the_installed_command_answers() -> None:

@@ -1,6 +1,7 @@
 """``mixquant doctor`` tells what this machine can do, and what is missing."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,5 +31,17 @@ def test_missing_parts_are_problems_with_a_remedy(
     assert any("entry point" in problem for problem in report["problems"])
     assert app.run(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "problem: vLLM is not installed: pip install 'mixquant-agents[gpu]' (NVIDIA) or 'mixquant-agents[cpu]'\n" in said
+    assert (
+        "problem: vLLM is not installed: pip install 'mixquant-agents[gpu]' (NVIDIA) or 'mixquant-agents[cpu]'\n"
+        in said
+    )
     assert "why" not in said  # no table without formats
+
+
+def test_a_cache_that_is_none_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MIXQUANT_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    report = doctor.examine()
+    assert report["embedded"]["cache"] is None
+    assert any("MIXQUANT_CACHE" in problem for problem in report["problems"])

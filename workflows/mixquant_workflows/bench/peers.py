@@ -72,7 +72,7 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
     """
     peers: dict[str, Any] = {}
     not_run: dict[str, str] = {}
-    console.print("[dim]starting our engine[/dim]")
+    console.print("starting our engine", style="dim")
     config = EngineConfig(
         model=plan.model, policy=PrecisionPolicy.of("exact"), max_model_len=plan.max_model_len, max_num_seqs=plan.agents
     )
@@ -83,7 +83,7 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
         probe = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
         table = {name: {"ours": value} for name, value in (await features(probe)).items()}
         device = (await engine.capabilities()).device
-        console.print(f"[dim]starting {SERVED}[/dim]")
+        console.print(f"starting {SERVED}", style="dim")
         try:
             ours, peers[SERVED] = await _with_server(plan, Side("ours", model), console)
         except MixQuantError as error:
@@ -92,7 +92,7 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
     finally:
         await engine.aclose()
     for name, peer in PEERS.items():
-        console.print(f"[dim]starting {name}[/dim]")
+        console.print(f"starting {name}", style="dim")
         try:
             peers[name] = await peer(plan)
         except MixQuantError as error:
