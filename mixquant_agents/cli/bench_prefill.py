@@ -36,11 +36,12 @@ def command(
         result = predicted(model, predict)
         print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
         return
-    from mixquant_agents.bench.prefill import run_prefill
-    from mixquant_agents.bench.prefill_report import table
     from mixquant_agents.cli.words import output_file
 
     output_file("--output", output)
+    from mixquant_agents.bench.prefill import run_prefill
+    from mixquant_agents.bench.prefill_report import table
+
     result = run_prefill(
         say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,
