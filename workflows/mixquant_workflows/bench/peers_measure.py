@@ -87,7 +87,7 @@ async def measure(sides: Sequence[Side], plan: PeersPlan, console: Console) -> l
         await run.agent(9_999, None)  # warm up
     for number in range(plan.rounds):
         for run in runs if number % 2 == 0 else reversed(runs):
-            console.print(f"[dim]{run.side.name}: round {number + 1} of {plan.rounds}[/dim]")
+            console.print(f"{run.side.name}: round {number + 1} of {plan.rounds}", style="dim")
             await run.round(number)
     return [run.figures() for run in runs]
 
