@@ -46,7 +46,7 @@ class BfclAst:
         "live_multiple_964-207-0": "the ground truth names a parameter 'question', the function has only 'statement'",
     }
 
-    def __init__(self, name: str, categories: Sequence[str]) -> None:
+    def __init__(self, name: str, categories: Sequence[str] = AST_CATEGORIES) -> None:
         self.name = name
         self.categories = tuple(categories)
 
