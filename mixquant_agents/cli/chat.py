@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,28 +32,22 @@ def command(
     config = EngineConfig(model=model, policy=PrecisionPolicy.of(policy), max_num_seqs=4)
     notes = progress_console()
     out = notes if as_json else result_console()
-
-    async def go() -> dict[str, Any]:
-        engine = VllmEngine(config)
-        try:
-            return await _talk(engine, _lines(message, notes), system, max_tokens, temperature, out)
-        finally:
-            await engine.aclose()
-
-    result = asyncio.run(go())
+    interactive = not message and sys.stdin.isatty()
+    lines = iter(message) if message else _lines(notes if interactive else None)
+    engine = VllmEngine(config)
+    try:
+        result = _talk(engine, lines, system, max_tokens, temperature, out, interactive=interactive)
+    finally:
+        engine.close()
     if as_json:
         print_json(result)
 
 
-def _lines(given: list[str] | None, notes: Console) -> Iterator[str]:
-    """The user's messages: those given, else standard input line by line until it ends."""
-    if given:
-        yield from given
-        return
-    interactive = sys.stdin.isatty()
+def _lines(prompt: Console | None) -> Iterator[str]:
+    """The user's messages from standard input, line by line until it ends; asked for on ``prompt`` if there is one."""
     while True:
-        if interactive:
-            notes.print("you> ", style="bold", end="")
+        if prompt is not None:
+            prompt.print("you> ", style="bold", end="")
         line = sys.stdin.readline()
         if not line:
             return
@@ -60,26 +55,45 @@ def _lines(given: list[str] | None, notes: Console) -> Iterator[str]:
             yield line.strip()
 
 
-async def _talk(
-    engine: Any, lines: Iterator[str], system: str | None, max_tokens: int, temperature: float | None, out: Console
+def _talk(
+    engine: Any,
+    lines: Iterator[str],
+    system: str | None,
+    max_tokens: int,
+    temperature: float | None,
+    out: Console,
+    *,
+    interactive: bool = False,
 ) -> dict[str, Any]:
+    """The conversation. Without an event loop of its own, so that Ctrl-C is heard at the prompt; where somebody sits
+    there, it ends an answer and not the conversation."""
     from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
     from mixquant_agents import MixQuantChatModel
 
     chat = MixQuantChatModel(engine=engine, max_tokens=max_tokens, temperature=temperature)
-    capabilities = await engine.capabilities()
+    capabilities = asyncio.run(engine.capabilities())
     messages: list[BaseMessage] = [SystemMessage(system)] if system else []
     turns: list[dict[str, Any]] = []
-    while (line := await asyncio.to_thread(next, lines, None)) is not None:
+    for line in lines:
         messages.append(HumanMessage(line))
-        answer: Any = None
-        async for chunk in chat.astream(messages):
-            out.print(str(chunk.text), end="", markup=False, soft_wrap=True)
-            answer = chunk if answer is None else answer + chunk
-        messages.append(AIMessage(answer.content))
-        turn = answer.response_metadata["turn"]
-        turns.append({"message": line, "answer": str(answer.text), "turn": turn})
+        said: list[str] = []
+        turn: dict[str, Any] | None = None
+        try:
+            stream: Any = chat.stream(messages)
+            with closing(stream):
+                for chunk in stream:
+                    said.append(str(chunk.text))
+                    out.print(said[-1], end="", soft_wrap=True)
+                    turn = chunk.response_metadata.get("turn", turn)
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+        messages.append(AIMessage("".join(said)))
+        if turn is None:
+            out.print("\n(stopped)", style="dim")
+            continue
+        turns.append({"message": line, "answer": "".join(said), "turn": turn})
         out.print(f"\n{_summary(turn)}", style="dim", soft_wrap=True)
     return {
         "model": capabilities.model,

@@ -15,6 +15,7 @@ import pytest
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm import VllmEngine, close_all, shared
+from mixquant_agents.engine.vllm.starting import StartControl
 from mixquant_agents.errors import EngineClosedError, ModelNotFoundError
 
 
@@ -24,7 +25,7 @@ class StubEngine:
     made: list[StubEngine]
     failures: list[Exception]
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, control: StartControl) -> None:
         time.sleep(0.02)
         if self.failures:
             raise self.failures.pop()
@@ -124,7 +125,8 @@ async def test_closing_during_the_start_ends_what_was_started(stub: Any) -> None
     starting = asyncio.create_task(engine.start())
     await asyncio.sleep(0.005)
     await engine.aclose()
-    await asyncio.gather(starting, return_exceptions=True)
+    with pytest.raises(EngineClosedError):
+        await starting
     assert [made.closed for made in stub.made] == [1]
 
 
@@ -152,7 +154,12 @@ async def test_a_forked_child_forgets_the_parents_engines(stub: Any) -> None:
 
 async def test_exit_does_not_wait_for_a_start(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hold = threading.Event()
-    monkeypatch.setattr(shared, "RunningEngine", lambda config: hold.wait(5))
+
+    def held(config: EngineConfig, control: StartControl) -> StubEngine:
+        hold.wait(5)
+        return stub(config, control)
+
+    monkeypatch.setattr(shared, "RunningEngine", held)
     engine = VllmEngine(CONFIG)
     starting = asyncio.create_task(engine.start())
     await asyncio.sleep(0.01)
@@ -160,7 +167,9 @@ async def test_exit_does_not_wait_for_a_start(stub: Any, monkeypatch: pytest.Mon
     close_all(wait=False)
     assert time.monotonic() - began < 1
     hold.set()
-    await asyncio.gather(starting, return_exceptions=True)
+    with pytest.raises(EngineClosedError):
+        await starting
+    assert [made.closed for made in stub.made] == [1]  # it came up after all, for nobody
 
 
 def test_importing_the_engine_is_light() -> None:

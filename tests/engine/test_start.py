@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.args import physical_memory
+from mixquant_agents.engine.vllm.starting import StartControl
 from mixquant_agents.errors import (
     ConfigError,
     DamagedWeightsError,
+    EngineClosedError,
     MixQuantError,
     ModelNotFoundError,
     OutOfMemoryError,
@@ -106,6 +109,35 @@ async def test_a_cache_that_the_free_memory_does_not_hold(folder: Path, capfd: p
     said = await failing(EngineConfig(model=str(folder), policy="exact", **settings), OutOfMemoryError, capfd, tries=1)
     assert re.search(r"do not fit \(Available memory .* \([\d.]+/[\d.]+ GiB\) .* requested .* \([\d.]+ GiB\)\); ", said)
     assert said.endswith("lower kv_cache_bytes, max_model_len or max_num_seqs, or take a smaller model")
+
+
+def test_a_start_that_was_given_up_ends_at_its_next_stage() -> None:
+    control = StartControl("m")
+    control.check()
+    with control.launching():
+        assert control.give_up()  # there may be processes at any moment: ask again
+    assert not control.give_up()
+    for stage in (control.check, control.launching().__enter__):
+        with pytest.raises(EngineClosedError, match="'m' was closed while it was starting"):
+            stage()
+
+
+@pytest.mark.slow
+async def test_closing_does_not_wait_for_a_start(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = below()
+    engine = VllmEngine(EngineConfig(model=str(folder), policy="exact", vllm_args={"load_format": "dummy"}))
+    starting = asyncio.create_task(engine.start())
+    while not below() - before:
+        await asyncio.sleep(0.05)
+        assert not starting.done(), await starting
+    await asyncio.sleep(1)  # the engine core imports vLLM now
+    began = time.monotonic()
+    await engine.aclose()
+    assert time.monotonic() - began < 5  # the whole start takes 20
+    with pytest.raises(EngineClosedError, match="was closed while it was starting"):
+        await starting
+    assert below() <= before
+    assert "Engine ready" not in capfd.readouterr().err
 
 
 async def test_a_closed_engine_stays_closed() -> None:

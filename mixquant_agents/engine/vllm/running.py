@@ -23,6 +23,7 @@ from mixquant_agents.engine.vllm.grammar import grammar_of, tools_active
 from mixquant_agents.engine.vllm.parsers import make_parser, reasoning_counter, tag_model_of
 from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.sampling import sampling_parameters
+from mixquant_agents.engine.vllm.starting import StartControl
 from mixquant_agents.engine.vllm.stream import TurnMeter, run_turn
 from mixquant_agents.engine.vllm.thread import EngineThread
 from mixquant_agents.errors import ConfigError, EngineDeadError, FormatRefusedError, MixQuantError, RequestError
@@ -35,9 +36,9 @@ Post = Callable[[TokenDelta | BaseException], None]
 class RunningEngine(EngineThread):
     """A started engine: turns, statistics, policy."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, control: StartControl | None = None) -> None:
         self.policy = config.policy
-        super().__init__(config)
+        super().__init__(config, control)
         self._rows: RowCounts | None = RowCounts(self.llm) if config.policy.quantizes else None
         self._tag_model = tag_model_of(self.tool_parser)
         self._count_reasoning = reasoning_counter(self.reasoning_parser, self.renderer.tokenizer)

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.running import RunningEngine
+from mixquant_agents.engine.vllm.starting import StartControl
 from mixquant_agents.errors import EngineClosedError
 
 __all__ = ["EngineCell", "acquire", "close_all"]
@@ -25,6 +26,7 @@ class EngineCell:
         self.closed = False
         self._lock = threading.Lock()
         self._start: concurrent.futures.Future[RunningEngine] | None = None
+        self._control = StartControl(config.model)
         with _registry_lock:
             _cells.add(self)
 
@@ -54,9 +56,30 @@ class EngineCell:
             if self._start is None or (self._start.done() and self.running is None):
                 start: concurrent.futures.Future[RunningEngine] = concurrent.futures.Future()
                 start.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for the others
-                before, self._start = self._start, start
-                threading.Thread(target=_start_engine, args=(self.config, start, before), daemon=True).start()
+                before, self._start, self._control = self._start, start, StartControl(self.config.model)
+                threading.Thread(target=self._run_start, args=(start, before, self._control), daemon=True).start()
             return self._start
+
+    def _run_start(
+        self,
+        start: concurrent.futures.Future[RunningEngine],
+        before: concurrent.futures.Future[RunningEngine] | None,
+        control: StartControl,
+    ) -> None:
+        """Clear away the dead engine, if any, and start one; runs in a thread of its own."""
+        if before is not None and before.exception() is None:
+            before.result().close()
+        try:
+            engine = RunningEngine(self.config, control)
+        except BaseException as error:  # every waiter gets it
+            start.set_exception(error)
+            return
+        with self._lock:
+            if not self.closed:
+                start.set_result(engine)
+                return
+        engine.close()
+        start.set_exception(EngineClosedError(f"the engine for {self.config.model!r} was closed; make a new one"))
 
     def close(self) -> None:
         """Drop one reference; the last one ends the engine (blocking)."""
@@ -70,27 +93,19 @@ class EngineCell:
         self.end()
 
     def end(self, *, wait: bool = True) -> None:
-        """End the engine whatever refers to it (blocking). Without ``wait``, one that is starting is left alone."""
+        """End the engine whatever refers to it (blocking). One that is starting is given up; with ``wait``, until its
+        processes are gone. A start that has no processes yet ends by itself at its next stage."""
         with self._lock:
             self.closed = True
-            start = self._start
-        if start is not None and (wait or start.done()):
+            start, control = self._start, self._control
+            started = start is not None and start.done()
+        if start is None:
+            return
+        if started:
             with suppress(Exception):  # a start that failed left nothing to close
                 start.result().close()
-
-
-def _start_engine(
-    config: EngineConfig,
-    start: concurrent.futures.Future[RunningEngine],
-    before: concurrent.futures.Future[RunningEngine] | None,
-) -> None:
-    """Clear away the dead engine, if any, and start one; runs in a thread of its own."""
-    if before is not None and before.exception() is None:
-        before.result().close()
-    try:
-        start.set_result(RunningEngine(config))
-    except BaseException as error:  # every waiter gets it
-        start.set_exception(error)
+        while not start.done() and control.give_up() and wait:
+            concurrent.futures.wait([start], 0.25)
 
 
 _registry_lock = threading.Lock()
@@ -117,7 +132,7 @@ def close_all(*, wait: bool = True) -> None:
     """End every engine of this process (blocking). Runs by itself when the interpreter exits.
 
     Args:
-        wait: also wait for engines that are just starting; else their processes end with this one.
+        wait: also wait for the end of engines that are just starting; else their processes end with this one.
     """
     with _registry_lock:
         cells = list(_cells)

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +28,7 @@ from mixquant_agents.engine.vllm.parsers import parser_names
 from mixquant_agents.engine.vllm.progress import start_progress
 from mixquant_agents.engine.vllm.recorder import StatsRecorder
 from mixquant_agents.engine.vllm.render import Renderer
+from mixquant_agents.engine.vllm.starting import StartControl
 from mixquant_agents.errors import EngineClosedError, MissingDependencyError, MixQuantError
 
 __all__ = ["EngineThread"]
@@ -50,12 +51,13 @@ class EngineThread:
         status: the plugin's answer to ``mixquant_status``, or ``{}`` without the plugin.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, control: StartControl | None = None) -> None:
         """Start the engine and wait for it (blocking, seconds to minutes).
 
         Raises:
             ConfigError: a setting cannot be honoured.
             EngineStartError: the engine did not start.
+            EngineClosedError: the start was given up through ``control``.
         """
         if _in_bootstrap():
             from mixquant_agents.engine.vllm.child import report_missing_guard
@@ -79,7 +81,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="mixquant-engine", daemon=True)
         self._thread.start()
         try:
-            self.submit(self._start()).result()
+            self.submit(self._start(control or StartControl(config.model))).result()
         except BaseException:
             self.close()
             raise
@@ -118,16 +120,18 @@ class EngineThread:
         finally:
             self.loop.close()
 
-    async def _start(self) -> None:
+    async def _start(self, control: StartControl) -> None:
         config = self.config
         by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
         try:
             with _starting, start_progress(config.model) as progress:
+                control.check()
                 progress.enter("looking at the model")
                 path, local = model_path(config)
                 if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
                     check_hub(config)
                 with start_environment(self.log_path, local):
+                    control.check()
                     progress.enter("importing vLLM")
                     _quiet(by_user)
                     arguments, executor = self._vllm_arguments(path)
@@ -135,13 +139,14 @@ class EngineThread:
                     progress.enter("starting the engine's processes (weights, KV cache)")
                     from vllm.v1.engine.async_llm import AsyncLLM
 
-                    self.llm = AsyncLLM(
-                        vllm_config=arguments,
-                        executor_class=executor,
-                        log_stats=bool(config.vllm_args.get("disable_log_stats", True)) is False,
-                        log_requests=False,
-                        stat_loggers=[self.recorder.factory()],
-                    )
+                    with control.launching():
+                        self.llm = AsyncLLM(
+                            vllm_config=arguments,
+                            executor_class=executor,
+                            log_stats=bool(config.vllm_args.get("disable_log_stats", True)) is False,
+                            log_requests=False,
+                            stat_loggers=[self.recorder.factory()],
+                        )
                 _quiet(by_user)  # starting configured the log anew
                 if config.policy.quantizes:
                     self.status = dict((await self.llm.collective_rpc("mixquant_status"))[0])
@@ -149,6 +154,7 @@ class EngineThread:
         except MixQuantError:
             raise
         except Exception as error:
+            control.check()
             self.dead = True  # keeps the log
             raise start_error(error, config, self.log_path) from error
 
@@ -177,20 +183,15 @@ class EngineThread:
         turns = [
             task for task in asyncio.all_tasks(self.loop) if task is not me and task.get_name().startswith("turn-")
         ]
-        for task in turns:
-            task.cancel()
-        await asyncio.gather(*turns, return_exceptions=True)
+        await _cancel(turns)
         if self.llm is not None:
             await asyncio.sleep(0)  # let the aborts leave
             self.llm.shutdown()
             self.llm = None
-        rest = [task for task in asyncio.all_tasks(self.loop) if task is not me]
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        await _cancel([task for task in asyncio.all_tasks(self.loop) if task is not me])
 
 
-async def _cancel(tasks: set[asyncio.Task[Any]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
