@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -16,7 +19,7 @@ from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 
 __all__ = ["COMMANDS", "build", "run"]
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 COMMANDS: dict[str, str] = {
     "demo": "demo",
@@ -78,10 +81,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command line (``sys.argv[1:]`` by default) and return its exit code; no traceback ever reaches the user
     unless ``MIXQUANT_DEBUG=1`` asks for it."""
     try:
-        build()(args=None if argv is None else list(argv))
+        with _ended_in_order():
+            build()(args=None if argv is None else list(argv))
     except SystemExit as stop:  # typer has already shown usage errors
-        if stop.code == INTERRUPTED:
-            _say("interrupted")
+        if stop.code in (INTERRUPTED, TERMINATED):
+            _say("interrupted" if stop.code == INTERRUPTED else "terminated")
         return stop.code if isinstance(stop.code, int) else OK
     except (ConfigError, RequestError) as error:
         _say(error)
@@ -93,6 +97,23 @@ def run(argv: Sequence[str] | None = None) -> int:
         _say(f"unexpected {type(error).__name__}: {error} (a bug; MIXQUANT_DEBUG=1 shows where)")
         return FAILED
     return OK
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM unwinds the command as Ctrl-C does: engines and servers that it started must not outlive it."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise SystemExit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _say(message: object) -> None:

@@ -1,6 +1,9 @@
 """The command frame: one readable line and the right exit code, never a traceback."""
 
+import asyncio
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -51,6 +54,28 @@ def test_errors_become_one_line(
     assert out == ""
     assert err.startswith("mixquant: ")
     assert err.count("\n") == 1
+
+
+def test_sigterm_unwinds_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module, seen, before = types.ModuleType("mixquant_agents.cli.waiting"), [], signal.getsignal(signal.SIGTERM)
+
+    async def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(30)
+        finally:
+            seen.append("closed")
+
+    def command() -> None:
+        asyncio.run(work())
+
+    module.command = command  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mixquant_agents.cli.waiting", module)
+    monkeypatch.setattr(app, "COMMANDS", {"bench waiting": "waiting"})
+    assert app.run(["bench", "waiting"]) == 143
+    assert capsys.readouterr().err == "mixquant: terminated\n"
+    assert seen == ["closed"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_wrong_usage_exits_2() -> None:
