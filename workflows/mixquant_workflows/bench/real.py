@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -196,6 +197,7 @@ async def _run(
                 for name in policies:
                     if not _left(plan, one, n, name, results):
                         continue
+                    began, before = time.monotonic(), len(results.rows)
                     await run_suites(
                         [one],
                         name,
@@ -207,7 +209,10 @@ async def _run(
                         case_seconds=plan.case_seconds,
                         progress=progress,
                     )
-                    console.print(f"{one.name} {name}: done")
+                    done = results.rows[before:]
+                    score = sum(row["score"] for row in done) / len(done)
+                    seconds = time.monotonic() - began
+                    console.print(f"{one.name} {name}: {len(done)} cases in {seconds:.0f} s, score {score:.3f}")
                 told()
             for name in policies if threads else ():
                 await model_for(name)
