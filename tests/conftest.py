@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 
 import hypothesis
@@ -16,6 +17,16 @@ hypothesis.settings.load_profile("steady")
 
 KV_BYTES = 96 * 2**20
 """About 2,100 tokens of SmolLM2's float32 KV cache: small enough that tests can provoke preemption."""
+
+
+gc.disable()  # while everything is imported: see below
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays until the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

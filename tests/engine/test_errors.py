@@ -140,7 +140,7 @@ def test_a_failed_start_is_named_by_its_log(line: str, kind: type[Exception]) ->
     error = start_error_from_text(own, log, CONFIG, "/tmp/x.log")
     assert type(error) is kind
     assert "\n" not in str(error)
-    assert line.split(":")[-1].strip()[:20] in str(error)
+    assert line.split(":")[-1].strip(" .")[:20] in str(error)
     assert CONFIG.model in str(error) or CONFIG.policy.name in str(error)
 
 
