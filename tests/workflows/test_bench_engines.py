@@ -12,6 +12,8 @@ from stand_in import ENGINES, StandIn
 from mixquant_agents import PrecisionPolicy, TurnStore
 from mixquant_agents.cli.app import run
 from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.errors import EngineDeadError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bounded_memory", "stand_ins")]
 
@@ -115,3 +117,30 @@ def test_agents_command_runs_a_trace(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert figures["exact"]["decode_tokens"] == 15
     assert "score" not in figures["exact"]
     assert figures["mixquant-nvfp4"]["ttft_p50_ms_vs_exact"] > 0
+
+
+def test_an_engine_that_goes_away_ends_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call would start it anew under the policy it was started with, and score that as another."""
+    rows = tmp_path / "rows.jsonl"
+    arguments = ["bench", "agents", "--suite", "bundled:6", "--policies", "exact,uniform-nvfp4", "--results", str(rows)]
+    say = StandIn._say
+    asked: list[None] = []
+
+    def dies(self: StandIn, request: EngineRequest) -> Any:
+        asked.append(None)
+        if len(asked) == 7:
+            raise EngineDeadError("the engine died: its worker was killed; see its log")
+        return say(self, request)
+
+    monkeypatch.setattr(StandIn, "_say", dies)
+    assert run([*arguments, "--concurrency", "1"]) == 1
+    assert "the engine died: its worker was killed" in capsys.readouterr().err
+    assert ENGINES[-1].closed
+    kept = [json.loads(line) for line in rows.read_text().splitlines() if "score" in line]
+    assert 0 < len(kept) < 6
+    assert not any(row.get("error") for row in kept), "no case is lost to the engine's death"
+    monkeypatch.setattr(StandIn, "_say", say)
+    assert run([*arguments, "--concurrency", "1"]) == 0
+    assert len([line for line in rows.read_text().splitlines() if "score" in line]) == 12

@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.runnables.config import set_config_context
 from langgraph.errors import GraphRecursionError
 
-from mixquant_agents.errors import MixQuantError
+from mixquant_agents.errors import EngineError, MixQuantError
 from mixquant_workflows.bench.results import ResultFile
 from mixquant_workflows.bench.suite import Case, Suite
 
@@ -58,6 +58,8 @@ async def run_suites(
 
     Raises:
         MixQuantError: a suite's data is missing. What fails inside a task scores 0 and is kept with its reason.
+        EngineError: the engine went away. A new one would run under the policy that it was started with, so nothing
+            more is scored; the rows so far are kept.
     """
     slots = asyncio.Semaphore(concurrency)
     for suite in suites:
@@ -72,9 +74,12 @@ async def run_suites(
             results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
             progress(suite.name, policy, len(results.done(suite.name, policy)), total)
 
-        async with asyncio.TaskGroup() as group:
-            for case in left:
-                group.create_task(one(case))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for case in left:
+                    group.create_task(one(case))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
 
 async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float, thread: str) -> Mapping[str, Any]:
@@ -86,6 +91,8 @@ async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: flo
                 verdict = await asyncio.create_task(suite.run(case, model), context=context)
     except TimeoutError:
         return _failed(began, f"took longer than {seconds:g} s")
+    except EngineError:
+        raise
     except (MixQuantError, GraphRecursionError) as error:
         return _failed(began, f"{type(error).__name__}: {error}")
     except Exception as error:  # a checker that trips over a strange answer counts as a miss, and the run goes on
