@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.protocol import NamedTool, OutputParser, TokenDelta, ToolChoice
 from mixquant_agents.engine.vllm.parsers import make_parser, parser_names, reasoning_counter, tag_model_of
@@ -138,6 +139,26 @@ def test_invalid_calls_are_kept(tokenizer: Any) -> None:
     got = read(parser_of(tokenizer, "hermes"), tokenizer, "<tool_call>\nadd 1 and 2\n</tool_call>")
     assert got["names"] == []
     assert "add 1 and 2" in got["invalid"][0][0]
+
+
+@pytest.mark.parametrize(
+    ("tool", "text"),
+    [
+        ("hermes", '<tool_call>\n{"name": "add", "arguments": {"a": 1'),
+        ("mistral", '[TOOL_CALLS][{"name": "add", "arguments": {"a": 1'),
+        ("qwen3_coder", "<tool_call>\n<function=add>\n<parameter=a>1</par"),
+    ],
+)
+def test_a_call_that_was_cut_off_is_one_invalid_call(tokenizer: Any, tool: str, text: str) -> None:
+    core = TurnCore(parser_of(tokenizer, tool))
+    ids = tokenizer.encode(text)
+    deltas = [TokenDelta(tokenizer.decode([token]), (token,)) for token in ids[:-1]]
+    deltas.append(TokenDelta(tokenizer.decode(ids[-1:]), (ids[-1],), finish_reason="length"))
+    first, *rest = [chunk for delta in deltas if (chunk := core.feed(delta)) is not None]
+    answer = sum([*rest, core.last({}, None)], start=first)
+    assert [call["name"] for call in answer.invalid_tool_calls] == ["add"]
+    assert answer.tool_calls == []
+    assert len(answer.additional_kwargs["unparsed_tool_calls"]) == 1
 
 
 def test_hermes_cost_is_linear(tokenizer: Any) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mixquant_agents.engine.protocol import TokenDelta
 from mixquant_agents.engine.vllm.counts import RowCounts
-from mixquant_agents.engine.vllm.stream import TurnMeter, run_turn
+from mixquant_agents.engine.vllm.stream import StepMeter, run_turn
 from mixquant_agents.errors import EngineError
 
 
@@ -66,7 +66,7 @@ def rows_of(quantized: int, exact: int, recomputed: int = 0, preemptions: int = 
 
 async def play(llm: FakeLlm, prompt: int = 10, *, rows: bool = True, preempted: Any = lambda: 0) -> list[TokenDelta]:
     deltas: list[TokenDelta] = []
-    meter = TurnMeter(prompt, time.monotonic() - 10)
+    meter = StepMeter(prompt, time.monotonic() - 10)
     counter = RowCounts(llm) if rows else None
     ids = {"prompt_token_ids": list(range(prompt))}
     await run_turn(llm, ids, None, "r1", meter, counter, preempted, deltas.append)
@@ -168,7 +168,7 @@ async def test_a_reader_that_fails_closes_the_stream() -> None:
         raise RuntimeError("Event loop is closed")
 
     with pytest.raises(RuntimeError):
-        await run_turn(llm, {"prompt_token_ids": [1]}, None, "r", TurnMeter(1, 0.0), None, lambda: 0, post)
+        await run_turn(llm, {"prompt_token_ids": [1]}, None, "r", StepMeter(1, 0.0), None, lambda: 0, post)
     assert llm.ended == "closed"
 
 
@@ -187,7 +187,7 @@ async def test_an_abort_of_the_engine_is_a_reason() -> None:
 
 def test_times_use_one_clock() -> None:
     now = time.monotonic()
-    meter = TurnMeter(10, now - 2.0)
+    meter = StepMeter(10, now - 2.0)
     meter.received(1, now - 1.0)
     meter.received(1, now - 0.5)
     meter.received(2, now - 0.1)
@@ -211,7 +211,7 @@ def test_relations_hold_for_any_stamps(gaps: list[float], steps: list[tuple[floa
     start = time.monotonic() - 200
     scheduled = start + gaps[0]
     first = scheduled + gaps[1]
-    meter = TurnMeter(3, start)
+    meter = StepMeter(3, start)
     now = first + gaps[2]
     for gap, tokens in steps:
         meter.received(tokens, now)

@@ -7,7 +7,6 @@ call. Every other syntax is read by vLLM's own parser.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -216,7 +215,6 @@ class VllmOutputParser:
         )
         self._parser = parser_class(tokenizer, self._request.tools)
         self._started = False
-        self._calls: dict[int, list[str]] = {}
         self._finished = False
 
     def feed(self, delta: TokenDelta) -> OutputDelta:
@@ -232,26 +230,18 @@ class VllmOutputParser:
         return self._given(message)
 
     def finish(self) -> OutputDelta:
-        """See :class:`OutputParser`; calls whose arguments are no JSON are reported, their pieces were given out."""
-        given = OutputDelta()
-        if self._started and not self._finished:
-            given = self._given(self._parser.parse_delta("", [], self._request, finished=True))
-        invalid = []
-        for pieces in self._calls.values():
-            text = "".join(pieces)
-            try:
-                json.loads(text or "{}")
-            except ValueError as error:
-                invalid.append((text, f"arguments are not valid JSON: {error}"))
-        return OutputDelta(given.content, given.reasoning, given.tool_calls, tuple(invalid))
+        """See :class:`OutputParser`. Calls that were cut off have been given out: who reads the pieces judges them."""
+        if self._finished or not self._started:
+            return OutputDelta()
+        return self._given(self._parser.parse_delta("", [], self._request, finished=True))
 
-    def _given(self, message: Any) -> OutputDelta:
+    @staticmethod
+    def _given(message: Any) -> OutputDelta:
         if message is None:
             return OutputDelta()
         calls = []
         for call in message.tool_calls or ():
             function = call.function
             arguments = (function.arguments if function else None) or ""
-            self._calls.setdefault(call.index, []).append(arguments)
             calls.append(ToolCallDelta(call.index, call.id, function.name if function else None, arguments))
         return OutputDelta(message.content or "", getattr(message, "reasoning", None) or "", tuple(calls))

@@ -24,7 +24,7 @@ from mixquant_agents.engine.vllm.parsers import make_parser, reasoning_counter, 
 from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.sampling import sampling_parameters
 from mixquant_agents.engine.vllm.starting import StartControl
-from mixquant_agents.engine.vllm.stream import TurnMeter, run_turn
+from mixquant_agents.engine.vllm.stream import StepMeter, run_turn
 from mixquant_agents.engine.vllm.thread import EngineThread
 from mixquant_agents.errors import ConfigError, EngineDeadError, FormatRefusedError, MixQuantError, RequestError
 
@@ -61,7 +61,7 @@ class RunningEngine(EngineThread):
             with suppress(RuntimeError):
                 post(self.translated(error))
 
-    async def _prepare(self, request: EngineRequest, submitted: float) -> tuple[Any, Any, TurnMeter, dict[str, Any]]:
+    async def _prepare(self, request: EngineRequest, submitted: float) -> tuple[Any, Any, StepMeter, dict[str, Any]]:
         """Render, check and convert one request; nothing reaches vLLM before all of it succeeded."""
         from vllm.inputs import tokens_input
 
@@ -85,7 +85,7 @@ class RunningEngine(EngineThread):
         return (
             tokens_input(ids, cache_salt=salt),
             params,
-            TurnMeter(len(ids), submitted, count_reasoning=self._count_reasoning),
+            StepMeter(len(ids), submitted, count_reasoning=self._count_reasoning),
             options,
         )
 

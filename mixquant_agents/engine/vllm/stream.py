@@ -19,7 +19,7 @@ from mixquant_agents.engine.vllm.counts import Counts, RowCounts
 from mixquant_agents.errors import EngineError
 from mixquant_agents.records import TurnCounts, TurnTimes, percentile
 
-__all__ = ["TurnMeter", "logprobs_of", "run_turn"]
+__all__ = ["StepMeter", "logprobs_of", "run_turn"]
 
 logger = logging.getLogger("mixquant_agents.engine")
 
@@ -27,8 +27,8 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort"
 
 
 @dataclass(slots=True)
-class TurnMeter:
-    """What is known about one turn while it runs. Times in seconds, ``time.monotonic()``.
+class StepMeter:
+    """What the steps of the engine tell of one turn while it runs. Times in seconds, ``time.monotonic()``.
 
     Attributes:
         prompt_tokens: tokens of the prompt.
@@ -134,7 +134,7 @@ async def run_turn(
     prompt: Any,
     params: Any,
     request_id: str,
-    meter: TurnMeter,
+    meter: StepMeter,
     rows: RowCounts | None,
     preempted: Callable[[], int],
     post: Callable[[TokenDelta], None],
