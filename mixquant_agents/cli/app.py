@@ -85,6 +85,8 @@ def run(argv: Sequence[str] | None = None) -> int:
             build()(args=None if argv is None else list(argv))
     except SystemExit as stop:  # typer has already shown usage errors
         if stop.code in (INTERRUPTED, TERMINATED):
+            if sys.stderr.isatty():
+                print(file=sys.stderr)  # noqa: T201 - the terminal has echoed ^C behind whatever stood there
             _say("interrupted" if stop.code == INTERRUPTED else "terminated")
         return stop.code if isinstance(stop.code, int) else OK
     except (ConfigError, RequestError) as error:
