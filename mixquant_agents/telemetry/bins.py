@@ -128,12 +128,18 @@ class Aggregate:
     bins: dict[str, dict[int, int]] = field(default_factory=dict)
     strata: dict[str, list[float]] = field(default_factory=dict)
 
+    @property
+    def bad(self) -> int:
+        """Turns that failed or were aborted; a turn that ran out of time is both, and counts once."""
+        return self.aborted + self.failed - int(self.sums.get("both", 0))
+
     def add(self, turn: Counted) -> None:
         """Count one turn."""
         self.turns += 1
         self.aborted += turn.aborted
         self.failed += turn.error is not None
         sums = self.sums
+        sums["both"] += turn.aborted and turn.error is not None
         prompt, cached, prefill, decode = (
             turn.prompt_tokens,
             turn.cached_tokens,

@@ -57,7 +57,6 @@ class TurnEvent:
         trace_context: W3C headers (``traceparent``) of the span this turn belongs to.
         parent_run_id: LangChain run that made this call.
         trace_id: hex id of the turn's trace; filled by the span sink, read by the metrics (exemplars) and the store.
-        finished_ns: wall clock when the turn was handed over, nanoseconds since the epoch.
     """
 
     turn: TurnRecord
@@ -67,7 +66,6 @@ class TurnEvent:
     trace_context: Mapping[str, str] | None = None
     parent_run_id: str | None = None
     trace_id: str | None = None
-    finished_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

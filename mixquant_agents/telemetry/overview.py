@@ -28,6 +28,7 @@ class Figures:
     """What is said of a set of turns; ``None`` where nothing is known.
 
     Attributes:
+        bad: turns that failed or were aborted; a turn that ran out of time is both.
         percentiles: ``{phase: (p50, p95)}``, seconds.
         exact: percentiles are exact; else read from histograms, at most 2 % off.
         prefill_tokens_per_second: prefilled tokens over prefill time, of the turns that know both.
@@ -41,6 +42,7 @@ class Figures:
     turns: int
     aborted: int
     failed: int
+    bad: int
     percentiles: dict[str, tuple[float | None, float | None]]
     exact: bool
     prefill_tokens_per_second: float | None
@@ -200,6 +202,7 @@ def _figures(found: Gathered, total: Aggregate, series: Sequence[Series]) -> Fig
         turns=total.turns,
         aborted=total.aborted,
         failed=total.failed,
+        bad=total.bad,
         percentiles={name: (found.percentile(name, 0.5, total), found.percentile(name, 0.95, total)) for name in TIMES},
         exact=found.values is not None,
         prefill_tokens_per_second=total.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
@@ -215,7 +218,7 @@ def _point(start: int, aggregate: Aggregate) -> Point:
     return Point(
         at=from_microseconds(start * 1_000_000),
         turns=aggregate.turns,
-        bad=aggregate.aborted + aggregate.failed,
+        bad=aggregate.bad,
         ttft_p50=aggregate.percentile("ttft", 0.5),
         ttft_p95=aggregate.percentile("ttft", 0.95),
         cache_hit_share=aggregate.ratio("cached", "prompt_known"),

@@ -104,7 +104,6 @@ class QueueRecorder:
                 block_hashes=block_hashes,
                 trace_context=trace_context,
                 parent_run_id=parent_run_id,
-                finished_ns=time.time_ns(),
             )
         )
 

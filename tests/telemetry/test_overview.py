@@ -89,6 +89,11 @@ def test_rollups_by_outcome_say_the_same_as_the_turns(path: Path, monkeypatch: p
         one, two = slow.total(), fast.total()
         assert one.turns > 0
         assert (one.turns, one.failed, one.aborted) == (two.turns, two.failed, two.aborted)
+        meant = [turn for turn in turns if policy in (None, turn.policy)]
+        bad = sum((turn.aborted, turn.error is not None) != (False, False) for turn in meant)
+        both = sum((turn.aborted, turn.error is not None) == (True, True) for turn in meant)
+        assert both > 5
+        assert one.bad == two.bad == (0 if status == "ok" else bad if status == "bad" else one.turns)
         assert one.bins == two.bins
         assert two.sums == pytest.approx(one.sums)
         assert {name: values[0] for name, values in one.strata.items()} == {
