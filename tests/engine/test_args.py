@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,19 @@ def test_what_cannot_be_honoured_is_refused(folder: str, settings: dict[str, Any
 @pytest.mark.usefixtures("cpu")
 def test_further_arguments_are_passed_on(folder: str) -> None:
     assert arguments(folder, vllm_args={"block_size": 32}).block_size == 32
+
+
+@pytest.mark.slow
+def test_shared_memory_that_a_failed_start_left_is_removed_silently() -> None:
+    code = """if True:
+        from multiprocessing.shared_memory import SharedMemory
+        from mixquant_agents.engine.vllm.args import start_environment
+        with start_environment("/dev/null", local=False):
+            print(SharedMemory(create=True, size=8).name, flush=True)
+    """
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert ran.stderr == ""
+    assert not Path("/dev/shm", ran.stdout.strip()).exists()
 
 
 def test_the_environment_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
@@ -59,6 +60,7 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
     if local:
         ours["HF_HUB_OFFLINE"] = "1"
         _import_hub()
+    _quiet_tracker()
     added = {name: value for name, value in ours.items() if name not in os.environ}
     added[ENV_LOG] = f"{os.getpid()}:{log_path}"
     os.environ.update(added)
@@ -74,6 +76,21 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
         for name, value in added.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
+
+
+def _quiet_tracker() -> None:
+    """Start multiprocessing's resource tracker without its voice: where a start fails, it removes the shared memory
+    that vLLM's processes left, and would tell of it after our error, in two lines that nobody can act on."""
+    before = os.environ.get("PYTHONWARNINGS")
+    quiet = "ignore::UserWarning:multiprocessing.resource_tracker"
+    os.environ["PYTHONWARNINGS"] = f"{before},{quiet}" if before else quiet
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _import_hub() -> None:
