@@ -1,4 +1,8 @@
-"""Examples in bulk: made by all cores, kept as arrays, handed out in batches of similar length."""
+"""Examples in bulk: endless batches made by worker processes while the device trains, so that no example comes twice.
+
+A batch is one row of tokens, many conversations end to end. Each token carries the number of its conversation's document,
+its branch in that document (0: the beginning that all branches share) and its position as the model counts it.
+"""
 
 from __future__ import annotations
 
@@ -6,142 +10,137 @@ import argparse
 import multiprocessing
 import pathlib
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from training.generate.encode import encode
-from training.generate.mix import example
+from training.generate.mix import examples
 
-__all__ = ["Batch", "Examples", "batches", "main", "make", "read"]
+__all__ = ["Batch", "batch", "main", "stream", "tree"]
 
 MAX_TOKENS = 1536
-_CHUNK = 500
-_PAD = 32  # lengths are rounded up to a multiple, so that few shapes occur
-
-
-@dataclass
-class Examples:
-    """Token ids (uint16) and learnt flags of many examples, end to end; ``starts`` has one more entry than examples."""
-
-    ids: NDArray[np.uint16]
-    learnt: NDArray[np.bool_]
-    starts: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
+"""Longest conversation."""
+_MISSES = 6  # examples that did not fit before a batch counts as full
 
 
 @dataclass
 class Batch:
-    """Right-padded ids ``[rows, length]`` and the flat positions whose next token is learnt, with those tokens.
+    """One row of tokens. ``at`` are the places whose next token is learnt; ``begins`` marks an answer's first token."""
 
-    ``begins`` marks the first token of each answer: there the model decides whether it calls.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    targets: Tensor
-    begins: Tensor
-    tokens: int
-
-
-def _chunk(task: tuple[str, int]) -> tuple[list[NDArray[np.uint16]], list[NDArray[np.bool_]]]:
-    path, seed = task
-    tokenizer = Tokenizer.from_file(path)
-    rng = random.Random(seed)
-    ids, learnt = [], []
-    while len(ids) < _CHUNK:
-        scene = example(rng)
-        tokens, flags = encode(tokenizer, scene.messages, scene.schemas)
-        if len(tokens) <= MAX_TOKENS:
-            ids.append(np.array(tokens, dtype=np.uint16))
-            learnt.append(np.array(flags, dtype=np.bool_))
-    return ids, learnt
+    ids: NDArray[np.int32]
+    document: NDArray[np.int32]
+    branch: NDArray[np.int32]
+    position: NDArray[np.int32]
+    at: NDArray[np.int32]
+    begins: NDArray[np.bool_]
+    used: int  # tokens that are no padding
+    read: int  # tokens of the same conversations one by one
 
 
-def make(tokenizer: pathlib.Path, count: int, seed: int, workers: int) -> Examples:
-    """``count`` examples. The same seed gives the same examples, whatever the number of workers."""
-    tasks = [(str(tokenizer), seed * 1_000_000 + index) for index in range(-(-count // _CHUNK))]
-    ids: list[NDArray[np.uint16]] = []
-    learnt: list[NDArray[np.bool_]] = []
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for some_ids, some_learnt in pool.imap(_chunk, tasks):
-            ids += some_ids
-            learnt += some_learnt
-    starts = np.concatenate([[0], np.cumsum([len(one) for one in ids])]).astype(np.int64)
-    return Examples(np.concatenate(ids), np.concatenate(learnt), starts)
+def tree(conversations: list[tuple[list[int], list[bool]]]) -> tuple[list[int], list[bool], list[int], list[int]]:
+    """Conversations that begin alike as one document: ids, learnt flags, branches, positions. The beginning comes once."""
+    first = conversations[0][0]
+    shared = 0
+    if len(conversations) > 1:
+        shared = min(len(ids) for ids, _ in conversations) - 1
+        for ids, learnt in conversations:
+            shared = next((i for i in range(shared) if ids[i] != first[i] or learnt[i]), shared)
+    ids, learnt, branch, position = list(first[:shared]), [False] * shared, [0] * shared, list(range(shared))
+    for number, (own, flags) in enumerate(conversations, 1):
+        ids += own[shared:]
+        learnt += flags[shared:]
+        branch += [number] * (len(own) - shared)
+        position += range(shared, len(own))
+    return ids, learnt, branch, position
 
 
-def batches(examples: Examples, tokens: int, rng: random.Random) -> Iterator[Batch]:
-    """One epoch in random order; each batch holds rows of similar length, at most ``tokens`` with padding."""
-    order = list(range(len(examples)))
-    rng.shuffle(order)
-    groups = []
-    for begin in range(0, len(order), 4096):
-        window = sorted(
-            order[begin : begin + 4096], key=lambda index: examples.starts[index + 1] - examples.starts[index]
-        )
-        rows: list[int] = []
-        for index in window:
-            length = _padded(int(examples.starts[index + 1] - examples.starts[index]))
-            if rows and (len(rows) + 1) * length > tokens:
-                groups.append(rows)
-                rows = []
-            rows.append(index)
-        groups.append(rows)
-    rng.shuffle(groups)
-    for rows in groups:
-        yield _batch(examples, rows)
-
-
-def _padded(length: int) -> int:
-    return -(-length // _PAD) * _PAD
-
-
-def _batch(examples: Examples, rows: list[int]) -> Batch:
-    spans = [(int(examples.starts[row]), int(examples.starts[row + 1])) for row in rows]
-    width = _padded(max(end - start for start, end in spans))
-    ids = np.zeros((len(rows), width), dtype=np.int64)
-    learnt = np.zeros((len(rows), width), dtype=np.bool_)
-    for row, (start, end) in enumerate(spans):
-        ids[row, : end - start] = examples.ids[start:end]
-        learnt[row, : end - start] = examples.learnt[start:end]
-    rows_at, columns = np.nonzero(learnt[:, 1:])
-    flat = rows_at * width + columns
+def batch(tokenizer: Tokenizer, tokens: int, learnt: int, rng: random.Random) -> Batch:
+    """One batch of exactly ``tokens`` tokens with at most ``learnt`` learnt ones; what is left over is padding."""
+    ids: list[int] = []
+    flags: list[bool] = []
+    document: list[int] = []
+    branch: list[int] = []
+    position: list[int] = []
+    count = misses = read = taught = 0
+    while misses < _MISSES:
+        scenes = examples(rng)
+        encoded = [encode(tokenizer, scene.messages, scene.schemas) for scene in scenes]
+        encoded = [one for one in encoded if len(one[0]) <= MAX_TOKENS]
+        if not encoded:
+            continue
+        new_ids, new_flags, new_branch, new_position = tree(encoded)
+        if len(ids) + len(new_ids) > tokens or taught + sum(new_flags) > learnt:
+            misses += 1
+            continue
+        ids += new_ids
+        flags += new_flags
+        branch += new_branch
+        position += new_position
+        document += [count] * len(new_ids)
+        count, taught = count + 1, taught + sum(new_flags)
+        read += sum(len(one) for one, _ in encoded)
+    rest = tokens - len(ids)
+    at = np.nonzero(np.array(flags)[1:])[0]
     return Batch(
-        torch.from_numpy(ids),
-        torch.from_numpy(flat),
-        torch.from_numpy(ids[rows_at, columns + 1]),
-        torch.from_numpy(~learnt[rows_at, columns]),
-        sum(e - s for s, e in spans),
+        np.array(ids + [0] * rest, np.int32),
+        np.array(document + [count] * rest, np.int32),
+        np.array(branch + [0] * rest, np.int32),
+        np.array(position + [0] * rest, np.int32),
+        at.astype(np.int32),
+        ~np.array(flags)[at],
+        len(ids),
+        read,
     )
 
 
-def read(path: pathlib.Path) -> Examples:
-    """Examples written by :func:`main`."""
-    with np.load(path) as stored:
-        return Examples(stored["ids"], stored["learnt"], stored["starts"])
+_TOKENIZER: list[Tokenizer] = []
+
+
+def _start(path: str) -> None:
+    _TOKENIZER.append(Tokenizer.from_file(path))
+
+
+def _make(task: tuple[int, int, int]) -> Batch:
+    tokens, learnt, seed = task
+    return batch(_TOKENIZER[0], tokens, learnt, random.Random(seed))
+
+
+def stream(tokenizer: pathlib.Path, tokens: int, learnt: int, seed: int, workers: int, ahead: int) -> Iterator[Batch]:
+    """Endless batches; at most ``ahead`` wait. The same seed gives the same batches, whatever the number of workers."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, initializer=_start, initargs=(str(tokenizer),)) as pool:
+        waiting = []
+        number = seed * 1_000_000
+        while True:
+            while len(waiting) < ahead:
+                waiting.append(pool.apply_async(_make, ((tokens, learnt, number),)))
+                number += 1
+            yield waiting.pop(0).get()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make examples and write them to a file."""
+    """How fast examples are made, and what a batch holds."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--tokenizer", type=pathlib.Path, required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
-    parser.add_argument("--examples", type=int, default=200_000)
+    parser.add_argument("--tokens", type=int, default=28_672)
+    parser.add_argument("--learnt", type=int, default=10_240)
+    parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=14)
     args = parser.parse_args(arguments)
-    made = make(args.tokenizer, args.examples, args.seed, args.workers)
-    partial = args.out.with_suffix(".partial.npz")
-    np.savez(partial, ids=made.ids, learnt=made.learnt, starts=made.starts)
-    partial.rename(args.out)
+    begin, count, used, read, learnt = 0.0, 0, 0, 0, 0
+    for one in stream(args.tokenizer, args.tokens, args.learnt, args.seed, args.workers, 2 * args.workers):
+        begin = begin or time.monotonic()
+        count, used, read, learnt = count + 1, used + one.used, read + one.read, learnt + len(one.at)
+        if time.monotonic() - begin > args.seconds:
+            break
+    spent = time.monotonic() - begin
+    print(f"{count} batches, {count / spent:.1f} a second; of {args.tokens} tokens {used / count:.0f} used, standing for {read / count:.0f}, {learnt / count:.0f} learnt")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ the base did not see), text that the base writes freely, and plain English docum
 
 from __future__ import annotations
 
+import pathlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -22,7 +25,7 @@ from training.generate.scenes import Toolbox
 from training.generate.words import words
 from training.model import CONFIG, Weights, generate, hidden, rope
 
-__all__ = ["Kept", "kept_batches", "look", "make_kept"]
+__all__ = ["Kept", "KeptRow", "kept_rows", "look", "make_kept", "read_kept", "write_kept"]
 
 
 @dataclass
@@ -134,26 +137,62 @@ def look(weights: Weights, kept: list[Kept], tokens: int = 65_536) -> None:
         start += size
 
 
-def kept_batches(kept: list[Kept], tokens: int, rng: random.Random) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless: the base's states, the adapted ids, and the flat positions in those that the states belong to."""
+@dataclass
+class KeptRow:
+    """One row of kept texts: ids, documents and positions by token; the compared places and what the base says there."""
+
+    ids: NDArray[np.int32]
+    document: NDArray[np.int32]
+    position: NDArray[np.int32]
+    at: NDArray[np.int32]
+    states: Tensor
+
+
+def kept_rows(kept: list[Kept], tokens: int, compared: int, rng: random.Random) -> Iterator[KeptRow]:
+    """Endless rows of exactly ``tokens`` tokens with at most ``compared`` compared places."""
+    waiting: list[Kept] = []
     while True:
-        order = list(range(len(kept)))
-        rng.shuffle(order)
         rows: list[Kept] = []
-        for begin in range(0, len(order), 512):  # similar lengths together: little padding
-            window = sorted(order[begin : begin + 512], key=lambda index: len(kept[index].adapted))
-            groups: list[list[Kept]] = []
-            rows = []
-            for index in window:
-                rows.append(kept[index])
-                if len(kept[index].adapted) * len(rows) >= tokens:
-                    groups.append(rows)
-                    rows = []
-            groups += [rows] if rows else []
-            rng.shuffle(groups)
-            for rows in groups:
-                states = torch.cat([one.states for one in rows if one.states is not None])
-                yield (states, *_pad([one.adapted for one in rows], rows))
+        used = places = skipped = 0
+        while skipped < 4:
+            if not waiting:
+                waiting = rng.sample(kept, len(kept))
+            one = waiting.pop()
+            if used + len(one.adapted) > tokens or places + one.compared > compared:
+                skipped += 1
+                waiting.insert(0, one)
+                continue
+            rows.append(one)
+            used, places = used + len(one.adapted), places + one.compared
+        ids, document, position, at = (np.zeros(tokens, np.int32) for _ in range(4))
+        document[:] = len(rows)
+        start = taken = 0
+        for number, one in enumerate(rows):
+            end = start + len(one.adapted)
+            ids[start:end], document[start:end], position[start:end] = one.adapted, number, np.arange(end - start)
+            at[taken : taken + one.compared] = np.arange(end - 1 - one.compared, end - 1)
+            start, taken = end, taken + one.compared
+        yield KeptRow(
+            ids, document, position, at[:taken], torch.cat([one.states for one in rows if one.states is not None])
+        )
+
+
+def write_kept(kept: list[Kept], path: pathlib.Path) -> None:
+    """The texts, without the states."""
+    texts = [text for one in kept for text in (one.base, one.adapted)]
+    np.savez_compressed(
+        path, ids=np.concatenate([np.array(text, np.uint16) for text in texts]), lengths=[len(text) for text in texts],
+        compared=[one.compared for one in kept],
+    )  # fmt: skip
+
+
+def read_kept(weights: Weights, path: pathlib.Path) -> list[Kept]:
+    """Texts written by :func:`write_kept`, looked at by the base anew."""
+    with np.load(path) as stored:
+        texts = [part.tolist() for part in np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])]
+        kept = [Kept(*pair, int(count)) for pair, count in zip(zip(texts[::2], texts[1::2], strict=True), stored["compared"], strict=True)]  # fmt: skip
+    look(weights, kept)
+    return kept
 
 
 def _pad(texts: list[list[int]], rows: list[Kept]) -> tuple[Tensor, Tensor]:
@@ -165,4 +204,4 @@ def _pad(texts: list[list[int]], rows: list[Kept]) -> tuple[Tensor, Tensor]:
         last = len(text) - 1
         positions += [row * width + position for position in range(last - one.compared, last)]
     flat = torch.tensor(positions)
-    return (ids.pin_memory(), flat.pin_memory()) if torch.cuda.is_available() else (ids, flat)
+    return ids, flat

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-__all__ = ["CONFIG", "LINEARS", "Config", "Weights", "generate", "hidden", "load_gguf", "load_safetensors", "rope"]
+__all__ = ["CONFIG", "LINEARS", "Config", "Weights", "generate", "hidden", "load_gguf", "load_safetensors", "rope", "row_hidden", "row_layer"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,44 @@ def layer(
     x = x + F.linear(seen.transpose(1, 2).reshape(batch, length, -1), o)
     h = F.rms_norm(x, (CONFIG.width,), norm2, CONFIG.eps)
     return x + F.linear(F.silu(F.linear(h, gate)) * F.linear(h, up), down)
+
+
+def joined(weights: Weights) -> dict[str, tuple[Tensor, ...]]:
+    """The weights per layer, those with the same input as one matrix: ``qkv``, ``o``, ``gate_up``, ``down``."""
+    w = weights.linear
+    together = {
+        "qkv": torch.cat([w[f"self_attn.{part}_proj"] for part in "qkv"], dim=1), "o": w["self_attn.o_proj"],
+        "gate_up": torch.cat([w["mlp.gate_proj"], w["mlp.up_proj"]], dim=1), "down": w["mlp.down_proj"],
+        "norm1": weights.norm1, "norm2": weights.norm2,
+    }  # fmt: skip
+    return {name: matrix.unbind(0) for name, matrix in together.items()}
+
+
+def row_layer(
+    x: Tensor, norm1: Tensor, norm2: Tensor, qkv: Tensor, o: Tensor, gate_up: Tensor, down: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | BlockMask,
+) -> Tensor:  # fmt: skip
+    """One block on one row of tokens ``[tokens, width]``; ``mask`` says which of them a token sees."""
+    length = len(x)
+    mixed = F.linear(F.rms_norm(x, (CONFIG.width,), norm1, CONFIG.eps), qkv).view(length, -1, CONFIG.head)
+    query, key, value = mixed.transpose(0, 1)[None].split([CONFIG.heads, CONFIG.kv_heads, CONFIG.kv_heads], dim=1)
+    query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+    if isinstance(mask, Tensor):
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    else:
+        seen = flex_attention(query, key, value, block_mask=mask, enable_gqa=True)
+    x = x + F.linear(seen[0].transpose(0, 1).reshape(length, CONFIG.width), o)
+    gate, up = F.linear(F.rms_norm(x, (CONFIG.width,), norm2, CONFIG.eps), gate_up).chunk(2, dim=-1)
+    return x + F.linear(F.silu(gate) * up, down)
+
+
+def row_hidden(weights: Weights, ids: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | BlockMask, block=row_layer) -> Tensor:  # type: ignore[no-untyped-def] # fmt: skip
+    """Final hidden states ``[tokens, width]`` of one row of many texts; ``cos`` and ``sin`` are those of each token's position."""
+    x = F.embedding(ids, weights.embedding)
+    w = joined(weights)
+    for index in range(CONFIG.layers):
+        each = (w[name][index] for name in ("norm1", "norm2", "qkv", "o", "gate_up", "down"))
+        x = block(x, *each, cos, sin, mask)
+    return F.rms_norm(x, (CONFIG.width,), weights.norm, CONFIG.eps)
 
 
 def hidden(weights: Weights, ids: Tensor, cos: Tensor, sin: Tensor, block=layer) -> Tensor:  # type: ignore[no-untyped-def]

@@ -1,7 +1,7 @@
 """Write ``docs/results/embedded-model.json`` from evaluations and, where they were run, from ``mixquant bench agents``.
 
 ``python -m training.results EVAL_JSON[,EVAL_JSON…] ADAPTER_FOLDER [BENCH_JSON …]``. A column that was not run is null; of a
-suite that several evaluations hold the last one counts.
+suite that several evaluations hold the last one counts; ``before:EVAL_JSON`` is one of the adapter shipped before. The base's figures stay as the file had them unless they are new.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from training.bfcl import judge
 __all__ = ["main"]
 
 OUT = pathlib.Path("docs/results/embedded-model.json")
-COMMAND = "python -m training.evaluate --count 200 (300 where n says so) --extra BFCL_PROMPTS (judged by python -m training.results)"
+COMMAND = "python -m training.evaluate --extra BFCL_PROMPTS (judged by python -m training.results)"
 _POLICIES = {"uniform-nvfp4": "uniform_nvfp4", "mixquant-nvfp4": "mixquant_nvfp4", "exact": "exact"}
 
 
-def main(evaluations: list[pathlib.Path], adapter: pathlib.Path, benches: list[pathlib.Path]) -> dict[str, Any]:
+def main(
+    evaluations: list[pathlib.Path], adapter: pathlib.Path, benches: list[pathlib.Path], old: list[pathlib.Path]
+) -> dict[str, Any]:
     """Merge, write and return the figures; shares are in percent."""
     scores: dict[str, Any] = {}
+    before = json.loads(OUT.read_text())["scores"] if OUT.exists() else {}
     ppl: dict[str, float] = {}
     for path in evaluations:
         measured = json.loads(path.read_text())
@@ -31,9 +34,16 @@ def main(evaluations: list[pathlib.Path], adapter: pathlib.Path, benches: list[p
             name: {who: rows[name] for who, rows in bfcl.items() if name in rows} for name in bfcl.get("adapter", {})
         }
         for name, columns in {**measured["scores"], **judged}.items():
-            base = columns.get("base")
-            scores[name] = _row(columns["adapter"], base["percent"] if base else None, measured["device"])
+            base = columns["base"]["percent"] if "base" in columns else before.get(name, {}).get("base")
+            scores[name] = _row(columns["adapter"], base, measured["device"])
         ppl.update(measured["ppl"])
+    earlier = {
+        name: columns["adapter"]["percent"]
+        for path in old
+        for name, columns in json.loads(path.read_text())["scores"].items()
+    }
+    for name, percent in earlier.items():
+        scores[name]["adapter_before"] = percent
     commands = []
     for path in benches:
         bench = json.loads(path.read_text())
@@ -71,8 +81,8 @@ def main(evaluations: list[pathlib.Path], adapter: pathlib.Path, benches: list[p
         "ppl_ratio": round(ppl["adapter"] / ppl["base"], 4) if ppl else None,
         "ppl": {name: round(value, 3) for name, value in ppl.items()},
         "adapter_bytes": (adapter / "adapter_model.safetensors").stat().st_size,
-        "not_run": "null: base on BFCL and on the bundled suite, every policy column, the grammar-constrained scores. Base "
-        "scores are of the same suites with 300 tasks each.",
+        "not_run": "null: what was not run. Base scores are of an earlier evaluation of the same suites, which the base takes "
+        "part in only where --base is given.",
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
@@ -95,8 +105,10 @@ def _row(ours: dict[str, Any], base: float | None, device: str) -> dict[str, Any
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
+    given = sys.argv[1].split(",")
     main(
-        [pathlib.Path(name) for name in sys.argv[1].split(",")],
+        [pathlib.Path(name) for name in given if not name.startswith("before:")],
         pathlib.Path(sys.argv[2]),
         [pathlib.Path(name) for name in sys.argv[3:]],
+        [pathlib.Path(name.removeprefix("before:")) for name in given if name.startswith("before:")],
     )

@@ -8,14 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.generate.catalog import Archetype, expand, slots
+from training.generate.texts import compose
 from training.generate.values import Drawn, draw, fields
-from training.generate.words import pick
+from training.generate.wording import filled, freeform, swapped
+from training.generate.words import pick, some
 
 __all__ = ["Asked", "ask", "dress", "fill", "surfaces"]
 
 
 KEEP = "\u2060"
 """Stands before a value that begins a question: :func:`dress` then leaves its first letter as it is, and drops the mark."""
+
+
+_FREEFORM = 0.13
+"""Share of training's questions that are put together from the schema alone."""
 
 
 @dataclass
@@ -75,6 +81,8 @@ def ask(
     """One question about an archetype. ``fixed`` gives the values of some slots."""
     share = rng.choice([0.0, 0.3, 0.5, 0.8]) if optional is None else optional
     required = {param.names[0] for param in archetype.params if param.required}
+    free = freeform(archetype, rng, share) if not held and template is None and rng.random() < _FREEFORM else None
+    template = free or template
     for _ in range(20):
         text = expand(template or rng.choice(archetype.questions), rng, share)
         names = slots(text)
@@ -85,6 +93,10 @@ def ask(
     said = {key: surface for key, (surface, _) in drawn.items()}
     if not held:
         text = reworded(text, rng)
+        if rng.random() < 0.4:
+            text = swapped(text, rng)
+        if rng.random() < 0.12:
+            text = filled(text, rng)
     text = typo(text, rng) if rng.random() < 0.04 else text
     if not held and text.startswith("{"):
         text = KEEP + text
@@ -98,7 +110,7 @@ _OTHER_WORDS = [
     (r"^(calculate|compute|work out) (?=\w)", ["figure out ", "determine ", "tell me ", "help me with ", "i have to know ", "get "]),
     (r"^(is there|are there) (?=\w)", ["do we have ", "do you see ", "can you check for ", "any "]),
     (r"^how many (?=\w)", ["what number of ", "tell me how many ", "count how many ", "i wonder how many "]),
-    (r"^(when|where|who|which) (?=\w)", ["tell me \1 ", "do you know \1 ", "i forgot \1 ", "can you say \1 ", "i wonder \1 "]),
+    (r"^(when|where|who|which) (?=\w)", [r"tell me \1 ", r"do you know \1 ", r"i forgot \1 ", r"can you say \1 ", r"i wonder \1 "]),
     (r"^(?=(add|book|buy|call|cancel|change|convert|create|delete|email|log|make|mark|move|open|order|pay|play|post|put|read|record|register|rent|reserve|run|save|send|set|start|stop|take|tell|text|track|translate|turn|update|write) )",
      ["could you ", "can you ", "i want you to ", "please ", "i need you to ", "i'd like you to ", "would you ", "let's ", "it's time to ", "you can ", "we need to ", "i'd like to ", "help me ", "try to ", "i have to ", "now "]),
     (r"\bi (need|want|would like) ", ["need ", "i require ", "i could use ", "give me ", "i'm in need of ", "we need "]),
@@ -156,14 +168,43 @@ _CONTEXT = {
 }  # fmt: skip
 
 
+_EMPTY_BEFORE = [
+    "yo", "good evening", "now", "hm", "well", "listen", "ahem", "good day", "my dear", "mate", "hey you", "look", "one little thing", "if it's no trouble", "when you get round to it", "sorry to be a pain",
+    "thinking about it", "before the shop closes", "as promised", "here goes", "a quick one", "next on my list", "just wondering", "for what it's worth", "out of interest", "at your leisure",
+    "excuse me", "morning", "happy Friday", "be a dear", "sir", "friend", "to whom it may concern", "a favor please", "task for you", "heads up", "all right", "let me think", "first of all", "last thing",
+]  # fmt: skip
+_EMPTY_AFTER = [
+    "cheers then", "whenever you can", "that's it", "nothing else", "take your time", "asap", "you're the best", "talk soon", "many thanks", "thx", "bye for now", "I'll wait", "over and out", "done",
+    "sorry for the bother", "it's for my aunt", "don't ask why", "long story", "that would help a lot", "kind regards", "appreciate it", "no pressure", "just so I know", "got it?", "if you please",
+    "we'll see", "fingers crossed", "as I said", "the usual", "that'll do", "good luck", "I owe you", "nice one", "see you", "hope that's clear", "end of message", "greetings", "and hurry",
+]  # fmt: skip
+
+
 def _context(rng: random.Random, held: bool) -> str:
     text = rng.choice(_CONTEXT[held])
     return re.sub(r"\{(\w+)\}", lambda match: pick(match.group(1), rng, held=held), text)
 
 
+def _manners(rng: random.Random, phrases: list[str]) -> str:
+    """A phrase of a list, or in its place a made-up one that means nothing."""
+    if rng.random() < 0.6:
+        return rng.choice(phrases)
+    text = some(rng, 1, 3)
+    return rng.choice(
+        [text, text, f"{text} as ever", f"oh {text}", f"as the {text} goes", f"no {text}", f"a {text} one"]
+    )
+
+
 def dress(question: str, rng: random.Random, *, held: bool) -> str:
     """Manners, context, case and punctuation around a question; its values stay as they are."""
     text = question
+    if not held and rng.random() < 0.12:  # words that mean nothing here, before or after
+        if rng.random() < 0.5:
+            glue = rng.choice([", ", ": ", ". ", "! ", " - ", "... "])
+            text = _manners(rng, _EMPTY_BEFORE) + glue + text
+        else:
+            said = _manners(rng, _EMPTY_AFTER)
+            text = text + ("" if text[-1] in ".?!" else rng.choice([". ", ", ", " - ", "; "])).rstrip() + " " + said
     if rng.random() < 0.25:
         text = rng.choice(_BEFORE[held]) + text
     if rng.random() < 0.15:
@@ -175,6 +216,6 @@ def dress(question: str, rng: random.Random, *, held: bool) -> str:
     if text[-1] not in '.?!"' and rng.random() < 0.6:
         text += "."
     if rng.random() < 0.12:
-        context = _context(rng, held)
+        context = _context(rng, held) if held or rng.random() < 0.6 else f"{compose('message', rng)}."
         text = f"{context} {text}" if rng.random() < 0.75 else f"{text}{'' if text[-1] in '.?!' else '.'} {context}"
     return text.replace(KEEP, "")

@@ -142,7 +142,7 @@ def _check(archetype: Archetype) -> None:
                 raise ValueError(f"{archetype.key}: no field {slot}")
 
 
-TRAIN = ("everyday", "numbers", "money", "travel", "people", "systems", "errands")
+TRAIN = ("everyday", "numbers", "money", "travel", "people", "systems", "errands", "trades")
 
 
 @functools.cache

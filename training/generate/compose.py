@@ -13,7 +13,7 @@ from training.generate.attributes import Attribute, attribute, listed
 from training.generate.attributes import either as _either
 from training.generate.catalog import Archetype, Param
 from training.generate.values import parse
-from training.generate.words import some
+from training.generate.words import CATALOG, some
 
 __all__ = ["action", "other_action", "other_quantity", "quantity", "random_archetype"]
 
@@ -26,25 +26,10 @@ _MODIFIERS = {
     True: ["alpine", "antique", "nocturnal", "coastal", "royal", "wooden"],
 }  # fmt: skip
 _VERBS = {
-    "create": ["create", "set up", "make", "add", "open"], "update": ["update", "change", "edit", "adjust"],
-    "delete": ["delete", "remove", "drop"], "get": ["get", "show me", "fetch", "look up", "pull up"],
-    "list": ["list", "show me all", "give me every"], "export": ["export", "download"], "archive": ["archive", "file away"],
-    "approve": ["approve", "sign off"], "schedule": ["schedule", "plan"], "validate": ["validate", "check"],
-    "analyze": ["analyze", "take a closer look at", "examine"], "estimate": ["estimate", "give me an estimate for"],
-    "track": ["track", "follow", "keep an eye on"], "register": ["register", "sign up", "enter"], "publish": ["publish", "release"],
-    "share": ["share", "pass on"], "monitor": ["monitor", "watch"], "search": ["search", "find", "look for"],
-    "simulate": ["simulate", "run a simulation of"], "optimize": ["optimize", "improve"], "assign": ["assign", "hand over"],
-    "send": ["send", "send off", "dispatch"], "book": ["book", "reserve"], "cancel": ["cancel", "call off"], "start": ["start", "launch", "kick off", "get going with"],
-    "stop": ["stop", "halt", "shut down"], "move": ["move", "shift", "relocate"], "clean": ["clean", "tidy up", "wash"], "repair": ["repair", "fix", "mend"],
-    "order": ["order", "get me", "buy"], "sell": ["sell", "offer for sale"], "print": ["print", "print out"], "paint": ["paint", "put a coat on"], "measure": ["measure", "take the measure of"],
-    "test": ["test", "try out"], "install": ["install", "put in"], "remove_from": ["take away", "get rid of"], "describe": ["describe", "tell me about"], "calibrate": ["calibrate", "fine-tune"],
-    "translate": ["translate"], "weigh": ["weigh", "put on the scale"], "store": ["store", "keep", "put away"], "merge": ["merge", "join"], "split": ["split", "divide up"], "notify": ["notify", "let know", "tell"],
-    "build": ["build", "construct", "put together"], "deliver": ["deliver", "bring round", "drop off"], "invite": ["invite", "ask over"], "sort": ["sort", "put in order"], "log": ["log", "note down", "record"],
-    "open": ["open", "unlock"], "close": ["close", "shut"], "heat": ["heat", "warm up"], "cool": ["cool", "chill"], "feed": ["feed", "give food to"], "water": ["water", "give water to"], "summarize": ["summarize", "sum up", "boil down"],
-    "predict": ["predict", "forecast", "guess"], "verify": ["verify", "double-check", "make sure of"], "convert": ["convert", "turn around"], "rent": ["rent", "hire"], "return": ["return", "give back"], "play": ["play", "put on"],
-    "rename": ["rename"], "suspend": ["suspend", "pause", "put on hold"], "renew": ["renew", "extend"], "rate": ["rate"],
-    "compare": ["compare"], "duplicate": ["duplicate", "copy"], "lock": ["lock"], "inspect": ["inspect"], "audit": ["audit"],
-}  # fmt: skip
+    verb: said.split("|")
+    for verb, _, said in (line.partition(": ") for line in (CATALOG / "verbs.txt").read_text().splitlines())
+}
+"""Verb → ways to say it."""
 _HELD_VERBS = {"polish": ["polish", "give a shine to"], "appraise": ["appraise", "put a value on"], "loan_out": ["lend out", "loan out"], "tally": ["tally", "count up"], "restore": ["restore", "bring back"]}  # fmt: skip
 # name, kind, description, phrases
 _ATTRIBUTES = [
@@ -108,6 +93,9 @@ _FRAMES = {
             "any chance you can {do} {thing} {rest}?", "my boss told me to {do} {thing}, {rest}", "{thing}, {rest}: {do} that for me", "next job is to {do} {thing} {rest}",
             "{do} {thing}. details: {rest}", "we are supposed to {do} {thing} today, {rest}", "{first} wants us to {do} {thing} {rest}", "make sure to {do} {thing} {rest}",
             "don't forget to {do} {thing} {rest}", "there's {thing} here, {rest}, and we must {do} that", "kindly {do} {thing} {rest}", "{rest}. please {do} {thing}", "it would help to {do} {thing} {rest}",
+            "somebody had better {do} {thing}, {rest}", "{thing} ({rest}): {do}", "{thing} - {do}, {rest}", "to do: {do} {thing}. {rest}", "{rest} - {do} {thing}", "why don't you {do} {thing} {rest}", "could {thing} be dealt with? {do}, {rest}",
+            "i was hoping you'd {do} {thing}, {rest}", "we'll have to {do} {thing}; {rest}", "what about {thing}, {rest}? {do} please", "{do} {thing} will you, {rest}", "you might {do} {thing} {rest}", "{thing} please: {do}, {rest}", "{do}: {thing}, {rest}",
+            "nobody has managed to {do} {thing} yet, {rest}", "it falls to you to {do} {thing} {rest}", "want to {do} {thing}. {rest}", "would it be ok to {do} {thing} {rest}?", "the plan is to {do} {thing} {rest}", "off you go, {do} {thing} {rest}", "somehow {do} {thing} {rest}",
             "how about you {do} {thing} {rest}", "and now {do} {thing} {rest}", "can we {do} {thing} {rest}?", "your task: {do} {thing}. {rest}", "go and {do} {thing} {rest}", "we ought to {do} {thing}, {rest}"],
     True: ["would you mind if we {do} {thing} {rest}", "someone should {do} {thing}; {rest}", "go ahead and {do} {thing} {rest}"],
 }  # fmt: skip

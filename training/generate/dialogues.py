@@ -13,20 +13,44 @@ from training.generate.catalog import Archetype
 from training.generate.scenes import Message, Scene, Toolbox, called
 from training.generate.tools import Tool
 from training.generate.values import draw, parse
-from training.generate.words import pick
+from training.generate.words import pick, some
 
-__all__ = ["error", "follow_up", "from_result", "parallel_results", "results", "small_talk", "tool_message", "toolset"]
+__all__ = ["error", "failure", "follow_up", "from_result", "parallel_results", "results", "small_talk", "sorry", "tool_message", "toolset"]  # fmt: skip
 
-_ERRORS = [
-    ("timeout", True), ("service temporarily unavailable, try again", True), ("connection reset, please retry", True),
-    ("not found", False), ("permission denied", False), ("no results", False), ("quota exceeded for today", False),
-    ("invalid credentials", False), ("rate limited, retry now", True), ("this resource is closed", False),
+_PASSING = [
+    "timeout", "timed out after {n} s", "service temporarily unavailable", "connection reset", "rate limited", "the server is busy",
+    "too many requests right now", "network error", "HTTP 503", "HTTP 502 Bad Gateway", "HTTP 504", "temporary failure in name resolution",
+    "database is locked", "the backend did not answer", "connection dropped", "overloaded", "a worker restarted", "lost the link for a moment",
+    "short outage", "stale session, a new one is open now", "lock held by another job", "internal glitch", "queue was full", "socket closed early",
+]  # fmt: skip
+_AGAIN = ["try again", "please retry", "retry now", "you may try again", "another try should work", "safe to retry", "call again", "please repeat the call",
+          "retry is allowed", "retry once", "do it again", "it should be back, try once more", "repeating it may help"]  # fmt: skip
+_LASTING = [
+    "not found", "permission denied", "no results", "quota exceeded for today", "invalid credentials", "this resource is closed", "HTTP 404",
+    "HTTP 403 Forbidden", "the account is suspended", "unknown {w}", "no such {w}", "the {w} was deleted", "access to the {w} is not allowed",
+    "not available in this plan", "the license has expired", "no {w} matches", "the {w} is read-only", "feature disabled by the administrator",
+    "payment declined", "this function was retired", "the {w} does not exist, do not retry", "out of stock", "the {w} is locked for good",
 ]  # fmt: skip
 _HELD_ERRORS = [("upstream hiccup, one more attempt is fine", True), ("the record is sealed", False)]
 _SORRY = [
     "I'm sorry, that did not work: {e}.", "The function failed ({e}), so I can't give you the answer.",
     "That failed with the message \"{e}\".", "Unfortunately I got an error: {e}.", "It did not work, the tool says: {e}.",
 ]  # fmt: skip
+
+
+def failure(rng: random.Random) -> tuple[str, bool]:
+    """What a tool of training says when it fails, and whether one more try is right."""
+    if rng.random() < 0.6:
+        text = rng.choice(_PASSING).replace("{n}", str(rng.randint(2, 90)))
+        glue = rng.choice([", ", "; ", ". ", " - "])
+        said = rng.choice(_AGAIN) if rng.random() < 0.75 or not text.startswith(("timeout", "timed")) else ""
+        return (f"{text}{glue}{said}" if said else text), True
+    return rng.choice(_LASTING).replace("{w}", some(rng, 1, 1)), False
+
+
+def sorry(text: str, rng: random.Random) -> Message:
+    """Words for a call that failed for good."""
+    return {"role": "assistant", "content": rng.choice(_SORRY).replace("{e}", text)}
 
 
 def tool_message(text: str) -> Message:
@@ -132,7 +156,7 @@ def error(box: Toolbox) -> Scene:
     (tool,), shown = toolset(box, [archetype])
     asked = ask(archetype, rng, held=box.held)
     call = tool.call(asked.arguments)
-    text, retry = rng.choice(_HELD_ERRORS if box.held else _ERRORS)
+    text, retry = rng.choice(_HELD_ERRORS) if box.held else failure(rng)
     shape = rng.choice(
         [json.dumps({"error": text}), f"Error: {text}", json.dumps({"status": "error", "message": text}), text]
     )
@@ -147,7 +171,7 @@ def error(box: Toolbox) -> Scene:
         messages += [called([call]), tool_message(talk.result_text(result, rng))]
         messages.append({"role": "assistant", "content": talk.answer(archetype, asked.said, result, rng)})
     else:
-        messages.append({"role": "assistant", "content": rng.choice(_SORRY).replace("{e}", text)})
+        messages.append(sorry(text, rng))
     return Scene("error", shown, messages)
 
 

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from training.generate import talk
-from training.generate.asking import Asked, ask, dress
+from training.generate.asking import ask, dress
 from training.generate.attributes import widened
 from training.generate.catalog import Archetype, expand, load
 from training.generate.compose import other_action, other_quantity, random_archetype
+from training.generate.several import concatenate, split
 from training.generate.tools import Tool, build
-from training.generate.values import draw, is_scalar
+from training.generate.values import draw
 
 __all__ = [
     "KNOWLEDGE",
     "Scene",
     "Toolbox",
+    "hinted",
     "multiple",
     "near_miss",
     "no_fit",
@@ -28,7 +30,6 @@ __all__ = [
     "parallel_mixed",
     "question_back",
     "single",
-    "split",
 ]
 
 Message = dict[str, Any]
@@ -168,64 +169,6 @@ def multiple(box: Toolbox) -> Scene:
     return Scene("multiple", shown, messages)
 
 
-_LINKS = {
-    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". Afterwards, ", " and ", ". Next, ", ". In addition, ", ", plus "],
-    True: [". While you're at it, ", ", furthermore ", ". On top of that "],
-}  # fmt: skip
-
-
-def _concatenate(questions: list[str], box: Toolbox) -> str:
-    text = questions[0].rstrip(".?!")
-    for question in questions[1:]:
-        text += box.rng.choice(_LINKS[box.held]) + question.rstrip(".?!")
-    return text
-
-
-def _listed(items: list[str], rng: random.Random) -> str:
-    glue = rng.choice([" and ", ", and ", ", ", " and also ", " as well as "])
-    return ", ".join(items[:-1]) + glue + items[-1]
-
-
-def _vary(archetype: Archetype, asked: Asked) -> list[str]:
-    """Slots of a question whose value can be a list in one sentence."""
-    return [
-        slot
-        for slot in asked.said
-        if "." not in slot and is_scalar(archetype.param(slot).kind) and len(asked.said[slot]) < 40
-    ]
-
-
-def split(box: Toolbox, archetype: Archetype, count: int, slots: int) -> tuple[str, list[dict[str, Any]]] | None:
-    """One sentence for several calls: one slot holds a list, or two slots hold lists "respectively"."""
-    rng = box.rng
-    template = rng.choice(archetype.questions)
-    first = ask(archetype, rng, held=box.held, template=template, optional=0.25)
-    free = _vary(archetype, first)
-    if len(free) < slots:
-        return None
-    varied = rng.sample(free, k=slots)
-    rows = []
-    for _ in range(count):
-        row = {slot: draw(archetype.param(slot).kind, rng, held=box.held) for slot in varied}
-        rows.append(row)
-    for slot in varied:
-        if len({row[slot][0] for row in rows}) < count:
-            return None
-    question = first.question
-    calls = [dict(first.arguments) for _ in rows]
-    for slot in varied:
-        said = first.said[slot]
-        if question.count(said) != 1:
-            return None
-        question = question.replace(said, _listed([row[slot][0] for row in rows], rng))
-        for call, row in zip(calls, rows, strict=True):
-            call[slot] = row[slot][1]
-    if slots == 2:
-        tail = "?" if question.endswith("?") else ""
-        question = question.rstrip(".?") + rng.choice([" respectively", ", respectively", " (respectively)"]) + tail
-    return question, calls
-
-
 def parallel(box: Toolbox) -> Scene:
     """The same tool, two to five times."""
     rng = box.rng
@@ -240,7 +183,7 @@ def parallel(box: Toolbox) -> Scene:
             question, calls = found
         else:
             asked = [ask(archetype, rng, held=box.held, optional=0.25) for _ in range(min(count, 3))]
-            question, calls = _concatenate([one.question for one in asked], box), [one.arguments for one in asked]
+            question, calls = concatenate([one.question for one in asked], box), [one.arguments for one in asked]
         if len({str(call) for call in calls}) == len(calls):
             break
     (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 1, 2, 3]))
@@ -261,7 +204,7 @@ def parallel_mixed(box: Toolbox) -> Scene:
     order = list(range(len(targets))) + ([rng.randrange(len(targets))] if rng.random() < 0.2 else [])
     asked = [ask(targets[index], rng, held=box.held, optional=0.25) for index in order]
     calls = [tools[index].call(one.arguments) for index, one in zip(order, asked, strict=True)]
-    question = _concatenate([one.question for one in asked], box)
+    question = concatenate([one.question for one in asked], box)
     return Scene(
         "parallel_mixed", shown, [*box.opening(), {"role": "user", "content": box.dressed(question)}, called(calls)]
     )
@@ -283,13 +226,18 @@ def near_miss(box: Toolbox) -> Scene:
     asked = ask(meant, rng, held=False)
     if meant.key in KNOWLEDGE:
         return near_miss(box)
-    said = talk.refuse(tools, rng)
+    return _declined("near_miss", box, tools, asked.question)
+
+
+def _declined(kind: str, box: Toolbox, tools: list[Tool], question: str) -> Scene:
+    """A request that ends with the tools at hand being refused."""
+    said = talk.refuse(tools, box.rng)
     return Scene(
-        "near_miss",
+        kind,
         tools,
         [
             *box.opening(),
-            {"role": "user", "content": box.dressed(asked.question)},
+            {"role": "user", "content": box.dressed(question)},
             {"role": "assistant", "content": said},
         ],
     )
@@ -305,13 +253,14 @@ def _near() -> dict[str, tuple[Archetype, ...]]:
         text = " ".join([*one.names, one.description, *(name for param in one.params for name in param.names)])
         return {word for word in re.findall("[a-z]+", text.replace("_", " ").lower()) if len(word) > 3}
 
+    words_of = {one.key: words(one) for one in every}
     for one in every:
         kinds = collections.Counter(param.kind.name for param in one.params)
         others = [other for other in every if not overlaps(one, other)]
         others.sort(
             key=lambda o: (
                 -(
-                    2 * len(words(one) & words(o))
+                    2 * len(words_of[one.key] & words_of[o.key])
                     + (kinds & collections.Counter(p.kind.name for p in o.params)).total()
                     + (o.domain == one.domain)
                 )
@@ -336,16 +285,7 @@ def no_fit(box: Toolbox) -> Scene:
     others = box.distractors([archetype], rng.choice([1, 1, 1, 2, 3, 4]))
     tools = box.tools(others or [random_archetype(rng, held=box.held)])
     asked = ask(archetype, rng, held=box.held)
-    text = talk.refuse(tools, rng)
-    return Scene(
-        "no_fit",
-        tools,
-        [
-            *box.opening(),
-            {"role": "user", "content": box.dressed(asked.question)},
-            {"role": "assistant", "content": text},
-        ],
-    )
+    return _declined("no_fit", box, tools, asked.question)
 
 
 _VAGUE = {
@@ -357,35 +297,41 @@ _VAGUE_AS = {"country": "city", "landmark": "city", "street": "city", "first": "
              "money": "number", "percent": "number", "amount": "number", "datetime": "date", "weekday": "date"}  # fmt: skip
 
 
-def vague(box: Toolbox) -> Scene:
-    """Training only: a required value is hinted at, but not said; ask for it."""
+def hinted(box: Toolbox, archetype: Archetype) -> tuple[str, str] | None:
+    """A required parameter that the question only hints at, and the question; none where no question allows it."""
     rng = box.rng
-    while True:
-        archetype = box.archetype()
-        template = rng.choice(archetype.questions)
-        plain = expand(template, rng, 0.15)
-        names = [
-            param.names[0]
-            for param in archetype.params
-            if param.required and param.kind.name not in {"obj", "bool", "enum"}
-        ]
-        named = [name for name in names if plain.count("{" + name + "}") == 1]
-        if named:
-            break
+    plain = expand(rng.choice(archetype.questions), rng, 0.15)
+    names = [
+        param.names[0]
+        for param in archetype.params
+        if param.required and param.kind.name not in {"obj", "bool", "enum"}
+    ]
+    named = [name for name in names if plain.count("{" + name + "}") == 1]
+    if not named:
+        return None
     missing = rng.choice(named)
     kind = archetype.param(missing).kind
     look = kind.args if kind.name == "text" else kind.name
-    look = _VAGUE_AS.get(look, look)
-    hint = rng.choice(_VAGUE.get(look, _VAGUE["text"]))
+    hint = rng.choice(_VAGUE.get(_VAGUE_AS.get(look, look), _VAGUE["text"]))
+    return missing, ask(archetype, rng, held=False, template=plain.replace("{" + missing + "}", hint)).question
+
+
+def vague(box: Toolbox) -> Scene:
+    """Training only: a required value is hinted at, but not said; ask for it."""
+    rng = box.rng
+    found = None
+    while found is None:
+        archetype = box.archetype()
+        found = hinted(box, archetype)
+    missing, question = found
     (tool,), shown = _with(box, [archetype], rng.choice([0, 0, 0, 1, 2]))
-    asked = ask(archetype, rng, held=False, template=plain.replace("{" + missing + "}", hint))
     text = talk.ask_back(archetype, missing, tool, rng)
     return Scene(
         "vague",
         shown,
         [
             *box.opening(),
-            {"role": "user", "content": box.dressed(asked.question)},
+            {"role": "user", "content": box.dressed(question)},
             {"role": "assistant", "content": text},
         ],
     )

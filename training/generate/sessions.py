@@ -7,7 +7,8 @@ from training.generate.asking import ask
 from training.generate.catalog import Archetype
 from training.generate.compose import other_action
 from training.generate.dialogues import results, tool_message
-from training.generate.scenes import KNOWLEDGE, Message, Scene, Toolbox, called, split
+from training.generate.scenes import KNOWLEDGE, Message, Scene, Toolbox, called
+from training.generate.several import split
 from training.generate.tools import Tool
 
 __all__ = ["session"]
