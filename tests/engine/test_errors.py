@@ -110,6 +110,8 @@ LOGS = [
     ("RuntimeError: PytorchStreamReader failed reading zip archive", tree.DamagedWeightsError),
     ("ValueError: Following weights were not initialized from checkpoint: {'a'}", tree.DamagedWeightsError),
     ("RuntimeError: Cannot find any model weights with `/m`", tree.DamagedWeightsError),
+    ("ValueError: Couldn't instantiate the backend tokenizer from one of: (1) a serialization file",
+     tree.DamagedWeightsError),
     ("huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error.", tree.ModelNotFoundError),
     ("huggingface_hub.errors.RevisionNotFoundError: 404", tree.ModelNotFoundError),
     ("OSError: We couldn't connect to 'https://huggingface.co' to load the files", tree.ModelNotFoundError),
@@ -190,7 +192,10 @@ def test_a_missing_guard_is_one_readable_line() -> None:
     assert '__name__ == "__main__"' in str(error)
 
 
-def test_a_start_without_any_reason_names_the_log() -> None:
-    error = start_error_from_text("", "", CONFIG, "/tmp/x.log")
+@pytest.mark.parametrize(
+    ("own", "log", "named"), [("", "", True), ("RuntimeError: x", "noise", True), ("RuntimeError: x", "", False)]
+)
+def test_the_log_is_named_where_there_is_one(own: str, log: str, named: bool) -> None:
+    error = start_error_from_text(own, log, CONFIG, "/tmp/x.log")
     assert type(error) is tree.EngineStartError
-    assert "/tmp/x.log" in str(error)
+    assert ("/tmp/x.log" in str(error)) is named

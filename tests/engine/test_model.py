@@ -47,6 +47,13 @@ def test_a_folder_without_config_is_no_model(tmp_path: Path) -> None:
         model_path(EngineConfig(model=str(tmp_path)))
 
 
+def test_a_description_that_is_no_json_is_named(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    (folder / "config.json").write_text("{half")
+    with pytest.raises(DamagedWeightsError, match=r"config\.json is unreadable .*; download the model again"):
+        model_path(EngineConfig(model=str(folder)))
+
+
 @pytest.mark.parametrize("cut", [1, 8, 16])
 def test_a_truncated_file_is_named_with_both_sizes(tmp_path: Path, cut: int) -> None:
     folder = model_folder(tmp_path / "m")

@@ -111,6 +111,11 @@ _CAUSES: tuple[tuple[type[MixQuantError], re.Pattern[str], str], ...] = (
         "the weights of {model!r} are damaged or belong to another model ({cause}); download them again",
     ),
     (
+        DamagedWeightsError,
+        re.compile(r"Couldn't instantiate the backend tokenizer|Can't load tokenizer for|Error parsing .*tokenizer"),
+        "the tokenizer of {model!r} is missing or damaged ({cause}); download the model again",
+    ),
+    (
         ModelNotFoundError,
         re.compile(
             r"RepositoryNotFound|RevisionNotFound|GatedRepo|EntryNotFound|LocalEntryNotFound|OfflineModeIsEnabled|"
@@ -195,8 +200,9 @@ def start_error_from_text(own: str, log: str, config: EngineConfig, log_path: st
         for line in reversed(lines):
             if pattern.search(line):
                 return ours(message.format(cause=_one_line(line).rstrip("."), **known))
-    cause = _one_line(lines[-1]) if lines else "no reason was given"
-    return EngineStartError(f"the engine for {config.model!r} did not start: {cause}; its log is {log_path}")
+    cause = _one_line(lines[-1]).rstrip(".") if lines else "no reason was given"
+    where = f"; its log is {log_path}" if log or not lines else ""  # before there are processes, there is no log
+    return EngineStartError(f"the engine for {config.model!r} did not start: {cause}{where}")
 
 
 def _read(path: str) -> str:

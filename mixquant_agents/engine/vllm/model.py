@@ -24,7 +24,7 @@ def model_path(config: EngineConfig) -> tuple[str, bool]:
 
     Raises:
         ModelNotFoundError: a local path is named and is no folder with a ``config.json``.
-        DamagedWeightsError: a local weight file is truncated or missing.
+        DamagedWeightsError: a local weight file is truncated or missing, or the description is no JSON.
     """
     if config.model == "embedded":
         from mixquant_agents.embedded import prepare
@@ -36,8 +36,13 @@ def model_path(config: EngineConfig) -> tuple[str, bool]:
         folder = Path(config.model).expanduser()
     if not folder.is_dir():
         raise ModelNotFoundError(f"model folder {str(folder)!r} does not exist; give a folder, a hub id or 'embedded'")
-    if not (folder / "config.json").is_file() and not (folder / "params.json").is_file():
+    described = [folder / name for name in ("config.json", "params.json") if (folder / name).is_file()]
+    if not described:
         raise ModelNotFoundError(f"model folder {str(folder)!r} holds no config.json, so it is not a model")
+    try:
+        json.loads(described[0].read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedWeightsError(f"{described[0]} is unreadable ({error}); download the model again") from error
     check_weights(folder)
     return str(folder), True
 
