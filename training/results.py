@@ -1,7 +1,8 @@
 """Write ``docs/results/embedded-model.json`` from evaluations and, where they were run, from ``mixquant bench agents``.
 
 ``python -m training.results EVAL_JSON[,EVAL_JSON…] ADAPTER_FOLDER [BENCH_JSON …]``. A column that was not run is null; of a
-suite that several evaluations hold the last one counts; ``before:EVAL_JSON`` is one of the adapter shipped before. The base's figures stay as the file had them unless they are new.
+suite that several evaluations hold the last one counts; ``before:EVAL_JSON`` is one of the adapter shipped before. The base's
+figures stay as the file had them unless they are new.
 """
 
 from __future__ import annotations
