@@ -90,9 +90,6 @@ def _narrate(out: Console) -> Any:
         out.print(f"returns {line}", style="dim")
 
     return DemoEvents(
-        started=lambda seconds: out.print(
-            f"engine ready{'' if seconds is None else f' in {seconds:.1f} s'}", style="dim"
-        ),
         question=lambda text: out.print(f"\n\n{text}", style="bold"),
         call=call,
         result=result,
