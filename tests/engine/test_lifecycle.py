@@ -48,6 +48,10 @@ async def turn(engine, name, tokens):
 async def main():
     engine = VllmEngine(EngineConfig(model=sys.argv[1], policy="exact", vllm_args={"load_format": "dummy"}))
     await turn(engine, "first", 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.killpg(os.getpgrp(), signal.SIGINT)  # Ctrl-C in a terminal
+    await asyncio.sleep(0.5)
+    interrupted = await turn(engine, "after Ctrl-C", 2)
     turns = [asyncio.create_task(turn(engine, f"t{n}", 240)) for n in range(4)]
     while (await engine.stats()).running < 4:
         await asyncio.sleep(0.005)
@@ -58,7 +62,7 @@ async def main():
     told, running = time.monotonic() - began, engine.start_seconds
     again = await turn(engine, "again", 3)
     said = {"ends": [f"{type(end).__name__}: {end}" for end in ends], "told": told, "running": running,
-            "first": list(first), "again": again, "second": list(below())}
+            "first": list(first), "again": again, "interrupted": interrupted, "second": list(below())}
     print(json.dumps(said), flush=True)
     await turn(engine, "long", 240)
     await asyncio.sleep(600)
@@ -90,6 +94,7 @@ def start(folder: Path, script: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        start_new_session=True,  # as a job of a terminal: a process group of its own
     )
 
 
@@ -118,6 +123,7 @@ def test_a_killed_engine_is_told_to_all_and_made_again_and_a_killed_parent_leave
     line = process.stdout.readline()
     assert line, process.communicate()[1]
     said: dict[str, Any] = json.loads(line)  # nothing else was written to stdout
+    assert said["interrupted"] == "length"  # its owner was interrupted, the engine was not
     assert len(said["ends"]) == 4
     for end in said["ends"]:
         assert end.startswith("EngineDeadError: ")

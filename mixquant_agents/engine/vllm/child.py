@@ -61,6 +61,8 @@ def _enter() -> bool:
     if path is None:
         return False
     _redirect(path)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # Ctrl-C in a terminal is for the owner, who may mean one turn; vLLM's processes would all end
     try:
         _watch(os.pidfd_open(os.getppid()))
     except (AttributeError, OSError):
