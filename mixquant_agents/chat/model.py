@@ -201,7 +201,8 @@ class MixQuantChatModel(ScopedCalls):
 
         Args:
             tools: pydantic models, TypedDicts, JSON schemas, functions, ``BaseTool``, or OpenAI function tools.
-            tool_choice: ``"auto"`` (default), ``"none"``, ``"any"``/``"required"``, or a tool's name.
+            tool_choice: ``"auto"`` (default), ``"none"`` (the model sees the tools and answers in words),
+                ``"any"``/``"required"``, or a tool's name.
             parallel_tool_calls: whether one answer may hold several calls (default: yes).
             strict: write the schemas in OpenAI's strict form. Forced calls follow their schema in any case.
             kwargs: further settings of a call.
