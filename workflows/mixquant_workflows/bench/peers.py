@@ -120,7 +120,8 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
 
 
 def _arguments(plan: PeersPlan) -> list[str]:
-    """What makes the server run as our engine does: float32, eager, the same window and batch, the same template."""
+    """What makes the server run as our engine does: float32, eager, the same window and batch, the same template (and
+    threads, see :mod:`~mixquant_workflows.bench.server`)."""
     template = importlib.resources.files("mixquant_agents") / "templates" / "hermes.jinja"
     return [
         *("--served-model-name", "model", "--dtype", "float32", "--enforce-eager"),

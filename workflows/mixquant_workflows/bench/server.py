@@ -108,13 +108,19 @@ def _command(given: Path | None) -> list[str]:
     return [str(Path(sys.executable).with_name("vllm"))]
 
 
+def _threads() -> dict[str, str]:
+    """On a CPU: all cores compute, as for our own engine; by itself a server keeps one free."""
+    cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+    return {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+
+
 def _spawn(command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - vLLM's own command, no shell
         [*command, "--host", "127.0.0.1"],
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        env={**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**_threads(), **os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"},
         start_new_session=True,
     )
 
