@@ -1,7 +1,7 @@
 """Where the time of small steps goes: ``python benchmarks/gpu/small_steps.py OUT.json [SECONDS]`` (a GPU with 80 GB).
 
 Three engines of the Qwen3-8B shape take turns of a few requests each: ``exact``; ``ours`` (phase-aware FP8, thresholds
-as measured, none kept for safety); ``fused`` (the same, norms fused with quantization from 17 rows on). ``ours128`` is
+as measured); ``fused`` (the same, norms fused with quantization from 17 rows on). ``ours128`` is
 ``ours`` told to keep steps of up to 128 rows exact: on such steps it does what ``exact`` does, so what lies between the
 two is the plugin's part of the host's time, and what lies between ``ours128`` and ``ours`` is what quantizing gains.
 
@@ -15,7 +15,6 @@ their placement does.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.bench.prefill_cores import by_speed
 from mixquant_agents.bench.prefill_engines import EngineProcess, engine_arguments
 from mixquant_agents.bench.prefill_stats import ratio_interval
 from mixquant_agents.bench.prefill_worker import Session
@@ -32,7 +32,7 @@ from mixquant_agents.config import PrecisionPolicy
 
 CASES = [(n, 0) for n in (16, 32, 64, 128, 256, 512)] + [(n, 8192) for n in (64, 128, 256, 512, 1024)]
 COLUMNS = {"exact": "exact", "ours128": "ours", "ours": "ours", "fused": "fused"}
-SETTINGS = {"exact": {}, "ours": {"smallest": 0}, "fused": {"smallest": 0, "fuse_from": 17}}
+SETTINGS: dict[str, dict[str, int]] = {"exact": {}, "ours": {}, "fused": {"fuse_from": 17}}
 KV_GIB = 1.7
 
 
@@ -41,10 +41,6 @@ class TimedSession(Session):
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         settings = arguments.pop("settings", {})
-        if "smallest" in settings:
-            from mixquant_agents.quant.gpu import measure
-
-            measure.SMALLEST = settings["smallest"]
         if "fuse_from" in settings:
             from mixquant_agents.quant.gpu import engine_config, install
 
@@ -155,8 +151,7 @@ def main(out: str, seconds: float = 150.0) -> None:
     status = {name: engine.ask(do="status", plugin=name != "exact") for name, engine in engines.items()}
     result: dict[str, Any] = {"engines": status}
     result["unpinned"] = turns(engines, [(64, 0), (128, 8192)], 8, until)
-    cores = list(range(2, min(10, os.cpu_count() or 1)))
-    result["cores"] = cores
+    cores = by_speed()
     for engine in engines.values():
         engine.ask(do="pin", cores=cores)
     for count in (12, 24):

@@ -14,6 +14,7 @@ if "vllm" not in sys.modules:  # the operations ask vLLM's forward context only 
 
 from mixquant_agents.quant.gpu import kernels, reference, steps
 from mixquant_agents.quant.gpu import ops as _ops  # noqa: F401 - registers torch.ops.mixquant.gpu_*
+from mixquant_agents.quant.gpu.held import hold
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
 
 M, K, N = 200, 512, 768
@@ -32,10 +33,10 @@ class Inputs:
         self.gamma = random(K).abs() + 0.5
         self.weight = random(N, K) / K**0.5
         self.bias = random(N)
-        self.codes, self.scales = kernels.quantize_rows(self.weight, FP8)
+        self.held = hold(self.weight, *kernels.quantize_rows(self.weight, FP8))
 
     def run(self, name: str) -> torch.Tensor:
-        twin = (self.weight, self.codes, self.scales, self.bias)
+        twin = (self.weight, self.bias)
         if name == "linear":
             return ops.gpu_linear(self.x, *twin)
         if name == "norm":

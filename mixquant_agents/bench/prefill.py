@@ -8,16 +8,15 @@ Columns:
 - ``mixquant-fp8``: phase-aware, and ``mixquant-fp8-exact-last``: the same with the last prompt token exact.
 
 Engines that fit into the GPU's memory together are alive at once (see ``prefill_plan``), each in its own process and
-idle while another is measured; all of them are kept on the same processor cores. Work is done in rounds; a round runs
-every case on every engine before the next begins, starting with another engine each time. Within a round ``exact`` and
-``mixquant-fp8`` go back and forth, the more often the smaller a case. What is done is kept in a state file, so that a
-run can be continued.
+idle while another is measured; all of them are kept on one processor core, the fastest of the moment. Work is done in
+rounds; a round runs every case on every engine before the next begins, starting with another engine each time. Within a
+round ``exact`` and ``mixquant-fp8`` go back and forth, the more often the smaller a case. What is done is kept in a
+state file, so that a run can be continued.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.bench.prefill_agents import run_agents
+from mixquant_agents.bench.prefill_cores import by_speed
 from mixquant_agents.bench.prefill_engines import EngineProcess, engines
 from mixquant_agents.bench.prefill_plan import CASES, COLUMNS, OURS, PAIR, Case, Group, engine_of, groups
 from mixquant_agents.bench.shapes import SHAPES, write_model
@@ -34,9 +34,6 @@ from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, EngineStartError
 
 __all__ = ["Run", "State", "run_prefill"]
-
-CORES = range(2, 10)
-"""Where the engines' threads are kept on a machine of 16 and more cores."""
 
 
 @dataclass
@@ -96,6 +93,12 @@ class _Bench:
     def __init__(self, alive: dict[str, EngineProcess]) -> None:
         self._alive = alive
         self._policy = OURS
+
+    def settle(self) -> None:
+        """Put all engines on the core that is the fastest now."""
+        cores = by_speed()
+        for engine in self._alive.values():
+            engine.ask(do="pin", cores=cores)
 
     def ask(self, column: str, request: dict[str, Any]) -> dict[str, Any]:
         """Of the engine of ``column``, switched to its policy."""
@@ -166,6 +169,7 @@ def run_prefill(
                     _rounds(bench, state, run, group, rounds, deadline, say)
                     continue
                 try:
+                    bench.settle()
                     run_agents(bench.ask, agent_seconds, agent_runs, say, state.keep_agents)
                 except EngineStartError as error:  # what was measured before stays worth reporting
                     say(f"the agents could not be run: {error}")
@@ -192,14 +196,10 @@ def _gpu_gib() -> float:
 
 
 def _describe(state: State, alive: dict[str, EngineProcess]) -> None:
-    """Note what the engines say of themselves, once they are kept on the same cores."""
+    """Note what the engines say of themselves."""
     import torch
     import vllm
 
-    if (os.cpu_count() or 1) >= 16:
-        for engine in alive.values():
-            engine.ask(do="pin", cores=list(CORES))
-        state.info["cores"] = list(CORES)
     status = {name: engine.ask(do="status", plugin=name.startswith("mixquant")) for name, engine in alive.items()}
     device = next(iter(status.values()))["device"]
     if state.info.get("device", device) != device:
@@ -234,6 +234,7 @@ def _rounds(
         result: dict[str, dict[str, list[float]]] = {}
         turn = [*columns[number % len(columns) :], *columns[: number % len(columns)]]
         for case in cases:
+            bench.settle()
             pair = [column for column in turn if column in PAIR]
             first = pair if case.pair_only else turn
             result[case.name] = {column: [] for column in first}

@@ -218,6 +218,20 @@ class Measurements:
             margins += clear.values()
         return {"answers": answers, "margins": margins}
 
+    def score(self, prompts: list[list[int]]) -> dict[str, Any]:
+        """The log probability of each prompt's tokens but its first, read in one go and not from the prefix cache."""
+        from vllm import SamplingParams
+
+        found: list[list[float]] = []
+        for prompt in prompts:
+            self._count += 1
+            params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True)
+            self.engine.add_request(f"bench-{self._count}", {"prompt_token_ids": prompt}, params)
+            for _, output in self._run():
+                places = zip(prompt[1:], (output.prompt_logprobs or [])[1:], strict=False)
+                found.append([place[token].logprob for token, place in places if place])
+        return {"logprobs": found}
+
 
 def _own_name(request_id: str, known: Container[str]) -> str:
     """The name a request was added under; vLLM may have appended a suffix."""

@@ -9,13 +9,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from mixquant_agents.bench.prefill_cores import pin_threads
 from mixquant_agents.bench.prefill_measure import Measurements
 
-__all__ = ["Session", "main", "pin_threads"]
+__all__ = ["Session", "main"]
 
 
 class Session(Measurements):
@@ -43,19 +43,8 @@ class Session(Measurements):
         return found
 
     def pin(self, cores: list[int]) -> dict[str, Any]:
-        """Keep this process on ``cores``; see :func:`pin_threads`."""
+        """Keep this process on ``cores``; see ``prefill_cores``."""
         return {"threads": pin_threads(cores)}
-
-
-def pin_threads(cores: Sequence[int], tasks: Path = Path("/proc/self/task")) -> int:
-    """The main thread on the first of ``cores``, all other threads on the rest; how many threads there are.
-
-    Engines that take turns then run on the same cores, and none has the luck of a better one.
-    """
-    threads = [int(path.name) for path in tasks.iterdir()]
-    for thread in threads:
-        os.sched_setaffinity(thread, cores[:1] if thread == os.getpid() else cores[1:] or cores)
-    return len(threads)
 
 
 def _weight_bytes(worker: Any) -> int:

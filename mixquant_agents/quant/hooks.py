@@ -28,10 +28,15 @@ _V2 = "vllm.v1.worker.gpu.model_runner"
 
 def runtime_of(vllm_config: Any) -> Runtime | None:
     """The plugin's state in the engine with this configuration; ``None`` when it uses another method."""
+    runtime = getattr(getattr(vllm_config, "quant_config", None), "runtime", None)
+    return runtime if isinstance(runtime, _runtime_class()) else None
+
+
+@functools.cache
+def _runtime_class() -> type[Runtime]:
     from mixquant_agents.quant.runtime import Runtime
 
-    runtime = getattr(getattr(vllm_config, "quant_config", None), "runtime", None)
-    return runtime if isinstance(runtime, Runtime) else None
+    return Runtime
 
 
 def moved(what: str, error: Exception | None = None) -> EngineStartError:

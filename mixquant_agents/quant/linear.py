@@ -35,6 +35,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self.key = runtime.twin_of(prefix)
         self._twins: dict[str, tuple[torch.Tensor, ...]] = {}
         self._weight: torch.Tensor | None = None
+        self._held: Any = None  # keeps the twin known to the routed operations
         self._native = self.key.endswith("-native")  # runs as one operation that captured graphs can hold
 
     def create_weights(
@@ -74,6 +75,9 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         if self._native:
             for name, tensor in zip(("mixquant_codes", "mixquant_scales"), self._twins[self.key], strict=True):
                 layer.register_buffer(name, tensor, persistent=False)
+            from mixquant_agents.quant.gpu.held import hold
+
+            self._held = hold(layer.weight, *self._twins[self.key])
 
     def use(self, key: str) -> None:
         """Route through the twin named ``key``, built now if it is not there yet; ``""`` runs every row exact."""
@@ -110,9 +114,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             return torch.nn.functional.linear(x, layer.weight, bias)
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         if self._native:
-            # Buffers of the layer, so that torch.compile meets them as it meets the weight.
-            codes, scales = layer.mixquant_codes, layer.mixquant_scales
-            out: torch.Tensor = torch.ops.mixquant.gpu_linear(rows, layer.weight, codes, scales, bias)
+            out: torch.Tensor = torch.ops.mixquant.gpu_linear(rows, layer.weight, bias)
             return out if x.dim() == 2 else out.reshape(*x.shape[:-1], out.shape[-1])
         y: torch.Tensor = torch.ops.mixquant.routed_linear(rows, layer.weight, list(self._twins[self.key]), self.key)
         if bias is not None:

@@ -77,6 +77,9 @@ def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     if rows <= rule.threshold or not (rule.decode or any(r.computed < r.prompt_len for r in requests)):
         # Decode steps and small ones, where the host's time counts: nothing to look at row by row.
         return RowPlan(rows, *_all_exact(rows), tuple(requests))
+    kept = 0 if rule.last else 1
+    if rule.prefill and all(r.computed + r.scheduled <= r.prompt_len - kept for r in requests):
+        return RowPlan(rows, *_all_quantized(rows), tuple(requests))
     lengths = np.fromiter((r.scheduled for r in requests), dtype=np.int64, count=len(requests))
     # Signed distance of each row from its request's last prompt token: negative is prefill, zero is that token.
     first = np.fromiter((r.computed - (r.prompt_len - 1) for r in requests), dtype=np.int64, count=len(requests))
@@ -84,6 +87,12 @@ def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     distance = np.arange(rows, dtype=np.int64) + np.repeat(first - starts, lengths)
     mask = np.where(distance < 0, rule.prefill, np.where(distance == 0, rule.last, rule.decode))
     return RowPlan(rows, np.flatnonzero(mask), np.flatnonzero(~mask), mask, tuple(requests))
+
+
+@functools.lru_cache(maxsize=128)
+def _all_quantized(rows: int) -> tuple[Indices, Indices, npt.NDArray[np.bool_]]:
+    """Quantized rows, exact rows and mask of a step that only reads. Shared: nobody writes to a plan."""
+    return np.arange(rows, dtype=np.int64), np.empty(0, dtype=np.int64), np.ones(rows, dtype=np.bool_)
 
 
 @functools.lru_cache(maxsize=128)

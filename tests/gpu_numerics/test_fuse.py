@@ -10,27 +10,27 @@ from torch import fx
 
 from mixquant_agents.quant.gpu import reference, steps
 from mixquant_agents.quant.gpu.fuse import fuse
+from mixquant_agents.quant.gpu.held import Held, hold
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED
 
 K = 32
 ops = torch.ops.mixquant
+KEPT: list[Held] = []
 
 
 def graph(*, readers_of_norm: int = 1, activation: object = torch.nn.functional.silu) -> fx.GraphModule:
     """A decoder block's tail as vLLM's compiled pieces hold it: add-norm, gate-up, SiLU-mul, down."""
     g = fx.Graph()
-    x, residual, gamma, w1, c1, s1, w2, c2, s2 = (
-        g.placeholder(n) for n in ["x", "residual", "gamma", "w1", "c1", "s1", "w2", "c2", "s2"]
-    )
+    x, residual, gamma, w1, w2 = (g.placeholder(n) for n in ["x", "residual", "gamma", "w1", "w2"])
     norm = g.call_function(torch.ops.vllm_ir.fused_add_rms_norm.maybe_inplace, (x, residual, gamma, 1e-6, None))
     y = g.call_function(operator.getitem, (norm, 0))
     total = g.call_function(operator.getitem, (norm, 1))
-    wide = g.call_function(ops.gpu_linear, (y, w1, c1, s1, None))
+    wide = g.call_function(ops.gpu_linear, (y, w1, None))
     gate = g.call_function(operator.getitem, (wide, (..., slice(None, K, None))))
     up = g.call_function(operator.getitem, (wide, (..., slice(K, None, None))))
     active = g.call_function(activation, (gate,))  # type: ignore[arg-type]
     product = g.call_function(operator.mul, (active, up))
-    out = g.call_function(ops.gpu_linear, (product, w2, c2, s2, None))
+    out = g.call_function(ops.gpu_linear, (product, w2, None))
     g.output((out, total, y) if readers_of_norm > 1 else (out, total))
     return fx.GraphModule(torch.nn.Module(), g)
 
@@ -38,8 +38,8 @@ def graph(*, readers_of_norm: int = 1, activation: object = torch.nn.functional.
 def inputs() -> list[torch.Tensor]:
     torch.manual_seed(0)
     w1, w2 = torch.randn(2 * K, K) / K**0.5, torch.randn(K, K) / K**0.5
-    twins = [t for w in (w1, w2) for t in (w, *reference.quantize_rows(w, torch.float8_e4m3fn))]
-    return [torch.randn(5, K), torch.randn(5, K), torch.rand(K) + 0.5, *twins]
+    KEPT.extend(hold(weight, *reference.quantize_rows(weight, torch.float8_e4m3fn)) for weight in (w1, w2))
+    return [torch.randn(5, K), torch.randn(5, K), torch.rand(K) + 0.5, w1, w2]
 
 
 def names(module: fx.GraphModule) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
+from mixquant_agents.errors import EngineStartError
 from mixquant_agents.quant.gpu import ops, reference, steps
+from mixquant_agents.quant.gpu.held import hold, twin_of
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
 
 M, K, N = 17, 48, 32
@@ -18,7 +22,8 @@ class Data:
         self.x, self.residual, self.wide = torch.randn(M, K), torch.randn(M, K), torch.randn(M, 2 * K)
         self.gamma, self.bias = torch.rand(K) + 0.5, torch.randn(N)
         self.weight = torch.randn(N, K) / K**0.5
-        self.twin = (self.weight, *reference.quantize_rows(self.weight, dtype), self.bias)
+        self.held = hold(self.weight, *reference.quantize_rows(self.weight, dtype))
+        self.twin = (self.weight, self.bias)
 
     def run(self, name: str) -> torch.Tensor:
         if name == "linear":
@@ -49,7 +54,7 @@ def test_each_mode_is_what_it_says(name: str, dtype: torch.dtype) -> None:
         quantized = data.run(name)
     torch.testing.assert_close(exact, linear(rows, data.weight, data.bias), rtol=1e-5, atol=1e-5)
     codes, scales = reference.quantize_rows(rows, dtype)
-    want = (codes.double() * scales) @ (data.twin[1].double() * data.twin[2]).T + data.bias
+    want = (codes.double() * scales) @ (data.held.codes.double() * data.held.scales).T + data.bias
     torch.testing.assert_close(quantized, want.float(), rtol=1e-3, atol=1e-3)
     assert float((exact - quantized).abs().max()) > 1e-3
 
@@ -75,7 +80,18 @@ def test_zero_rows_and_no_rows() -> None:
     with steps.forced(QUANTIZED):
         out = ops.gpu_linear(torch.zeros(2, K), *data.twin)
         assert torch.equal(out, data.bias.expand(2, N))
-        assert ops.gpu_linear(torch.zeros(0, K), *data.twin[:3], None).shape == (0, N)
+        assert ops.gpu_linear(torch.zeros(0, K), data.weight, None).shape == (0, N)
+
+
+def test_a_twin_is_found_by_its_weight_and_lives_no_longer() -> None:
+    data = Data(torch.int8)
+    assert twin_of(data.weight) is data.held
+    with steps.forced(QUANTIZED), pytest.raises(EngineStartError, match="cpu_offload_gb"):
+        ops.gpu_linear(data.x, data.weight.clone(), None)
+    del data.held
+    gc.collect()
+    with pytest.raises(EngineStartError, match="not found"):
+        twin_of(data.weight)
 
 
 def test_operators_pass_torch_checks() -> None:

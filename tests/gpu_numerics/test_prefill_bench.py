@@ -11,11 +11,11 @@ import pytest
 from mixquant_agents.bench import roofline
 from mixquant_agents.bench.prefill import Run, State, run_prefill
 from mixquant_agents.bench.prefill_agents import run_agents
+from mixquant_agents.bench.prefill_cores import by_speed, pin_threads
 from mixquant_agents.bench.prefill_engines import engine_arguments
 from mixquant_agents.bench.prefill_plan import CASES, COLUMNS, groups, needed_gib
 from mixquant_agents.bench.prefill_report import report, table
 from mixquant_agents.bench.prefill_stats import per_turn, ratio_interval, speedup
-from mixquant_agents.bench.prefill_worker import pin_threads
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.errors import ConfigError
 
@@ -96,6 +96,14 @@ def test_threads_are_kept_on_the_cores_asked_for(monkeypatch: pytest.MonkeyPatch
         (tmp_path / str(thread)).mkdir()
     assert pin_threads([2, 3, 4], tmp_path) == 3
     assert kept == {os.getpid(): [2], 7: [3, 4], 8: [3, 4]}
+
+
+def test_the_fastest_core_comes_first_and_nothing_stays_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    now: list[set[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: now.append(set(cores)))
+    assert by_speed(lambda: {4: 2.0, 5: 1.0, 6: 3.0}[min(now[-1])]) == [5, 4, 6]
+    assert now[-1] == {4, 5, 6}
 
 
 def test_state_survives_and_is_continued(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from vllm.model_executor.kernels.linear.nvfp4.emulation import EmulationNvFp4Lin
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.quant.formats import nvfp4
 from mixquant_agents.quant.gpu import ops, steps
+from mixquant_agents.quant.gpu.held import hold
 from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin, select_kernel
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
 from mixquant_agents.quant.gpu.twin import RowwiseTwin
@@ -44,14 +45,15 @@ def test_nvfp4_twin_equals_the_plain_reference(twin: Nvfp4Twin) -> None:
 def test_nvfp4_routes_rows(twin: Nvfp4Twin) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(32, 64), torch.randn(7, 64)
-    codes, scales = twin.build(weight)
+    held = hold(weight, *twin.build(weight))
+    assert held.codes.dtype == torch.uint8
     with steps.forced(EXACT):
-        exact = ops.gpu_linear(x, weight, codes, scales, None)
+        exact = ops.gpu_linear(x, weight, None)
     with steps.forced(QUANTIZED):
-        quantized = ops.gpu_linear(x, weight, codes, scales, None)
+        quantized = ops.gpu_linear(x, weight, None)
     index = torch.tensor([2, -1], dtype=torch.int32)
     with steps.forced(Step(Mode.MIXED, index, 7)):
-        mixed = ops.gpu_linear(x, weight, codes, scales, None)
+        mixed = ops.gpu_linear(x, weight, None)
     others = [0, 1, 3, 4, 5, 6]
     assert torch.equal(mixed[others], quantized[others])
     torch.testing.assert_close(mixed[2], exact[2])

@@ -85,35 +85,53 @@ def _routing(vllm_config: Any) -> GpuRouting | None:
 
 @functools.cache
 def _variant_class() -> Any:
-    """vLLM's ``BatchDescriptor`` with the mode in its key: one more captured graph for the same number of rows."""
+    """vLLM's ``BatchDescriptor`` with the mode in its key: one more captured graph for the same number of rows.
+
+    Every piece of a step looks its graph up by this key, so its hash is computed once, not twice for each piece.
+    """
     from vllm.forward_context import BatchDescriptor
 
-    return dataclasses.make_dataclass("MixQuantBatch", [("mixquant", str, "")], bases=(BatchDescriptor,), frozen=True)
+    @dataclasses.dataclass(frozen=True)
+    class MixQuantBatch(BatchDescriptor):  # type: ignore[misc] # vllm is untyped here
+        mixquant: str = ""
+
+        def __post_init__(self) -> None:
+            values = tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+            object.__setattr__(self, "_hash", hash(values))
+
+        def __hash__(self) -> int:
+            return self._hash  # type: ignore[attr-defined, no-any-return] # set above, past the freeze
+
+    return MixQuantBatch
 
 
-def _variant(batch: Any, mode: Mode) -> Any:
-    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return _variant_class()(**values, mixquant=mode.value)
+def _variant(routing: GpuRouting, batch: Any, mode: Mode) -> Any:
+    """The key of ``batch`` in ``mode``; the same object each time, so that finding it compares nothing."""
+    found = routing.batches.get((batch, mode))
+    if found is None:
+        values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        found = routing.batches[batch, mode] = _variant_class()(**values, mixquant=mode.value)
+    return found
 
 
 def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:
-    def create_forward_context(*args: Any, **kwargs: Any) -> Any:
-        from vllm.config import CUDAGraphMode
+    from vllm.config import CUDAGraphMode
 
+    def create_forward_context(*args: Any, **kwargs: Any) -> Any:
         context = original(*args, **kwargs)
+        if context.cudagraph_runtime_mode != CUDAGraphMode.PIECEWISE or context.batch_descriptor is None:
+            return context
         routing = _routing(args[1] if len(args) > 1 else kwargs.get("vllm_config"))
-        if routing is None or context.cudagraph_runtime_mode != CUDAGraphMode.PIECEWISE:
+        if routing is None or routing.uniform:
             return context
         capturing = steps.is_forced()
-        step = capturing or _step_of(context.additional_kwargs.get(CONTEXT_KEY))
-        if step is None or step.mode is Mode.EXACT or routing.uniform:
-            return context
+        step = capturing or _step_of(context.additional_kwargs.get(CONTEXT_KEY)) or EXACT
         tokens = context.batch_descriptor.num_tokens
-        if capturing is not None:
+        if capturing is not None and step.mode is not Mode.EXACT:
             routing.captured.add((tokens, step.mode))
-        fixed = step.mode is Mode.QUANTIZED or step.index is routing.index
-        if fixed and (tokens, step.mode) in routing.captured:
-            context.batch_descriptor = _variant(context.batch_descriptor, step.mode)
+        fixed = step.mode is not Mode.MIXED or step.index is routing.index
+        if step.mode is Mode.EXACT or (fixed and (tokens, step.mode) in routing.captured):
+            context.batch_descriptor = _variant(routing, context.batch_descriptor, step.mode)
         else:
             context.cudagraph_runtime_mode = CUDAGraphMode.NONE
         return context

@@ -4,9 +4,6 @@ Three chains over the Linear layers of the first blocks, each captured in a CUDA
 (quantization kernels included); quantized with a full slot of exact rows. Their crossings with the exact chain are the
 two row thresholds: a step of prefill rows alone is quantized above the first, a step that also holds exact rows above
 the second. So a quantized step is never slower than an exact one.
-
-Neither lies below :data:`SMALLEST`: the host bounds such steps, so nothing would be gained, and they run through the
-very code of an exact engine.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ from typing import Any
 import torch
 
 from mixquant_agents.quant.gpu import kernels
-from mixquant_agents.quant.gpu.fuse import FUSE_FROM
 from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, Product
 from mixquant_agents.quant.gpu.ops import gpu_linear
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step, forced
@@ -29,7 +25,6 @@ __all__ = ["measure"]
 
 GRID = (16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
 GEMM_GRID = (16, 64, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096, 8192)
-SMALLEST = FUSE_FROM - 1
 LAYERS = 8
 """Two decoder blocks of four Linear: more weight bytes than any cache holds, for models where it matters."""
 
@@ -88,7 +83,7 @@ def _chains(layers: Sequence[Layer], m: int, index: torch.Tensor) -> dict[str, f
 
     def chain() -> None:
         for layer in layers:
-            gpu_linear(rows[layer.weight.shape[1]], layer.weight, layer.codes, layer.scales, None)
+            gpu_linear(rows[layer.weight.shape[1]], layer.weight, None)
 
     found = {}
     for name, step in (("exact", EXACT), ("quantized", QUANTIZED), ("mixed", Step(Mode.MIXED, index, m))):
@@ -110,6 +105,6 @@ def measure(layers: Sequence[Layer], slot_rows: int) -> Thresholds:
             index[0] = m - 1
             for name, value in _chains(chosen, m, index).items():
                 found[name][m] = round(value, 1)
-    pure = max(SMALLEST, crossing(found["exact"], found["quantized"]))
+    pure = crossing(found["exact"], found["quantized"])
     mixed = max(pure, crossing(found["exact"], found["mixed"]))
     return Thresholds(pure, mixed, found, time.perf_counter() - started)

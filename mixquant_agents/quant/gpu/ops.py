@@ -2,13 +2,13 @@
 
 ``torch.ops.mixquant``:
 
-- ``gpu_linear(x, weight, codes, scales, bias)``: ``[M, K] -> [M, N]``
-- ``gpu_norm_linear(x, gamma, eps, weight, …)``: the same of ``rms_norm(x) * gamma``
-- ``gpu_add_norm_linear(x, residual, gamma, eps, weight, …)``: of ``rms_norm(x + residual) * gamma``; also the sum
-- ``gpu_silu_linear(x, weight, …)``: of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
+- ``gpu_linear(x, weight, bias)``: ``[M, K] -> [M, N]``
+- ``gpu_norm_linear(x, gamma, eps, weight, bias)``: the same of ``rms_norm(x) * gamma``
+- ``gpu_add_norm_linear(x, residual, gamma, eps, weight, bias)``: of ``rms_norm(x + residual) * gamma``; also the sum
+- ``gpu_silu_linear(x, weight, bias)``: of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
 
-``weight`` ``[N, K]`` is the exact one; ``codes`` ``[N, K]`` and ``scales`` ``[N, 1]`` float32 are its twin. A linear
-layer emits ``gpu_linear``; :mod:`~mixquant_agents.quant.gpu.fuse` puts the fused forms in.
+``weight`` ``[N, K]`` is the exact one; its twin is found by it (see ``held``). A linear layer emits ``gpu_linear``;
+:mod:`~mixquant_agents.quant.gpu.fuse` puts the fused forms in.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch.nn.functional import linear
 
 from mixquant_agents.quant.gpu import reference
 from mixquant_agents.quant.gpu.gemm import scaled_product
+from mixquant_agents.quant.gpu.held import Held, twin_of
 from mixquant_agents.quant.gpu.steps import Mode, Step, current
 
 __all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_linear"]
 
-Quantize = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+Quantize = Callable[[torch.dtype, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def _kernels(x: Tensor) -> ModuleType:
@@ -37,31 +38,23 @@ def _kernels(x: Tensor) -> ModuleType:
     return kernels
 
 
-def _mixed(x: Tensor, index: Tensor, quantize: Quantize, weight: Tensor, codes: Tensor, scales: Tensor,
-           bias: Tensor | None) -> Tensor:  # fmt: skip
+def _mixed(x: Tensor, index: Tensor, quantize: Quantize, weight: Tensor, twin: Held, bias: Tensor | None) -> Tensor:
     slot = x.new_empty(index.shape[0], weight.shape[1])
-    out = scaled_product(*quantize(index, slot), codes, scales, x.dtype, bias)
+    out = scaled_product(*quantize(twin.codes.dtype, index, slot), twin.codes, twin.scales, x.dtype, bias)
     _kernels(x).scatter_rows(linear(slot, weight, bias), index, out)
     return out
 
 
-def _run(
-    x: Tensor,
-    exact: Callable[[], Tensor],
-    quantize: Quantize,
-    weight: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
-) -> Tensor:
+def _run(x: Tensor, exact: Callable[[], Tensor], quantize: Quantize, weight: Tensor, bias: Tensor | None) -> Tensor:
     step = current(x.shape[0])
     if step.mode is Mode.EXACT:
         return linear(exact(), weight, bias)
-    if codes.dtype == torch.uint8:
-        return _run_nvfp4(exact(), step, weight, codes, bias)
+    twin = twin_of(weight)
+    if twin.codes.dtype == torch.uint8:
+        return _run_nvfp4(exact(), step, weight, twin.codes, bias)
     if step.mode is Mode.QUANTIZED or step.index is None:
-        return scaled_product(*quantize(None, None), codes, scales, x.dtype, bias)
-    return _mixed(x, step.index, quantize, weight, codes, scales, bias)
+        return scaled_product(*quantize(twin.codes.dtype, None, None), twin.codes, twin.scales, x.dtype, bias)
+    return _mixed(x, step.index, quantize, weight, twin, bias)
 
 
 def _run_nvfp4(rows: Tensor, step: Step, weight: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,35 +68,25 @@ def _run_nvfp4(rows: Tensor, step: Step, weight: Tensor, codes: Tensor, bias: Te
     return out
 
 
-def gpu_linear(x: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def gpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See the module."""
     kernels = _kernels(x)
-    return _run(x, lambda: x, lambda index, slot: kernels.quantize_rows(x, codes.dtype, index, slot),
-                weight, codes, scales, bias)  # fmt: skip
+    return _run(x, lambda: x, lambda dtype, index, slot: kernels.quantize_rows(x, dtype, index, slot), weight, bias)
 
 
-def gpu_norm_linear(
-    x: Tensor, gamma: Tensor, eps: float, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None
-) -> Tensor:
+def gpu_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See the module."""
     kernels = _kernels(x)
     return _run(
         x,
         lambda: kernels.norm_rows(x, None, gamma, eps)[0],
-        lambda index, slot: kernels.norm_quantize_rows(x, None, gamma, eps, codes.dtype, index, slot)[:2],
-        weight, codes, scales, bias,
+        lambda dtype, index, slot: kernels.norm_quantize_rows(x, None, gamma, eps, dtype, index, slot)[:2],
+        weight, bias,
     )  # fmt: skip
 
 
 def gpu_add_norm_linear(
-    x: Tensor,
-    residual: Tensor,
-    gamma: Tensor,
-    eps: float,
-    weight: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    bias: Tensor | None,
+    x: Tensor, residual: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See the module."""
     kernels = _kernels(x)
@@ -114,33 +97,34 @@ def gpu_add_norm_linear(
         y, total = kernels.norm_rows(x, residual, gamma, eps)
         return y
 
-    def quantize(index: Tensor | None, slot: Tensor | None) -> tuple[Tensor, Tensor]:
+    def quantize(dtype: torch.dtype, index: Tensor | None, slot: Tensor | None) -> tuple[Tensor, Tensor]:
         nonlocal total
-        rows, row_scales, total = kernels.norm_quantize_rows(x, residual, gamma, eps, codes.dtype, index, slot)
+        rows, row_scales, total = kernels.norm_quantize_rows(x, residual, gamma, eps, dtype, index, slot)
         return rows, row_scales
 
-    out = _run(x, exact, quantize, weight, codes, scales, bias)
+    out = _run(x, exact, quantize, weight, bias)
     return out, total
 
 
-def gpu_silu_linear(x: Tensor, weight: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+def gpu_silu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See the module."""
     kernels = _kernels(x)
     return _run(x, lambda: kernels.silu_rows(x),
-                lambda index, slot: kernels.silu_quantize_rows(x, codes.dtype, index, slot),
-                weight, codes, scales, bias)  # fmt: skip
+                lambda dtype, index, slot: kernels.silu_quantize_rows(x, dtype, index, slot), weight, bias)  # fmt: skip
 
 
-_TWIN = "Tensor weight, Tensor codes, Tensor scales, Tensor? bias"
+_WEIGHT = "Tensor weight, Tensor? bias"
 _library = torch.library.Library("mixquant", "FRAGMENT")
-_library.define(f"gpu_linear(Tensor x, {_TWIN}) -> Tensor")
-_library.define(f"gpu_norm_linear(Tensor x, Tensor gamma, float eps, {_TWIN}) -> Tensor")
-_library.define(f"gpu_add_norm_linear(Tensor x, Tensor residual, Tensor gamma, float eps, {_TWIN}) -> (Tensor, Tensor)")
-_library.define(f"gpu_silu_linear(Tensor x, {_TWIN}) -> Tensor")
+_library.define(f"gpu_linear(Tensor x, {_WEIGHT}) -> Tensor")
+_library.define(f"gpu_norm_linear(Tensor x, Tensor gamma, float eps, {_WEIGHT}) -> Tensor")
+_library.define(
+    f"gpu_add_norm_linear(Tensor x, Tensor residual, Tensor gamma, float eps, {_WEIGHT}) -> (Tensor, Tensor)"
+)
+_library.define(f"gpu_silu_linear(Tensor x, {_WEIGHT}) -> Tensor")
 
 
 def _fake(x: Tensor, *rest: object) -> Tensor:
-    weight = rest[-4]
+    weight = rest[-2]
     assert isinstance(weight, torch.Tensor)  # noqa: S101 - for the type checker; torch checked the schema
     return x.new_empty(x.shape[0], weight.shape[0])
 

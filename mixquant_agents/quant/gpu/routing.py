@@ -38,7 +38,8 @@ class GpuRouting:
     Attributes:
         thresholds: measured, or what the policy says.
         index: int32 ``[S]``, the fixed slot's index buffer; ``None`` until the device is known.
-        captured: ``(tokens, mode)`` of the piecewise graphs at hand.
+        captured: ``(tokens, mode)`` of the piecewise graphs at hand, those of exact steps aside.
+        batches: the keys of piecewise graphs, by vLLM's key and mode.
     """
 
     def __init__(self, runtime: Runtime, max_num_seqs: int, graphs: bool, decode_rows: int = 1) -> None:
@@ -62,6 +63,7 @@ class GpuRouting:
         self.memory = TwinMemory(f"{runtime.twin} on {runtime.device.name}")
         self.index: torch.Tensor | None = None
         self.captured: set[tuple[int, Mode]] = set()
+        self.batches: dict[tuple[Any, Mode], Any] = {}
 
     def _given(self) -> Thresholds:
         threshold = self.runtime.resolved.row_threshold or 0
