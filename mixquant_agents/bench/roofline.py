@@ -11,11 +11,12 @@ and a request, once, what the host does while the GPU waits:
     fixed     scheduling, launches, sampling, the output layer (later chunks hide theirs behind the GPU)
     prompt    (new + cached tokens) * seconds per token   (taking the prompt in, hashing it for the prefix cache)
 
-``rate(m)`` is what the matrix products reached alone (``docs/results/gpu-micro-h200.json``). The attention rate, the
-element-wise bytes of each mode and the host's two times are fitted to ``FIT_CASES`` of
-``docs/results/prefill-h200.json``, the ends of what was measured; every other case of 512 and more new tokens measures
-how well the model predicts (below that the host decides). Another GPU has these scaled by its data sheet, so what is
-said of it is a *prediction*, resting on the assumption that it reaches the same share of its peaks.
+``rate(m)`` is what the matrix products reached alone (``docs/results/gpu-micro-h100.json``, ``…-h200.json``). The
+attention rate, the element-wise bytes of each mode and the host's two times are fitted to ``FIT_CASES`` of
+``docs/results/prefill-h100.json`` and ``…-h200.json``, the ends of what was measured; every other case of 512 and more
+new tokens, and another model shape, measure how well the model predicts (below that the host decides). A GPU that was
+not measured has the H100's figures scaled by its data sheet, so what is said of it is a *prediction*, resting on the
+assumption that it reaches the same share of its peaks.
 """
 
 from __future__ import annotations
@@ -123,8 +124,10 @@ class Fit:
     per_token: float
 
 
+H100 = Fit("h100", attention=620.1e12, elementwise={"exact": 71.10, "fp8": 75.64}, fixed=4.367e-3, per_token=5.301e-7)
 H200 = Fit("h200", attention=641.4e12, elementwise={"exact": 63.75, "fp8": 79.11}, fixed=4.592e-3, per_token=3.81e-7)
-"""``fit`` of ``docs/results/prefill-h200.json``; a test fits it again."""
+FITS = {"h100": H100, "h200": H200}
+"""``fit`` of ``docs/results/prefill-*.json``; a test fits them again."""
 
 
 def _rate(mode: Mode, rows: float, measured_on: str) -> float:
@@ -219,19 +222,19 @@ def held_out_errors(
 
 
 def predict(model: str, gpu: str) -> dict[str, Any]:
-    """Predicted cold prefill on ``gpu`` by prompt length, beside the paper's curve for an RTX 5090.
+    """Cold prefill on ``gpu`` by prompt length, as the model has it, beside the paper's curve for an RTX 5090.
 
     Raises:
         ConfigError: no such GPU or model shape.
     """
     if gpu not in GPUS:
         raise ConfigError(f"no data sheet for GPU {gpu!r}; choose one of {', '.join(GPUS)}")
-    shape, target = ModelShape.of(model), GPUS[gpu]
+    shape, target, found = ModelShape.of(model), GPUS[gpu], FITS.get(gpu, H100)
     mode: Mode = "fp8" if target.fp4 is None else "nvfp4"
     rows = []
     for tokens in PAPER_5090:
-        exact = seconds(shape, tokens, 0, "exact", H200, target)
-        quantized = seconds(shape, tokens, 0, mode, H200, target)
+        exact = seconds(shape, tokens, 0, "exact", found, target)
+        quantized = seconds(shape, tokens, 0, mode, found, target)
         rows.append(
             {
                 "tokens": tokens,
@@ -251,7 +254,7 @@ def predict(model: str, gpu: str) -> dict[str, Any]:
         "gpu": target.name,
         "model": model,
         "format": mode,
-        "fitted_on": "NVIDIA H200",
+        "fitted_on": GPUS[found.gpu].name,
         "rows": rows,
         "table": "\n".join(lines),
     }

@@ -15,11 +15,11 @@ from mixquant_agents.bench.prefill_cores import by_speed, pin_threads
 from mixquant_agents.bench.prefill_engines import engine_arguments
 from mixquant_agents.bench.prefill_plan import CASES, COLUMNS, groups, needed_gib
 from mixquant_agents.bench.prefill_report import report, table
-from mixquant_agents.bench.prefill_stats import per_turn, ratio_interval, speedup
+from mixquant_agents.bench.prefill_stats import median_interval, per_turn, ratio_interval, speedup
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.errors import ConfigError
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "prefill-h200.json"
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def test_interval_of_equal_rounds_is_a_point() -> None:
@@ -33,6 +33,17 @@ def test_interval_widens_with_noise_and_needs_two_rounds() -> None:
     assert loud["low95"] < quiet["low95"] < 1.5 < quiet["high95"] < loud["high95"]
     with pytest.raises(ValueError, match="two rounds"):
         ratio_interval([1.5])
+
+
+def test_a_wild_pair_hardly_moves_the_interval_of_the_median() -> None:
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == (1.0, 6.0)  # 2 in 64 lie outside
+    assert median_interval([float(n) for n in range(1, 31)]) == (10.0, 21.0)  # the textbook's ranks for 30
+    with pytest.raises(ValueError, match="at least six"):
+        median_interval([1.0] * 5)
+    quiet = [1.1, 1.11, 1.12, 1.1, 1.13, 1.12, 1.11, 1.1, 1.12, 1.11]
+    wild = ratio_interval([*quiet[:-1], 0.3])
+    assert wild["low95"] < 0.8
+    assert wild["median_low95"] == ratio_interval(quiet)["median_low95"] == 1.1
 
 
 def test_report_has_the_named_figures() -> None:
@@ -80,7 +91,10 @@ def test_engines_come_in_groups_that_fit() -> None:
 
 
 def test_weights_of_the_plan_are_those_measured() -> None:
-    measured = {name: each["weight_bytes"] for name, each in json.loads(RESULTS.read_text())["engines"].items()}
+    measured = {
+        name: each["weight_bytes"]
+        for name, each in json.loads((RESULTS / "prefill-h100.json").read_text())["engines"].items()
+    }
     config = SHAPES["qwen3-8b"]
     for name, weights in measured.items():
         planned = needed_gib(name, 0.0, config) - needed_gib(
@@ -140,17 +154,27 @@ def test_no_gpu_and_unknown_names_are_refused() -> None:
         roofline.predict("gpt-1", "h200")
 
 
-def test_roofline_is_fitted_to_the_committed_results_and_hits_the_held_out_sizes() -> None:
-    ms = json.loads(RESULTS.read_text())["ms"]
-    shape = roofline.ModelShape.of("qwen3-8b")
-    found = roofline.fit(ms, shape, "h200")
-    assert found.attention == pytest.approx(roofline.H200.attention, rel=0.01)
-    assert found.per_token == pytest.approx(roofline.H200.per_token, rel=0.01)
-    assert found.fixed == pytest.approx(roofline.H200.fixed, rel=0.01)
-    assert found.elementwise == pytest.approx(roofline.H200.elementwise, rel=0.01)
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+def test_roofline_is_fitted_to_the_committed_results_and_hits_the_held_out_sizes(gpu: str) -> None:
+    ms = json.loads((RESULTS / f"prefill-{gpu}.json").read_text())["ms"]
+    shape, kept = roofline.ModelShape.of("qwen3-8b"), roofline.FITS[gpu]
+    found = roofline.fit(ms, shape, gpu)
+    assert found.attention == pytest.approx(kept.attention, rel=0.01)
+    assert found.per_token == pytest.approx(kept.per_token, rel=0.01)
+    assert found.fixed == pytest.approx(kept.fixed, rel=0.01)
+    assert found.elementwise == pytest.approx(kept.elementwise, rel=0.01)
     errors = [abs(e) for row in roofline.held_out_errors(ms, shape, found).values() for e in row.values()]
     assert len(errors) == 10
-    assert max(errors) < 0.06
+    assert max(errors) < {"h100": 0.04, "h200": 0.06}[gpu]
+
+
+def test_roofline_predicts_a_model_shape_it_was_not_fitted_to() -> None:
+    ms = json.loads((RESULTS / "prefill-h100-qwen3-4b.json").read_text())["ms"]
+    rows = roofline.held_out_errors(ms, roofline.ModelShape.of("qwen3-4b"), roofline.H100, cases=())
+    errors = sorted(abs(e) for row in rows.values() for e in row.values())
+    assert len(errors) == 14
+    assert errors[-2] < 0.065
+    assert errors[-1] < 0.11  # FP8 at 1024 tokens
 
 
 def test_predictions_say_what_they_are() -> None:
