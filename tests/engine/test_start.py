@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mixquant_agents.config import EngineConfig
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.args import physical_memory
 from mixquant_agents.engine.vllm.starting import StartControl
@@ -20,6 +20,7 @@ from mixquant_agents.errors import (
     ConfigError,
     DamagedWeightsError,
     EngineClosedError,
+    FormatRefusedError,
     MixQuantError,
     ModelNotFoundError,
     OutOfMemoryError,
@@ -109,6 +110,16 @@ async def test_a_cache_that_the_free_memory_does_not_hold(folder: Path, capfd: p
     said = await failing(EngineConfig(model=str(folder), policy="exact", **settings), OutOfMemoryError, capfd, tries=1)
     assert re.search(r"do not fit \(Available memory .* \([\d.]+/[\d.]+ GiB\) .* requested .* \([\d.]+ GiB\)\); ", said)
     assert said.endswith("lower kv_cache_bytes, max_model_len or max_num_seqs, or take a smaller model")
+
+
+@pytest.mark.slow
+async def test_a_format_that_the_worker_refuses(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The plugin's refusal comes out of a process of vLLM's with its class and its remedy."""
+    policy = PrecisionPolicy(prefill_format="nvfp4", prefill_checkpoint="/no/such/checkpoint")
+    settings: dict[str, Any] = {"policy": policy, "vllm_args": {"load_format": "dummy"}}
+    said = await failing(EngineConfig(model=str(folder), **settings), FormatRefusedError, capfd, tries=1)
+    assert "prefill_checkpoint='/no/such/checkpoint' is neither a folder nor on the hub" in said
+    assert "leave it out" in said
 
 
 def test_a_start_that_was_given_up_ends_at_its_next_stage() -> None:
