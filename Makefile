@@ -16,8 +16,8 @@ test: unit
 	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus" $(ARGS)
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
-UNIT := -q -m "not engine and not slow and not browser and not prometheus"
-PLUGIN := engine quant gpu_numerics embedded
+UNIT := -q -p no:langsmith_plugin -m "not engine and not slow and not browser and not prometheus"
+PLUGIN := engine quant gpu_numerics embedded core langchain_standard
 unit: $(READY)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
 unit-plugin:
