@@ -70,17 +70,17 @@ def _prefill(cached: int, tokens: int, repeats: int, turns: int) -> Case:
 
 def _mix(tokens: int) -> Case:
     request = {"do": "mix", "batch": 8, "tokens": tokens, "repeats": 4}
-    return Case(f"mix_8_{tokens}", request, 2, pair_only=True, tokens=tokens + 8 * 256)
+    return Case(f"mix_8_{tokens}", request, 4, pair_only=True, tokens=tokens + 8 * 256)
 
 
 CASES = [
     *(_prefill(0, n, 3, 10) for n in (64, 128, 256)),
     *(_prefill(0, n, 3, 8) for n in (512, 1024)),
-    *(_prefill(0, n, r, t) for n, r, t in ((2048, 3, 6), (4096, 2, 4), (8192, 2, 3), (16384, 1, 2), (32000, 1, 2))),
+    *(_prefill(0, n, r, t) for n, r, t in ((2048, 3, 6), (4096, 2, 4), (8192, 2, 4), (16384, 1, 4), (32000, 1, 2))),
     *(_prefill(8192, n, 3, 10) for n in (64, 128, 256)),
     *(_prefill(8192, n, 3, 8) for n in (512, 1024, 2048)),
     *(_mix(n) for n in (256, 768, 1536)),
-    *(Case(f"tpot_{b}", {"do": "decode", "batch": b, "tokens": 72}, 2, tokens=256 * b) for b in (1, 8, 32)),
+    *(Case(f"tpot_{b}", {"do": "decode", "batch": b, "tokens": 72}, 5, tokens=256 * b) for b in (1, 8, 32)),
 ]
 """The smaller a case, the more it is disturbed by the host's moods, and the more turns it takes."""
 

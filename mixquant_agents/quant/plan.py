@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,17 +28,18 @@ class RowRule:
         prefill, last, decode: whether rows before the last prompt token, the last prompt token, and the rows after it
             are quantized.
         threshold: a step with at most this many rows runs exact altogether.
+        mixed: so does one with at most this many rows of which some would be exact and some not.
     """
 
     prefill: bool
     last: bool
     decode: bool
     threshold: int = 0
+    mixed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRows:
-    """The contiguous rows that one request has in a step.
+class RequestRows(NamedTuple):
+    """The contiguous rows that one request has in a step. A tuple, since each step makes one for every request.
 
     Attributes:
         request_id: the worker's id.
@@ -80,6 +82,8 @@ def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     kept = 0 if rule.last else 1
     if rule.prefill and all(r.computed + r.scheduled <= r.prompt_len - kept for r in requests):
         return RowPlan(rows, *_all_quantized(rows), tuple(requests))
+    if rows <= rule.mixed and rule.prefill and not rule.decode:
+        return RowPlan(rows, *_all_exact(rows), tuple(requests))
     lengths = np.fromiter((r.scheduled for r in requests), dtype=np.int64, count=len(requests))
     # Signed distance of each row from its request's last prompt token: negative is prefill, zero is that token.
     first = np.fromiter((r.computed - (r.prompt_len - 1) for r in requests), dtype=np.int64, count=len(requests))

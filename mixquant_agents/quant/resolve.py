@@ -63,13 +63,14 @@ class ResolvedPolicy:
         """Whether any row may be quantized."""
         return self.prefill_format is not NumberFormat.EXACT
 
-    def rule(self, measured_threshold: int = 0) -> RowRule:
+    def rule(self, measured_threshold: int = 0, mixed_threshold: int = 0) -> RowRule:
         """The row rule; ``measured_threshold`` stands in where the policy left it to measurement."""
         return RowRule(
             prefill=self.quantizes,
             last=self.quantizes and not self.exact_last_token,
             decode=self.decode_format is not NumberFormat.EXACT,
             threshold=measured_threshold if self.row_threshold is None else self.row_threshold,
+            mixed=mixed_threshold,
         )
 
 

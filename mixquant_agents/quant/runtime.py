@@ -141,7 +141,8 @@ class Runtime:
 
     def plan_step(self, requests: Iterable[RequestRows], drafts: dict[str, int] | None = None) -> RowPlan:
         """Route the step's rows and count them."""
-        plan = plan_rows(tuple(requests), self.resolved.rule(self.measured_threshold))
+        mixed = 0 if self.gpu is None else self.gpu.thresholds.mixed
+        plan = plan_rows(tuple(requests), self.resolved.rule(self.measured_threshold, mixed))
         if self.gpu is not None:
             plan = self.gpu.route(plan)
         self._pending = plan

@@ -76,3 +76,14 @@ def test_the_threshold_counts_the_whole_step() -> None:
     batch = [RequestRows("a", 10, 0, 6), RequestRows("b", 3, 7, 1)]
     assert plan_rows(batch, RowRule(True, True, False, threshold=7)).quantized.size == 0
     assert plan_rows(batch, RowRule(True, True, False, threshold=6)).quantized.size == 6
+
+
+@given(requests, st.booleans(), st.integers(0, 80))
+def test_small_mixed_steps_run_exact_and_others_by_the_rule(batch: list[RequestRows], last: bool, mixed: int) -> None:
+    by_rule = plan_rows(batch, RowRule(prefill=True, last=last, decode=False))
+    plan = plan_rows(batch, RowRule(prefill=True, last=last, decode=False, mixed=mixed))
+    both = by_rule.quantized.size and by_rule.exact.size
+    expected = [False] * by_rule.rows if both and by_rule.rows <= mixed else by_rule.mask.tolist()
+    assert plan.mask.tolist() == expected
+    assert plan.quantized.size == sum(expected)
+    assert plan.quantized.size + plan.exact.size == plan.rows
