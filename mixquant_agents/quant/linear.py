@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.platforms import current_platform
 
 from mixquant_agents.quant import op as _op  # noqa: F401 - registers torch.ops.mixquant.routed_linear
-from mixquant_agents.quant.twin import adopting, get_twin
+from mixquant_agents.quant.twin import adopting, get_twin, renew
 
 if TYPE_CHECKING:
     from mixquant_agents.quant.runtime import Runtime
@@ -35,7 +35,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self.key = runtime.twin_of(prefix)
         self._twins: dict[str, tuple[torch.Tensor, ...]] = {}
         self._weight: torch.Tensor | None = None
-        self._held: Any = None  # keeps the twin known to the routed operations
+        self._held: Any = None  # keeps the twin known to the routed operations, by the first weight and by the latest
         self._native = self.key.endswith("-native")  # runs as one operation that captured graphs can hold
 
     def create_weights(
@@ -64,20 +64,29 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             self._runtime.gpu.reserve(sum(output_partition_sizes), input_size_per_partition)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
-        """Keep the exact weight as loaded and build the start policy's twin."""
+        """Keep the exact weight as loaded and build the start policy's twin.
+
+        Weights that are loaded anew (``reload_weights``) come here in memory of their own; vLLM then copies them to
+        where the first ones lie, which captured graphs read. So the twins take their new values where they lie, too.
+        """
         if not current_platform.is_cpu():
             # On a CPU this would pack the weight into another layout and remove it.
             super().process_weights_after_loading(layer)
-        self._weight = layer.weight.data
-        self._twins.clear()
-        self._runtime.add_layer(self)
-        self.use(self.key)
+        first = self._weight is None
+        if first:
+            self._weight = layer.weight.data
+            self._runtime.add_layer(self)
+            self.use(self.key)
+        else:
+            for key, tensors in self._twins.items():
+                renew(get_twin(key), tensors, self._built(key, layer.weight.data))
         if self._native:
             for name, tensor in zip(("mixquant_codes", "mixquant_scales"), self._twins[self.key], strict=True):
                 layer.register_buffer(name, tensor, persistent=False)
             from mixquant_agents.quant.gpu.held import hold
 
-            self._held = hold(layer.weight, *self._twins[self.key])
+            latest = hold(layer.weight, *self._twins[self.key])
+            self._held = (latest if first else self._held[0], latest)
 
     def use(self, key: str) -> None:
         """Route through the twin named ``key``, built now if it is not there yet; ``""`` runs every row exact."""

@@ -24,7 +24,17 @@ from mixquant_agents.quant.formats import nvfp4
 from mixquant_agents.quant.formats.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.resolve import ResolvedPolicy
 
-__all__ = ["AdoptingTwin", "EmulatedTwin", "Twin", "adopting", "get_twin", "register_twin", "twin_key"]
+__all__ = [
+    "AdoptingTwin",
+    "EmulatedTwin",
+    "RenewingTwin",
+    "Twin",
+    "adopting",
+    "get_twin",
+    "register_twin",
+    "renew",
+    "twin_key",
+]
 
 
 class Twin(Protocol):
@@ -45,6 +55,15 @@ class AdoptingTwin(Twin, Protocol):
 
     def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         """Twin tensors with exactly the values of ``weight``, for a layer of ``dtype``."""
+        ...
+
+
+@runtime_checkable
+class RenewingTwin(Twin, Protocol):
+    """A twin of which more than its tensors depends on the weight."""
+
+    def renew(self, tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        """See :func:`renew`."""
         ...
 
 
@@ -121,6 +140,15 @@ def get_twin(key: str) -> Twin:
     if key not in _TWINS:
         raise FormatRefusedError(f"no implementation {key!r} of this format; known are {', '.join(sorted(_TWINS))}")
     return _TWINS[key]
+
+
+def renew(twin: Twin, tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Give ``tensors`` the values of ``values``, both built by ``twin``, where they lie."""
+    if isinstance(twin, RenewingTwin):
+        twin.renew(tensors, values)
+        return
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def adopting(twin: Twin, key: str) -> AdoptingTwin:

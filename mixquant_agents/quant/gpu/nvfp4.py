@@ -128,6 +128,12 @@ class Nvfp4Twin:
         _HOLDERS[holder.weight.data_ptr()] = holder
         return holder.weight.data, holder.weight_scale.data
 
+    def renew(self, tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        """Give ``tensors`` the values of ``values`` where they lie, and their holder the global scales."""
+        fresh = _HOLDERS.pop(values[0].data_ptr())
+        for name, parameter in _HOLDERS[tensors[0].data_ptr()].named_parameters():
+            parameter.data.copy_(fresh.get_parameter(name))
+
     def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Every row of ``x`` ``[M, K]`` through the twin."""
         return product(x, tensors[0], None)
