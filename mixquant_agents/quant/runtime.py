@@ -106,7 +106,7 @@ class Runtime:
         """Switch to ``policy`` between two steps.
 
         Raises:
-            ConfigError: the engine is compiled, so its graphs hold the first policy; the old policy stays.
+            ConfigError: the engine's weights or graphs are those of the first policy; the old policy stays.
             FormatRefusedError: the device cannot run it; the old policy stays.
         """
         if policy.prefill_checkpoint != self.resolved.policy.prefill_checkpoint and policy.quantizes:
@@ -124,6 +124,8 @@ class Runtime:
                 f"policy {policy.name!r} needs other weights than the running {self.resolved.policy.name!r}, which a "
                 "compiled engine cannot swap; start another engine, or this one with enforce_eager=True"
             )
+        if self.gpu is not None:
+            self.gpu.switch(resolved)
         for layer, new in zip(self._layers, keys, strict=True):
             layer.use(new)
         self.resolved, self.twin = resolved, key

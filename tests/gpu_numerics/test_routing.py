@@ -20,6 +20,7 @@ from mixquant_agents.quant.gpu.thresholds import Thresholds, crossing
 from mixquant_agents.quant.gpu.twin import register
 from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
 from mixquant_agents.quant.resolve import DeviceInfo, resolve
+from mixquant_agents.quant.runtime import Runtime
 
 HOPPER = DeviceInfo("cuda", "NVIDIA H200", (9, 0))
 
@@ -81,6 +82,25 @@ def test_uniform_quantizes_every_row() -> None:
     assert found.modes(8, piecewise=False) == [steps.QUANTIZED]
     with pytest.raises(ConfigError, match="row_threshold=5"):
         routing(PrecisionPolicy.of("uniform-fp8").model_copy(update={"row_threshold": 5}))
+
+
+def test_another_policy_keeps_to_the_graphs_that_were_captured() -> None:
+    register()
+    found = routing(pure=100, mixed=700)
+    found.measured = found.thresholds
+    state = Runtime(PrecisionPolicy.of("mixquant-fp8"), HOPPER, switchable=False)
+    found.runtime, state.gpu = state, found
+    state.measured_threshold = 100
+    update = PrecisionPolicy.of("mixquant-fp8").model_copy
+    for policy in (PrecisionPolicy.of("uniform-fp8"), update(update={"reproducible": True})):
+        with pytest.raises(ConfigError, match=r"other graphs.*start another engine"):
+            state.set_policy(policy)
+    assert mode(found, (600, 0, 600), DECODE) is Mode.EXACT
+    state.set_policy(update(update={"row_threshold": 0}))
+    assert mode(found, (600, 0, 600), DECODE) is Mode.MIXED  # not by what was measured at start
+    assert mode(found, (600, 0, 9)) is Mode.QUANTIZED
+    state.set_policy(update(update={"exact_last_token": True}))
+    assert mode(found, (600, 0, 600), DECODE) is Mode.EXACT
 
 
 def test_the_slot_names_the_exact_rows_and_nothing_else() -> None:

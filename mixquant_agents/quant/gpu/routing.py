@@ -16,6 +16,7 @@ from mixquant_agents.quant.gpu.memory import TwinMemory
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
 from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
 from mixquant_agents.quant.plan import RowPlan
+from mixquant_agents.quant.resolve import ResolvedPolicy
 from mixquant_agents.quant.twin import get_twin
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class GpuRouting:
 
     Attributes:
         thresholds: measured, or what the policy says.
+        measured: what a policy gets that says nothing: those of the start.
         index: int32 ``[S]``, the fixed slot's index buffer; ``None`` until the device is known.
         captured: ``(tokens, mode)`` of the piecewise graphs at hand, those of exact steps aside.
         batches: the keys of piecewise graphs, by vLLM's key and mode.
@@ -54,12 +56,8 @@ class GpuRouting:
         self.graphs = graphs
         self.decode_rows = decode_rows
         self.slot_rows = min(MAX_SLOT, -(-max_num_seqs // 16) * 16)
-        if self.uniform and runtime.resolved.row_threshold:
-            raise ConfigError(
-                f"row_threshold={runtime.resolved.row_threshold} with a uniform policy: its captured graphs quantize "
-                "every row; leave row_threshold 'auto' or 0, or use a phase-aware policy"
-            )
-        self.thresholds = self._given()
+        _check_threshold(runtime.resolved)
+        self.thresholds = self.measured = self._given()
         self.memory = TwinMemory(f"{runtime.twin} on {runtime.device.name}")
         self.index: torch.Tensor | None = None
         self.captured: set[tuple[int, Mode]] = set()
@@ -72,8 +70,25 @@ class GpuRouting:
     @property
     def uniform(self) -> bool:
         """Every row is quantized, in both phases."""
-        rule = self.runtime.resolved.rule()
-        return rule.prefill and rule.last and rule.decode
+        return _uniform(self.runtime.resolved)
+
+    def switch(self, resolved: ResolvedPolicy) -> None:
+        """Another policy with the same twin is about to take the place of the runtime's.
+
+        Raises:
+            ConfigError: it would need other graphs than those that were captured; nothing changed.
+        """
+        before = self.runtime.resolved
+        _check_threshold(resolved)
+        if (_uniform(before), before.policy.reproducible) != (_uniform(resolved), resolved.policy.reproducible):
+            raise ConfigError(
+                f"policy {resolved.policy.name!r} needs other graphs than the running {before.policy.name!r}, which "
+                "were captured at start; start another engine"
+            )
+        given = resolved.row_threshold
+        self.thresholds = self.measured
+        if given is not None:
+            self.thresholds = dataclasses.replace(self.measured, pure=given, mixed=given)
 
     def prepare(self, layers: list[Layer], device: torch.device) -> None:
         """The model is loaded: set up the slot and measure what the policy leaves to measurement."""
@@ -88,6 +103,7 @@ class GpuRouting:
             self.thresholds = _agreed(measure(layers, self.slot_rows))
             torch.cuda.empty_cache()
             _log.info("mixquant: %s", self.describe())
+        self.measured = self.thresholds
         self.runtime.measured_threshold = self.thresholds.pure
         steps.warmup_threshold(self.thresholds.pure)
 
@@ -171,6 +187,19 @@ class GpuRouting:
             return False
         lengths = {request.scheduled for request in plan.requests}
         return len(lengths) == 1 and max(lengths) <= self.decode_rows
+
+
+def _uniform(resolved: ResolvedPolicy) -> bool:
+    rule = resolved.rule()
+    return rule.prefill and rule.last and rule.decode
+
+
+def _check_threshold(resolved: ResolvedPolicy) -> None:
+    if _uniform(resolved) and resolved.row_threshold:
+        raise ConfigError(
+            f"row_threshold={resolved.row_threshold} with a uniform policy: its captured graphs quantize every row; "
+            "leave row_threshold 'auto' or 0, or use a phase-aware policy"
+        )
 
 
 def _staged(indices: npt.NDArray[np.int32], device: torch.device) -> torch.Tensor:
