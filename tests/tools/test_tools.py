@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mixquant_tools.calculator import calculate
 from mixquant_tools.clock import convert_units, time_tools
-from mixquant_tools.errors import ToolError, ToolSetupError
+from mixquant_tools.errors import ToolError, ToolInputError, ToolSetupError
 from mixquant_tools.file_tools import file_tools
 from mixquant_tools.files import Folder
 from mixquant_tools.jail import PythonJail
@@ -121,6 +121,18 @@ def test_sql_limits_rows(tmp_path: Path) -> None:
     assert Database(tmp_path / "d.db").as_text("SELECT a FROM t WHERE a > 99").endswith("(no rows)")
     with pytest.raises(ToolSetupError, match="no database file"):
         Database(tmp_path / "none.db")
+
+
+def test_sql_on_what_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "no.db").write_bytes(b"not a database" * 100)
+    with closing(sqlite3.connect(tmp_path / "busy.db", isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE t (a)")
+        writer.execute("BEGIN EXCLUSIVE")
+        for name, why in (("no.db", "not a database"), ("busy.db", "locked")):
+            database = Database(tmp_path / name, seconds=0.05)
+            for read in (lambda database=database: database.query("SELECT * FROM t"), database.schema):
+                with pytest.raises(ToolInputError, match=why):
+                    read()
 
 
 def test_jail_runs_programs() -> None:

@@ -58,6 +58,14 @@ class Database:
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._uri, uri=True, timeout=self._seconds, check_same_thread=False)
+        try:
+            self._limit(connection)
+        except sqlite3.Error as error:  # no database, or one that somebody has locked
+            connection.close()
+            raise self._translated(error, []) from None
+        return connection
+
+    def _limit(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA query_only=ON")
         connection.execute("PRAGMA trusted_schema=OFF")  # views and triggers of a hostile file call nothing dangerous
         connection.execute("PRAGMA cell_size_check=ON")
@@ -73,7 +81,6 @@ class Database:
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         most = 4 * self._max_cell + 4  # bytes that surely hold one character more than is shown
         connection.text_factory = lambda data: data[:most].decode("utf-8", "replace")
-        return connection
 
     @contextmanager
     def _in_time(self, connection: sqlite3.Connection) -> Iterator[None]:
