@@ -243,8 +243,8 @@ def main(model: str, out: str, *rest: str) -> int:
     for pair, each in kept.compared().items():
         told = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}
         print(f"{pair}: {len(each) - len(told)} of {len(each)} the same;", told)
-    for name, each in kept.read_alike().items():
-        print(name, "reads long prompts unlike", {other: tuple(value.values()) for other, value in each.items()})
+    for name, others in kept.read_alike().items():
+        print(name, "reads long prompts unlike", {other: tuple(value.values()) for other, value in others.items()})
     broken = [name for name, note in kept.notes.items() if "error" in note]
     print("parted without a tie:", failed, "did not run:", broken)
     return 1 if failed or broken else 0

@@ -107,13 +107,13 @@ def _linear(config: Mapping[str, Any]) -> int:
 def kv_gib(tokens: int, config: Mapping[str, Any]) -> float:
     """GiB of KV cache in 16 bits that hold ``tokens``, and some to spare."""
     _, cached, width = _heads(config)
-    each = config["num_hidden_layers"] * 4 * cached * width
+    each: int = config["num_hidden_layers"] * 4 * cached * width
     return round(1.05 * (tokens + 64) * each / GIB + 0.05, 2)
 
 
 def needed_gib(engine: str, kv: float, config: Mapping[str, Any]) -> float:
     """GiB of GPU memory that an engine takes, ``kv`` of them for its cache."""
-    embedding = config["vocab_size"] * config["hidden_size"] * (2 if config.get("tie_word_embeddings") else 4)
+    embedding: int = config["vocab_size"] * config["hidden_size"] * (2 if config.get("tie_word_embeddings") else 4)
     each = {"uniform-fp8": 1, OURS: 3}.get(engine, 2)
     return (embedding + each * _linear(config)) / GIB + kv + OVERHEAD_GIB[engine]
 

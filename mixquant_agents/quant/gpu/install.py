@@ -100,7 +100,7 @@ def _variant_class() -> Any:
             object.__setattr__(self, "_hash", hash(values))
 
         def __hash__(self) -> int:
-            return self._hash  # type: ignore[attr-defined, no-any-return] # set above, past the freeze
+            return self._hash  # type: ignore[no-any-return] # set above, past the freeze
 
     return MixQuantBatch
 
