@@ -141,6 +141,46 @@ async def test_closing_all_ends_every_engine(stub: Any) -> None:
             await engine.start()
 
 
+async def test_a_dead_engine_that_cannot_be_cleared_away_keeps_nobody_waiting(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = VllmEngine(CONFIG)
+    await engine.start()
+    stub.made[0].alive = False
+
+    def close() -> None:
+        raise OSError("its socket is gone")
+
+    monkeypatch.setattr(stub.made[0], "close", close)
+    with pytest.raises(OSError, match="socket is gone"):
+        await asyncio.wait_for(engine.start(), 5)
+    await asyncio.wait_for(engine.start(), 5)
+    assert len(stub.made) == 2
+    await engine.aclose()
+
+
+async def test_closing_waits_until_a_start_that_has_launched_has_ended(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = threading.Event()
+
+    def late(config: EngineConfig, control: StartControl) -> StubEngine:
+        with control.launching():
+            pass
+        launched.set()
+        time.sleep(0.2)
+        return stub(config, control)
+
+    monkeypatch.setattr(shared, "RunningEngine", late)
+    engine = VllmEngine(CONFIG)
+    starting = asyncio.create_task(engine.start())
+    await asyncio.to_thread(launched.wait, 5)
+    await engine.aclose()
+    assert [made.closed for made in stub.made] == [1]
+    with pytest.raises(EngineClosedError):
+        await starting
+
+
 async def test_a_forked_child_forgets_the_parents_engines(stub: Any) -> None:
     engine = VllmEngine.shared(CONFIG)
     await engine.start()

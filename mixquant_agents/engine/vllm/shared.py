@@ -67,9 +67,9 @@ class EngineCell:
         control: StartControl,
     ) -> None:
         """Clear away the dead engine, if any, and start one; runs in a thread of its own."""
-        if before is not None and before.exception() is None:
-            before.result().close()
         try:
+            if before is not None and before.exception() is None:
+                before.result().close()
             engine = RunningEngine(self.config, control)
         except BaseException as error:  # every waiter gets it
             start.set_exception(error)

@@ -24,6 +24,7 @@ class StartControl:
         self._model = model
         self._lock = threading.Lock()
         self._before: set[BaseProcess] | None = None
+        self._launched = False
         self.given_up = False
 
     def check(self) -> None:
@@ -43,6 +44,7 @@ class StartControl:
             self._before = set(multiprocessing.active_children())
         try:
             yield
+            self._launched = True
         finally:
             with self._lock:
                 self._before = None
@@ -57,7 +59,7 @@ class StartControl:
         with self._lock:
             self.given_up, before = True, self._before
         if before is None:
-            return False
+            return self._launched  # the start ends its processes itself, as nobody wants them any more
         for process in set(multiprocessing.active_children()) - before:
             if process.name.startswith("EngineCore"):
                 process.kill()
