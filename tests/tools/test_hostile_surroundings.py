@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mixquant_tools.base import clean
-from mixquant_tools.errors import LimitError, ToolError, ToolSetupError
+from mixquant_tools.errors import AccessDeniedError, LimitError, ToolError, ToolSetupError
 from mixquant_tools.file_tools import file_tools
 from mixquant_tools.files import Folder
 from mixquant_tools.mcp_client import mcp_tools
@@ -40,6 +40,20 @@ def test_folders_count_and_a_refused_write_leaves_none(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a"]
     folder.write("a/b/c.txt", "y" * 100)
     assert folder.entries() == [("a/b/c.txt", 100)]
+
+
+def test_a_folder_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = os.stat
+
+    def refused(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        if dir_fd is not None:  # root may search any
+            raise PermissionError(13, "Permission denied")
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    folder = Folder(tmp_path)
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(AccessDeniedError, match="Permission denied"):
+        folder.write("a/b.txt", "x")
 
 
 @pytest.mark.slow

@@ -130,9 +130,10 @@ def test_sql_on_what_cannot_be_read(tmp_path: Path) -> None:
         writer.execute("BEGIN EXCLUSIVE")
         for name, why in (("no.db", "not a database"), ("busy.db", "locked")):
             database = Database(tmp_path / name, seconds=0.05)
-            for read in (lambda database=database: database.query("SELECT * FROM t"), database.schema):
-                with pytest.raises(ToolInputError, match=why):
-                    read()
+            with pytest.raises(ToolInputError, match=why):
+                database.query("SELECT * FROM t")
+            with pytest.raises(ToolInputError, match=why):
+                database.schema()
 
 
 def test_jail_runs_programs() -> None:

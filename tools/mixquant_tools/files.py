@@ -161,7 +161,7 @@ class Folder:
     def _standing(self, parts: list[str], path: str) -> tuple[int, int]:
         """How many components of ``parts`` do not exist yet, and the bytes of the plain file at their end."""
         for place, name in enumerate(parts):
-            with self._parent(parts[: place + 1]) as parent:
+            with self._parent(parts[: place + 1]) as parent, _os_errors(path):
                 try:
                     status = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 except FileNotFoundError:
