@@ -10,27 +10,56 @@ from torch import Tensor
 
 from training.model import CONFIG, LINEARS, Weights
 
-__all__ = ["Adapter", "load", "merged", "save"]
+__all__ = ["Adapter", "load", "merged", "resized", "save"]
 
 
 class Adapter(torch.nn.Module):
-    """Per matrix ``A [layers, rank, in]`` and ``B [layers, out, rank]``, float32; ``W + scale · B · A``."""
+    """Per matrix ``A [layers, rank, in]`` and ``B [layers, out, rank]``, float32; ``W + scale · B · A``.
 
-    def __init__(self, rank: int, scale: float, seed: int = 0) -> None:
+    ``ranks`` gives some targets (``k_proj``) another rank than ``rank``.
+    """
+
+    def __init__(self, rank: int, scale: float, seed: int = 0, ranks: dict[str, int] | None = None) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.rank, self.scale = rank, scale
+        self.rank, self.scale, self.ranks = rank, scale, dict(ranks or {})
+        unknown = self.ranks.keys() - {_target(name) for name in LINEARS}
+        if unknown:
+            raise ValueError(f"no such targets: {sorted(unknown)}")
         self.down = torch.nn.ParameterDict()
         self.up = torch.nn.ParameterDict()
         for name, (rows, columns) in LINEARS.items():
-            start = torch.randn(CONFIG.layers, rank, columns, generator=generator) / columns**0.5
+            own = self.ranks.get(_target(name), rank)
+            start = torch.randn(CONFIG.layers, own, columns, generator=generator) / columns**0.5
             self.down[name.replace(".", "-")] = torch.nn.Parameter(start)
-            self.up[name.replace(".", "-")] = torch.nn.Parameter(torch.zeros(CONFIG.layers, rows, rank))
+            self.up[name.replace(".", "-")] = torch.nn.Parameter(torch.zeros(CONFIG.layers, rows, own))
 
     def delta(self, name: str) -> Tensor:
         """``scale · B · A`` of all layers, ``[layers, out, in]``."""
         key = name.replace(".", "-")
         return self.scale * torch.bmm(self.up[key], self.down[key])
+
+
+def _target(name: str) -> str:
+    return name.split(".")[1]
+
+
+@torch.no_grad()
+def resized(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
+    """The same update with other ranks: a larger one gets room that starts at zero, a smaller one keeps what weighs most."""
+    other = Adapter(adapter.rank, adapter.scale, 1, {**adapter.ranks, **ranks})
+    for key, wide in other.down.items():
+        tall, down, up = other.up[key], adapter.down[key], adapter.up[key]
+        room, have = wide.shape[1], down.shape[1]
+        if room < have:  # singular vectors of B · A, without ever making it
+            left, upper = torch.linalg.qr(up)
+            right, lower = torch.linalg.qr(down.mT)
+            u, sizes, v = torch.linalg.svd(upper @ lower.mT)
+            tall.copy_((left @ u * sizes[:, None])[..., :room])
+            wide.copy_((v @ right.mT)[:, :room])
+        else:
+            wide[:, :have], tall[..., :have] = down, up
+    return other
 
 
 def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
@@ -57,8 +86,11 @@ def save(adapter: Adapter, folder: pathlib.Path, base: str = "HuggingFaceTB/Smol
     config = {
         "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "lora_alpha": round(adapter.scale * adapter.rank), "lora_dropout": 0.0, "peft_type": "LORA", "r": adapter.rank,
-        "target_modules": [name.split(".")[1] for name in LINEARS], "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
+        "target_modules": [_target(name) for name in LINEARS], "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
     }  # fmt: skip
+    if adapter.ranks:  # PEFT scales each target by its own alpha / r; the quotient stays the same
+        config["rank_pattern"] = adapter.ranks
+        config["alpha_pattern"] = {name: round(adapter.scale * rank) for name, rank in adapter.ranks.items()}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
     return (folder / "adapter_model.safetensors").stat().st_size
 
@@ -68,7 +100,7 @@ def load(folder: pathlib.Path) -> Adapter:
     from safetensors.torch import load_file
 
     config = json.loads((folder / "adapter_config.json").read_text())
-    adapter = Adapter(config["r"], config["lora_alpha"] / config["r"])
+    adapter = Adapter(config["r"], config["lora_alpha"] / config["r"], ranks=config.get("rank_pattern"))
     tensors = load_file(folder / "adapter_model.safetensors")
     with torch.no_grad():
         for name in LINEARS:

@@ -1,6 +1,6 @@
 """What keeps the base model's ways: text whose next-token distribution the adapted model must share with the base.
 
-Three sources: the base's own answers to chat prompts (three quarters of them shown to the adapted model behind a list of tools, which
+Three sources: the base's own answers to chat prompts (four fifths of them shown to the adapted model behind a list of tools, which
 the base did not see), text that the base writes freely, and plain English documentation.
 """
 
@@ -48,12 +48,12 @@ def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, pla
 
     shown, seen = [], []
     for index in range(chats):
-        domain, question = topical(rng) if rng.random() < 0.4 else (None, prompt(rng))
+        domain, question = topical(rng) if rng.random() < 0.5 else (None, prompt(rng))
         if rng.random() < 0.1:
             question = box.dressed(question)
         messages = [{"role": "user", "content": question}]
-        tools = box.tools(_beside(box, domain)) if index % 4 else []
-        system = [{"role": "system", "content": talk.system(rng)}] if index % 5 == 1 else []
+        tools = box.tools(_beside(box, domain)) if index % 5 else []
+        system = [{"role": "system", "content": talk.system(rng)}] if index % 7 == 1 else []
         system = [one for one in system if one["content"]]
         seen.append(ids(prompt_text(messages, [])))
         shown.append(ids(prompt_text([*system, *messages], [tool.schema for tool in tools])))
@@ -145,6 +145,7 @@ class KeptRow:
     document: NDArray[np.int32]
     position: NDArray[np.int32]
     at: NDArray[np.int32]
+    begins: NDArray[np.bool_]  # the first compared place of each text: there a refusal or a call would begin
     states: Tensor
 
 
@@ -166,15 +167,16 @@ def kept_rows(kept: list[Kept], tokens: int, compared: int, rng: random.Random) 
             used, places = used + len(one.adapted), places + one.compared
         ids, document, position, at = (np.zeros(tokens, np.int32) for _ in range(4))
         document[:] = len(rows)
+        begins = np.zeros(tokens, np.bool_)
         start = taken = 0
         for number, one in enumerate(rows):
             end = start + len(one.adapted)
             ids[start:end], document[start:end], position[start:end] = one.adapted, number, np.arange(end - start)
             at[taken : taken + one.compared] = np.arange(end - 1 - one.compared, end - 1)
+            begins[taken] = True
             start, taken = end, taken + one.compared
-        yield KeptRow(
-            ids, document, position, at[:taken], torch.cat([one.states for one in rows if one.states is not None])
-        )
+        states = torch.cat([one.states for one in rows if one.states is not None])
+        yield KeptRow(ids, document, position, at[:taken], begins[:taken], states)
 
 
 def write_kept(kept: list[Kept], path: pathlib.Path) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from training import model as net
-from training.adapter import Adapter, load, merged, save
+from training.adapter import Adapter, load, merged, resized, save
 from training.data import stream
 from training.keep import Kept, kept_rows, make_kept, read_kept, write_kept
 from training.rows import Seen, tiles, until
@@ -43,6 +43,9 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=14)
     parser.add_argument("--resume", type=pathlib.Path, help="adapter folder to go on from; it gives rank and scale")
     parser.add_argument("--rank", type=int, default=19)
+    parser.add_argument(
+        "--ranks", nargs="*", default=[], metavar="TARGET=RANK", help="another rank for some targets, e.g. k_proj=11"
+    )
     parser.add_argument("--scale", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=28_672, help="tokens of a step")
@@ -54,6 +57,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--kept", type=int, nargs=3, default=[6000, 500, 700], help="chats, free texts, documentation windows"
     )
     parser.add_argument("--kept-weight", type=float, default=1.0)
+    parser.add_argument("--kept-begin-weight", type=float, default=8.0, help="weight of a kept text's first place")
     parser.add_argument("--begin-weight", type=float, default=2.0, help="weight of an answer's first token")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda")
@@ -114,7 +118,8 @@ def inputs(args: argparse.Namespace, kept: list[Kept]) -> Iterator[Step]:
         at[: len(one.at)], targets[: len(one.at)] = one.at, one.ids[one.at + 1]
         weight[: len(one.at)] = 1 + (args.begin_weight - 1) * one.begins
         kept_at, kept_weight = np.zeros(args.compared, np.int64), np.zeros(args.compared, np.float32)
-        kept_at[: len(row.at)], kept_weight[: len(row.at)] = row.at + args.tokens, 1
+        kept_at[: len(row.at)] = row.at + args.tokens
+        kept_weight[: len(row.at)] = 1 + (args.kept_begin_weight - 1) * row.begins
         host = [
             np.concatenate([one.ids, row.ids]), until(document, np.concatenate([one.branch, np.zeros_like(row.ids)])),
             np.concatenate([one.position, row.position]), at, targets, weight, kept_at, kept_weight, *tiles(document),
@@ -170,7 +175,10 @@ def train(
     args: argparse.Namespace, base: net.Weights, plain: net.Weights, kept: list[Kept], dtype: torch.dtype
 ) -> dict[str, Any]:
     """The loop."""
-    adapter = (load(args.resume) if args.resume else Adapter(args.rank, args.scale, args.seed)).to(args.device)
+    adapter = load(args.resume) if args.resume else Adapter(args.rank, args.scale, args.seed)
+    if args.ranks:
+        adapter = resized(adapter, {name: int(rank) for name, _, rank in (one.partition("=") for one in args.ranks)})
+    adapter = adapter.to(args.device)
     groups = [
         {"params": list(adapter.down.values()), "factor": 1.0},
         {"params": list(adapter.up.values()), "factor": 2.0},

@@ -76,6 +76,8 @@ def test_kept_texts_fill_rows_of_one_size() -> None:
         assert len(row.ids) == 256
         assert 0 < len(row.at) == len(row.states) <= 20
         assert (row.ids[row.at] // 100 == row.states[:, 0].numpy()).all()
+        assert row.begins[0]
+        assert row.begins.sum() * 5 == len(row.at)
         assert (np.diff(row.document) >= 0).all()
 
 

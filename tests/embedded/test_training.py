@@ -14,11 +14,15 @@ from transformers import AutoTokenizer
 from mixquant_agents import embedded
 from mixquant_agents.embedded.adapter import adapter_folder
 from training import model as plain
+from training.adapter import Adapter, resized, save
+from training.adapter import load as read
 from training.generate import compose
+from training.generate.attributes import listed, opposites, shuffled
 from training.generate.catalog import load
 from training.generate.encode import encode, prompt_text, spans
 from training.generate.mix import MIXTURE, example
-from training.generate.scenes import Toolbox
+from training.generate.scenes import Toolbox, overlaps
+from training.generate.values import parse
 from training.generate.words import vocabulary, words
 from training.suites import SUITES, calls_in, judge, refuses, tasks
 
@@ -76,6 +80,81 @@ def test_nothing_held_out_is_trained_on() -> None:
     for category in ("city", "first", "product", "topic"):
         assert not {word.lower() for word in words(category, held=True)} & free
         assert not set(words(category, held=True)) & set(words(category, held=False))
+
+
+def _runs(held: bool, length: int) -> dict[tuple[str, ...], str]:
+    """Runs of so many words of the questions, a value counting as one; at least four are words."""
+    found = {}
+    for archetype in load(held=held):
+        for text in (*archetype.questions, *(ask for _, ask in archetype.asks)):
+            said = re.findall(r"[a-z]+|#", re.sub(r"\{[^}]*\}", " # ", text.lower()))
+            for start in range(len(said) - length + 1):
+                run = tuple(said[start : start + length])
+                if length - run.count("#") >= 4:
+                    found[run] = text
+    return found
+
+
+@pytest.mark.parametrize("length", [4, 6])
+def test_no_wording_of_the_held_out_requests_is_trained_on(length: int) -> None:
+    held, ours = _runs(True, length), _runs(False, length)
+    assert len(held) > 80
+    assert not [(held[run], ours[run]) for run in held.keys() & ours.keys()]
+
+
+def test_no_held_out_yes_or_no_is_said_in_training() -> None:
+    def said(kinds: list[str]) -> set[str]:
+        found = [parse(kind).args for kind in kinds if kind.startswith("bool(")]
+        return {phrase.strip() for one in found for part in one.split("|") for phrase in part.split("/")}
+
+    held = [f"bool({p.kind.args})" for a in load(held=True) for p in a.params if p.kind.name == "bool"]
+    ours = [f"bool({p.kind.args})" for a in load(held=False) for p in a.params if p.kind.name == "bool"]
+    ours += [kind for _, kind, _, _ in (*listed(), *opposites(), *compose._ATTRIBUTES)]
+    theirs = said([*held, *(kind for _, kind, _, _ in compose._HELD_ATTRIBUTES)])
+    assert len(theirs) > 10
+    assert not theirs & said(ours)
+
+
+def test_contraries_come_from_both_sides() -> None:
+    pairs = {name: kind for name, kind, _, _ in opposites()}
+    yes, no = pairs["wet"].removeprefix("bool(").removesuffix(")").split("|")
+    assert pairs["dry"] == f"bool({no}|{yes})"
+    assert len(pairs) > 100
+
+
+def test_the_order_of_parameters_tells_nothing() -> None:
+    rng = random.Random(2)  # noqa: S311 - a fixed sample
+    archetype = next(one for one in load(held=False) if len(one.params) > 3)
+    orders = {tuple(param.names[0] for param in shuffled(archetype, rng).params) for _ in range(40)}
+    assert len(orders) > 5
+    assert len({frozenset(order) for order in orders}) == 1
+
+
+def test_groups_that_serve_alike_name_functions_that_exist() -> None:
+    keys = {archetype.key: archetype for archetype in load(held=False)}
+    groups = [line.split() for line in (compose.CATALOG / "overlaps.txt").read_text().splitlines()]
+    assert {key for group in groups for key in group} <= keys.keys()
+    assert overlaps(keys["tune_piano"], keys["piano_tuner"])
+    assert not overlaps(keys["tune_piano"], keys["get_weather"])
+
+
+def test_other_ranks_keep_the_update_and_its_scale(tmp_path: pathlib.Path) -> None:
+    adapter = Adapter(4, 2.0)
+    for up in adapter.up.values():
+        up.data.normal_()
+        up.data[..., 2:] = 0  # of rank two at most
+    other = resized(adapter, {"k_proj": 2, "down_proj": 6})
+    save(other, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"] == {"k_proj": 2, "down_proj": 6}
+    assert config["alpha_pattern"] == {"k_proj": 4, "down_proj": 12}
+    again = read(tmp_path)
+    for name in ("self_attn.k_proj", "self_attn.q_proj", "mlp.down_proj"):
+        wanted = adapter.delta(name)
+        assert (other.delta(name) - wanted).abs().max() < 1e-3 * wanted.abs().max()
+        assert (again.delta(name) - wanted).abs().max() < 2e-2 * wanted.abs().max()
+    with pytest.raises(ValueError, match="no such targets"):
+        resized(adapter, {"lm_head": 3})
 
 
 @pytest.mark.parametrize("suite", [*SUITES, "chat", "chat_with_tools"])

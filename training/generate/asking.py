@@ -92,7 +92,7 @@ def ask(
     drawn.update({key: value for key, value in (fixed or {}).items() if key in drawn})
     said = {key: surface for key, (surface, _) in drawn.items()}
     if not held:
-        text = reworded(text, rng)
+        text = joined(archetype, reworded(text, rng), rng)
         if rng.random() < 0.4:
             text = swapped(text, rng)
         if rng.random() < 0.12:
@@ -125,6 +125,23 @@ def reworded(template: str, rng: random.Random) -> str:
         if rng.random() < 0.4 and re.search(pattern, template):
             return re.sub(pattern, rng.choice(others), template, count=1)
     return template
+
+
+_TWO = re.compile(r"(?:\b(?:from|between) )?\{(\w+)\} (to|and|till|until) \{(\w+)\}")
+_GLUES = {"and": [" / ", " & ", "/", " + ", " - "], "to": ["->", " -> ", "→", " → ", " > ", " - ", "/", " / "]}
+
+
+def joined(archetype: Archetype, template: str, rng: random.Random) -> str:
+    """Two values of one kind as a pair of a timetable ("A-B", "A → B")."""
+    match = _TWO.search(template)
+    if match is None or rng.random() > 0.3:
+        return template
+    first, second = (archetype.param(match.group(place)).kind for place in (1, 3))
+    if first != second or first.name not in {"text", "person", "time", "id", "cell", "word"}:
+        return template
+    glues = _GLUES["and" if match.group(2) == "and" else "to"] + (["-", "-"] if first.name == "text" else [])
+    pair = "{" + match.group(1) + "}" + rng.choice(glues) + "{" + match.group(3) + "}"
+    return template[: match.start()] + pair + template[match.end() :]
 
 
 def typo(template: str, rng: random.Random) -> str:
@@ -163,6 +180,11 @@ _CONTEXT = {
         "I am a {job} by profession.", "My {hobby} club meets tomorrow.", "{first} and I had an argument about it.",
         "I read about {topic} in the paper.", "I promised {first} to find out.", "There is so much to do before the {event}.",
         "I'm on the train to {city} right now.", "I tried to do it by hand and failed.", "I keep forgetting these things.",
+        "It took me {n} minutes to find you.", "My phone is down to {n} percent.", "There are {n} people waiting behind me.", "It is my {n}th try today.", "I have been up since {n} o'clock.",
+        "The {animal} is making noise again.", "I am wearing my {color} coat today.", "We had {dish} for lunch.", "{first} says hello.", "My cousin {first} works in {city}, by the way.", "I moved here from {country}.",
+        "The {product} I bought last year is still fine.", "My {language} is rusty.", "I'd rather be playing {sport}.", "{company} could not help me.", "I was told {n} different things.", "My aunt in {city} is {n} now.",
+        "No idea whether that matters.", "Sounds odd, I know.", "This has nothing to do with the {event}.", "The {room} is a mess.", "Forget what I said about the {product}.", "I only have {n} minutes.",
+        "Don't mind the noise, that's {first} with the {instrument}.", "We are out of {food}, but that is another story.", "I had to restart the {device} {n} times.", "{first} is no help at all.", "I found you through {company}.",
     ],
     True: ["Nothing special, just curiosity.", "Our neighbours in {city} wanted to hear this too.", "I lost my {product} again."],
 }  # fmt: skip
@@ -182,6 +204,7 @@ _EMPTY_AFTER = [
 
 def _context(rng: random.Random, held: bool) -> str:
     text = rng.choice(_CONTEXT[held])
+    text = text.replace("{n}", str(rng.randint(3, 90))) if "{n}" in text else text
     return re.sub(r"\{(\w+)\}", lambda match: pick(match.group(1), rng, held=held), text)
 
 

@@ -13,7 +13,7 @@ from training.generate.catalog import Archetype, Param
 from training.generate.values import parse
 from training.generate.words import CATALOG, some
 
-__all__ = ["Attribute", "attribute", "either", "listed", "widened"]
+__all__ = ["Attribute", "attribute", "either", "listed", "opposites", "shuffled", "widened"]
 
 Attribute = tuple[str, str, str, list[str]]
 """Name, kind, description, phrases."""
@@ -26,6 +26,17 @@ def listed() -> tuple[Attribute, ...]:
     for line in (CATALOG / "attributes.txt").read_text().splitlines():
         name, kind, description, phrases = line.split(" :: ")
         rows.append((name, kind, description, phrases.split(" / ")))
+    return tuple(rows)
+
+
+@functools.cache
+def opposites() -> tuple[Attribute, ...]:
+    """Yes-or-no attributes whose no is said by a contrary of its own; each pair from both sides."""
+    rows = []
+    for line in (CATALOG / "opposites.txt").read_text().splitlines():
+        names, *said, descriptions = line.split(" :: ")
+        sides = zip(names.split(" / "), descriptions.split(" / "), (said, said[::-1]), strict=True)
+        rows += [(name, f"bool({yes}|{no})", description, ["{v}"]) for name, description, (yes, no) in sides]
     return tuple(rows)
 
 
@@ -88,7 +99,8 @@ def invented(rng: random.Random) -> Attribute:
 
 def attribute(rng: random.Random) -> Attribute:
     """One of the catalogue mostly."""
-    return rng.choice(listed()) if rng.random() < 0.7 else invented(rng)
+    roll = rng.random()
+    return rng.choice(listed()) if roll < 0.6 else rng.choice(opposites()) if roll < 0.74 else invented(rng)
 
 
 def either(choices: list[str]) -> str:
@@ -110,6 +122,11 @@ def widened(archetype: Archetype, rng: random.Random) -> Archetype:
     questions = [_with_tail(question, "".join(tails)) for question in archetype.questions]
     order = [*archetype.params, *params]
     return dataclasses.replace(archetype, params=order, questions=questions)
+
+
+def shuffled(archetype: Archetype, rng: random.Random) -> Archetype:
+    """The archetype with its parameters in another order, so that the order of a request's values tells nothing."""
+    return dataclasses.replace(archetype, params=rng.sample(archetype.params, len(archetype.params)))
 
 
 def _with_tail(question: str, tail: str) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from training.generate.values import Kind, fields, parse
 from training.generate.words import CATALOG
 
-__all__ = ["Archetype", "Param", "expand", "load", "slots"]
+__all__ = ["HINTS", "Archetype", "Param", "expand", "load", "slots"]
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,9 @@ def _check(archetype: Archetype) -> None:
                 raise ValueError(f"{archetype.key}: no field {slot}")
 
 
-TRAIN = ("everyday", "numbers", "money", "travel", "people", "systems", "errands", "trades")
+HINTS = ("hints", "nudges", "favors")
+"""Files whose requests share few or no words with their schemas."""
+TRAIN = ("everyday", "numbers", "money", "travel", "people", "systems", "errands", "trades", *HINTS)
 
 
 @functools.cache

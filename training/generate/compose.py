@@ -30,6 +30,11 @@ _VERBS = {
     for verb, _, said in (line.partition(": ") for line in (CATALOG / "verbs.txt").read_text().splitlines())
 }
 """Verb → ways to say it."""
+_OTHER_THINGS = {
+    thing: said.split("|")
+    for thing, _, said in (line.partition(": ") for line in (CATALOG / "things.txt").read_text().splitlines())
+}
+"""Thing → other words for it. Training only."""
 _HELD_VERBS = {"polish": ["polish", "give a shine to"], "appraise": ["appraise", "put a value on"], "loan_out": ["lend out", "loan out"], "tally": ["tally", "count up"], "restore": ["restore", "bring back"]}  # fmt: skip
 # name, kind, description, phrases
 _ATTRIBUTES = [
@@ -166,8 +171,11 @@ def action(
     def question(frame: str, parts: list[str]) -> str:
         rng.shuffle(parts)
         rest = rng.choice([" ", ", ", " "]).join(parts).replace("[,", "[")
+        called = thing
+        if not held and head in _OTHER_THINGS and rng.random() < 0.3:
+            called = thing[: -len(head)] + rng.choice(_OTHER_THINGS[head])
         article = "" if verb == "list" else rng.choice(["the ", "a ", "this ", "our "])
-        plural = f"{thing}s" if verb in {"list", "search", "compare"} else article + thing
+        plural = f"{called}s" if verb in {"list", "search", "compare"} else article + called
         text = frame.replace("{first}", "my colleague") if "{first}" in frame else frame
         return text.replace("{do}", _either(verbs[verb])).replace("{thing}", plural).replace("{rest}", rest)
 

@@ -27,13 +27,13 @@ def _several(box: Toolbox, archetype: Archetype, tool: Tool) -> list[Message] | 
     """The same tool two to six times."""
     rng = box.rng
     count, roll = rng.choice([2, 2, 2, 3, 3, 4, 5, 6]), rng.random()
-    if roll < 0.7:
-        found = repeated(box, archetype, count) if roll < 0.25 else split(box, archetype, count, 1 if roll < 0.5 else 2)
+    if roll < 0.6:
+        found = repeated(box, archetype, count) if roll < 0.2 else split(box, archetype, count, 1 if roll < 0.42 else 2)
         if found is None:
             return None
         question, calls = found
     else:
-        asked = [ask(archetype, rng, held=False, optional=0.25) for _ in range(min(count, 4))]
+        asked = [ask(archetype, rng, held=False, optional=0.25) for _ in range(min(count, 5))]
         question, calls = concatenate([one.question for one in asked], box), [one.arguments for one in asked]
     if len({str(call) for call in calls}) < len(calls):
         return None
@@ -72,7 +72,7 @@ def _missing(box: Toolbox, archetype: Archetype, tool: Tool) -> list[Message] | 
 def _refused(box: Toolbox, beside: Archetype | None, archetypes: list[Archetype], tools: list[Tool]) -> list[Message] | None:  # fmt: skip
     """Something that none of the tools does."""
     rng = box.rng
-    meant = beside if beside and rng.random() < 0.6 else (box.distractors(archetypes, 1) or [None])[0]
+    meant = beside if beside and rng.random() < 0.5 else (box.distractors(archetypes, 1) or [None])[0]
     if meant is None or meant.key in KNOWLEDGE or any(overlaps(meant, one) for one in archetypes):
         return None
     asked = ask(meant, rng, held=False)
@@ -97,10 +97,10 @@ def fan(box: Toolbox) -> list[Scene]:
     rng = box.rng
     first, beside = box.archetype(), None
     archetypes = [first]
-    if rng.random() < 0.4:
+    if rng.random() < 0.33:
         shown, beside = (other_action if rng.random() < 0.6 else other_quantity)(rng)
         archetypes = [shown] if rng.random() < 0.5 else [first, shown]
-    archetypes += box.distractors(archetypes, rng.choice([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4]))
+    archetypes += box.distractors(archetypes, rng.choice([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5, 6]))
     tools = box.tools(archetypes)
     order = rng.sample(tools, k=len(tools))
     opening = box.opening()
@@ -109,13 +109,13 @@ def fan(box: Toolbox) -> list[Scene]:
     while len(scenes) < wanted:
         roll, index = rng.random(), rng.randrange(len(tools))
         archetype, tool = archetypes[index], tools[index]
-        if roll < 0.56:
+        if roll < 0.59:
             messages = _call(box, archetype, tool)
-        elif roll < 0.67:
+        elif roll < 0.70:
             messages = _several(box, archetype, tool)
-        elif roll < 0.73:
+        elif roll < 0.77:
             messages = _mixed(box, archetypes, tools)
-        elif roll < 0.83:
+        elif roll < 0.86:
             messages = _missing(box, archetype, tool)
         elif roll < 0.95:
             messages = _refused(box, beside, archetypes, tools)

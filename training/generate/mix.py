@@ -17,7 +17,7 @@ __all__ = ["FANS", "MIXTURE", "example", "examples"]
 FANS = 0.45
 """Share of :func:`fan` among the examples; each is five or six conversations over the same tools."""
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
-    (scenes.single, 19), (scenes.multiple, 16), (scenes.parallel, 12), (scenes.parallel_mixed, 5), (scenes.no_fit, 10),
+    (scenes.single, 20), (scenes.multiple, 19), (scenes.parallel, 12), (scenes.parallel_mixed, 5), (scenes.no_fit, 8),
     (scenes.question_back, 7), (session, 9), (dialogues.from_result, 1), (dialogues.follow_up, 2), (dialogues.error, 4), (dialogues.parallel_results, 1),
     (chains.lookup_then_act, 7), (chains.chain, 3), (dialogues.small_talk, 0.5), (grounded, 2), (own, 11),
 ]  # fmt: skip

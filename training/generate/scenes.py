@@ -11,12 +11,13 @@ from typing import Any
 
 from training.generate import talk
 from training.generate.asking import ask, dress
-from training.generate.attributes import widened
-from training.generate.catalog import Archetype, expand, load
+from training.generate.attributes import shuffled, widened
+from training.generate.catalog import HINTS, Archetype, expand, load
 from training.generate.compose import other_action, other_quantity, random_archetype
 from training.generate.several import concatenate, split
 from training.generate.tools import Tool, build
 from training.generate.values import draw
+from training.generate.words import CATALOG
 
 __all__ = [
     "KNOWLEDGE",
@@ -51,19 +52,7 @@ class Scene:
 
 
 # Archetypes that could serve a request meant for another one of the same group: never distractors of each other.
-_OVERLAPS = [
-    {"calculator", "add", "subtract", "multiply", "divide", "power", "percentage_of", "factorial", "mean", "sales_tax",
-     "apply_discount", "percent_change", "tip_calculator", "rectangle_area", "combinations", "travel_time", "statistics"},
-    {"get_weather", "weather_forecast", "air_quality"}, {"web_search", "get_news", "http_request", "find_recipe", "country_info",
-     "historical_event", "tourist_attractions", "artist_info", "movie_info", "species_info", "plant_care", "population", "planet_data",
-     "element_info", "mountain_info", "river_info", "define_word", "song_lyrics", "legal_case_search", "job_search"},
-    {"translate_text", "translate_by_code"}, {"add_reminder", "create_calendar_event", "add_todo", "set_alarm", "set_timer", "medication_reminder"},
-    {"search_flights", "flights_by_airport_code"}, {"convert_currency", "exchange_rate"}, {"control_light", "control_device"},
-    {"triangle_area_sides", "triangle_area_height"}, {"find_restaurants", "find_nearby"}, {"recipes_by_ingredients", "find_recipe"},
-    {"distance_between_cities", "get_directions", "travel_time"}, {"search_files", "list_directory"}, {"country_info", "population"},
-    {"tourist_attractions", "plan_trip"}, {"run_query", "count_rows"}, {"loan_payment", "compound_interest"}, {"add_expense", "log_meal"},
-    {"tourist_attractions", "find_nearby", "find_restaurants"}, {"get_directions", "request_ride"}, {"nutrition_facts", "daily_calories"},
-]  # fmt: skip
+_OVERLAPS = [set(line.split()) for line in (CATALOG / "overlaps.txt").read_text().splitlines()]
 
 
 # Questions that words can answer, too: with no fitting tool the model should answer them as it would without tools.
@@ -91,14 +80,18 @@ class Toolbox:
     def archetype(self) -> Archetype:
         """From the catalogue, or put together at random."""
         share = 0.35 if self.held else 0.4
-        drawn = (
-            random_archetype(self.rng, held=self.held)
-            if self.rng.random() < share
-            else self.rng.choice(load(held=self.held))
-        )
+        drawn = random_archetype(self.rng, held=self.held) if self.rng.random() < share else self._written()
         if not self.held and self.rng.random() < 0.5:
-            return widened(drawn, self.rng)
+            drawn = widened(drawn, self.rng)
+        if not self.held and self.rng.random() < 0.45:
+            drawn = shuffled(drawn, self.rng)
         return drawn
+
+    def _written(self) -> Archetype:
+        """From the catalogue; training sees more of those whose requests share no word with the schema."""
+        if not self.held and self.rng.random() < 0.16:
+            return self.rng.choice([one for one in load(held=False) if one.domain in HINTS])
+        return self.rng.choice(load(held=self.held))
 
     def distractors(self, targets: list[Archetype], count: int) -> list[Archetype]:
         """Others that cannot do the targets' work; about half from the same domain."""
@@ -108,6 +101,8 @@ class Toolbox:
             if len(chosen) == len(targets) + count:
                 break
             candidate = rng.choice(near) if near and rng.random() < 0.5 else self.archetype()
+            if not self.held and targets[0].key in _near() and rng.random() < 0.25:
+                candidate = rng.choice(_nearest(targets[0]))
             if not any(overlaps(candidate, other) for other in chosen):
                 chosen.append(candidate)
         return chosen[len(targets) :]
@@ -159,7 +154,9 @@ def single(box: Toolbox) -> Scene:
 def multiple(box: Toolbox) -> Scene:
     """Two to seven tools, one of which fits."""
     archetype = box.archetype()
-    (tool,), shown = _with(box, [archetype], box.rng.choice([1, 1, 2, 2, 3, 3, 4, 6]))
+    (tool,), shown = _with(
+        box, [archetype], box.rng.choice([1, 1, 2, 2, 3, 3, 4, 6] if box.held else [1, 1, 2, 2, 3, 3, 4, 5, 6, 7])
+    )
     asked = ask(archetype, box.rng, held=box.held)
     messages = [
         *box.opening(),
@@ -176,13 +173,14 @@ def parallel(box: Toolbox) -> Scene:
     for _ in range(30):
         archetype = box.archetype()
         roll = rng.random()
-        if roll < 0.7:
-            found = split(box, archetype, count, 1 if roll < 0.45 else 2)
+        lists, one_list = (0.7, 0.45) if box.held else (0.58, 0.38)
+        if roll < lists:
+            found = split(box, archetype, count, 1 if roll < one_list else 2)
             if found is None:
                 continue
             question, calls = found
         else:
-            asked = [ask(archetype, rng, held=box.held, optional=0.25) for _ in range(min(count, 3))]
+            asked = [ask(archetype, rng, held=box.held, optional=0.25) for _ in range(min(count, 3 if box.held else 5))]
             question, calls = concatenate([one.question for one in asked], box), [one.arguments for one in asked]
         if len({str(call) for call in calls}) == len(calls):
             break
@@ -214,9 +212,9 @@ def near_miss(box: Toolbox) -> Scene:
     """Training only: the tool's parameters fit the request word for word, but it does something else."""
     rng = box.rng
     roll = rng.random()
-    if roll < 0.35:
+    if roll < 0.28:
         shown, meant = other_action(rng)
-    elif roll < 0.65:
+    elif roll < 0.55:
         shown, meant = other_quantity(rng)
     else:
         meant = rng.choice(load(held=False))
@@ -277,7 +275,7 @@ def _nearest(archetype: Archetype) -> tuple[Archetype, ...]:
 def no_fit(box: Toolbox) -> Scene:
     """A request that none of the tools can serve; often a near miss."""
     rng = box.rng
-    if not box.held and rng.random() < 0.6:
+    if not box.held and rng.random() < 0.5:
         return near_miss(box)
     archetype = box.archetype()
     while archetype.key in KNOWLEDGE:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["concatenate", "repeated", "split"]
 
 _LINKS = {
-    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". Afterwards, ", " and ", ". Next, ", ". In addition, ", ", plus "],
+    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". Afterwards, ", " and ", ". Next, ", ". In addition, ", ", plus ", ". Besides, ", ". Oh and ", ", as well as ", " / ", "\n", " | ", ". Once that is done, ", ". The next one: ", "; after that ", " & "],
     True: [". While you're at it, ", ", furthermore ", ". On top of that "],
 }  # fmt: skip
 

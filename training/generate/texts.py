@@ -151,7 +151,15 @@ def _loose(rng: random.Random) -> str:
     return text[0].upper() + text[1:] if rng.random() < 0.7 else text
 
 
+def _cell(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
+    """A short name of a place: "B7", "k12", "3F", "Q-4"."""
+    letter, number = rng.choice(string.ascii_letters), rng.randint(1, 40)
+    form = rng.choice(["{l}{n}", "{l}{n}", "{n}{l}", "{l}-{n}", "{l}{l}{n}"])
+    return (form.format(l=letter, n=number),) * 2
+
+
 DRAW = {
+    "cell": _cell,
     "date": _date, "date_eu": _date_in("%d.%m.%Y"), "date_us": _date_in("%m/%d/%Y"), "datetime": _datetime, "domain": lambda a, r, h: (_host(r, h),) * 2, "email": _email, "id": _id,
     "month": lambda a, r, h: (r.choice(list(calendar.month_name)[1:]),) * 2, "person": _person, "phone": _phone,
     "time": _time, "url": _url, "username": _username, "version": _version,

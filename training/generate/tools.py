@@ -10,6 +10,8 @@ from typing import Any
 
 from training.generate.catalog import Archetype, Param
 from training.generate.values import describe, draw
+from training.generate.wording import swapped
+from training.generate.words import some
 
 __all__ = ["Tool", "build", "human"]
 
@@ -108,6 +110,8 @@ def build(archetype: Archetype, rng: random.Random, *, held: bool = False, taken
         name = _style(rng.choice(archetype.names), style, rng.choice([archetype.domain, *_SPACES]))
         if name not in taken:
             break
+    if not held and rng.random() < 0.03:  # a name that tells nothing: the description does
+        name = rng.choice([f"tool_{rng.randint(1, 99)}", f"fn{rng.randint(1, 400)}", some(rng, 1, 2).replace(" ", "_")])
     while name in taken:
         name += "_2"
     names: dict[str, str] = {}
@@ -124,6 +128,9 @@ def build(archetype: Archetype, rng: random.Random, *, held: bool = False, taken
             schema = _optional(schema, param.default, rng)
         properties[names[param.names[0]]] = {**schema, **text} if rng.random() < 0.7 else {**text, **schema}
     description = archetype.description
+    if not held and rng.random() < 0.2:
+        description = swapped(description[0].lower() + description[1:], rng, 0.7)
+        description = description[0].upper() + description[1:]
     roll = rng.random()
     if roll < 0.3:
         description += "."

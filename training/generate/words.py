@@ -8,7 +8,7 @@ import pathlib
 import random
 import re
 
-__all__ = ["CATALOG", "invented", "pick", "some", "vocabulary", "words"]
+__all__ = ["CATALOG", "blend", "invented", "pick", "some", "vocabulary", "words"]
 
 CATALOG = pathlib.Path(__file__).parents[1] / "catalog"
 _SYLLABLES = (
@@ -101,8 +101,24 @@ def some(rng: random.Random, low: int = 1, high: int = 3, *, capital: bool = Fal
     return " ".join(rng.choice(vocabulary(capital=capital)) for _ in range(rng.randint(low, high)))
 
 
+def blend(rng: random.Random) -> str:
+    """The beginning of one word and the end of another: several tokens that only copying can give."""
+    first, last = rng.choice(vocabulary(capital=False)), rng.choice(vocabulary(capital=False))
+    word = first[: rng.randint(2, 5)] + last[-rng.randint(2, 5) :]
+    return word + rng.choice(["", "", "", "ich", "vik", "opol", "a", "en", "burg", "ane"])
+
+
+_TONGUES = ("ish", "ese", "ian", "an", "ic", "i")
+
+
 def _free(category: str, rng: random.Random) -> str | None:
     """A word of a category that is in no list, or none for categories that are closed."""
+    if category == "language":
+        return blend(rng)[:6].capitalize() + rng.choice(_TONGUES) if rng.random() < 0.6 else None
+    if category in _NAMES and rng.random() < 0.3:
+        return " ".join(blend(rng).capitalize() for _ in range(2 if rng.random() < 0.2 else 1))
+    if category in _THINGS and rng.random() < 0.12:
+        return rng.choice([blend(rng), f"{some(rng, 1, 1)} {blend(rng)}"])
     if category in _NAMES:
         return some(rng, 1, 2 if rng.random() < 0.25 else 1, capital=True)
     if category in _TITLES:
