@@ -91,6 +91,18 @@ def test_words_of_other_syntaxes(compiler: Any) -> None:
     assert grammar_of(WORDS, None) is None
 
 
+@pytest.mark.parametrize(("backend", "bars"), [("auto", True), ("xgrammar", True), ("guidance", False)])
+def test_words_are_barred_only_where_the_backend_can(backend: str, bars: bool) -> None:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar
+
+    params = grammar_of(WORDS, "hermes", backend=backend)
+    assert (params is not None) is bars
+    if bars:
+        with pytest.raises(ValueError, match="triggers"):
+            validate_guidance_grammar(SamplingParams(structured_outputs=params), tokenizer=None)
+
+
 def test_a_schema_stays_where_no_call_may_be(compiler: Any) -> None:
     params = grammar_of(asked(tools=[tool("f")], tool_choice="none", schema=SCHEMA), "hermes")
     assert accepts(compiler, params, '{"x": true}')

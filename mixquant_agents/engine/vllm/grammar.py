@@ -44,7 +44,10 @@ def calls_in_hermes(tag_model: str | None, choice: ToolChoice) -> bool:
 
 
 def grammar_of(
-    request: EngineRequest, tag_model: str | None, one_token: Callable[[str], bool] = lambda marker: True
+    request: EngineRequest,
+    tag_model: str | None,
+    one_token: Callable[[str], bool] = lambda marker: True,
+    backend: str = "auto",
 ) -> Any | None:
     """vLLM's ``StructuredOutputsParams`` for this request, or ``None``.
 
@@ -52,6 +55,8 @@ def grammar_of(
         request: tools, choice, schema, parallel calls.
         tag_model: vLLM's name of the model's call syntax; ``None`` where it has no grammar for it.
         one_token: whether the model's tokenizer has one token for a marker.
+        backend: vLLM's setting of what enforces grammars; only xgrammar (which ``auto`` takes) can bar words. Under
+            others an answer without calls is left to the model, and a call in it is text.
 
     Raises:
         RequestError: the choice names no given tool, or forces a call without tools.
@@ -65,7 +70,7 @@ def grammar_of(
     if not tools_active(tools, choice):
         if schema is not None:
             return _schema_alone(dict(schema))
-        words = _words(tools, tag_model, one_token)
+        words = _words(tools, tag_model, one_token) if backend.startswith(("auto", "xgrammar")) else None
         return StructuredOutputsParams(structural_tag=_tag(words)) if words is not None else None
     if forced and schema is not None:
         raise GrammarError("a forced tool call cannot also satisfy a JSON schema; drop tool_choice or the schema")

@@ -41,6 +41,7 @@ class RunningEngine(EngineThread):
         super().__init__(config, control)
         self._rows: RowCounts | None = RowCounts(self.llm) if config.policy.quantizes else None
         self._tag_model = tag_model_of(self.tool_parser)
+        self._backend = str(self.llm.vllm_config.structured_outputs_config.backend)
         self._count_reasoning = reasoning_counter(self.reasoning_parser, self.renderer.tokenizer)
         self._defaults: dict[str, Any] = dict(self.llm.model_config.get_diff_sampling_param())
 
@@ -72,7 +73,7 @@ class RunningEngine(EngineThread):
             if not ids:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
         self.renderer.check_length(len(ids), request.sampling.max_tokens)
-        grammar = grammar_of(request, self._tag_model, self.renderer.one_token)
+        grammar = grammar_of(request, self._tag_model, self.renderer.one_token, self._backend)
         ours: dict[str, Any] = {} if grammar is None else {"structured_outputs": grammar}
         if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
             ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
