@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["by_speed", "pin_threads"]
@@ -43,5 +44,6 @@ def pin_threads(cores: Sequence[int], tasks: Path = Path("/proc/self/task")) -> 
     threads = [int(path.name) for path in tasks.iterdir()]
     for thread in threads:
         wanted: Iterable[int] = cores[:1] if thread == os.getpid() else cores[1:] or cores
-        os.sched_setaffinity(thread, wanted)
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            os.sched_setaffinity(thread, wanted)
     return len(threads)

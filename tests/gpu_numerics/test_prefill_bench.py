@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -105,10 +106,16 @@ def test_weights_of_the_plan_are_those_measured() -> None:
 
 def test_threads_are_kept_on_the_cores_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     kept: dict[int, list[int]] = {}
-    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: kept.update({thread: list(cores)}))
-    for thread in (os.getpid(), 7, 8):
+
+    def keep(thread: int, cores: Iterable[int]) -> None:
+        if thread == 9:
+            raise ProcessLookupError  # ended since it was listed
+        kept[thread] = list(cores)
+
+    monkeypatch.setattr(os, "sched_setaffinity", keep)
+    for thread in (os.getpid(), 7, 8, 9):
         (tmp_path / str(thread)).mkdir()
-    assert pin_threads([2, 3, 4], tmp_path) == 3
+    assert pin_threads([2, 3, 4], tmp_path) == 4
     assert kept == {os.getpid(): [2], 7: [3, 4], 8: [3, 4]}
 
 
