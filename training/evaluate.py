@@ -139,7 +139,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 for t, a, (ok, w) in zip(asked, answers, verdicts, strict=True)
                 if not ok
             ]
-            result["answers"].setdefault(name, {})[suite] = wrong[:40]
+            result["answers"].setdefault(name, {})[suite] = wrong
             print(name, suite, entry, f"{time.monotonic() - begin:.1f} s", flush=True)
             keep()
         for suite, texts in extra.items():

@@ -137,7 +137,9 @@ def joined(archetype: Archetype, template: str, rng: random.Random) -> str:
     if match is None or rng.random() > 0.3:
         return template
     first, second = (archetype.param(match.group(place)).kind for place in (1, 3))
-    if first != second or first.name not in {"text", "person", "time", "id", "cell", "word"}:
+    if first != second or first.name not in {"text", "person", "time", "id", "cell", "float", "num"}:
+        return template
+    if first.name in {"float", "num"} and (match.group(2) != "and" or match.group(0)[0] != "{"):
         return template
     glues = _GLUES["and" if match.group(2) == "and" else "to"] + (["-", "-"] if first.name == "text" else [])
     pair = "{" + match.group(1) + "}" + rng.choice(glues) + "{" + match.group(3) + "}"

@@ -57,7 +57,7 @@ _OVERLAPS = [set(line.split()) for line in (CATALOG / "overlaps.txt").read_text(
 
 # Questions that words can answer, too: with no fitting tool the model should answer them as it would without tools.
 KNOWLEDGE = {"artist_info", "country_info", "define_word", "element_info", "find_recipe", "get_news", "historical_event",
-              "mountain_info", "movie_info", "plant_care", "planet_data", "population", "river_info", "species_info", "symptom_checker",
+              "mountain_info", "movie_info", "plant_care", "planet_data", "population", "river_info", "species_info", "symptom_checker", "translate_by_code",
               "synonyms", "translate_text", "tourist_attractions", "web_search", "word_definition"}  # fmt: skip
 
 

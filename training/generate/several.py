@@ -10,6 +10,7 @@ from training.generate.asking import Asked, arguments, ask, fill, surfaces
 from training.generate.catalog import Archetype, expand, slots
 from training.generate.values import draw, is_scalar
 from training.generate.wording import swapped
+from training.generate.words import some
 
 if TYPE_CHECKING:
     from training.generate.scenes import Toolbox
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["concatenate", "repeated", "split"]
 
 _LINKS = {
-    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". Afterwards, ", " and ", ". Next, ", ". In addition, ", ", plus ", ". Besides, ", ". Oh and ", ", as well as ", " / ", "\n", " | ", ". Once that is done, ", ". The next one: ", "; after that ", " & "],
+    False: [". Also, ", " and also ", "; ", ". Then ", ", and then ", ". And ", ". Afterwards, ", " and ", ". Next, ", ". In addition, ", ", plus ", ". Besides, ", ". Oh and ", ", as well as ", " / ", "\n", " | ", ". Once that is done, ", ". The next one: ", "; after that ", " & ",
+            ". Apart from that, ", ", likewise ", ". That aside, ", ". When that is settled, ", ". For good measure, ", ", followed by ", ". On another note, ", ". Not to forget: ", " + ", ". Second thing: ", " ... "],
     True: [". While you're at it, ", ", furthermore ", ". On top of that "],
 }  # fmt: skip
 
@@ -26,7 +28,10 @@ def concatenate(questions: list[str], box: Toolbox) -> str:
     """Several questions in one sentence or a row of them."""
     text = questions[0].rstrip(".?!")
     for question in questions[1:]:
-        text += box.rng.choice(_LINKS[box.held]) + question.rstrip(".?!")
+        link = box.rng.choice(_LINKS[box.held])
+        if not box.held and box.rng.random() < 0.2:  # words that only their place makes a link
+            link = box.rng.choice([". {}, ", ", {} ", "; {}: ", " - {} - ", ". {} "]).format(some(box.rng, 1, 3))
+        text += link + question.rstrip(".?!")
     return text
 
 

@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable
 from typing import Any
 
-from training.generate.words import pick, some
+from training.generate.words import pick, some, words
 
 __all__ = ["COMPOSED", "DRAW", "compose"]
 
@@ -155,7 +155,8 @@ def _cell(args: str, rng: random.Random, held: bool) -> tuple[str, Any]:
     """A short name of a place: "B7", "k12", "3F", "Q-4"."""
     letter, number = rng.choice(string.ascii_letters), rng.randint(1, 40)
     form = rng.choice(["{l}{n}", "{l}{n}", "{n}{l}", "{l}-{n}", "{l}{l}{n}"])
-    return (form.format(l=letter, n=number),) * 2
+    value = form.format(l=letter, n=number)
+    return _cell(args, rng, held) if value in words("chessmove", held=True) else (value, value)
 
 
 DRAW = {
