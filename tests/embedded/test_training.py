@@ -130,6 +130,17 @@ def test_the_order_of_parameters_tells_nothing() -> None:
     assert len({frozenset(order) for order in orders}) == 1
 
 
+def test_a_value_goes_without_its_name_only_where_its_unit_tells() -> None:
+    mass, length, height, rate = (one for one in compose._INPUTS if one[0] in {"mass", "length", "height", "rate"})
+    assert compose._told_by_unit([mass, length, rate]) == {"mass", "length", "rate"}
+    assert compose._told_by_unit([mass, length, height]) == {"mass"}
+    for number in range(60):
+        rng = random.Random(number)  # noqa: S311 - a fixed sample
+        archetype = compose.quantity(rng, held=False)
+        missing, text = archetype.asks[0]
+        assert "{" + missing + "}" not in text
+
+
 def test_groups_that_serve_alike_name_functions_that_exist() -> None:
     keys = {archetype.key: archetype for archetype in load(held=False)}
     groups = [line.split() for line in (compose.CATALOG / "overlaps.txt").read_text().splitlines()]

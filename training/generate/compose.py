@@ -256,6 +256,15 @@ def quantity_name(rng: random.Random) -> str:
     return rng.choice(_QUANTITIES[False]) if rng.random() < 0.6 else f"{some(rng, 1, 1)} {rng.choice(_MEASURES)}"
 
 
+def _told_by_unit(inputs: list[tuple[str, str, str, str]]) -> set[str]:
+    """Inputs that their unit alone tells from the others."""
+    units = [
+        unit or ("" if kind.startswith(("int", "float")) else kind.replace("pctdec", "percent"))
+        for _, kind, unit, _ in inputs
+    ]
+    return {one[0] for one, unit in zip(inputs, units, strict=True) if unit and units.count(unit) == 1}
+
+
 def quantity(
     rng: random.Random, *, held: bool, name: str | None = None, inputs: list[tuple[str, str, str, str]] | None = None
 ) -> Archetype:
@@ -263,6 +272,7 @@ def quantity(
     name = name or (rng.choice(_QUANTITIES[held]) if held else quantity_name(rng))
     inputs = inputs or quantity_inputs(rng)
     params, said = [], []
+    alone = set() if held or rng.random() < 0.65 else _told_by_unit(inputs)
     for key, kind, unit, description in inputs:
         params.append(Param((key, f"{key}_value", f"object_{key}"), parse(kind), description, True))
         tail = f" {unit}" if unit else ""
@@ -271,8 +281,9 @@ def quantity(
             if not held
             else [f"{key} (currently {{{key}}}{tail})"]
         )
-        said.append((_either(forms), f"{key} = {{{key}}}{tail}"))
-    long, short = " and ".join(a for a, _ in said), ", ".join(b for _, b in said)
+        said.append((f"{{{key}}}{tail}",) * 2 if key in alone else (_either(forms), f"{key} = {{{key}}}{tail}"))
+    told = rng.sample(said, len(said)) if not held and rng.random() < 0.5 else said
+    long, short = " and ".join(a for a, _ in told), ", ".join(b for _, b in told)
     long = long.replace(" and ", ", ", len(said) - 2) if len(said) > 2 else long
     option = ""
     if rng.random() < 0.6:
@@ -299,7 +310,7 @@ def quantity(
     asks = [(params[0].names[0], f"what is the {name}?")]
     if not held and len(said) > 1:  # one input is not told
         missing = rng.randrange(len(said))
-        told = ", ".join(b for index, (_, b) in enumerate(said) if index != missing)
+        rest = ", ".join(b for index, (_, b) in enumerate(said) if index != missing)
         form = rng.choice(
             [
                 "(what is|calculate|find) the {n} (for|with|given) {t}(|?)",
@@ -308,7 +319,7 @@ def quantity(
                 "i need the {n}, we have {t}",
             ]
         )
-        asks = [(params[missing].names[0], form.replace("{n}", name).replace("{t}", told))]
+        asks = [(params[missing].names[0], form.replace("{n}", name).replace("{t}", rest))]
     return Archetype(
         names,
         f"Calculate the {name}",

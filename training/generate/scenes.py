@@ -83,7 +83,7 @@ class Toolbox:
         drawn = random_archetype(self.rng, held=self.held) if self.rng.random() < share else self._written()
         if not self.held and self.rng.random() < 0.5:
             drawn = widened(drawn, self.rng)
-        if not self.held and self.rng.random() < 0.45:
+        if not self.held and self.rng.random() < 0.55:
             drawn = shuffled(drawn, self.rng)
         return drawn
 
