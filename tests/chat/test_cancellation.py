@@ -166,16 +166,20 @@ def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_closing_ends_the_threads_of_hooks() -> None:
-    before = threading.active_count()
+    def alive() -> int:
+        """Threads, but for those of asyncio's own pool: how many it keeps is a matter of timing."""
+        return sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())
+
+    before = alive()
     for _ in range(3):
         async with MixQuantChatModel(engine=ScriptedEngine(["x"]), recorders=[lambda _: None]) as model:
             await model.ainvoke("go")
-            assert threading.active_count() > before
+            assert alive() > before
     for _ in range(100):
-        if threading.active_count() <= before + 1:  # asyncio's own pool may keep a thread
+        if alive() <= before:
             break
         await asyncio.sleep(0.01)
-    assert threading.active_count() <= before + 1
+    assert alive() <= before
 
 
 def test_sync_callers_from_many_threads() -> None:
