@@ -128,6 +128,23 @@ async def test_runs_on_the_scripted_engine(name: str, tmp_path: Path) -> None:
     await RUNS[name](tmp_path)
 
 
+async def test_the_example_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (FOLDER.parent / "README.md").read_text()
+    program = readme.split("```python\n")[1].split("```")[0]
+    asked: list[dict[str, Any]] = []
+
+    def model(**settings: Any) -> MixQuantChatModel:
+        asked.append(settings)
+        return scripted(calls("add", a=3, b=4), "It is 7.")
+
+    monkeypatch.setattr("mixquant_agents.MixQuantChatModel", model)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(program, "README.md", "exec"), names)  # noqa: S102 - our own README
+    await names["main"]()
+    assert asked == [{"model": "Qwen/Qwen3-8B", "policy": "mixquant"}]
+    assert capsys.readouterr().out.startswith("It is 7. {")
+
+
 @pytest.mark.engine
 async def test_runs_on_the_embedded_model(engine: Any, tmp_path: Path) -> None:
     model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
