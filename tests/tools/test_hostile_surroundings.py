@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -67,18 +69,23 @@ def test_a_folder_that_becomes_a_link_meanwhile(tmp_path: Path) -> None:
     done = threading.Event()
 
     def swap() -> None:
+        sub, aside = root / "sub", tmp_path / "aside"
         while not done.is_set():
             with suppress(OSError):
-                os.rename(root / "sub", tmp_path / "aside")
-                os.symlink(outside, root / "sub")
-                os.unlink(root / "sub")
-                os.rename(tmp_path / "aside", root / "sub")
+                if not aside.exists():
+                    os.rename(sub, aside)
+                with suppress(FileExistsError):  # a writer may have made the folder anew
+                    os.symlink(outside, sub)
+                    os.unlink(sub)
+                shutil.rmtree(sub, ignore_errors=True)
+                os.rename(aside, sub)
 
     swapper = threading.Thread(target=swap)
     swapper.start()
-    folder, read, refused = Folder(root), 0, 0
+    folder, read, refused, rounds, end = Folder(root), 0, 0, 0, time.monotonic() + 30
     try:
-        for _ in range(1_500):
+        while (rounds < 1_500 or not (read and refused)) and time.monotonic() < end:
+            rounds += 1
             try:
                 assert folder.read("sub/file.txt") == "harmless"
                 read += 1
