@@ -29,8 +29,8 @@ TOOLS = ("calculator", "notes", "files", "time")
 """The kinds of tools that the agent can be given."""
 QUESTIONS = (
     ("calculator", "What is 37 times 43?"),
-    ("notes", "Look up in the documents what decode is bound by."),
-    ("files", "Read the file cache.md. How many tokens has a block on a CPU?"),
+    ("notes", "Look up in the documents where records are kept."),
+    ("files", "Read the file decode.md. What is decode bound by?"),
     ("time", "What time is it in Asia/Tokyo?"),
 )
 """``(the tool it wants, the question)``."""
