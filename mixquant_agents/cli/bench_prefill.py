@@ -36,7 +36,7 @@ def command(
         result = predicted(model, predict)
         print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
         return
-    from mixquant_agents.cli.words import output_file
+    from mixquant_agents.cli.words import comma_list, output_file
 
     output_file("--output", output)
     from mixquant_agents.bench.prefill import run_prefill
@@ -45,8 +45,8 @@ def command(
     result = run_prefill(
         say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,
-        columns=[name for name in columns.split(",") if name] or None,
-        cases=[] if cases == "none" else [name for name in cases.split(",") if name] or None,
+        columns=comma_list(columns) or None,
+        cases=[] if cases == "none" else comma_list(cases) or None,
         rounds=rounds,
         minutes=minutes,
         state_path=state,
