@@ -1,9 +1,10 @@
-"""Fixtures for the whole suite. The real engine is started once per session, and only when a test asks for it."""
+"""Fixtures for the whole suite. A session starts one real engine, if a test asks for it; one test has it made again."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -11,6 +12,7 @@ import pytest_asyncio
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.engine.vllm.thread import EngineThread
 
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("steady")
@@ -27,6 +29,22 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _at_most_two_engines() -> Iterator[None]:
+    """The session's engine and its successor (``test_lifecycle.py``); the scripts there see that they start none."""
+    started: list[EngineConfig] = []
+    start = EngineThread.__init__
+
+    def counted(engine: EngineThread, config: EngineConfig, *more: Any) -> None:
+        start(engine, config, *more)
+        started.append(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EngineThread, "__init__", counted)
+        yield
+    assert len(started) <= 2, started
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
