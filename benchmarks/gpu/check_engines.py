@@ -1,12 +1,15 @@
 """Do whole engines agree? ``python benchmarks/gpu/check_engines.py MODEL OUT.json [GROUP…] [--lora FOLDER]``
 
-``MODEL`` is a folder, or the name of a shape. Groups of engines, one after another on one GPU:
+``MODEL`` is a folder, or the name of a shape, which is then written with random weights. Groups of engines, all those
+asked for at once on one GPU:
 
 - ``graphs``: ``exact`` with graphs and eager; phase-aware FP8 with full and piecewise graphs, with piecewise graphs
   alone, and eager.
 - ``formats``: INT8; NVFP4, emulated where the device lacks it (it must become eager by itself).
 - ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
-- ``parallel``: FP8 and exact on two GPUs (a shape: random weights differ by rank, so these two are compared alone).
+- ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
+  graphs; it must read as the engine that started on them. Wants the group ``graphs``.
+- ``parallel``: FP8 and exact, each on one GPU and on two; FP8 also with thresholds measured at start.
 
 Greedy answers to prompts below the row threshold must be the exact engine's own (an eager engine's those of the eager
 exact one), alone and while other prompts are read beside them. Answers may part where the two likeliest tokens are a
@@ -15,8 +18,10 @@ tie: within ``TIE`` in log probability, a step or two of BF16 logits.
 Longer prompts are quantized, and quantizing amplifies how kernels round: engines that are compiled or eager, with
 attention split in one way or another, round differently. So what is compared there is the log probability of every
 token of the prompt, and the measure is the format's own error: no two of the three FP8 engines may differ by more than
-they differ from exact (root mean square, and its mean). ``OUT`` is written after every answer, so an end in the middle
-keeps what came before it.
+they differ from exact (root mean square, and its mean). On two GPUs products are summed in another order and twins have
+scales of their own: FP8's distance from exact must be what it is on one GPU, within a tenth.
+
+``OUT`` is written after every answer, so an end in the middle keeps what came before it.
 """
 
 # ruff: noqa: T201 - a program
@@ -32,9 +37,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from check_weights import disturbed, random_model
 
 from mixquant_agents.bench.prefill_engines import EngineProcess, engine_arguments
-from mixquant_agents.bench.shapes import SHAPES, write_model
+from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import PrecisionPolicy
 
 SHORT = (5, 40, 100, 120)
@@ -50,7 +56,11 @@ EAGER: dict[str, Any] = {"enforce_eager": True, "compilation_config": {}}
 NGRAM = {**FULL, "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}
 LORA = {**FULL, "enable_lora": True, "max_lora_rank": 64}
 OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
-TWO = {**FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+TWO = {
+    **FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp", "disable_custom_all_reduce": True
+}  # fmt: skip
+PLAIN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+"""Sums over GPUs by NCCL alone, without multicast."""
 GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
     "graphs": {
         "exact": ("exact", FULL, {}),
@@ -67,15 +77,25 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact-lora": ("exact", LORA, {}),
         "mixquant-lora": ("mixquant-fp8", LORA, {}),
     },
-    "parallel": {"exact-tp2": ("exact", TWO, {}), "mixquant-tp2": ("mixquant-fp8", TWO, {})},
+    "reload": {"mixquant-reloaded": ("mixquant-fp8", FULL, {})},
+    "parallel": {
+        "exact": ("exact", FULL, {}),
+        "mixquant": ("mixquant-fp8", FULL, {}),
+        "exact-tp2": ("exact", TWO, PLAIN),
+        "mixquant-tp2": ("mixquant-fp8", TWO, PLAIN),
+        "mixquant-tp2-auto": ("mixquant-fp8", TWO, PLAIN),
+    },
 }
 PAIRS = {
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
-    "mixquant-lora": "exact-lora", "mixquant-tp2": "exact-tp2",
+    "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "exact-tp2": "exact", "mixquant-tp2": "exact-tp2",
+    "mixquant-tp2-auto": "exact-tp2",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
-SCORED = ("exact", "exact-eager", *FAMILY, "mixquant-v1", "int8", "nvfp4")
+SCORED = (
+    "exact", "exact-eager", *FAMILY, "mixquant-v1", "mixquant-reloaded", "int8", "nvfp4", "exact-tp2", "mixquant-tp2"
+)  # fmt: skip
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
 
@@ -154,11 +174,20 @@ def difference(mine: list[list[float]], theirs: list[list[float]]) -> dict[str, 
 
 
 def strangers(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
-    """Pairs of FP8 engines that differ by more than the format does, which is how far they are from exact."""
-    family = [name for name in (*FAMILY, "mixquant-v1") if name in read]
+    """Pairs of FP8 engines that differ by more than the format does, which is how far they are from exact.
+
+    Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
+    """
+    family = [name for name in (*FAMILY, "mixquant-v1", "mixquant-reloaded") if name in read]
     own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
     pairs = [(a, b) for a in family for b in family if a < b]
-    return [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
+    found = [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
+    two = read.get("exact-tp2", {})
+    if "mixquant-tp2" in two and two["mixquant-tp2"]["rms"] > 1.1 * own:
+        found.append("mixquant-tp2 and exact-tp2")
+    if "exact" in two and two["exact"]["rms"] > 0.5 * own:
+        found.append("exact-tp2 and exact")
+    return found
 
 
 def apart(found: dict[int, dict[str, Any]]) -> list[int]:
@@ -183,12 +212,14 @@ def prompts_for(path: Path) -> dict[int, list[int]]:
     return {n: ids[start : start + n] for n, start in zip((*SHORT, *LONG), starts.tolist(), strict=True)}
 
 
-def start(group: str, path: Path, dummy: bool, logs: Path) -> dict[str, EngineProcess]:
+def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]:
     engines = {}
-    for name, (column, change, env) in GROUPS[group].items():
-        arguments = {**engine_arguments(column, path, 1.5, dummy), "max_model_len": 4096, **change}
+    wanted = {name: each for group in groups for name, each in GROUPS[group].items()}
+    for name, (column, change, env) in wanted.items():
+        model = disturbed(path, logs) if name.endswith("reloaded") else path
+        arguments = {**engine_arguments(column, model, 1.5, dummy=False), "max_model_len": 4096, **change}
         arguments["max_num_batched_tokens"] = 4096
-        if "hf_overrides" in arguments:  # on a model this small measuring would keep every step exact
+        if "hf_overrides" in arguments and not name.endswith("auto"):  # on a model this small all steps would be exact
             arguments["hf_overrides"]["quantization_config"]["policy"]["row_threshold"] = THRESHOLD
         engines[name] = EngineProcess(name, arguments, logs / f"check-{name}.log", env=env)
         engines[name].go()
@@ -202,12 +233,16 @@ def answered(
     return dict(zip(prompts, zip(found["answers"], found["margins"], strict=True), strict=True))
 
 
-def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kept: Kept, lora: str) -> None:
+def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kept: Kept, lora: str, path: Path) -> None:
     """Ask one engine everything; whatever fails is noted and does not stop the others."""
     short = {n: tokens for n, tokens in prompts.items() if n <= THRESHOLD}
     longer = {n: tokens for n, tokens in prompts.items() if n > THRESHOLD}
     try:
         kept.note(name, ready=round(engine.wait_for("ready")["start_seconds"], 1))
+        before: list[list[float]] = []
+        if name.endswith("reloaded"):
+            before = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
+            kept.note(name, reloaded=engine.ask(do="reload", path=str(path)))
         kept.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
         if name in ("exact", *FAMILY):
             # Short prompts are written exact also while others are read: in mixed steps, from a captured graph's slot.
@@ -216,6 +251,8 @@ def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kep
             scores = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
             with kept.lock:
                 kept.scores[name] = scores
+            if before:
+                kept.note(name, moved=difference(before, scores))
         if name in FAMILY:
             fields = PrecisionPolicy.of("mixquant-fp8").model_dump(mode="json")
             engine.ask(do="policy", policy={**fields, "row_threshold": THRESHOLD, "exact_last_token": True})
@@ -230,15 +267,14 @@ def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kep
 def main(model: str, out: str, *rest: str) -> int:
     lora = rest[rest.index("--lora") + 1] if "--lora" in rest else ""
     groups = [word for word in rest if word in GROUPS] or ["graphs", "formats"]
-    path = write_model(model, Path(tempfile.mkdtemp())) if model in SHAPES else Path(model)
+    path = random_model(model, Path(tempfile.mkdtemp())) if model in SHAPES else Path(model)
     kept = Kept(Path(out), model)
     prompts = prompts_for(path)
-    for group in groups:
-        engines = start(group, path, model in SHAPES, Path(out).parent)
-        with ThreadPoolExecutor(len(engines)) as pool:  # nothing is timed, so all processes start and answer at once
-            jobs = [pool.submit(examine, name, engine, prompts, kept, lora) for name, engine in engines.items()]
-            for job in jobs:
-                job.result()
+    engines = start(groups, path, Path(out).parent)
+    with ThreadPoolExecutor(len(engines)) as pool:  # nothing is timed, so all processes start and answer at once
+        jobs = [pool.submit(examine, name, engine, prompts, kept, lora, path) for name, engine in engines.items()]
+        for job in jobs:
+            job.result()
     failed = kept.write()
     for pair, each in kept.compared().items():
         told = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}

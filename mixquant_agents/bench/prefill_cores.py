@@ -2,7 +2,7 @@
 
 A rented machine's cores are not equally fast, nor equally fast at all times (launching a step of 64 rows was seen to
 take 7, 9.5 and 13 ms, for seconds on end). Engines that take turns are therefore kept on the same core, whichever is
-the fastest when a case begins.
+the fastest at the moment; that is looked at again every second turn.
 """
 
 from __future__ import annotations

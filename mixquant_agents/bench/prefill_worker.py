@@ -42,6 +42,11 @@ class Session(Measurements):
             found["plugin"] = self.engine.collective_rpc("mixquant_status")[0]
         return found
 
+    def reload(self, path: str) -> dict[str, Any]:
+        """Load the weights of another checkpoint of the same shape into the running engine."""
+        self.engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        return {"prefix_cache_reset": self.engine.reset_prefix_cache()}
+
     def pin(self, cores: list[int]) -> dict[str, Any]:
         """Keep this process on ``cores``; see ``prefill_cores``."""
         return {"threads": pin_threads(cores)}
