@@ -1,8 +1,13 @@
-"""Low-rank updates of all Linear weights, and their file in PEFT's format."""
+"""Low-rank updates of all Linear weights, and their file in PEFT's format.
+
+The file is ``bfloat16``, or ``float8_e4m3fn``: twice the rank in the same bytes. Its rounding changes the update by a few
+percent, a merged weight by no more than the bfloat16 of the model does; and training already sees it (:func:`_kept`).
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import torch
@@ -10,7 +15,22 @@ from torch import Tensor
 
 from training.model import CONFIG, LINEARS, Weights
 
-__all__ = ["Adapter", "load", "merged", "resized", "save"]
+__all__ = ["FORMATS", "Adapter", "load", "merged", "resized", "save"]
+
+FORMATS = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
+_GAIN = {torch.bfloat16: (1.0, 1.0), torch.float8_e4m3fn: (64.0, 256.0)}
+"""What A and B are multiplied by in the file, so that they lie in the middle of its range; ``lora_alpha`` undoes it."""
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype, gain: float) -> Tensor:
+    """As it is written: ``tensor · gain`` in ``dtype``, saturated."""
+    most = torch.finfo(dtype).max
+    return (tensor * gain).clamp(-most, most).to(dtype)
+
+
+def _kept(tensor: Tensor, dtype: torch.dtype, gain: float) -> Tensor:
+    """What the file will give back; the gradient passes as if it were exact (straight through)."""
+    return tensor + (_rounded(tensor.detach(), dtype, gain).to(tensor.dtype) / gain - tensor.detach())
 
 
 class Adapter(torch.nn.Module):
@@ -19,8 +39,11 @@ class Adapter(torch.nn.Module):
     ``ranks`` gives some targets (``k_proj``) another rank than ``rank``.
     """
 
-    def __init__(self, rank: int, scale: float, seed: int = 0, ranks: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, rank: int, scale: float, seed: int = 0, ranks: dict[str, int] | None = None, stored: str = "bfloat16"
+    ) -> None:
         super().__init__()
+        self.stored, self.dtype = stored, FORMATS[stored]
         generator = torch.Generator().manual_seed(seed)
         self.rank, self.scale, self.ranks = rank, scale, dict(ranks or {})
         unknown = self.ranks.keys() - {_target(name) for name in LINEARS}
@@ -37,7 +60,11 @@ class Adapter(torch.nn.Module):
     def delta(self, name: str) -> Tensor:
         """``scale · B · A`` of all layers, ``[layers, out, in]``."""
         key = name.replace(".", "-")
-        return self.scale * torch.bmm(self.up[key], self.down[key])
+        down, up = (
+            _kept(part[key], self.dtype, gain)
+            for part, gain in zip((self.down, self.up), _GAIN[self.dtype], strict=True)
+        )
+        return self.scale * torch.bmm(up, down)
 
 
 def _target(name: str) -> str:
@@ -45,9 +72,9 @@ def _target(name: str) -> str:
 
 
 @torch.no_grad()
-def resized(adapter: Adapter, ranks: dict[str, int]) -> Adapter:
+def resized(adapter: Adapter, rank: int, ranks: dict[str, int], stored: str) -> Adapter:
     """The same update with other ranks: a larger one gets room that starts at zero, a smaller one keeps what weighs most."""
-    other = Adapter(adapter.rank, adapter.scale, 1, {**adapter.ranks, **ranks})
+    other = Adapter(rank, adapter.scale, 1, ranks, stored)
     for key, wide in other.down.items():
         tall, down, up = other.up[key], adapter.down[key], adapter.up[key]
         room, have = wide.shape[1], down.shape[1]
@@ -69,28 +96,26 @@ def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
 
 
 def save(adapter: Adapter, folder: pathlib.Path, base: str = "HuggingFaceTB/SmolLM2-135M-Instruct") -> int:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` (bfloat16); return the size in bytes."""
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` ; return the size in bytes."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for name in LINEARS:
-        key = name.replace(".", "-")
-        for layer in range(CONFIG.layers):
-            prefix = f"base_model.model.model.layers.{layer}.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = (
-                adapter.down[key][layer].detach().to("cpu", torch.bfloat16).contiguous()
-            )
-            tensors[f"{prefix}.lora_B.weight"] = adapter.up[key][layer].detach().to("cpu", torch.bfloat16).contiguous()
+    for letter, part, gain in zip("AB", (adapter.down, adapter.up), _GAIN[adapter.dtype], strict=True):
+        for name in LINEARS:
+            written = _rounded(part[name.replace(".", "-")].detach(), adapter.dtype, gain).cpu()
+            for layer in range(CONFIG.layers):
+                tensors[f"base_model.model.model.layers.{layer}.{name}.lora_{letter}.weight"] = written[layer].clone()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    scale = adapter.scale / math.prod(_GAIN[adapter.dtype])
     config = {
         "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
-        "lora_alpha": round(adapter.scale * adapter.rank), "lora_dropout": 0.0, "peft_type": "LORA", "r": adapter.rank,
+        "lora_alpha": scale * adapter.rank, "lora_dropout": 0.0, "peft_type": "LORA", "r": adapter.rank,
         "target_modules": [_target(name) for name in LINEARS], "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
     }  # fmt: skip
     if adapter.ranks:  # PEFT scales each target by its own alpha / r; the quotient stays the same
         config["rank_pattern"] = adapter.ranks
-        config["alpha_pattern"] = {name: round(adapter.scale * rank) for name, rank in adapter.ranks.items()}
+        config["alpha_pattern"] = {name: scale * rank for name, rank in adapter.ranks.items()}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
     return (folder / "adapter_model.safetensors").stat().st_size
 
@@ -100,13 +125,16 @@ def load(folder: pathlib.Path) -> Adapter:
     from safetensors.torch import load_file
 
     config = json.loads((folder / "adapter_config.json").read_text())
-    adapter = Adapter(config["r"], config["lora_alpha"] / config["r"], ranks=config.get("rank_pattern"))
     tensors = load_file(folder / "adapter_model.safetensors")
+    stored = next(name for name, dtype in FORMATS.items() if dtype == next(iter(tensors.values())).dtype)
+    gains = _GAIN[FORMATS[stored]]
+    scale = config["lora_alpha"] / config["r"] * math.prod(gains)
+    adapter = Adapter(config["r"], scale, ranks=config.get("rank_pattern"), stored=stored)
     with torch.no_grad():
         for name in LINEARS:
             key = name.replace(".", "-")
             for layer in range(CONFIG.layers):
                 prefix = f"base_model.model.model.layers.{layer}.{name}"
-                adapter.down[key][layer] = tensors[f"{prefix}.lora_A.weight"].float()
-                adapter.up[key][layer] = tensors[f"{prefix}.lora_B.weight"].float()
+                adapter.down[key][layer] = tensors[f"{prefix}.lora_A.weight"].float() / gains[0]
+                adapter.up[key][layer] = tensors[f"{prefix}.lora_B.weight"].float() / gains[1]
     return adapter

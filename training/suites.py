@@ -17,18 +17,24 @@ from training.generate import chains, dialogues, scenes
 from training.generate.encode import prompt_text
 from training.generate.scenes import Scene, Toolbox
 
-__all__ = ["CHATS", "SUITES", "Task", "calls_in", "judge", "refuses", "tasks"]
+__all__ = ["CHATS", "SUITES", "Task", "calls_in", "judge", "refuses", "tasks", "verdict"]
 
 
 @dataclass
 class Task:
-    """One prompt and what a right answer is."""
+    """A conversation to go on with, its tools, and what a right answer is."""
 
     suite: str
-    prompt: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
     wanted: list[dict[str, Any]]
     kind: str  # "calls", "words" (no call) or "chat" (no call, no refusal)
     max_tokens: int = 220
+
+    @property
+    def prompt(self) -> str:
+        """As the model reads it."""
+        return prompt_text(self.messages, self.tools)
 
 
 CHATS = [
@@ -83,8 +89,8 @@ def tasks(suite: str, count: int, seed: int = 20_260) -> list[Task]:
             tools = (
                 box.tools([box.archetype() for _ in range(rng.choice([1, 2, 3]))]) if suite == "chat_with_tools" else []
             )
-            prompt = prompt_text([{"role": "user", "content": question}], [tool.schema for tool in tools])
-            found.append(Task(suite, prompt, [], "chat", 120))
+            messages = [{"role": "user", "content": question}]
+            found.append(Task(suite, messages, [tool.schema for tool in tools], [], "chat", 120))
         return found
     make, cut = SUITES[suite]
     found = []
@@ -93,7 +99,7 @@ def tasks(suite: str, count: int, seed: int = 20_260) -> list[Task]:
         before, answer = cut(scene)
         wanted = answer.get("tool_calls") or []
         limit = 480 if suite == "synthetic_parallel" else 220  # five calls do not fit into 220 tokens
-        found.append(Task(suite, prompt_text(before, scene.schemas), wanted, "calls" if wanted else "words", limit))
+        found.append(Task(suite, before, scene.schemas, wanted, "calls" if wanted else "words", limit))
     return found
 
 
@@ -123,9 +129,13 @@ def refuses(text: str) -> bool:
 
 def judge(task: Task, text: str) -> tuple[bool, str]:
     """Right or not, and why not."""
-    calls, valid = calls_in(text)
+    return verdict(task, text, *calls_in(text), called="<tool_call>" in text)
+
+
+def verdict(task: Task, text: str, calls: list[dict[str, Any]], valid: bool, *, called: bool) -> tuple[bool, str]:
+    """:func:`judge` for an answer taken apart already; ``called``: it holds a call, valid or not."""
     if task.kind != "calls":
-        if "<tool_call>" in text:
+        if called:
             return False, "called"
         if task.kind == "chat" and refuses(text):
             return False, "refused"

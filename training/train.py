@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from training import model as net
-from training.adapter import Adapter, load, merged, resized, save
+from training.adapter import FORMATS, Adapter, load, merged, resized, save
 from training.data import stream
 from training.keep import Kept, kept_rows, make_kept, read_kept, write_kept
 from training.rows import Seen, tiles, until
@@ -40,12 +40,16 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokenizer", type=pathlib.Path, required=True, help="tokenizer.json")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seconds", type=float, default=300, help="time of training itself")
+    parser.add_argument(
+        "--part", type=float, nargs=2, default=[0.0, 1.0], help="which part of the schedule: a run of several pieces"
+    )
     parser.add_argument("--workers", type=int, default=14)
-    parser.add_argument("--resume", type=pathlib.Path, help="adapter folder to go on from; it gives rank and scale")
-    parser.add_argument("--rank", type=int, default=19)
+    parser.add_argument("--resume", type=pathlib.Path, help="adapter folder to go on from")
+    parser.add_argument("--rank", type=int, default=38)
     parser.add_argument(
         "--ranks", nargs="*", default=[], metavar="TARGET=RANK", help="another rank for some targets, e.g. k_proj=11"
     )
+    parser.add_argument("--format", choices=sorted(FORMATS), default="float8", help="of the adapter's file")
     parser.add_argument("--scale", type=float, default=2.0)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=28_672, help="tokens of a step")
@@ -144,11 +148,10 @@ def apart(found: Tensor, embedding: Tensor, states: Tensor, weight: Tensor, plai
     return ((wanted.exp() * (wanted - given)).sum(-1) * weight).sum() / weight.sum()
 
 
-def rate_at(share: float, peak: float) -> float:
-    """Learning rate at a share of the run: 2 % warm-up, then a cosine down to 1 %."""
-    if share < 0.02:
-        return peak * share / 0.02
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - 0.02) / 0.98))))
+def rate_at(share: float, start: float, end: float, peak: float) -> float:
+    """Learning rate at a share of a run: 2 % warm-up, times a cosine down to 1 %, of which the run has start to end."""
+    cosine = 0.5 * (1 + math.cos(math.pi * (start + (end - start) * min(1.0, share))))
+    return peak * (0.01 + 0.99 * cosine) * min(1.0, share / 0.02)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -175,10 +178,11 @@ def train(
     args: argparse.Namespace, base: net.Weights, plain: net.Weights, kept: list[Kept], dtype: torch.dtype
 ) -> dict[str, Any]:
     """The loop."""
-    adapter = load(args.resume) if args.resume else Adapter(args.rank, args.scale, args.seed)
-    if args.ranks:
-        adapter = resized(adapter, {name: int(rank) for name, _, rank in (one.partition("=") for one in args.ranks)})
-    adapter = adapter.to(args.device)
+    ranks = {name: int(rank) for name, _, rank in (one.partition("=") for one in args.ranks)}
+    if args.resume:
+        adapter = resized(load(args.resume), args.rank, ranks, args.format).to(args.device)
+    else:
+        adapter = Adapter(args.rank, args.scale, args.seed, ranks, args.format).to(args.device)
     groups = [
         {"params": list(adapter.down.values()), "factor": 1.0},
         {"params": list(adapter.up.values()), "factor": 2.0},
@@ -201,7 +205,7 @@ def train(
         if steps > 3 and spent > args.seconds:
             break
         for group in groups:
-            group["lr"] = rate_at(spent / args.seconds, args.rate) * float(group["factor"])  # type: ignore[arg-type]
+            group["lr"] = rate_at(spent / args.seconds, *args.part, args.rate) * float(group["factor"])  # type: ignore[arg-type]
 
         def here(tensor: Tensor) -> Tensor:
             return tensor.to(args.device, non_blocking=True)
