@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.errors import ConfigError, MixQuantError
+from mixquant_agents.errors import ConfigError, MissingDependencyError, MixQuantError
 from mixquant_workflows.bench import packages
 from mixquant_workflows.bench.agents import choose, run_suites
 from mixquant_workflows.bench.bfcl_ast import BfclAst
 from mixquant_workflows.bench.bfcl_memory import BfclMemory
 from mixquant_workflows.bench.bfcl_turns import BfclTurns, call_text
 from mixquant_workflows.bench.bundled import BundledTools, holds
+from mixquant_workflows.bench.heldout import HeldOut
 from mixquant_workflows.bench.registry import suite
 from mixquant_workflows.bench.replay import replay
 from mixquant_workflows.bench.results import ResultFile, summarise
 from mixquant_workflows.bench.stats import bootstrap, percentile
 from mixquant_workflows.bench.suite import Case, Suite, Verdict
 from mixquant_workflows.bench.tau2 import Tau2
+from training.generate.encode import prompt_text
 
 
 def model_of(*answers: Any) -> MixQuantChatModel:
@@ -45,6 +47,9 @@ def model_of(*answers: Any) -> MixQuantChatModel:
         BfclTurns("turns", ("multi_turn_miss_func",)),
         Tau2("mock"),
         BundledTools(),
+        HeldOut("synthetic_multiple"),
+        HeldOut("retry_after_error"),
+        HeldOut("chat_with_tools"),
     ],
     ids=lambda chosen: f"{chosen.name}-{'-'.join(getattr(chosen, 'categories', ()))}",
 )
@@ -52,6 +57,24 @@ async def test_ground_truth_passes(chosen: Suite) -> None:
     result = await replay(chosen, limit=4)
     assert result["passed"] == result["total"] == 4
     assert not result["undocumented_misses"]
+
+
+@pytest.mark.parametrize("name", ["synthetic_single", "second_turn", "retry_after_error", "chat_with_tools", "chat"])
+async def test_a_held_out_task_is_asked_as_the_model_was_trained(name: str) -> None:
+    for case in HeldOut(name).cases()[:12]:
+        engine = ScriptedEngine(["Sure."])
+        verdict = await HeldOut(name).run(case, MixQuantChatModel(engine=engine))
+        (request,) = engine.requests
+        assert prompt_text(request.messages, request.tools) == case.data["task"].prompt
+        assert verdict.score == (name.startswith("chat"))
+
+
+async def test_held_out_suites_away_from_the_repository_say_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingDependencyError, match="clone it and run this command from its root"):
+        HeldOut("chat").cases()
 
 
 async def test_documented_misses_are_reported_apart() -> None:

@@ -46,6 +46,20 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tau2_airline_model_user": ("tau2:Tau2", ("airline", "model")),
     "tau2_retail_model_user": ("tau2:Tau2", ("retail", "model")),
     "tau2_telecom_small_model_user": ("tau2:Tau2", ("telecom_small", "model")),
+    **{
+        name: ("heldout:HeldOut", (name,))
+        for name in (
+            "synthetic_single",
+            "synthetic_multiple",
+            "synthetic_parallel",
+            "synthetic_no_fit",
+            "synthetic_ask",
+            "second_turn",
+            "retry_after_error",
+            "chat",
+            "chat_with_tools",
+        )
+    },
 }
 AGENT_SUITES = tuple(name for name in _SUITES if name not in ("bfcl_ast",))
 REPLAY_SUITES = tuple(name for name in _SUITES)
