@@ -1,8 +1,8 @@
 """Write ``docs/results/embedded-model.json`` from evaluations and, where they were run, from ``mixquant bench agents``.
 
 ``python -m training.results EVAL_JSON[,EVAL_JSON…] ADAPTER_FOLDER [BENCH_JSON …]``. A column that was not run is null; of a
-suite that several evaluations hold the last one counts; ``before:EVAL_JSON`` is one of the adapter shipped before. The base's
-figures stay as the file had them unless they are new.
+suite that several evaluations hold the last one counts; ``before:JSON`` is an evaluation of the adapter shipped before, or
+the results file of that time. The base's figures stay as the file had them unless they are new.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def main(
             scores[name] = _row(columns["adapter"], base, measured["device"])
         ppl.update(measured["ppl"])
     earlier = {
-        name: columns["adapter"]["percent"]
+        name: _percent(columns["adapter"])
         for path in old
         for name, columns in json.loads(path.read_text())["scores"].items()
+        if name in scores
     }
     for name, percent in earlier.items():
         scores[name]["adapter_before"] = percent
@@ -88,6 +89,10 @@ def main(
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _percent(figure: dict[str, Any] | float) -> float:
+    return figure["percent"] if isinstance(figure, dict) else figure
 
 
 def _row(ours: dict[str, Any], base: float | None, device: str) -> dict[str, Any]:
