@@ -20,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 
 from training import model as net
 from training.adapter import load, merged
-from training.suites import SUITES, judge, tasks
+from training.suites import SEED, SUITES, judge, tasks
 
 __all__ = ["interval", "main", "perplexity"]
 
@@ -85,6 +85,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--adapter", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--count", type=int, default=300, help="tasks of each suite")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one draws other tasks of the same kinds")
     parser.add_argument(
         "--extra", type=pathlib.Path, help="JSON: {suite: [prompt text, …]}; answers are written beside the scores"
     )
@@ -103,7 +104,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         models["base"] = base
     budget = 300_000 if args.device == "cuda" else 12_000
     device = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
-    result: dict[str, Any] = {"device": device, "scores": {}, "answers": {}, "ppl": {}}
+    result: dict[str, Any] = {"device": device, "seed": args.seed, "scores": {}, "answers": {}, "ppl": {}}
 
     def keep() -> None:  # a run that is cut short keeps what it has
         args.out.write_text(json.dumps(result, ensure_ascii=False))
@@ -117,7 +118,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, weights in models.items():
         for suite in args.suites:
             begin = time.monotonic()
-            asked = tasks(suite, args.count)
+            asked = tasks(suite, args.count, args.seed)
             prompts = [tokenizer.encode(task.prompt, add_special_tokens=False).ids for task in asked]
             answers = [
                 tokenizer.decode(ids)

@@ -17,7 +17,7 @@ from training.generate import chains, dialogues, scenes
 from training.generate.encode import prompt_text
 from training.generate.scenes import Scene, Toolbox
 
-__all__ = ["CHATS", "SUITES", "Task", "calls_in", "judge", "refuses", "tasks", "verdict"]
+__all__ = ["CHATS", "SEED", "SUITES", "Task", "calls_in", "judge", "refuses", "tasks", "verdict"]
 
 
 @dataclass
@@ -68,6 +68,9 @@ def _retry(box: Toolbox) -> Scene:
             return scene
 
 
+SEED = 20_260
+"""Of the tasks whose scores are published."""
+
 SUITES: dict[str, tuple[Callable[[Toolbox], Scene], Callable[[Scene], tuple[list[Any], Any]]]] = {
     "synthetic_single": (scenes.single, _first_answer),
     "synthetic_multiple": (scenes.multiple, _first_answer),
@@ -79,7 +82,7 @@ SUITES: dict[str, tuple[Callable[[Toolbox], Scene], Callable[[Scene], tuple[list
 }
 
 
-def tasks(suite: str, count: int, seed: int = 20_260) -> list[Task]:
+def tasks(suite: str, count: int, seed: int = SEED) -> list[Task]:
     """``count`` tasks of a suite; the same seed gives the same tasks."""
     rng = random.Random(f"{suite}-{seed}")
     box = Toolbox(rng, held=True)
