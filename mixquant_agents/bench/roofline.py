@@ -124,7 +124,7 @@ class Fit:
     per_token: float
 
 
-H100 = Fit("h100", attention=620.1e12, elementwise={"exact": 71.10, "fp8": 75.64}, fixed=4.367e-3, per_token=5.301e-7)
+H100 = Fit("h100", attention=603.9e12, elementwise={"exact": 80.73, "fp8": 79.96}, fixed=4.448e-3, per_token=3.546e-7)
 H200 = Fit("h200", attention=641.4e12, elementwise={"exact": 63.75, "fp8": 79.11}, fixed=4.592e-3, per_token=3.81e-7)
 FITS = {"h100": H100, "h200": H200}
 """``fit`` of ``docs/results/prefill-*.json``; a test fits them again."""

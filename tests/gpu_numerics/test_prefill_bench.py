@@ -172,7 +172,7 @@ def test_roofline_is_fitted_to_the_committed_results_and_hits_the_held_out_sizes
     assert found.elementwise == pytest.approx(kept.elementwise, rel=0.01)
     errors = [abs(e) for row in roofline.held_out_errors(ms, shape, found).values() for e in row.values()]
     assert len(errors) == 10
-    assert max(errors) < {"h100": 0.04, "h200": 0.06}[gpu]
+    assert max(errors) < {"h100": 0.05, "h200": 0.06}[gpu]
 
 
 def test_roofline_predicts_a_model_shape_it_was_not_fitted_to() -> None:
