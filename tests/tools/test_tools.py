@@ -59,10 +59,24 @@ from mixquant_tools.sql import Database
         (".5 + .5", "1"),
         ("(1 + 2) * (3 + 4)", "21"),
         ("gcd(12, 18) + lcm(4, 6)", "18"),
+        ("10^50 % 7", str(10**50 % 7)),
+        ("-(10^50) // 7", str(-(10**50) // 7)),
+        ("10^50 % 0.3", "0.1"),
+        ("5.5 mod -2", "-0.5"),
+        ("round(2^200, 1)", str(2**200)),
+        ("floor(log(125, 5))", "3"),
+        ("floor(log10(10^29))", "29"),
+        ("sqrt(1,000,000) + max(5)", "1005"),
     ],
 )
 def test_calculator(expression: str, value: str) -> None:
     assert calculate(expression) == value
+
+
+@pytest.mark.parametrize("expression", ["max(1,234)", "sum(100,200,300)", "mean(1,200, 1,400)"])
+def test_a_comma_between_arguments_is_not_taken_for_one_between_thousands(expression: str) -> None:
+    with pytest.raises(ToolInputError, match="one number or several"):
+        calculate(expression)
 
 
 @pytest.mark.parametrize(

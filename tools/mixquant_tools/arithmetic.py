@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from decimal import ROUND_HALF_EVEN, Context, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from fractions import Fraction
 
 from mixquant_tools.errors import LimitError, ToolInputError
 
@@ -17,6 +18,7 @@ __all__ = [
     "Number",
     "bounded",
     "divide",
+    "floored",
     "power",
     "remainder",
     "show",
@@ -52,6 +54,8 @@ def _float(function: Callable[..., float]) -> Callable[..., Number]:
 
 def _round(value: Number, digits: Number = 0) -> Number:
     places = whole(_size(digits), "round", 30)
+    if isinstance(value, int) and digits >= 0:
+        return value
     quantum = Decimal(1).scaleb(-places if digits >= 0 else places)
     return tidy(Decimal(value).quantize(quantum, rounding="ROUND_HALF_UP"))
 
@@ -59,7 +63,11 @@ def _round(value: Number, digits: Number = 0) -> Number:
 def _log(value: Number, base: Number | None = None) -> Number:
     if value <= 0:
         raise ToolInputError(f"the logarithm of {show(value)} does not exist")
-    return Decimal(value).ln() if base is None else Decimal(value).ln() / Decimal(base).ln()
+    if base is None:
+        return Decimal(value).ln()
+    with localcontext(prec=CONTEXT.prec + 10):  # so that the logarithm of 125 to 5 is 3, and not a little less
+        found = Decimal(value).ln() / Decimal(base).ln()
+    return CONTEXT.plus(found)
 
 
 FUNCTIONS: dict[str, tuple[int, int, Callable[..., Number]]] = {  # name: fewest and most arguments, function
@@ -73,8 +81,8 @@ FUNCTIONS: dict[str, tuple[int, int, Callable[..., Number]]] = {  # name: fewest
     "floor": (1, 1, lambda x: math.floor(x)),
     "ceil": (1, 1, lambda x: math.ceil(x)),
     "round": (1, 2, _round),
-    "min": (1, 50, min),
-    "max": (1, 50, max),
+    "min": (1, 50, lambda *xs: min(xs)),
+    "max": (1, 50, lambda *xs: max(xs)),
     "sum": (1, 50, lambda *xs: sum(xs)),
     "mean": (1, 50, lambda *xs: divide(sum(xs), len(xs))),
     "gcd": (2, 50, lambda *xs: math.gcd(*(whole(_size(x), "gcd", 10**300) for x in xs))),
@@ -121,10 +129,17 @@ def power(base: Number, exponent: Number) -> Number:
     return Decimal(base) ** Decimal(exponent)
 
 
-def remainder(left: Number, right: Number) -> Number:
+def floored(left: Number, right: Number) -> Number:
+    """The whole number at or below the exact quotient: 40 digits of it would not be enough."""
     if right == 0:
         raise ToolInputError("division by zero")
-    return left - right * math.floor(divide(left, right))  # sign of the divisor, as in mathematics and Python
+    return bounded(math.floor(Fraction(left) / Fraction(right)))
+
+
+def remainder(left: Number, right: Number) -> Number:
+    """With the sign of the divisor, as in mathematics and Python."""
+    rest = Fraction(left) - Fraction(right) * int(floored(left, right))
+    return divide(rest.numerator, rest.denominator)
 
 
 def show(value: Number) -> str:

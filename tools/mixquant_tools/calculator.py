@@ -29,6 +29,7 @@ from mixquant_tools.arithmetic import (
     Number,
     bounded,
     divide,
+    floored,
     power,
     remainder,
     show,
@@ -63,6 +64,7 @@ class _Parser:
             place = match.end()
         self.at = 0
         self.depth = 0
+        self.listing = 0  # functions of several numbers around this place: there a comma parts
 
     def peek(self) -> tuple[str, str]:
         return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "the end")
@@ -98,7 +100,7 @@ class _Parser:
             elif mark == "/":
                 value = divide(value, other)
             else:
-                value = math.floor(divide(value, other)) if mark == "//" else remainder(value, other)
+                value = floored(value, other) if mark == "//" else remainder(value, other)
             value = bounded(value)
         return value
 
@@ -139,6 +141,10 @@ class _Parser:
         kind, text = self.peek()
         self.at += 1
         if kind == "number":
+            if "," in text and self.listing:
+                raise ToolInputError(
+                    f"{text} may be one number or several; write {text.replace(',', '')} or {text.replace(',', ', ')}"
+                )
             digits = text.replace(",", "")
             return bounded(int(digits) if digits.isdigit() else tidy(CONTEXT.create_decimal(digits)))
         if kind == "mark" and text == "(":
@@ -158,9 +164,11 @@ class _Parser:
     def _call(self, name: str) -> Number:
         fewest, most, function = FUNCTIONS[name]
         self.need("(")
+        self.listing += most > 1
         values = [self.sum()]
         while self.take(","):
             values.append(self.sum())
+        self.listing -= most > 1
         self.need(")")
         if not fewest <= len(values) <= most:
             raise ToolInputError(f"{name} takes {fewest} to {most} numbers, not {len(values)}")
