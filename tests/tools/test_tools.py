@@ -155,6 +155,8 @@ def test_jail_runs_programs() -> None:
     assert jail.as_text("import json, statistics\nprint(json.dumps(statistics.mean([1, 2])))") == "1.5"
     assert jail.as_text("open('x', 'w').write('hi'); print(open('x').read())") == "hi"
     assert "nothing printed" in jail.as_text("1 + 1")
+    # What looks names up in __main__ finds the program's, and the names that an interactive Python has are there.
+    assert jail.as_text("import pickle\nclass A: x = 3\nprint(pickle.loads(pickle.dumps(A())).x)\nexit()") == "3"
     with pytest.raises(ToolError) as failure:
         jail.as_text("def f():\n    return 1 / 0\nf()")
     assert "ZeroDivisionError" in str(failure.value)

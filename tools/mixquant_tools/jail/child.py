@@ -6,12 +6,13 @@ code 97 means that the jail could not be closed, and that nothing of the program
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import json
 import os
 import resource
 import sys
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import landlock  # type: ignore[import-not-found]  # found through the line above, inside the jail only
@@ -91,11 +92,13 @@ def main() -> None:
     sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))] + settings["path"]
     for name in ("landlock", "seccomp", "json", "ctypes"):
         sys.modules.pop(name, None)
+    builtins.exit = builtins.quit = sys.exit  # -S leaves them out
+    program_module = sys.modules["__main__"] = ModuleType("__main__")  # pickle and unittest look names up in it
     sys.argv = ["program.py"]
     sys.excepthook = _show_error
     sys.setrecursionlimit(1_000)
     code = compile(program, "program.py", "exec", dont_inherit=True)
-    exec(code, {"__name__": "__main__", "__builtins__": __builtins__})  # noqa: S102 - what this process is for
+    exec(code, program_module.__dict__)  # noqa: S102 - what this process is for
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438), "setsid": (112, 157),
     "setpgid": (109, 154), "prlimit64": (302, 261), "setrlimit": (160, 164), "setpriority": (141, 140),
+    "sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274), "ioprio_set": (251, 30), "migrate_pages": (256, 238), "move_pages": (279, 239),
+    # files by their path, which Landlock does not see: a mode, an owner, a time, an attribute; watching a folder
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469), "truncate": (76, 45),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     # the system
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
     "setns": (308, 268), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
@@ -38,6 +47,8 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 _CLONE = {"x86_64": (56, 435), "aarch64": (220, 435)}  # clone, clone3
 _CLONE_THREAD = 0x10000
+_FCNTL = {"x86_64": 72, "aarch64": 25}
+_SET_OWNER = (8, 15)  # F_SETOWN, F_SETOWN_EX: who gets the signals of a pipe, be it a process outside
 
 _LOAD, _EQUAL, _GREATER_EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
@@ -77,6 +88,12 @@ def _filter() -> list[tuple[int, int, int, int]]:
         (_EQUAL, 0, 4, clone),  # threads are allowed, processes are not
         (_LOAD, 0, 0, 16),
         (_BITS, 1, 0, _CLONE_THREAD),
+        refuse,
+        (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 5, _FCNTL[machine]),
+        (_LOAD, 0, 0, 24),
+        (_EQUAL, 1, 0, _SET_OWNER[0]),
+        (_EQUAL, 0, 1, _SET_OWNER[1]),
         refuse,
         (_RETURN, 0, 0, _ALLOW),
     ]
