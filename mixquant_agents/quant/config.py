@@ -21,7 +21,7 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant.layers import in_block, is_ignored
 from mixquant_agents.quant.resolve import DeviceInfo
 
-__all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_parallel"]
+__all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
 
 METHOD = "mixquant"
 _KNOWN = {"quant_method", "policy"}
@@ -109,6 +109,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
             vllm_config = get_current_vllm_config()
             install()
             refuse_parallel(vllm_config.parallel_config)
+            refuse_encoder(vllm_config.model_config, self.policy)
             ranks = vllm_config.parallel_config.tensor_parallel_size
             if self.policy.prefill_checkpoint and ranks > 1:
                 raise ConfigError(
@@ -142,6 +143,18 @@ def _refuse_experts(layer: torch.nn.Module, prefix: str, policy: PrecisionPolicy
         raise ConfigError(
             f"{prefix!r} is a mixture-of-experts layer, which has no quantized twin; add 're:.*experts' to "
             "ignored_layers to run the experts exact, or use policy 'exact'"
+        )
+
+
+def refuse_encoder(model_config: Any, policy: PrecisionPolicy) -> None:
+    """Refuse models whose decoder also multiplies the encoder's rows, of which the plan knows nothing.
+
+    Raises:
+        ConfigError: names what to use.
+    """
+    if policy.quantizes and model_config.is_encoder_decoder:
+        raise ConfigError(
+            "this is an encoder-decoder model, whose encoder's rows row routing does not follow; use policy 'exact'"
         )
 
 

@@ -10,7 +10,10 @@ from mixquant_agents.errors import ConfigError
 __all__ = ["in_block", "is_ignored", "parts_of"]
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
-_NEVER = re.compile(r"(^|\.)(visual|vision\w*|audio\w*|image\w*|mm_projector)\.|\.(kv_b_proj|gate|router)$")
+_NEVER = re.compile(
+    r"(^|\.)(visual\w*|vision\w*|vit\w*|vpm|image\w*|img\w*|audio\w*|apm|speech\w*|whisper\w*|qformer|resampler\w*"
+    r"|mm_projector)\.|\.(kv_b_proj|gate|router)$"
+)
 """Other modalities' towers; MLA's kv_b_proj, which belongs to attention; routers, whose choice is discrete."""
 
 

@@ -156,12 +156,12 @@ class Runtime:
         """What a new forward context is to carry: the pending plan once, for the first that is wide enough for it.
 
         Before the first step (profiling, warm-up) there is ``None``; later, contexts other than the model's own forward
-        (a draft model's, for example) run exact.
+        run exact: a draft model's, and an encoder's, which names no number of tokens and comes before that forward.
         """
         if not self._serving:
             return None
         plan = self._pending
-        if plan is None or (num_tokens is not None and num_tokens < plan.rows):
+        if plan is None or num_tokens is None or num_tokens < plan.rows:
             return EXACT_STEP
         self._pending = None
         return plan

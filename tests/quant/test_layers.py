@@ -23,6 +23,12 @@ FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj
         ("model.embed_tokens", False),
         ("visual.blocks.3.attn.qkv", False),
         ("vision_tower.encoder.layers.2.mlp.fc1", False),
+        ("vpm.encoder.layers.0.self_attn.qkv_proj", False),  # MiniCPM-V
+        ("apm.layers.0.fc1", False),  # MiniCPM-o
+        ("visual_tokenizer.vit.encoder.layers.0.attn.qkv", False),  # Ovis
+        ("whisper_encoder.layers.0.self_attn.qkv_proj", False),  # Voxtral
+        ("transformer.encoder.layers.0.mlp.dense_h_to_4h", True),  # ChatGLM's language model
+        ("model.decoder.layers.0.fc1", True),  # OPT's
         ("model.layers.1.mlp.gate", False),
         ("model.layers.1.self_attn.kv_b_proj", False),
     ],

@@ -32,6 +32,7 @@ def test_the_plan_goes_to_the_first_forward_that_is_wide_enough() -> None:
     state.begin_step()
     plan = state.plan_step([RequestRows("r", 8, 0, 8)])
     assert state.take_plan(3) is EXACT_STEP, "an encoder's pass"
+    assert state.take_plan(None) is EXACT_STEP, "an encoder's that says nothing of tokens"
     assert state.take_plan(8) is plan
     assert state.take_plan(8) is EXACT_STEP, "a draft model's pass"
     assert state.end_step()
@@ -186,6 +187,17 @@ def test_a_changed_input_batch_fails_loudly() -> None:
     del runner.input_batch.num_prompt_tokens
     with pytest.raises(EngineStartError, match=r"InputBatch of runner V1.*num_prompt_tokens"):
         runner.execute_model(scheduled({"a": 4, "b": 1}))
+
+
+@pytest.mark.parametrize("name", ["mixquant", "uniform-int8"])
+def test_a_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
+    from mixquant_agents.quant.config import refuse_encoder
+
+    whisper = SimpleNamespace(is_encoder_decoder=True)
+    with pytest.raises(ConfigError, match=r"encoder-decoder.*policy 'exact'"):
+        refuse_encoder(whisper, PrecisionPolicy.of(name))
+    refuse_encoder(whisper, PrecisionPolicy.of("exact"))
+    refuse_encoder(SimpleNamespace(is_encoder_decoder=False), PrecisionPolicy.of(name))
 
 
 def test_ways_to_split_a_step_are_refused() -> None:
