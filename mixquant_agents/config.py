@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import re
 from typing import Annotated, Any, Literal
 
@@ -261,4 +262,4 @@ class EngineConfig(_Frozen):
     @property
     def fingerprint(self) -> str:
         """Hex digest of every setting: the key under which engines are shared."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()

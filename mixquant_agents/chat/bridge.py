@@ -55,7 +55,8 @@ class LoopThread:
         finally:
             if not ended:
                 future.cancel()
-                while not isinstance(inbox.get(), _End):
+                # The garbage collector may close this in the loop's own thread, which must not wait for itself.
+                while threading.current_thread() is not self._thread and not isinstance(inbox.get(), _End):
                     pass
 
     def _check_thread(self, work: Coroutine[Any, Any, Any] | AsyncGenerator[Any, None]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixquant_agents.config import EngineConfig
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.protocol import Capabilities, Engine
 from mixquant_agents.records import EngineName
 
-__all__ = ["ENGINE_SETTINGS", "assumed", "engine_name", "shared_engine"]
+__all__ = ["ENGINE_SETTINGS", "assumed", "engine_identity", "engine_name", "shared_engine"]
 
 ENGINE_SETTINGS = frozenset(EngineConfig.model_fields) - {"model", "policy", "seed"}
 """Settings of :class:`EngineConfig` that a chat model takes directly. Its ``seed`` is the sampling seed."""
@@ -25,6 +25,18 @@ def engine_name(engine: Any) -> str:
     """The model's name, as far as an engine tells it before it has started."""
     named = getattr(engine, "model", None) or getattr(getattr(engine, "config", None), "model", None)
     return named if isinstance(named, str) else type(engine).__name__
+
+
+def engine_identity(engine: Any) -> dict[str, Any]:
+    """What tells this engine's answers from another's, for caches of answers."""
+    config, policy = getattr(engine, "config", None), getattr(engine, "policy", None)
+    found = {
+        "engine": type(engine).__name__,
+        "policy": policy.fingerprint if isinstance(policy, PrecisionPolicy) else None,
+        "engine_config": config.fingerprint if isinstance(config, EngineConfig) else None,
+        "base_url": getattr(engine, "base_url", None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def assumed(engine: Any, model: str, policy: str) -> Capabilities:

@@ -165,9 +165,10 @@ class MixQuantChatModel(ScopedCalls):
             thread_id=ids.thread_id,
             timeout=wanted["timeout"],
         )
-        if self._sink is None:
-            self._sink = Recorders(self.recorders)
-        return run_turn(engine, plan, self._sink)
+        with _making:
+            if self._held.sink is None:
+                self._held.sink = Recorders(self.recorders)
+            return run_turn(engine, plan, self._held.sink)
 
     def _tells_tokens(self, run_manager: BaseRunManager | None, settings: Mapping[str, Any]) -> bool:
         """Whether ``invoke`` reports its tokens, so that tracers see the time to the first one. Who switched streaming
@@ -182,9 +183,9 @@ class MixQuantChatModel(ScopedCalls):
             given: Engine = self.engine
             return given
         with _making:
-            if self._engine is None:
-                self._engine = shared_engine(self._config())
-            return self._engine
+            if self._held.engine is None:
+                self._held.engine = shared_engine(self._config())
+            return self._held.engine
 
     # -- tools and structure --
 
@@ -274,12 +275,14 @@ class MixQuantChatModel(ScopedCalls):
         """Write what recorders still hold and release the engine. An engine given as ``engine=`` stays its owner's. The
         next turn starts anew. Idempotent."""
         with _making:
-            engine, self._engine = self._engine, None
-            sink, self._sink = self._sink, None
-        if sink is not None:
-            await asyncio.to_thread(sink.close)
-        if engine is not None:
-            await engine.aclose()
+            engine, self._held.engine = self._held.engine, None
+            sink, self._held.sink = self._held.sink, None
+        try:
+            if sink is not None:
+                await asyncio.to_thread(sink.close)
+        finally:  # even where the wait for a slow recorder is cancelled
+            if engine is not None:
+                await engine.aclose()
 
     def close(self) -> None:
         """:meth:`aclose` for callers without an event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 
 from mixquant_agents.engine.protocol import EngineRequest
@@ -31,7 +32,9 @@ class Recorders:
             if isinstance(item, Recorder):
                 self._recorders.append(item)
             else:
-                self._own.append(QueueRecorder([_HookSink(item)], gather_seconds=0.001))
+                own = QueueRecorder([_HookSink(item)], gather_seconds=0.001)
+                self._own.append(own)
+                weakref.finalize(self, own.stop).atexit = False  # a model that is dropped leaves no thread behind
         self._recorders += self._own
         self._failed = False
 
@@ -54,7 +57,7 @@ class Recorders:
                     content = TurnContent(messages=request.messages, answer=answer())
                 recorder.record(
                     turn,
-                    content=content,
+                    content=content if recorder.wants_content else None,
                     prompt_token_ids=prompt_token_ids,
                     trace_context=request.trace_context,
                     parent_run_id=parent_run_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from langchain_core.language_models.base import LangSmithParams
@@ -9,7 +10,7 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from pydantic import ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
 
-from mixquant_agents.chat.engines import ENGINE_SETTINGS, engine_name
+from mixquant_agents.chat.engines import ENGINE_SETTINGS, engine_identity, engine_name
 from mixquant_agents.chat.fields import DEFAULTS, TurnFields
 from mixquant_agents.chat.recording import Recorders
 from mixquant_agents.config import EngineConfig, PrecisionPolicy, config_error
@@ -18,6 +19,17 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import Recorder
 
 __all__ = ["ChatSettings"]
+
+
+_STARTED_WITH = frozenset({"model", "policy", "engine", "engine_config", "engine_settings", "recorders"})
+
+
+class Held:
+    """What a model has started. Copies of a model have it in common: what one of them closes, the next turn of any
+    starts anew."""
+
+    engine: Engine | None = None
+    sink: Recorders | None = None
 
 
 class ChatSettings(TurnFields, BaseChatModel):
@@ -37,8 +49,7 @@ class ChatSettings(TurnFields, BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
-    _engine: Engine | None = PrivateAttr(None)
-    _sink: Recorders | None = PrivateAttr(None)
+    _held: Held = PrivateAttr(default_factory=Held)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -49,11 +60,14 @@ class ChatSettings(TurnFields, BaseChatModel):
     @model_validator(mode="before")
     @classmethod
     def _gather_engine_settings(cls, data: Any) -> Any:
+        given = data.get("engine_settings", {})
         direct = {name: value for name, value in data.items() if name in ENGINE_SETTINGS}
-        if not direct:
-            return data
         rest = {name: value for name, value in data.items() if name not in direct}
-        return {**rest, "engine_settings": {**data.get("engine_settings", {}), **direct}}
+        if not isinstance(given, dict):
+            return rest  # where it is told that they are none
+        if twice := sorted(given.keys() & {*direct, "model", "policy"}):
+            raise ConfigError(f"engine_settings holds {', '.join(twice)}; say it once, to the chat model itself")
+        return {**rest, "engine_settings": {**given, **direct}} if direct else data
 
     @model_validator(mode="after")
     def _one_engine(self) -> Self:
@@ -107,8 +121,9 @@ class ChatSettings(TurnFields, BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         fields = {name: getattr(self, name) for name in DEFAULTS if name != "timeout"}  # which changes no answer
         settings = {name: value for name, value in fields.items() if value is not None}
-        engine: dict[str, Any] = {"engine": type(self.engine).__name__} if self.engine is not None else {}
-        if self.engine is None:
+        if self.engine is not None:
+            engine = engine_identity(self.engine)
+        else:
             engine = {"policy": self.policy_name, "engine_config": self._config().fingerprint}
         return {"model": self.model, **engine, **settings}
 
@@ -140,8 +155,15 @@ class ChatSettings(TurnFields, BaseChatModel):
     def __getstate__(self) -> dict[Any, Any]:
         """Without the running engine and the recorders' threads: a copy in another process makes its own."""
         state = super().__getstate__()
-        state["__pydantic_private__"] = {**(state.get("__pydantic_private__") or {}), "_engine": None, "_sink": None}
+        state["__pydantic_private__"] = {**(state.get("__pydantic_private__") or {}), "_held": Held()}
         return state
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy shares what the model has started, unless it is given another engine or other recorders."""
+        copied = super().model_copy(update=update, deep=deep)
+        if not _STARTED_WITH.isdisjoint(update or ()):
+            copied._held = Held()
+        return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """The copy talks to the same engine: models hold no state of their own."""

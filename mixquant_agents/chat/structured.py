@@ -15,6 +15,7 @@ from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel
 
 from mixquant_agents.errors import GrammarError
 
@@ -50,9 +51,9 @@ def structured(
             [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, ls_structured_output_format=traced
         )
         if is_model:
-            parser = PydanticToolsParser(tools=[schema], first_tool_only=True)
+            parser = _WholePydanticCall(tools=[schema], first_tool_only=True)
         else:
-            parser = JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+            parser = _WholeJsonCall(key_name=name, first_tool_only=True)
     else:
         parser = _WholePydantic(pydantic_object=schema) if is_model else _WholeJson()
         wanted: dict[str, Any] = {"type": "json_object"}
@@ -72,13 +73,19 @@ def structured(
 
 
 def _named_schema(schema: Any, strict: bool | None) -> dict[str, Any]:
-    """``{"name", "schema"}``. A JSON schema needs no title here: it is no function that would need a name."""
+    """``{"name", "schema"}``. A JSON schema needs no title here: it is no function that would need a name.
+
+    A schema is left as it is unless ``strict`` asks for another: LangChain writes references out, and where one leads
+    into itself (a tree) nothing of it would be left.
+    """
     if isinstance(schema, Mapping) and _SCHEMA_KEYS & schema.keys() and not _FUNCTION_KEYS & schema.keys():
         name = str(schema.get("title") or "answer")
-        if "properties" not in schema:  # an array, an enum, a union: LangChain would keep nothing but the title
+        if not strict or "properties" not in schema:  # of an array, an enum, a union LangChain keeps the title alone
             return {"name": name, "schema": dict(schema)}
         schema = {**schema, "title": name}
     name = _as_tool(schema)["function"]["name"]
+    if not strict and isinstance(schema, type) and issubclass(schema, BaseModel):
+        return {"name": name, "schema": schema.model_json_schema()}
     return {"name": name, "schema": convert_to_json_schema(schema, strict=strict)}
 
 
@@ -98,16 +105,22 @@ def _as_tool(schema: Any) -> dict[str, Any]:
 
 
 class _Whole(BaseOutputParser[Any]):
-    """LangChain repairs half a JSON object; an answer that was cut off must not pass for a whole one."""
+    """LangChain repairs half a JSON object, and takes half a call for none; an answer that was cut off must not pass
+    for a whole one."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        if not partial and isinstance(result[0], ChatGeneration):
-            message = result[0].message
-            if isinstance(message, AIMessage) and message.response_metadata.get("finish_reason") == "length":
-                raise OutputParserException(
-                    "the answer was cut off before its JSON was complete; raise max_tokens", llm_output=result[0].text
-                )
+        message = result[0].message if isinstance(result[0], ChatGeneration) else None
+        if not partial and isinstance(message, AIMessage) and not message.tool_calls:
+            why = _CUT_OFF.get(message.response_metadata.get("finish_reason", ""))
+            if why is not None:
+                raise OutputParserException(f"the answer {why}", llm_output=result[0].text)
         return super().parse_result(result, partial=partial)
+
+
+_CUT_OFF = {
+    "length": "was cut off before its JSON was complete; raise max_tokens",
+    "abort": "was aborted before its JSON was complete",
+}
 
 
 class _WholeJson(_Whole, JsonOutputParser):
@@ -116,3 +129,11 @@ class _WholeJson(_Whole, JsonOutputParser):
 
 class _WholePydantic(_Whole, PydanticOutputParser[Any]):
     """JSON as an instance of a pydantic class."""
+
+
+class _WholeJsonCall(_Whole, JsonOutputKeyToolsParser):
+    """The arguments of a call as a dict."""
+
+
+class _WholePydanticCall(_Whole, PydanticToolsParser):
+    """The arguments of a call as an instance of a pydantic class."""

@@ -59,7 +59,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
                 turn.tokens += tokens
                 meter.token(tokens or bool(delta.text or delta.reasoning or delta.tool_calls))
                 if delta.finish_reason is not None:
-                    turn.last = delta
+                    turn.last, turn.aborted = delta, delta.finish_reason == "abort"
                 chunk = core.feed(delta)
                 if chunk is not None:
                     yield chunk
@@ -67,12 +67,12 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
             if (close := getattr(stream, "aclose", None)) is not None:
                 await close()
         yield turn.finish()
-    except (GeneratorExit, asyncio.CancelledError):
-        turn.aborted = turn.last is None
-        raise
     except Exception as error:
         turn.aborted = isinstance(error, TurnTimeoutError)
         turn.error = " ".join(f"{type(error).__name__}: {error}".split())
+        raise
+    except BaseException:  # the reader left or was cancelled, or the program ends
+        turn.aborted = turn.aborted or turn.last is None
         raise
     finally:
         if recorders:
@@ -84,11 +84,13 @@ async def _hurried(stream: AsyncIterator[TokenDelta], seconds: float) -> AsyncGe
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline) as clock:
                 delta = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
+            if not clock.expired():  # the engine's own
+                raise
             raise TurnTimeoutError(
                 f"the turn was aborted after timeout={seconds:g} seconds; raise timeout, or lower max_tokens"
             ) from None

@@ -100,7 +100,7 @@ class OpenAIEngine:
             raise config_error("OpenAIEngine", error) from None
         self.model = checked.model
         self.base_url = checked.base_url
-        self._policy = PrecisionPolicy.of(policy)
+        self.policy = PrecisionPolicy.of(policy)
         self._make: Callable[[], AsyncOpenAI] = lambda: openai.AsyncOpenAI(
             base_url=self.base_url,
             api_key=checked.api_key or "none",
@@ -125,7 +125,7 @@ class OpenAIEngine:
         return Capabilities(
             engine="openai",
             model=self.model,
-            policy=self._policy.name,
+            policy=self.policy.name,
             max_model_len=self._max_model_len,
             reasoning=True,
         )

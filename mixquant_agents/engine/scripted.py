@@ -88,7 +88,7 @@ class ScriptedEngine:
         self._script = script if callable(script) else [script] if isinstance(script, str) else list(script)
         self._cycle = cycle
         self._model = model
-        self._policy = PrecisionPolicy.of(policy)
+        self.policy = PrecisionPolicy.of(policy)
         self._max_model_len = max_model_len
         self._cache = PrefixCache()
         self._asked = 0
@@ -123,9 +123,9 @@ class ScriptedEngine:
         return Capabilities(
             engine="scripted",
             model=self._model,
-            policy=self._policy.name,
+            policy=self.policy.name,
             prefill_format=self._format.value,
-            decode_format=self._policy.decode_format.value,
+            decode_format=self.policy.decode_format.value,
             emulated=self._format is not NumberFormat.EXACT,
             device=None,
             max_model_len=self._max_model_len,
@@ -271,13 +271,13 @@ class ScriptedEngine:
 
     @property
     def _format(self) -> NumberFormat:
-        fmt = self._policy.prefill_format
+        fmt = self.policy.prefill_format
         return NumberFormat.EXACT if fmt is NumberFormat.AUTO else fmt
 
     def _counts(self, prompt: int, cached: int, played: Played) -> TurnCounts:
         """Rows by the routing rule: a row is prefill iff its position is below ``prompt - 1``; the last prompt token is
         quantized too unless the policy keeps it exact."""
-        keeps_last = self._policy.exact_last_token
+        keeps_last = self.policy.exact_last_token
         exact_last = self._format is NumberFormat.NVFP4 if keeps_last == "auto" else keeps_last
         prefill = prompt - cached
         exact = prefill if self._format is NumberFormat.EXACT else int(exact_last)

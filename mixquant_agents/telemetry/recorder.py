@@ -178,15 +178,15 @@ class QueueRecorder:
         return batch
 
     def _write(self, batch: list[Event]) -> float | None:
-        problem = None
+        problem, waits = None, list[float | None]()
         for sink in self._sinks:
             problem = self._guarded(sink.write, batch) or problem
+            problem = self._guarded(lambda sink: waits.append(sink.retry_seconds()), sink) or problem
         if problem is not None and problem != self.problem:
             log.warning("telemetry: %s (turns go on; recording is retried)", problem)
         self.problem = problem
         self._written = self._taken
-        waits = [seconds for sink in self._sinks if (seconds := sink.retry_seconds()) is not None]
-        return min(waits) if waits else None
+        return min((seconds for seconds in waits if seconds is not None), default=None)
 
     @staticmethod
     def _guarded(call: object, *arguments: object) -> str | None:
@@ -211,9 +211,13 @@ class QueueRecorder:
     def _unwritten(self) -> bool:
         return bool(self._queue) or self._written < self._taken or self.problem is not None
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """:meth:`close` without waiting: the thread writes what it has and ends."""
         self._closed = True
         self._wake.set()
+
+    def close(self) -> None:
+        self.stop()
         thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout=5.0)

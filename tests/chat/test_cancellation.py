@@ -6,14 +6,17 @@ import random
 import threading
 import time
 import tracemalloc
+from asyncio import run_coroutine_threadsafe
 from typing import Any
 
 import pytest
 from langchain_core.messages import AnyMessage
+from langchain_core.runnables import ConfigurableField
 from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine, TurnRecord
+from mixquant_agents.chat.bridge import loop_thread
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 STREAMS = 64
@@ -139,6 +142,24 @@ def test_leaving_a_sync_stream_aborts_before_it_returns() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
+def test_a_forgotten_sync_stream_that_the_loops_own_thread_collects_does_not_stop_it() -> None:
+    engine = engine_of(HANGS)
+
+    def forget() -> None:
+        stream = MixQuantChatModel(engine=engine).stream("go")
+        next(stream)
+        circle: list[Any] = [stream]
+        circle.append(circle)
+
+    async def collect() -> None:
+        gc.collect()
+
+    forget()
+    run_coroutine_threadsafe(collect(), loop_thread()._loop).result(5)
+    loop_thread().run(settle(engine))
+    assert (engine.running, engine.aborted) == (0, 1)
+
+
 def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in ``invoke``: the turn does not go on behind the caller's back."""
     from mixquant_agents.chat import bridge
@@ -163,6 +184,22 @@ def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(KeyboardInterrupt):
         MixQuantChatModel(engine=engine).invoke("go")
     assert (engine.running, engine.aborted) == (0, 1)
+
+
+def test_models_that_are_dropped_leave_no_threads_of_hooks() -> None:
+    def hooks() -> int:
+        return sum(thread.name == "mixquant-recorder" for thread in threading.enumerate())
+
+    before, records = hooks(), []
+    model = MixQuantChatModel(engine=ScriptedEngine(["x"], cycle=True), recorders=[records.append])
+    warm = model.configurable_fields(temperature=ConfigurableField("warmth"))
+    for place in range(8):
+        warm.invoke("go", {"configurable": {"warmth": place / 8}})  # LangChain makes a model for each
+    gc.collect()
+    end = time.monotonic() + 5
+    while hooks() > before and time.monotonic() < end:
+        time.sleep(0.01)
+    assert (hooks(), len(records)) == (before, 8)
 
 
 async def test_closing_ends_the_threads_of_hooks() -> None:

@@ -121,6 +121,34 @@ async def test_a_timeout_aborts() -> None:
     assert (await model_of("fast", timeout=5).ainvoke("hi")).content == "fast"
 
 
+async def test_the_engines_own_timeout_is_not_the_turns() -> None:
+    records: list[TurnRecord] = []
+    model = model_of(TimeoutError("the tool server is slow"), recorders=[records.append], timeout=60)
+    with pytest.raises(TimeoutError, match="tool server") as caught:
+        await model.ainvoke("hi")
+    await model.aclose()
+    assert not isinstance(caught.value, TurnTimeoutError)
+    assert not records[0].aborted
+
+
+async def test_a_turn_that_the_engine_aborts_is_recorded_as_aborted() -> None:
+    records: list[TurnRecord] = []
+    model = model_of(ScriptedTurn(text="half an", finish_reason="abort"), recorders=[records.append])
+    answer = await model.ainvoke("hi")
+    await model.aclose()
+    assert (records[0].aborted, records[0].finish_reason) == (True, "abort")
+    assert answer.response_metadata["turn"]["aborted"]
+
+
+async def test_a_turn_that_ends_with_the_program_is_no_good_one() -> None:
+    records: list[TurnRecord] = []
+    model = model_of(SystemExit(3), recorders=[records.append])
+    with pytest.raises(SystemExit):
+        await anext(model._achunks([HumanMessage("hi")], None, None, {}, None))
+    await model.aclose()
+    assert records[0].aborted
+
+
 async def test_a_recorder_can_neither_fail_nor_delay_a_turn(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         wants_content = True
@@ -161,7 +189,11 @@ async def test_recorders_get_the_content_they_ask_for() -> None:
         def close(self) -> None: ...
 
     await model_of(FULL, recorders=[Keeper()]).bind_tools([add, weather]).ainvoke("hi")
-    (given,) = seen
+    plain = Keeper()
+    plain.wants_content = False
+    await model_of(FULL, recorders=[Keeper(), plain]).ainvoke("hi")
+    given, wanted, unwanted = seen
+    assert (wanted["content"] is None, unwanted["content"]) == (False, None)
     assert given["content"].messages == [{"role": "user", "content": "hi"}]
     assert given["content"].answer["reasoning_content"] == "What to do?"
     assert [call["function"]["name"] for call in given["content"].answer["tool_calls"]] == ["add", "weather"]

@@ -3,12 +3,15 @@
 import asyncio
 import copy
 import pickle
+import threading
 from typing import Any
 
 import pytest
 from chat_doubles import model_of, request_of
+from langchain_core.caches import InMemoryCache
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, ScriptedEngine
+from mixquant_agents.engine.openai import OpenAIEngine
 from mixquant_agents.errors import (
     ConfigError,
     EngineClosedError,
@@ -64,6 +67,9 @@ async def test_wrong_call_settings_are_refused(settings: dict[str, Any], error: 
         ({"engine_config": EngineConfig(model="m"), "model": "n"}, "leave one out"),
         ({"engine_config": EngineConfig(model="m"), "policy": "exact"}, "leave one out"),
         ({"max_model_len": 3}, "max_model_len"),
+        ({"engine_settings": None, "max_model_len": 4096}, "engine_settings = None"),
+        ({"engine_settings": {"max_model_len": 512}, "max_model_len": 4096}, "holds max_model_len; say it once"),
+        ({"engine_settings": {"model": "m", "policy": "exact"}}, "holds model, policy"),
     ],
 )
 def test_wrong_model_settings_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -128,3 +134,53 @@ async def test_the_shared_engine_is_made_once_with_the_first_turn(monkeypatch: p
         await made[0].stream(made[0].requests[0]).asend(None)
     assert (await model.ainvoke("hi")).content == "x", "the next turn starts anew"
     assert len(made) == 2
+
+
+async def test_what_a_copy_closes_the_original_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ScriptedEngine] = []
+
+    def shared_engine(config: EngineConfig) -> ScriptedEngine:
+        made.append(ScriptedEngine(["x"], cycle=True))
+        return made[-1]
+
+    monkeypatch.setattr("mixquant_agents.chat.model.shared_engine", shared_engine)
+    records: list[Any] = []
+    model = MixQuantChatModel(max_model_len=512, recorders=[records.append])
+    await model.ainvoke("hi")
+    twin = copy.deepcopy(model).model_copy(update={"temperature": 0.5})
+    await twin.ainvoke("hi")
+    assert len(made) == 1
+    await twin.aclose()
+    await model.ainvoke("hi")
+    await model.aclose()
+    assert (len(made), len(records)) == (2, 3)
+    await model.ainvoke("hi")
+    other = model.model_copy(update={"policy": "exact", "recorders": ()})
+    await other.ainvoke("hi")
+    assert len(made) == 4, "an engine of another policy is another engine"
+    await model.aclose()
+    assert len(records) == 4
+
+
+async def test_closing_releases_the_engine_though_a_recorder_keeps_it_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ScriptedEngine(["x"], cycle=True)
+    monkeypatch.setattr("mixquant_agents.chat.model.shared_engine", lambda _: engine)
+    slow = threading.Event()
+    model = MixQuantChatModel(recorders=[lambda _: slow.wait(5)])
+    await model.ainvoke("hi")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(model.aclose(), 0.05)
+    slow.set()
+    with pytest.raises(EngineClosedError):
+        await engine.stream(engine.requests[0]).asend(None)
+
+
+def test_a_cache_of_answers_tells_policies_and_servers_apart() -> None:
+    cache = InMemoryCache()
+    said = [
+        MixQuantChatModel(engine=ScriptedEngine([policy], policy=policy), cache=cache).invoke("hi").content
+        for policy in ("exact", "uniform-nvfp4")
+    ]
+    assert said == ["exact", "uniform-nvfp4"]
+    engines = [OpenAIEngine("m", base_url=f"http://127.0.0.1:{port}/v1") for port in (1, 2)]
+    assert len({MixQuantChatModel(engine=engine)._get_llm_string() for engine in engines}) == 2

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from chat_doubles import FULL, City, CityDict, add, model_of, request_of, weather
 from langchain_core.exceptions import OutputParserException
+from pydantic import BaseModel
 
 from mixquant_agents.engine.protocol import NamedTool
 from mixquant_agents.engine.scripted import ScriptedTurn
@@ -89,11 +90,26 @@ async def test_json_schemas_need_neither_a_title_nor_properties(method: Any) -> 
     untitled = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
     model = model_of('{"x": 1}')
     assert await model.with_structured_output(untitled, method=method).ainvoke("hi") == {"x": 1}
-    assert request_of(model).schema == {**untitled, "title": "answer"}
+    assert request_of(model).schema == untitled
     listed = {"title": "Names", "type": "array", "items": {"type": "string"}}
     model = model_of('["a"]')
     assert await model.with_structured_output(listed, method=method).ainvoke("hi") == ["a"]
     assert request_of(model).schema == listed
+
+
+class Tree(BaseModel):
+    """A tree."""
+
+    name: str
+    branches: list["Tree"] = []
+
+
+@pytest.mark.parametrize("schema", [Tree, {"title": "Any", **Tree.model_json_schema()}], ids=["pydantic", "JSON"])
+async def test_a_schema_that_holds_itself_stays_whole(schema: Any) -> None:
+    model = model_of('{"name": "x"}')
+    await model.with_structured_output(schema).ainvoke("hi")
+    asked = request_of(model).schema
+    assert asked["$defs"]["Tree"]["properties"]["branches"]["items"] == {"$ref": "#/$defs/Tree"}
 
 
 async def test_structured_output_with_raw_and_errors() -> None:
@@ -107,6 +123,12 @@ async def test_structured_output_with_raw_and_errors() -> None:
     cut = model_of('{"name": "Bern", "people": 134000}', max_tokens=6)
     with pytest.raises(OutputParserException, match="cut off"):
         await cut.with_structured_output(CityDict).ainvoke("hi")
+    called = model_of(ScriptedTurn(tool_calls=[{"name": "City", "args": {"name": "Bern"}}]), max_tokens=9)
+    half = await called.with_structured_output(City, method="function_calling", include_raw=True).ainvoke("hi")
+    assert "cut off" in str(half["parsing_error"])
+    gone = model_of(ScriptedTurn(text='{"name": "Be', finish_reason="abort"))
+    with pytest.raises(OutputParserException, match="aborted"):
+        await gone.with_structured_output(City).ainvoke("hi")
     for wrong in ({"method": "magic"}, {"method": "json_schema", "schema": None}, {"schema": 3}, {"schema": {"x": 1}}):
         with pytest.raises(GrammarError):
             model_of("x").with_structured_output(**{"schema": City, **wrong})

@@ -78,6 +78,9 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 def test_equal_settings_have_equal_fingerprints() -> None:
     assert EngineConfig(model="m", policy="exact").fingerprint == EngineConfig(model="m", policy="exact").fingerprint  # type: ignore[arg-type]
     assert EngineConfig(model="m").fingerprint != EngineConfig(model="m", seed=1).fingerprint
+    given = {"block_size": 16, "max_logprobs": 5}
+    one, other = (EngineConfig(model="m", vllm_args=dict(args)) for args in (given.items(), reversed(given.items())))
+    assert one.fingerprint == other.fingerprint
 
 
 @pytest.mark.parametrize(
