@@ -11,7 +11,7 @@ import re
 import weakref
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
@@ -149,11 +149,11 @@ class OpenAIEngine:
             answer = await self._client().post(
                 f"{self.base_url.removesuffix('/v1')}/tokenize", cast_to=dict[str, Any], body=body
             )
-        except openai.NotFoundError:
+            return int(answer["count"])
+        except (openai.NotFoundError, KeyError):  # llama.cpp's endpoint of this name takes texts, not messages
             raise RequestError(f"{self.base_url} cannot count tokens: it has no /tokenize, as vLLM has") from None
         except Exception as error:
-            raise self._translated(error) from error
-        return int(answer["count"])
+            self._fail(error)
 
     async def aclose(self) -> None:
         """Close the connections. Running turns end with an error. Idempotent."""
@@ -189,7 +189,7 @@ class OpenAIEngine:
         except Exception as error:
             if self._closed:
                 raise EngineClosedError("the engine was closed during this turn; make a new one") from error
-            raise self._translated(error, request.sampling.max_tokens) from error
+            self._fail(error, request.sampling.max_tokens)
         finally:
             if source is not None:
                 with suppress(Exception):  # the turn is over; a connection that is already gone needs no closing
@@ -211,15 +211,18 @@ class OpenAIEngine:
 
         try:
             listed = await self._client().models.list()
+            mine = next((entry for entry in listed.data or () if entry.id == self.model), None)
         except openai.NotFoundError:
             return None  # a server without the list: the first turn will tell whether it works
         except Exception as error:
-            raise self._translated(error) from error
-        mine = next((entry for entry in listed.data if entry.id == self.model), None)
+            self._fail(error)
         limit = getattr(mine, "max_model_len", None)
         return limit if isinstance(limit, int) else None
 
-    def _translated(self, error: Exception, max_tokens: int | None = None) -> Exception:
+    def _fail(self, error: Exception, max_tokens: int | None = None) -> NoReturn:
         from mixquant_agents.engine.openai_errors import translated
 
-        return translated(error, model=self.model, url=self.base_url, max_tokens=max_tokens)
+        ours = translated(error, model=self.model, url=self.base_url, max_tokens=max_tokens)
+        if ours is error:
+            raise error  # which must not become its own cause
+        raise ours from error

@@ -31,7 +31,8 @@ def translated(error: Exception, *, model: str, url: str, max_tokens: int | None
         return RemoteEngineError(f"{url} cannot be reached ({cause}); start the server or correct base_url")
     said = _said(error)
     if isinstance(error, openai.NotFoundError):
-        return ModelNotFoundError(f"{url} does not serve model {model!r}: {said}")
+        path = "" if url.endswith("/v1") else "; most servers want a base_url that ends in /v1"
+        return ModelNotFoundError(f"{url} does not serve model {model!r}: {said}{path}")
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return RemoteEngineError(f"{url} refused the key: {said}; give OpenAIEngine(api_key=…)")
     if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
@@ -40,6 +41,10 @@ def translated(error: Exception, *, model: str, url: str, max_tokens: int | None
         return RemoteEngineError(f"{url} answered {error.status_code}: {said}")
     if isinstance(error, openai.APIError):
         return RemoteEngineError(f"{url} reported an error: {said}")
+    if isinstance(error, AttributeError | TypeError | ValueError):  # by the openai package, at an answer that is none
+        return RemoteEngineError(
+            f"{url} answers, but not as a chat completions server ({type(error).__name__}: {error}); correct base_url"
+        )
     return RemoteEngineError(f"the connection to {url} broke: {type(error).__name__}: {error}")
 
 

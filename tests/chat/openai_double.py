@@ -23,6 +23,15 @@ class Server:
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]})
 
+    async def no_models(self, _: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": None})  # as Ollama says it
+
+    async def pieces(self, _: web.Request) -> web.Response:
+        return web.json_response({"tokens": []})
+
+    async def page(self, _: web.Request) -> web.Response:
+        return web.Response(text="<html></html>", content_type="text/html")
+
     async def tokenize(self, request: web.Request) -> web.Response:
         body = await request.json()
         return web.json_response({"count": sum(len(message["content"].split()) for message in body["messages"])})

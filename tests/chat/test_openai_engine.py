@@ -30,6 +30,9 @@ async def server() -> AsyncIterator[Server]:
     app.router.add_get("/v1/models", fake.models)
     app.router.add_post("/v1/chat/completions", fake.complete)
     app.router.add_post("/tokenize", fake.tokenize)
+    app.router.add_get("/empty/models", fake.no_models)
+    app.router.add_post("/empty/tokenize", fake.pieces)
+    app.router.add_get("/page/models", fake.page)
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -237,10 +240,11 @@ async def test_half_an_answer_is_an_error(server: Server, engine: OpenAIEngine, 
     server.chunks, server.break_off = [piece(content="a")], break_off
     records: list[Any] = []
     model = MixQuantChatModel(engine=engine, recorders=[records.append])
-    with pytest.raises(RemoteEngineError):
+    with pytest.raises(RemoteEngineError) as caught:
         await model.ainvoke("hi")
     await model.aclose()
     assert "RemoteEngineError" in records[0].error
+    assert caught.value.__cause__ is not caught.value, "who walks along the causes comes to an end"
 
 
 async def test_no_server() -> None:
@@ -248,6 +252,23 @@ async def test_no_server() -> None:
     with pytest.raises(RemoteEngineError, match="cannot be reached"):
         await engine.capabilities()
     await engine.aclose()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"), [("/empty", None), ("/page", "not as a chat completions server"), ("/none", "ends in /v1")]
+)
+async def test_addresses_of_something_else(server: Server, path: str, words: str | None) -> None:
+    engine = OpenAIEngine("m", base_url=server.url.removesuffix("/v1") + path, max_retries=0)
+    try:
+        if words is None:
+            assert (await engine.capabilities()).max_model_len is None
+            with pytest.raises(RequestError, match="cannot count"):
+                await engine.count_tokens(USER)
+            return
+        with pytest.raises(MixQuantError, match=words):
+            await MixQuantChatModel(engine=engine).ainvoke("hi")
+    finally:
+        await engine.aclose()
 
 
 async def test_counting_tokens(server: Server, engine: OpenAIEngine) -> None:
