@@ -105,7 +105,7 @@ def test_tool_agent_stops_at_repeated_calls() -> None:
     model = ListModel(answers=[call("add", str(n), a=1, b=1) for n in range(3)] + [say("It is 2.")])
     messages = tool_agent(model, [add], max_steps=50).invoke(ask("loop"))["messages"]
     assert messages[-1].text == "It is 2."
-    assert "made before" in messages[-2].text
+    assert "made too often" in messages[-2].text
     assert len(model.seen) == 4
     assert well_formed(messages)
 

@@ -10,6 +10,7 @@ Prompt layout, for the prefix cache::
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from langchain_core.language_models import BaseChatModel
@@ -20,13 +21,16 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
 
+from mixquant_tools.errors import LimitError
 from mixquant_tools.retrieval import NoteBook, note_tools
 from mixquant_workflows.checkpoints import Checkpoints, as_checkpointer
-from mixquant_workflows.graphs.steps import bind, last_answer
+from mixquant_workflows.graphs.steps import INVALID, TOO_MANY, bind, last_answer, refuse_calls, this_task, unanswered
 
 __all__ = ["MemoryState", "memory_agent"]
 
 SYSTEM = "You are a helpful assistant with a long memory. Notes from earlier talks may stand before a question."
+MAX_STEPS = 8
+"""Most model calls per user message; the last one may not call tools."""
 SUMMARISE = "Write down in a few sentences what was said so far: facts, names, numbers, decisions, open questions."
 
 
@@ -68,24 +72,46 @@ def memory_agent(
         found = notes.search(str(asked.text), recalled, owner)
         if not isinstance(asked, HumanMessage) or not found or asked.additional_kwargs.get("recalled"):
             return {}
-        text = "Notes:\n" + "\n".join(f"- {note}" for _, note in found) + f"\n\n{asked.text}"
+        text = "Notes:\n" + "\n".join(f"- {note}" for _, note in found) + "\n\n"
+        content = asked.content
+        content = text + content if isinstance(content, str) else [{"type": "text", "text": text}, *content]
         said = {"recalled": [number for number, _ in found], "said": str(asked.text)}
-        return {"messages": [HumanMessage(text, id=asked.id, additional_kwargs=said)]}
+        kept = {**asked.additional_kwargs, **said}
+        return {"messages": [asked.model_copy(update={"content": content, "additional_kwargs": kept})]}
 
-    def route(state: MemoryState) -> Literal["tools", "summarise", "__end__"]:
+    def too_many(state: MemoryState) -> bool:
+        task = this_task(state["messages"])
+        return sum(isinstance(message, AIMessage) for message in task) >= MAX_STEPS - 1
+
+    def route(state: MemoryState) -> Literal["tools", "refuse", "summarise", "__end__"]:
         answer = last_answer(state["messages"])
-        if answer.tool_calls:
+        if answer.tool_calls and not too_many(state):
             return "tools"
-        return "summarise" if _tokens(answer, state["messages"]) > max_tokens else "__end__"
+        return "refuse" if unanswered(state["messages"]) else after_answer(state)
+
+    def after_answer(state: MemoryState) -> Literal["summarise", "__end__"]:
+        messages = state["messages"]
+        full = _tokens(last_answer(messages), messages) > max_tokens
+        return "summarise" if full and _older_half(messages) else "__end__"
+
+    def after_tools(state: MemoryState) -> Literal["refuse", "answer"]:
+        return "refuse" if unanswered(state["messages"]) else "answer"
+
+    def refuse(state: MemoryState) -> dict[str, Any]:
+        return {"messages": refuse_calls(state["messages"], TOO_MANY if too_many(state) else INVALID)}
+
+    def after_refusal(state: MemoryState) -> Literal["conclude", "answer"]:
+        return "conclude" if too_many(state) else "answer"
 
     def shorten(state: MemoryState, summary: AIMessage) -> dict[str, Any]:
         old = _older_half(state["messages"])
-        for message in old:
-            text = str(message.additional_kwargs.get("said") or message.text).strip()
-            if text and not isinstance(message, ToolMessage):
-                notes.add(f"{'User' if isinstance(message, HumanMessage) else 'Assistant'}: {text}"[:4_000], owner)
+        with suppress(LimitError):  # the notebook is full: what is old lives on in the summary
+            for message in old:
+                text = str(message.additional_kwargs.get("said") or message.text).strip()
+                if text and not isinstance(message, ToolMessage):
+                    notes.add(f"{'User' if isinstance(message, HumanMessage) else 'Assistant'}: {text}"[:4_000], owner)
         gone = [RemoveMessage(id=str(message.id)) for message in old]
-        return {"summary": str(summary.text).strip(), "messages": gone}
+        return {"summary": str(summary.text).strip() or state.get("summary", ""), "messages": gone}
 
     def ask_summary(state: MemoryState) -> list[AnyMessage]:
         return [*layout(state), HumanMessage(SUMMARISE)]
@@ -102,13 +128,18 @@ def memory_agent(
 
     graph = StateGraph(MemoryState)
     graph.add_node("recall", recall)
-    graph.add_node("answer", answer | RunnableLambda(lambda message: {"messages": [message]}))
+    keep = RunnableLambda(lambda message: {"messages": [message]})
+    graph.add_node("answer", answer | keep)
+    graph.add_node("refuse", refuse)
+    graph.add_node("conclude", RunnableLambda(layout) | bind(model, tools, "none") | keep)
     graph.add_node("tools", ToolNode(tools, handle_tool_errors=True))
     graph.add_node("summarise", RunnableLambda(summarise, asummarise))
     graph.add_edge(START, "recall")
     graph.add_edge("recall", "answer")
     graph.add_conditional_edges("answer", route)
-    graph.add_edge("tools", "answer")
+    graph.add_conditional_edges("tools", after_tools)
+    graph.add_conditional_edges("refuse", after_refusal)
+    graph.add_conditional_edges("conclude", after_answer)
     graph.add_edge("summarise", END)
     return graph.compile(checkpointer=as_checkpointer(checkpointer), name="memory_agent")
 

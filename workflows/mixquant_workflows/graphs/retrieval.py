@@ -13,7 +13,16 @@ from langgraph.prebuilt import ToolNode
 
 from mixquant_tools.retrieval import DocumentIndex, read_tool, search_tool
 from mixquant_workflows.checkpoints import Checkpoints, as_checkpointer
-from mixquant_workflows.graphs.steps import bind, last_answer, model_step, refuse_calls, this_task
+from mixquant_workflows.graphs.steps import (
+    INVALID,
+    OWN,
+    bind,
+    last_answer,
+    model_step,
+    refuse_calls,
+    this_task,
+    unanswered,
+)
 
 __all__ = ["Citation", "RetrievalState", "check_citations", "retrieval_agent"]
 
@@ -22,8 +31,7 @@ SYSTEM = (
     "After each statement name its passage by number in brackets, like [12]. "
     "If the passages do not hold the answer, say so."
 )
-INVALID = "the call is not valid JSON of the form the tool wants"
-_MARK = re.compile(r"\[(\d+(?:\s*,\s*\d+)*)\]")
+_MARK = re.compile(r"\[(\d{1,9}(?:\s*,\s*\d{1,9})*)\]")
 
 
 class Citation(TypedDict):
@@ -82,14 +90,20 @@ def retrieval_agent(
     def rounds(state: RetrievalState) -> int:
         return sum(bool(m.tool_calls) for m in this_task(state["messages"]) if isinstance(m, AIMessage))
 
-    def after_search(state: RetrievalState) -> Literal["rephrase", "answer"]:
+    def after_search(state: RetrievalState) -> Literal["broken", "rephrase", "answer"]:
+        if unanswered(state["messages"]):
+            return "broken"
         return "rephrase" if guided and rounds(state) == 1 and not _found([*this_task(state["messages"])]) else "answer"
 
     def rephrase(state: RetrievalState) -> dict[str, Any]:
         question = str(this_task(state["messages"])[0].text)[:200]
         call = {"name": search_name, "args": {"query": question}, "id": f"graph-{len(state['messages'])}"}
-        refused = refuse_calls(last_answer(state["messages"]), INVALID) if invalid(state) else []
-        return {"messages": [*refused, AIMessage("", tool_calls=[call], response_metadata={"written_by": "graph"})]}
+        return {
+            "messages": [
+                *refuse_calls(state["messages"], INVALID),
+                AIMessage("", tool_calls=[call], response_metadata={"written_by": "graph"}),
+            ]
+        }
 
     def invalid(state: RetrievalState) -> bool:
         answer = last_answer(state["messages"])
@@ -105,9 +119,10 @@ def retrieval_agent(
         return "search" if answer.tool_calls and rounds(state) <= max_searches else "refuse"
 
     def refuse(state: RetrievalState) -> dict[str, Any]:
-        return {
-            "messages": refuse_calls(last_answer(state["messages"]), "no more searches; answer from what was found")
-        }
+        return {"messages": refuse_calls(state["messages"], "no more searches; answer from what was found")}
+
+    def refuse_broken(state: RetrievalState) -> dict[str, Any]:
+        return {"messages": refuse_calls(state["messages"], INVALID)}
 
     def check(state: RetrievalState) -> dict[str, Any]:
         task = list(this_task(state["messages"]))
@@ -117,7 +132,7 @@ def retrieval_agent(
         if not guided and (wrong or not citations) and update["sources"] and not _complained(task):
             what = f"No search returned the passages {wrong}" if wrong else "The answer names no passage"
             complaint = f"{what}. Write the answer again and cite only passages that a search returned, like [12]."
-            update["messages"] = [HumanMessage(complaint, name="citation_check")]
+            update["messages"] = [HumanMessage(complaint, name=OWN)]
         return update
 
     def after_check(state: RetrievalState) -> Literal["conclude", "__end__"]:
@@ -126,6 +141,7 @@ def retrieval_agent(
     graph = StateGraph(RetrievalState)
     graph.add_node("plan", model_step(bind(model, tools, search_name), system))
     graph.add_node("search", ToolNode(tools, handle_tool_errors=True))
+    graph.add_node("broken", refuse_broken)  # a call that cannot be read, beside others that ran
     graph.add_node("rephrase", rephrase)
     graph.add_node("answer", model_step(bind(model, tools, "none" if guided else "auto"), system))
     graph.add_node("refuse", refuse)
@@ -134,6 +150,7 @@ def retrieval_agent(
     graph.add_edge(START, "plan")
     graph.add_conditional_edges("plan", after_plan)
     graph.add_conditional_edges("search", after_search)
+    graph.add_conditional_edges("broken", after_search)
     graph.add_edge("rephrase", "search")
     graph.add_conditional_edges("answer", after_answer)
     graph.add_edge("refuse", "conclude")
@@ -143,4 +160,4 @@ def retrieval_agent(
 
 
 def _complained(task: list[AnyMessage]) -> bool:
-    return any(isinstance(message, HumanMessage) and message.name == "citation_check" for message in task)
+    return any(isinstance(message, HumanMessage) and message.name == OWN for message in task)

@@ -11,7 +11,24 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import MessagesState
 from langgraph.prebuilt import ToolNode
 
-__all__ = ["bind", "last_answer", "made_calls", "model_step", "one_by_one", "refuse_calls", "this_task"]
+__all__ = [
+    "INVALID",
+    "OWN",
+    "TOO_MANY",
+    "bind",
+    "last_answer",
+    "made_calls",
+    "model_step",
+    "one_by_one",
+    "refuse_calls",
+    "this_task",
+    "unanswered",
+]
+
+OWN = "citation_check"
+"""Name of the messages that a graph itself writes in the user's place."""
+INVALID = "the call is not valid JSON of the form the tool wants; make it again"
+TOO_MANY = "no more tool calls are allowed. Answer with what you know"
 
 
 def bind(model: BaseChatModel, tools: Sequence[Any], choice: str = "auto") -> Runnable[LanguageModelInput, AIMessage]:
@@ -53,10 +70,9 @@ def one_by_one(tools: ToolNode) -> Runnable[MessagesState, Any]:
 
 
 def this_task(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
-    """The messages since the user last spoke, that one included (a graph's own messages carry a ``name`` and do not
-    count)."""
+    """The messages since the user last spoke, that one included."""
     for place in range(len(messages) - 1, -1, -1):
-        if isinstance(messages[place], HumanMessage) and not messages[place].name:
+        if isinstance(messages[place], HumanMessage) and messages[place].name != OWN:
             return messages[place:]
     return messages
 
@@ -83,11 +99,19 @@ def made_calls(messages: Sequence[AnyMessage]) -> list[tuple[str, str]]:
     ]
 
 
-def refuse_calls(message: AIMessage, reason: str) -> list[ToolMessage]:
-    """One tool message for every call of ``message`` that will not run, so that the conversation stays well-formed."""
-    calls: list[tuple[str | None, str | None]] = [(call["id"], call["name"]) for call in message.tool_calls]
-    calls += [(call["id"], call["name"]) for call in message.invalid_tool_calls]
+def unanswered(messages: Sequence[AnyMessage]) -> list[tuple[str, str]]:
+    """``(id, name)`` of the calls of the model's last message that have no tool message yet, invalid ones included."""
+    answer = last_answer(messages)
+    later = messages[max(place for place, message in enumerate(messages) if message is answer) + 1 :]
+    answered = {message.tool_call_id for message in later if isinstance(message, ToolMessage)}
+    calls = [*answer.tool_calls, *answer.invalid_tool_calls]
+    named = [(call["id"] or "invalid", call["name"] or "invalid") for call in calls]
+    return [call for call in named if call[0] not in answered]
+
+
+def refuse_calls(messages: Sequence[AnyMessage], reason: str) -> list[ToolMessage]:
+    """One tool message for every call that will not run, so that the conversation stays well-formed."""
     return [
-        ToolMessage(f"error: {reason}", tool_call_id=id_ or "invalid", name=name or "invalid", status="error")
-        for id_, name in calls
+        ToolMessage(f"error: {reason}", tool_call_id=id_, name=name, status="error")
+        for id_, name in unanswered(messages)
     ]

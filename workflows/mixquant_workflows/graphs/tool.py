@@ -11,9 +11,13 @@ from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
+from langgraph.types import Send
 
+from mixquant_agents.errors import ConfigError
 from mixquant_workflows.checkpoints import Checkpoints, as_checkpointer
 from mixquant_workflows.graphs.steps import (
+    INVALID,
+    TOO_MANY,
     bind,
     last_answer,
     made_calls,
@@ -21,14 +25,13 @@ from mixquant_workflows.graphs.steps import (
     one_by_one,
     refuse_calls,
     this_task,
+    unanswered,
 )
 
 __all__ = ["tool_agent"]
 
 SYSTEM = "You are a helpful assistant. Use the tools where they help, then answer in words."
-INVALID = "the call is not valid JSON of the form the tool wants; make it again"
-REPEATED = "this very call was made before; its result is above. Answer with what you know"
-TOO_MANY = "no more tool calls are allowed. Answer with what you know"
+REPEATED = "a call with the very same arguments was made too often. Answer with what you know"
 
 
 def tool_agent(
@@ -47,9 +50,18 @@ def tool_agent(
         max_steps: most model calls per user message; the last one may not call tools, so the user always gets an
             answer.
         max_repeats: how often the same call with the same arguments may run per user message.
-        in_order: run the calls of one message one after another, for tools that share a state; else they run at once.
+        in_order: run the calls of one message one after another, for tools that share a state; they are one step then,
+            which a kill or an interrupt in the middle runs again as a whole. Else they run at once, each as its own.
         checkpointer: keeps the state by ``thread_id``; a path makes an SQLite file.
+
+    Raises:
+        ConfigError: a limit leaves no room for a call and an answer.
     """
+    if max_steps < 2 or max_repeats < 1:
+        raise ConfigError(
+            f"max_steps={max_steps}, max_repeats={max_repeats}: an agent needs at least 2 steps, one to call a tool "
+            "and one to answer, and each call at least once"
+        )
 
     def reason_to_stop(state: MessagesState) -> str | None:
         task = this_task(state["messages"])
@@ -60,14 +72,19 @@ def tool_agent(
             return TOO_MANY
         return None
 
-    def route(state: MessagesState) -> Literal["tools", "refuse", "__end__"]:
+    def route(state: MessagesState) -> str | list[Send]:
         answer = last_answer(state["messages"])
         if not answer.tool_calls and not answer.invalid_tool_calls:
-            return "__end__"
-        return "refuse" if not answer.tool_calls or reason_to_stop(state) else "tools"
+            return END
+        if not answer.tool_calls or reason_to_stop(state):
+            return "refuse"
+        return "tools" if in_order else [Send("tools", [call]) for call in answer.tool_calls]
+
+    def after_tools(state: MessagesState) -> Literal["refuse", "model"]:
+        return "refuse" if unanswered(state["messages"]) else "model"  # beside good calls stood a broken one
 
     def refuse(state: MessagesState) -> dict[str, Any]:
-        return {"messages": refuse_calls(last_answer(state["messages"]), reason_to_stop(state) or INVALID)}
+        return {"messages": refuse_calls(state["messages"], reason_to_stop(state) or INVALID)}
 
     def after_refusal(state: MessagesState) -> Literal["model", "conclude"]:
         return "conclude" if reason_to_stop(state) else "model"
@@ -79,8 +96,8 @@ def tool_agent(
     graph.add_node("refuse", refuse)
     graph.add_node("conclude", model_step(bind(model, tools, "none"), system))
     graph.add_edge(START, "model")
-    graph.add_conditional_edges("model", route)
-    graph.add_edge("tools", "model")
+    graph.add_conditional_edges("model", route, ["tools", "refuse", END])
+    graph.add_conditional_edges("tools", after_tools)
     graph.add_conditional_edges("refuse", after_refusal)
     graph.add_edge("conclude", END)
     return graph.compile(checkpointer=as_checkpointer(checkpointer), name="tool_agent")
