@@ -32,7 +32,7 @@ def default_store_path() -> Path:
     """``turns.sqlite`` in the user's data folder (``~/.local/share/mixquant`` on Linux), or what ``MIXQUANT_STORE``
     names."""
     named = os.environ.get("MIXQUANT_STORE")
-    return Path(named) if named else user_data_path("mixquant", appauthor=False) / "turns.sqlite"
+    return Path(named).expanduser() if named else user_data_path("mixquant", appauthor=False) / "turns.sqlite"
 
 
 def explain(error: Exception, path: Path) -> StoreError:

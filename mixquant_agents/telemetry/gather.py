@@ -11,7 +11,7 @@ from typing import Any
 from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, QUARTER, TIMES, Aggregate
 from mixquant_agents.telemetry.filters import TurnFilter
-from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS
+from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS, oldest
 from mixquant_agents.telemetry.rollup import CountedRow
 from mixquant_agents.telemetry.store import TurnStore
 
@@ -29,7 +29,7 @@ class Gathered:
 
     Attributes:
         level: length of an interval, seconds.
-        since_us, until_us: the window, microseconds since the epoch.
+        since_us, until_us: the window, microseconds since the epoch; whole intervals where roll-ups answered.
         parts: aggregates by ``(start of the interval in seconds since the epoch, series id)``.
         values: every value by phase, where the turns were read one by one; ``None`` where roll-ups answered.
         truncated: not all chosen turns were read, only the newest.
@@ -82,15 +82,24 @@ def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) ->
     found = Gathered(level_for(since_us, until_us, now_us), since_us, until_us)
     if chosen.by_series and _count(store, found, chosen, ids) > EXACT_TURNS:
         _from_rollups(store, found, chosen, ids)
+        _widen(found, chosen, now_us)
     else:
         _from_turns(store, found, chosen, ids)
     return found
 
 
+def _widen(found: Gathered, chosen: TurnFilter, now_us: int) -> None:
+    """Roll-ups answer for whole intervals: the window is theirs, so that rates are over the time that was counted."""
+    width = found.level * 1_000_000
+    if chosen.since is not None:
+        found.since_us -= found.since_us % width
+    found.until_us = max(found.until_us, min(-(-found.until_us // width) * width, now_us + 1))
+
+
 def _first_us(store: TurnStore, otherwise: int) -> int:
     with store.reading() as connection:
-        row = connection.execute("SELECT min(start) FROM rollups WHERE level = ?", (HOUR,)).fetchone()
-    return int(row[0]) * 1_000_000 if row[0] is not None else otherwise
+        first = oldest(connection)
+    return first if first is not None else otherwise
 
 
 def _window(found: Gathered, ids: list[int] | None) -> tuple[str, list[Any]]:

@@ -23,9 +23,11 @@ Buckets carry the trace id of an example (OpenMetrics exemplars) where spans are
 from __future__ import annotations
 
 import hmac
+import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import ip_address
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -164,7 +166,7 @@ class MetricsServer:
 
     def __init__(self, server: WSGIServer, host: str) -> None:
         self._server = server
-        name = f"[{host}]" if ":" in host else host
+        name = f"[{host.strip('[]')}]" if ":" in host else host
         self.address = f"http://{name}:{server.server_port}/metrics"
         self._thread = threading.Thread(target=server.serve_forever, name="mixquant-metrics", daemon=True)
         self._thread.start()
@@ -205,7 +207,8 @@ def serve_metrics(
         return [body]
 
     try:
-        server = make_server(host, port, answer, handler_class=_Silent)
+        kind = _Server6 if ":" in host else _Server
+        server = make_server(host.strip("[]"), port, answer, server_class=kind, handler_class=_Silent)
     except OSError as error:
         raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror}); give another port") from error
     return MetricsServer(server, host)
@@ -224,6 +227,16 @@ def _exposition(registry: CollectorRegistry, accept: str) -> tuple[str, bytes]:
         )
         return kind, bytes(made)
     return "text/plain; version=0.0.4; charset=utf-8", generate_latest(registry)
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection: one that says nothing holds up neither scrapes nor the end."""
+
+    daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Silent(WSGIRequestHandler):

@@ -10,7 +10,7 @@ from itertools import product
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry.bins import LEVELS, MINUTE
 
-__all__ = ["Retention", "retain"]
+__all__ = ["Retention", "oldest", "retain"]
 
 CHUNK = 2_000
 ROLLUPS = ("rollups", "bad_rollups")
@@ -94,8 +94,8 @@ def _doomed(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int) -
     return found
 
 
-def _oldest(connection: sqlite3.Connection) -> int | None:
-    """When the oldest turn that is left started: one step into the index per series."""
+def oldest(connection: sqlite3.Connection) -> int | None:
+    """When the oldest turn started, microseconds since the epoch: one step into the index per series."""
     query = "SELECT (SELECT min(started_us) FROM turns WHERE series_id = series.id) FROM series"
     return min((row[0] for row in connection.execute(query) if row[0] is not None), default=None)
 
@@ -109,8 +109,8 @@ def _delete(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int = 
         for table, column in (("turns", "id"), ("blocks", "turn"), ("contents", "turn")):
             connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)  # noqa: S608 # constants
         if doomed:
-            oldest = _oldest(connection)
-            before = oldest if oldest is not None else max(row[2] for row in doomed) + 1
+            first = oldest(connection)
+            before = first if first is not None else max(row[2] for row in doomed) + 1
             connection.execute(
                 "DELETE FROM spans WHERE started_us < ? AND id <= (SELECT min(id) + ? FROM spans)", (before, 4 * CHUNK)
             )

@@ -90,11 +90,10 @@ class StoreSink:
                 self._next_retain = time.monotonic() + RETAIN_EVERY_SECONDS
                 self._rollups.forget()
                 retain(connection, self._retention)
-        except sqlite3.Error as error:
+        except Exception as error:
             self._give_up_beyond_limit()
-            raise explain(error, self._path) from error
-        except StoreError:
-            self._give_up_beyond_limit()
+            if isinstance(error, sqlite3.Error):
+                raise explain(error, self._path) from error
             raise
 
     def _write_first(self, connection: sqlite3.Connection, count: int) -> None:

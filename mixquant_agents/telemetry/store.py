@@ -6,6 +6,7 @@ thread, so a long query holds up no other.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -172,6 +173,9 @@ class TurnStore:
         if (ids := self.series_ids(chosen)) is not None:
             parts.append(f"series_id IN ({', '.join('?' * len(ids))})")
             values.extend(ids)
+        if chosen.status is not None:
+            parts.append("bad = 0" if chosen.status == "ok" else "bad > 0")
+        summed, summed_values = " AND ".join(parts), tuple(values)
         if chosen.since_us is not None:
             parts.append("last_us >= ?")
             values.append(chosen.since_us)
@@ -181,22 +185,28 @@ class TurnStore:
         if chosen.thread is not None:
             parts.append("thread_id = ?")
             values.append(chosen.thread)
-        if chosen.status is not None:
-            parts.append("bad = 0" if chosen.status == "ok" else "bad > 0")
         if search:
             parts.append("instr(thread_id, ?) > 0")
             values.append(search)
         where = " AND ".join(parts)
-        # A thread has one row per series: read more rows than asked for, newest first, then merge them by thread.
-        window = (limit + offset) * 3 + 50
-        query = f"SELECT * FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built above
+        query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built above
+        sums = (
+            f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN (SELECT value FROM json_each(?)) "  # noqa: S608
+            "ORDER BY last_us DESC"
+        )
+        wanted, window = offset + limit, (offset + limit) * 3 + 50
         with self.reading() as connection:
-            rows = connection.execute(query, (*values, window)).fetchall()
+            while True:  # a thread has one row per series, so it takes more rows than threads
+                found = [row[0] for row in connection.execute(query, (*values, window))]
+                threads = list(dict.fromkeys(found))
+                if len(threads) >= wanted or len(found) < window:
+                    break
+                window *= 4
+            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads[offset:wanted]}
+            for row in connection.execute(sums, (*summed_values, json.dumps(list(merged)))):
+                merged[row["thread_id"]].append(row)
         names = {one.id: one for one in self.series()}
-        merged: dict[str, list[sqlite3.Row]] = {}
-        for row in rows:
-            merged.setdefault(row["thread_id"], []).append(row)
-        return [_summary(thread, parts_, names) for thread, parts_ in list(merged.items())[offset : offset + limit]]
+        return [_summary(thread, rows, names) for thread, rows in merged.items()]
 
     def spans(self, *, thread: str | None = None, run: str | None = None, limit: int = 2_000) -> list[StoredSpan]:
         """The last ``limit`` spans of a thread or of an agent run, in the order of time."""

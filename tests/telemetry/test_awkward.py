@@ -13,7 +13,8 @@ from telemetry_help import at, make_turn
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry import Retention, RunLink, Span, SpanKind, StoreRecorder
-from mixquant_agents.telemetry.connect import connect_writer
+from mixquant_agents.telemetry.connect import connect_writer, default_store_path
+from mixquant_agents.telemetry.events import TurnEvent
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.gather import gather
 from mixquant_agents.telemetry.recorder import QueueRecorder
@@ -21,6 +22,49 @@ from mixquant_agents.telemetry.retention import retain
 from mixquant_agents.telemetry.rows import to_microseconds
 from mixquant_agents.telemetry.sink import StoreSink
 from mixquant_agents.telemetry.store import TurnStore
+
+
+def test_a_sink_that_raises_where_it_should_not_stops_no_other(path: Path) -> None:
+    class Odd:
+        def write(self, batch: Any) -> None: ...
+
+        def retry_seconds(self) -> float | None:
+            raise RuntimeError("when?")
+
+        def lost(self) -> int:
+            return 0
+
+        def close(self) -> None: ...
+
+    recorder = StoreRecorder(path, sinks=[Odd()], gather_seconds=0)
+    for n in range(3):
+        recorder.record(make_turn(n))
+        recorder.flush(0.05)
+    recorder.close()
+    assert recorder.problem == "RuntimeError: when?"
+    assert len(TurnStore(path).turns()) == 3
+
+
+def test_what_waits_is_bounded_whatever_keeps_the_store_shut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("mixquant_agents.telemetry.sink.connect_writer", forbidden)
+    sink = StoreSink(path, pending_limit=5)
+    for n in range(3):
+        with pytest.raises(PermissionError):
+            sink.write([TurnEvent(turn=make_turn(n)), TurnEvent(turn=make_turn(n))])
+    assert sink.lost() == 1
+    monkeypatch.undo()
+    sink.write([])
+    sink.close()
+    assert len(TurnStore(path).turns()) == 5
+
+
+def test_a_tilde_in_the_environment_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MIXQUANT_STORE", "~/turns.sqlite")
+    assert default_store_path() == tmp_path / "turns.sqlite"
 
 
 def tool(**values: Any) -> Span:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import urllib.error
 import urllib.request
 
@@ -83,6 +85,21 @@ def test_the_endpoint_and_its_token() -> None:
         server.close()
     with pytest.raises(ConfigError, match="give a token"):
         serve_metrics(0, "0.0.0.0", registry=registry)  # noqa: S104 # that is what is refused
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
+def test_a_connection_that_says_nothing_holds_up_nobody(host: str) -> None:
+    try:
+        socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError:
+        pytest.skip("no such address here")
+    server = serve_metrics(0, host, registry=CollectorRegistry())
+    with socket.create_connection((host.strip("[]"), int(server.address.rpartition(":")[2].split("/")[0]))):
+        assert fetch(server.address)[0] == 200
+        ending = threading.Thread(target=server.close, daemon=True)
+        ending.start()
+        ending.join(5)
+    assert not ending.is_alive()
 
 
 def test_opentelemetry_metrics_follow_the_conventions() -> None:

@@ -102,6 +102,16 @@ def test_rollups_by_outcome_say_the_same_as_the_turns(path: Path, monkeypatch: p
         assert not fast.truncated
 
 
+def test_a_rate_is_over_the_time_that_was_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stored(path, *(make_turn(3000 + n) for n in range(60)))
+    young = overview(store, now=to_microseconds(at(3060)) / 1e6)
+    assert (young.since, young.turns_per_minute) == (at(3000), pytest.approx(60)), "from the first turn, not its hour"
+    monkeypatch.setattr("mixquant_agents.telemetry.gather.EXACT_TURNS", 0)
+    late = overview(store, TurnFilter(since=at(3000), until=at(3010)), now=to_microseconds(at(86400 * 5)) / 1e6)
+    assert (late.figures.turns, late.since, late.until) == (60, at(0), at(3600)), "minutes are not kept that long"
+    assert late.turns_per_minute == pytest.approx(1)
+
+
 def test_a_speed_up_needs_one_known_device(path: Path) -> None:
     def run(policy: str, device: str | None, seconds: float) -> list[TurnRecord]:
         more = {"prefill_seconds": seconds, "delivery_seconds": 0.0, "ttft_seconds": 0.002 + seconds}

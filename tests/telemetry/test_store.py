@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from telemetry_help import at, make_turn, stored
 
+from mixquant_agents.config import POLICY_PRESETS
 from mixquant_agents.errors import RequestError, StoreError
 from mixquant_agents.records import TurnRecord, percentile
 from mixquant_agents.telemetry import RunLink, Span, SpanKind, StoreRecorder, TurnContent
@@ -88,6 +89,22 @@ def test_threads_with_several_policies_are_one_line(path: Path) -> None:
     assert store.threads(TurnFilter(policy="exact"), limit=1)[0].turns == 2
     assert [one.thread_id for one in store.threads(search="t3")] == ["t3"]
     assert not store.threads(TurnFilter(status="bad"))
+
+
+def test_a_threads_sums_are_whole_however_old_their_parts(path: Path) -> None:
+    early = make_turn(0, thread_id="long", policy="mixquant-fp8")
+    between = [make_turn(n, thread_id=f"t{n}") for n in range(1, 70)]
+    store = stored(path, early, *between, make_turn(100, thread_id="long"))
+    (one,) = store.threads(limit=1)
+    assert (one.thread_id, one.turns, one.policies) == ("long", 2, ("exact", "mixquant-fp8"))
+    assert store.threads(TurnFilter(since=at(99)))[0].turns == 2, "a filter chooses threads, not parts of them"
+
+
+def test_a_page_of_threads_is_full_where_each_ran_under_many_policies(path: Path) -> None:
+    turns = [make_turn(n, thread_id=f"t{n // 8}", policy=list(POLICY_PRESETS)[n % 8]) for n in range(30 * 8)]
+    store = stored(path, *turns)
+    assert [one.thread_id for one in store.threads(limit=25)] == [f"t{n}" for n in range(29, 4, -1)]
+    assert {one.turns for one in store.threads(limit=10, offset=25)} == {8}
 
 
 def test_percentiles_are_exact(path: Path) -> None:
