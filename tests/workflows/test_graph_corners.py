@@ -93,6 +93,33 @@ def test_a_tool_that_asks_a_human_does_not_make_its_neighbour_run_twice() -> Non
     assert ran == [5]
 
 
+@pytest.mark.parametrize("kind", ["tool", "memory"])
+def test_a_call_whose_run_was_killed_does_not_spoil_the_thread(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(BaseException):
+        """What no tool node catches."""
+
+    def die(*_: Any) -> int:
+        raise KilledError
+
+    @tool
+    def stop() -> str:
+        """Do not come back."""
+        return str(die())
+
+    book = NoteBook()
+    monkeypatch.setattr(book, "add", die)
+    model = ListModel(answers=[call("stop" if kind == "tool" else "save_note", text="x"), say("Hello.")])
+    keep: Any = {"checkpointer": InMemorySaver()}
+    graph = tool_agent(model, [stop], **keep) if kind == "tool" else memory_agent(model, book, use_tools=True, **keep)
+    with pytest.raises(KilledError):
+        graph.invoke(ask("go"), CONFIG)
+    graph.invoke(ask("Are you there?"), CONFIG)
+    shown = [(message.type, message.text) for message in model.seen[1][0][1:]]
+    assert shown == [
+        ("human", "go"), ("ai", ""), ("tool", "error: the call did not come to an end"), ("human", "Are you there?"),
+    ]  # fmt: skip
+
+
 def test_limits_count_from_the_last_message_of_a_user_who_has_a_name() -> None:
     model = ListModel(answers=[call("add", str(n), a=n, b=n) if n % 2 == 0 else say("done") for n in range(8)])
     graph = tool_agent(model, [add], max_steps=3, checkpointer=InMemorySaver())

@@ -92,7 +92,7 @@ def main() -> None:
     sys.path[:] = [path for path in sys.path if path != os.path.dirname(os.path.abspath(__file__))] + settings["path"]
     for name in ("landlock", "seccomp", "json", "ctypes"):
         sys.modules.pop(name, None)
-    builtins.exit = builtins.quit = sys.exit  # -S leaves them out
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # -S leaves them out
     program_module = sys.modules["__main__"] = ModuleType("__main__")  # pickle and unittest look names up in it
     sys.argv = ["program.py"]
     sys.excepthook = _show_error

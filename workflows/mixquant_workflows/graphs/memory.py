@@ -24,7 +24,16 @@ from langgraph.prebuilt import ToolNode
 from mixquant_tools.errors import LimitError
 from mixquant_tools.retrieval import NoteBook, note_tools
 from mixquant_workflows.checkpoints import Checkpoints, as_checkpointer
-from mixquant_workflows.graphs.steps import INVALID, TOO_MANY, bind, last_answer, refuse_calls, this_task, unanswered
+from mixquant_workflows.graphs.steps import (
+    INVALID,
+    TOO_MANY,
+    answered,
+    bind,
+    last_answer,
+    refuse_calls,
+    this_task,
+    unanswered,
+)
 
 __all__ = ["MemoryState", "memory_agent"]
 
@@ -65,7 +74,7 @@ def memory_agent(
 
     def layout(state: MemoryState) -> list[AnyMessage]:
         summary = f"\n\nWhat was said before:\n{state['summary']}" if state.get("summary") else ""
-        return [SystemMessage(system + summary), *state["messages"]]
+        return [SystemMessage(system + summary), *answered(state["messages"])]
 
     def recall(state: MemoryState) -> dict[str, Any]:
         asked = state["messages"][-1]
@@ -128,7 +137,7 @@ def memory_agent(
 
     graph = StateGraph(MemoryState)
     graph.add_node("recall", recall)
-    keep = RunnableLambda(lambda message: {"messages": [message]})
+    keep: Runnable[AIMessage, dict[str, Any]] = RunnableLambda(lambda message: {"messages": [message]})
     graph.add_node("answer", answer | keep)
     graph.add_node("refuse", refuse)
     graph.add_node("conclude", RunnableLambda(layout) | bind(model, tools, "none") | keep)

@@ -15,6 +15,7 @@ __all__ = [
     "INVALID",
     "OWN",
     "TOO_MANY",
+    "answered",
     "bind",
     "last_answer",
     "made_calls",
@@ -40,9 +41,22 @@ def bind(model: BaseChatModel, tools: Sequence[Any], choice: str = "auto") -> Ru
 def model_step(bound: Runnable[LanguageModelInput, AIMessage], system: str) -> Runnable[MessagesState, dict[str, Any]]:
     """A node that calls the model on the system prompt and all messages; runs sync and async."""
     prompt: Runnable[MessagesState, list[AnyMessage]] = RunnableLambda(
-        lambda state: [SystemMessage(system), *state["messages"]] if system else list(state["messages"])
+        lambda state: [*([SystemMessage(system)] if system else []), *answered(state["messages"])]
     )
     return prompt | bound | RunnableLambda(lambda message: {"messages": [message]})
+
+
+def answered(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+    """``messages``, with an answer to each call that never got one: its run was killed, and the user spoke on."""
+    found: list[AnyMessage] = []
+    begin = 0
+    for place, message in enumerate(messages):
+        if isinstance(message, HumanMessage):
+            before, begin = messages[begin:place], place
+            if any(isinstance(one, AIMessage) for one in before):
+                found += refuse_calls(before, "the call did not come to an end")
+        found.append(message)
+    return found
 
 
 def one_by_one(tools: ToolNode) -> Runnable[MessagesState, Any]:
@@ -103,10 +117,10 @@ def unanswered(messages: Sequence[AnyMessage]) -> list[tuple[str, str]]:
     """``(id, name)`` of the calls of the model's last message that have no tool message yet, invalid ones included."""
     answer = last_answer(messages)
     later = messages[max(place for place, message in enumerate(messages) if message is answer) + 1 :]
-    answered = {message.tool_call_id for message in later if isinstance(message, ToolMessage)}
+    done = {message.tool_call_id for message in later if isinstance(message, ToolMessage)}
     calls = [*answer.tool_calls, *answer.invalid_tool_calls]
     named = [(call["id"] or "invalid", call["name"] or "invalid") for call in calls]
-    return [call for call in named if call[0] not in answered]
+    return [call for call in named if call[0] not in done]
 
 
 def refuse_calls(messages: Sequence[AnyMessage], reason: str) -> list[ToolMessage]:
