@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixquant_agents.errors import RequestError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,7 +50,10 @@ def _lines(prompt: Console | None) -> Iterator[str]:
     while True:
         if prompt is not None:
             prompt.print("you> ", style="bold", end="")
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"what was read is no text ({error}); give UTF-8") from error
         if not line:
             return
         if line.strip():
@@ -89,6 +94,12 @@ def _talk(
         except KeyboardInterrupt:
             if not interactive:
                 raise
+        except RequestError as error:  # of this message: the conversation can go on without it
+            if not interactive:
+                raise
+            messages.pop()
+            out.print(f"\n{error}", style="red", soft_wrap=True)
+            continue
         messages.append(AIMessage("".join(said)))
         if turn is None:
             out.print("\n(stopped)", style="dim")

@@ -9,6 +9,7 @@ from rich.console import Console
 from mixquant_agents import ScriptedEngine
 from mixquant_agents.cli.chat import _lines, _talk
 from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.errors import ContextOverflowError, RequestError
 
 
 def test_a_conversation_grows_and_each_turn_is_reported() -> None:
@@ -49,6 +50,25 @@ def test_ctrl_c_ends_an_answer_or_where_nobody_sits_there_the_command(interactiv
     assert [turn["answer"] for turn in result["turns"]] == ["Yes."]
     assert engine.requests[1].messages[1]["content"].startswith("one ")
     assert "(stopped)" in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_message_that_is_refused_ends_no_conversation_of_somebody_who_sits_there() -> None:
+    out = Console(file=io.StringIO(), width=300)
+    engine = ScriptedEngine(["Yes.", "No."], max_model_len=120)
+    said = ["short", "long " * 200, "short again"]
+    with pytest.raises(ContextOverflowError):
+        _talk(engine, iter(said), None, 4, None, out)
+    engine = ScriptedEngine(["Yes.", "", "No."], max_model_len=120)
+    result = _talk(engine, iter(said), None, 4, None, out, interactive=True)
+    assert [turn["answer"] for turn in result["turns"]] == ["Yes.", "No."]
+    assert "context window holds 120" in out.file.getvalue()  # type: ignore[attr-defined]
+    assert [message["role"] for message in engine.requests[-1].messages] == ["user", "assistant", "user"]
+
+
+def test_what_is_no_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8"))
+    with pytest.raises(RequestError, match="give UTF-8"):
+        next(_lines(None))
 
 
 def test_messages_are_read_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,8 @@ def test_extra_values_and_ours() -> None:
     assert made.bad_words == ["x"]
     assert made.ignore_eos
     assert not made.skip_special_tokens
+    with pytest.raises(InvalidSamplingError, match="leave it out"):
+        sampling_parameters(Sampling(extra={"skip_special_tokens": True}), {}, 5, skip_special_tokens=False)
 
 
 @pytest.mark.parametrize(
