@@ -45,9 +45,7 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
         if name not in known or name == "skip_clone":
             raise InvalidSamplingError(f"the engine knows no sampling value {name!r}")
         if name in ours and sampling.extra[name] != ours[name]:
-            raise InvalidSamplingError(
-                f"sampling extra {name!r} is {ours[name]!r} for tools; leave it out"
-            )
+            raise InvalidSamplingError(f"sampling extra {name!r} is {ours[name]!r} for tools; leave it out")
     values: dict[str, Any] = {name: value for name, value in defaults.items() if name in known}
     values.update({name: value for name in _NAMED if (value := getattr(sampling, name)) is not None})
     values.setdefault("max_tokens", room)
