@@ -92,10 +92,10 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if self._token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if self._token is None and not is_loopback(_parts(f"//{host}")[0]):
             return 421, f"this dashboard answers to loopback names only, not to {host!r}"
         origin = headers.get("origin")
-        if origin and urlsplit(origin).netloc != host:
+        if origin and _parts(origin)[1] != host:
             return 403, "requests from pages of another origin are refused"
         if self._token is not None and not self._knows_token(scope, headers):
             return (
@@ -128,6 +128,15 @@ class Guard:
         target = "/" + quote(scope["path"].lstrip("/\\")) + (f"?{rest}" if rest else "")
         cookie = f"{COOKIE}={self._token}; Path=/; HttpOnly; SameSite=Strict"
         return [(b"location", target.encode()), (b"set-cookie", cookie.encode("latin-1"))]
+
+
+def _parts(address: str) -> tuple[str, str]:
+    """Host name and network location of an address; nothing that could be asked for where it is malformed."""
+    try:
+        found = urlsplit(address)
+        return found.hostname or "", found.netloc
+    except ValueError:
+        return "", "[malformed"
 
 
 def _with_headers(send: Send) -> Send:

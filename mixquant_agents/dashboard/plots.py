@@ -20,6 +20,8 @@ COLOURS = {
     "queue": "#8d939d", "prefill": "#0f8b8d", "delivery": "#b9bdc4", "decode": "#d9822b", "tool": "#7a5cc0",
     "unknown": "#a9adb5",
 }  # fmt: skip
+MOST_PIXELS = 60_000
+"""Height of a picture; matplotlib draws fewer than 65,536."""
 SIDES = ("#0f8b8d", "#c2410c")
 
 
@@ -45,9 +47,8 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
             shown.add(bar.phase)
             height = 0.4 if row.kind == "tool" else 0.72
             axes.barh(place, max(bar.width, 0.15), left=bar.left, height=height, color=COLOURS[bar.phase], label=name)
-    axes.set_yticks(
-        range(len(fall.rows)), [f"{row.label}  {written.duration(row.seconds)}" for row in fall.rows], fontsize=8
-    )
+    labels = [f"{row.label}  {written.duration(row.seconds)}" for row in fall.rows]
+    axes.set_yticks(range(len(fall.rows)), labels, fontsize=8, parse_math=False)
     axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
@@ -74,7 +75,8 @@ def plot_comparison(seen: Comparison, names: tuple[str, str], stem: Path) -> lis
         axes.step(places, [b for *_, b in bars], where="mid", color=SIDES[1], label=names[1])
         ends = (0, len(bars) // 2, len(bars) - 1)
         axes.set_xticks(ends, [written.duration(bars[n][0]) for n in ends], fontsize=8)
-    grid.flat[0].legend(fontsize=8, frameon=False)
+    for text in grid.flat[0].legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)
     return _save(figure, stem)
 
 
@@ -87,7 +89,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _finish(axes: Any, title: str) -> None:
-    # parse_math off: a thread's name may hold dollar signs.
+    # parse_math off, here and above: a name may hold dollar signs.
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", parse_math=False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -98,5 +100,5 @@ def _save(figure: Figure, stem: Path) -> list[Path]:
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("png", "svg")]
     for path in paths:
-        figure.savefig(path, dpi=160)
+        figure.savefig(path, dpi=min(160, MOST_PIXELS / figure.get_figheight()))
     return paths

@@ -34,7 +34,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
     Raises:
         RequestError: the store holds no such thread.
     """
-    turns = store.thread(thread)
+    turns = store.thread(thread, limit=-1)  # all of them
     if not turns:
         raise RequestError(f"the store holds no thread {thread!r}; 'mixquant dashboard' lists the threads there are")
     page = render(
@@ -44,7 +44,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
         models=list(dict.fromkeys(turn.model for turn in turns)),
-        fall=waterfall(turns, store.spans(thread=thread)),
+        fall=waterfall(turns, store.spans(thread=thread, limit=-1)),
         current=None,
         detail=None,
         turn_link=_anchor,

@@ -17,6 +17,9 @@ from mixquant_agents.telemetry.store import TurnStore
 
 __all__ = ["write_report"]
 
+PLOTTED = 100
+"""Most turns in a picture."""
+
 
 def write_report(
     store: Path | None,
@@ -49,10 +52,10 @@ def write_report(
         else:
             thread = thread or _newest(turns)
             page = thread_report(turns, thread, content=content)
-            fall = waterfall(turns.thread(thread), turns.spans(thread=thread))
+            fall = waterfall(turns.thread(thread, limit=-1), turns.spans(thread=thread, limit=-1))
             made = {"report": "thread", "thread": thread, "seconds": fall.totals}
             safe = re.sub(r"[^\w.-]+", "_", thread)[:80] or "thread"
-            files = [] if plots is None else plot_thread(fall, thread, plots / f"thread-{safe}")
+            files = [] if plots is None else _plot(turns, thread, plots / f"thread-{safe}")
     _write(out, page)
     return {**made, "files": [str(out), *map(str, files)]}
 
@@ -69,6 +72,13 @@ def _sides(
     else:
         one, other = (TurnFilter(run=name, model=model, since=since) for name in names)
     return one, other
+
+
+def _plot(store: TurnStore, thread: str, stem: Path) -> list[Path]:
+    """A picture of a thread's newest turns: of thousands it would be taller than any picture may be."""
+    turns = store.thread(thread, limit=PLOTTED)
+    title = thread if len(turns) < PLOTTED else f"{thread}, its newest {PLOTTED} turns"
+    return plot_thread(waterfall(turns, store.spans(thread=thread)), title, stem)
 
 
 def _newest(store: TurnStore) -> str:

@@ -22,7 +22,7 @@ class Source:
 
     def exists(self) -> bool:
         """Whether there is a file to open."""
-        return self.path.is_file()
+        return os.path.isfile(self.path)
 
     def store(self) -> TurnStore:
         """The open store.

@@ -6,7 +6,6 @@ thread, so a long query holds up no other.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
@@ -190,10 +189,6 @@ class TurnStore:
             values.append(search)
         where = " AND ".join(parts)
         query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built above
-        sums = (
-            f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN (SELECT value FROM json_each(?)) "  # noqa: S608
-            "ORDER BY last_us DESC"
-        )
         wanted, window = offset + limit, (offset + limit) * 3 + 50
         with self.reading() as connection:
             while True:  # a thread has one row per series, so it takes more rows than threads
@@ -203,10 +198,14 @@ class TurnStore:
                     break
                 window *= 4
             merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads[offset:wanted]}
-            for row in connection.execute(sums, (*summed_values, json.dumps(list(merged)))):
-                merged[row["thread_id"]].append(row)
+            for begin in range(offset, offset + len(merged), 10_000):
+                part = threads[begin : min(begin + 10_000, wanted)]
+                marks = ", ".join("?" * len(part))
+                sums = f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN ({marks}) ORDER BY last_us DESC"  # noqa: S608
+                for row in connection.execute(sums, (*summed_values, *part)):
+                    merged[row["thread_id"]].append(row)
         names = {one.id: one for one in self.series()}
-        return [_summary(thread, rows, names) for thread, rows in merged.items()]
+        return [_summary(thread, rows, names) for thread, rows in merged.items() if rows]
 
     def spans(self, *, thread: str | None = None, run: str | None = None, limit: int = 2_000) -> list[StoredSpan]:
         """The last ``limit`` spans of a thread or of an agent run, in the order of time."""

@@ -51,7 +51,7 @@ async def ask(
 async def test_without_a_token_only_loopback_names_are_answered() -> None:
     for host in ("127.0.0.1:8765", "localhost:8765", "[::1]:8765", "127.0.0.2"):
         assert (await ask(None, host=host))[0] == 200
-    for host in ("evil.example:8765", "127.0.0.1.evil.example", "", "192.168.1.5:8765"):
+    for host in ("evil.example:8765", "127.0.0.1.evil.example", "", "192.168.1.5:8765", "[::1", "a]b["):
         assert (await ask(None, host=host))[0] == 421
         assert (await ask(None, kind="websocket", host=host))[0] == "websocket.close"
 
@@ -59,7 +59,7 @@ async def test_without_a_token_only_loopback_names_are_answered() -> None:
 async def test_pages_of_other_origins_reach_neither_pages_nor_sockets() -> None:
     assert (await ask(None, origin="http://127.0.0.1:8765"))[0] == 200
     assert (await ask(None, kind="websocket", origin="http://127.0.0.1:8765"))[0] == "websocket.accept"
-    for origin in ("http://evil.example", "http://127.0.0.1:9999", "null"):
+    for origin in ("http://evil.example", "http://127.0.0.1:9999", "null", "http://[::1", "http://a]b["):
         assert (await ask(None, origin=origin))[0] == 403
         assert (await ask(None, kind="websocket", origin=origin))[0] == "websocket.close"
 
