@@ -66,8 +66,11 @@ class CallBook:
         for (index, _), call in zip(sorted(self._calls.items()), self.listed(), strict=True):
             reason = _why_invalid(call["arguments"])
             if reason is not None:
-                found.append((index, {**call, "error": reason}, seal(call["arguments"])))
+                found.append((index, {**call, "error": reason}, seal(call["arguments"], always=reason is _TOO_DEEP)))
         return found
+
+
+_TOO_DEEP = "the arguments are nested too deeply to be read"
 
 
 def _why_invalid(arguments: str) -> str | None:
@@ -77,6 +80,8 @@ def _why_invalid(arguments: str) -> str | None:
         value = json.loads(arguments, strict=False)
     except ValueError as error:
         return f"the arguments are not valid JSON: {error}"
+    except RecursionError:
+        return _TOO_DEEP
     return None if isinstance(value, dict) else f"the arguments are {type(value).__name__}, not an object"
 
 

@@ -45,7 +45,7 @@ class ValueScanner:
         """The value of the kept text; ``None`` where that is not JSON."""
         try:
             return json.loads(self.text, strict=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     def feed(self, text: str, at: int) -> int:

@@ -97,6 +97,17 @@ async def test_json_schemas_need_neither_a_title_nor_properties(method: Any) -> 
     assert request_of(model).schema == listed
 
 
+@pytest.mark.parametrize("nested", ["[" * 3000, "[" * 3000 + "]" * 3000 + "}"], ids=["cut off", "whole"])
+async def test_a_call_that_nests_without_end_is_invalid(nested: str) -> None:
+    called = ScriptedTurn(tool_calls=[{"name": "add", "args": '{"a": ' + nested}])
+    model = model_of(called).bind_tools([add])
+    answer = await model.ainvoke("hi")
+    assert (answer.tool_calls, len(answer.invalid_tool_calls)) == ([], 1)
+    assert (await model.ainvoke([("user", "hi"), answer])).invalid_tool_calls, "the model sees what it wrote"
+    unnamed = model_of(f'<tool_call>\n{{"name": {nested}\n</tool_call>').bind_tools([add])
+    assert len((await unnamed.ainvoke("hi")).invalid_tool_calls) == 1
+
+
 class Tree(BaseModel):
     """A tree."""
 

@@ -12,9 +12,15 @@ import pytest
 from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.protocol import NamedTool, OutputParser, TokenDelta, ToolChoice
-from mixquant_agents.engine.vllm.parsers import make_parser, parser_names, reasoning_counter, tag_model_of
+from mixquant_agents.engine.vllm.parsers import (
+    VllmOutputParser,
+    make_parser,
+    parser_names,
+    reasoning_counter,
+    tag_model_of,
+)
 from mixquant_agents.engine.vllm.render import bundled_template
-from mixquant_agents.errors import ConfigError
+from mixquant_agents.errors import ConfigError, EngineError
 
 ADD = {
     "type": "function",
@@ -219,3 +225,14 @@ def test_a_parser_must_fit_the_tokenizer() -> None:
     with pytest.raises(ConfigError, match=r"tool_parser 'llama3_json' .* do not fit: .*python_tag"):
         names("", tool_parser="llama3_json", tokenizer=bare)
     assert names("<|python_tag|>", tokenizer=bare) == ("hermes", None)  # auto gives it up
+
+
+def test_a_parser_of_vllms_that_fails_is_told_in_our_words() -> None:
+    class Broken:
+        def parse_delta(self, *_: Any, **__: Any) -> Any:
+            raise IndexError("list index out of range")
+
+    parser = object.__new__(VllmOutputParser)
+    parser._parser, parser._request, parser._started, parser._finished = Broken(), None, False, False
+    with pytest.raises(EngineError, match="parser failed on this answer: IndexError"):
+        parser.feed(TokenDelta(text="x"))

@@ -120,11 +120,19 @@ async def test_a_failed_start_is_told_to_all_and_tried_again(stub: Any) -> None:
     await engine.aclose()
 
 
-async def test_closing_during_the_start_ends_what_was_started(stub: Any) -> None:
+async def test_closing_during_the_start_ends_what_was_started(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold = threading.Event()
+
+    def held(config: EngineConfig, control: StartControl) -> StubEngine:
+        hold.wait(5)
+        return stub(config, control)
+
+    monkeypatch.setattr(shared, "RunningEngine", held)
     engine = VllmEngine(CONFIG)
     starting = asyncio.create_task(engine.start())
     await asyncio.sleep(0.005)
     await engine.aclose()
+    hold.set()
     with pytest.raises(EngineClosedError):
         await starting
     assert [made.closed for made in stub.made] == [1]
@@ -190,6 +198,22 @@ async def test_a_forked_child_forgets_the_parents_engines(stub: Any) -> None:
         os._exit(0 if not shared._shared and stub.made[0].closed == 0 else 1)
     assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
     await engine.aclose()
+
+
+def test_a_forked_child_starts_an_engine_of_its_own(stub: Any) -> None:
+    engine = VllmEngine.shared(CONFIG)
+    asyncio.run(engine.start())
+    child = os.fork()
+    if child == 0:
+        right = False
+        try:
+            asyncio.run(engine.start())
+            right = [made.closed for made in stub.made] == [0, 0] and VllmEngine.shared(CONFIG)._cell is engine._cell
+        finally:
+            os._exit(0 if right else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    engine.close()
+    assert [made.closed for made in stub.made] == [1]
 
 
 async def test_exit_does_not_wait_for_a_start(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:

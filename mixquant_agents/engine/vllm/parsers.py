@@ -23,7 +23,7 @@ from mixquant_agents.engine.protocol import (
 )
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
 from mixquant_agents.engine.vllm.render import Renderer
-from mixquant_agents.errors import ConfigError
+from mixquant_agents.errors import ConfigError, EngineError
 
 __all__ = ["VllmOutputParser", "make_parser", "parser_names", "reasoning_counter", "tag_model_of"]
 
@@ -224,19 +224,19 @@ class VllmOutputParser:
             self._started = True
             prompt = list(delta.prompt_token_ids or ())
         self._finished = delta.finish_reason is not None
-        message = self._parser.parse_delta(
-            delta.text, list(delta.token_ids), self._request, prompt_token_ids=prompt, finished=self._finished
-        )
-        return self._given(message)
+        return self._parsed(delta.text, list(delta.token_ids), prompt_token_ids=prompt, finished=self._finished)
 
     def finish(self) -> OutputDelta:
         """See :class:`OutputParser`. Calls that were cut off have been given out: who reads the pieces judges them."""
         if self._finished or not self._started:
             return OutputDelta()
-        return self._given(self._parser.parse_delta("", [], self._request, finished=True))
+        return self._parsed("", [], finished=True)
 
-    @staticmethod
-    def _given(message: Any) -> OutputDelta:
+    def _parsed(self, text: str, ids: list[int], **more: Any) -> OutputDelta:
+        try:
+            message = self._parser.parse_delta(text, ids, self._request, **more)
+        except Exception as error:  # parsers raise what they like
+            raise EngineError(f"vLLM's parser failed on this answer: {type(error).__name__}: {error}") from error
         if message is None:
             return OutputDelta()
         calls = []

@@ -154,6 +154,6 @@ def _call(call: Any, place: int, parse_arguments: bool) -> dict[str, Any]:
         raise InvalidMessagesError(f"message {place} holds a tool call without function name: {call!r}")
     arguments = function.get("arguments", "{}")
     if parse_arguments and isinstance(arguments, str):
-        with suppress(ValueError):  # an invalid call of the model itself: the template gets its text
+        with suppress(ValueError, RecursionError):  # an invalid call of the model itself: the template gets its text
             arguments = json.loads(arguments) if arguments.strip() else {}
     return {**call, "function": {**function, "arguments": arguments}}

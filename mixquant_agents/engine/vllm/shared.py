@@ -81,6 +81,11 @@ class EngineCell:
         engine.close()
         start.set_exception(EngineClosedError(f"the engine for {self.config.model!r} was closed; make a new one"))
 
+    def begin_anew(self) -> None:
+        """In a forked child: what runs or starts is the parent's; the next turn here starts an engine of its own."""
+        _left_to_parents.append(self._start)
+        self._lock, self._start, self._control = threading.Lock(), None, StartControl(self.config.model)
+
     def close(self) -> None:
         """Drop one reference; the last one ends the engine (blocking)."""
         with _registry_lock:
@@ -142,12 +147,16 @@ def close_all(*, wait: bool = True) -> None:
         cell.end(wait=wait)
 
 
+_left_to_parents: list[object] = []
+"""Engines that a forked child inherited; kept, because vLLM ends their processes when nobody refers to them."""
+
+
 def _forget() -> None:
     """A forked child has the objects but neither threads nor the right to close the parent's engines."""
     global _registry_lock
     _registry_lock = threading.Lock()
-    _cells.clear()
-    _shared.clear()
+    for cell in _cells:
+        cell.begin_anew()
 
 
 atexit.register(close_all, wait=False)
