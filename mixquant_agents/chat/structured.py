@@ -97,7 +97,7 @@ _FUNCTION_KEYS = {"function", "name", "toolSpec"}
 def _as_tool(schema: Any) -> dict[str, Any]:
     try:
         return convert_to_openai_tool(schema)
-    except (ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # LangChain and pydantic have many ways to refuse
         why = " ".join(str(error).split())
         raise GrammarError(
             f"{schema!r} is no schema ({why}); give a pydantic model, a TypedDict, or a JSON schema with a title"

@@ -32,7 +32,7 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
 def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
     try:
         one = convert_to_openai_tool(dict(tool) if isinstance(tool, Mapping) else tool, strict=strict)
-    except (ValueError, TypeError, AttributeError) as error:
+    except Exception as error:  # LangChain and pydantic have many ways to refuse
         why = " ".join(str(error).split())
         raise RequestError(
             f"{tool!r} is no tool ({why}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
@@ -70,7 +70,8 @@ def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
     elif isinstance(choice, str):
         found = NamedTool(choice) if choice in names or choice not in _WORDS else _WORDS[choice]
     elif isinstance(choice, Mapping):
-        named = choice.get("function", choice).get("name")
+        inner = choice.get("function", choice)
+        named = inner.get("name") if isinstance(inner, Mapping) else inner
         if not isinstance(named, str):
             raise RequestError(f'tool_choice={choice!r} names no tool; write {{"type": "function", "function": …}}')
         found = NamedTool(named)

@@ -68,6 +68,8 @@ def test_what_a_turn_is_told_is_checked_alike_in_the_model_and_in_a_call(
         ({"tools": [{"type": "function", "function": {"name": 3}}]}, RequestError, "named 3"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 3}}]}, RequestError, "'f' are 3"),
         ({"tool_choice": 3.5}, RequestError, "tool_choice=3.5"),
+        ({"tool_choice": {"type": "function", "function": None}}, RequestError, "names no tool"),
+        ({"tool_choice": {"type": "function", "function": "f"}}, RequestError, "'f' is not among"),
         ({"response_format": "json"}, GrammarError, "'json'"),
         ({"response_format": {"type": "json_object", "schema": 3}}, GrammarError, "3"),
     ],
@@ -90,9 +92,16 @@ def test_what_is_no_schema(schema: Any, method: Any) -> None:
     refused(GrammarError, "is no schema", lambda: model_of("x").with_structured_output(schema, method=method))
 
 
+def unknown(place: "Nowhere") -> str:  # type: ignore[name-defined] # noqa: F821 - as where it is imported for types only
+    """Go there."""
+    return str(place)
+
+
 def test_what_is_no_tool() -> None:
     for tools in ([3], ["add"], [dict], [{}]):
         refused(RequestError, "tool", lambda tools=tools: model_of("x").bind_tools(tools))
+    with pytest.raises(RequestError, match="'Nowhere' is not defined"):
+        model_of("x").bind_tools([unknown])
     assert model_of("x").bind_tools(one for one in (add, City))  # any iterable will do
 
 

@@ -43,6 +43,7 @@ class FakeLlm:
         self.script, self.rows = script, rows or {}
         self.calls: list[tuple[str, list[str]]] = []
         self.ended = ""
+        self.errored = False
 
     async def generate(self, *_: Any, **__: Any) -> AsyncIterator[Any]:
         try:
@@ -154,6 +155,20 @@ async def test_a_failing_call_fails_no_turn(caplog: pytest.LogCaptureFixture) ->
     assert deltas[-1].counts is not None
     assert deltas[-1].counts.quantized_tokens is None
     assert "worker is busy dying" in caplog.text
+
+
+async def test_a_whole_answer_is_given_though_the_engine_dies_before_its_rows_are_told() -> None:
+    llm = FakeLlm(script(time.monotonic()))
+
+    async def never(*_: Any, **__: Any) -> Any:
+        llm.errored = True
+        await asyncio.Event().wait()
+
+    llm.collective_rpc = never  # type: ignore[method-assign]
+    deltas = await asyncio.wait_for(play(llm), 5)
+    assert deltas[-1].finish_reason == "stop"
+    assert deltas[-1].counts is not None
+    assert deltas[-1].counts.quantized_tokens is None
 
 
 async def test_first_and_last_delta_carry_the_prompt() -> None:

@@ -34,6 +34,12 @@ class RowCounts:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="mixquant-row-counts")
         return future
 
+    async def told(self, asked: asyncio.Future[Counts | None]) -> Counts | None:
+        """The answer to :meth:`ask`; ``None`` where the engine died before it came, for then vLLM never answers."""
+        while not asked.done() and not self._llm.errored:
+            await asyncio.wait([asked], timeout=1.0)
+        return asked.result() if asked.done() else None
+
     async def _run(self) -> None:
         await asyncio.sleep(0)  # let the other requests of this engine step join
         while self._pending:

@@ -165,9 +165,9 @@ async def run_turn(
             if not posted:
                 delta = replace(delta, prompt_token_ids=ids)  # parsers ask it whether reasoning has begun
             if output.finished:
-                found = await asked if asked is not None else None
+                found = await rows.told(asked) if rows is not None and asked is not None else None
                 if rows is not None and _preemptions(output.metrics, preempted) != seen:
-                    found = await rows.ask(request_id)  # rows may have run again after the first answer
+                    found = await rows.told(rows.ask(request_id))  # rows may have run again after the first answer
                 own = getattr(output.metrics, "num_preemptions", None)
                 thought = meter.count_reasoning(ids, meter.answer) if meter.count_reasoning is not None else None
                 delta = replace(
