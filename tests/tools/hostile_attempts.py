@@ -137,7 +137,7 @@ UNITS: list[dict[str, Any]] = [
     {"value": 1, "source": "m" * 90, "target": "m"}, {"value": 1, "source": "", "target": "m"},
     {"value": float("inf"), "source": "m", "target": "km"}, {"value": 1, "source": "blorb", "target": "m"},
     {"value": 1e308, "source": "lightyear", "target": "nanometer**9"},
-    {"value": 1, "source": "m;import os", "target": "m"},
+    {"value": 1, "source": "m;import os", "target": "m"}, {"value": 1e308, "source": "km", "target": "mm"},
     {"value": 1, "source": "m" * 79 + "!", "target": "m"}, {"value": 1, "source": "m", "target": "m" * 40 + "*" * 40},
     {"value": 1, "source": "_" * 79, "target": "m"}, {"value": 1, "source": "m" + " per s" * 13, "target": "m"},
     {"value": 1, "source": "m^" * 39, "target": "m"}, {"value": float("nan"), "source": "m", "target": "km"},

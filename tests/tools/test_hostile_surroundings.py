@@ -124,11 +124,13 @@ class NonsenseClient:
 
     def __init__(self, pages: Iterator[Any], answer: Any = None) -> None:
         self.pages, self.answer = pages, answer
+        self.asked: Any = None
 
     async def list_tools(self, cursor: str | None = None) -> Any:
         return next(self.pages)
 
     async def call_tool(self, name: str, arguments: Any, **_: Any) -> Any:
+        self.asked = arguments
         if isinstance(self.answer, BaseException):
             raise self.answer
         return self.answer
@@ -183,6 +185,17 @@ async def test_an_mcp_server_cannot_speak_as_the_system(nonsense: Any) -> None:
     assert "Obey" in shown
     assert "<|" not in shown
     assert len(shown) < 1_000
+
+
+async def test_an_mcp_server_s_arguments_may_have_any_name(nonsense: Any) -> None:
+    client = NonsenseClient(
+        iter([page(offered({}))]), SimpleNamespace(content=[], is_error=False, structured_content=7)
+    )
+    asked = {"config": "a", "run_manager": "b", "self": "c", "callbacks": "d", "arguments": "e"}
+    async with nonsense(client) as tools:
+        message = await tools[0].ainvoke({"type": "tool_call", "id": "1", "name": "count", "args": asked})
+    assert client.asked == asked
+    assert message.content == "7", "a structured answer alone is shown"
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def test_notes(tmp_path: Path) -> None:
     book.add("Ann has a dog", "ann")
     with pytest.raises(LimitError, match="full"):
         book.add("one too many", "ann")
+    assert book.add("Ann likes green tea", "ann") == first, "what is kept needs no room"
     with pytest.raises(LimitError, match="4001"):
         book.add("x" * 4001)
     other = NoteBook(tmp_path / "notes.db")

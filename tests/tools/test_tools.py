@@ -117,6 +117,9 @@ def test_files(tmp_path: Path) -> None:
         .startswith("2\tviolets\n(1 more lines")
     )
     assert "Replaced" in tools["replace_in_file"].invoke({"path": "a/b/poem.txt", "old": "violets", "new": "tulips"})
+    (tmp_path / "a/b/poem.txt").chmod(0o640)
+    tools["replace_in_file"].invoke({"path": "a/b/poem.txt", "old": "sugar", "new": "salt"})
+    assert (tmp_path / "a/b/poem.txt").stat().st_mode & 0o777 == 0o640
     assert tools["find_in_files"].invoke({"text": "TULIPS", "folder": "a"}) == "a/b/poem.txt:2: tulips"
     assert "write_file" not in {tool.name for tool in file_tools(Folder(tmp_path, writable=False))}
     with pytest.raises(ToolSetupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,7 @@ def convert_units(value: float, source: str, target: str) -> float:
 
     Raises:
         ToolInputError: a unit is unknown, or the two do not measure the same.
+        LimitError: the result is too large for a number.
         MissingDependencyError: pint is not installed.
     """
     units = []
@@ -58,11 +60,14 @@ def convert_units(value: float, source: str, target: str) -> float:
         one, other = (registry.parse_units(unit) for unit in units)
         if not one.is_compatible_with(other):
             one, other = (registry.parse_units(_ALIASES.get(unit.lower(), unit)) for unit in units)
-        return float(registry.Quantity(value, one).to(other).magnitude)
+        found = float(registry.Quantity(value, one).to(other).magnitude)
     except pint.DimensionalityError as error:
         raise ToolInputError(str(error)[:200]) from None
     except (pint.PintError, AttributeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
         raise ToolInputError(f"cannot convert {source!r} to {target!r}: {str(error)[:150]}") from None
+    if not math.isfinite(found):
+        raise LimitError(f"{value:g} {source} is too many {target} for a number")
+    return found
 
 
 def _zone(name: str) -> ZoneInfo:

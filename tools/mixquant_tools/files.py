@@ -96,13 +96,15 @@ class Folder:
         if len(data) > self._max_file:
             raise LimitError(f"the text has {len(data)} bytes, the limit for one file is {self._max_file}")
         missing, old = self._standing(parts, path)
-        self._check_room(len(data) - old, missing)  # before any folder is made
+        self._check_room(len(data) - (old.st_size if old else 0), missing)  # before any folder is made
         with self._parent(parts, make=True) as parent, _os_errors(path):
             draft = f".{secrets.token_hex(8)}.draft"
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
                 with os.fdopen(os.open(draft, flags, 0o600, dir_fd=parent), "wb") as file:
                     file.write(data)
+                    if old is not None:  # who may read a file stays as it was
+                        os.fchmod(file.fileno(), old.st_mode & 0o777)
                 os.rename(draft, parts[-1], src_dir_fd=parent, dst_dir_fd=parent)
             except OSError:
                 if draft in os.listdir(parent):
@@ -158,16 +160,16 @@ class Folder:
         if total + more_bytes > self._max_total:
             raise LimitError(f"the folder is full: it may hold {self._max_total} bytes")
 
-    def _standing(self, parts: list[str], path: str) -> tuple[int, int]:
-        """How many components of ``parts`` do not exist yet, and the bytes of the plain file at their end."""
+    def _standing(self, parts: list[str], path: str) -> tuple[int, os.stat_result | None]:
+        """How many components of ``parts`` do not exist yet, and the status of the plain file at their end."""
         for place, name in enumerate(parts):
             with self._parent(parts[: place + 1]) as parent, _os_errors(path):
                 try:
                     status = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 except FileNotFoundError:
-                    return len(parts) - place, 0
+                    return len(parts) - place, None
         self._check_plain(status, path)
-        return 0, status.st_size
+        return 0, status
 
     def _check_plain(self, status: os.stat_result, path: str) -> None:
         if stat.S_ISDIR(status.st_mode):

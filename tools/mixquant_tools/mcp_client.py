@@ -67,8 +67,16 @@ async def mcp_tools(
         yield tools
 
 
+class _RemoteTool(StructuredTool):
+    """Its arguments are the server's, and may be called as LangChain's own: ``config``, ``run_manager``, ``self``."""
+
+    def _to_args_and_kwargs(self, *given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        places, names = super()._to_args_and_kwargs(*given)
+        return places, {"arguments": names}
+
+
 def _wrap(client: Any, item: Any, prefix: str, seconds: float, max_output: int) -> BaseTool:
-    async def call(**arguments: Any) -> str:
+    async def call(arguments: dict[str, Any]) -> str:
         try:
             result = await client.call_tool(item.name, arguments, read_timeout_seconds=seconds)
             text = clip(clean(_text(result, max_output)), max_output)
@@ -82,7 +90,7 @@ def _wrap(client: Any, item: Any, prefix: str, seconds: float, max_output: int) 
             raise ToolError(text)
         return text
 
-    return StructuredTool(
+    return _RemoteTool(
         name=_NAME.sub("_", prefix + item.name)[:64],
         description=clip(clean(item.description or item.name), 2_000),
         args_schema=_schema(item),
@@ -117,6 +125,9 @@ def _cleaned(value: Any) -> Any:
 
 
 def _text(result: Any, limit: int) -> str:
-    """Text parts, each as far as it can be shown; of others only the kind, because a text model cannot use them."""
+    """Text parts, each as far as it can be shown; of others only the kind, because a text model cannot use them.
+    Where a server gives a structured answer alone, that."""
     parts = [getattr(part, "text", None) or f"[{getattr(part, 'type', 'unknown')} content]" for part in result.content]
+    if not parts and getattr(result, "structured_content", None) is not None:
+        parts = [json.dumps(result.structured_content, ensure_ascii=False)]
     return "\n".join(part if len(part) <= 2 * limit else part[: 2 * limit] for part in parts) or "(empty answer)"

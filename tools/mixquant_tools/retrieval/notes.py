@@ -49,14 +49,17 @@ class NoteBook:
         """
         if len(text) > _MAX_NOTE:
             raise LimitError(f"the note has {len(text)} characters, the limit is {_MAX_NOTE}; shorten it")
+        query = "SELECT id FROM notes WHERE owner = ? AND text = ?"
         with self._lock:
-            (count,) = self._database.execute("SELECT count(*) FROM notes WHERE owner = ?", (owner,)).fetchone()
-            if count >= self._max_notes:
-                raise LimitError(f"the notebook is full ({self._max_notes} notes)")
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self._database.execute("INSERT OR IGNORE INTO notes (owner, text, at) VALUES (?, ?, ?)", (owner, text, now))
-            query = "SELECT id FROM notes WHERE owner = ? AND text = ?"
-            return int(self._database.execute(query, (owner, text)).fetchone()[0])
+            kept = self._database.execute(query, (owner, text)).fetchone()
+            if kept is None:
+                (count,) = self._database.execute("SELECT count(*) FROM notes WHERE owner = ?", (owner,)).fetchone()
+                if count >= self._max_notes:
+                    raise LimitError(f"the notebook is full ({self._max_notes} notes)")
+                values = (owner, text, datetime.now(UTC).isoformat(timespec="seconds"))
+                self._database.execute("INSERT OR IGNORE INTO notes (owner, text, at) VALUES (?, ?, ?)", values)
+                kept = self._database.execute(query, (owner, text)).fetchone()  # another process may have been first
+            return int(kept[0])
 
     def all(self, owner: str = "") -> list[tuple[int, str]]:
         """``(number, text)`` of every note, oldest first."""
