@@ -108,11 +108,16 @@ class TwinCheckpoint:
         return self._file(key).get_slice(key)
 
     def _file(self, key: str) -> Any:
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         path = self._files[key]
         if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise FormatRefusedError(
+                    f"prefill_checkpoint={self.location!r}: {path.name} cannot be read ({error})"
+                ) from None
         return self._open[path]
 
 
@@ -138,7 +143,15 @@ def _index(folder: pathlib.Path, location: str) -> dict[str, pathlib.Path]:
 
     listing = folder / "model.safetensors.index.json"
     if listing.is_file():
-        return {name: folder / file for name, file in json.loads(listing.read_text())["weight_map"].items()}
+        try:
+            listed = {name: folder / file for name, file in json.loads(listing.read_text())["weight_map"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FormatRefusedError(
+                f"prefill_checkpoint={location!r}: {listing.name} cannot be read ({type(error).__name__}: {error})"
+            ) from None
+        if absent := sorted({path.name for path in listed.values() if not path.is_file()}):
+            raise FormatRefusedError(f"prefill_checkpoint={location!r} is incomplete: {absent[0]} is not there")
+        return listed
     found: dict[str, pathlib.Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:

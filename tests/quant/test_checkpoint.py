@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import re
 
 import pytest
 import torch
@@ -102,6 +104,31 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
         TwinCheckpoint(str(tmp_path))
     with pytest.raises(FormatRefusedError, match="neither a folder nor on the hub"):
         TwinCheckpoint("nobody/nothing-NVFP4")
+
+
+@pytest.mark.parametrize(
+    ("listing", "message"),
+    [
+        ("{", "cannot be read"),
+        ('{"weights": {}}', "cannot be read"),
+        ('{"weight_map": ["model.safetensors"]}', "cannot be read"),
+        ('{"weight_map": {"x": "model-00002.safetensors"}}', "model-00002.safetensors is not there"),
+    ],
+)
+def test_a_damaged_or_incomplete_listing_is_refused(tmp_path: pathlib.Path, listing: str, message: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(listing)
+    with pytest.raises(FormatRefusedError, match=re.escape(message)):
+        TwinCheckpoint(str(tmp_path))
+
+
+def test_a_damaged_part_is_refused(tmp_path: pathlib.Path) -> None:
+    listed = {
+        f"{NAMES[0]}.{end}": "part.safetensors" for end in ("weight_packed", "weight_scale", "weight_global_scale")
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    (tmp_path / "part.safetensors").write_bytes(b"half a downl")
+    with pytest.raises(FormatRefusedError, match=r"part\.safetensors cannot be read"):
+        TwinCheckpoint(str(tmp_path)).check(NAMES[:1], 48, K)
 
 
 def test_other_formats_do_not_adopt() -> None:
