@@ -81,19 +81,21 @@ class ContextOverflowError(RequestError):
     Attributes:
         prompt_tokens: tokens in the rendered prompt.
         max_model_len: tokens the context window holds, prompt and answer together.
+        max_tokens: tokens asked for, if the caller named a number.
     """
 
     def __init__(self, prompt_tokens: int, max_model_len: int, max_tokens: int | None = None) -> None:
         self.prompt_tokens = prompt_tokens
         self.max_model_len = max_model_len
+        self.max_tokens = max_tokens
         wanted = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
         super().__init__(
             f"the prompt has {prompt_tokens} tokens{wanted}, but the context window holds {max_model_len} for prompt "
             "and answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
         )
 
-    def __reduce__(self) -> tuple[type[ContextOverflowError], tuple[int, int]]:
-        return type(self), (self.prompt_tokens, self.max_model_len)
+    def __reduce__(self) -> tuple[type[ContextOverflowError], tuple[int, int, int | None]]:
+        return type(self), (self.prompt_tokens, self.max_model_len, self.max_tokens)
 
 
 class InvalidSamplingError(RequestError):

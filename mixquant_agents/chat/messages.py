@@ -87,7 +87,7 @@ def _assistant(message: AIMessage, place: int) -> Message:
         if block.get("type") in ("tool_call", "tool_use") and block.get("id") not in known:
             arguments = block.get("args", block.get("input", {}))
             calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments)))
-    raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED, ())}
+    raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED) or ()}
     for broken in message.invalid_tool_calls:
         text = str(raw.get(broken.get("id")) or broken.get("args") or "")
         if broken.get("name"):
@@ -109,7 +109,7 @@ def _call(call_id: object, name: str, arguments: str) -> Message:
 
 
 def _json(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _reasoning(message: AIMessage) -> str:

@@ -1,6 +1,7 @@
 """LangChain's messages reach the engine whole, and come back whole."""
 
 import json
+from datetime import date
 from typing import Any
 
 import pytest
@@ -51,6 +52,12 @@ def test_every_kind_of_message() -> None:
         {"role": "system", "content": "d"},
         {"role": "assistant", "content": "e"},
     ]
+
+
+def test_what_only_other_programs_write_into_an_answer_is_read_all_the_same() -> None:
+    call = {"name": "book", "args": {"day": date(2026, 3, 1)}, "id": "1"}
+    (said,) = to_engine([AIMessage("a", tool_calls=[call], additional_kwargs={"unparsed_tool_calls": None})])
+    assert said["tool_calls"][0]["function"]["arguments"] == '{"day": "2026-03-01"}'
 
 
 def test_blocks_are_flattened() -> None:

@@ -31,3 +31,5 @@ def test_context_overflow_carries_both_numbers_even_through_pickle() -> None:
     assert (error.prompt_tokens, error.max_model_len) == (9000, 8192)
     assert "9000" in str(error)
     assert "8192" in str(error)
+    asked = errors.ContextOverflowError(9000, 8192, 77)
+    assert str(pickle.loads(pickle.dumps(asked))) == str(asked)  # noqa: S301 - our own bytes
