@@ -119,6 +119,10 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
     support = format_support(wanted, device)
     if support.status == "refused":
         raise FormatRefusedError(f"prefill_format={wanted.value!r} is refused: {support.reason}; or use policy 'exact'")
+    if policy.weight_only and support.status == "native":
+        support = FormatStatus(
+            "emulated", "weight_only=True has no kernel here: rows are multiplied in wide arithmetic"
+        )
     quantizes = wanted is not NumberFormat.EXACT
     decode = policy.decode_format
     if policy.exact_last_token == "auto":  # noqa: S105 - a token of text, not a secret

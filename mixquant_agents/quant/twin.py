@@ -127,7 +127,7 @@ def twin_key(resolved: ResolvedPolicy) -> str:
     """
     if not resolved.quantizes:
         return ""
-    kind = "emulated" if resolved.emulated or resolved.policy.weight_only else "native"
+    kind = "emulated" if resolved.emulated else "native"
     return f"{resolved.prefill_format.value}-{kind}" + ("-weight-only" if resolved.policy.weight_only else "")
 
 

@@ -52,6 +52,16 @@ def test_a_named_format_without_hardware_is_emulated_and_says_why() -> None:
     assert "Blackwell" in (resolved.reason or "")
 
 
+@pytest.mark.parametrize("number_format", ["nvfp4", "fp8", "int8"])
+def test_weights_alone_in_a_format_are_an_emulation_everywhere(number_format: str) -> None:
+    policy = PrecisionPolicy(prefill_format=number_format, weight_only=True)
+    for device in (CPU, H100, B200):
+        resolved = resolve(policy, device)
+        assert resolved.emulated
+        assert resolved.reason
+        assert resolved.row_threshold == 0
+
+
 @pytest.mark.parametrize(
     ("preset", "last"),
     [

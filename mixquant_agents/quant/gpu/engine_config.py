@@ -11,7 +11,7 @@ from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["CAPTURE_SIZES", "eager_only", "hook_config"]
+__all__ = ["CAPTURE_SIZES", "hook_config"]
 
 _log = logging.getLogger("vllm.mixquant")
 
@@ -69,7 +69,7 @@ def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = list(self.compilation_config.cudagraph_capture_sizes or ())
         original(self, *args, **kwargs)
         resolved = _resolved(self.quant_config)
-        if asked and resolved is not None and resolved.quantizes and eager_only(resolved):
+        if asked and resolved is not None and resolved.emulated:
             raise ConfigError(
                 f"capture_sizes with {resolved.prefill_format.value}, which runs emulated here ({resolved.reason}): an "
                 "emulation routes rows in Python, which no CUDA graph holds; leave capture_sizes None, or use a policy "
@@ -83,7 +83,7 @@ def _method(original: Callable[..., Any]) -> Callable[..., Any]:
     def _get_quantization_config(model_config: Any, *args: Any, **kwargs: Any) -> Any:
         config = original(model_config, *args, **kwargs)
         resolved = _resolved(config)
-        if resolved is not None and resolved.quantizes and eager_only(resolved) and not model_config.enforce_eager:
+        if resolved is not None and resolved.emulated and not model_config.enforce_eager:
             _log.warning(
                 "mixquant: %s runs emulated here, which routes rows in Python at each step: the engine is eager",
                 resolved.prefill_format.value,
@@ -92,11 +92,6 @@ def _method(original: Callable[..., Any]) -> Callable[..., Any]:
         return config
 
     return _get_quantization_config
-
-
-def eager_only(resolved: Any) -> bool:
-    """Whether the policy's twin is an emulation (weight-only ones always are)."""
-    return bool(resolved.emulated or resolved.policy.weight_only)
 
 
 def _sizes(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,7 +109,7 @@ def _adjust(vllm_config: Any, resolved: Any) -> None:
     from vllm.platforms import current_platform
 
     compilation = vllm_config.compilation_config
-    if eager_only(resolved):
+    if resolved.emulated:
         return
     if resolved.policy.reproducible and compilation.cudagraph_mode.has_full_cudagraphs():
         # A full graph of one row per request cannot tell a prompt's one-row remainder from decode.
@@ -133,7 +128,7 @@ def _adjust(vllm_config: Any, resolved: Any) -> None:
 def _ranges(original: Callable[..., Any]) -> Callable[..., Any]:
     def _set_compile_ranges(self: Any) -> Any:
         resolved = _resolved(self.quant_config)
-        if resolved is not None and resolved.quantizes and not eager_only(resolved):
+        if resolved is not None and resolved.quantizes and not resolved.emulated:
             compilation = self.compilation_config
             boundaries = list(compilation.compile_ranges_endpoints or [])
             if FUSE_BOUNDARY not in boundaries:
