@@ -3,7 +3,7 @@
 Spans ``invoke_agent``, ``execute_tool``, ``retrieval`` and ``chat`` form one trace per agent run. They are built in the
 recorder's thread when a turn or tool has ended, so they cost a turn nothing; ids follow from the LangChain run ids, so
 children can name parents that have not ended yet. Where the application has a span of its own around the agent
-(``traceparent``), the trace continues it.
+(``traceparent``), the trace continues it, and is exported only where the application samples it.
 
 Beside the conventions' attributes a turn's span carries ours (``mixquant.*``) and, for Arize Phoenix and other readers
 of OpenInference, that vocabulary's names for kind, tokens and cache reads.
@@ -89,16 +89,16 @@ class SpanSink:
             if outer is not None
             else _trace_id(link.root_run_id if link else turn.run_id or turn.turn_id)
         )
-        parent = outer
+        parent, flags = outer, outer.trace_flags if outer is not None else SAMPLED
         if link is not None and link.parent_id is not None:
-            parent = _context(trace, _span_id(link.parent_id))
+            parent = _context(trace, _span_id(link.parent_id), flags)
         start = to_microseconds(turn.started_at) * 1000
         ttft, total = turn.ttft_seconds, turn.total_seconds or turn.ttft_seconds or 0.0
         events = [] if ttft is None else [SpanEvent("gen_ai.first_token", timestamp=start + round(ttft * 1e9))]
         event.trace_id = f"{trace:032x}"
         self._emit(
             f"chat {turn.model}",
-            _context(trace, _span_id(turn.run_id or turn.turn_id)),
+            _context(trace, _span_id(turn.run_id or turn.turn_id), flags),
             parent,
             OtelKind.CLIENT if turn.engine == "openai" else OtelKind.INTERNAL,
             chat_attributes(event, link.node if link is not None else None),
@@ -111,7 +111,8 @@ class SpanSink:
     def _span(self, span: Span) -> None:
         outer = _parent_of(span.trace_context)
         trace = outer.trace_id if outer is not None else _trace_id(span.run_id or span.span_id)
-        parent = _context(trace, _span_id(span.parent_id)) if span.parent_id is not None else outer
+        flags = outer.trace_flags if outer is not None else SAMPLED
+        parent = _context(trace, _span_id(span.parent_id), flags) if span.parent_id is not None else outer
         if span.kind is SpanKind.AGENT:
             name, attributes = f"invoke_agent {span.name}", agent_attributes(span)
         elif span.kind is SpanKind.NODE:
@@ -121,7 +122,7 @@ class SpanSink:
         else:
             name, attributes = f"retrieval {span.name}", tool_attributes(span)
         start = to_microseconds(span.started_at) * 1000
-        context = _context(trace, _span_id(span.span_id))
+        context = _context(trace, _span_id(span.span_id), flags)
         self._emit(name, context, parent, OtelKind.INTERNAL, attributes, start, span.seconds, span.error, [])
 
     def _emit(
@@ -180,8 +181,8 @@ def _span_id(run: str) -> int:
     return _number(run, 8)
 
 
-def _context(trace: int, span: int) -> SpanContext:
-    return SpanContext(trace, span, is_remote=False, trace_flags=SAMPLED)
+def _context(trace: int, span: int, flags: TraceFlags) -> SpanContext:
+    return SpanContext(trace, span, is_remote=False, trace_flags=flags)
 
 
 def _parent_of(headers: Mapping[str, str] | None) -> SpanContext | None:
@@ -190,7 +191,7 @@ def _parent_of(headers: Mapping[str, str] | None) -> SpanContext | None:
         return None
     parts = headers.get("traceparent", "").split("-")
     try:
-        trace, span = int(parts[1], 16), int(parts[2], 16)
+        trace, span, flags = int(parts[1], 16), int(parts[2], 16), TraceFlags(int(parts[3], 16))
     except (IndexError, ValueError):
         return None
-    return SpanContext(trace, span, is_remote=True, trace_flags=SAMPLED) if trace and span else None
+    return SpanContext(trace, span, is_remote=True, trace_flags=flags) if trace and span else None

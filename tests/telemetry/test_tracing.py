@@ -87,6 +87,15 @@ def test_an_outer_span_is_continued(exported: tuple[QueueRecorder, InMemorySpanE
     assert f"{parent.span_id:016x}" == "cd" * 8
 
 
+def test_a_trace_that_the_application_does_not_sample_is_not_exported(
+    exported: tuple[QueueRecorder, InMemorySpanExporter],
+) -> None:
+    recorder, exporter = exported
+    a_run(recorder, trace_context={"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-00"})
+    assert not exporter.get_finished_spans()
+    assert recorder.problem is None
+
+
 @pytest.mark.parametrize("header", ["", "rubbish", "00-zz-yy-01", f"00-{'0' * 32}-{'0' * 16}-00"])
 def test_a_malformed_header_starts_a_trace_of_its_own(
     exported: tuple[QueueRecorder, InMemorySpanExporter], header: str
