@@ -39,7 +39,7 @@ def adapter_identity(folder: pathlib.Path) -> dict[str, str]:
 def merge(model: Any, folder: pathlib.Path) -> int:
     """Add the adapter to the model's weights in place.
 
-    Per Linear, ``lora_A`` is ``[r, in]`` and ``lora_B`` is ``[out, r]``, stored in bfloat16.
+    Per Linear, ``lora_A`` is ``[r, in]`` and ``lora_B`` is ``[out, r]``, in any float type.
 
     Returns:
         How many Linear layers were changed.

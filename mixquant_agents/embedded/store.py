@@ -34,8 +34,8 @@ def cache_root() -> pathlib.Path:
     """
     named = os.environ.get("MIXQUANT_CACHE")
     if named:
-        root = pathlib.Path(named).expanduser()
-        if root.exists() and not root.is_dir():
+        root = pathlib.Path(os.path.expanduser(named))  # which leaves the name of an unknown user as it is
+        if os.path.exists(root) and not os.path.isdir(root):
             raise ConfigError(f"MIXQUANT_CACHE={named!r} is not a folder; name one that exists or can be made")
         return root.absolute()
     import platformdirs

@@ -148,6 +148,12 @@ def test_cache_root_from_the_environment(tmp_path: pathlib.Path, monkeypatch: py
     monkeypatch.setenv("MIXQUANT_CACHE", str(tmp_path / "file"))
     with pytest.raises(ConfigError, match="not a folder"):
         cache_root()
+    monkeypatch.chdir(tmp_path)
+    for odd in ("~nobody-of-this-name/cache", "x" * 300):  # the first may be made, the second cannot
+        monkeypatch.setenv("MIXQUANT_CACHE", odd)
+        assert cache_root() == tmp_path / odd
+    with pytest.raises(EngineStartError, match="name too long"):
+        ensure(cache_root(), "m", PARTS, Builder(), quiet)
 
 
 SCRIPT = textwrap.dedent(
