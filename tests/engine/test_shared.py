@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -67,6 +68,24 @@ async def test_equal_settings_share_one_engine_that_ends_with_its_last_holder(st
     with pytest.raises(EngineClosedError, match="closed"):
         await second.start()
     await other.aclose()
+
+
+async def test_a_holder_that_is_forgotten_does_not_keep_the_engine_from_ending(stub: Any) -> None:
+    first = VllmEngine.shared(CONFIG)
+    await first.start()
+    for _ in range(3):
+        VllmEngine.shared(CONFIG)  # as the models that LangChain makes for one call each
+    gc.collect()
+    assert stub.made[0].closed == 0
+    await first.aclose()
+    assert stub.made[0].closed == 1
+    VllmEngine.shared(CONFIG)
+    again = VllmEngine.shared(CONFIG)
+    gc.collect()
+    await again.start()
+    again.close()
+    again.close()
+    assert [made.closed for made in stub.made] == [1, 1]
 
 
 async def test_an_engine_of_ones_own_is_not_shared(stub: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -34,18 +35,19 @@ class VllmEngine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self._cell = EngineCell(config)
-        self._closed = False
+        self._hold(config, EngineCell(config))
 
     @classmethod
     def shared(cls, config: EngineConfig) -> VllmEngine:
         """A handle on the engine shared by everybody with this ``config``; it ends when the last handle is closed."""
         handle = cls.__new__(cls)
-        handle.config = config
-        handle._cell = acquire(config)
-        handle._closed = False
+        handle._hold(config, acquire(config))
         return handle
+
+    def _hold(self, config: EngineConfig, cell: EngineCell) -> None:
+        self.config, self._cell, self._closed = config, cell, False
+        self._forgotten = weakref.finalize(self, cell.forgotten)
+        self._forgotten.atexit = False
 
     @property
     def start_seconds(self) -> float | None:
@@ -141,8 +143,7 @@ class VllmEngine:
 
     async def aclose(self) -> None:
         """Release the engine; the last holder ends its processes. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        if self._let_go():
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._cell.close))
 
     async def __aenter__(self) -> VllmEngine:
@@ -153,9 +154,13 @@ class VllmEngine:
 
     def close(self) -> None:
         """:meth:`aclose` for callers without an event loop (blocking)."""
-        if not self._closed:
-            self._closed = True
+        if self._let_go():
             self._cell.close()
+
+    def _let_go(self) -> bool:
+        """Whether this handle still held its engine."""
+        self._closed = True
+        return self._forgotten.detach() is not None
 
     async def _engine(self) -> RunningEngine:
         if self._closed:

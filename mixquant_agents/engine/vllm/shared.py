@@ -86,6 +86,11 @@ class EngineCell:
         _left_to_parents.append(self._start)
         self._lock, self._start, self._control = threading.Lock(), None, StartControl(self.config.model)
 
+    def forgotten(self) -> None:
+        """A holder is gone without having closed: it counts no more, but what runs goes on, for others or for later."""
+        with _registry_lock:
+            self.references -= 1
+
     def close(self) -> None:
         """Drop one reference; the last one ends the engine (blocking)."""
         with _registry_lock:
@@ -113,7 +118,8 @@ class EngineCell:
             concurrent.futures.wait([start], 0.25)
 
 
-_registry_lock = threading.Lock()
+_registry_lock = threading.RLock()
+"""Taken by the garbage collector too, wherever it happens to run."""
 _cells: set[EngineCell] = set()
 _shared: dict[str, EngineCell] = {}
 
@@ -154,7 +160,7 @@ _left_to_parents: list[object] = []
 def _forget() -> None:
     """A forked child has the objects but neither threads nor the right to close the parent's engines."""
     global _registry_lock
-    _registry_lock = threading.Lock()
+    _registry_lock = threading.RLock()
     for cell in _cells:
         cell.begin_anew()
 
