@@ -69,6 +69,13 @@ def test_one_row_each_is_left_to_the_full_graph() -> None:
     assert mode(found, (50, 3, 2), (50, 7, 1)) is Mode.QUANTIZED
 
 
+def test_unequally_few_rows_each_are_left_to_the_full_graph_of_speculative_decoding() -> None:
+    found = routing(PrecisionPolicy.of("mixquant-fp8").model_copy(update={"row_threshold": 1}))
+    found.decode_rows = 4
+    assert mode(found, (50, 3, 2), (10, 20, 4), DECODE) is Mode.EXACT
+    assert mode(found, (50, 3, 5), (10, 20, 4), DECODE) is Mode.MIXED
+
+
 def test_reproducible_never_runs_a_prefill_row_exact() -> None:
     found = routing(PrecisionPolicy.of("mixquant-fp8").model_copy(update={"reproducible": True}))
     assert mode(found, (50, 3, 1)) is Mode.QUANTIZED

@@ -179,14 +179,14 @@ class GpuRouting:
         return Step(Mode.MIXED, index, plan.rows)
 
     def _replayed_whole(self, plan: RowPlan) -> bool:
-        """Whether vLLM may replay a full graph for the step: equally few rows for each request, as decode has.
+        """Whether vLLM may replay a full graph for the step: few rows for each request, as decode has. (Runner V2 with
+        speculative decoding may do so for unequally many.)
 
         Those graphs hold exact rows alone (a uniform policy's: quantized ones).
         """
         if self.uniform or not self.graphs or self.runtime.resolved.policy.reproducible:
             return False
-        lengths = {request.scheduled for request in plan.requests}
-        return len(lengths) == 1 and max(lengths) <= self.decode_rows
+        return all(request.scheduled <= self.decode_rows for request in plan.requests)
 
 
 def _uniform(resolved: ResolvedPolicy) -> bool:
