@@ -60,14 +60,12 @@ def nvfp4_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """FP8: grid float32 ``[R, K]``, scales float32 ``[R, 1]``."""
     wide = x.float()
-    peaks = _peaks(wide)
-    scales = torch.where(peaks == 0, torch.ones_like(peaks), peaks / fp8.E4M3_MAX)
+    scales = fp8.scales_for(_peaks(wide))
     return (wide / scales).to(torch.float8_e4m3fn).float(), scales
 
 
 def int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """INT8: grid float32 ``[R, K]``, scales float32 ``[R, 1]``."""
     wide = x.float()
-    peaks = _peaks(wide)
-    scales = torch.where(peaks == 0, torch.ones_like(peaks), peaks / int8.INT8_MAX)
+    scales = int8.scales_for(_peaks(wide))
     return (wide / scales).round_(), scales

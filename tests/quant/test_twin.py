@@ -54,6 +54,16 @@ def test_fast_rounding_equals_the_reference_bit_for_bit(name: str, columns: int)
         assert torch.equal(scale, q.scales)
 
 
+@pytest.mark.parametrize("size", [1.5e-45, 1e-43, 1e-42, 1e-38, 3e38])
+@pytest.mark.parametrize("name", ["nvfp4", "fp8", "int8"])
+def test_rows_at_the_ends_of_float32_stay_numbers(name: str, size: float) -> None:
+    x = torch.full((2, 32), size)
+    x[:, ::2] *= -1
+    grid, scale = ROWS[name](x)
+    assert torch.equal(grid * scale, plain_rows(name, x))
+    assert torch.isfinite(grid * scale).all()
+
+
 def test_fast_nvfp4_rounding_of_ties_and_subnormal_scales() -> None:
     ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0] * 2)
     rows = torch.cat([torch.cat([ties * 2.0**-k, -ties]).unsqueeze(0) for k in range(24)])

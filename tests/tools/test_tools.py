@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mixquant_tools.calculator import calculate
 from mixquant_tools.clock import convert_units, time_tools
-from mixquant_tools.errors import ToolError, ToolInputError, ToolSetupError
+from mixquant_tools.errors import LimitError, ToolError, ToolInputError, ToolSetupError
 from mixquant_tools.file_tools import file_tools
 from mixquant_tools.files import Folder
 from mixquant_tools.jail import PythonJail
@@ -164,6 +164,14 @@ def test_jail_runs_programs() -> None:
         jail.as_text("def f():\n    return 1 / 0\nf()")
     assert "ZeroDivisionError" in str(failure.value)
     assert str(Path(__file__).parents[2]) not in str(failure.value)
+
+
+@pytest.mark.slow
+def test_jail_says_so_where_the_processor_s_time_is_up() -> None:
+    jail = PythonJail(seconds=10)
+    jail._settings["cpu"] = 1  # as several threads would use it up before the wall clock's
+    with pytest.raises(LimitError, match="stopped after"):
+        jail.as_text("while True: pass")
 
 
 def test_jail_with_packages() -> None:

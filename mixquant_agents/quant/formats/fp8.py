@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["E4M3_MAX", "Fp8Tensor", "dequantize", "quantize"]
+__all__ = ["E4M3_MAX", "Fp8Tensor", "dequantize", "quantize", "scales_for"]
 
 E4M3_MAX = 448.0
 
@@ -21,11 +21,17 @@ class Fp8Tensor(NamedTuple):
     scales: torch.Tensor
 
 
+def scales_for(peaks: torch.Tensor) -> torch.Tensor:
+    """Scales of rows whose largest magnitudes are ``peaks`` (float32); 1 for a row of zeros, or of what is so small
+    that its scale would be 0."""
+    scales = peaks / E4M3_MAX
+    return torch.where(scales == 0, torch.ones_like(scales), scales)
+
+
 def quantize(x: torch.Tensor) -> Fp8Tensor:
-    """Quantize each row of ``[R, K]`` by its own largest magnitude; a row of zeros gets scale 1."""
+    """Quantize each row of ``[R, K]`` by its own largest magnitude; see :func:`scales_for`."""
     wide = x.float()
-    peak = wide.abs().amax(dim=-1, keepdim=True)
-    scales = torch.where(peak == 0, torch.ones_like(peak), peak / E4M3_MAX)
+    scales = scales_for(wide.abs().amax(dim=-1, keepdim=True))
     return Fp8Tensor((wide / scales).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scales)
 
 

@@ -60,7 +60,8 @@ def _limits(settings: dict[str, int]) -> None:
         ("RLIMIT_CORE", 0),
         ("RLIMIT_MEMLOCK", 0),
     ):
-        resource.setrlimit(getattr(resource, name), (value, value))
+        # The processor's limit is told by a signal of its own first, where another second is left.
+        resource.setrlimit(getattr(resource, name), (value, value + (name == "RLIMIT_CPU")))
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
