@@ -264,11 +264,13 @@ class MixQuantChatModel(ScopedCalls):
         return filled - empty
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Not known to the chat model.
+        """By ``custom_get_token_ids``; not known to the chat model itself.
 
         Raises:
-            ConfigError: always; LangChain's own answer would be another model's tokens.
+            ConfigError: there is none; LangChain's own answer would be another model's tokens.
         """
+        if self.custom_get_token_ids is not None:
+            return self.custom_get_token_ids(text)
         raise ConfigError("the chat model does not know token ids; use get_num_tokens, or the engine's tokenizer")
 
     async def aclose(self) -> None:

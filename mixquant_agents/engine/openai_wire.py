@@ -52,6 +52,8 @@ class Answer:
         self._finish: str | None = None
         self._usage: Any = None
         self._calls: dict[int, str] = {}
+        self._places: dict[int | None, tuple[int, str | None]] = {}
+        """The server's index of a call → ours, and the call's id."""
 
     def take(self, chunk: Any) -> TokenDelta | None:
         """The delta of one chunk; ``None`` where it holds no output."""
@@ -91,9 +93,14 @@ class Answer:
 
     def _call(self, piece: Any) -> ToolCallDelta:
         function = piece.function
+        name = function.name if function is not None else None
         arguments = (function.arguments if function is not None else None) or ""
-        self._calls[piece.index] = self._calls.get(piece.index, "") or arguments[:1]
-        return ToolCallDelta(piece.index, piece.id, function.name if function is not None else None, arguments)
+        index, known = self._places.get(piece.index, (len(self._calls), piece.id))
+        if name and piece.id and known and piece.id != known:  # some servers give all calls one index, or none
+            index, known = len(self._calls), piece.id
+        self._places[piece.index] = index, known
+        self._calls[index] = self._calls.get(index, "") or arguments[:1]
+        return ToolCallDelta(index, piece.id, name, arguments)
 
     def _counts(self) -> TurnCounts:
         usage = self._usage

@@ -146,6 +146,7 @@ async def test_tokens_are_counted_by_the_engine() -> None:
     assert await asyncio.to_thread(model.get_num_tokens, "one two three") == 3
     with pytest.raises(ConfigError):
         model.get_token_ids("x")
+    assert model_of("x", custom_get_token_ids=lambda text: [len(text)]).get_token_ids("abc") == [3]
 
 
 async def test_sync_calls_work_beside_a_running_loop_and_refuse_to_wait_for_themselves() -> None:

@@ -109,6 +109,20 @@ async def test_a_whole_turn_through_the_chat_model(server: Server, engine: OpenA
     assert server.bodies[0]["stream_options"] == {"include_usage": True}
 
 
+@pytest.mark.parametrize("place", [0, None])
+async def test_calls_that_a_server_gives_one_index_stay_apart(server: Server, engine: OpenAIEngine, place: Any) -> None:
+    pieces = [call(place, name, "add", f'{{"a": {value}') for name, value in (("one", 1), ("two", 2))]
+    server.chunks = [
+        pieces[0],
+        call(place, "one", "add", "}"),
+        pieces[1],
+        call(place, None, None, "}"),
+        piece(finish="stop"),
+    ]
+    answer = await MixQuantChatModel(engine=engine).bind_tools([ADD]).ainvoke("hi")
+    assert [(one["id"], one["args"]) for one in answer.tool_calls] == [("one", {"a": 1}), ("two", {"a": 2})]
+
+
 async def test_a_server_that_calls_against_tool_choice_none(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [piece(content="Well."), call(0, "call_a", "add", '{"a": 3}'), piece(finish="tool_calls")]
     answer = await MixQuantChatModel(engine=engine).bind_tools([ADD], tool_choice="none").ainvoke("hi")
