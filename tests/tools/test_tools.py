@@ -153,6 +153,23 @@ def test_sql_on_what_cannot_be_read(tmp_path: Path) -> None:
                 database.schema()
 
 
+def test_views_and_computed_columns_call_functions_but_none_that_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "d.db")) as database:
+        database.executescript(
+            """CREATE TABLE t (a TEXT, b TEXT GENERATED ALWAYS AS (replace(a, 'x', 'y')) VIRTUAL);
+            INSERT INTO t (a) VALUES ('axb');
+            CREATE VIEW fine AS SELECT instr(a, 'x') AS i, trim(a, 'a') AS c FROM t;
+            CREATE VIEW grows AS SELECT json_group_array(a) AS j FROM t;
+            CREATE VIEW loads AS SELECT load_extension('/tmp/evil.so') AS l FROM t;
+            CREATE VIEW lists AS SELECT * FROM pragma_database_list;"""
+        )
+    database = Database(tmp_path / "d.db")
+    assert database.query("SELECT b, i, c FROM t, fine")[1] == [("ayb", 2, "xb")]
+    for name in ("grows", "loads", "lists"):
+        with pytest.raises(ToolError):
+            database.query(f"SELECT * FROM {name}")  # noqa: S608 # constants
+
+
 def test_jail_runs_programs() -> None:
     jail = PythonJail()
     assert jail.as_text("import json, statistics\nprint(json.dumps(statistics.mean([1, 2])))") == "1.5"

@@ -67,7 +67,8 @@ class Database:
 
     def _limit(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA query_only=ON")
-        connection.execute("PRAGMA trusted_schema=OFF")  # views and triggers of a hostile file call nothing dangerous
+        # Else a view could not call what is replaced below. What nobody may call is refused in views, too.
+        connection.execute("PRAGMA trusted_schema=ON")
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("SELECT count(*) FROM sqlite_master").fetchone()  # reads the schema, whatever its size
         for name, count, function in _SAFER:
@@ -139,7 +140,8 @@ class Database:
             return LimitError(f"an answer may have {_MAX_COLUMNS} columns; name those you need")
         if "user-defined function" in text:
             return LimitError(
-                f"replace, or trim with more than {_MAX_TRIMMED} characters to trim, was asked for too much"
+                f"replace, or trim with more than {_MAX_TRIMMED} characters to trim, was asked for too much, or for "
+                "text that is not UTF-8"
             )
         if "one statement" in text:
             return ToolInputError("send one statement at a time")
