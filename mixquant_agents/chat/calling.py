@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 
@@ -26,6 +27,14 @@ class ScopedCalls(ChatSettings):
         except (ValueError, TypeError, NotImplementedError) as error:
             why = str(error).partition("\n")[0].rstrip(".")  # a link to LangChain's pages follows
             raise InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages") from error
+
+    def _chunk(self, message: AIMessageChunk) -> ChatGenerationChunk:
+        """As LangChain streams it. Version 1 of its content numbers the blocks of text from 0 and puts together what has
+        one number, so calls are numbered elsewhere."""
+        if self.output_version == "v1":
+            for piece in message.tool_call_chunks:
+                piece["index"] = (piece["index"] or 0) + 1_000
+        return ChatGenerationChunk(message=message)
 
     def invoke(
         self,

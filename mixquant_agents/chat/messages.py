@@ -89,7 +89,8 @@ def _assistant(message: AIMessage, place: int) -> Message:
             calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments)))
     raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED) or ()}
     for broken in message.invalid_tool_calls:
-        text = str(raw.get(broken.get("id")) or broken.get("args") or "")
+        told = raw.get(broken.get("id"))
+        text = str(told if told is not None else broken.get("args") or "")
         if broken.get("name"):
             calls.append(_call(broken.get("id"), str(broken["name"]), text))
         else:  # it never became a call: the model sees what it wrote

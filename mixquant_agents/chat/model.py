@@ -124,7 +124,7 @@ class MixQuantChatModel(ScopedCalls):
         """One turn's chunks; ``tell`` hears each token."""
         async with aclosing(self._turn(messages, stop, run_manager, settings)) as turn:
             async for message in turn:
-                chunk = ChatGenerationChunk(message=message)
+                chunk = self._chunk(message)
                 if tell is not None:
                     await tell.on_llm_new_token(message.content, chunk=chunk)
                 yield chunk
@@ -140,7 +140,7 @@ class MixQuantChatModel(ScopedCalls):
         """:meth:`_achunks` for callers without an event loop; callbacks run in the caller's thread."""
         with closing(loop_thread().iterate(self._turn(messages, stop, run_manager, settings))) as turn:
             for message in turn:
-                chunk = ChatGenerationChunk(message=message)
+                chunk = self._chunk(message)
                 if tell is not None:
                     tell.on_llm_new_token(message.content, chunk=chunk)
                 yield chunk

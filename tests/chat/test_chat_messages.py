@@ -60,6 +60,13 @@ def test_what_only_other_programs_write_into_an_answer_is_read_all_the_same() ->
     assert said["tool_calls"][0]["function"]["arguments"] == '{"day": "2026-03-01"}'
 
 
+def test_a_call_that_was_cut_off_before_its_arguments_is_shown_without_any() -> None:
+    broken = [{"name": "f", "args": "]", "id": "1", "error": None, "type": "invalid_tool_call"}]
+    kept = {"unparsed_tool_calls": [{"id": "1", "text": "", "error": "cut off"}]}
+    (said,) = to_engine([AIMessage("", invalid_tool_calls=broken, additional_kwargs=kept)])
+    assert said["tool_calls"][0]["function"]["arguments"] == ""
+
+
 def test_blocks_are_flattened() -> None:
     user = HumanMessage(["one", {"type": "text", "text": "two"}])
     answer = AIMessage(

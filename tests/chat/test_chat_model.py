@@ -1,7 +1,9 @@
 """The chat model on the scripted engine: every way of calling it gives the same answer."""
 
 import asyncio
+import functools
 import json
+import operator
 from typing import Any
 
 import pytest
@@ -136,6 +138,10 @@ async def test_v1_content() -> None:
     assert [block["type"] for block in answer.content] == ["reasoning", "text", "tool_call", "tool_call"]
     again = await model_of("ok").ainvoke([HumanMessage("hi"), answer, ToolMessage("7", tool_call_id="x")])
     assert again.response_metadata["turn"]["turn_index"] == 1
+    streamed = [chunk async for chunk in model_of(FULL, output_version="v1").bind_tools([add, weather]).astream("hi")]
+    whole = functools.reduce(operator.add, streamed)
+    assert [block["type"] for block in whole.content] == ["reasoning", "text", "tool_call", "tool_call"]
+    assert (whole.text, [call["name"] for call in whole.tool_calls]) == ("I look.", ["add", "weather"])
 
 
 async def test_tokens_are_counted_by_the_engine() -> None:
