@@ -54,7 +54,11 @@ def _shared_length(one: str, other: str) -> int:
 
 
 def _flat(content: TurnContent) -> str:
-    return "".join(f"[{message.get('role', '?')}] {_text(message)}\n" for message in content.messages)
+    # What was recorded came from models, tools and users, and may be malformed.
+    return "".join(
+        f"[{message.get('role', '?')}] {_text(message)}\n" if isinstance(message, Mapping) else f"{message}\n"
+        for message in content.messages
+    )
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dashboard_help import make_turn
@@ -11,7 +12,7 @@ from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.plots import _save, plot_comparison
 from mixquant_agents.dashboard.reporting import write_report
 from mixquant_agents.dashboard.source import Source
-from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder
+from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.overview import compare
 from mixquant_agents.telemetry.store import TurnStore
@@ -35,8 +36,14 @@ def test_plots_with_names_that_look_like_formulas(tmp_path: Path) -> None:
     formula = r"$\no_such$"
     turn = make_turn(thread_id="t", run_id="r", policy=formula)
     recorder.record(turn)
-    span = {"kind": SpanKind.TOOL, "span_id": "s", "run_id": "r", "thread_id": "t", "started_at": turn.started_at}
-    recorder.record_span(Span(name=formula, seconds=0.1, **span))  # type: ignore[arg-type] # of several types
+    span: dict[str, Any] = {
+        "kind": SpanKind.TOOL,
+        "span_id": "s",
+        "run_id": "r",
+        "thread_id": "t",
+        "started_at": turn.started_at,
+    }
+    recorder.record_span(Span(name=formula, seconds=0.1, **span))
     recorder.close()
     made = write_report(tmp_path / "turns.sqlite", tmp_path / "r.html", thread="t", plots=tmp_path)
     assert len(made["files"]) == 3
@@ -68,6 +75,17 @@ def test_a_thread_whose_name_holds_a_nul(tmp_path: Path) -> None:
     recorder.close()
     found = TurnStore(tmp_path / "turns.sqlite").threads()
     assert {one.thread_id: one.turns for one in found} == {"a\x00b": 1, "a": 1, '"': 1, "\\u0041": 1}
+
+
+def test_messages_of_any_shape(tmp_path: Path) -> None:
+    recorder = StoreRecorder(tmp_path / "turns.sqlite", content=True)
+    odd: list[Any] = ["words", None, 7, ["list"], {"role": 1, "content": {"a": 1}, "tool_calls": "none"}]
+    turns = [make_turn(thread_id="t", started_at=f"2026-03-01T12:00:0{n}+00:00") for n in range(2)]
+    for n, turn in enumerate(turns):
+        recorder.record(turn, content=TurnContent(messages=[*odd, f"turn {n}"], answer=odd[0]))
+    recorder.close()
+    page = views.thread_page(TurnStore(tmp_path / "turns.sqlite"), {"id": "t", "turn": turns[1].turn_id})
+    assert "turn 1" in page
 
 
 def test_a_path_that_no_file_can_have_is_a_store_that_is_not_there(tmp_path: Path) -> None:
