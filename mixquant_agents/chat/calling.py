@@ -29,8 +29,8 @@ class ScopedCalls(ChatSettings):
             raise InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages") from error
 
     def _chunk(self, message: AIMessageChunk) -> ChatGenerationChunk:
-        """As LangChain streams it. Version 1 of its content numbers the blocks of text from 0 and puts together what has
-        one number, so calls are numbered elsewhere."""
+        """As LangChain streams it. Version 1 of its content numbers the blocks of text from 0 and joins what has one
+        number, so calls are numbered elsewhere."""
         if self.output_version == "v1":
             for piece in message.tool_call_chunks:
                 piece["index"] = (piece["index"] or 0) + 1_000
