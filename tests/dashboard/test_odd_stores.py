@@ -82,7 +82,8 @@ def test_messages_of_any_shape(tmp_path: Path) -> None:
     odd: list[Any] = ["words", None, 7, ["list"], {"role": 1, "content": {"a": 1}, "tool_calls": "none"}]
     turns = [make_turn(thread_id="t", started_at=f"2026-03-01T12:00:0{n}+00:00") for n in range(2)]
     for n, turn in enumerate(turns):
-        recorder.record(turn, content=TurnContent(messages=[*odd, f"turn {n}"], answer=odd[0]))
+        said: list[Any] = [*odd, f"turn {n}"]
+        recorder.record(turn, content=TurnContent(messages=said, answer=odd[0]))
     recorder.close()
     page = views.thread_page(TurnStore(tmp_path / "turns.sqlite"), {"id": "t", "turn": turns[1].turn_id})
     assert "turn 1" in page
