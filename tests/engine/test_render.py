@@ -98,6 +98,19 @@ def test_other_templates_get_arguments_as_objects() -> None:
     assert plain[0]["tool_calls"][0]["function"]["arguments"] == "{oops"
 
 
+def test_a_template_that_only_writes_objects_gets_a_broken_call_without_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = "{# tool #}{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name }}:{% for k, v in c.function"
+    made = renderer(
+        monkeypatch, StubTokenizer(own + ".arguments | items %}{{ k }}={{ v }} {% endfor %};{% endfor %}{% endfor %}")
+    )
+    cut = {"id": "c2", "type": "function", "function": {"name": "sub", "arguments": '{"a": 1, "b'}}
+    asked = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "", "tool_calls": [CALL, cut]}]
+    assert text(made.render(asked)) == "add:a=1 b=2 ;sub:;"
+    assert cut["function"]["arguments"] == '{"a": 1, "b', "the caller's messages stay as they are"  # type: ignore[index]
+
+
 def test_text_parts_are_joined_and_other_parts_refused() -> None:
     parts = [{"type": "text", "text": "a"}, "b"]
     assert plain_messages([{"role": "user", "content": parts}], parse_arguments=True)[0]["content"] == "ab"

@@ -58,20 +58,28 @@ class Renderer:
         if self.template is not None:
             settings["chat_template"] = self.template
         try:
-            ids = self.tokenizer.apply_chat_template(
-                plain,
-                tools=[dict(tool) for tool in tools] or None,
-                add_generation_prompt=True,
-                tokenize=True,
-                **({"return_dict": False} if self.template is not None else {}),
-                **settings,
-            )
+            try:
+                ids = self._apply(plain, tools, settings)
+            except Exception:
+                if not _empty_broken_calls(plain):
+                    raise
+                ids = self._apply(plain, tools, settings)
         except Exception as error:  # templates are programs of their own: what they raise is about the messages
             raise InvalidMessagesError(
                 f"the chat template cannot render these messages ({type(error).__name__}: {error}); "
                 f"roles: {', '.join(str(message.get('role')) for message in messages)}"
             ) from error
         return [int(token) for token in ids]
+
+    def _apply(self, plain: list[dict[str, Any]], tools: Sequence[JsonObject], settings: dict[str, Any]) -> Any:
+        return self.tokenizer.apply_chat_template(
+            plain,
+            tools=[dict(tool) for tool in tools] or None,
+            add_generation_prompt=True,
+            tokenize=True,
+            **({"return_dict": False} if self.template is not None else {}),
+            **settings,
+        )
 
     def one_token(self, marker: str) -> bool:
         """Whether the tokenizer has one token for ``marker``."""
@@ -127,6 +135,16 @@ def plain_messages(messages: Sequence[Message], *, parse_arguments: bool) -> lis
             entry.pop("tool_calls", None)
         plain.append(entry)
     return plain
+
+
+def _empty_broken_calls(plain: Sequence[dict[str, Any]]) -> bool:
+    """Take away, in place, arguments that are no object; whether there were any. Some templates can only write objects,
+    and a conversation must not end with one call that was cut off."""
+    functions = [call["function"] for message in plain for call in message.get("tool_calls", ())]
+    broken = [function for function in functions if not isinstance(function["arguments"], Mapping)]
+    for function in broken:
+        function["arguments"] = {}
+    return bool(broken)
 
 
 def _text(content: Any, place: int) -> str:
