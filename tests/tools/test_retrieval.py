@@ -109,9 +109,15 @@ def test_every_word_lands_in_a_passage(text: str, limit: int) -> None:
     assert "".join("".join(p.text.split()) for p in passages) == "".join(
         "".join(line.split()) for line in text.splitlines()
     )
-    assert all(len(p.text) <= limit + 1 for p in passages)
+    assert all(len(p.text) <= limit for p in passages)
     lines = len(text.splitlines())
     assert all(1 <= p.start <= p.end <= lines for p in passages)
+
+
+def test_blank_lines_between_joined_passages_count() -> None:
+    passages = split(Document("d", "a" * 18 + "\n\n\n\n" + "b" * 20), max_chars=40)
+    assert all(len(p.text) <= 40 for p in passages)
+    assert [p.source for p in passages] == ["d:1-1", "d:5-5"]
 
 
 def test_long_line_costs_linear() -> None:

@@ -170,10 +170,10 @@ def _join_short(passages: list[Passage], min_chars: int, max_chars: int) -> list
     joined: list[Passage] = []
     for passage in passages:
         before = joined[-1] if joined else None
-        fits = before is not None and len(before.text) + len(passage.text) < max_chars
-        if before is not None and fits and len(before.text) < min_chars and passage.title.startswith(before.title):
+        if before is not None and len(before.text) < min_chars and passage.title.startswith(before.title):
             text = "\n".join((before.text, *[""] * (passage.start - before.end - 1), passage.text))
-            joined[-1] = Passage(passage.path, before.start, passage.end, passage.title, text)
-        else:
-            joined.append(passage)
+            if len(text) <= max_chars:
+                joined[-1] = Passage(passage.path, before.start, passage.end, passage.title, text)
+                continue
+        joined.append(passage)
     return joined
