@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 # Imports once (they cost seconds), then forks a fresh process for every run.
 PROGRAM = '''
-import json, os, signal, sys, traceback
+import json, os, signal, sys, time, traceback
 from pathlib import Path
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import tool
@@ -47,7 +47,18 @@ def run(kind, folder, resume):
         note(f"tool {number}")
         return f"done {number}"
 
+    @tool
+    def last() -> str:
+        "The process dies in it, once the step beside it has ended and is kept."
+        if not resume:
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        note("tool last")
+        return "done"
+
+    both = AIMessage("", tool_calls=[*call("step", "a", number=1).tool_calls, *call("last", "b").tool_calls])
     answers = {
+        "parallel": [answer("1", both), answer("2", say("end"))],
         "tool": [
             answer("1", call("step", "a", number=1)),
             answer("2", call("step", "b", number=2)),
@@ -58,6 +69,7 @@ def run(kind, folder, resume):
     }[kind]
     model = ListModel(answers=answers[-1:] if resume else answers)
     make = {
+        "parallel": lambda where: tool_agent(model, [step, last], checkpointer=where),
         "tool": lambda where: tool_agent(model, [step], checkpointer=where),
         "retrieval": lambda where: retrieval_agent(model, index, checkpointer=where),
         "memory": lambda where: memory_agent(model, NoteBook(folder / "notes.db"), use_tools=True, checkpointer=where),
@@ -92,6 +104,7 @@ print(json.dumps([run_all(False), run_all(True)]))
 
 
 CASES = {
+    "parallel": (["model 1", "tool 1"], ["tool last", "model 2", "answer end", "messages 5"]),
     "tool": (["model 1", "tool 1", "model 2", "tool 2", "model DIE"], ["model DIE", "answer end", "messages 6"]),
     "retrieval": (["model 1", "model DIE"], ["model DIE", "answer It is red [1].", "messages 4"]),
     "memory": (["model 1", "model DIE"], ["model DIE", "answer end", "messages 4"]),
