@@ -36,7 +36,7 @@ class Recorders:
                 self._own.append(own)
                 weakref.finalize(self, own.stop).atexit = False  # a model that is dropped leaves no thread behind
         self._recorders += self._own
-        self._failed = False
+        self._failed: set[int] = set()
 
     def __bool__(self) -> bool:
         return bool(self._recorders)
@@ -63,9 +63,9 @@ class Recorders:
                     parent_run_id=parent_run_id,
                 )
             except Exception:
-                if not self._failed:
-                    self._failed = True
-                    log.warning("a recorder failed; turns go on without it", exc_info=True)
+                if id(recorder) not in self._failed:  # each is told of once
+                    self._failed.add(id(recorder))
+                    log.warning("the recorder %r failed; turns go on", recorder, exc_info=True)
 
     def close(self) -> None:
         """Wait until everything taken so far is written, and end the threads of plain functions. Recorders that were

@@ -161,11 +161,10 @@ class StoreSink:
             self._let_go()  # the file was deleted or replaced under us: go on in the one that has the name now
             self._series.clear()
             self._rollups.forget()
-            self._connection = connect_writer(self._path)
-            self._file = _identity(self._path)
-            self._syncer = Syncer(self._path)
-            salt = self._connection.execute("SELECT value FROM meta WHERE key = 'block_salt'").fetchone()[0]
-            self._hasher = BlockHasher(salt)
+            connection = connect_writer(self._path)
+            salt = connection.execute("SELECT value FROM meta WHERE key = 'block_salt'").fetchone()[0]
+            self._hasher, self._syncer = BlockHasher(salt), Syncer(self._path)
+            self._connection, self._file = connection, _identity(self._path)
         return self._connection
 
     def _transaction(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
