@@ -1,6 +1,7 @@
 """What a command prints: results on stdout, everything else on stderr.
 
-The consoles read no markup: what is printed holds paths, names and answers, and ``[gpu]`` in one of them is meant.
+The consoles read no markup and no emoji codes: what is printed holds paths, names and answers, and ``[gpu]`` or
+``:key:`` in one of them is meant.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 def result_console() -> Console:
     """For tables and answers: stdout."""
-    return Console(highlight=False, markup=False)
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def progress_console() -> Console:
     """For progress and notes: stderr."""
-    return Console(stderr=True, highlight=False, markup=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)

@@ -1,6 +1,7 @@
 """The command frame: one readable line and the right exit code, never a traceback."""
 
 import asyncio
+import io
 import os
 import shlex
 import signal
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from mixquant_agents.cli import app
+from mixquant_agents.cli.output import result_console
 from mixquant_agents.cli.words import output_file
+from mixquant_agents.engine.vllm.progress import start_progress
 from mixquant_agents.errors import (
     ConfigError,
     ContextOverflowError,
@@ -135,3 +138,25 @@ def test_the_installed_command_answers() -> None:
     done = subprocess.run([sys.executable, "-m", "mixquant_agents", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("mixquant-agents ")
+
+
+def test_names_and_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    table = Table("thread:key:[gpu]")
+    table.add_row("a:key:b [bold]c")
+    result_console().print(table)
+    result_console().print("x:key:y [/z]")
+    shown = capsys.readouterr().out
+    assert all(said in shown for said in ("thread:key:[gpu]", "a:key:b [bold]c", "x:key:y [/z]"))
+
+
+def test_a_model_whose_name_looks_like_markup_starts_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with start_progress("/models/[/old]") as progress:
+        progress.enter("looking at it")
+    assert progress.stage == "looking at it"

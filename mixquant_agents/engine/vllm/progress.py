@@ -32,7 +32,9 @@ class Progress:
         self.stage = stage
         logger.debug("engine start: %s (%.1f s)", stage, self.seconds)
         if self._status is not None:
-            self._status.update(f"Starting the engine for {self.model}: {stage}")  # type: ignore[attr-defined]  # rich
+            from rich.text import Text  # a name may hold what rich takes for markup
+
+            self._status.update(Text(f"Starting the engine for {self.model}: {stage}"))  # type: ignore[attr-defined]  # rich
 
 
 @contextmanager
@@ -42,8 +44,9 @@ def start_progress(model: str) -> Iterator[Progress]:
     interactive = sys.stderr is not None and sys.stderr.isatty()
     if interactive:
         from rich.console import Console
+        from rich.text import Text
 
-        with Console(stderr=True).status(f"Starting the engine for {model}") as status:
+        with Console(stderr=True).status(Text(f"Starting the engine for {model}")) as status:
             progress._status = status
             yield progress
     else:
