@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import iscoroutinefunction
 from typing import Annotated, Any, Self
 
 from langchain_core.language_models.base import LangSmithParams
@@ -73,8 +74,10 @@ class ChatSettings(TurnFields, BaseChatModel):
     def _one_engine(self) -> Self:
         policy = PrecisionPolicy.of(self.policy)
         for one in self.recorders:
-            if not (isinstance(one, Recorder) or callable(one)):
-                raise ConfigError(f"recorders holds {one!r}; give telemetry recorders, or functions of a TurnRecord")
+            if isinstance(one, type) or iscoroutinefunction(one) or not (isinstance(one, Recorder) or callable(one)):
+                raise ConfigError(
+                    f"recorders holds {one!r}; give telemetry recorders, or plain functions of a TurnRecord"
+                )
         if self.engine is not None:
             if isinstance(self.engine, type) or not isinstance(self.engine, Engine):
                 what = "a class, make one of it" if isinstance(self.engine, type) else "no Engine"

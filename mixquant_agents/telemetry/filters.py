@@ -49,7 +49,7 @@ class TurnFilter:
             if value is not None:
                 try:
                     to_microseconds(value)
-                except ValueError as error:
+                except (ValueError, TypeError) as error:
                     raise RequestError(
                         f"{name} {value!r} is not an ISO 8601 instant such as 2026-01-31T12:00:00Z"
                     ) from error

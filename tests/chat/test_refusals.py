@@ -1,5 +1,6 @@
 """Bad input to the public surface: one readable line of ours that names the value, never somebody else's exception."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from mixquant_agents.errors import (
     RequestError,
     UnknownPolicyError,
 )
+from mixquant_agents.telemetry import StoreRecorder
 
 NAN, HUGE = float("nan"), 2**70
 
@@ -114,6 +116,8 @@ def test_what_is_no_tool() -> None:
         ({"engine_config": {}}, "EngineConfig needs 'model'"),
         ({"engine_settings": {"nope": 1}}, "no setting 'nope'"),
         ({"recorders": [3]}, "recorders holds 3"),
+        ({"recorders": [StoreRecorder]}, "plain functions"),
+        ({"recorders": [asyncio.sleep]}, "plain functions"),
         ({"vllm_args": {1: 2}}, "vllm_args"),
         ({"seed": HUGE}, "seed"),
     ],

@@ -189,6 +189,8 @@ def test_content_is_off_by_default_and_round_trips_when_on(tmp_path: Path) -> No
 def test_a_filter_refuses_nonsense(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         TurnFilter(**wrong)
+    with pytest.raises(RequestError, match="ISO 8601"):
+        TurnFilter(since=1767225600.0)  # type: ignore[arg-type]
 
 
 def test_reading_cannot_write(path: Path) -> None:
