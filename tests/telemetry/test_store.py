@@ -185,12 +185,10 @@ def test_content_is_off_by_default_and_round_trips_when_on(tmp_path: Path) -> No
         assert (b"geheim" in (tmp_path / f"{on}.sqlite").read_bytes()) is False
 
 
-@pytest.mark.parametrize("wrong", [{"since": "yesterday"}, {"until": "x"}, {"status": "fine"}])
+@pytest.mark.parametrize("wrong", [{"since": "yesterday"}, {"until": "x"}, {"since": 1.7e9}, {"status": "fine"}])
 def test_a_filter_refuses_nonsense(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         TurnFilter(**wrong)
-    with pytest.raises(RequestError, match="ISO 8601"):
-        TurnFilter(since=1767225600.0)  # type: ignore[arg-type]
 
 
 def test_reading_cannot_write(path: Path) -> None:
