@@ -68,12 +68,13 @@ class StoreSink:
         self._linker = Linker()
         self._rollups = RollupCache()
         self._next_retain = 0.0
+        self._retaining = False
 
     def lost(self) -> int:
         return self._lost
 
     def retry_seconds(self) -> float | None:
-        return RETRY_SECONDS if self._pending else None
+        return RETRY_SECONDS if self._pending or self._retaining else None
 
     def write(self, batch: Sequence[Event]) -> None:
         """Write what is pending and ``batch``.
@@ -87,9 +88,10 @@ class StoreSink:
             while self._pending:
                 self._write_first(connection, min(SLICE, len(self._pending)))
             if self._retention is not None and time.monotonic() >= self._next_retain:
-                self._next_retain = time.monotonic() + RETAIN_EVERY_SECONDS
+                self._retaining = True
                 self._rollups.forget()
                 retain(connection, self._retention)
+                self._next_retain, self._retaining = time.monotonic() + RETAIN_EVERY_SECONDS, False
         except Exception as error:
             self._give_up_beyond_limit()
             if isinstance(error, sqlite3.Error):

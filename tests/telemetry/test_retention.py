@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,22 @@ def test_retention_by_size_keeps_the_newest_and_gives_space_back(path: Path) -> 
 def test_retention_refuses_nonsense(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Retention(**wrong)
+
+
+def test_what_could_not_be_deleted_is_tried_again_without_a_new_turn(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def locked_once(*_: Any) -> int:
+        tried.append(1)
+        if len(tried) == 1:
+            raise sqlite3.OperationalError("database is locked")
+        return 0
+
+    monkeypatch.setattr("mixquant_agents.telemetry.sink.retain", locked_once)
+    recorder = StoreRecorder(path, retention=Retention(max_age_days=1), gather_seconds=0)
+    recorder.record(make_turn())
+    assert recorder.flush(4)
+    assert (len(tried), recorder.problem) == (2, None)
+    recorder.close()
