@@ -24,7 +24,7 @@ class StandIn(ScriptedEngine):
 
     def _say(self, request: EngineRequest) -> Any:
         if request.messages and request.messages[-1]["role"] == "user" and request.tools:
-            wrong = self._policy.uniform
+            wrong = self.policy.uniform
             call = {"name": request.tools[0]["function"]["name"], "args": {"expression": "1+1" if wrong else "37*43"}}
             return ScriptedTurn(tool_calls=[call])
         return f"It is {request.messages[-1]['content']}." if request.messages else "a b c d e f g h i j k l"
@@ -33,7 +33,7 @@ class StandIn(ScriptedEngine):
         """Nothing to start."""
 
     async def set_policy(self, policy: PrecisionPolicy) -> dict[str, Any]:
-        self._policy = policy
+        self.policy = policy
         self.switched.append(policy.prefill_format.value)
         return {}
 
