@@ -266,7 +266,8 @@ def test_the_shipped_adapter_is_small_and_whole() -> None:
     assert folder is not None
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (folder / "adapter_model.safetensors").stat().st_size <= 12_000_000
-    assert config["r"] == 19
+    assert config["r"] == 38
+    assert read(folder).scale == 2.0  # what lora_alpha says once the file's gains are taken out
     assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0")
 
 
