@@ -29,7 +29,7 @@ TOOLS = ("calculator", "notes", "files", "time")
 """The kinds of tools that the agent can be given."""
 QUESTIONS = (
     ("calculator", "What is 37 times 43?"),
-    ("notes", "Look up in the documents where records are kept."),
+    ("notes", "Search the documents: what is most of the time to first token?"),
     ("files", "Read the file decode.md. What is decode bound by?"),
     ("time", "What time is it in Asia/Tokyo?"),
 )
