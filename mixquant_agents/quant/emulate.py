@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from mixquant_agents.quant.formats import fp8, int8, nvfp4
+from mixquant_agents.quant.formats.scales import row_scales
 
 __all__ = ["fp8_rows", "int8_rows", "nvfp4_rows", "nvfp4_tensor"]
 
@@ -60,12 +61,12 @@ def nvfp4_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def fp8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """FP8: grid float32 ``[R, K]``, scales float32 ``[R, 1]``."""
     wide = x.float()
-    scales = fp8.scales_for(_peaks(wide))
+    scales = row_scales(_peaks(wide), fp8.E4M3_MAX)
     return (wide / scales).to(torch.float8_e4m3fn).float(), scales
 
 
 def int8_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """INT8: grid float32 ``[R, K]``, scales float32 ``[R, 1]``."""
     wide = x.float()
-    scales = int8.scales_for(_peaks(wide))
+    scales = row_scales(_peaks(wide), int8.INT8_MAX)
     return (wide / scales).round_(), scales

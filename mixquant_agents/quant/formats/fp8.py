@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["E4M3_MAX", "Fp8Tensor", "dequantize", "quantize", "scales_for"]
+from mixquant_agents.quant.formats.scales import row_scales
+
+__all__ = ["E4M3_MAX", "Fp8Tensor", "dequantize", "quantize"]
 
 E4M3_MAX = 448.0
 
@@ -21,17 +23,10 @@ class Fp8Tensor(NamedTuple):
     scales: torch.Tensor
 
 
-def scales_for(peaks: torch.Tensor) -> torch.Tensor:
-    """Scales of rows whose largest magnitudes are ``peaks`` (float32); 1 for a row of zeros, or of what is so small
-    that its scale would be 0."""
-    scales = peaks / E4M3_MAX
-    return torch.where(scales == 0, torch.ones_like(scales), scales)
-
-
 def quantize(x: torch.Tensor) -> Fp8Tensor:
-    """Quantize each row of ``[R, K]`` by its own largest magnitude; see :func:`scales_for`."""
+    """Quantize each row of ``[R, K]`` by its own largest magnitude; see :func:`row_scales`."""
     wide = x.float()
-    scales = scales_for(wide.abs().amax(dim=-1, keepdim=True))
+    scales = row_scales(wide.abs().amax(dim=-1, keepdim=True), E4M3_MAX)
     return Fp8Tensor((wide / scales).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scales)
 
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["INT8_MAX", "Int8Tensor", "dequantize", "quantize", "scales_for"]
+from mixquant_agents.quant.formats.scales import row_scales
+
+__all__ = ["INT8_MAX", "Int8Tensor", "dequantize", "quantize"]
 
 INT8_MAX = 127.0
 
@@ -21,17 +23,10 @@ class Int8Tensor(NamedTuple):
     scales: torch.Tensor
 
 
-def scales_for(peaks: torch.Tensor) -> torch.Tensor:
-    """Scales of rows whose largest magnitudes are ``peaks`` (float32); 1 for a row of zeros, or of what is so small
-    that its scale would be 0."""
-    scales = peaks / INT8_MAX
-    return torch.where(scales == 0, torch.ones_like(scales), scales)
-
-
 def quantize(x: torch.Tensor) -> Int8Tensor:
-    """Quantize each row of ``[R, K]`` by its own largest magnitude; see :func:`scales_for`."""
+    """Quantize each row of ``[R, K]`` by its own largest magnitude; see :func:`row_scales`."""
     wide = x.float()
-    scales = scales_for(wide.abs().amax(dim=-1, keepdim=True))
+    scales = row_scales(wide.abs().amax(dim=-1, keepdim=True), INT8_MAX)
     return Int8Tensor((wide / scales).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8), scales)
 
 
