@@ -1,7 +1,7 @@
 """Low-rank updates of all Linear weights, and their file in PEFT's format.
 
 The file is ``bfloat16``, or ``float8_e4m3fn``: twice the rank in the same bytes. Its rounding changes the update by a few
-percent, a merged weight by no more than the bfloat16 of the model does; and training already sees it (:func:`_kept`).
+percent, which training already sees (:func:`_kept`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +18,16 @@ from training.model import CONFIG, LINEARS, Weights
 
 __all__ = ["FORMATS", "Adapter", "load", "merged", "resized", "save"]
 
-FORMATS = {"bfloat16": torch.bfloat16, "float8": torch.float8_e4m3fn}
-_GAIN = {torch.bfloat16: (1.0, 1.0), torch.float8_e4m3fn: (64.0, 256.0)}
-"""What A and B are multiplied by in the file, so that they lie in the middle of its range; ``lora_alpha`` undoes it."""
+
+class Format(NamedTuple):
+    """Of the file: its dtype, and what A and B are multiplied by in it, so that they lie in the middle of its range;
+    ``lora_alpha`` undoes that."""
+
+    dtype: torch.dtype
+    gains: tuple[float, float]
+
+
+FORMATS = {"bfloat16": Format(torch.bfloat16, (1.0, 1.0)), "float8": Format(torch.float8_e4m3fn, (64.0, 256.0))}
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype, gain: float) -> Tensor:
@@ -43,7 +51,7 @@ class Adapter(torch.nn.Module):
         self, rank: int, scale: float, seed: int = 0, ranks: dict[str, int] | None = None, stored: str = "bfloat16"
     ) -> None:
         super().__init__()
-        self.stored, self.dtype = stored, FORMATS[stored]
+        self.stored = stored
         generator = torch.Generator().manual_seed(seed)
         self.rank, self.scale, self.ranks = rank, scale, dict(ranks or {})
         unknown = self.ranks.keys() - {_target(name) for name in LINEARS}
@@ -60,10 +68,8 @@ class Adapter(torch.nn.Module):
     def delta(self, name: str) -> Tensor:
         """``scale · B · A`` of all layers, ``[layers, out, in]``."""
         key = name.replace(".", "-")
-        down, up = (
-            _kept(part[key], self.dtype, gain)
-            for part, gain in zip((self.down, self.up), _GAIN[self.dtype], strict=True)
-        )
+        dtype, gains = FORMATS[self.stored]
+        down, up = (_kept(part[key], dtype, gain) for part, gain in zip((self.down, self.up), gains, strict=True))
         return self.scale * torch.bmm(up, down)
 
 
@@ -96,18 +102,19 @@ def merged(base: Weights, adapter: Adapter, dtype: torch.dtype) -> Weights:
 
 
 def save(adapter: Adapter, folder: pathlib.Path, base: str = "HuggingFaceTB/SmolLM2-135M-Instruct") -> int:
-    """Write ``adapter_config.json`` and ``adapter_model.safetensors`` ; return the size in bytes."""
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``; return the size in bytes."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for letter, part, gain in zip("AB", (adapter.down, adapter.up), _GAIN[adapter.dtype], strict=True):
+    dtype, gains = FORMATS[adapter.stored]
+    for letter, part, gain in zip("AB", (adapter.down, adapter.up), gains, strict=True):
         for name in LINEARS:
-            written = _rounded(part[name.replace(".", "-")].detach(), adapter.dtype, gain).cpu()
+            written = _rounded(part[name.replace(".", "-")].detach(), dtype, gain).cpu()
             for layer in range(CONFIG.layers):
                 tensors[f"base_model.model.model.layers.{layer}.{name}.lora_{letter}.weight"] = written[layer].clone()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    scale = adapter.scale / math.prod(_GAIN[adapter.dtype])
+    scale = adapter.scale / math.prod(gains)
     config = {
         "base_model_name_or_path": base, "bias": "none", "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
         "lora_alpha": scale * adapter.rank, "lora_dropout": 0.0, "peft_type": "LORA", "r": adapter.rank,
@@ -126,8 +133,8 @@ def load(folder: pathlib.Path) -> Adapter:
 
     config = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
-    stored = next(name for name, dtype in FORMATS.items() if dtype == next(iter(tensors.values())).dtype)
-    gains = _GAIN[FORMATS[stored]]
+    dtype = next(iter(tensors.values())).dtype
+    stored, gains = next((name, each.gains) for name, each in FORMATS.items() if each.dtype == dtype)
     scale = config["lora_alpha"] / config["r"] * math.prod(gains)
     adapter = Adapter(config["r"], scale, ranks=config.get("rank_pattern"), stored=stored)
     with torch.no_grad():
