@@ -19,7 +19,8 @@ from mixquant_workflows.bench.suite import Answer, Case, ScriptedTurn, Verdict
 
 __all__ = ["HeldOut", "converted"]
 
-_COUNTS = {"chat": 50, "chat_with_tools": 50}
+TASKS = 300
+"""Of each suite; of chat prompts there are fewer."""
 
 
 class HeldOut:
@@ -36,7 +37,7 @@ class HeldOut:
         self.name = name
 
     def cases(self) -> list[Case]:
-        tasks = _suites().tasks(self.name, _COUNTS.get(self.name, 300))
+        tasks = _suites().tasks(self.name, TASKS)
         return [Case(f"{self.name}_{number}", {"task": task}) for number, task in enumerate(tasks)]
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
