@@ -139,14 +139,20 @@ async def test_a_failed_start_is_told_to_all_and_tried_again(stub: Any) -> None:
     await engine.aclose()
 
 
-async def test_closing_during_the_start_ends_what_was_started(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hold = threading.Event()
+@pytest.fixture
+def hold(stub: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Until it is set, no start comes to its end."""
+    event = threading.Event()
 
     def held(config: EngineConfig, control: StartControl) -> StubEngine:
-        hold.wait(5)
+        event.wait(5)
         return stub(config, control)
 
     monkeypatch.setattr(shared, "RunningEngine", held)
+    return event
+
+
+async def test_closing_during_the_start_ends_what_was_started(stub: Any, hold: threading.Event) -> None:
     engine = VllmEngine(CONFIG)
     starting = asyncio.create_task(engine.start())
     await asyncio.sleep(0.005)
@@ -235,14 +241,7 @@ def test_a_forked_child_starts_an_engine_of_its_own(stub: Any) -> None:
     assert [made.closed for made in stub.made] == [1]
 
 
-async def test_exit_does_not_wait_for_a_start(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    hold = threading.Event()
-
-    def held(config: EngineConfig, control: StartControl) -> StubEngine:
-        hold.wait(5)
-        return stub(config, control)
-
-    monkeypatch.setattr(shared, "RunningEngine", held)
+async def test_exit_does_not_wait_for_a_start(stub: Any, hold: threading.Event) -> None:
     engine = VllmEngine(CONFIG)
     starting = asyncio.create_task(engine.start())
     await asyncio.sleep(0.01)
