@@ -266,6 +266,33 @@ async def test_runner_scores_fails_and_goes_on(tmp_path: Path) -> None:
     assert "longer than 0.2 s" in reasons["c4"]
 
 
+def test_a_results_file_is_only_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    row = {"suite": "toy", "policy": "exact"}
+    ResultFile(path, {}).add({**row, "case": "whole"})
+    for end in ('{"suite": "toy", "po', json.dumps({**row, "case": "last"})):  # cut; whole but for its newline
+        with path.open("a") as file:
+            file.write(end)
+        before = path.read_text()
+        again = ResultFile(path, {})
+        assert path.read_text() == before  # a kill while it is read again costs nothing
+        again.add({**row, "case": f"after {len(again.rows)}"})
+        assert path.read_text().startswith(before)
+        again = ResultFile(path, {})
+    assert [one["case"] for one in again.rows] == ["whole", "after 1", "last", "after 3"]
+    assert again.done("toy", "exact") == {"whole", "after 1", "last", "after 3"}
+
+
+def test_a_results_file_whose_first_line_was_cut_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    ResultFile(path, {"seed": 1})
+    first = path.read_text()
+    for cut in (0, 1, len(first) - 1):
+        path.write_text(first[:cut])
+        assert ResultFile(path, {"seed": 1}).rows == []
+        assert path.read_text() == first
+
+
 def test_results_of_another_run_are_refused(tmp_path: Path) -> None:
     ResultFile(tmp_path / "r.jsonl", {"seed": 1})
     with pytest.raises(ConfigError, match="another run"):

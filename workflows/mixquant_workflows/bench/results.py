@@ -18,7 +18,8 @@ _SECONDS = {"queue_s": "queue_seconds", "prefill_s": "prefill_seconds", "decode_
 
 
 class ResultFile:
-    """Rows of one run. The first line says what was run; only a run of the same may go on in the file.
+    """Rows of one run. The first line says what was run; only a run of the same may go on in the file. The file is only
+    ever added to: a kill at any moment costs at most the line that is being written.
 
     Args:
         path: the file; ``None`` keeps rows in memory.
@@ -36,25 +37,24 @@ class ResultFile:
         self._path = path
         self.rows: list[Row] = []
         self.notes: list[Mapping[str, Any]] = []
+        self._glue = ""
         if path is None:
             return
         header = json.loads(json.dumps(header))
-        lines = path.read_text().splitlines() if path.is_file() else []
-        if not lines:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"run": header}) + "\n")
+        first = json.dumps({"run": header}) + "\n"
+        text = path.read_text() if path.is_file() else ""
+        if first.startswith(text):  # nothing yet, or killed while the first line was written
+            if text != first:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(first)
             return
-        try:
-            found, *rows = [json.loads(line) for line in lines[:-1]]
-            last = _parsed(lines[-1])  # a kill may have cut the last line: its case runs again
-        except (ValueError, json.JSONDecodeError):
-            found, rows, last = _parsed(lines[0]), [], None
+        found, *lines = map(_parsed, text.splitlines())
         if not isinstance(found, dict) or found.get("run") != header:
             raise ConfigError(f"{path} holds results of another run ({found}); name another file or remove it")
-        kept = [*rows, *([last] if last is not None else [])]
+        kept = [line for line in lines if isinstance(line, dict)]  # a kill may have cut a line: its case runs again
         self.rows = [line for line in kept if "note" not in line]
         self.notes = [line["note"] for line in kept if "note" in line]
-        path.write_text("".join(json.dumps(line) + "\n" for line in ({"run": header}, *kept)))
+        self._glue = "" if text.endswith("\n") else "\n"
 
     @classmethod
     def of(cls, path: Path) -> ResultFile:
@@ -84,8 +84,10 @@ class ResultFile:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._path is not None:
+            glue, self._glue = self._glue, "\n"
             with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(glue + json.dumps(line) + "\n")
+            self._glue = ""  # written as a whole; else the next line begins anew
 
 
 def _parsed(line: str) -> Any:
