@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -318,6 +319,12 @@ def test_small_statistics() -> None:
     assert 0.55 < high < 0.65
     assert percentile([3, 1, 2], 0.5) == 2
     assert percentile([], 0.5) is None
+    assert percentile(range(1, 21), 0.95) == 19
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.sampled_from([0.0, 0.25, 0.5, 0.9, 0.95, 1.0]))
+def test_percentiles_are_numpys(values: list[int], share: float) -> None:
+    assert percentile(values, share) == np.quantile(values, share, method="inverted_cdf")
 
 
 def test_same_seed_same_cases() -> None:

@@ -3,6 +3,7 @@ interval."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -40,8 +41,8 @@ def paired_ratio(
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile; ``None`` without values."""
+    """The nearest-rank percentile (``share`` in 0..1): the smallest of ``values`` that at least this share of them does
+    not exceed, numpy's ``"inverted_cdf"``; ``None`` without values."""
     if not values:
         return None
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
