@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.errors import ConfigError, MissingDependencyError, MixQuantError
+from mixquant_agents.errors import ConfigError, MissingDependencyError, MixQuantError, TurnTimeoutError
 from mixquant_workflows.bench import packages
 from mixquant_workflows.bench.agents import choose, run_suites
 from mixquant_workflows.bench.bfcl_ast import BfclAst
@@ -213,8 +213,8 @@ class Toy:
     documented_misses: dict[str, str] = {}  # noqa: RUF012 - a protocol's attribute
     ran: list[str]
 
-    def __init__(self) -> None:
-        self.ran = []
+    def __init__(self, own_timeout: Exception | None = None) -> None:
+        self.ran, self.own_timeout = [], own_timeout
 
     def cases(self) -> list[Case]:
         return [Case(f"c{number}", {}) for number in range(6)]
@@ -225,6 +225,8 @@ class Toy:
             raise ValueError("the checker tripped")
         if case.id == "c4":
             await asyncio.sleep(60)
+        if case.id == "c5" and self.own_timeout is not None:
+            raise self.own_timeout
         answer = await model.ainvoke(case.id)
         return Verdict(score=float(answer.text == "good"), messages=[answer], measures={"length": len(answer.text)})
 
@@ -265,6 +267,15 @@ async def test_runner_scores_fails_and_goes_on(tmp_path: Path) -> None:
     reasons = {row["case"]: row["error"] for row in results.rows if row.get("error")}
     assert "tripped" in reasons["c3"]
     assert "longer than 0.2 s" in reasons["c4"]
+
+
+@pytest.mark.parametrize("error", [TimeoutError("the tool server is slow"), TurnTimeoutError("timeout=3 seconds")])
+async def test_only_the_runners_own_deadline_is_told_as_that(error: Exception) -> None:
+    results = ResultFile(None, {})
+    await play(Toy(error), results, ("exact",))
+    reasons = {row["case"]: row["error"] for row in results.rows if row.get("error")}
+    assert reasons["c4"] == "took longer than 0.2 s"
+    assert reasons["c5"] == f"{type(error).__name__}: {error}"
 
 
 def test_a_results_file_is_only_added_to(tmp_path: Path) -> None:

@@ -87,15 +87,15 @@ async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: flo
     began = time.monotonic()
     try:
         with set_config_context({"configurable": {"thread_id": thread}}) as context:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds) as deadline:
                 verdict = await asyncio.create_task(suite.run(case, model), context=context)
-    except TimeoutError:
-        return _failed(began, f"took longer than {seconds:g} s")
     except EngineError:
         raise
     except (MixQuantError, GraphRecursionError) as error:
         return _failed(began, f"{type(error).__name__}: {error}")
     except Exception as error:  # a checker that trips over a strange answer counts as a miss, and the run goes on
+        if isinstance(error, TimeoutError) and deadline.expired():
+            return _failed(began, f"took longer than {seconds:g} s")
         _log.warning("case %s of %s failed", case.id, suite.name, exc_info=True)
         return _failed(began, f"{type(error).__name__}: {error}")
     turns = [
