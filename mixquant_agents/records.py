@@ -121,7 +121,7 @@ class TurnRecord(TurnCounts, TurnTimes):
         emulated: quantized rows were computed by an emulation, whose times say nothing about speed.
         tool_seconds_before: tool time since the turn before; ``None`` until the store knows it.
         tool_calls: names of the tools called, in order.
-        aborted: the turn was cancelled before its end.
+        aborted: the turn was cancelled before its end. Its prompt is counted from the first token on.
         error: one line, when the turn failed.
     """
 

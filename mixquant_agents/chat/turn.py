@@ -57,6 +57,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
             async for delta in stream if plan.timeout is None else _hurried(stream, plan.timeout):
                 tokens = len(delta.token_ids)
                 turn.tokens += tokens
+                turn.counts = delta.counts or turn.counts
                 meter.token(tokens or bool(delta.text or delta.reasoning or delta.tool_calls))
                 if delta.finish_reason is not None:
                     turn.last, turn.aborted = delta, delta.finish_reason == "abort"
@@ -110,6 +111,7 @@ class _Turn:
         self.core: TurnCore | None = None
         self.last: TokenDelta | None = None
         self.tokens = 0
+        self.counts = TurnCounts()
         self.aborted = False
         self.error: str | None = None
 
@@ -143,12 +145,12 @@ class _Turn:
 
     def _make_record(self) -> TurnRecord:
         plan, last, can = self._plan, self.last, self.capabilities
-        counts = last.counts if last is not None else None
         times = last.times if last is not None else None
-        if counts is None:
-            counts = TurnCounts(decode_tokens=self.tokens or None)
+        counts = self.counts.model_dump()
+        if last is None or last.counts is None:
+            counts["decode_tokens"] = self.tokens or None
         return TurnRecord(
-            **counts.model_dump(),
+            **counts,
             **(times or self.meter.times()).model_dump(),
             turn_id=self._id,
             run_id=plan.run_id,

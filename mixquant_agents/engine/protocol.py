@@ -145,6 +145,9 @@ class TokenDelta:
     whether reasoning has begun, and on the last: telemetry keeps salted hashes of them, to say later where a prompt
     diverged from the one before.
 
+    It also puts ``counts`` on the first delta, with what is known of the prompt by then: all that a turn tells of it
+    which is aborted, or fails, before its last.
+
     A remote engine whose server already parsed the answer fills ``reasoning`` and ``tool_calls`` beside ``text``; a
     local one emits raw ``text`` and leaves parsing to its :class:`OutputParser`.
     """

@@ -16,6 +16,7 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.hermes import HermesParser
@@ -169,6 +170,9 @@ class ScriptedEngine:
             with self._lock:
                 cached = self._cache.matched(ids, request.cache_salt)
             played = play(turn, request)
+            if played.deltas:
+                known = TurnCounts(prompt_tokens=len(ids), cached_tokens=cached, prefill_tokens=len(ids) - cached)
+                played.deltas[0] = replace(played.deltas[0], counts=known)
             scheduled = await self._prefill(turn, meter)
             if turn.token_seconds or turn.fail_after is not None or turn.hang_after is not None:
                 async for delta in self._eventful(turn, played):

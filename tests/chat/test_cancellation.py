@@ -61,9 +61,11 @@ async def test_concurrent_streams_a_third_cancelled_leave_nothing() -> None:
     assert asyncio.all_tasks() == before
     await model.aclose()
     assert sorted(record.aborted for record in records) == sorted(cancelled)
+    whole = next(record for record in records if not record.aborted)
     for record in records:
         if record.aborted:
             assert 0 < record.decode_tokens < 60
+            assert record.prompt_tokens == record.cached_tokens + record.prefill_tokens == whole.prompt_tokens
             assert (record.finish_reason, record.error, record.quantized_tokens) == ("abort", None, None)
 
 

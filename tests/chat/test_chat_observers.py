@@ -107,7 +107,7 @@ async def test_failed_turns_are_recorded_too() -> None:
     await model.aclose()
     (record,) = records
     assert record.error.startswith("EngineDeadError: ")
-    assert (record.aborted, record.decode_tokens, record.prompt_tokens) == (False, 2, None)
+    assert (record.aborted, record.decode_tokens, record.prompt_tokens) == (False, 2, 10)
 
 
 async def test_a_timeout_aborts() -> None:

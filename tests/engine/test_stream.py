@@ -176,6 +176,15 @@ async def test_first_and_last_delta_carry_the_prompt() -> None:
     assert [delta.prompt_token_ids for delta in deltas] == [tuple(range(10)), None, tuple(range(10))]
 
 
+@pytest.mark.parametrize("rows", [True, False])
+async def test_the_first_delta_says_what_is_known_of_the_prompt(rows: bool) -> None:
+    first, *between, _ = await play(FakeLlm(script(time.monotonic())), rows=rows)
+    assert [delta.counts for delta in between] == [None]
+    assert first.counts is not None
+    assert (first.counts.prompt_tokens, first.counts.cached_tokens, first.counts.prefill_tokens) == (10, 4, 6)
+    assert (first.counts.quantized_tokens, first.counts.exact_tokens) == ((None, None) if rows else (0, 6))
+
+
 async def test_a_reader_that_fails_closes_the_stream() -> None:
     llm = FakeLlm(script(time.monotonic()))
 
@@ -183,7 +192,7 @@ async def test_a_reader_that_fails_closes_the_stream() -> None:
         raise RuntimeError("Event loop is closed")
 
     with pytest.raises(RuntimeError):
-        await run_turn(llm, {"prompt_token_ids": [1]}, None, "r", StepMeter(1, 0.0), None, lambda: 0, post)
+        await run_turn(llm, {"prompt_token_ids": [1] * 4}, None, "r", StepMeter(4, 0.0), None, lambda: 0, post)
     assert llm.ended == "closed"
 
 

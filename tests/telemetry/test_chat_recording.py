@@ -99,6 +99,9 @@ async def test_failed_and_aborted_turns_are_recorded(tmp_path: Path) -> None:
     assert (failed.error or "").startswith("EngineDeadError")
     assert aborted.aborted
     assert aborted.error is None
+    for turn, said in ((failed, 2), (aborted, 1)):
+        assert turn.prompt_tokens == (turn.cached_tokens or 0) + (turn.prefill_tokens or 0) > 0
+        assert (turn.decode_tokens, turn.quantized_tokens) == (said, None)
 
 
 async def test_a_store_that_cannot_be_written_fails_no_turn(tmp_path: Path) -> None:

@@ -162,8 +162,9 @@ async def run_turn(
             if completion.finish_reason == "error":
                 raise EngineError("the engine gave up on this request after an internal error; its log says more")
             delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
-            if not posted:
-                delta = replace(delta, prompt_token_ids=ids)  # parsers ask it whether reasoning has begun
+            if not posted:  # parsers ask whether reasoning has begun; the counts are for turns that end early
+                known = meter.counts(None, None, plugin=rows is not None)
+                delta = replace(delta, prompt_token_ids=ids, counts=known)
             if output.finished:
                 found = await rows.told(asked) if rows is not None and asked is not None else None
                 if rows is not None and _preemptions(output.metrics, preempted) != seen:
