@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from mixquant_agents.telemetry.connect import connect_writer, default_store_path
@@ -20,6 +21,9 @@ class StoreRecorder(QueueRecorder):
 
     The file is opened by the writer thread: a store that cannot be used never fails a turn. Call :meth:`check` to
     have the problem raised before work begins.
+
+    A copy, and one that was pickled into another process, records into the same file by a queue of its own; what waits
+    in this one's stays here. Further sinks must be such that they can be copied.
 
     Args:
         path: the store; ``None`` is :func:`default_store_path`.
@@ -38,9 +42,22 @@ class StoreRecorder(QueueRecorder):
         queue_limit: int = QUEUE_LIMIT,
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
-        self.path = Path(path) if path is not None else default_store_path()
+        chosen = Path(path) if path is not None else default_store_path()
+        self.path = chosen.absolute()  # it is opened later, when the program may work elsewhere
         self._store = StoreSink(self.path, retention=retention, pending_limit=queue_limit)
         super().__init__((*sinks, self._store), content=content, queue_limit=queue_limit, gather_seconds=gather_seconds)
+        self._again = partial(
+            type(self),
+            self.path,
+            content=content,
+            retention=retention,
+            sinks=self._sinks[:-1],
+            queue_limit=queue_limit,
+            gather_seconds=gather_seconds,
+        )
+
+    def __reduce__(self) -> tuple[Callable[[], StoreRecorder], tuple[()]]:
+        return self._again, ()
 
     def check(self) -> None:
         """Open the store once, as the writer will.

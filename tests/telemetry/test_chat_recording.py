@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from langgraph.prebuilt import ToolNode
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import EngineDeadError
-from mixquant_agents.telemetry import SpanKind, StoreRecorder
+from mixquant_agents.telemetry import Retention, SpanKind, StoreRecorder
 from mixquant_agents.telemetry.callbacks import TelemetryCallback
 from mixquant_agents.telemetry.store import TurnStore
 
@@ -102,6 +104,26 @@ async def test_failed_and_aborted_turns_are_recorded(tmp_path: Path) -> None:
     for turn, said in ((failed, 2), (aborted, 1)):
         assert turn.prompt_tokens == (turn.cached_tokens or 0) + (turn.prefill_tokens or 0) > 0
         assert (turn.decode_tokens, turn.quantized_tokens) == (said, None)
+
+
+async def test_a_model_that_was_pickled_records_into_the_same_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorder = StoreRecorder("turns.sqlite", content=True, retention=Retention(max_age_days=1))
+    model = MixQuantChatModel(engine=ScriptedEngine(["yes"], cycle=True), recorders=(recorder,))
+    await model.ainvoke("one")
+    sent = pickle.dumps(model)  # while the recorder's thread runs
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = pickle.loads(sent)  # noqa: S301 - our own bytes
+    await again.ainvoke("two")
+    for other in (*again.recorders, copy.copy(recorder)):
+        assert other.wants_content
+        assert other._store._retention == Retention(max_age_days=1)
+        other.close()
+    recorder.close()
+    assert len(TurnStore(tmp_path / "turns.sqlite").turns()) == 2
 
 
 async def test_a_store_that_cannot_be_written_fails_no_turn(tmp_path: Path) -> None:
