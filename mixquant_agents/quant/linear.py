@@ -13,6 +13,7 @@ import torch
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.platforms import current_platform
 
+from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant import op as _op  # noqa: F401 - registers torch.ops.mixquant.routed_linear
 from mixquant_agents.quant.twin import adopting, get_twin, renew
 
@@ -68,6 +69,10 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
 
         Weights that are loaded anew (``reload_weights``) come here in memory of their own; vLLM then copies them to
         where the first ones lie, which captured graphs read. So the twins take their new values where they lie, too.
+        Twins from a checkpoint stay, and the weights must be those they belong to.
+
+        Raises:
+            ConfigError: twins are a checkpoint's, and weights loaded anew are others than the first ones.
         """
         if not current_platform.is_cpu():
             # On a CPU this would pack the weight into another layout and remove it.
@@ -77,9 +82,15 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             self._weight = layer.weight.data
             self._runtime.add_layer(self)
             self.use(self.key)
-        else:
+        elif self._runtime.checkpoint is None:
             for key, tensors in self._twins.items():
                 renew(get_twin(key), tensors, self._built(key, layer.weight.data))
+        elif self._twins and not torch.equal(layer.weight.data, self._weight):
+            raise ConfigError(
+                f"the weights loaded anew for {self.prefix!r} are others than this engine started with, and "
+                f"prefill_checkpoint={self._runtime.checkpoint.location!r} holds no twins of them; start another "
+                "engine, with a checkpoint of the new weights, or without one: twins quantized here follow their weights"
+            )
         if self._native:
             for name, tensor in zip(("mixquant_codes", "mixquant_scales"), self._twins[self.key], strict=True):
                 layer.register_buffer(name, tensor, persistent=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
 from vllm.model_executor import parameter
 from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearLayerConfig
@@ -16,8 +19,10 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.model_loader.reload import layerwise
 
 from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant import twin as twins
 from mixquant_agents.quant.config import MixQuantConfig
+from mixquant_agents.quant.formats import nvfp4
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED
@@ -40,6 +45,11 @@ class Model(torch.nn.Module):
         param = self.up_proj.weight
         param.weight_loader(param, weight)
 
+    def reload(self, weight: torch.Tensor) -> None:
+        layerwise.initialize_layerwise_reload(self)
+        self.load(weight)
+        layerwise.finalize_layerwise_reload(self, SimpleNamespace(dtype=torch.float32))
+
 
 PLACES = {
     "fp8": DeviceInfo("cuda", "NVIDIA H100", (9, 0)),
@@ -48,20 +58,31 @@ PLACES = {
 }
 
 
-@pytest.fixture(params=list(PLACES))
-def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Model:
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[PrecisionPolicy, DeviceInfo], Model]:
+    """Makes a model without an engine."""
     for module in (linear, parameter):  # without process groups
         monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: 0)
         monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 1)
     register()
     kernel = EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig())
     monkeypatch.setitem(twins._TWINS, "nvfp4-native", Nvfp4Twin(kernel))  # a CPU has no other
-    config = MixQuantConfig(PrecisionPolicy.of("mixquant-nvfp4" if request.param == "nvfp4" else "mixquant-fp8"))
-    config.runtime = Runtime(config.policy, PLACES[request.param], switchable=True)
-    with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
-        made = Model(config)
-    layerwise.record_metadata_for_reloading(made)
+
+    def made(policy: PrecisionPolicy, place: DeviceInfo) -> Model:
+        config = MixQuantConfig(policy)
+        config.runtime = Runtime(policy, place, switchable=True)
+        with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
+            model = Model(config)
+        layerwise.record_metadata_for_reloading(model)
+        return model
+
     return made
+
+
+@pytest.fixture(params=list(PLACES))
+def model(request: pytest.FixtureRequest, make: Callable[[PrecisionPolicy, DeviceInfo], Model]) -> Model:
+    policy = PrecisionPolicy.of("mixquant-nvfp4" if request.param == "nvfp4" else "mixquant-fp8")
+    return make(policy, PLACES[request.param])
 
 
 def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
@@ -75,9 +96,7 @@ def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
     method.process_weights_after_loading(layer)
     places = [tensor.data_ptr() for tensor in next(iter(runtime.native_layers()))]
     for weight in others:
-        layerwise.initialize_layerwise_reload(model)
-        model.load(weight)
-        layerwise.finalize_layerwise_reload(model, SimpleNamespace(dtype=torch.float32))
+        model.reload(weight)
         now = next(iter(runtime.native_layers()))
         assert [tensor.data_ptr() for tensor in now] == places, "a captured graph would read the old ones"
         assert torch.equal(now[0], weight)
@@ -87,3 +106,26 @@ def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
                 assert torch.equal(method.apply(layer, x), torch.nn.functional.linear(x, weight))
         with steps.forced(QUANTIZED):
             torch.testing.assert_close(method.apply(layer, x), twin.apply(x, twin.build(weight)))
+
+
+@pytest.mark.parametrize("place", ["nvfp4", "emulated"])
+def test_a_checkpoints_twins_stay_with_the_weights_they_belong_to(
+    tmp_path: Path, make: Callable[[PrecisionPolicy, DeviceInfo], Model], place: str
+) -> None:
+    torch.manual_seed(0)
+    weight, other = torch.randn(N, K), torch.randn(N, K)
+    made = nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight))
+    name = "model.layers.0.mlp.up_proj"
+    content = {"packed": made.packed, "scale": made.scales, "global_scale": made.global_scale.reshape(1)}
+    save_file({f"{name}.weight_{end}": tensor for end, tensor in content.items()}, tmp_path / "model.safetensors")
+    policy = PrecisionPolicy(prefill_format="nvfp4", prefill_checkpoint=str(tmp_path))
+    model = make(policy, PLACES[place])
+    layer, method = model.up_proj, model.up_proj.quant_method
+    model.load(weight)
+    method.process_weights_after_loading(layer)
+    before = [tensor.clone() for tensor in next(iter(method.tensors()))]
+    model.reload(weight)
+    for old, new in zip(before, next(iter(method.tensors())), strict=True):
+        assert torch.equal(old, new)
+    with pytest.raises(ConfigError, match=f"{name}.*prefill_checkpoint=.*start another engine"):
+        model.reload(other)
