@@ -89,7 +89,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             raise ConfigError(
                 f"the weights loaded anew for {self.prefix!r} are others than this engine started with, and "
                 f"prefill_checkpoint={self._runtime.checkpoint.location!r} holds no twins of them; start another "
-                "engine, with a checkpoint of the new weights, or without one: twins quantized here follow their weights"
+                "engine, with a checkpoint of the new weights or without one: twins made here follow their weights"
             )
         if self._native:
             for name, tensor in zip(("mixquant_codes", "mixquant_scales"), self._twins[self.key], strict=True):
