@@ -30,7 +30,7 @@ from mixquant_workflows.graphs.steps import (
     answered,
     bind,
     last_answer,
-    refuse_calls,
+    refusal,
     this_task,
     unanswered,
 )
@@ -106,9 +106,6 @@ def memory_agent(
     def after_tools(state: MemoryState) -> Literal["refuse", "answer"]:
         return "refuse" if unanswered(state["messages"]) else "answer"
 
-    def refuse(state: MemoryState) -> dict[str, Any]:
-        return {"messages": refuse_calls(state["messages"], TOO_MANY if too_many(state) else INVALID)}
-
     def after_refusal(state: MemoryState) -> Literal["conclude", "answer"]:
         return "conclude" if too_many(state) else "answer"
 
@@ -139,7 +136,7 @@ def memory_agent(
     graph.add_node("recall", recall)
     keep: Runnable[AIMessage, dict[str, Any]] = RunnableLambda(lambda message: {"messages": [message]})
     graph.add_node("answer", answer | keep)
-    graph.add_node("refuse", refuse)
+    graph.add_node("refuse", refusal(lambda state: TOO_MANY if too_many(state) else INVALID))
     graph.add_node("conclude", RunnableLambda(layout) | bind(model, tools, "none") | keep)
     graph.add_node("tools", ToolNode(tools, handle_tool_errors=True))
     graph.add_node("summarise", RunnableLambda(summarise, asummarise))

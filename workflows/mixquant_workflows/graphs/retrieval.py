@@ -19,6 +19,7 @@ from mixquant_workflows.graphs.steps import (
     bind,
     last_answer,
     model_step,
+    refusal,
     refuse_calls,
     this_task,
     unanswered,
@@ -31,6 +32,7 @@ SYSTEM = (
     "After each statement name its passage by number in brackets, like [12]. "
     "If the passages do not hold the answer, say so."
 )
+ENOUGH = "no more searches; answer from what was found"
 _MARK = re.compile(r"\[(\d{1,9}(?:\s*,\s*\d{1,9})*)\]")
 
 
@@ -118,12 +120,6 @@ def retrieval_agent(
             return "check"
         return "search" if answer.tool_calls and rounds(state) <= max_searches else "refuse"
 
-    def refuse(state: RetrievalState) -> dict[str, Any]:
-        return {"messages": refuse_calls(state["messages"], "no more searches; answer from what was found")}
-
-    def refuse_broken(state: RetrievalState) -> dict[str, Any]:
-        return {"messages": refuse_calls(state["messages"], INVALID)}
-
     def check(state: RetrievalState) -> dict[str, Any]:
         task = list(this_task(state["messages"]))
         citations = check_citations(str(last_answer(task).text), _found(state["messages"]))
@@ -141,10 +137,10 @@ def retrieval_agent(
     graph = StateGraph(RetrievalState)
     graph.add_node("plan", model_step(bind(model, tools, search_name), system))
     graph.add_node("search", ToolNode(tools, handle_tool_errors=True))
-    graph.add_node("broken", refuse_broken)  # a call that cannot be read, beside others that ran
+    graph.add_node("broken", refusal(lambda _: INVALID))  # a call that cannot be read, beside others that ran
     graph.add_node("rephrase", rephrase)
     graph.add_node("answer", model_step(bind(model, tools, "none" if guided else "auto"), system))
-    graph.add_node("refuse", refuse)
+    graph.add_node("refuse", refusal(lambda _: ENOUGH))
     graph.add_node("conclude", model_step(bind(model, tools, "none"), system))
     graph.add_node("check", check)
     graph.add_edge(START, "plan")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -21,6 +21,7 @@ __all__ = [
     "made_calls",
     "model_step",
     "one_by_one",
+    "refusal",
     "refuse_calls",
     "this_task",
     "unanswered",
@@ -129,3 +130,9 @@ def refuse_calls(messages: Sequence[AnyMessage], reason: str) -> list[ToolMessag
         ToolMessage(f"error: {reason}", tool_call_id=id_, name=name, status="error")
         for id_, name in unanswered(messages)
     ]
+
+
+def refusal(reason: Callable[[Any], str]) -> Callable[[Any], dict[str, Any]]:
+    """A node that answers every call that did not run, invalid ones beside good ones included, with
+    ``reason(state)``."""
+    return lambda state: {"messages": refuse_calls(state["messages"], reason(state))}

@@ -23,7 +23,7 @@ from mixquant_workflows.graphs.steps import (
     made_calls,
     model_step,
     one_by_one,
-    refuse_calls,
+    refusal,
     this_task,
     unanswered,
 )
@@ -83,9 +83,6 @@ def tool_agent(
     def after_tools(state: MessagesState) -> Literal["refuse", "model"]:
         return "refuse" if unanswered(state["messages"]) else "model"  # beside good calls stood a broken one
 
-    def refuse(state: MessagesState) -> dict[str, Any]:
-        return {"messages": refuse_calls(state["messages"], reason_to_stop(state) or INVALID)}
-
     def after_refusal(state: MessagesState) -> Literal["model", "conclude"]:
         return "conclude" if reason_to_stop(state) else "model"
 
@@ -93,7 +90,7 @@ def tool_agent(
     graph.add_node("model", model_step(bind(model, tools), system))
     node = ToolNode(tools, handle_tool_errors=True)
     graph.add_node("tools", one_by_one(node) if in_order else node)
-    graph.add_node("refuse", refuse)
+    graph.add_node("refuse", refusal(lambda state: reason_to_stop(state) or INVALID))
     graph.add_node("conclude", model_step(bind(model, tools, "none"), system))
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", route, ["tools", "refuse", END])
