@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["median_interval", "per_round", "per_turn", "ratio_interval", "speedup", "spread"]
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["median_interval", "per_round", "per_turn", "pooled_ratio", "ratio_interval", "speedup", "spread"]
 
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
           2.120, 2.110, 2.101, 2.093, 2.086)  # fmt: skip
@@ -51,6 +55,43 @@ def ratio_interval(ratios: Sequence[float]) -> dict[str, float]:
     if len(ratios) >= 6:
         found["median_low95"], found["median_high95"] = median_interval(ratios)
     return found
+
+
+def pooled_ratio(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], quantile: float = 0.95) -> dict[str, float]:
+    """``{"ratio", "low95", "high95"}`` of a quantile over all pairs together, the second of each over the first.
+
+    Values of one run depend on one another, so whole pairs are drawn anew, 1000 times, both runs of a pair together;
+    the interval is Student's, with the logarithms' standard deviation over those draws and one degree of freedom less
+    than there are pairs. (The plain interval of such draws is too narrow for few pairs.)
+
+    Raises:
+        ValueError: fewer than two pairs with values on both sides.
+    """
+    found = [pair for pair in pairs if len(pair[0]) and len(pair[1])]
+    n = len(found)
+    if n < 2:
+        raise ValueError(f"an interval needs at least two pairs, not {n}")
+    sides = []
+    for side in (0, 1):
+        values = np.concatenate([np.asarray(pair[side], dtype=float) for pair in found])
+        owners = np.repeat(np.arange(n), [len(pair[side]) for pair in found])
+        order = np.argsort(values)
+        sides.append((values[order], owners[order]))
+
+    def ratio(counts: npt.NDArray[Any]) -> float:
+        first, second = (_weighted_quantile(values, counts[owners], quantile) for values, owners in sides)
+        return math.log(second / first)
+
+    whole = ratio(np.ones(n))
+    draws = np.random.default_rng(0).multinomial(n, [1 / n] * n, size=1000)
+    error = float(np.std([ratio(counts) for counts in draws])) * math.sqrt(n / (n - 1))
+    reach = _T_975[min(n - 1, len(_T_975)) - 1] * error
+    return {"ratio": math.exp(whole), "low95": math.exp(whole - reach), "high95": math.exp(whole + reach)}
+
+
+def _weighted_quantile(ordered: npt.NDArray[Any], weights: npt.NDArray[Any], quantile: float) -> float:
+    total = np.cumsum(weights)
+    return float(ordered[np.searchsorted(total, quantile * total[-1])])
 
 
 def speedup(baseline: Sequence[float], ours: Sequence[float]) -> dict[str, float]:

@@ -2,17 +2,24 @@
 
 A prompt is read in chunks. A chunk of ``m`` new tokens behind ``c`` cached ones costs
 
-    Linear    2 * m * weights / rate(m), or reading the weights if that takes longer
+    Linear    2 * m * weights / rate(m) * tiling, or reading the weights if that takes longer
     attention 4 * layers * heads * head_dim * m * (c + m / 2) / attention rate
-    the rest  m * layers * hidden * bytes per element / bandwidth   (norms, activations, rotary, quantization)
+    the rest  m * layers * width * bytes per element / bandwidth    (norms, activations, rotary, quantization)
 
-and a request, once, what the host does while the GPU waits:
+and a request, once, reading the output layer, and what the host does while the GPU waits:
 
-    fixed     scheduling, launches, sampling, the output layer (later chunks hide theirs behind the GPU)
+    fixed     scheduling, launches, sampling (later chunks hide theirs behind the GPU)
     prompt    (new + cached tokens) * seconds per token   (taking the prompt in, hashing it for the prefix cache)
 
-``rate(m)`` is what the matrix products reached alone (``docs/results/gpu-micro-h100.json``, ``…-h200.json``). The
-attention rate, the element-wise bytes of each mode and the host's two times are fitted to ``FIT_CASES`` of
+``rate(m)`` is what the matrix products of a Qwen3-8B layer reached alone (``docs/results/gpu-micro-h100.json``,
+``…-h200.json``). ``tiling`` carries it over to other shapes: a product ``[m, k] x [k, n]`` takes ``waves * (k + ramp)
++ launch`` in units of one wave's step through ``k``, where a wave is one 128 x 128 tile of the output for each of 132
+multiprocessors. The FP8 product has that tile size alone, so its waves are whole: with 1024 rows and 2560 outputs 160
+tiles take the time of 264. cuBLAS has many for BF16 and hardly wastes any. ``ramp`` and ``launch`` are fitted to the
+single products of the H100's file from 512 rows on (within 4.3 % root mean square for FP8, 3.0 % for BF16).
+``width`` counts the elements that element-wise work moves: ``8 * hidden + 3 * intermediate + 2 * (q, k and v)``.
+
+The attention rate, the element-wise bytes of each mode and the host's two times are fitted to ``FIT_CASES`` of
 ``docs/results/prefill-h100.json`` and ``…-h200.json``, the ends of what was measured; every other case of 512 and more
 new tokens, and another model shape, measure how well the model predicts (below that the host decides). A GPU that was
 not measured has the H100's figures scaled by its data sheet, so what is said of it is a *prediction*, resting on the
@@ -74,18 +81,35 @@ _RATES = {
 _MEASURED: tuple[tuple[Mode, str], ...] = (("exact", "exact"), ("fp8", "mixquant-fp8"))
 """Modes and their columns of the result file."""
 
+TILE, MULTIPROCESSORS = 128, 132
+_RAMP = {"exact": 58.0, "fp8": 243.0}
+_LAUNCH = {"exact": 521.0, "fp8": 1232.0}
+"""In steps through ``k``; see the module."""
+
 _BYTES = {"exact": 2.0, "fp8": 1.0, "nvfp4": 0.5625}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the roofline needs of a model; ``weights`` counts the Linear weights inside the blocks."""
+    """What the roofline needs of a model; ``products`` are the ``(outputs, inputs)`` of a block's Linear layers."""
 
     layers: int
     hidden: int
     heads: int
     head_dim: int
-    weights: int
+    vocabulary: int
+    products: tuple[tuple[int, int], ...]
+
+    @property
+    def weights(self) -> int:
+        """Linear weights inside the blocks."""
+        return self.layers * sum(n * k for n, k in self.products)
+
+    @property
+    def width(self) -> int:
+        """Elements of a token that element-wise work moves in a block."""
+        (qkv, _), _, (gate_up, _), _ = self.products
+        return 8 * self.hidden + 3 * gate_up // 2 + 2 * qkv
 
     @classmethod
     def of(cls, name: str) -> ModelShape:
@@ -97,12 +121,10 @@ class ModelShape:
         if name not in SHAPES:
             raise ConfigError(f"no model shape {name!r}; choose one of {', '.join(SHAPES)}")
         c = SHAPES[name]
-        attention = c["hidden_size"] * c["head_dim"] * (2 * c["num_attention_heads"] + 2 * c["num_key_value_heads"])
-        mlp = 3 * c["hidden_size"] * c["intermediate_size"]
-        layers = c["num_hidden_layers"]
-        return cls(
-            layers, c["hidden_size"], c["num_attention_heads"], c["head_dim"], layers * (attention + mlp)
-        )  # fmt: skip
+        hidden, inner, width = c["hidden_size"], c["intermediate_size"], c["head_dim"]
+        query, cached = c["num_attention_heads"] * width, c["num_key_value_heads"] * width
+        products = ((query + 2 * cached, hidden), (hidden, query), (2 * inner, hidden), (hidden, inner))
+        return cls(c["num_hidden_layers"], hidden, c["num_attention_heads"], width, c["vocab_size"], products)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +134,7 @@ class Fit:
     Attributes:
         gpu: its key in ``GPUS``.
         attention: FLOP/s.
-        elementwise: bytes moved per token, layer and hidden element, by mode.
+        elementwise: bytes moved per token, layer and element of its width, by mode.
         fixed: seconds per request.
         per_token: seconds per token of the prompt, cached ones included.
     """
@@ -124,8 +146,8 @@ class Fit:
     per_token: float
 
 
-H100 = Fit("h100", attention=603.9e12, elementwise={"exact": 80.73, "fp8": 79.96}, fixed=4.448e-3, per_token=3.546e-7)
-H200 = Fit("h200", attention=641.4e12, elementwise={"exact": 63.75, "fp8": 79.11}, fixed=4.592e-3, per_token=3.81e-7)
+H100 = Fit("h100", attention=603.9e12, elementwise={"exact": 4.037, "fp8": 3.998}, fixed=4.011e-3, per_token=3.546e-7)
+H200 = Fit("h200", attention=641.4e12, elementwise={"exact": 3.187, "fp8": 3.956}, fixed=4.287e-3, per_token=3.81e-7)
 FITS = {"h100": H100, "h200": H200}
 """``fit`` of ``docs/results/prefill-*.json``; a test fits them again."""
 
@@ -143,6 +165,25 @@ def _rate(mode: Mode, rows: float, measured_on: str) -> float:
     return (rates[right - 1] * (1 - share) + rates[right] * share) * 1e12
 
 
+def _steps(shape: ModelShape, rows: int, kind: Literal["exact", "fp8"]) -> float:
+    """What a block's matrix products take, in steps of a wave through ``k``."""
+    total = 0.0
+    for n, k in shape.products:
+        if kind == "exact":
+            waves = rows * n / TILE**2 / MULTIPROCESSORS
+        else:
+            waves = math.ceil(math.ceil(rows / TILE) * math.ceil(n / TILE) / MULTIPROCESSORS)
+        total += waves * (k + _RAMP[kind]) + _LAUNCH[kind]
+    return total
+
+
+def _tiling(shape: ModelShape, rows: int, mode: Mode) -> float:
+    """Time for an operation in products of this shape, over that in those the rate was measured on."""
+    kind: Literal["exact", "fp8"] = "exact" if mode == "exact" else "fp8"
+    here, known = (_steps(s, rows, kind) * s.layers / s.weights for s in (shape, ModelShape.of("qwen3-8b")))
+    return here / known
+
+
 def _chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
     """``(new, before)`` of each chunk."""
     return [(min(CHUNK, tokens - at), cached + at) for at in range(0, tokens, CHUNK)]
@@ -151,18 +192,19 @@ def _chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
 def _features(
     shape: ModelShape, tokens: int, cached: int, mode: Mode, gpu: Gpu, measured_on: str
 ) -> tuple[float, float, float]:
-    """Seconds in matrix products, attention FLOP, token-layer-hidden elements."""
+    """Seconds in matrix products, attention FLOP, elements that element-wise work moves."""
     base = GPUS[measured_on]
     scale = {"exact": gpu.bf16 / base.bf16, "fp8": gpu.fp8 / base.fp8, "nvfp4": (gpu.fp4 or 0.0) / base.fp8}[mode]
     if not scale:
         raise ConfigError(f"{gpu.name} has no FP4 arithmetic; predict FP8 for it")
-    products, attention, elements = 0.0, 0.0, 0.0
+    attention, elements = 0.0, 0.0
+    products = 2 * shape.vocabulary * shape.hidden / (0.85 * gpu.bandwidth)  # the output layer is read once
     for new, before in _chunks(tokens, cached):
-        arithmetic = 2 * new * shape.weights / (_rate(mode, new, measured_on) * scale)
+        arithmetic = 2 * new * shape.weights / (_rate(mode, new, measured_on) * scale) * _tiling(shape, new, mode)
         reading = shape.weights * _BYTES[mode] / (0.85 * gpu.bandwidth)
         products += max(arithmetic, reading)
         attention += 4 * shape.layers * shape.heads * shape.head_dim * new * (before + new / 2)
-        elements += new * shape.layers * shape.hidden
+        elements += new * shape.layers * shape.width
     return products, attention, elements
 
 
