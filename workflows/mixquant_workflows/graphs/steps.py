@@ -132,7 +132,7 @@ def refuse_calls(messages: Sequence[AnyMessage], reason: str) -> list[ToolMessag
     ]
 
 
-def refusal(reason: Callable[[Any], str]) -> Callable[[Any], dict[str, Any]]:
-    """A node that answers every call that did not run, invalid ones beside good ones included, with
-    ``reason(state)``."""
+def refusal(reason: Callable[[Any], str]) -> Any:
+    """A node, a function of the state, that answers every call that did not run with ``reason(state)``: also the broken
+    one beside good ones. LangGraph's own type of a function that is a node cannot be named."""
     return lambda state: {"messages": refuse_calls(state["messages"], reason(state))}
