@@ -74,12 +74,12 @@ def _mix(tokens: int, turns: int) -> Case:
 
 
 CASES = [
-    *(_prefill(0, n, 5, 6) for n in (64, 128, 256)),
+    *(_prefill(0, n, 5, t) for n, t in ((64, 12), (128, 6), (256, 6))),
     *(_prefill(0, n, 5, 4) for n in (512, 1024)),
     *(_prefill(0, n, r, t) for n, r, t in ((2048, 3, 3), (4096, 2, 2), (8192, 2, 2), (16384, 1, 3), (32000, 1, 1))),
-    *(_prefill(8192, n, 5, 6) for n in (64, 128, 256)),
+    *(_prefill(8192, n, 5, t) for n, t in ((64, 6), (128, 12), (256, 6))),
     *(_prefill(8192, n, r, t) for n, r, t in ((512, 5, 7), (1024, 5, 7), (2048, 3, 4))),
-    *(_mix(n, t) for n, t in ((256, 3), (768, 3), (1536, 1))),
+    *(_mix(n, t) for n, t in ((256, 5), (768, 3), (1536, 1))),
     *(Case(f"tpot_{b}", {"do": "decode", "batch": b, "tokens": 72}, 3, tokens=256 * b) for b in (1, 8, 32)),
 ]
 """The smaller a case, the more it is disturbed by the host's moods, and the more turns it takes. A turn is the median

@@ -1,0 +1,96 @@
+"""What share of a mixture of experts' time has no twin: ``python benchmarks/gpu/moe_share.py OUT.json`` (needs vLLM).
+
+One layer of Qwen3-30B-A3B's shape with random weights, as replays of a CUDA graph over four layers: qkv and o in BF16
+and in FP8 (quantization included), attention over the prompt itself (PyTorch's), the router, and the experts by vLLM's
+Triton kernel, whose tiles are its defaults, since it ships none tuned for this shape. Norms and rotary are left out.
+"""
+
+# ruff: noqa: T201 - a program; its closures run before the loop goes on
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from micro import FP8, timed
+from torch.nn.functional import scaled_dot_product_attention
+from vllm.model_executor.layers.fused_moe import fused_experts, fused_topk
+
+from mixquant_agents.quant.gpu import kernels
+from mixquant_agents.quant.gpu.gemm import scaled_product
+
+HIDDEN, INNER, EXPERTS, CHOSEN, HEADS, KV_HEADS, WIDTH = 2048, 768, 128, 8, 32, 4, 128
+QUERY = HEADS * WIDTH
+LAYERS = 4
+ROWS = (512, 2048, 8192)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16) / shape[-1] ** 0.5
+
+
+class Layer:
+    def __init__(self) -> None:
+        self.linear = [random(QUERY + 2 * KV_HEADS * WIDTH, HIDDEN), random(HIDDEN, QUERY)]
+        self.twins = [kernels.quantize_rows(weight, FP8) for weight in self.linear]
+        self.router = random(EXPERTS, HIDDEN)
+        self.up, self.down = random(EXPERTS, 2 * INNER, HIDDEN), random(EXPERTS, HIDDEN, INNER)
+
+
+def parts(layers: list[Layer], m: int) -> dict[str, float]:
+    x = torch.randn(m, HIDDEN, device="cuda", dtype=torch.bfloat16)
+    rows = (x, torch.randn(m, QUERY, device="cuda", dtype=torch.bfloat16))
+    q, k, v = (torch.randn(1, heads, m, WIDTH, device="cuda", dtype=x.dtype) for heads in (HEADS, KV_HEADS, KV_HEADS))
+
+    def exact(layer: Layer) -> None:
+        for each, weight in zip(rows, layer.linear, strict=True):
+            torch.nn.functional.linear(each, weight)
+
+    def quantized(layer: Layer) -> None:
+        for each, twin in zip(rows, layer.twins, strict=True):
+            scaled_product(*kernels.quantize_rows(each, FP8), *twin, x.dtype)
+
+    def route(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+        weights, ids, *_ = fused_topk(x, torch.nn.functional.linear(x, layer.router), CHOSEN, True)
+        return weights, ids
+
+    routes = [route(layer) for layer in layers]
+
+    def experts() -> None:
+        for layer, (weights, ids) in zip(layers, routes, strict=True):
+            fused_experts(x, layer.up, layer.down, weights, ids)
+
+    def attend() -> torch.Tensor:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    found = {
+        "linear_bf16": timed(lambda: [exact(layer) for layer in layers], inner=LAYERS),
+        "linear_fp8": timed(lambda: [quantized(layer) for layer in layers], inner=LAYERS),
+        "attention": timed(attend),
+        "router": timed(lambda: [route(layer) for layer in layers], inner=LAYERS),
+        "experts": timed(experts, inner=LAYERS),
+    }
+    whole = sum(value for name, value in found.items() if name != "linear_fp8")
+    found["experts_share"] = found["experts"] / whole
+    found["speedup_of_the_rest"] = whole / (whole - found["linear_bf16"] + found["linear_fp8"])
+    return found
+
+
+def main(path: str) -> None:
+    torch.manual_seed(0)
+    began = time.time()
+    result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "microseconds": {}}
+    with torch.inference_mode():
+        layers = [Layer() for _ in range(LAYERS)]
+        for m in ROWS:
+            result["microseconds"][str(m)] = parts(layers, m)
+            print(m, {name: round(value, 3) for name, value in result["microseconds"][str(m)].items()}, flush=True)
+    result["seconds"] = round(time.time() - began, 1)
+    with open(path, "w") as stream:
+        json.dump(result, stream, indent=1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
