@@ -14,7 +14,7 @@ __all__ = ["command"]
 def command(
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="Suite, or SUITE:N for N of its cases; several times, or several with commas."),
+        typer.Option(help="Suite, or SUITE:N for N of its cases; repeatable, or with commas. A wrong name lists all."),
     ] = None,
     policies: Annotated[str, typer.Option(help="Precision policies, separated by commas.")] = "exact,mixquant-nvfp4",
     n: Annotated[int | None, typer.Option(min=1, help="Cases per suite; all if not given.")] = None,
@@ -109,6 +109,9 @@ def _show(out: Any, result: dict[str, Any]) -> None:
             shown = f"{policy} (emulated)" if row["emulated"] else policy
             table.add_row(shown, *scored, delta, str(row["n"]), *cells, *counts)
         out.print(table)
+        for policy, row in policies.items():
+            if row["errors"]:
+                out.print(f"{policy}: {row['errors']} of {row['n']} cases failed and score 0; --results FILE keeps why")
     for name, policies in result.get("rerun", {}).items():
         for policy, row in policies.items():
             out.print(

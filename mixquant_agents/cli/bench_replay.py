@@ -12,7 +12,8 @@ __all__ = ["command"]
 
 def command(
     suite: Annotated[
-        str, typer.Option(help="bfcl_multi_turn, bfcl_ast, tau2_retail, tau2_airline, tau2_mock, bundled …")
+        str,
+        typer.Option(help="bfcl_multi_turn, bfcl_ast, tau2_retail, tau2_mock, bundled …; a wrong name lists all."),
     ],
     limit: Annotated[int | None, typer.Option(min=1, help="First so many cases only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,

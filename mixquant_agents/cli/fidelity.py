@@ -31,7 +31,8 @@ def command(
         try:
             texts = tuple(line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--prompts {prompts}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ConfigError(f"--prompts {prompts}: {why}; give a text file, one prompt a line") from error
     with Progress(console=progress_console(), transient=True) as bar:
         task = bar.add_task("loading", total=1.0)
         report = measure(

@@ -16,9 +16,9 @@ def command(
         str | None, typer.Option(help="Report two policies side by side instead: A,B (for example exact,mixquant-fp8).")
     ] = None,
     runs: Annotated[str | None, typer.Option(help="Report two runs side by side instead: their ids, A,B.")] = None,
-    model: Annotated[str | None, typer.Option(help="Only turns of this model (for --compare).")] = None,
+    model: Annotated[str | None, typer.Option(help="Only turns of this model (for --compare, --runs).")] = None,
     since: Annotated[
-        str | None, typer.Option(help="Only turns from this instant on, ISO 8601 (for --compare).")
+        str | None, typer.Option(help="Only turns from this instant on, ISO 8601 (for --compare, --runs).")
     ] = None,
     store: Annotated[Path | None, typer.Option(help="The turn store; the default store otherwise.")] = None,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("mixquant-report.html"),

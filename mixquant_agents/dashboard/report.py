@@ -72,7 +72,8 @@ def comparison_report(store: TurnStore, a: TurnFilter, b: TurnFilter) -> tuple[s
 
 def side_name(chosen: TurnFilter) -> str:
     """What a side of a comparison is called."""
-    return " ".join(part for part in (chosen.policy or "all policies", chosen.model, chosen.run) if part)
+    run = f"run {chosen.run}" if chosen.run else None
+    return " ".join(filter(None, (chosen.policy, chosen.model, run))) or "all policies"
 
 
 def _anchor(turn: StoredTurn) -> str:

@@ -41,6 +41,8 @@ def write_report(
     """
     if sum(value is not None for value in (thread, policies, runs)) > 1:
         raise RequestError("--thread, --compare and --runs exclude each other; give one of them")
+    if policies is None and runs is None and (model is not None or since is not None):
+        raise RequestError("--model and --since choose turns for --compare and --runs; a thread is reported as a whole")
     with TurnStore(store) as turns:
         if policies is not None or runs is not None:
             sides = _sides(policies, runs, model, since)

@@ -177,6 +177,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     Raises:
         StoreError: no such file, not a store, newer or not yet migrated, unreadable.
     """
+    if path.is_dir():
+        raise StoreError(f"turn store {path}: it is a folder; give the file in it")
     if not path.is_file():
         raise StoreError(f"turn store {path}: no such file; run an agent with a recorder first, or give another file")
     connection = None

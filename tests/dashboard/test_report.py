@@ -115,7 +115,8 @@ def test_a_comparison_s_report(store: Path, tmp_path: Path) -> None:
         ({"policies": "exact"}, "two names, A,B"),
         ({"policies": "exact,nothing"}, "B (nothing) holds no turn"),
         ({"policies": "a,b", "thread": "t"}, "exclude each other"),
-        ({"runs": "x,y"}, "A (all policies x) holds no turn"),
+        ({"runs": "x,y"}, "A (run x) holds no turn"),
+        ({"since": "2026-01-31"}, "for --compare and --runs"),
     ],
 )
 def test_wrong_options_leave_no_file(store: Path, tmp_path: Path, options: dict[str, str], words: str) -> None:

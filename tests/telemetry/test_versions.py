@@ -52,6 +52,8 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
                 opening(path)
     with pytest.raises(StoreError, match="no such file"):
         TurnStore(tmp_path / "missing.sqlite")
+    with pytest.raises(StoreError, match="is a folder; give the file"):
+        TurnStore(tmp_path)
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(StoreError, match="folder"):

@@ -213,6 +213,8 @@ async def _run(
                     score = sum(row["score"] for row in done) / len(done)
                     seconds = time.monotonic() - began
                     console.print(f"{one.name} {name}: {len(done)} cases in {seconds:.0f} s, score {score:.3f}")
+                    if why := next((row["error"] for row in done if row.get("error")), None):
+                        console.print(f"the first that failed: {why}", markup=False, highlight=False)
                 told()
             for name in policies if threads else ():
                 await model_for(name)
