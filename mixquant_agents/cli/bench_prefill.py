@@ -30,15 +30,20 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure cold and warm prefill, decode and 32 agents on one GPU, engines taking turns."""
-    if predict:
-        from mixquant_agents.bench.roofline import predict as predicted
-
-        result = predicted(model, predict)
-        print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
-        return
     from mixquant_agents.cli.words import comma_list, output_file
 
     output_file("--output", output)
+    if predict:
+        from mixquant_agents.bench.roofline import predict as predicted
+        from mixquant_agents.errors import ConfigError
+
+        if columns or cases or state or agents or minutes:
+            raise ConfigError("--predict measures nothing: leave out --columns, --cases, --state, --agents, --minutes")
+        result = predicted(model, predict)
+        if output is not None:
+            output.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
+        return
     from mixquant_agents.bench.prefill import run_prefill
     from mixquant_agents.bench.prefill_report import table
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import shlex
 import signal
@@ -114,11 +115,13 @@ def test_a_file_to_write_is_tried_before_the_work(tmp_path: Path) -> None:
         "fidelity --prompts /no/such",
         "fidelity --policy zzz",
         "report --store /no/such",
+        "report --since 2026-01-31",
         "bench agents --suite nope",
         "bench agents --suite bundled:1 --out /dev/null/x",
         "bench peers --out /dev/null/x",
         "bench prefill --output /dev/null/x",
         "bench prefill --predict nope",
+        "bench prefill --predict h100 --cases x",
         "bench replay --suite nope",
         "bench store --store /etc/passwd",
     ],
@@ -132,6 +135,12 @@ def test_what_cannot_be_done_is_told_in_one_line_before_anything_starts(
     (said,) = err.strip().splitlines()
     assert said.startswith("mixquant: ")
     assert "a bug" not in said
+
+
+def test_a_prediction_is_written_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "predicted.json"
+    assert app.run(["bench", "prefill", "--predict", "h100", "--json", "--output", str(file)]) == 0
+    assert json.loads(file.read_text()) == json.loads(capsys.readouterr().out)
 
 
 def test_the_installed_command_answers() -> None:
