@@ -154,8 +154,8 @@ def run_prefill(
         logs.mkdir(exist_ok=True)
         deadline: float | None = None
         for group in planned:
-            run = None if group.agents else state.run_of(list(group.columns), list(group.cases))
-            if run is not None and len(run.rounds) >= rounds:
+            run = state.run_of(list(group.columns), list(group.cases)) if group.cases else None
+            if not group.agents and (run is None or len(run.rounds) >= rounds):
                 continue
             if deadline is not None and time.monotonic() > deadline:
                 say(f"time is up before {', '.join(group.columns)}; continue with the same --state")
@@ -165,8 +165,9 @@ def run_prefill(
                 if deadline is None and minutes is not None:
                     deadline = time.monotonic() + minutes * 60
                 _describe(state, alive)
-                if run is not None:
+                if run is not None and len(run.rounds) < rounds:
                     _rounds(bench, state, run, group, rounds, deadline, say)
+                if not group.agents:
                     continue
                 try:
                     bench.settle()

@@ -2,7 +2,8 @@
 
 Engines that are compared must be alive at once and take turns. Where not all fit, they come in groups, one after
 another: first ``exact`` and ``mixquant-fp8`` with whatever else fits, then the others, each group with ``mixquant-fp8``
-again, so that every comparison is one of neighbours. The agents need more KV cache than the single requests.
+again, so that every comparison is one of neighbours. The agents need more KV cache than the single requests: their
+group comes last, or is the only one where no other columns are wanted than those two.
 """
 
 from __future__ import annotations
@@ -146,10 +147,12 @@ def groups(
         _fits(each, dict.fromkeys(each, kv), config, total_gib)
         planned.append(Group(tuple(mine), dict.fromkeys(each, kv), max_len, tuple(cases)))
     if agents and set(PAIR) <= set(names):
-        large = dict.fromkeys(PAIR, kv_gib(AGENT_TOKENS, config))
+        large = dict.fromkeys(PAIR, max(kv, kv_gib(AGENT_TOKENS, config)))
         _fits(PAIR, large, config, total_gib)
-        planned.append(Group(PAIR, large, 12_288, agents=True))
-    return planned if cases else [group for group in planned if group.agents]
+        together = set(columns) == set(PAIR)  # the same two engines then run the cases, too
+        planned = [] if together or not cases else planned
+        planned.append(Group(PAIR, large, max(max_len, 12_288), tuple(cases) if together else (), agents=True))
+    return planned
 
 
 def _fits(names: Sequence[str], kv: Mapping[str, float], config: Mapping[str, Any], total_gib: float) -> None:

@@ -101,6 +101,8 @@ def test_engines_come_in_groups_that_fit() -> None:
         assert sum(needed_gib(name, kv, config) for name, kv in group.kv.items()) < 79
     assert [group.agents for group in small] == [False, False, True]
     assert [group.agents for group in groups(COLUMNS, [], config, 79.0, agents=True)] == [True]
+    (joint,) = groups(["exact", "mixquant-fp8"], CASES[:2], config, 79.0, agents=True)  # no engine starts twice
+    assert (joint.agents, joint.cases, joint.max_len) == (True, tuple(CASES[:2]), 12_288)
     with pytest.raises(ConfigError, match="qwen3-4b"):
         groups(COLUMNS, CASES, config, 40.0)
 
