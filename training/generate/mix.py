@@ -8,25 +8,26 @@ from collections.abc import Callable
 from training.generate import chains, dialogues, scenes
 from training.generate.fan import fan
 from training.generate.grounded import grounded
-from training.generate.own import own
+from training.generate.own import own, own_fan
 from training.generate.scenes import Scene, Toolbox
 from training.generate.sessions import session
 
-__all__ = ["FANS", "MIXTURE", "example", "examples"]
+__all__ = ["FANS", "MIXTURE", "OWN_FANS", "example", "examples"]
 
-FANS = 0.45
-"""Share of :func:`fan` among the examples; each is five or six conversations over the same tools."""
+FANS, OWN_FANS = 0.41, 0.11
+"""Shares of :func:`fan` and :func:`own_fan` among the examples; each is several conversations over the same tools."""
 MIXTURE: list[tuple[Callable[[Toolbox], Scene], float]] = [
     (scenes.single, 20), (scenes.multiple, 19), (scenes.parallel, 12), (scenes.parallel_mixed, 5), (scenes.no_fit, 8),
     (scenes.question_back, 7), (session, 9), (dialogues.from_result, 1), (dialogues.follow_up, 2), (dialogues.error, 4), (dialogues.parallel_results, 1),
-    (chains.lookup_then_act, 7), (chains.chain, 3), (dialogues.small_talk, 0.5), (grounded, 2), (own, 11),
+    (chains.lookup_then_act, 7), (chains.chain, 3), (dialogues.small_talk, 0.5), (grounded, 3), (own, 17),
 ]  # fmt: skip
 
 
 def examples(rng: random.Random) -> list[Scene]:
     """One training conversation, or several that begin alike."""
-    if rng.random() < FANS:
-        return fan(Toolbox(rng))
+    roll = rng.random()
+    if roll < FANS + OWN_FANS:
+        return (fan if roll < FANS else own_fan)(Toolbox(rng))
     makers, shares = zip(*MIXTURE, strict=True)
     return [rng.choices(makers, shares)[0](Toolbox(rng))]
 

@@ -8,13 +8,14 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from training.generate import own_tasks, own_world
+from training.generate import documents, own_tasks, own_trade, own_world
+from training.generate.own_files import listed
 from training.generate.own_sql import database
 from training.generate.scenes import Message, Scene, Toolbox, called
 from training.generate.tools import Tool
 from training.generate.words import CATALOG
 
-__all__ = ["own"]
+__all__ = ["own", "own_fan"]
 
 Work = own_tasks.Work
 
@@ -31,7 +32,8 @@ def _one(make: Callable[[random.Random], Work]) -> Callable[[random.Random], lis
 
 _KINDS: list[tuple[Callable[[random.Random], list[Work]], float]] = [
     (own_world.reckoning, 20), (_one(own_tasks.arithmetic), 4), (own_world.measures, 10), (_one(own_tasks.clock), 9), (own_world.times, 8),
-    (own_world.file_work, 16), (_one(own_tasks.files), 7), (database, 18), (own_world.document_work, 18), (own_world.note_work, 8), (_one(own_tasks.notes), 4),
+    (own_world.file_work, 13), (_one(own_tasks.files), 6), (listed, 14), (database, 13), (own_trade.trade, 12), (own_trade.staff, 8), (own_trade.difference, 4),
+    (own_world.document_work, 9), (documents.about, 30), (own_world.note_work, 8), (_one(own_tasks.notes), 4),
 ]  # fmt: skip
 _SYSTEMS = [
     "You are a helpful assistant. Use the tools, then answer with the result.", "You are a helpful assistant. Use the tools where they help, then answer in words.",
@@ -39,25 +41,57 @@ _SYSTEMS = [
 ]  # fmt: skip
 
 
-def own(box: Toolbox) -> Scene:
-    """Tasks for the shipped tools: calls with their results, then the answer; sometimes several tasks in a row."""
-    rng = box.rng
+def _works(rng: random.Random) -> list[Work]:
     makers, shares = zip(*_KINDS, strict=True)
-    works: list[Work] = []
-    for _ in range(rng.choice([1, 1, 1, 1, 2])):
-        works += rng.choices(makers, shares)[0](rng)
-    needed = {name for _, calls, _ in works for name, _, _ in calls}
+    return rng.choices(makers, shares)[0](rng)
+
+
+def _needed(works: list[Work]) -> set[str]:
+    return {name for _, calls, _ in works for name, _, _ in calls}
+
+
+def _opening(box: Toolbox) -> list[Message]:
+    return [{"role": "system", "content": box.rng.choice(_SYSTEMS)}] if box.rng.random() < 0.6 else box.opening()
+
+
+def _tools(box: Toolbox, needed: set[str], more: int) -> list[Tool]:
+    """The needed tools and some that are not, in any order."""
     others = sorted(set(_schemas()) - needed)
-    names = [*needed, *rng.sample(others, k=min(len(others), rng.choice([0, 1, 1, 1, 2, 2, 3, 5, 8])))]
-    extra = box.tools([box.archetype() for _ in range(rng.choice([0, 0, 0, 0, 1]))])
-    messages: list[Message] = (
-        [{"role": "system", "content": rng.choice(_SYSTEMS)}] if rng.random() < 0.6 else box.opening()
-    )
+    names = [*sorted(needed), *box.rng.sample(others, k=min(len(others), more))]
+    extra = box.tools([box.archetype() for _ in range(box.rng.choice([0, 0, 0, 0, 1]))])
+    box.rng.shuffle(names)
+    return [Tool(_schemas()[name], {}) for name in names] + [tool for tool in extra if tool.name not in _schemas()]
+
+
+def _messages(box: Toolbox, works: list[Work]) -> list[Message]:
+    messages: list[Message] = []
     for text, calls, final in works:
-        messages.append({"role": "user", "content": box.dressed(text) if rng.random() < 0.3 else text})
+        messages.append({"role": "user", "content": box.dressed(text) if box.rng.random() < 0.3 else text})
         for name, arguments, result in calls:
             messages += [called([{"name": name, "arguments": arguments}]), {"role": "tool", "content": result}]
         messages.append({"role": "assistant", "content": final})
-    rng.shuffle(names)
-    tools = [Tool(_schemas()[name], {}) for name in names] + [tool for tool in extra if tool.name not in _schemas()]
-    return Scene("own", tools, messages)
+    return messages
+
+
+def own(box: Toolbox) -> Scene:
+    """Tasks for the shipped tools: calls with their results, then the answer; sometimes several tasks in a row."""
+    rng = box.rng
+    works = [work for _ in range(rng.choice([1, 1, 1, 1, 2])) for work in _works(rng)]
+    tools = _tools(box, _needed(works), rng.choice([0, 1, 1, 1, 2, 2, 3, 5, 8]))
+    return Scene("own", tools, [*_opening(box), *_messages(box, works)])
+
+
+def own_fan(box: Toolbox) -> list[Scene]:
+    """Three to six such conversations over the same tools, at most five of them needed."""
+    rng = box.rng
+    several: list[list[Work]] = []
+    needed: set[str] = set()
+    for _ in range(40):
+        works = _works(rng)
+        if len(needed | _needed(works)) <= 5:
+            several.append(works)
+            needed |= _needed(works)
+        if len(several) == 6:
+            break
+    tools, opening = _tools(box, needed, rng.choice([0, 0, 1, 2])), _opening(box)
+    return [Scene("own", tools, [*opening, *_messages(box, works)]) for works in several]

@@ -211,7 +211,7 @@ def database(rng: random.Random) -> list[Work]:
                 text = (
                     rng.choice(
                         [
-                            "Look at the tables. ",
+                            "First look which tables there are. ",
                             "Look at the database first. ",
                             "Check the tables, then tell me: ",
                             "",

@@ -126,6 +126,16 @@ def clock(rng: random.Random) -> Work:
         ).replace("{c}", city)
         return text, [("current_time", {"timezone": zone}, shown)], f"It is {now:%H:%M} in {city}."
     if roll < 0.45:
+        if rng.random() < 0.5:
+            city = rng.choice(["UTC", *sorted(_ZONES)])
+            zone = _ZONES.get(city, city)
+            there = now.astimezone(_zone(zone))
+            text = expand(
+                "(which weekday is it|what weekday is today|which day is it|what weekday do we have|what day is today) (|now )in {c}(|?)",
+                rng,
+            )
+            shown = f"{there.isoformat(sep=' ', timespec='seconds')} ({there:%A})"
+            return text.replace("{c}", city), [("current_time", {"timezone": zone}, shown)], rng.choice([f"It is {there:%A}.", f"It is {there:%A} in {city}."])  # fmt: skip
         text = expand("(what time is it|what day is it today|what is today's date|which weekday is it)(|?)", rng)
         said = f"It is {now:%H:%M} UTC." if "time" in text else f"Today is {now:%A}, {now:%Y-%m-%d}."
         return text, [("current_time", {}, shown)], said

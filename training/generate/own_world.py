@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from training.generate.grounded import Fact, fact
+from training.generate.own_units import UNITS, conversion
 from training.generate.texts import compose
 from training.generate.values import draw, parse
 from training.generate.words import pick, some
@@ -63,29 +64,6 @@ def reckoning(rng: random.Random) -> list[Work]:
             )
         )
     return works
-
-
-_UNITS = {
-    "length": [(("meters", "meter", "m"), 1.0), (("kilometers", "km"), 1000.0), (("miles", "mile"), 1609.344), (("feet", "foot", "ft"), 0.3048), (("inches", "inch"), 0.0254), (("centimeters", "cm"), 0.01), (("yards", "yard"), 0.9144), (("millimeters", "mm"), 0.001)],
-    "mass": [(("kilograms", "kg"), 1.0), (("grams", "gram", "g"), 0.001), (("pounds", "pound", "lb"), 0.45359237), (("ounces", "ounce", "oz"), 0.028349523125), (("tonnes",), 1000.0)],
-    "volume": [(("liters", "liter"), 1.0), (("milliliters", "ml"), 0.001), (("gallons", "gallon"), 3.785411784), (("cups", "cup"), 0.2365882365), (("pints", "pint"), 0.473176473)],
-    "time": [(("seconds", "second", "s"), 1.0), (("minutes", "minute"), 60.0), (("hours", "hour"), 3600.0), (("days", "day"), 86400.0), (("weeks", "week"), 604800.0)],
-    "speed": [(("km/h",), 1 / 3.6), (("m/s",), 1.0), (("mph",), 0.44704), (("knots", "knot"), 0.514444444444444)],
-    "energy": [(("joules", "joule"), 1.0), (("kWh",), 3.6e6), (("calories", "calorie"), 4.184)],
-}  # fmt: skip
-
-
-def conversion(
-    rng: random.Random, value: float | None = None, group: str | None = None, source: int | None = None
-) -> tuple[float, str, str, tuple[str, dict[str, Any], str]]:
-    """Value, unit given, unit wanted, and the call."""
-    units = _UNITS[group or rng.choice(sorted(_UNITS))]
-    first = rng.randrange(len(units)) if source is None else source
-    second = rng.choice([index for index in range(len(units)) if index != first])
-    value = value if value is not None else draw(parse("num"), rng, held=False)[1]
-    a, b = rng.choice(units[first][0]), rng.choice(units[second][0])
-    result = value * units[first][1] / units[second][1]
-    return value, a, b, ("convert_units", {"value": value, "source": a, "target": b}, f"{value} {a} = {result:.9g} {b}")
 
 
 def measures(rng: random.Random) -> list[Work]:
@@ -391,9 +369,7 @@ def document_work(rng: random.Random) -> list[Work]:
         one, value = _number_fact(rng, unit, 2, 900)
         _, a, b, _ = conversion(rng, value, group, index)
         a = unit
-        factor = next(f for names, f in _UNITS[group] if a in names) / next(
-            f for names, f in _UNITS[group] if b in names
-        )
+        factor = next(f for names, f in UNITS[group] if a in names) / next(f for names, f in UNITS[group] if b in names)
         call = ("convert_units", {"value": value, "source": a, "target": b}, f"{value} {a} = {value * factor:.9g} {b}")
         text = rng.choice(
             [
@@ -429,7 +405,7 @@ def document_work(rng: random.Random) -> list[Work]:
         found = f"[{rng.randint(1, 20)}] {name}.md:1-2 ({name.title()})\n# {name.title()}\n{compose('sentence', rng)}."
         text = rng.choice(
             [
-                f"{one.question} Search first, then read the document.",
+                f"{one.question} Search, then open what you found.",
                 f"Search the documents and read the right one: {one.question}",
             ]
         )

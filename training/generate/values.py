@@ -78,6 +78,12 @@ def _bool(args: str, rng: random.Random, held: bool) -> Drawn:
 
 
 def _text(args: str, rng: random.Random, held: bool) -> Drawn:
+    if (
+        args == "city" and not held and rng.random() < 0.12
+    ):  # "Town, ST" is one place, also where tools take lists or several calls are made
+        state = rng.choice(words("statecity", held=False)).rsplit(" ", 1)[1]
+        place = f"{pick('city', rng, held=False)}, {state}"
+        return place, place
     word = (
         texts.compose(args, rng, held=held)
         if args in texts.COMPOSED and rng.random() < 0.7
