@@ -87,9 +87,9 @@ def test_several_conversations_share_tools_and_beginning() -> None:
         scenes = own_fan(Toolbox(rng))
         assert len(scenes) >= 2
         assert len({str(scene.schemas) for scene in scenes}) == 1
-        offered = {schema["function"]["name"] for schema in scenes[0].schemas}
+        offered = {schema["name"] for schema in scenes[0].schemas}
         for scene in scenes:
-            called = {call["function"]["name"] for message in scene.messages for call in message.get("tool_calls", [])}
+            called = {call["name"] for message in scene.messages for call in message.get("tool_calls", [])}
             assert called <= offered
 
 
