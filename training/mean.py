@@ -1,4 +1,4 @@
-"""The mean of adapters that went on from one another: ``python -m training.mean OUT ADAPTER ADAPTER…``.
+"""The mean of adapters that went on from one another: ``python -m training.mean OUT ADAPTER ADAPTER… [--weights W W…]``.
 
 A and B are averaged each for itself. That is no mean of the updates, but close to it for neighbours; runs far apart must not
 be averaged so.
@@ -6,8 +6,8 @@ be averaged so.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
-import sys
 
 import torch
 
@@ -17,25 +17,30 @@ __all__ = ["mean"]
 
 
 @torch.no_grad()
-def mean(adapters: list[Adapter]) -> Adapter:
-    """A new adapter of the first one's ranks, scale and format.
+def mean(adapters: list[Adapter], weights: list[float] | None = None) -> Adapter:
+    """A new adapter of the first one's ranks, scale and format. ``weights`` are made to sum to one; without, all count alike.
 
     Raises:
-        ValueError: fewer than two, or their ranks or scales differ.
+        ValueError: fewer than two, their ranks or scales differ, or not one positive weight for each.
     """
     first, shapes = adapters[0], [[*(tuple(part.shape) for part in one.parameters()), one.scale] for one in adapters]
     if len(adapters) < 2 or any(shape != shapes[0] for shape in shapes):
         raise ValueError(
             f"{len(adapters)} adapters of ranks {[one.rank for one in adapters]}; give two or more of one shape"
         )
+    shares = torch.tensor(weights or [1.0] * len(adapters))
+    if len(shares) != len(adapters) or (shares <= 0).any():
+        raise ValueError(f"weights {weights} for {len(adapters)} adapters; give one positive number for each")
     ours = Adapter(first.rank, first.scale, ranks=first.ranks, stored=first.stored)
     for target, *parts in zip(ours.parameters(), *(one.parameters() for one in adapters), strict=True):
-        target.copy_(torch.stack(parts).mean(0))
+        target.copy_(torch.tensordot(shares / shares.sum(), torch.stack(parts), dims=1))
     return ours
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        sys.exit(__doc__)
-    out, *folders = map(pathlib.Path, sys.argv[1:])
-    print(save(mean([load(folder) for folder in folders]), out), "bytes")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("adapters", type=pathlib.Path, nargs="+")
+    parser.add_argument("--weights", type=float, nargs="+")
+    args = parser.parse_args()
+    print(save(mean([load(folder) for folder in args.adapters], args.weights), args.out), "bytes")

@@ -215,6 +215,11 @@ def test_the_mean_of_neighbours_lies_between_them() -> None:
     assert (middle.rank, middle.scale, middle.stored) == (4, 2.0, "float8")
     both = (one.delta("mlp.up_proj") + other.delta("mlp.up_proj")) / 2
     assert (middle.delta("mlp.up_proj") - both).norm() < 0.1 * both.norm()
+    near = mean([one, other], [3, 1])
+    apart = (one.delta("mlp.up_proj") - other.delta("mlp.up_proj")).norm()
+    assert (near.delta("mlp.up_proj") - one.delta("mlp.up_proj")).norm() < 0.4 * apart
+    with pytest.raises(ValueError, match="one positive number for each"):
+        mean([one, other], [1, 0])
     with pytest.raises(ValueError, match=r"ranks \[4, 6\]"):
         mean([one, Adapter(6, 2.0)])
     with pytest.raises(ValueError, match="give two or more"):
