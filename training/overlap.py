@@ -1,8 +1,8 @@
 """Does the training text share long word sequences with BFCL? ``python -m training.overlap`` (needs ``bfcl-eval`` installed).
 
 Questions, function descriptions and parameter descriptions of training samples are compared with those of every BFCL v4
-file by word n-grams. Numbers count as words, so a copied template with other values is only found through its words;
-therefore each side is also compared with its numbers and quoted parts blanked. Exit code 1 on overlap.
+file by word n-grams. Numbers are all alike, so that a copied template with other values is found, and so are date formats
+("YYYY-MM-DD"), which say nothing of wording. Exit code 1 on overlap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ N = 8
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+|#", re.sub(r"\d+(?:[.,]\d+)*(?:st|nd|rd|th)?", "#", text.lower()))
+    text = re.sub(r"\b(?:y{2,4}|m{2}|d{2})(?:[-/.](?:y{2,4}|m{2}|d{2}))+\b", "#", text.lower())  # a format, not wording
+    return re.findall(r"[a-z]+|#", re.sub(r"\d+(?:[.,]\d+)*(?:st|nd|rd|th)?", "#", text))
 
 
 def grams(texts: Iterable[str]) -> dict[tuple[str, ...], str]:
