@@ -50,31 +50,20 @@ def main(
     for path in benches:
         bench = json.loads(path.read_text())
         commands.append(bench["command"])
+        forced = any(run.get("calls") == "required" for run in bench["runs"]["suites"])
         for name, policies in bench["suites"].items():
-            row = scores.setdefault(
-                name,
-                {
-                    "base": None,
-                    "adapter": None,
-                    "uniform_nvfp4": None,
-                    "mixquant_nvfp4": None,
-                    "n": None,
-                    "ci95": None,
-                    "why": {},
-                    "device": None,
-                },
-            )
+            row = scores.setdefault(name, _empty(before.get(name, {}).get("base")))
             for policy, figures in policies.items():
                 share, ends = round(100 * figures["score"], 1), [round(100 * end, 1) for end in figures["ci95"]]
-                row.setdefault("cpu_engine", {})[_POLICIES[policy]] = {
-                    "percent": share,
-                    "n": figures["n"],
-                    "ci95": ends,
-                }
+                found = {"percent": share, "n": figures["n"], "ci95": ends}
+                if forced:  # calls held by grammar: a column of its own
+                    row.setdefault("constrained", {})[_POLICIES[policy]] = found
+                    continue
+                row.setdefault("cpu_engine", {})[_POLICIES[policy]] = found
                 if policy != "exact":
                     row[_POLICIES[policy]] = share
                 elif row["adapter"] is None:
-                    row.update(adapter=share, n=figures["n"], ci95=ends)
+                    row.update(adapter=share, n=figures["n"], ci95=ends, device="CPU")
     result = {
         "command": COMMAND,
         "device": "each row names its own; plain PyTorch, float32, greedy, unconstrained; cpu_engine: vLLM on a CPU in float32",
@@ -91,21 +80,18 @@ def main(
     return result
 
 
+def _empty(base: float | None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(["base", "adapter", "uniform_nvfp4", "mixquant_nvfp4", "n", "ci95"])
+    return {**row, "base": base, "why": {}, "device": None}
+
+
 def _percent(figure: dict[str, Any] | float) -> float:
     return figure["percent"] if isinstance(figure, dict) else figure
 
 
 def _row(ours: dict[str, Any], base: float | None, device: str) -> dict[str, Any]:
-    return {
-        "base": base,
-        "adapter": ours["percent"],
-        "uniform_nvfp4": None,
-        "mixquant_nvfp4": None,
-        "n": ours["n"],
-        "ci95": ours["ci95"],
-        "why": ours["why"],
-        "device": device,
-    }
+    found = {"adapter": ours["percent"], "n": ours["n"], "ci95": ours["ci95"], "why": ours["why"], "device": device}
+    return {**_empty(base), **found}
 
 
 if __name__ == "__main__":
