@@ -29,9 +29,9 @@ TOOLS = ("calculator", "notes", "files", "time")
 """The kinds of tools that the agent can be given."""
 QUESTIONS = (
     ("calculator", "What is 37 times 43?"),
-    ("notes", "Search the documents: what is most of the time to first token?"),
+    ("notes", "In what kind of file are records kept? Search the documents."),
     ("files", "Read the file decode.md. What is decode bound by?"),
-    ("time", "What time is it in Asia/Tokyo?"),
+    ("time", "Which weekday is it in Tokyo?"),
 )
 """``(the tool it wants, the question)``."""
 
