@@ -80,34 +80,33 @@ def command(
         _show(result_console(), result)
 
 
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _thousands(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1000:.1f}k" if count >= 100_000 else str(count)
+
+
 def _show(out: Any, result: dict[str, Any]) -> None:
     from rich.table import Table
 
+    figures = ("TTFT\np50 ms", "prefill\ns", "decode\ns", "quantized\ntokens", "exact\ntokens")
+    columns = ("policy", "score", "95 %", "Δ exact", *figures)
     for name, policies in result["suites"].items():
-        table = Table(title=f"{name} on {result['model']} ({result['device']})")
-        for column in (
-            "policy",
-            "score",
-            "95 %",
-            "Δ exact",
-            "n",
-            "TTFT p50 ms",
-            "prefill s",
-            "decode s",
-            "quantized",
-            "exact",
-        ):
-            table.add_column(column, justify="left" if column == "policy" else "right")
+        counts = sorted({row["n"] for row in policies.values()})
+        title = f"{name} on {result['model']} ({result['device']}), {' or '.join(map(str, counts))} cases"
+        table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in columns:  # narrow enough for 80 characters
+            table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
         for policy, row in policies.items():
             low, high = row.get("ci95") or (None, None)
-            scored = ["–", "–"] if low is None else [f"{row['score']:.3f}", f"{low:.3f}–{high:.3f}"]
+            scored = ["–", "–"] if low is None else [f"{row['score']:.3f}", f"{low:.2f}–{high:.2f}"]
             delta = "" if row.get("delta") is None else f"{row['delta']:+.3f}"
-            cells = [
-                f"{row[key]:.1f}" if row[key] is not None else "–" for key in ("ttft_p50_ms", "prefill_s", "decode_s")
-            ]
-            counts = [str(row[key]) if row[key] is not None else "–" for key in ("quantized_tokens", "exact_tokens")]
-            shown = f"{policy} (emulated)" if row["emulated"] else policy
-            table.add_row(shown, *scored, delta, str(row["n"]), *cells, *counts)
+            seconds = [_whole(row[key]) for key in ("ttft_p50_ms", "prefill_s", "decode_s")]
+            tokens = [_thousands(row[key]) for key in ("quantized_tokens", "exact_tokens")]
+            table.add_row(policy + "*" * bool(row["emulated"]), *scored, delta, *seconds, *tokens)
+        out.print()
         out.print(table)
         for policy, row in policies.items():
             if row["errors"]:
@@ -119,6 +118,4 @@ def _show(out: Any, result: dict[str, Any]) -> None:
                 f"{'within' if row['within'] else 'OUTSIDE'} its interval; {row['same_scores']} of {row['n']} equal"
             )
     if any(row["emulated"] for policies in result["suites"].values() for row in policies.values()):
-        out.print(
-            "Emulated formats show what rounding does to the score; their times say nothing about speed.", style="dim"
-        )
+        out.print("* emulated: shows what rounding does to the score; its times say nothing about speed.", style="dim")
