@@ -129,5 +129,7 @@ def test_every_turn_is_recorded_once_and_adds_up(
             assert record.total_seconds >= (record.ttft_seconds or 0) + (record.decode_seconds or 0) - 1e-6
             assert record.finish_reason in ("stop", "tool_calls")
         else:
-            assert record.prompt_tokens is None
+            assert (record.quantized_tokens, record.exact_tokens) == (None, None)
+            if record.prompt_tokens is not None:  # known from the first token on
+                assert record.prompt_tokens == (record.cached_tokens or 0) + (record.prefill_tokens or 0)
             assert record.timing_source == "client"
