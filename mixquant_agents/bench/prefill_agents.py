@@ -85,10 +85,8 @@ def summary(closed: Mapping[str, Sequence[Run]], opened: Mapping[str, Sequence[R
         result[name] = round(pooled["ratio"], 4)
         result[f"{name}_95"] = _ends(pooled)
         result[f"{name}_pairs_95"] = _ends(ratio_interval([_p95(ours) / _p95(exact) for exact, ours in pairs]))
-        result["pairs"], result["turns"] = (
-            len(pairs),
-            [sum(run["turns"] for run in opened[c]) for c in (BASELINE, OURS)],
-        )
+        result["pairs"] = len(pairs)
+        result["turns"] = [sum(run["turns"] for run in opened[column]) for column in (BASELINE, OURS)]
     return result
 
 

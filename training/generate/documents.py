@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from training.generate.own_shown import numbered
 from training.generate.own_units import conversion
 from training.generate.words import CATALOG, blend, pick, some, words
 
@@ -82,6 +83,11 @@ class Document:
     def path(self) -> str:
         """File name of the document."""
         return f"{self.title.lower().replace(' ', '-')}.md"
+
+    @property
+    def whole(self) -> str:
+        """As a tool shows it that reads it."""
+        return numbered([f"# {self.title}", *self.text.split("\n")])
 
     def fill(self, form: str) -> str:
         """``form`` with the values in place."""
@@ -225,8 +231,7 @@ def _opened(one: Document, rng: random.Random) -> Work:
     """Search, then open what was found: the path is copied."""
     question, query, answer = _plain(one, rng)
     text = rng.choice([f"{question} Search for it, then open the document.", f"Find the right document and read it: {question}", f"{question} Search for the document, open it and tell me."])  # fmt: skip
-    whole = "\n".join(f"{index}\t{line}" for index, line in enumerate([f"# {one.title}", *one.text.split("\n")], 1))
-    return _dressed(text, rng), [_search(one, query, rng), ("read_document", {"path": one.path}, whole)], answer
+    return _dressed(text, rng), [_search(one, query, rng), ("read_document", {"path": one.path}, one.whole)], answer
 
 
 def _in_file(one: Document, rng: random.Random) -> Work:
@@ -235,18 +240,17 @@ def _in_file(one: Document, rng: random.Random) -> Work:
     path = one.path if rng.random() < 0.5 else pick("file", rng, held=False)
     path = f"{some(rng, 1, 1)}/{path}" if rng.random() < 0.4 else path
     text = rng.choice([f"{question} It is in {path}.", f"Read {path}. {question}", f"{question} (see {path})", f"Look into {path}: {question}", f"{path} says it: {question}"])  # fmt: skip
-    whole = "\n".join(f"{index}\t{line}" for index, line in enumerate([f"# {one.title}", *one.text.split("\n")], 1))
-    return _dressed(text, rng), [("read_file", {"path": path}, whole)], answer
+    return _dressed(text, rng), [("read_file", {"path": path}, one.whole)], answer
 
 
-def counted(rng: random.Random) -> tuple[Document, str, Call, str, int]:
-    """A document with a question whose answer is a number: question, search, answer, the number."""
+def counted(rng: random.Random) -> tuple[str, Call, str, int]:
+    """A question to a document whose answer is a number: question, search, answer, the number."""
     while True:
         one = document(rng)
         question, query, answer = _plain(one, rng)
         numbers = re.findall(r"(?<![\w:.-])\d+(?![\w:.-])", answer.rstrip("."))
         if len(numbers) == 1 and int(numbers[0]) < 1700:
-            return one, question, _search(one, query, rng), answer, int(numbers[0])
+            return question, _search(one, query, rng), answer, int(numbers[0])
 
 
 def about(rng: random.Random) -> list[Work]:

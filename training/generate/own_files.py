@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from training.generate.own_shown import numbered, plural
 from training.generate.values import draw, parse
 from training.generate.words import pick, some
 
@@ -19,7 +20,7 @@ def _path(rng: random.Random, ending: str) -> str:
 
 
 def _read(path: str, lines: list[str]) -> tuple[str, dict[str, Any], str]:
-    return "read_file", {"path": path}, "\n".join(f"{number}\t{line}" for number, line in enumerate(lines, 1))
+    return "read_file", {"path": path}, numbered(lines)
 
 
 def listed(rng: random.Random) -> list[Work]:
@@ -83,7 +84,7 @@ def _table(rng: random.Random) -> list[Work]:
     head = rng.choice(["item,quantity,price", "article,pieces,cost", "name,count,value", "product,stock,price", "thing,number,worth"])  # fmt: skip
     rows = [(thing, rng.randint(2, 600), rng.randint(2, 95)) for thing in things]
     thing, count, price = rng.choice(rows)
-    many = thing + ("es" if thing.endswith(("s", "x", "ch", "sh")) else "s")
+    many = plural(thing)
     _, amount_name, money = head.split(",")
     path = _path(rng, "csv")
     lines = [head, *(",".join(map(str, row)) for row in rows)]

@@ -7,6 +7,7 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+from training.generate.own_shown import result, schema
 from training.generate.values import draw, parse
 from training.generate.words import some
 
@@ -66,17 +67,6 @@ class _World:
                 rows.append(row)
                 self.link.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", list(row.values()))
             self.rows[table] = rows
-
-    def schema(self) -> str:
-        """As the tool shows it."""
-        return ";\n".join(str(row[0]) for row in self.link.execute("SELECT sql FROM sqlite_master ORDER BY name"))
-
-    def query(self, sql: str) -> str:
-        """As the tool shows it."""
-        cursor = self.link.execute(sql)
-        lines = [" | ".join(column[0] for column in cursor.description)]
-        rows = [" | ".join("NULL" if cell is None else str(cell) for cell in row) for row in cursor]
-        return "\n".join([*lines, *(rows or ["(no rows)"])])
 
 
 def _quoted(value: Any) -> str:
@@ -187,7 +177,7 @@ def database(rng: random.Random) -> list[Work]:
     """One or two questions to a fresh database, sometimes after a look at its tables."""
     world = _World(rng)
     with closing(world.link):
-        schema = world.schema()
+        tables = schema(world.link)
         if rng.random() < 0.12:
             asked = rng.choice(
                 [
@@ -198,12 +188,12 @@ def database(rng: random.Random) -> list[Work]:
                     "what tables do we have",
                 ]
             )
-            return [(asked, [("describe_database", {}, schema)], f"The tables are {', '.join(sorted(world.tables))}.")]
+            return [(asked, [("describe_database", {}, tables)], f"The tables are {', '.join(sorted(world.tables))}.")]
         works: list[Work] = []
         looked = False
         for _ in range(rng.choice([1, 1, 1, 2])):
             text, sql, answer, columns = _question(world, rng)
-            shown = world.query(sql)
+            shown = result(world.link, sql)
             table = sql.split(" FROM ")[1].split()[0]
             calls: list[tuple[str, dict[str, Any], str]] = []
             roll = rng.random()
@@ -221,7 +211,7 @@ def database(rng: random.Random) -> list[Work]:
                     + text
                 )
                 if table not in text or text[:4] in {"Look", "Chec"}:
-                    calls.append(("describe_database", {}, schema))
+                    calls.append(("describe_database", {}, tables))
                     looked = True
             if not calls and not looked:
                 also = f" with {columns}" if columns and rng.random() < 0.6 else ""

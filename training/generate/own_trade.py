@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from training.generate.documents import counted
+from training.generate.own_shown import plural, result, schema
 from training.generate.values import draw, parse
 from training.generate.words import pick, vocabulary
 
@@ -39,15 +40,11 @@ _STAFF = [
 ]  # fmt: skip
 
 
-def _plural(thing: str) -> str:
-    return thing + ("es" if thing.endswith(("s", "x", "ch", "sh")) else "s")
-
-
 class _Table:
     """A table in memory, and what the shipped tools say about it."""
 
     def __init__(self, name: str, columns: dict[str, str], rows: list[tuple[Any, ...]], rng: random.Random) -> None:
-        self.name, self.columns = name, columns
+        self.name = name
         self.link = sqlite3.connect(":memory:")
         inside = ", ".join(f"{column} {kind}" for column, kind in {"id": "INTEGER", **columns}.items())
         self.link.execute(f"CREATE TABLE {name} ({inside})")
@@ -58,14 +55,10 @@ class _Table:
             self.link.execute(f"INSERT INTO {name} VALUES ({', '.join('?' * (len(row) + 1))})", (number, *row))
 
     def ask(self, sql: str) -> Call:
-        cursor = self.link.execute(sql)
-        lines = [" | ".join(column[0] for column in cursor.description)]
-        rows = [" | ".join(map(str, row)) for row in cursor]
-        return "query_database", {"sql": sql}, "\n".join([*lines, *rows])
+        return "query_database", {"sql": sql}, result(self.link, sql)
 
     def look(self) -> Call:
-        rows = self.link.execute("SELECT sql FROM sqlite_master ORDER BY name")
-        return "describe_database", {}, ";\n".join(str(row[0]) for row in rows)
+        return "describe_database", {}, schema(self.link)
 
     def hint(self, columns: list[str], rng: random.Random) -> str:
         named = f" with {' and '.join(columns)}" if rng.random() < 0.8 else ""
@@ -99,7 +92,7 @@ def trade(rng: random.Random) -> list[Work]:
         works: list[Work] = []
         kind = rng.randrange(4)
         for turn, thing in enumerate(rng.sample(things, k=rng.choice([1, 1, 1, 2]))):
-            many, where = _plural(thing), f"FROM {name} WHERE {what} = '{thing}'"
+            many, where = plural(thing), f"FROM {name} WHERE {what} = '{thing}'"
             if kind == 0:
                 text = rng.choice(
                     [
@@ -142,16 +135,16 @@ def trade(rng: random.Random) -> list[Work]:
                     ]
                 )
                 sql, answer, columns = f"SELECT count(*) {where}", "{r} times.", [what]
-                again = f"And {many}?"  # fmt: skip
+                again = f"And {many}?"
             call = table.ask(sql)
-            result = ", ".join(dict.fromkeys(_told(call).split(", ")))
+            told = ", ".join(dict.fromkeys(_told(call).split(", ")))
             text, calls = _begun(table, text, columns, rng) if turn == 0 else (again, [])
-            works.append((text, [*calls, call], answer.replace("{r}", result)))
-            if turn == 0 and kind == 1 and "," not in result and rng.random() < 0.3:
+            works.append((text, [*calls, call], answer.replace("{r}", told)))
+            if turn == 0 and kind == 1 and "," not in told and rng.random() < 0.3:
                 n = rng.randint(2, 40)
                 text = rng.choice([f"And for {n} of them?", f"what are {n} {many}?", f"How much are {n}?"])
-                value = str(int(result) * n)
-                works.append((text, [("calculator", {"expression": f"{result}*{n}"}, value)], f"That is {value}."))
+                value = str(int(told) * n)
+                works.append((text, [("calculator", {"expression": f"{told}*{n}"}, value)], f"That is {value}."))
         return works
 
 
@@ -185,19 +178,19 @@ def staff(rng: random.Random) -> list[Work]:
 
 def difference(rng: random.Random) -> list[Work]:
     """A number from a document, one from a table, then what lies between: the earlier answers are reckoned with."""
-    _, question, search, answer, first = counted(rng)
+    question, search, answer, first = counted(rng)
     name, money, group, groups = rng.choice(_STAFF)
     people = sorted({pick("first", rng, held=False) for _ in range(rng.randint(4, 9))})
     rows: list[tuple[Any, ...]] = [(one, rng.choice(groups), rng.randint(11, 95) * 50, "here") for one in people]
     table = _Table(name, {"name": "TEXT", group: "TEXT", money: "INTEGER", "town": "TEXT"}, rows, rng)
-    value = rng.choice(rows)[1]
+    place = rng.choice(rows)[1]
     with closing(table.link):
-        call = table.ask(f"SELECT count(*) FROM {name} WHERE {group} = '{value}'")
+        call = table.ask(f"SELECT count(*) FROM {name} WHERE {group} = '{place}'")
     second = int(_told(call))
-    asked = rng.choice([f"And how many {name} belong to {value}?", f"How many of the {name} have {group} {value}?"])
+    asked = rng.choice([f"And how many {name} belong to {place}?", f"How many of the {name} have {group} {place}?"])
     asked += table.hint([group], rng)
     high, low = max(first, second), min(first, second)
-    last, expression, result = rng.choice([
+    last, expression, value = rng.choice([
         ("How many remain free then?", f"{high}-{low}", high - low), ("What is the difference of the two?", f"{high}-{low}", high - low),
         ("How many are left over?", f"{high}-{low}", high - low), ("And both together?", f"{first}+{second}", first + second),
         ("Subtract one from the other.", f"{high}-{low}", high - low), ("How many more is that?", f"{high}-{low}", high - low),
@@ -206,5 +199,5 @@ def difference(rng: random.Random) -> list[Work]:
     return [
         (question[0].upper() + question[1:], [search], answer),
         (asked, [call], f"There are {second}."),
-        (last, [("calculator", {"expression": expression}, str(result))], f"{result}"),
+        (last, [("calculator", {"expression": expression}, str(value))], f"{value}"),
     ]

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from training.generate.grounded import Fact, fact
+from training.generate.own_shown import numbered
 from training.generate.own_units import UNITS, conversion
 from training.generate.texts import compose
 from training.generate.values import draw, parse
@@ -149,10 +150,6 @@ def times(rng: random.Random) -> list[Work]:
     ]
 
 
-def _numbered(lines: list[str]) -> str:
-    return "\n".join(f"{index}\t{line}" for index, line in enumerate(lines, 1))
-
-
 def file_work(rng: random.Random) -> list[Work]:
     """Files are read, counted up, written, looked through; a wrong name leads to the list."""
     path = pick("file", rng, held=False)
@@ -174,7 +171,7 @@ def file_work(rng: random.Random) -> list[Work]:
         return [
             (
                 text,
-                [("read_file", {"path": path}, _numbered(lines)), _calc("+".join(map(str, amounts)), sum(amounts))],
+                [("read_file", {"path": path}, numbered(lines)), _calc("+".join(map(str, amounts)), sum(amounts))],
                 f"The sum is {sum(amounts)}.",
             )
         ]
@@ -193,7 +190,7 @@ def file_work(rng: random.Random) -> list[Work]:
         return [
             (
                 text,
-                [("read_file", {"path": path}, _numbered(lines)), _calc(f"{amounts[index]}*{prices[index]}", value)],
+                [("read_file", {"path": path}, numbered(lines)), _calc(f"{amounts[index]}*{prices[index]}", value)],
                 f"Together they are worth {value}.",
             )
         ]
@@ -217,7 +214,7 @@ def file_work(rng: random.Random) -> list[Work]:
         return [
             (
                 text,
-                [("read_file", {"path": path}, _numbered(lines))],
+                [("read_file", {"path": path}, numbered(lines))],
                 f"The {said} of {keys[index]} is {values[index]}.",
             )
         ]
@@ -242,7 +239,7 @@ def file_work(rng: random.Random) -> list[Work]:
             works.append(
                 (
                     rng.choice(["Read it again please.", f"What is in {path} now?", "What does the file say now?"]),
-                    [("read_file", {"path": path}, _numbered([words]))],
+                    [("read_file", {"path": path}, numbered([words]))],
                     f"It says: {words}",
                 )
             )
@@ -411,7 +408,7 @@ def document_work(rng: random.Random) -> list[Work]:
         )
         calls = [
             ("search_documents", {"query": one.query}, found),
-            ("read_document", {"path": f"{name}.md"}, _numbered([f"# {name.title()}", one.passage(rng)])),
+            ("read_document", {"path": f"{name}.md"}, numbered([f"# {name.title()}", one.passage(rng)])),
         ]
         return [(text, calls, one.answer)]
     works: list[Work] = []

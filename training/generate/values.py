@@ -78,9 +78,8 @@ def _bool(args: str, rng: random.Random, held: bool) -> Drawn:
 
 
 def _text(args: str, rng: random.Random, held: bool) -> Drawn:
-    if (
-        args == "city" and not held and rng.random() < 0.12
-    ):  # "Town, ST" is one place, also where tools take lists or several calls are made
+    # "Town, ST" is one place, also where tools take lists or several calls are made
+    if args == "city" and not held and rng.random() < 0.12:
         state = rng.choice(words("statecity", held=False)).rsplit(" ", 1)[1]
         place = f"{pick('city', rng, held=False)}, {state}"
         return place, place
