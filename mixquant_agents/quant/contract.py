@@ -168,6 +168,14 @@ CONTRACT: tuple[Need, ...] = (
         parameters=("graph", "compile_range"),
         group="gpu",
     ),
+    *_need(
+        "picks a compiled piece",
+        "vllm.compilation.piecewise_backend",
+        "PiecewiseBackend._find_range_for_shape",
+        "PiecewiseBackend.vllm_config",
+        "RangeEntry.compile_range",
+        group="gpu",
+    ),
     *_need("fuses quantization", "vllm.ir.ops.layernorm", "rms_norm", "fused_add_rms_norm", group="gpu"),
     *_need(
         "sets graph sizes and compile ranges",

@@ -1,7 +1,8 @@
 """Puts fused operations into vLLM's compiled graphs: RMSNorm and SiLU-mul join the routed Linear that reads them.
 
 vLLM compiles each piece of the model once per range of row counts. Pieces for large row counts are rewritten before
-Inductor sees them; those for small ones, where decode runs, stay as vLLM made them: decode keeps its very arithmetic.
+Inductor sees them; those for small ones stay as vLLM made them, and exact steps of any size run these: decode keeps its
+very arithmetic.
 A pattern that is not there (another activation, a norm with two readers) stays: the Linear quantizes by itself.
 """
 
