@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixquant_agents.bench.prefill_agents import run_agents
+from mixquant_agents.bench.prefill_agents import AgentRuns, run_agents
 from mixquant_agents.bench.prefill_cores import by_speed
 from mixquant_agents.bench.prefill_engines import EngineProcess, engines
 from mixquant_agents.bench.prefill_plan import CASES, COLUMNS, OURS, PAIR, Case, Group, engine_of, groups
@@ -52,6 +52,7 @@ class State:
     path: Path
     runs: list[Run] = field(default_factory=list)
     info: dict[str, Any] = field(default_factory=dict)
+    agents: AgentRuns | None = None
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -59,7 +60,9 @@ class State:
         if not path.exists():
             return cls(path)
         stored = json.loads(path.read_text())
-        return cls(path, [Run(**run) for run in stored["runs"]], stored["info"])
+        agents = stored.get("agents")
+        runs = [Run(**run) for run in stored["runs"]]
+        return cls(path, runs, stored["info"], agents and AgentRuns(**agents))
 
     def run_of(self, columns: list[str], cases: list[Case]) -> Run:
         """The run of these columns and cases, begun if it was not."""
@@ -70,15 +73,27 @@ class State:
         self.runs.append(Run(columns, turns))
         return self.runs[-1]
 
-    def keep_agents(self, found: dict[str, Any]) -> None:
-        """What the agents have shown so far."""
-        self.info["agents32"] = found
-        self.save()
+    def agents_of(self, seconds: float) -> AgentRuns:
+        """The agents' runs of this length, begun if they were not.
+
+        Raises:
+            ConfigError: those at hand are of another length.
+        """
+        if self.agents is None:
+            self.agents = AgentRuns(seconds)
+        if self.agents.seconds != seconds:
+            raise ConfigError(
+                f"{self.path} holds agents' runs of {self.agents.seconds:g} s, not {seconds:g}; give another --state"
+            )
+        return self.agents
 
     def save(self) -> None:
         """Write the file; never half of it."""
         scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps({"info": self.info, "runs": [asdict(run) for run in self.runs]}))
+        stored = {"info": self.info, "runs": [asdict(run) for run in self.runs]}
+        if self.agents is not None:
+            stored["agents"] = asdict(self.agents)
+        scratch.write_text(json.dumps(stored))
         scratch.replace(self.path)
 
 
@@ -155,7 +170,8 @@ def run_prefill(
         deadline: float | None = None
         for group in planned:
             run = state.run_of(list(group.columns), list(group.cases)) if group.cases else None
-            if not group.agents and (run is None or len(run.rounds) >= rounds):
+            agents = state.agents_of(agent_seconds) if group.agents else None
+            if (run is None or len(run.rounds) >= rounds) and (agents is None or agents.pairs >= agent_runs):
                 continue
             if deadline is not None and time.monotonic() > deadline:
                 say(f"time is up before {', '.join(group.columns)}; continue with the same --state")
@@ -167,16 +183,16 @@ def run_prefill(
                 _describe(state, alive)
                 if run is not None and len(run.rounds) < rounds:
                     _rounds(bench, state, run, group, rounds, deadline, say)
-                if not group.agents:
+                if agents is None:
                     continue
                 try:
                     bench.settle()
-                    run_agents(bench.ask, agent_seconds, agent_runs, say, state.keep_agents)
+                    run_agents(bench.ask, agents, agent_runs, say, state.save)
                 except EngineStartError as error:  # what was measured before stays worth reporting
                     say(f"the agents could not be run: {error}")
                     state.info["agents32_error"] = str(error)
                 state.save()
-        return report(state.info, state.runs)
+        return report(state.info, state.runs, state.agents)
 
 
 def _known(kind: str, names: list[str], known: tuple[str, ...] | list[str]) -> None:

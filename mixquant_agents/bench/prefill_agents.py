@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mixquant_agents.bench.prefill_stats import pooled_ratio, ratio_interval
 
-__all__ = ["ANSWER", "run_agents", "summary"]
+__all__ = ["ANSWER", "AgentRuns", "run_agents", "summary"]
 
 ANSWER = 160
 BASELINE, OURS = "exact", "mixquant-fp8"
@@ -19,42 +20,75 @@ LOAD = 0.8
 """Turns arrive at this share of the rate that the exact engine reaches in a closed loop."""
 
 Ask = Callable[[str, dict[str, Any]], dict[str, Any]]
-Run = dict[str, Any]
+Sample = dict[str, Any]
 
 
-def run_agents(
-    ask: Ask, seconds: float, runs: int, say: Callable[[str], None], keep: Callable[[dict[str, Any]], None]
-) -> None:
+@dataclass
+class AgentRuns:
+    """What the agents have shown: per engine its runs in order, with every turn's times in milliseconds.
+
+    Attributes:
+        seconds: length of each run at a fixed rate.
+        closed: runs of a closed loop.
+        opened: runs at a fixed rate; the n-th of both engines met the same arrivals.
+    """
+
+    seconds: float
+    closed: dict[str, list[Sample]] = field(default_factory=lambda: {BASELINE: [], OURS: []})
+    opened: dict[str, list[Sample]] = field(default_factory=lambda: {BASELINE: [], OURS: []})
+
+    @property
+    def rate(self) -> float:
+        """Turns per second of the runs at a fixed rate."""
+        return LOAD * statistics.fmean(run["tokens_per_s"] for run in self.closed[BASELINE]) / ANSWER
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs at a fixed rate are there."""
+        return min(map(len, self.opened.values()))
+
+    def result(self) -> dict[str, Any]:
+        """What a result file keeps: percentiles instead of every gap."""
+        return {"closed": _thin(self.closed), "open": _thin(self.opened), "rate": self.rate}
+
+
+def run_agents(ask: Ask, found: AgentRuns, runs: int, say: Callable[[str], None], keep: Callable[[], None]) -> None:
     """A closed loop of two turns each, twice, and ``runs`` at a fixed rate per engine, engines taking turns.
 
-    Both engines meet the same arrivals; each pair of runs has other ones. ``keep`` gets the result after each pair.
+    Both engines meet the same arrivals; each pair of runs has other ones. What ``found`` already holds is not run
+    again, so a later call adds pairs of new arrivals; ``keep`` is called after each pair.
     """
     turn = {"do": "agents", "agents": 32, "shared": 7168, "own": 1024, "new": 2048, "answer": ANSWER}
-    turn["seconds"] = seconds
+    turn["seconds"] = found.seconds
     orders = [(BASELINE, OURS), (OURS, BASELINE)]
-    closed: dict[str, list[Run]] = {BASELINE: [], OURS: []}
-    opened: dict[str, list[Run]] = {BASELINE: [], OURS: []}
-    for order in orders:  # it varies little
+    for order in orders[len(found.closed[OURS]) :]:  # it varies little
+        pair = {}
         for column in order:
-            closed[column].append(ask(column, {**turn, "turns_each": TURNS}))
-            say(f"agents, closed loop, {column}: {closed[column][-1]['tokens_per_s']:.0f} tokens/s")
-    rate = LOAD * statistics.fmean(run["tokens_per_s"] for run in closed[BASELINE]) / ANSWER
-    for seed in range(runs):
+            pair[column] = ask(column, {**turn, "turns_each": TURNS})
+            say(f"agents, closed loop, {column}: {pair[column]['tokens_per_s']:.0f} tokens/s")
+        _add(found.closed, pair)
+        keep()
+    for seed in range(found.pairs, runs):
+        pair = {}
         for column in orders[(seed + 1) % 2]:
-            found = ask(column, {**turn, "rate": rate, "seed": seed})
-            opened[column].append(found)
-            first, gaps = _p95(found["ttft_ms"]), _p95(found["itl_ms"])
-            say(f"agents, {rate:.2f} turns/s, {column}: p95 of TTFT {first:.0f} ms, of ITL {gaps:.1f} ms")
-        keep({"closed": _thin(closed), "open": _thin(opened), "rate": rate, "ratios": summary(closed, opened)})
+            pair[column] = ask(column, {**turn, "rate": found.rate, "seed": seed})
+            first, gaps = _p95(pair[column]["ttft_ms"]), _p95(pair[column]["itl_ms"])
+            say(f"agents, {found.rate:.2f} turns/s, {column}: p95 of TTFT {first:.0f} ms, of ITL {gaps:.1f} ms")
+        _add(found.opened, pair)
+        keep()
+
+
+def _add(runs: dict[str, list[Sample]], pair: Mapping[str, Sample]) -> None:
+    for column, run in pair.items():
+        times = {key: [round(value, 2) for value in run[key]] for key in ("ttft_ms", "itl_ms")}
+        runs[column].append({**run, **times})
 
 
 def _p95(values: Sequence[float]) -> float:
     return float(np.percentile(np.asarray(values), 95)) if len(values) else float("nan")
 
 
-def _thin(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
-    """What a result file keeps: percentiles instead of every gap."""
-
+def _thin(runs: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
     def percentiles(values: Sequence[float]) -> dict[str, float]:
         if not len(values):
             return {}
@@ -67,12 +101,13 @@ def _thin(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
     }
 
 
-def summary(closed: Mapping[str, Sequence[Run]], opened: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+def summary(found: AgentRuns) -> dict[str, Any]:
     """Ours over exact: tokens per second, and p95 of all runs' turns together.
 
     ``…_95`` is the 95 % interval: of the runs' ratios for tokens per second; for p95 see ``pooled_ratio``.
     ``…_pairs_95`` is that of each pair's own p95 ratio, another quantity: a p95 of few turns is nearly their maximum.
     """
+    closed, opened = found.closed, found.opened
     tokens = [o["tokens_per_s"] / e["tokens_per_s"] for e, o in zip(closed[BASELINE], closed[OURS], strict=True)]
     result: dict[str, Any] = {"tokens_per_s_ratio": round(statistics.fmean(tokens), 4)}
     if len(tokens) > 1:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixquant_agents.bench.prefill_agents import AgentRuns, summary
 from mixquant_agents.bench.prefill_plan import COLUMNS, OURS
 from mixquant_agents.bench.prefill_stats import per_round, per_turn, speedup, spread
 
@@ -59,7 +60,7 @@ class _Runs:
         return found
 
 
-def report(info: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | None = None) -> dict[str, Any]:
     """The result: medians, speed-ups over ``exact`` at the same graph sizes (and over the others), ratios.
 
     ``pairs`` says how many neighbouring measurements of the two engines an interval rests on.
@@ -91,9 +92,9 @@ def report(info: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
     result |= {"ms": ms, "speedup": gains, "tpot_ratio": tpot, "spread_ms": detail}
     if OURS in weights and "exact" in weights:
         result["weights_ratio"] = round(weights[OURS] / weights["exact"], 4)
-    if "agents32" in info:
-        result["agents32"] = info["agents32"]["ratios"]
-        result["agents32_detail"] = {key: value for key, value in info["agents32"].items() if key != "ratios"}
+    if agents is not None and agents.closed[OURS]:
+        result["agents32"] = summary(agents)
+        result["agents32_detail"] = agents.result()
     result["engines"] = engines
     return result
 

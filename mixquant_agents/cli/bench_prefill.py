@@ -25,7 +25,9 @@ def command(
     state: Annotated[Path | None, typer.Option(help="State file; an existing one is continued.")] = None,
     output: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
     agents: Annotated[float, typer.Option(min=0, help="Seconds of each run with 32 agents; 0 leaves them out.")] = 0.0,
-    agent_runs: Annotated[int, typer.Option(min=1, help="Pairs of runs with 32 agents at a fixed rate.")] = 6,
+    agent_runs: Annotated[
+        int, typer.Option(min=1, help="Pairs of runs with 32 agents at a fixed rate, counting those in --state.")
+    ] = 6,
     predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:

@@ -215,19 +215,24 @@ def test_predictions_say_what_they_are() -> None:
     assert all(abs(row["speedup"] / row["paper_5090"] - 1) < 0.2 for row in found["rows"])
 
 
-def test_agents_are_compared_on_equal_work_and_arrivals() -> None:
+def test_agents_are_compared_on_equal_work_and_arrivals(tmp_path: Path) -> None:
     asked: list[tuple[str, dict[str, object]]] = []
-    kept: list[dict[str, object]] = []
+    kept: list[int] = []
 
     def ask(column: str, request: dict[str, object]) -> dict[str, object]:
         asked.append((column, request))
         slow = 2.0 if column == "exact" else 1.0
         return {"tokens_per_s": 1600 / slow, "turns": 3, "ttft_ms": [10 * slow] * 3, "itl_ms": [slow] * 9}
 
-    run_agents(ask, 4.0, 3, lambda text: None, kept.append)
-    assert len(kept) == 3  # after each pair: what was measured survives an end in the middle
-    ratios = kept[-1]["ratios"]
-    assert isinstance(ratios, dict)
+    state = State(tmp_path / "state.json")
+
+    def keep() -> None:
+        state.save()
+        kept.append(state.agents_of(4.0).pairs)
+
+    run_agents(ask, state.agents_of(4.0), 3, lambda text: None, keep)
+    assert kept == [0, 0, 1, 2, 3], "what was measured survives an end in the middle"
+    ratios = report(state.info, state.runs, state.agents)["agents32"]
     assert (ratios["tokens_per_s_ratio"], ratios["ttft_p95_ratio"], ratios["itl_p95_ratio"]) == (2.0, 0.5, 0.5)
     assert ratios["ttft_p95_ratio_95"] == ratios["ttft_p95_ratio_pairs_95"] == [0.5, 0.5]
     assert (ratios["pairs"], ratios["turns"]) == (3, [9, 9])
@@ -235,6 +240,16 @@ def test_agents_are_compared_on_equal_work_and_arrivals() -> None:
     assert {request["rate"] for _, request in opened} == {0.8 * 800 / 160}
     assert [request["seed"] for _, request in opened] == [0, 0, 1, 1, 2, 2]
     assert all(request["turns_each"] == 2 for _, request in asked if "rate" not in request)
+
+    again = State.load(state.path)
+    assert again == state
+    asked.clear()
+    run_agents(ask, again.agents_of(4.0), 5, lambda text: None, again.save)
+    assert [request.get("seed") for _, request in asked] == [3, 3, 4, 4], "other arrivals, and no closed loop anew"
+    assert [column for column, _ in asked] == ["exact", "mixquant-fp8", "mixquant-fp8", "exact"]
+    assert report({}, [], State.load(state.path).agents)["agents32"]["turns"] == [15, 15]
+    with pytest.raises(ConfigError, match=r"runs of 4 s, not 9; give another --state"):
+        again.agents_of(9.0)
 
 
 def test_turns_of_a_round_count_each() -> None:
