@@ -9,7 +9,7 @@ asked for at once on one GPU:
 - ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
 - ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
   graphs; it must read as the engine that started on them. Wants the group ``graphs``.
-- ``parallel``: FP8 and exact, each on one GPU and on two; FP8 also with thresholds measured at start.
+- ``parallel``: FP8 and exact, each on one GPU and on two; FP8 there also eager, and with thresholds measured at start.
 
 Greedy answers to prompts below the row threshold must be the exact engine's own (an eager engine's those of the eager
 exact one), alone and while other prompts are read beside them. Answers may part where the two likeliest tokens are a
@@ -59,8 +59,10 @@ OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 TWO = {
     **FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp", "disable_custom_all_reduce": True
 }  # fmt: skip
-PLAIN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
-"""Sums over GPUs by NCCL alone, without multicast."""
+PLAIN = {
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0", "MIXQUANT_SEVERAL_GPUS": "1"
+}  # fmt: skip
+"""Sums over GPUs by NCCL alone, without multicast; and compiled twins there, which are refused else."""
 GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
     "graphs": {
         "exact": ("exact", FULL, {}),
@@ -83,6 +85,7 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "mixquant": ("mixquant-fp8", FULL, {}),
         "exact-tp2": ("exact", TWO, PLAIN),
         "mixquant-tp2": ("mixquant-fp8", TWO, PLAIN),
+        "mixquant-tp2-eager": ("mixquant-fp8", {**TWO, **EAGER}, PLAIN),
         "mixquant-tp2-auto": ("mixquant-fp8", TWO, PLAIN),
     },
 }
@@ -90,7 +93,7 @@ PAIRS = {
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "exact-tp2": "exact", "mixquant-tp2": "exact-tp2",
-    "mixquant-tp2-auto": "exact-tp2",
+    "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
 SCORED = (

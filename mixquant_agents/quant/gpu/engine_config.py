@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ come on top, so 2048 is not where it ends: up to about 4352 rows a step that is 
 LARGE_MEMORY = 40 * 2**30
 """Bytes of GPU memory from which graphs above 2048 rows are captured by default."""
 
+SEVERAL_GPUS = "MIXQUANT_SEVERAL_GPUS"
+
 FUSE_BOUNDARY = 128
 """Up to so many rows vLLM's compiled pieces stay as they are."""
 
@@ -35,7 +38,7 @@ def hook_config() -> None:
 
     from mixquant_agents.quant.hooks import _wrap
 
-    _wrap(VllmConfig, "__post_init__", _refuse_graphs)
+    _wrap(VllmConfig, "__post_init__", _refuse)
     _wrap(VllmConfig, "_get_quantization_config", _method)
     if not isinstance(VllmConfig.__dict__["_get_quantization_config"], staticmethod):
         VllmConfig._get_quantization_config = staticmethod(VllmConfig._get_quantization_config)
@@ -64,7 +67,7 @@ def _resolved(config: Any) -> Any | None:
     return resolve(config.policy, device_info())
 
 
-def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
+def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - vLLM's name
         asked = list(self.compilation_config.cudagraph_capture_sizes or ())
         original(self, *args, **kwargs)
@@ -75,8 +78,20 @@ def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
                 "emulation routes rows in Python, which no CUDA graph holds; leave capture_sizes None, or use a policy "
                 "that this device runs natively"
             )
+        if resolved is not None and resolved.quantizes and not resolved.emulated:
+            _refuse_several(self.parallel_config.world_size, resolved.policy.name, self.model_config.enforce_eager)
 
     return __post_init__
+
+
+def _refuse_several(gpus: int, policy: str, eager: bool) -> None:
+    """Compiled on two GPUs, one rank's first fused operation got a tensor it could not read, and the start hung."""
+    if gpus > 1 and not eager and not os.environ.get(SEVERAL_GPUS):
+        raise ConfigError(
+            f"policy {policy!r} on {gpus} GPUs (tensor_parallel_size x pipeline_parallel_size): on two H100s a "
+            "compiled engine failed while starting, and why is not known yet; use one GPU, or policy 'exact'. "
+            f"{SEVERAL_GPUS}=1 in the environment tries all the same"
+        )
 
 
 def _method(original: Callable[..., Any]) -> Callable[..., Any]:
