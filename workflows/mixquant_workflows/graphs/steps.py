@@ -40,11 +40,22 @@ def bind(model: BaseChatModel, tools: Sequence[Any], choice: str = "auto") -> Ru
 
 
 def model_step(bound: Runnable[LanguageModelInput, AIMessage], system: str) -> Runnable[MessagesState, dict[str, Any]]:
-    """A node that calls the model on the system prompt and all messages; runs sync and async."""
-    prompt: Runnable[MessagesState, list[AnyMessage]] = RunnableLambda(
-        lambda state: [*([SystemMessage(system)] if system else []), *answered(state["messages"])]
-    )
-    return prompt | bound | RunnableLambda(lambda message: {"messages": [message]})
+    """A node that calls the model on the system prompt and all messages; runs sync and async.
+
+    One piece with a form of its own for each: a chain of plain functions around the model would send each of them
+    through a thread when run async, a millisecond a turn.
+    """
+
+    def prompt(state: MessagesState) -> list[AnyMessage]:
+        return [*([SystemMessage(system)] if system else []), *answered(state["messages"])]
+
+    def run(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
+        return {"messages": [bound.invoke(prompt(state), config)]}
+
+    async def arun(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
+        return {"messages": [await bound.ainvoke(prompt(state), config)]}
+
+    return RunnableLambda(run, arun)
 
 
 def answered(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
