@@ -9,7 +9,8 @@ asked for at once on one GPU:
 - ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
 - ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
   graphs; it must read as the engine that started on them. Wants the group ``graphs``.
-- ``parallel``: FP8 and exact, each on one GPU and on two; FP8 there also eager, and with thresholds measured at start.
+- ``parallel``: FP8 and exact, each on one GPU and on two; FP8 there also eager, without
+  the compiler's caches, and with thresholds measured at start.
 
 Greedy answers to prompts below the row threshold must be the exact engine's own (an eager engine's those of the eager
 exact one), alone and while other prompts are read beside them. Answers may part where the two likeliest tokens are a
@@ -86,6 +87,7 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact-tp2": ("exact", TWO, PLAIN),
         "mixquant-tp2": ("mixquant-fp8", TWO, PLAIN),
         "mixquant-tp2-eager": ("mixquant-fp8", {**TWO, **EAGER}, PLAIN),
+        "mixquant-tp2-uncached": ("mixquant-fp8", TWO, {**PLAIN, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}),
         "mixquant-tp2-auto": ("mixquant-fp8", TWO, PLAIN),
     },
 }
@@ -93,7 +95,7 @@ PAIRS = {
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "exact-tp2": "exact", "mixquant-tp2": "exact-tp2",
-    "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2",
+    "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "mixquant-tp2-uncached": "exact-tp2",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
 SCORED = (
