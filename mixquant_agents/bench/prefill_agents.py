@@ -16,6 +16,8 @@ __all__ = ["ANSWER", "AgentRuns", "run_agents", "summary"]
 ANSWER = 160
 BASELINE, OURS = "exact", "mixquant-fp8"
 TURNS = 2
+CLOSED = 4
+"""Pairs of the closed loop: it varies little, but of two alone Student's interval is useless."""
 LOAD = 0.8
 """Turns arrive at this share of the rate that the exact engine reaches in a closed loop."""
 
@@ -53,7 +55,7 @@ class AgentRuns:
 
 
 def run_agents(ask: Ask, found: AgentRuns, runs: int, say: Callable[[str], None], keep: Callable[[], None]) -> None:
-    """A closed loop of two turns each, twice, and ``runs`` at a fixed rate per engine, engines taking turns.
+    """A closed loop of two turns each, four times, and ``runs`` at a fixed rate per engine, engines taking turns.
 
     Both engines meet the same arrivals; each pair of runs has other ones. What ``found`` already holds is not run
     again, so a later call adds pairs of new arrivals; ``keep`` is called after each pair.
@@ -61,9 +63,9 @@ def run_agents(ask: Ask, found: AgentRuns, runs: int, say: Callable[[str], None]
     turn = {"do": "agents", "agents": 32, "shared": 7168, "own": 1024, "new": 2048, "answer": ANSWER}
     turn["seconds"] = found.seconds
     orders = [(BASELINE, OURS), (OURS, BASELINE)]
-    for order in orders[len(found.closed[OURS]) :]:  # it varies little
+    for number in range(len(found.closed[OURS]), CLOSED):
         pair = {}
-        for column in order:
+        for column in orders[number % 2]:
             pair[column] = ask(column, {**turn, "turns_each": TURNS})
             say(f"agents, closed loop, {column}: {pair[column]['tokens_per_s']:.0f} tokens/s")
         _add(found.closed, pair)

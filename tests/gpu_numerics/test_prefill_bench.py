@@ -231,7 +231,7 @@ def test_agents_are_compared_on_equal_work_and_arrivals(tmp_path: Path) -> None:
         kept.append(state.agents_of(4.0).pairs)
 
     run_agents(ask, state.agents_of(4.0), 3, lambda text: None, keep)
-    assert kept == [0, 0, 1, 2, 3], "what was measured survives an end in the middle"
+    assert kept == [0, 0, 0, 0, 1, 2, 3], "what was measured survives an end in the middle"
     ratios = report(state.info, state.runs, state.agents)["agents32"]
     assert (ratios["tokens_per_s_ratio"], ratios["ttft_p95_ratio"], ratios["itl_p95_ratio"]) == (2.0, 0.5, 0.5)
     assert ratios["ttft_p95_ratio_95"] == ratios["ttft_p95_ratio_pairs_95"] == [0.5, 0.5]
