@@ -16,7 +16,6 @@ from typing import Any, Literal
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, RemoveMessage, SystemMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.prebuilt import ToolNode
@@ -29,6 +28,7 @@ from mixquant_workflows.graphs.steps import (
     TOO_MANY,
     answered,
     bind,
+    calling,
     last_answer,
     refusal,
     this_task,
@@ -122,24 +122,14 @@ def memory_agent(
     def ask_summary(state: MemoryState) -> list[AnyMessage]:
         return [*layout(state), HumanMessage(SUMMARISE)]
 
-    answer: Runnable[MemoryState, AIMessage] = RunnableLambda(layout) | bind(model, tools)
-    # The summary is asked for at the end of the same prompt, so that all of it comes from the prefix cache.
-    to_summary: Runnable[MemoryState, AIMessage] = RunnableLambda(ask_summary) | bind(model, tools, "none")
-
-    def summarise(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        return shorten(state, to_summary.invoke(state, config))
-
-    async def asummarise(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-        return shorten(state, await to_summary.ainvoke(state, config))
-
     graph = StateGraph(MemoryState)
     graph.add_node("recall", recall)
-    keep: Runnable[AIMessage, dict[str, Any]] = RunnableLambda(lambda message: {"messages": [message]})
-    graph.add_node("answer", answer | keep)
+    graph.add_node("answer", calling(bind(model, tools), layout))
     graph.add_node("refuse", refusal(lambda state: TOO_MANY if too_many(state) else INVALID))
-    graph.add_node("conclude", RunnableLambda(layout) | bind(model, tools, "none") | keep)
+    graph.add_node("conclude", calling(bind(model, tools, "none"), layout))
     graph.add_node("tools", ToolNode(tools, handle_tool_errors=True))
-    graph.add_node("summarise", RunnableLambda(summarise, asummarise))
+    # The summary is asked for at the end of the same prompt, so that all of it comes from the prefix cache.
+    graph.add_node("summarise", calling(bind(model, tools, "none"), ask_summary, shorten))
     graph.add_edge(START, "recall")
     graph.add_edge("recall", "answer")
     graph.add_conditional_edges("answer", route)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
@@ -17,6 +17,7 @@ __all__ = [
     "TOO_MANY",
     "answered",
     "bind",
+    "calling",
     "last_answer",
     "made_calls",
     "model_step",
@@ -26,6 +27,8 @@ __all__ = [
     "this_task",
     "unanswered",
 ]
+
+State = TypeVar("State")
 
 OWN = "citation_check"
 """Name of the messages that a graph itself writes in the user's place."""
@@ -39,23 +42,29 @@ def bind(model: BaseChatModel, tools: Sequence[Any], choice: str = "auto") -> Ru
     return model.bind_tools(tools, tool_choice=choice) if tools else model
 
 
-def model_step(bound: Runnable[LanguageModelInput, AIMessage], system: str) -> Runnable[MessagesState, dict[str, Any]]:
-    """A node that calls the model on the system prompt and all messages; runs sync and async.
+def calling(
+    bound: Runnable[LanguageModelInput, AIMessage],
+    prompt: Callable[[State], list[AnyMessage]],
+    update: Callable[[State, AIMessage], dict[str, Any]] = lambda state, message: {"messages": [message]},
+) -> Runnable[State, dict[str, Any]]:
+    """A node that calls the model on ``prompt(state)``; its answer goes through ``update``. Runs sync and async.
 
-    One piece with a form of its own for each: a chain of plain functions around the model would send each of them
-    through a thread when run async, a millisecond a turn.
+    One piece with a form of its own for each: in a chain, plain functions around the model would each go through a
+    thread when run async.
     """
 
-    def prompt(state: MessagesState) -> list[AnyMessage]:
-        return [*([SystemMessage(system)] if system else []), *answered(state["messages"])]
+    def run(state: State, config: RunnableConfig) -> dict[str, Any]:
+        return update(state, bound.invoke(prompt(state), config))
 
-    def run(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
-        return {"messages": [bound.invoke(prompt(state), config)]}
-
-    async def arun(state: MessagesState, config: RunnableConfig) -> dict[str, Any]:
-        return {"messages": [await bound.ainvoke(prompt(state), config)]}
+    async def arun(state: State, config: RunnableConfig) -> dict[str, Any]:
+        return update(state, await bound.ainvoke(prompt(state), config))
 
     return RunnableLambda(run, arun)
+
+
+def model_step(bound: Runnable[LanguageModelInput, AIMessage], system: str) -> Runnable[MessagesState, dict[str, Any]]:
+    """A node that calls the model on the system prompt and all messages."""
+    return calling(bound, lambda state: [*([SystemMessage(system)] if system else []), *answered(state["messages"])])
 
 
 def answered(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
