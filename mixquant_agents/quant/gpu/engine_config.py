@@ -27,6 +27,7 @@ LARGE_MEMORY = 40 * 2**30
 """Bytes of GPU memory from which graphs above 2048 rows are captured by default."""
 
 SEVERAL_GPUS = "MIXQUANT_SEVERAL_GPUS"
+"""Environment variable that lets a compiled engine with twins try to start on several GPUs."""
 
 FUSE_BOUNDARY = 128
 """Up to so many rows vLLM's compiled pieces stay as they are."""
@@ -85,7 +86,7 @@ def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refuse_several(gpus: int, policy: str, eager: bool) -> None:
-    """Compiled on two GPUs, one rank's first fused operation got a tensor it could not read, and the start hung."""
+    """One rank failed in its first routed operation after attention; where that is not rank 0, the start hangs."""
     if gpus > 1 and not eager and not os.environ.get(SEVERAL_GPUS):
         raise ConfigError(
             f"policy {policy!r} on {gpus} GPUs (tensor_parallel_size x pipeline_parallel_size): on two H100s a "
