@@ -218,8 +218,7 @@ class EngineConfig(_Frozen):
         max_num_batched_tokens: most rows of one engine step; longer prompts are prefilled in chunks.
         kv_cache_bytes: memory for the KV cache; ``None`` sizes it from the device.
         gpu_memory_utilization: share of GPU memory vLLM may take.
-        tensor_parallel_size: GPUs that share each layer; on GPUs more than one needs policy ``exact`` or
-            ``enforce_eager``.
+        tensor_parallel_size: GPUs that share each layer.
         enable_prefix_caching: reuse KV blocks of equal prompt beginnings.
         enforce_eager: no compilation, no CUDA graphs. ``None``: true on CPU, false on GPU unless the policy's format
             is emulated there.

@@ -9,8 +9,8 @@ asked for at once on one GPU:
 - ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
 - ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
   graphs; it must read as the engine that started on them. Wants the group ``graphs``.
-- ``parallel``: FP8 and exact, each on one GPU and on two; FP8 there also eager, without
-  the compiler's caches, and with thresholds measured at start.
+- ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
+  also eager, and with thresholds measured at start.
 
 Greedy answers to prompts below the row threshold must be the exact engine's own (an eager engine's those of the eager
 exact one), alone and while other prompts are read beside them. Answers may part where the two likeliest tokens are a
@@ -60,10 +60,9 @@ OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 TWO = {
     **FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp", "disable_custom_all_reduce": True
 }  # fmt: skip
-PLAIN = {
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0", "MIXQUANT_SEVERAL_GPUS": "1"
-}  # fmt: skip
-"""Sums over GPUs by NCCL alone, without multicast; and compiled twins there, which are refused else."""
+STAGES = {**FULL, "pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+PLAIN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+"""Sums over GPUs by NCCL alone, without multicast."""
 GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
     "graphs": {
         "exact": ("exact", FULL, {}),
@@ -87,20 +86,23 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact-tp2": ("exact", TWO, PLAIN),
         "mixquant-tp2": ("mixquant-fp8", TWO, PLAIN),
         "mixquant-tp2-eager": ("mixquant-fp8", {**TWO, **EAGER}, PLAIN),
-        "mixquant-tp2-uncached": ("mixquant-fp8", TWO, {**PLAIN, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}),
         "mixquant-tp2-auto": ("mixquant-fp8", TWO, PLAIN),
+        "exact-pp2": ("exact", STAGES, PLAIN),
+        "mixquant-pp2": ("mixquant-fp8", STAGES, PLAIN),
     },
 }
 PAIRS = {
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "exact-tp2": "exact", "mixquant-tp2": "exact-tp2",
-    "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "mixquant-tp2-uncached": "exact-tp2",
+    "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
-SCORED = (
-    "exact", "exact-eager", *FAMILY, "mixquant-v1", "mixquant-reloaded", "int8", "nvfp4", "exact-tp2", "mixquant-tp2"
-)  # fmt: skip
+ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
+"""FP8 engines that sum in one order; ranks sum in another."""
+BESIDE = ("exact", *FAMILY, "mixquant-tp2", "mixquant-pp2")
+"""Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
+SCORED = ("exact", "exact-eager", *ALIKE, "int8", "nvfp4", "exact-tp2", "mixquant-tp2")
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
 
@@ -134,8 +136,9 @@ class Kept:
     def compared(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Each pair of which both have answered."""
         short = {f"{name}, as {other}": (name, other) for name, other in PAIRS.items()}
-        beside = {f"{name} beside others, as {other}": (f"{name} beside others", other) for name, other in
-                  {"exact": "exact", **{name: PAIRS[name] for name in FAMILY}}.items()}  # fmt: skip
+        others = {name: PAIRS.get(name, name) for name in BESIDE}
+        beside = {f"{name} beside others, as {other}": (f"{name} beside others", other)
+                  for name, other in others.items()}  # fmt: skip
         return {
             label: compared(self.answers[name], self.answers[other], SHORT)
             for label, (name, other) in {**short, **beside}.items()
@@ -183,7 +186,7 @@ def strangers(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 
     Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
     """
-    family = [name for name in (*FAMILY, "mixquant-v1", "mixquant-reloaded") if name in read]
+    family = [name for name in ALIKE if name in read]
     own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
     pairs = [(a, b) for a in family for b in family if a < b]
     found = [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
@@ -249,8 +252,7 @@ def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kep
             before = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
             kept.note(name, reloaded=engine.ask(do="reload", path=str(path)))
         kept.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
-        if name in ("exact", *FAMILY):
-            # Short prompts are written exact also while others are read: in mixed steps, from a captured graph's slot.
+        if name in BESIDE:
             kept.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))
         if name in SCORED:
             scores = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]

@@ -11,7 +11,7 @@ Engines that fit into the GPU's memory together are alive at once (see ``prefill
 idle while another is measured; all of them are kept on one processor core, the fastest of the moment. Work is done in
 rounds; a round runs every case on every engine before the next begins, starting with another engine each time. Within a
 round ``exact`` and ``mixquant-fp8`` go back and forth, the more often the smaller a case. What is done is kept in a
-state file, so that a run can be continued.
+state file, so that a run can be continued. Engines may also be shared among several GPUs, tensor-parallel.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ class _Bench:
 def run_prefill(
     *,
     model: str = "qwen3-8b",
+    gpus: int = 1,
     columns: list[str] | None = None,
     rounds: int = 5,
     minutes: float | None = None,
@@ -139,10 +140,12 @@ def run_prefill(
 ) -> dict[str, Any]:
     """Run or continue the benchmark; returns the result as the result file holds it.
 
-    ``cases`` names some of ``CASES``; an empty list leaves the agents alone, ``None`` takes all.
+    ``cases`` names some of ``CASES``; an empty list leaves the agents alone, ``None`` takes all. Each engine is shared
+    among ``gpus`` GPUs, tensor-parallel.
 
     Raises:
-        ConfigError: no GPU, no such model shape, column or case; too little memory; a state of another GPU or model.
+        ConfigError: fewer GPUs, no such model shape, column or case; too little memory; a state of other GPUs or
+            another model.
         EngineStartError: an engine did not start.
     """
     from mixquant_agents.bench.prefill_report import report
@@ -151,7 +154,7 @@ def run_prefill(
     chosen = list(columns or COLUMNS)
     _known("column", chosen, COLUMNS)
     _known("case", cases or [], [case.name for case in CASES])
-    total = _gpu_gib()
+    total = _gpu_gib(gpus)
     wanted = [case for case in CASES if cases is None or case.name in cases]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -160,11 +163,15 @@ def run_prefill(
         if not path.exists():
             raise ConfigError(f"no model folder {model!r}, and no shape of that name ({', '.join(SHAPES)})")
         config = json.loads((path / "config.json").read_text())
-        planned = groups(chosen, wanted, config, total, agents=agent_seconds > 0)
+        planned = groups(chosen, wanted, config, total, agent_seconds > 0, gpus)
         state = State.load(state_path or folder / "state.json")
-        if state.info.get("model", model) != model:
-            raise ConfigError(f"{state.path} holds a run of {state.info['model']!r}; give another --state")
-        state.info |= {"command": command, "model": model, "date": datetime.now(UTC).date().isoformat()}
+        for name, value, before in (("model", model, model), ("gpus", gpus, 1)):
+            if state.info.get(name, before) != value:
+                raise ConfigError(
+                    f"{state.path} holds a run with {name} {state.info.get(name, before)!r}, not {value!r}; give "
+                    "another --state"
+                )
+        state.info |= {"command": command, "model": model, "gpus": gpus, "date": datetime.now(UTC).date().isoformat()}
         logs = (state_path.parent if state_path else folder) / "engine-logs"
         logs.mkdir(exist_ok=True)
         deadline: float | None = None
@@ -176,7 +183,7 @@ def run_prefill(
             if deadline is not None and time.monotonic() > deadline:
                 say(f"time is up before {', '.join(group.columns)}; continue with the same --state")
                 break
-            with engines(group, path, dummy, logs, say) as alive:
+            with engines(group, path, dummy, logs, say, gpus) as alive:
                 bench = _Bench(alive)
                 if deadline is None and minutes is not None:
                     deadline = time.monotonic() + minutes * 60
@@ -201,7 +208,8 @@ def _known(kind: str, names: list[str], known: tuple[str, ...] | list[str]) -> N
         raise ConfigError(f"no {kind} {unknown[0]!r}; choose among {', '.join(known)}")
 
 
-def _gpu_gib() -> float:
+def _gpu_gib(gpus: int) -> float:
+    """GiB of memory of one of ``gpus`` GPUs."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cuda():
@@ -209,6 +217,8 @@ def _gpu_gib() -> float:
             "bench prefill measures a CUDA GPU, and there is none here; on a CPU formats are emulated, which says "
             "nothing about speed. Use --predict GPU for a prediction from the roofline model"
         )
+    if gpus > (found := current_platform.device_count()):
+        raise ConfigError(f"--gpus {gpus}, and this machine has {found}; lower it")
     return float(current_platform.get_device_total_memory() / 2**30)
 
 

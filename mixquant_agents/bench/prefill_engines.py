@@ -20,21 +20,27 @@ __all__ = ["EngineProcess", "engine_arguments", "engines"]
 
 GIB = 2**30
 WORKER = "mixquant_agents.bench.prefill_worker"
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""Ranks are processes of their own: a forked one could not use a GPU that its parent has touched."""
 
 
-def engine_arguments(column: str, model: Path, kv_gib: float, dummy: bool, max_len: int = 33_000) -> dict[str, Any]:
-    """vLLM's engine arguments for a column."""
+def engine_arguments(
+    column: str, model: Path, kv_gib: float, dummy: bool, max_len: int = 33_000, gpus: int = 1
+) -> dict[str, Any]:
+    """vLLM's engine arguments for a column; ``kv_gib`` GiB of cache are shared among ``gpus`` tensor-parallel ranks."""
     values: dict[str, Any] = {
         "model": str(model),
         "skip_tokenizer_init": True,
         "max_model_len": max_len,
         "max_num_batched_tokens": 8192,
-        "kv_cache_memory_bytes": int(kv_gib * GIB),
+        "kv_cache_memory_bytes": int(kv_gib * GIB / gpus),
         "gpu_memory_utilization": 0.1,
         "attention_backend": "FLASH_ATTN",
         "disable_log_stats": True,
         "seed": 0,
     }
+    if gpus > 1:
+        values |= {"tensor_parallel_size": gpus, "distributed_executor_backend": "mp"}
     if dummy:
         values["load_format"] = "dummy"
     if column != "exact_default":
@@ -142,7 +148,7 @@ class EngineProcess:
 
 @contextlib.contextmanager
 def engines(
-    group: Group, model: Path, dummy: bool, logs: Path, say: Callable[[str], None]
+    group: Group, model: Path, dummy: bool, logs: Path, say: Callable[[str], None], gpus: int = 1
 ) -> Iterator[dict[str, EngineProcess]]:
     """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
     names = list(dict.fromkeys(map(engine_of, group.columns)))
@@ -150,8 +156,8 @@ def engines(
     alive: dict[str, EngineProcess] = {}
     try:
         for name in names:
-            arguments = engine_arguments(name, model, group.kv[name], dummy, group.max_len)
-            alive[name] = EngineProcess(name, arguments, logs / f"{name}.log")
+            arguments = engine_arguments(name, model, group.kv[name], dummy, group.max_len, gpus)
+            alive[name] = EngineProcess(name, arguments, logs / f"{name}.log", env=SPAWN)
         for name, engine in alive.items():
             engine.go()
             if name == OURS:

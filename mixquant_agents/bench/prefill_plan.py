@@ -114,17 +114,18 @@ def kv_gib(tokens: int, config: Mapping[str, Any]) -> float:
     return round(1.05 * (tokens + 64) * each / GIB + 0.05, 2)
 
 
-def needed_gib(engine: str, kv: float, config: Mapping[str, Any]) -> float:
-    """GiB of GPU memory that an engine takes, ``kv`` of them for its cache."""
+def needed_gib(engine: str, kv: float, config: Mapping[str, Any], gpus: int = 1) -> float:
+    """GiB of memory that an engine takes of each of ``gpus`` GPUs which share it, ``kv`` of all for its cache."""
     embedding: int = config["vocab_size"] * config["hidden_size"] * (2 if config.get("tie_word_embeddings") else 4)
     each = {"uniform-fp8": 1, OURS: 3}.get(engine, 2)
-    return (embedding + each * _linear(config)) / GIB + kv + OVERHEAD_GIB[engine]
+    return ((embedding + each * _linear(config)) / GIB + kv) / gpus + OVERHEAD_GIB[engine]
 
 
 def groups(
-    columns: Sequence[str], cases: Sequence[Case], config: Mapping[str, Any], total_gib: float, agents: bool = False
-) -> list[Group]:
-    """Who lives with whom on a GPU of ``total_gib``.
+    columns: Sequence[str], cases: Sequence[Case], config: Mapping[str, Any], total_gib: float, agents: bool = False,
+    gpus: int = 1,
+) -> list[Group]:  # fmt: skip
+    """Who lives with whom on a GPU of ``total_gib``, or on each of ``gpus`` such.
 
     Raises:
         ConfigError: an engine, or the two that must be compared, does not fit.
@@ -134,29 +135,31 @@ def groups(
     room = 0.99 * total_gib
     names = list(dict.fromkeys(map(engine_of, columns)))
     base = [name for name in PAIR if name in names]
-    others = sorted((name for name in names if name not in PAIR), key=lambda name: needed_gib(name, kv, config))
+    others = sorted((name for name in names if name not in PAIR), key=lambda name: needed_gib(name, kv, config, gpus))
     found: list[list[str]] = [base] if base else []
     for name in others:
-        if found and sum(needed_gib(each, kv, config) for each in [*found[-1], name]) <= room:
+        if found and sum(needed_gib(each, kv, config, gpus) for each in [*found[-1], name]) <= room:
             found[-1].append(name)
         else:
             found.append([OURS, name] if OURS in names else [name])
     planned = []
     for place, each in enumerate(found):
         mine = [c for c in columns if engine_of(c) in each and (place == 0 or c in each)]
-        _fits(each, dict.fromkeys(each, kv), config, total_gib)
+        _fits(each, dict.fromkeys(each, kv), config, total_gib, gpus)
         planned.append(Group(tuple(mine), dict.fromkeys(each, kv), max_len, tuple(cases)))
     if agents and set(PAIR) <= set(names):
         large = dict.fromkeys(PAIR, max(kv, kv_gib(AGENT_TOKENS, config)))
-        _fits(PAIR, large, config, total_gib)
+        _fits(PAIR, large, config, total_gib, gpus)
         together = set(columns) == set(PAIR)  # the same two engines then run the cases, too
         planned = [] if together or not cases else planned
         planned.append(Group(PAIR, large, max(max_len, 12_288), tuple(cases) if together else (), agents=True))
     return planned
 
 
-def _fits(names: Sequence[str], kv: Mapping[str, float], config: Mapping[str, Any], total_gib: float) -> None:
-    needed = sum(needed_gib(name, kv[name], config) for name in names)
+def _fits(
+    names: Sequence[str], kv: Mapping[str, float], config: Mapping[str, Any], total_gib: float, gpus: int
+) -> None:
+    needed = sum(needed_gib(name, kv[name], config, gpus) for name in names)
     if needed > total_gib:
         raise ConfigError(
             f"{' and '.join(names)} take {needed:.0f} GiB together, and this GPU has {total_gib:.0f}: choose a smaller "

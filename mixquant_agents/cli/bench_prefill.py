@@ -14,6 +14,7 @@ __all__ = ["command"]
 
 def command(
     model: Annotated[str, typer.Option(help="Model shape (qwen3-8b, qwen3-4b) or model folder.")] = "qwen3-8b",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share each engine, tensor-parallel.")] = 1,
     columns: Annotated[str, typer.Option(help="Engines to compare, by name, with commas; empty for all.")] = "",
     cases: Annotated[
         str, typer.Option(help="Cases to run, by name, with commas; empty for all, 'none' for none.")
@@ -31,7 +32,7 @@ def command(
     predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure cold and warm prefill, decode and 32 agents on one GPU, engines taking turns."""
+    """Measure cold and warm prefill, decode and 32 agents on a GPU, engines taking turns."""
     from mixquant_agents.cli.words import comma_list, output_file
 
     output_file("--output", output)
@@ -39,8 +40,11 @@ def command(
         from mixquant_agents.bench.roofline import predict as predicted
         from mixquant_agents.errors import ConfigError
 
-        if columns or cases or state or agents or minutes:
-            raise ConfigError("--predict measures nothing: leave out --columns, --cases, --state, --agents, --minutes")
+        if columns or cases or state or agents or minutes or gpus > 1:
+            raise ConfigError(
+                "--predict measures nothing, and knows one GPU: leave out --columns, --cases, --state, --agents, "
+                "--minutes, --gpus"
+            )
         result = predicted(model, predict)
         if output is not None:
             output.write_text(json.dumps(result, indent=1) + "\n")
@@ -52,6 +56,7 @@ def command(
     result = run_prefill(
         say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,
+        gpus=gpus,
         columns=comma_list(columns) or None,
         cases=[] if cases == "none" else comma_list(cases) or None,
         rounds=rounds,

@@ -15,7 +15,7 @@ from mixquant_agents.errors import ConfigError, OutOfMemoryError
 from mixquant_agents.quant import config as quant_config
 from mixquant_agents.quant.config import MixQuantConfig
 from mixquant_agents.quant.gpu import engine_config
-from mixquant_agents.quant.gpu.engine_config import _adjust, _method, _ranges, _refuse, hook_config
+from mixquant_agents.quant.gpu.engine_config import _adjust, _method, _ranges, _refuse_graphs, hook_config
 from mixquant_agents.quant.gpu.memory import GIB, TwinMemory
 from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin
 from mixquant_agents.quant.gpu.twin import RowwiseTwin
@@ -31,7 +31,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quant_config, "device_info", lambda: HOPPER)
 
 
-def made(policy: PrecisionPolicy | str, eager: bool = False, sizes: tuple[int, ...] = (), gpus: int = 1) -> Any:
+def made(policy: PrecisionPolicy | str, eager: bool = False, sizes: tuple[int, ...] = ()) -> Any:
     """Stands for a VllmConfig: what the hooks read of one."""
     from vllm.config import CUDAGraphMode
 
@@ -39,7 +39,6 @@ def made(policy: PrecisionPolicy | str, eager: bool = False, sizes: tuple[int, .
         quant_config=MixQuantConfig(PrecisionPolicy.of(policy)),
         model_config=SimpleNamespace(enforce_eager=eager),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=8192),
-        parallel_config=SimpleNamespace(world_size=gpus),
         compilation_config=SimpleNamespace(
             cudagraph_capture_sizes=list(sizes),
             max_cudagraph_capture_size=None,
@@ -82,22 +81,12 @@ def test_another_method_is_left_alone() -> None:
 
 def test_graph_sizes_of_an_emulated_format_are_refused() -> None:
     done: list[Any] = []
-    hook = _refuse(done.append)
+    hook = _refuse_graphs(done.append)
     for config in (made("mixquant-nvfp4"), made("mixquant-fp8", sizes=(8, 16)), made("exact", sizes=(8,))):
         hook(config)
     with pytest.raises(ConfigError, match=r"capture_sizes with nvfp4.*no FP4 tensor cores.*natively"):
         hook(made("mixquant-nvfp4", sizes=(8, 16)))
     assert len(done) == 4
-
-
-def test_compiled_twins_on_several_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    hook = _refuse(lambda self: None)
-    for config in (made("exact", gpus=2), made("mixquant-fp8", eager=True, gpus=2), made("mixquant-nvfp4", gpus=2)):
-        hook(config)
-    with pytest.raises(ConfigError, match=r"policy 'mixquant-fp8' on 2 GPUs.*use one GPU, or policy 'exact'"):
-        hook(made("mixquant-fp8", gpus=2))
-    monkeypatch.setenv("MIXQUANT_SEVERAL_GPUS", "1")
-    hook(made("mixquant-fp8", gpus=2))
 
 
 def test_graph_sizes_and_ranges_where_the_user_left_them_open() -> None:
@@ -139,7 +128,7 @@ def test_twins_that_do_not_fit_are_refused_while_the_model_is_built() -> None:
     for _ in range(9):
         memory.add(GIB)
     free[0] = 9 * GIB  # an exact weight was allocated meanwhile
-    with pytest.raises(OutOfMemoryError, match=r"10\.0 GiB beside.*9\.0 GiB are free.*policy 'exact'.*ignored_layers"):
+    with pytest.raises(OutOfMemoryError, match=r"10\.0 GiB beside.*9\.0 GiB are free.*policy 'exact'.*tensor_parallel"):
         memory.add(GIB)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 import vllm.ir.ops.layernorm  # noqa: F401 - registers torch.ops.vllm_ir
 from torch import fx
+from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 
 from mixquant_agents.quant.gpu import reference, steps
 from mixquant_agents.quant.gpu.fuse import fuse
@@ -59,6 +61,68 @@ def test_norm_and_activation_are_fused_and_the_result_is_the_same() -> None:
             want = [t.clone() for t in plain(*inputs())]
             for a, b in zip(fused(*inputs()), want, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+class Block(torch.nn.Module):
+    """Two routed layers that read a norm, one that reads SiLU-mul; what they give is cut up by methods of tensors."""
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        y = torch.ops.vllm_ir.rms_norm(x, gamma, 1e-6, None)
+        x = ops.gpu_linear(y, w1, None).split([K, K], dim=-1)[1]
+        y, total = torch.ops.vllm_ir.fused_add_rms_norm.maybe_inplace(x, residual, gamma, 1e-6, None)
+        wide = ops.gpu_linear(y, w1, None)
+        left, _ = wide.split([K, K], dim=-1)
+        product = torch.nn.functional.silu(wide[..., :K]) * wide[..., K:]
+        return left.contiguous(), ops.gpu_linear(product, w2, None).view(-1), total.view(-1)
+
+
+def captured() -> fx.GraphModule:
+    """As vLLM has it: from Dynamo, with example values."""
+    found: list[fx.GraphModule] = []
+
+    def keep(module: fx.GraphModule, _: list[torch.Tensor]) -> fx.GraphModule:
+        found.append(module)
+        return module
+
+    with steps.forced(EXACT):
+        torch.compile(Block(), backend=keep, fullgraph=True)(*inputs())
+    return found[0]
+
+
+def test_a_rewritten_graph_has_a_key_of_its_own_in_the_compile_cache() -> None:
+    """Without one PyTorch takes a random number, alike on all ranks: one could get the piece of another's GPU."""
+    plain = captured()
+    fused, count = fuse(plain)
+    assert count == 3
+    check_cacheable(plain)
+    check_cacheable(fused)
+    tensors = [node for node in fused.graph.nodes if node.op == "call_method"]
+    assert {node.target for node in tensors} == {"split", "contiguous", "view"}
+
+
+class Examples(fx.Interpreter):
+    """Runs a graph; compares each node's tensor with its example value."""
+
+    seen = 0
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, torch.Tensor):
+            self.seen += 1
+            example = n.meta["example_value"]
+            assert (example.shape, example.dtype) == (value.shape, value.dtype), n.name
+        return value
+
+
+def test_every_tensor_of_a_rewritten_graph_has_its_example_value() -> None:
+    fused, _ = fuse(captured())
+    run = Examples(fused)
+    given = dict(zip(("L_x_", "L_residual_", "L_gamma_", "L_w1_", "L_w2_"), inputs(), strict=True))
+    with steps.forced(EXACT):
+        run.run(*(given[str(node.target)] for node in fused.graph.nodes if node.op == "placeholder"))
+    assert run.seen > len(given) + 8
 
 
 def test_a_norm_with_another_reader_is_left_alone() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -107,6 +108,16 @@ def test_engines_come_in_groups_that_fit() -> None:
         groups(COLUMNS, CASES, config, 40.0)
 
 
+def test_several_gpus_share_weights_and_cache_but_not_what_each_needs_for_itself() -> None:
+    config = SHAPES["qwen3-8b"]
+    one, two = (needed_gib("exact", 10.0, config, gpus) for gpus in (1, 2))
+    assert 0.5 * one < two < 0.7 * one
+    assert [group.columns for group in groups(COLUMNS, CASES, config, 79.0, gpus=2)] == [COLUMNS]
+    shared = engine_arguments("mixquant-fp8", Path("m"), 10.0, dummy=True, gpus=2)
+    assert (shared["tensor_parallel_size"], shared["kv_cache_memory_bytes"]) == (2, 5 * 2**30)
+    assert "tensor_parallel_size" not in engine_arguments("mixquant-fp8", Path("m"), 10.0, dummy=True)
+
+
 def test_weights_of_the_plan_are_those_measured() -> None:
     measured = {
         name: each["weight_bytes"]
@@ -153,6 +164,18 @@ def test_state_survives_and_is_continued(tmp_path: Path) -> None:
     assert again.run_of(["exact"], CASES[:1]).rounds == run.rounds
     assert again.run_of(["exact"], CASES[:2]).rounds == []
     assert State.load(tmp_path / "none.json").runs == []
+
+
+def test_what_is_not_there_or_was_measured_on_other_gpus_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    platform = SimpleNamespace(is_cuda=lambda: True, device_count=lambda: 2, get_device_total_memory=lambda: 80 * 2**30)
+    monkeypatch.setattr("vllm.platforms.current_platform", platform)
+    with pytest.raises(ConfigError, match="--gpus 3, and this machine has 2"):
+        run_prefill(gpus=3)
+    State(tmp_path / "one.json", info={"model": "qwen3-8b"}).save()
+    with pytest.raises(ConfigError, match=r"one\.json holds a run with gpus 1, not 2; give another --state"):
+        run_prefill(gpus=2, state_path=tmp_path / "one.json")
 
 
 def test_all_columns_but_vllms_defaults_share_graph_sizes() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,6 @@ come on top, so 2048 is not where it ends: up to about 4352 rows a step that is 
 LARGE_MEMORY = 40 * 2**30
 """Bytes of GPU memory from which graphs above 2048 rows are captured by default."""
 
-SEVERAL_GPUS = "MIXQUANT_SEVERAL_GPUS"
-"""Environment variable that lets a compiled engine with twins try to start on several GPUs."""
-
 FUSE_BOUNDARY = 128
 """Up to so many rows vLLM's compiled pieces stay as they are."""
 
@@ -39,7 +35,7 @@ def hook_config() -> None:
 
     from mixquant_agents.quant.hooks import _wrap
 
-    _wrap(VllmConfig, "__post_init__", _refuse)
+    _wrap(VllmConfig, "__post_init__", _refuse_graphs)
     _wrap(VllmConfig, "_get_quantization_config", _method)
     if not isinstance(VllmConfig.__dict__["_get_quantization_config"], staticmethod):
         VllmConfig._get_quantization_config = staticmethod(VllmConfig._get_quantization_config)
@@ -68,7 +64,7 @@ def _resolved(config: Any) -> Any | None:
     return resolve(config.policy, device_info())
 
 
-def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
+def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - vLLM's name
         asked = list(self.compilation_config.cudagraph_capture_sizes or ())
         original(self, *args, **kwargs)
@@ -79,20 +75,8 @@ def _refuse(original: Callable[..., Any]) -> Callable[..., Any]:
                 "emulation routes rows in Python, which no CUDA graph holds; leave capture_sizes None, or use a policy "
                 "that this device runs natively"
             )
-        if resolved is not None and resolved.quantizes and not resolved.emulated:
-            _refuse_several(self.parallel_config.world_size, resolved.policy.name, self.model_config.enforce_eager)
 
     return __post_init__
-
-
-def _refuse_several(gpus: int, policy: str, eager: bool) -> None:
-    """One rank failed in its first routed operation after attention; where that is not rank 0, the start hangs."""
-    if gpus > 1 and not eager and not os.environ.get(SEVERAL_GPUS):
-        raise ConfigError(
-            f"policy {policy!r} on {gpus} GPUs (tensor_parallel_size x pipeline_parallel_size): on two H100s a "
-            "compiled engine failed while starting, and why is not known yet; use one GPU, or policy 'exact'. "
-            f"{SEVERAL_GPUS}=1 in the environment tries all the same"
-        )
 
 
 def _method(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,6 +4,9 @@ vLLM compiles each piece of the model once per range of row counts. Pieces for l
 Inductor sees them; those for small ones stay as vLLM made them, and exact steps of any size run these: decode keeps its
 very arithmetic.
 A pattern that is not there (another activation, a norm with two readers) stays: the Linear quantizes by itself.
+
+New nodes carry their example values on. PyTorch's compile cache asks for them; where one is missing, it takes a random
+number for the piece's key, which ranks of one seed draw alike, so that one rank may get the piece of another's device.
 """
 
 from __future__ import annotations
@@ -72,14 +75,20 @@ def _norm_arguments(norm: fx.Node, inputs: int) -> tuple[Any, ...] | None:
     return tuple(norm.args[: inputs + 2])
 
 
+def _replace(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
+    """``new`` in the place of ``old``, whose value it has."""
+    new.meta = dict(old.meta)
+    old.replace_all_uses_with(new)
+    graph.erase_node(old)
+
+
 def _fuse_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
     arguments = _norm_arguments(norm, 1)
     if arguments is None:
         return False
     with graph.inserting_before(node):
         new = graph.call_function(torch.ops.mixquant.gpu_norm_linear.default, (*arguments, *node.args[1:]))
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
+    _replace(graph, node, new)
     return True
 
 
@@ -93,15 +102,13 @@ def _fuse_add_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
         new = graph.call_function(torch.ops.mixquant.gpu_add_norm_linear.default, (*arguments, *node.args[1:]))
         out = graph.call_function(operator.getitem, (new, 0))
         total = graph.call_function(operator.getitem, (new, 1))
-    node.replace_all_uses_with(out)
-    readers = list(norm.users)
-    for reader in readers:
-        if reader.args[1] == 1:
-            reader.replace_all_uses_with(total)
     # The norm may work in place, so it has to go now: as an effect it would survive dead-code elimination.
-    graph.erase_node(node)
-    for reader in readers:
-        graph.erase_node(reader)
+    _replace(graph, node, out)
+    for reader in list(norm.users):
+        if reader.args[1] == 1:
+            _replace(graph, reader, total)
+        else:
+            graph.erase_node(reader)
     graph.erase_node(norm)
     return True
 
@@ -122,8 +129,7 @@ def _fuse_one(graph: fx.Graph, node: fx.Node) -> bool:
         return False
     with graph.inserting_before(node):
         new = graph.call_function(torch.ops.mixquant.gpu_silu_linear.default, (halves, *node.args[1:]))
-    node.replace_all_uses_with(new)
-    graph.erase_node(node)
+    _replace(graph, node, new)
     return True
 
 

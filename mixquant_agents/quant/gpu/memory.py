@@ -43,5 +43,5 @@ class TwinMemory:
             raise OutOfMemoryError(
                 f"the quantized twins need more than {self.needed / GIB:.1f} GiB beside the exact weights, and "
                 f"{free / GIB:.1f} GiB are free ({self._what}); use policy 'exact', which has no twins, a smaller "
-                "model, or ignored_layers"
+                "model, tensor_parallel_size to share it among GPUs, or ignored_layers"
             )
