@@ -64,6 +64,20 @@ class State:
         runs = [Run(**run) for run in stored["runs"]]
         return cls(path, runs, stored["info"], agents and AgentRuns(**agents))
 
+    def take(self, **what: Any) -> None:
+        """What is about to be measured.
+
+        Raises:
+            ConfigError: the file holds measurements of something else.
+        """
+        held = {"gpus": 1, **self.info} if self.info else what  # files from before --gpus say nothing of it
+        for name, value in what.items():
+            if held.get(name, value) != value:
+                raise ConfigError(
+                    f"{self.path} holds a run with {name} {held[name]!r}, not {value!r}; give another --state"
+                )
+        self.info |= what
+
     def run_of(self, columns: list[str], cases: list[Case]) -> Run:
         """The run of these columns and cases, begun if it was not."""
         turns = {case.name: case.turns for case in cases}
@@ -165,13 +179,8 @@ def run_prefill(
         config = json.loads((path / "config.json").read_text())
         planned = groups(chosen, wanted, config, total, agent_seconds > 0, gpus)
         state = State.load(state_path or folder / "state.json")
-        for name, value, before in (("model", model, model), ("gpus", gpus, 1)):
-            if state.info.get(name, before) != value:
-                raise ConfigError(
-                    f"{state.path} holds a run with {name} {state.info.get(name, before)!r}, not {value!r}; give "
-                    "another --state"
-                )
-        state.info |= {"command": command, "model": model, "gpus": gpus, "date": datetime.now(UTC).date().isoformat()}
+        state.take(model=model, gpus=gpus)
+        state.info |= {"command": command, "date": datetime.now(UTC).date().isoformat()}
         logs = (state_path.parent if state_path else folder) / "engine-logs"
         logs.mkdir(exist_ok=True)
         deadline: float | None = None

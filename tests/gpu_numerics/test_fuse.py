@@ -78,7 +78,7 @@ class Block(torch.nn.Module):
         return left.contiguous(), ops.gpu_linear(product, w2, None).view(-1), total.view(-1)
 
 
-def captured() -> fx.GraphModule:
+def captured(module: torch.nn.Module) -> fx.GraphModule:
     """As vLLM has it: from Dynamo, with example values."""
     found: list[fx.GraphModule] = []
 
@@ -87,13 +87,19 @@ def captured() -> fx.GraphModule:
         return module
 
     with steps.forced(EXACT):
-        torch.compile(Block(), backend=keep, fullgraph=True)(*inputs())
+        torch.compile(module, backend=keep, fullgraph=True)(*inputs())
     return found[0]
+
+
+def arguments(module: fx.GraphModule) -> list[torch.Tensor]:
+    """``inputs``, in the order in which Dynamo met them."""
+    known = dict(zip(("L_x_", "L_residual_", "L_gamma_", "L_w1_", "L_w2_"), inputs(), strict=True))
+    return [known[str(node.target)] for node in module.graph.nodes if node.op == "placeholder"]
 
 
 def test_a_rewritten_graph_has_a_key_of_its_own_in_the_compile_cache() -> None:
     """Without one PyTorch takes a random number, alike on all ranks: one could get the piece of another's GPU."""
-    plain = captured()
+    plain = captured(Block())
     fused, count = fuse(plain)
     assert count == 3
     check_cacheable(plain)
@@ -117,12 +123,34 @@ class Examples(fx.Interpreter):
 
 
 def test_every_tensor_of_a_rewritten_graph_has_its_example_value() -> None:
-    fused, _ = fuse(captured())
+    fused, _ = fuse(captured(Block()))
     run = Examples(fused)
-    given = dict(zip(("L_x_", "L_residual_", "L_gamma_", "L_w1_", "L_w2_"), inputs(), strict=True))
     with steps.forced(EXACT):
-        run.run(*(given[str(node.target)] for node in fused.graph.nodes if node.op == "placeholder"))
-    assert run.seen > len(given) + 8
+        run.run(*arguments(fused))
+    assert run.seen > 13
+
+
+class Embedded(torch.nn.Module):
+    """How a shard of the embedding begins a model: rows of other shards are set to zero in place."""
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor, gamma: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        rows = x + residual
+        rows.masked_fill_(residual[:, :1] > 0, 0)
+        return ops.gpu_linear(torch.ops.vllm_ir.rms_norm(rows, gamma, 1e-6, None), w1, None), rows
+
+
+def test_what_works_in_place_stays() -> None:
+    """``Graph.eliminate_dead_code`` takes ``masked_fill_`` away: a rank then adds its own rows to another's."""
+    plain = captured(Embedded())
+    fused, count = fuse(plain)
+    assert count == 1
+    with steps.forced(EXACT):
+        (y, rows), (want_y, want_rows) = fused(*arguments(fused)), plain(*arguments(plain))
+    torch.testing.assert_close(rows, want_rows)
+    torch.testing.assert_close(y, want_y, rtol=1e-4, atol=1e-4)
+    assert (rows == 0).all(dim=1).any()
 
 
 def test_a_norm_with_another_reader_is_left_alone() -> None:

@@ -174,6 +174,11 @@ def test_what_is_not_there_or_was_measured_on_other_gpus_is_refused(
     with pytest.raises(ConfigError, match="--gpus 3, and this machine has 2"):
         run_prefill(gpus=3)
     State(tmp_path / "one.json", info={"model": "qwen3-8b"}).save()
+    fresh = State.load(tmp_path / "new.json")
+    fresh.take(model="qwen3-8b", gpus=2)
+    assert fresh.info == {"model": "qwen3-8b", "gpus": 2}
+    with pytest.raises(ConfigError, match="model 'qwen3-8b', not 'qwen3-4b'"):
+        fresh.take(model="qwen3-4b", gpus=2)
     with pytest.raises(ConfigError, match=r"one\.json holds a run with gpus 1, not 2; give another --state"):
         run_prefill(gpus=2, state_path=tmp_path / "one.json")
 

@@ -82,6 +82,19 @@ def _replace(graph: fx.Graph, old: fx.Node, new: fx.Node) -> None:
     graph.erase_node(old)
 
 
+def _drop(graph: fx.Graph, node: fx.Node) -> None:
+    """Erase ``node`` if nothing reads it any more, and what only it has read.
+
+    Not ``Graph.eliminate_dead_code``: that takes a method such as ``masked_fill_`` for pure, and erases it.
+    """
+    if node.users or node.op == "placeholder":
+        return
+    read = node.all_input_nodes
+    graph.erase_node(node)
+    for each in read:
+        _drop(graph, each)
+
+
 def _fuse_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
     arguments = _norm_arguments(norm, 1)
     if arguments is None:
@@ -89,6 +102,7 @@ def _fuse_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
     with graph.inserting_before(node):
         new = graph.call_function(torch.ops.mixquant.gpu_norm_linear.default, (*arguments, *node.args[1:]))
     _replace(graph, node, new)
+    _drop(graph, norm)
     return True
 
 
@@ -102,14 +116,14 @@ def _fuse_add_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
         new = graph.call_function(torch.ops.mixquant.gpu_add_norm_linear.default, (*arguments, *node.args[1:]))
         out = graph.call_function(operator.getitem, (new, 0))
         total = graph.call_function(operator.getitem, (new, 1))
-    # The norm may work in place, so it has to go now: as an effect it would survive dead-code elimination.
     _replace(graph, node, out)
     for reader in list(norm.users):
         if reader.args[1] == 1:
             _replace(graph, reader, total)
         else:
             graph.erase_node(reader)
-    graph.erase_node(norm)
+    _drop(graph, norm)
+    _drop(graph, total)
     return True
 
 
@@ -130,6 +144,7 @@ def _fuse_one(graph: fx.Graph, node: fx.Node) -> bool:
     with graph.inserting_before(node):
         new = graph.call_function(torch.ops.mixquant.gpu_silu_linear.default, (halves, *node.args[1:]))
     _replace(graph, node, new)
+    _drop(graph, source)
     return True
 
 
@@ -145,6 +160,5 @@ def fuse(module: fx.GraphModule) -> tuple[fx.GraphModule, int]:
             fused += _fuse_one(graph, node)
     if not fused:
         return module, 0
-    graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(module, graph), fused
