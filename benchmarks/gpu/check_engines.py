@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 from check_weights import disturbed, random_model
 
-from mixquant_agents.bench.prefill_engines import EngineProcess, engine_arguments
+from mixquant_agents.bench.prefill_engines import SPAWN, EngineProcess, engine_arguments
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import PrecisionPolicy
 
@@ -61,7 +61,7 @@ TWO = {
     **FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp", "disable_custom_all_reduce": True
 }  # fmt: skip
 STAGES = {**FULL, "pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
-PLAIN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+PLAIN = {**SPAWN, "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
 """Sums over GPUs by NCCL alone, without multicast."""
 GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
     "graphs": {

@@ -16,7 +16,7 @@ from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import EngineStartError
 from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
 
-__all__ = ["EngineProcess", "engine_arguments", "engines"]
+__all__ = ["SPAWN", "EngineProcess", "engine_arguments", "engines"]
 
 GIB = 2**30
 WORKER = "mixquant_agents.bench.prefill_worker"

@@ -2,7 +2,7 @@
 
 Not part of the suite: Phoenix needs a virtual environment of its own, because its dependencies clash with vLLM's. ::
 
-    python -m venv /tmp/phoenix && /tmp/phoenix/bin/pip install arize-phoenix
+    python -m venv phoenix && phoenix/bin/pip install arize-phoenix
     python tests/telemetry/phoenix_check.py phoenix/bin/phoenix
 """
 
