@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN, new_call_id
 from mixquant_agents.engine.protocol import EngineRequest, FinishReason, TokenDelta, TokenLogprob, ToolCallDelta
-from mixquant_agents.engine.scripted_prompt import calls_text, token_id, tokenize
+from mixquant_agents.engine.scripted.prompt import calls_text, token_id, tokenize
 from mixquant_agents.errors import ConfigError
 
 __all__ = ["Played", "ScriptedTurn", "play"]

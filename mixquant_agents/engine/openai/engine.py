@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from mixquant_agents.config import PrecisionPolicy, config_error
 from mixquant_agents.engine.meter import TurnMeter
-from mixquant_agents.engine.openai_wire import Answer, ParsedAnswers, wire_body, wire_messages
+from mixquant_agents.engine.openai.wire import Answer, ParsedAnswers, wire_body, wire_messages
 from mixquant_agents.engine.protocol import (
     Capabilities,
     EngineRequest,
@@ -220,7 +220,7 @@ class OpenAIEngine:
         return limit if isinstance(limit, int) else None
 
     def _fail(self, error: Exception, max_tokens: int | None = None) -> NoReturn:
-        from mixquant_agents.engine.openai_errors import translated
+        from mixquant_agents.engine.openai.errors import translated
 
         ours = translated(error, model=self.model, url=self.base_url, max_tokens=max_tokens)
         if ours is error:

@@ -12,7 +12,7 @@ from mixquant_agents import ScriptedEngine
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.protocol import Engine, EngineRequest, Sampling, TokenDelta
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.engine.scripted_prompt import tokenize
+from mixquant_agents.engine.scripted.prompt import tokenize
 from mixquant_agents.errors import ContextOverflowError, EngineClosedError, EngineDeadError, RequestError
 from mixquant_agents.records import TurnCounts, TurnTimes
 

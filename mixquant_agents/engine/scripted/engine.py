@@ -30,8 +30,8 @@ from mixquant_agents.engine.protocol import (
     TokenDelta,
     ToolChoice,
 )
-from mixquant_agents.engine.scripted_prompt import PrefixCache, prompt_tokens, token_id, tokenize
-from mixquant_agents.engine.scripted_turn import Played, ScriptedTurn, play
+from mixquant_agents.engine.scripted.prompt import PrefixCache, prompt_tokens, token_id, tokenize
+from mixquant_agents.engine.scripted.turn import Played, ScriptedTurn, play
 from mixquant_agents.errors import (
     ConfigError,
     ContextOverflowError,
@@ -41,7 +41,7 @@ from mixquant_agents.errors import (
 )
 from mixquant_agents.records import TurnCounts
 
-__all__ = ["ScriptedEngine", "ScriptedTurn"]
+__all__ = ["ScriptedEngine"]
 
 Answer = str | ScriptedTurn | BaseException
 Script = Sequence[Answer] | Callable[[EngineRequest], Answer | Awaitable[Answer]]
