@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mixquant_agents._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from mixquant_agents.chat.model import MixQuantChatModel
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
@@ -31,7 +33,6 @@ _HOMES = {
     "VllmEngine": "mixquant_agents.engine.vllm",
 }
 
-__version__ = "0.1.0"
 __all__ = [
     "EngineConfig",
     "MixQuantChatModel",

@@ -11,9 +11,10 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
-from mixquant_agents.errors import ConfigError, UnknownPolicyError
+from mixquant_agents.errors import UnknownPolicyError
+from mixquant_agents.validation import FrozenConfig
 
 __all__ = [
     "POLICY_PRESETS",
@@ -22,8 +23,6 @@ __all__ = [
     "Phase",
     "PolicyName",
     "PrecisionPolicy",
-    "config_error",
-    "readable",
 ]
 
 
@@ -65,50 +64,7 @@ PolicyName = Literal[
 ]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise config_error(type(self).__name__, error) from None
-
-
-def config_error(what: str, error: ValidationError) -> ConfigError:
-    """Our error for pydantic's: the one that a validator raised, else one line about every wrong field."""
-    causes = (item.get("ctx", {}).get("error") for item in error.errors())
-    ours = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
-    return ours or ConfigError(readable(what, error))
-
-
-def readable(what: str, error: ValidationError) -> str:
-    """One line: of each wrong field its name, the value given, and what is allowed."""
-    fields: dict[str, list[Any]] = {}
-    for item in error.errors():
-        fields.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
-    said = []
-    for field, items in fields.items():
-        allowed = " or ".join(dict.fromkeys(item["msg"].removeprefix("Value error, ") for item in items))
-        if not field:
-            said.append(allowed)
-        elif items[0]["type"] == "extra_forbidden":
-            said.append(f"{what} has no setting {field!r}")
-        elif items[0]["type"] == "missing":
-            said.append(f"{what} needs {field!r}")
-        else:
-            # One error names the wrong part of the value; several come from the alternatives of one union.
-            place = ".".join(str(part) for part in items[0]["loc"]) if len(items) == 1 else field
-            said.append(f"{what}.{place} = {_short(items[0]['input'])}: {allowed}")
-    return "; ".join(said)
-
-
-def _short(value: object, most: int = 100) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-class PrecisionPolicy(_Frozen):
+class PrecisionPolicy(FrozenConfig):
     """Which number format reads (prefill) and which writes (decode), row by row.
 
     Attributes:
@@ -205,7 +161,7 @@ POLICY_PRESETS: dict[str, PrecisionPolicy] = {
 }
 
 
-class EngineConfig(_Frozen):
+class EngineConfig(FrozenConfig):
     """Everything that makes two engines different; chat models with equal settings share one engine.
 
     Attributes:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mixquant_agents.validation import FrozenModel
 
 __all__ = ["RECORD_VERSION", "EngineName", "TurnCounts", "TurnRecord", "TurnTimes", "percentile", "utc_now"]
 
@@ -39,11 +41,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TurnCounts(_Frozen):
+class TurnCounts(FrozenModel):
     """Tokens of one turn by what the engine did with them.
 
     Relations (checked on construction wherever all terms are known)::
@@ -73,7 +71,7 @@ class TurnCounts(_Frozen):
         return self
 
 
-class TurnTimes(_Frozen):
+class TurnTimes(FrozenModel):
     """Seconds of one turn by phase.
 
     Relations (checked on construction wherever all terms are known)::

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mixquant_agents.config import readable
 from mixquant_agents.errors import InvalidSamplingError, RequestError
+from mixquant_agents.validation import readable
 
 __all__ = ["DEFAULTS", "SAMPLING", "CallFields", "TurnFields", "call_settings"]
 

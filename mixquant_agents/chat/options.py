@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.protocol import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
+from mixquant_agents.telemetry.trace_context import active_trace_context
 
 __all__ = ["engine_request"]
 
@@ -55,19 +55,8 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
         chat_template_kwargs=settings.get("chat_template_kwargs") or {},
         cache_salt=settings.get("cache_salt"),
         priority=settings.get("priority") or 0,
-        trace_context=settings.get("trace_context") or _active_trace(),
+        trace_context=settings.get("trace_context") or active_trace_context(),
     )
-
-
-def _active_trace() -> Mapping[str, str] | None:
-    """W3C headers of the OpenTelemetry span around this call, where the application traces at all."""
-    if "opentelemetry.trace" not in sys.modules:
-        return None
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    headers: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(headers)
-    return headers or None
 
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:

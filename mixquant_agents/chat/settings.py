@@ -14,10 +14,11 @@ from pydantic import ConfigDict, Field, PrivateAttr, StringConstraints, Validati
 from mixquant_agents.chat.engines import ENGINE_SETTINGS, engine_identity, engine_name
 from mixquant_agents.chat.fields import DEFAULTS, TurnFields
 from mixquant_agents.chat.recording import Recorders
-from mixquant_agents.config import EngineConfig, PrecisionPolicy, config_error
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.protocol import Engine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import Recorder
+from mixquant_agents.validation import config_error
 
 __all__ = ["ChatSettings"]
 

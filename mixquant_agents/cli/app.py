@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from mixquant_agents import __version__
+from mixquant_agents._version import __version__
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 
 __all__ = ["COMMANDS", "build", "run"]

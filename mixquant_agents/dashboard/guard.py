@@ -9,13 +9,13 @@ import hmac
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from http.cookies import CookieError, SimpleCookie
-from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.telemetry.loopback import is_loopback
 
-__all__ = ["CONTENT_POLICY", "Guard", "check_address", "is_loopback"]
+__all__ = ["CONTENT_POLICY", "Guard", "check_address"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -32,16 +32,6 @@ CONTENT_POLICY = (
 )
 """The page may talk to this server alone, whatever it shows. (NiceGUI's own scripts are inline and compile
 templates.)"""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def check_address(host: str, token: str | None) -> None:

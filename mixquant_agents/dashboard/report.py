@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from mixquant_agents import __version__
+from mixquant_agents._version import __version__
 from mixquant_agents.dashboard.comparing import comparison_charts, comparison_rows
 from mixquant_agents.dashboard.detail import turn_detail
 from mixquant_agents.dashboard.rendering import render

@@ -29,6 +29,7 @@ from langchain_core.tracers.context import register_configure_hook
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry.events import RunLink, Span, SpanKind
 from mixquant_agents.telemetry.recorder import Recorder
+from mixquant_agents.telemetry.trace_context import active_trace_context
 
 __all__ = ["TelemetryCallback", "observing"]
 
@@ -205,7 +206,7 @@ class TelemetryCallback(BaseCallbackHandler):
             node=(metadata or {}).get("langgraph_node"),
         )
         if parent is None:
-            run.trace_context = _current_trace()
+            run.trace_context = active_trace_context()
             self._roots[run.run_id] = run
             if len(self._roots) > ROOT_LIMIT:
                 self._forget(next(iter(self._roots.values())))
@@ -269,19 +270,6 @@ class TelemetryCallback(BaseCallbackHandler):
                 trace_context=run.top.trace_context,
             )
         )
-
-
-def _current_trace() -> Mapping[str, str] | None:
-    """W3C headers of the OpenTelemetry span active here, if the application traces at all."""
-    import sys
-
-    if "opentelemetry.trace" not in sys.modules:
-        return None
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    headers: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(headers)
-    return headers or None
 
 
 _observer: ContextVar[TelemetryCallback | None] = ContextVar("mixquant_observer", default=None)

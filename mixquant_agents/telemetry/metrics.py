@@ -26,7 +26,6 @@ import hmac
 import socket
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import ip_address
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -34,6 +33,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from mixquant_agents.errors import ConfigError, MissingDependencyError
 from mixquant_agents.telemetry.buckets import FIRST_TOKEN, PER_TOKEN, WHOLE
 from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent
+from mixquant_agents.telemetry.loopback import is_loopback
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -191,7 +191,7 @@ def serve_metrics(
     Raises:
         ConfigError: another address than loopback without a token, or the port is taken.
     """
-    if token is None and not _is_loopback(host):
+    if token is None and not is_loopback(host):
         raise ConfigError(f"host {host!r} would show the metrics to the network; keep 127.0.0.1, or give a token")
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
@@ -242,10 +242,3 @@ class _Server6(_Server):
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 # the base class's name
         """No line per scrape."""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from mixquant_agents import __version__
+from mixquant_agents._version import __version__
 from mixquant_agents.errors import MissingDependencyError
 from mixquant_agents.telemetry.attributes import agent_attributes, chat_attributes, tool_attributes
 from mixquant_agents.telemetry.events import Event, RunLink, Span, SpanKind, TurnEvent

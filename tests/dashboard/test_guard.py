@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from dashboard_help import make_turn
 
-from mixquant_agents.dashboard.guard import Guard, check_address, is_loopback
+from mixquant_agents.dashboard.guard import Guard, check_address
 from mixquant_agents.dashboard.server import serve
 from mixquant_agents.errors import ConfigError, StoreError
 from mixquant_agents.telemetry import StoreRecorder
 from mixquant_agents.telemetry.connect import connect_writer
+from mixquant_agents.telemetry.loopback import is_loopback
 
 TOKEN = "0123456789abcdef-secret"  # noqa: S105 # a test's
 

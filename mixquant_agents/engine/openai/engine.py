@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
-from mixquant_agents.config import PrecisionPolicy, config_error
+from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.wire import Answer, ParsedAnswers, wire_body, wire_messages
 from mixquant_agents.engine.protocol import (
@@ -28,6 +28,7 @@ from mixquant_agents.engine.protocol import (
     ToolChoice,
 )
 from mixquant_agents.errors import EngineClosedError, MissingDependencyError, RequestError
+from mixquant_agents.validation import config_error
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
