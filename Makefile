@@ -7,16 +7,16 @@ RUN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: demo test unit unit-plugin unit-rest test-full test-contract lint check clean
+.PHONY: demo test unit unit-plugin unit-rest test-full test-gpu test-contract lint check clean
 
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
 test: unit
-	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus" $(ARGS)
+	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus and not gpu" $(ARGS)
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
-UNIT := -q -p no:langsmith_plugin -m "not engine and not slow and not browser and not prometheus"
+UNIT := -q -p no:langsmith_plugin -m "not engine and not slow and not browser and not prometheus and not gpu"
 PLUGIN := engine quant gpu_numerics embedded core langchain_standard
 unit: $(READY)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
@@ -27,7 +27,11 @@ unit-rest:
 
 # Needs Debian's chromium and prometheus on the PATH as well.
 test-full: $(READY)
-	$(RUN)/python -m pytest $(ARGS)
+	$(RUN)/python -m pytest -m "not gpu" $(ARGS)
+
+# Needs a CUDA GPU, PyTorch, Triton and pytest: python -m pytest -m gpu tests/gpu
+test-gpu: $(READY)
+	$(RUN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 lint: $(READY)
 	$(RUN)/ruff check .

@@ -13,7 +13,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage
 
-from mixquant_workflows.bench.bfcl_ast import BfclAst
+from mixquant_workflows.suites.bfcl.ast import BfclAst
 from training.evaluate import interval
 from training.generate.encode import prompt_text
 from training.suites import calls_in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 import signal
 import sys
@@ -21,19 +22,18 @@ __all__ = ["COMMANDS", "build", "run"]
 
 OK, FAILED, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
+GROUP = "mixquant.commands"
+"""Entry points of this group are commands of other packages: ``"group.command"`` or ``"command"`` → a function."""
+
 COMMANDS: dict[str, str] = {
-    "demo": "demo",
     "doctor": "doctor",
     "chat": "chat",
     "dashboard": "dashboard",
     "report": "report",
     "fidelity": "fidelity",
-    "bench prefill": "bench_prefill",
-    "bench turns": "bench_turns",
-    "bench agents": "bench_agents",
-    "bench peers": "bench_peers",
-    "bench replay": "bench_replay",
-    "bench store": "bench_store",
+    "bench prefill": "bench.prefill",
+    "bench turns": "bench.turns",
+    "bench store": "bench.store",
 }
 """``"group command"`` or ``"command"`` → the module below ``mixquant_agents.cli`` whose ``command`` function it is."""
 
@@ -49,17 +49,42 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     groups: dict[str, typer.Typer] = {}
-    for path, module in COMMANDS.items():
-        function: Callable[..., Any] = importlib.import_module(f"mixquant_agents.cli.{module}").command
+    for path, function in {**_foreign_commands(), **_own_commands()}.items():
         *group, name = path.split()
         target = app
         if group:
             if group[0] not in groups:
-                groups[group[0]] = typer.Typer(no_args_is_help=True, help=_GROUP_HELP[group[0]])
+                groups[group[0]] = typer.Typer(no_args_is_help=True, help=_GROUP_HELP.get(group[0]))
                 app.add_typer(groups[group[0]], name=group[0])
             target = groups[group[0]]
         target.command(name)(function)
     return app
+
+
+def _own_commands() -> dict[str, Callable[..., Any]]:
+    return {path: importlib.import_module(f"mixquant_agents.cli.{module}").command for path, module in COMMANDS.items()}
+
+
+def _foreign_commands() -> dict[str, Callable[..., Any]]:
+    """Commands of other packages, by their words; one that cannot be loaded says so when it is called."""
+    commands: dict[str, Callable[..., Any]] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            commands[entry.name.replace(".", " ")] = entry.load()
+        except Exception as error:  # another package's fault must not take this one's commands away
+            commands[entry.name.replace(".", " ")] = _failing(entry, error)
+    return commands
+
+
+def _failing(entry: importlib.metadata.EntryPoint, error: Exception) -> Callable[[], None]:
+    package = entry.dist.name if entry.dist is not None else entry.module
+    reason = f"{type(error).__name__}: {error}"
+
+    def command() -> None:
+        raise ConfigError(f"the command of {package!r} cannot be loaded ({reason}); reinstall or remove that package")
+
+    command.__doc__ = f"Cannot be loaded: {reason}"
+    return command
 
 
 _GROUP_HELP = {"bench": "Measure: each command prints a table, or with --json one JSON object."}

@@ -20,8 +20,8 @@ def command(
     """Measure how far each precision policy's answers move from the exact model's (KL divergence, top-1 agreement)."""
     from rich.progress import Progress
 
-    from mixquant_agents.bench.fidelity import measure, named_policies
-    from mixquant_agents.bench.fidelity_prompts import PROMPTS
+    from mixquant_agents.bench.fidelity.measure import measure, named_policies
+    from mixquant_agents.bench.fidelity.prompts import PROMPTS
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_agents.errors import ConfigError
 

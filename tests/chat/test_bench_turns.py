@@ -6,8 +6,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mixquant_agents.bench.turns import leaks, measure
-from mixquant_agents.cli.bench_turns import command
+from mixquant_agents.bench.overhead.turns import leaks, measure
+from mixquant_agents.cli.bench.turns import command
 
 pytestmark = pytest.mark.slow
 

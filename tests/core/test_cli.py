@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mixquant_agents.cli import app
+from mixquant_agents.cli.arguments import output_file
 from mixquant_agents.cli.output import result_console
-from mixquant_agents.cli.words import output_file
 from mixquant_agents.engine.vllm.progress import start_progress
 from mixquant_agents.errors import (
     ConfigError,

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.select import Select
 
-from mixquant_agents.bench.store import fill
+from mixquant_agents.bench.overhead.store import fill
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
 
 pytestmark = pytest.mark.browser

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dashboard_help import make_turn
 
-from mixquant_agents.bench.store import fill
+from mixquant_agents.bench.overhead.store import fill
 from mixquant_agents.dashboard import views, written
 from mixquant_agents.dashboard.charts import line_chart, nice_ceiling
 from mixquant_agents.dashboard.reporting import write_report

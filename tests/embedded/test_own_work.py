@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_tools.calculator import calculate
-from mixquant_workflows.bench.bundled_tasks import tasks
+from mixquant_workflows.suites.bundled.tasks import tasks
 from training.generate import documents, own_files, own_trade
 from training.generate.mix import examples
 from training.generate.own import own_fan

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from mixquant_agents.bench import roofline
-from mixquant_agents.bench.prefill import Run, State, run_prefill
-from mixquant_agents.bench.prefill_agents import run_agents
-from mixquant_agents.bench.prefill_cores import by_speed, pin_threads
-from mixquant_agents.bench.prefill_engines import engine_arguments
-from mixquant_agents.bench.prefill_plan import CASES, COLUMNS, groups, needed_gib
-from mixquant_agents.bench.prefill_report import report, table
-from mixquant_agents.bench.prefill_stats import median_interval, per_turn, pooled_ratio, ratio_interval, speedup
+from mixquant_agents.bench.prefill import roofline
+from mixquant_agents.bench.prefill.agents import run_agents
+from mixquant_agents.bench.prefill.cores import by_speed, pin_threads
+from mixquant_agents.bench.prefill.engines import engine_arguments
+from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, groups, needed_gib
+from mixquant_agents.bench.prefill.report import report, table
+from mixquant_agents.bench.prefill.run import Run, State, run_prefill
+from mixquant_agents.bench.prefill.stats import median_interval, per_turn, pooled_ratio, ratio_interval, speedup
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.errors import ConfigError
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mixquant_agents.bench import fidelity
+from mixquant_agents.bench.fidelity import measure as fidelity
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, ModelNotFoundError
 

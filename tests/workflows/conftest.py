@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from stand_in import ENGINES, StandIn
 
-from mixquant_workflows.bench import peers, real
+from mixquant_workflows.runner import session
+from mixquant_workflows.runner.peers import compare
 
 
 @pytest.fixture
@@ -26,5 +27,5 @@ def bounded_memory() -> Iterator[None]:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """No benchmark starts a real engine."""
     ENGINES.clear()
-    for module in (real, peers):
+    for module in (session, compare):
         monkeypatch.setattr(module, "VllmEngine", StandIn)

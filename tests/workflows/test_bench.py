@@ -13,18 +13,18 @@ from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import ConfigError, MissingDependencyError, MixQuantError, TurnTimeoutError
-from mixquant_workflows.bench import packages
-from mixquant_workflows.bench.agents import choose, run_suites
-from mixquant_workflows.bench.bfcl_ast import BfclAst
-from mixquant_workflows.bench.bfcl_memory import BfclMemory
-from mixquant_workflows.bench.bfcl_turns import BfclTurns, call_text
-from mixquant_workflows.bench.bundled import BundledTools, holds
-from mixquant_workflows.bench.heldout import HeldOut
-from mixquant_workflows.bench.registry import suite
-from mixquant_workflows.bench.replay import replay
-from mixquant_workflows.bench.results import ResultFile, summarise
-from mixquant_workflows.bench.suite import Case, Suite, Verdict
-from mixquant_workflows.bench.tau2 import Tau2
+from mixquant_workflows.runner.registry import suite
+from mixquant_workflows.runner.replay import replay
+from mixquant_workflows.runner.results import ResultFile, summarise
+from mixquant_workflows.runner.run import choose, run_suites
+from mixquant_workflows.suites import packages
+from mixquant_workflows.suites.base import Case, Suite, Verdict
+from mixquant_workflows.suites.bfcl.ast import BfclAst
+from mixquant_workflows.suites.bfcl.memory import BfclMemory
+from mixquant_workflows.suites.bfcl.turns import BfclTurns, call_text
+from mixquant_workflows.suites.bundled.suite import BundledTools, holds
+from mixquant_workflows.suites.heldout import HeldOut
+from mixquant_workflows.suites.tau2.suite import Tau2
 from training.generate.encode import prompt_text
 
 

@@ -91,7 +91,7 @@ def test_runs_meet_in_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_strict_call_is_asked_for_by_its_mark() -> None:
     from mixquant_tools.calculator import calculator_tool
-    from mixquant_workflows.bench.constrained import ConstrainedModel
+    from mixquant_workflows.runner.constrained import ConstrainedModel
 
     engine = StandIn(EngineConfig(model="embedded", policy=PrecisionPolicy.of("exact")))
     model = ConstrainedModel(engine=engine, calls="strict")

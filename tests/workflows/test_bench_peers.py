@@ -17,9 +17,9 @@ import pytest
 from langchain_core.language_models import FakeListChatModel
 
 from mixquant_agents.errors import EngineStartError, MissingDependencyError
-from mixquant_workflows.bench import peers, peers_llama, peers_measure
-from mixquant_workflows.bench.server import serve
-from mixquant_workflows.bench.stats import paired_ratio
+from mixquant_workflows.runner.peers import compare, llama, measure
+from mixquant_workflows.runner.peers.server import serve
+from mixquant_workflows.runner.stats import paired_ratio
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bounded_memory", "stand_ins")]
 
@@ -110,10 +110,10 @@ async def test_server_that_fails_is_told_with_its_reason(fake_vllm: Path) -> Non
 async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from rich.console import Console
 
-    monkeypatch.setattr(peers, "serve", lambda folder, arguments: serve(folder, arguments, command=fake_vllm))
-    plan = peers.PeersPlan(model=str(tmp_path), turns=2, words=10, agents=3, rounds=2, out=tmp_path / "report.json")
+    monkeypatch.setattr(compare, "serve", lambda folder, arguments: serve(folder, arguments, command=fake_vllm))
+    plan = compare.PeersPlan(model=str(tmp_path), turns=2, words=10, agents=3, rounds=2, out=tmp_path / "report.json")
     began = time.monotonic()
-    result = await peers.compare_peers(plan, Console(quiet=True))
+    result = await compare.compare_peers(plan, Console(quiet=True))
     assert time.monotonic() - began < 30
     peer = result["peers"]["chat_openai_vllm_serve"]
     assert len(peer["overhead_ms"]) == len(result["ours"]["overhead_ms"]) == 4
@@ -132,21 +132,21 @@ async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
 async def test_llama_cpp_that_is_not_there_or_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    plan = {**asdict(peers.PeersPlan()), "llama_packages": str(tmp_path)}
+    plan = {**asdict(compare.PeersPlan()), "llama_packages": str(tmp_path)}
     monkeypatch.setattr(sys, "argv", ["child", json.dumps(plan)])
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:
-        await asyncio.to_thread(peers_llama._main)
+        await asyncio.to_thread(llama._main)
     assert sys.path[-1] == str(tmp_path)
     child = tmp_path / "python"
     child.write_text(f"#!/bin/sh\necho {shlex.quote(str(ended.value))} >&2\nexit 1\n")
     child.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(child))
     with pytest.raises(MissingDependencyError, match="--llama-packages FOLDER"):
-        await peers.PEERS["chat_llama_cpp"](peers.PeersPlan())
+        await compare.PEERS["chat_llama_cpp"](compare.PeersPlan())
     child.write_text("#!/bin/sh\necho GGML_ASSERT failed >&2\nkill -ABRT $$\n")
     with pytest.raises(EngineStartError, match="ended with status -6: GGML_ASSERT"):
-        await peers.PEERS["chat_llama_cpp"](peers.PeersPlan())
+        await compare.PEERS["chat_llama_cpp"](compare.PeersPlan())
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
@@ -164,7 +164,7 @@ async def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     order: list[str] = []
 
-    class Named(peers_measure.Side):
+    class Named(measure.Side):
         async def mark(self) -> float:
             order.append(self.name)
             return 0.0
@@ -174,7 +174,7 @@ async def test_sides_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     model = FakeListChatModel(responses=["well"])
     sides = [Named(name, model) for name in "ab"]
-    plan = peers.PeersPlan(turns=1, words=3, agents=2, rounds=3)
-    figures = await peers_measure.measure(sides, plan, Console(quiet=True))
+    plan = compare.PeersPlan(turns=1, words=3, agents=2, rounds=3)
+    figures = await measure.measure(sides, plan, Console(quiet=True))
     assert order == ["a", "b", "b", "a", "a", "b"], "who begins changes"
     assert [len(one["tokens_per_second"]) for one in figures] == [3, 3]

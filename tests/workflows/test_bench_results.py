@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents.errors import ConfigError
-from mixquant_workflows.bench.results import ResultFile
-from mixquant_workflows.bench.stats import bootstrap, percentile
+from mixquant_workflows.runner.results import ResultFile
+from mixquant_workflows.runner.stats import bootstrap, percentile
 
 
 def test_a_results_file_is_only_added_to(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import MixQuantError
-from mixquant_workflows.bench import aa_lcr, banking, packages
-from mixquant_workflows.bench.registry import suite
-from mixquant_workflows.bench.replay import replay
+from mixquant_workflows.runner.registry import suite
+from mixquant_workflows.runner.replay import replay
+from mixquant_workflows.suites import aa_lcr, banking, packages
 
 LCR_MODULE = """
 from openai import AsyncOpenAI

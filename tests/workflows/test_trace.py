@@ -12,7 +12,7 @@ from langchain_core.messages import HumanMessage
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows import tool_agent
-from mixquant_workflows.bench.trace import fitting, read_trace
+from mixquant_workflows.runner.trace import fitting, read_trace
 
 
 def write_lines(path: Path, *rows: Any) -> Path:

@@ -1,0 +1,255 @@
+"""How far a policy's answers move from the exact model's: teacher-forced KL divergence over the full vocabulary.
+
+The exact model writes a greedy answer to each prompt. Each policy then reads prompt and answer in one pass, rows routed
+by the engine's own rule and through its own (emulated) twins, and its next-token distributions over the answer are
+compared with the exact model's: ``KL(exact ‖ policy)`` in nats, and how often both prefer the same token. Forcing the
+answer keeps one early difference from deciding everything after it, as free-running comparison does.
+
+A plain ``transformers`` model is read, not an engine, so any checkpoint that it loads can be judged. Layers that vLLM
+fuses (q, k, v; gate, up) are quantized together here too, so that the numbers are the engine's.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mixquant_agents.bench.fidelity.prompts import PROMPTS
+from mixquant_agents.config import POLICY_PRESETS, NumberFormat, PrecisionPolicy
+from mixquant_agents.errors import ConfigError, DamagedWeightsError, ModelNotFoundError
+
+__all__ = ["FIDELITY_POLICIES", "FidelityReport", "PolicyFidelity", "measure", "named_policies"]
+
+_NVFP4 = NumberFormat.NVFP4
+FIDELITY_POLICIES: dict[str, PrecisionPolicy] = {
+    **{name: policy for name, policy in POLICY_PRESETS.items() if name not in ("exact", "mixquant")},
+    "mixquant-nvfp4-quantized-last": PrecisionPolicy(prefill_format=_NVFP4, exact_last_token=False),
+    "uniform-nvfp4-weight-only": PrecisionPolicy(prefill_format=_NVFP4, decode_format=_NVFP4, weight_only=True),
+    "mixquant-nvfp4-weight-only": PrecisionPolicy(prefill_format=_NVFP4, weight_only=True),
+}
+"""What is compared by default: the quantizing presets, and variants that say where the difference comes from."""
+
+
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Layers that vLLM runs as one, in most of its models."""
+
+
+class PolicyFidelity(BaseModel):
+    """One policy against the exact model.
+
+    Attributes:
+        kl_mean: mean KL divergence in nats over all answer tokens.
+        kl_first: the same over first answer tokens alone, which the last prompt token produces.
+        kl_prompt_low, kl_prompt_high: the smallest and largest mean of one prompt.
+        top1_agreement: share of answer tokens where both prefer the same token.
+        emulated: computed by emulation; says nothing about speed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    policy: str
+    kl_mean: float
+    kl_first: float
+    kl_prompt_low: float
+    kl_prompt_high: float
+    top1_agreement: float
+    emulated: bool = True
+
+
+class FidelityReport(BaseModel):
+    """The whole comparison."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    dtype: str
+    device: str
+    prompts: int
+    prompt_tokens: int
+    answer_tokens: int
+    policies: tuple[PolicyFidelity, ...]
+
+
+def named_policies(names: Sequence[str]) -> dict[str, PrecisionPolicy]:
+    """Policies by name; all of :data:`FIDELITY_POLICIES` when ``names`` is empty.
+
+    Raises:
+        ConfigError: an unknown name, or one that quantizes nothing.
+    """
+    unknown = [name for name in names if name not in FIDELITY_POLICIES]
+    if unknown:
+        raise ConfigError(f"no policy {unknown[0]!r} to compare; choose from {', '.join(FIDELITY_POLICIES)}")
+    return {name: FIDELITY_POLICIES[name] for name in names} or FIDELITY_POLICIES
+
+
+def measure(
+    model: str,
+    policies: Mapping[str, PrecisionPolicy] | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    tokens: int = 64,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> FidelityReport:
+    """Compare ``policies`` with the exact model on ``prompts``.
+
+    Args:
+        model: ``"embedded"``, a local folder, or a hub id.
+        policies: by the name they get in the report; all of :data:`FIDELITY_POLICIES` when ``None``.
+        prompts: user messages, rendered by the model's chat template where it has one.
+        tokens: length of each forced answer.
+        progress: told what is being done and the share done, 0 to 1.
+
+    Raises:
+        ConfigError: no prompts, or fewer than one token.
+        ModelNotFoundError, DamagedWeightsError: the model cannot be loaded.
+    """
+    import torch
+
+    if not prompts or tokens < 1:
+        raise ConfigError(f"{len(prompts)} prompts and {tokens} tokens: give at least one of each")
+    chosen = FIDELITY_POLICIES if policies is None else policies
+    network, tokenizer = _load(model)
+    device = next(network.parameters()).device
+    forced: list[tuple[Any, int]] = []
+    reference: list[Any] = []
+    total = len(prompts) * (len(chosen) + 1)
+    for i, prompt in enumerate(prompts):
+        progress("exact", i / total)
+        ids = _render(tokenizer, prompt).to(device)
+        answer = network.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        forced.append((answer, ids.shape[1]))
+        reference.append(_log_probs(network, answer, ids.shape[1]))
+    results = []
+    for p, (name, policy) in enumerate(chosen.items()):
+        kls, agree = [], []
+        with _routed(network, policy) as plan_for:
+            for i, ((answer, prompt_len), exact) in enumerate(zip(forced, reference, strict=True)):
+                progress(name, (len(prompts) * (p + 1) + i) / total)
+                plan_for(answer.shape[1], prompt_len)
+                found = _log_probs(network, answer, prompt_len)
+                kls.append((exact.exp() * (exact - found)).sum(-1).clamp_min(0))
+                agree.append((exact.argmax(-1) == found.argmax(-1)).float())
+        by_prompt = torch.stack([kl.mean() for kl in kls])
+        results.append(
+            PolicyFidelity(
+                policy=name,
+                kl_mean=float(torch.cat(kls).mean()),
+                kl_first=float(torch.stack([kl[0] for kl in kls]).mean()),
+                kl_prompt_low=float(by_prompt.min()),
+                kl_prompt_high=float(by_prompt.max()),
+                top1_agreement=float(torch.cat(agree).mean()),
+            )
+        )
+    return FidelityReport(
+        model=model,
+        dtype=str(network.dtype).removeprefix("torch."),
+        device=str(device),
+        prompts=len(prompts),
+        prompt_tokens=sum(length for _, length in forced),
+        answer_tokens=tokens * len(prompts),
+        policies=tuple(results),
+    )
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: str | pathlib.Path = model
+    if model == "embedded":
+        from mixquant_agents.embedded import prepare
+
+        where = prepare()
+    elif model.startswith(("/", "./", "../", "~")) and not pathlib.Path(model).expanduser().is_dir():
+        raise ModelNotFoundError(f"model folder {model!r} does not exist; give a folder, a hub id or 'embedded'")
+    cuda = torch.cuda.is_available()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        network = AutoModelForCausalLM.from_pretrained(where, dtype=torch.bfloat16 if cuda else torch.float32)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"no model {model!r}: {str(error).splitlines()[0]}; give a checkpoint's folder, a hub id, or 'embedded'"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        raise DamagedWeightsError(f"the checkpoint {model!r} cannot be loaded: {error}") from error
+    return network.to("cuda" if cuda else "cpu").eval(), tokenizer
+
+
+def _render(tokenizer: Any, prompt: str) -> Any:
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt, return_tensors="pt").input_ids
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    ).input_ids
+
+
+def _log_probs(network: Any, answer: Any, prompt_len: int) -> Any:
+    """Next-token log probabilities over the answer, float32 ``[tokens, vocabulary]``, on the CPU."""
+    import torch
+
+    with torch.inference_mode():
+        kept = answer.shape[1] - prompt_len + 1
+        logits = network(answer, logits_to_keep=kept, use_cache=False).logits[0, :-1]
+        return logits.float().log_softmax(-1).cpu()
+
+
+@contextmanager
+def _routed(network: Any, policy: PrecisionPolicy) -> Iterator[Callable[[int, int], None]]:
+    """Run the Linear layers of the blocks through emulated twins; yields what sets number of rows and prompt length."""
+    import torch
+
+    from mixquant_agents.quant.op import routed_linear
+    from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
+    from mixquant_agents.quant.resolve import DeviceInfo, resolve
+    from mixquant_agents.quant.twin import get_twin, twin_key
+
+    resolved = resolve(policy, DeviceInfo("cpu", "emulation"))  # emulated on any device: fidelity is about rounding
+    if not resolved.quantizes:
+        raise ConfigError(f"policy {policy.name!r} quantizes nothing, so there is nothing to compare")
+    twin = get_twin(twin_key(resolved))
+    plans: list[RowPlan] = []
+
+    def plan_for(rows: int, prompt_len: int) -> None:
+        plans[:] = [plan_rows([RequestRows("prompt", prompt_len, 0, rows)], resolved.rule())]
+
+    def forward_of(layer: Any, tensors: tuple[Any, ...]) -> Callable[[Any], Any]:
+        def forward(x: Any) -> Any:
+            y = routed_linear(x.reshape(-1, x.shape[-1]), layer.weight, tensors, twin, plans[0])
+            return (y if layer.bias is None else y + layer.bias).reshape(*x.shape[:-1], -1)
+
+        return forward
+
+    groups = _groups(network, policy)
+    try:
+        for layers in groups:
+            built = twin.build(torch.cat([layer.weight.detach() for layer in layers]))
+            sizes = [layer.weight.shape[0] for layer in layers]
+            parts = zip(*(t.split(sizes) if t.ndim else [t] * len(sizes) for t in built), strict=True)
+            for layer, tensors in zip(layers, parts, strict=True):
+                layer.forward = forward_of(layer, tensors)
+        yield plan_for
+    finally:
+        for layers in groups:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
+
+
+def _groups(network: Any, policy: PrecisionPolicy) -> list[list[Any]]:
+    """Routed layers, those that vLLM runs as one together."""
+    import torch
+
+    from mixquant_agents.quant.layers import in_block, is_ignored
+
+    fused = {part: whole for whole, parts in _FUSED.items() for part in parts}
+    groups: dict[str, list[Any]] = {}
+    for name, layer in network.named_modules():
+        parent, _, leaf = name.rpartition(".")
+        whole = f"{parent}.{fused.get(leaf, leaf)}"
+        routed = isinstance(layer, torch.nn.Linear) and in_block(name)
+        if routed and not is_ignored(whole, policy.ignored_layers, _FUSED):
+            groups.setdefault(whole, []).append(layer)
+    return list(groups.values())

@@ -1,0 +1,294 @@
+"""Do whole engines agree? ``python -m mixquant_agents.bench.gpu.check_engines MODEL OUT.json [GROUP…] [--lora FOLDER]``
+
+``MODEL`` is a folder, or the name of a shape, which is then written with random weights. Groups of engines, all those
+asked for at once on one GPU:
+
+- ``graphs``: ``exact`` with graphs and eager; phase-aware FP8 with full and piecewise graphs, with piecewise graphs
+  alone, and eager.
+- ``formats``: INT8; NVFP4, emulated where the device lacks it (it must become eager by itself).
+- ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
+- ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
+  graphs; it must read as the engine that started on them. Wants the group ``graphs``.
+- ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
+  also eager, and with thresholds measured at start.
+
+Greedy answers to prompts below the row threshold must be the exact engine's own (an eager engine's those of the eager
+exact one), alone and while other prompts are read beside them. Answers may part where the two likeliest tokens are a
+tie: within ``TIE`` in log probability, a step or two of BF16 logits.
+
+Longer prompts are quantized, and quantizing amplifies how kernels round: engines that are compiled or eager, with
+attention split in one way or another, round differently. So what is compared there is the log probability of every
+token of the prompt, and the measure is the format's own error: no two of the three FP8 engines may differ by more than
+they differ from exact (root mean square, and its mean). On two GPUs products are summed in another order and twins have
+scales of their own: FP8's distance from exact must be what it is on one GPU, within a tenth.
+
+``OUT`` is written after every answer, so an end in the middle keeps what came before it.
+"""
+
+# ruff: noqa: T201 - a program
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixquant_agents.bench.gpu.check_weights import disturbed, random_model
+from mixquant_agents.bench.prefill.engines import SPAWN, EngineProcess, engine_arguments
+from mixquant_agents.bench.shapes import SHAPES
+from mixquant_agents.config import PrecisionPolicy
+
+SHORT = (5, 40, 100, 120)
+LONG = (200, 500, 1100, 2500)
+ANSWER = 24
+TIE = 0.13
+THRESHOLD = 128
+FAMILY = ("mixquant", "mixquant-piecewise", "mixquant-eager")
+SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 129, 16), 256, 512, 768, 1280, 2560]}
+FULL: dict[str, Any] = {"compilation_config": SIZES}
+PIECEWISE: dict[str, Any] = {"compilation_config": {**SIZES, "cudagraph_mode": "PIECEWISE"}}
+EAGER: dict[str, Any] = {"enforce_eager": True, "compilation_config": {}}
+NGRAM = {**FULL, "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}
+LORA = {**FULL, "enable_lora": True, "max_lora_rank": 64}
+OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+TWO = {
+    **FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp", "disable_custom_all_reduce": True
+}  # fmt: skip
+STAGES = {**FULL, "pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
+PLAIN = {**SPAWN, "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
+"""Sums over GPUs by NCCL alone, without multicast."""
+GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
+    "graphs": {
+        "exact": ("exact", FULL, {}),
+        "mixquant": ("mixquant-fp8", FULL, {}),
+        "mixquant-piecewise": ("mixquant-fp8", PIECEWISE, {}),
+        "mixquant-eager": ("mixquant-fp8", EAGER, {}),
+        "exact-eager": ("exact", EAGER, {}),
+    },
+    "formats": {"int8": ("mixquant-int8", FULL, {}), "nvfp4": ("mixquant-nvfp4", {"compilation_config": {}}, {})},
+    "features": {
+        "mixquant-v1": ("mixquant-fp8", FULL, OLD),
+        "exact-ngram": ("exact", NGRAM, {}),
+        "mixquant-ngram": ("mixquant-fp8", NGRAM, {}),
+        "exact-lora": ("exact", LORA, {}),
+        "mixquant-lora": ("mixquant-fp8", LORA, {}),
+    },
+    "reload": {"mixquant-reloaded": ("mixquant-fp8", FULL, {})},
+    "parallel": {
+        "exact": ("exact", FULL, {}),
+        "mixquant": ("mixquant-fp8", FULL, {}),
+        "exact-tp2": ("exact", TWO, PLAIN),
+        "mixquant-tp2": ("mixquant-fp8", TWO, PLAIN),
+        "mixquant-tp2-eager": ("mixquant-fp8", {**TWO, **EAGER}, PLAIN),
+        "mixquant-tp2-auto": ("mixquant-fp8", TWO, PLAIN),
+        "exact-pp2": ("exact", STAGES, PLAIN),
+        "mixquant-pp2": ("mixquant-fp8", STAGES, PLAIN),
+    },
+}
+PAIRS = {
+    "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
+    "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
+    "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "exact-tp2": "exact", "mixquant-tp2": "exact-tp2",
+    "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
+}  # fmt: skip
+"""Whose answers to short prompts must be whose."""
+ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
+"""FP8 engines that sum in one order; ranks sum in another."""
+BESIDE = ("exact", *FAMILY, "mixquant-tp2", "mixquant-pp2")
+"""Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
+SCORED = ("exact", "exact-eager", *ALIKE, "int8", "nvfp4", "exact-tp2", "mixquant-tp2")
+"""Engines whose reading of long prompts is compared, token by token."""
+Answers = dict[int, tuple[list[int], list[float]]]
+
+
+class Kept:
+    """What is known so far, kept in the result file."""
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path = path
+        self.started = time.monotonic()
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        self.answers: dict[str, Answers] = {
+            name: {int(n): tuple(pair) for n, pair in each.items()} for name, each in stored.get("answers", {}).items()
+        }
+        self.scores: dict[str, list[list[float]]] = stored.get("scores", {})
+        self.notes: dict[str, Any] = stored.get("engines", {})
+        self.model = model
+        self.lock = threading.Lock()
+
+    def note(self, name: str, **what: Any) -> None:
+        with self.lock:
+            self.notes.setdefault(name, {}).update(what)
+            print(f"{time.monotonic() - self.started:6.1f} s  {name}: {str(what)[:200]}", flush=True)
+            self.write()
+
+    def add(self, name: str, found: Answers) -> None:
+        with self.lock:
+            self.answers[name] = found
+        self.note(name, answered=len(found))
+
+    def compared(self) -> dict[str, dict[int, dict[str, Any]]]:
+        """Each pair of which both have answered."""
+        short = {f"{name}, as {other}": (name, other) for name, other in PAIRS.items()}
+        others = {name: PAIRS.get(name, name) for name in BESIDE}
+        beside = {f"{name} beside others, as {other}": (f"{name} beside others", other)
+                  for name, other in others.items()}  # fmt: skip
+        return {
+            label: compared(self.answers[name], self.answers[other], SHORT)
+            for label, (name, other) in {**short, **beside}.items()
+            if name in self.answers and other in self.answers
+        }
+
+    def read_alike(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Root mean square and mean of the difference in log probability, of each two engines."""
+        names = [name for name in SCORED if name in self.scores]
+        return {a: {b: difference(self.scores[a], self.scores[b]) for b in names if b != a} for a in names}
+
+    def write(self) -> dict[str, list[int]]:
+        """The file; returns the prompts on which two engines part although it was no tie."""
+        agree = self.compared()
+        failed = {pair: apart(each) for pair, each in agree.items() if apart(each)}
+        read = self.read_alike()
+        failed |= {f"{pair}, long prompts": list(LONG) for pair in strangers(read)}
+        result = {"model": self.model, "answer": ANSWER, "tie": TIE, "threshold": THRESHOLD, "failed": failed,
+                  "agree": agree, "long_prompts": read, "engines": self.notes, "answers": self.answers,
+                  "scores": self.scores}  # fmt: skip
+        scratch = self.path.with_suffix(".part")
+        scratch.write_text(json.dumps(result, indent=1))
+        scratch.replace(self.path)
+        return failed
+
+
+def compared(mine: Answers, theirs: Answers, lengths: tuple[int, ...]) -> dict[int, dict[str, Any]]:
+    """Per prompt: leading tokens that agree, and how clear ``theirs`` was where they part (None: they do not)."""
+    found = {}
+    for n in lengths:
+        (tokens, _), (other, margins) = mine[n], theirs[n]
+        at = next((i for i, (x, y) in enumerate(zip(tokens, other, strict=True)) if x != y), len(tokens))
+        found[n] = {"same": at, "margin": round(margins[at], 3) if at < len(tokens) else None}
+    return found
+
+
+def difference(mine: list[list[float]], theirs: list[list[float]]) -> dict[str, float]:
+    """Of two engines' log probabilities."""
+    apart = np.concatenate([np.asarray(x) - np.asarray(y) for x, y in zip(mine, theirs, strict=True)])
+    return {"rms": round(float(np.sqrt((apart**2).mean())), 4), "mean": round(float(apart.mean()), 5)}
+
+
+def strangers(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+    """Pairs of FP8 engines that differ by more than the format does, which is how far they are from exact.
+
+    Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
+    """
+    family = [name for name in ALIKE if name in read]
+    own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
+    pairs = [(a, b) for a in family for b in family if a < b]
+    found = [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
+    two = read.get("exact-tp2", {})
+    if "mixquant-tp2" in two and two["mixquant-tp2"]["rms"] > 1.1 * own:
+        found.append("mixquant-tp2 and exact-tp2")
+    if "exact" in two and two["exact"]["rms"] > 0.5 * own:
+        found.append("exact-tp2 and exact")
+    return found
+
+
+def apart(found: dict[int, dict[str, Any]]) -> list[int]:
+    """Prompts on which two engines part although it was no tie."""
+    return [n for n, row in found.items() if row["margin"] is not None and row["margin"] > TIE]
+
+
+def prompts_for(path: Path) -> dict[int, list[int]]:
+    """Pieces of this package's source where the model has a tokenizer, else random tokens."""
+    random = np.random.default_rng(3)
+    if not (path / "tokenizer.json").exists():
+        limit = json.loads((path / "config.json").read_text())["vocab_size"] - 1
+        return {n: random.integers(100, limit, size=n).tolist() for n in (*SHORT, *LONG)}
+    from tokenizers import Tokenizer
+
+    text = "\n".join(file.read_text() for file in sorted(Path(__file__).parents[2].rglob("*.py")))
+    ids = Tokenizer.from_file(str(path / "tokenizer.json")).encode(text).ids
+    starts = random.integers(0, len(ids) - max(LONG), size=len(SHORT) + len(LONG))
+    return {n: ids[start : start + n] for n, start in zip((*SHORT, *LONG), starts.tolist(), strict=True)}
+
+
+def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]:
+    engines = {}
+    wanted = {name: each for group in groups for name, each in GROUPS[group].items()}
+    for name, (column, change, env) in wanted.items():
+        model = disturbed(path, logs) if name.endswith("reloaded") else path
+        arguments = {**engine_arguments(column, model, 1.5, dummy=False), "max_model_len": 4096, **change}
+        arguments["max_num_batched_tokens"] = 4096
+        if "hf_overrides" in arguments and not name.endswith("auto"):  # on a model this small all steps would be exact
+            arguments["hf_overrides"]["quantization_config"]["policy"]["row_threshold"] = THRESHOLD
+        engines[name] = EngineProcess(name, arguments, logs / f"check-{name}.log", env=env)
+        engines[name].go()
+    return engines
+
+
+def answered(
+    engine: EngineProcess, prompts: dict[int, list[int]], company: list[list[int]] | None = None, lora: str = ""
+) -> Answers:
+    found = engine.ask(do="greedy", prompts=list(prompts.values()), answer=ANSWER, company=company, lora=lora)
+    return dict(zip(prompts, zip(found["answers"], found["margins"], strict=True), strict=True))
+
+
+def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kept: Kept, lora: str, path: Path) -> None:
+    """Ask one engine everything; whatever fails is noted and does not stop the others."""
+    short = {n: tokens for n, tokens in prompts.items() if n <= THRESHOLD}
+    longer = {n: tokens for n, tokens in prompts.items() if n > THRESHOLD}
+    try:
+        kept.note(name, ready=round(engine.wait_for("ready")["start_seconds"], 1))
+        before: list[list[float]] = []
+        if name.endswith("reloaded"):
+            before = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
+            kept.note(name, reloaded=engine.ask(do="reload", path=str(path)))
+        kept.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
+        if name in BESIDE:
+            kept.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))
+        if name in SCORED:
+            scores = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
+            with kept.lock:
+                kept.scores[name] = scores
+            if before:
+                kept.note(name, moved=difference(before, scores))
+        if name in FAMILY:
+            fields = PrecisionPolicy.of("mixquant-fp8").model_dump(mode="json")
+            engine.ask(do="policy", policy={**fields, "row_threshold": THRESHOLD, "exact_last_token": True})
+            kept.add(f"{name} last exact", answered(engine, longer))
+        kept.note(name, **engine.ask(do="status", plugin=not name.startswith("exact")))
+    except Exception as error:
+        kept.note(name, error=f"{type(error).__name__}: {error}")
+    finally:
+        engine.close()
+
+
+def main(model: str, out: str, *rest: str) -> int:
+    lora = rest[rest.index("--lora") + 1] if "--lora" in rest else ""
+    groups = [word for word in rest if word in GROUPS] or ["graphs", "formats"]
+    path = random_model(model, Path(tempfile.mkdtemp())) if model in SHAPES else Path(model)
+    kept = Kept(Path(out), model)
+    prompts = prompts_for(path)
+    engines = start(groups, path, Path(out).parent)
+    with ThreadPoolExecutor(len(engines)) as pool:  # nothing is timed, so all processes start and answer at once
+        jobs = [pool.submit(examine, name, engine, prompts, kept, lora, path) for name, engine in engines.items()]
+        for job in jobs:
+            job.result()
+    failed = kept.write()
+    for pair, each in kept.compared().items():
+        told = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}
+        print(f"{pair}: {len(each) - len(told)} of {len(each)} the same;", told)
+    for name, others in kept.read_alike().items():
+        print(name, "reads long prompts unlike", {other: tuple(value.values()) for other, value in others.items()})
+    broken = [name for name, note in kept.notes.items() if "error" in note]
+    print("parted without a tie:", failed, "did not run:", broken)
+    return 1 if failed or broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

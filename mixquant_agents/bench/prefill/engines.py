@@ -1,0 +1,171 @@
+"""The engines of ``mixquant bench prefill``: their arguments, their processes, and the conversation with them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.bench.prefill.plan import OURS, Group, engine_of
+from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.errors import EngineStartError
+from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
+
+__all__ = ["SPAWN", "EngineProcess", "engine_arguments", "engines"]
+
+GIB = 2**30
+WORKER = "mixquant_agents.bench.prefill.worker"
+SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""Ranks are processes of their own: a forked one could not use a GPU that its parent has touched."""
+
+
+def engine_arguments(
+    column: str, model: Path, kv_gib: float, dummy: bool, max_len: int = 33_000, gpus: int = 1
+) -> dict[str, Any]:
+    """vLLM's engine arguments for a column; ``kv_gib`` GiB of cache are shared among ``gpus`` tensor-parallel ranks."""
+    values: dict[str, Any] = {
+        "model": str(model),
+        "skip_tokenizer_init": True,
+        "max_model_len": max_len,
+        "max_num_batched_tokens": 8192,
+        "kv_cache_memory_bytes": int(kv_gib * GIB / gpus),
+        "gpu_memory_utilization": 0.1,
+        "attention_backend": "FLASH_ATTN",
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if gpus > 1:
+        values |= {"tensor_parallel_size": gpus, "distributed_executor_backend": "mp"}
+    if dummy:
+        values["load_format"] = "dummy"
+    if column != "exact_default":
+        values["max_num_seqs"] = 64
+        values["compilation_config"] = {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}
+    if column == "uniform-fp8":
+        values["quantization"] = "fp8"
+    if column.startswith("mixquant"):
+        policy = PrecisionPolicy.of(column.removesuffix("-exact-last"))
+        values["quantization"] = "mixquant"
+        values["hf_overrides"] = {
+            "quantization_config": {"quant_method": "mixquant", "policy": policy.model_dump(mode="json")}
+        }
+        values["additional_config"] = {"mixquant": policy.fingerprint}
+    return values
+
+
+class EngineProcess:
+    """A worker process and the conversation with it."""
+
+    def __init__(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        log: Path,
+        worker: Sequence[str] = (sys.executable, "-m", WORKER),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        """``arguments`` are vLLM's; the process runs ``worker`` and logs to ``log``, with ``env`` set too."""
+        self.name = name
+        self._log = log
+        self._stderr = log.open("w")
+        self._process = subprocess.Popen(  # noqa: S603 - a worker of ours
+            list(worker),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
+        self._ready: dict[str, Any] | None = None
+        self._write(arguments)
+
+    def _write(self, value: dict[str, Any]) -> None:
+        if self._process.stdin is None:
+            raise EngineStartError(f"engine {self.name!r} has no stdin")
+        self._process.stdin.write(json.dumps(value) + "\n")
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            tail = "".join(self._log.read_text(errors="replace").splitlines(keepends=True)[-15:])
+            raise EngineStartError(f"engine {self.name!r} ended; its log ({self._log}) ends with:\n{tail}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def wait_for(self, *events: str) -> dict[str, Any]:
+        """The next event of these kinds.
+
+        Raises:
+            EngineStartError: the engine failed.
+        """
+        if "ready" in events and self._ready is not None:
+            return self._ready
+        while True:
+            found = self._read()
+            if found.get("event") == "ready":
+                self._ready = found
+            if found.get("event") == "failed":
+                raise EngineStartError(f"engine {self.name!r} did not start: {found['text']}; see {self._log}")
+            if found.get("event") in events:
+                return found
+
+    def go(self) -> None:
+        """Let the engine start, which until now has only imported."""
+        self._write({})
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The worker's answer.
+
+        Raises:
+            EngineStartError: it failed; says how.
+        """
+        self._write(request)
+        while True:
+            found = self._read()
+            if "result" in found:
+                result: dict[str, Any] = found["result"]
+                return result
+            if "error" in found:
+                raise EngineStartError(f"engine {self.name!r}: {found['error']}; see {self._log}")
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._stderr.close()
+
+
+@contextlib.contextmanager
+def engines(
+    group: Group, model: Path, dummy: bool, logs: Path, say: Callable[[str], None], gpus: int = 1
+) -> Iterator[dict[str, EngineProcess]]:
+    """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
+    names = list(dict.fromkeys(map(engine_of, group.columns)))
+    names.sort(key=lambda name: name != OURS)
+    alive: dict[str, EngineProcess] = {}
+    try:
+        for name in names:
+            arguments = engine_arguments(name, model, group.kv[name], dummy, group.max_len, gpus)
+            alive[name] = EngineProcess(name, arguments, logs / f"{name}.log", env=SPAWN)
+        for name, engine in alive.items():
+            engine.go()
+            if name == OURS:
+                say(f"{name}: {engine.wait_for('measured', 'ready').get('text', 'ready')}")
+        for name, engine in alive.items():
+            ready = engine.wait_for("ready")
+            say(f"{name}: ready after {ready['start_seconds']:.0f} s")
+        yield alive
+    finally:
+        for engine in alive.values():
+            engine.close()

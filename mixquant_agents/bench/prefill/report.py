@@ -1,0 +1,114 @@
+"""The result file of ``mixquant bench prefill`` and its table, from the runs. Pure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mixquant_agents.bench.prefill.agents import AgentRuns, summary
+from mixquant_agents.bench.prefill.plan import COLUMNS, OURS
+from mixquant_agents.bench.prefill.stats import per_round, per_turn, speedup, spread
+
+if TYPE_CHECKING:
+    from mixquant_agents.bench.prefill.run import Run
+
+__all__ = ["report", "table"]
+
+
+class _Runs:
+    """Several groups of engines, each compared within itself."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = [run for run in runs if run.rounds]
+        self.cases = list(dict.fromkeys(case for run in self.runs for case in run.rounds[0]))
+
+    def having(self, case: str, *columns: str) -> Run | None:
+        """The first run in which all ``columns`` have the case in every round."""
+        for run in self.runs:
+            if all(round_.get(case, {}).get(column) for column in columns for round_ in run.rounds):
+                return run
+        return None
+
+    def columns(self, case: str) -> list[str]:
+        """Who ran a case, in the order of the table."""
+        found = {column for run in self.runs for round_ in run.rounds for column in round_.get(case, {})}
+        return sorted(found, key=lambda column: COLUMNS.index(column) if column in COLUMNS else len(COLUMNS))
+
+    def rounds_of(self, case: str, *columns: str) -> list[list[float]] | None:
+        """Per column the median of each round, of the first run that has them all; ``None`` for under two rounds."""
+        run = self.having(case, *columns)
+        if run is None or len(run.rounds) < 2:
+            return None
+        return [per_round(run.rounds, case, column) for column in columns]
+
+    def gains(self, case: str) -> dict[str, Any] | None:
+        """How many times faster ours is than ``exact``, and than the others."""
+        run = self.having(case, "exact", OURS)
+        turns = run.turns.get(case, 1) if run else 1
+        pair = [per_turn(run.rounds, case, column, turns) for column in ("exact", OURS)] if run else [[], []]
+        if len(pair[0]) < 2:
+            return None
+        found: dict[str, Any] = {**speedup(*pair), "pairs": len(pair[0])}
+        for other in ("exact_default", "uniform-fp8"):
+            rounds = self.rounds_of(case, other, OURS)
+            if rounds:
+                found[f"against_{other}"] = speedup(*rounds)
+        last = self.rounds_of(case, "exact", f"{OURS}-exact-last")
+        if last:
+            found["exact_last"] = speedup(*last)
+        return found
+
+
+def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | None = None) -> dict[str, Any]:
+    """The result: medians, speed-ups over ``exact`` at the same graph sizes (and over the others), ratios.
+
+    ``pairs`` says how many neighbouring measurements of the two engines an interval rests on.
+    """
+    all_runs = _Runs(runs)
+    ms: dict[str, dict[str, float]] = {}
+    detail: dict[str, dict[str, dict[str, float]]] = {}
+    gains: dict[str, dict[str, Any]] = {}
+    tpot: dict[str, float] = {}
+    for case in all_runs.cases:
+        found = {}
+        for column in all_runs.columns(case):
+            run = all_runs.having(case, column)
+            if run is not None:
+                found[column] = per_round(run.rounds, case, column)
+        ms[case] = {column: round(statistics.median(values), 3) for column, values in found.items()}
+        detail[case] = {column: spread(values) for column, values in found.items()}
+        gain = all_runs.gains(case)
+        if gain is None:
+            continue
+        gains[case] = gain
+        if case.startswith("tpot_"):
+            tpot[case.removeprefix("tpot_")] = round(1 / gain["median"], 4)
+    engines = info.get("engines", {})
+    weights = {name: status["weight_bytes"] for name, status in engines.items()}
+    names = ("command", "device", "gpus", "vllm", "torch", "date", "model")
+    result: dict[str, Any] = {key: info.get(key) for key in names}
+    result |= {"rounds": {", ".join(run.columns): len(run.rounds) for run in all_runs.runs}}
+    result |= {"ms": ms, "speedup": gains, "tpot_ratio": tpot, "spread_ms": detail}
+    if OURS in weights and "exact" in weights:
+        result["weights_ratio"] = round(weights[OURS] / weights["exact"], 4)
+    if agents is not None and agents.closed[OURS]:
+        result["agents32"] = summary(agents)
+        result["agents32_detail"] = agents.result()
+    result["engines"] = engines
+    return result
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """For people: milliseconds per case and engine, and the speed-up over ``exact``."""
+    known = {engine for row in result["ms"].values() for engine in row}
+    engines = [name for name in COLUMNS if name in known]
+    lines = [
+        "  ".join(["case".ljust(16), *(name.rjust(max(9, len(name))) for name in engines), "speed-up (95 % from)"])
+    ]
+    for case, row in result["ms"].items():
+        cells = [(f"{row[name]:.2f}" if name in row else "").rjust(max(9, len(name))) for name in engines]
+        gain = result["speedup"].get(case)
+        cells.append(f"{gain['median']:.3f} ({gain['low95']:.3f})" if gain else "")
+        lines.append("  ".join([case.ljust(16), *cells]))
+    return "\n".join(lines)

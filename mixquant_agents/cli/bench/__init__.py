@@ -1,0 +1,1 @@
+"""``mixquant bench …``: one command a module."""

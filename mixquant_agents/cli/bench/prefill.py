@@ -1,0 +1,73 @@
+"""``mixquant bench prefill``: phase-aware against exact and uniform engines on one GPU."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Model shape (qwen3-8b, qwen3-4b) or model folder.")] = "qwen3-8b",
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share each engine, tensor-parallel.")] = 1,
+    columns: Annotated[str, typer.Option(help="Engines to compare, by name, with commas; empty for all.")] = "",
+    cases: Annotated[
+        str, typer.Option(help="Cases to run, by name, with commas; empty for all, 'none' for none.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds; engines alternate within each.")] = 5,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="End the rounds so many minutes after the engines are ready.")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="State file; an existing one is continued.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
+    agents: Annotated[float, typer.Option(min=0, help="Seconds of each run with 32 agents; 0 leaves them out.")] = 0.0,
+    agent_runs: Annotated[
+        int, typer.Option(min=1, help="Pairs of runs with 32 agents at a fixed rate, counting those in --state.")
+    ] = 6,
+    predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure cold and warm prefill, decode and 32 agents on a GPU, engines taking turns."""
+    from mixquant_agents.cli.arguments import comma_list, output_file
+
+    output_file("--output", output)
+    if predict:
+        from mixquant_agents.bench.prefill.roofline import predict as predicted
+        from mixquant_agents.errors import ConfigError
+
+        if columns or cases or state or agents or minutes or gpus > 1:
+            raise ConfigError(
+                "--predict measures nothing, and knows one GPU: leave out --columns, --cases, --state, --agents, "
+                "--minutes, --gpus"
+            )
+        result = predicted(model, predict)
+        if output is not None:
+            output.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
+        return
+    from mixquant_agents.bench.prefill.report import table
+    from mixquant_agents.bench.prefill.run import run_prefill
+
+    result = run_prefill(
+        say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
+        model=model,
+        gpus=gpus,
+        columns=comma_list(columns) or None,
+        cases=[] if cases == "none" else comma_list(cases) or None,
+        rounds=rounds,
+        minutes=minutes,
+        state_path=state,
+        agent_seconds=agents,
+        agent_runs=agent_runs,
+        command=" ".join(
+            ["mixquant bench prefill", *(word for word in sys.argv[1:] if word not in ("bench", "prefill"))]
+        ),
+    )
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result) if as_json else table(result))  # noqa: T201 - the command's output

@@ -1,0 +1,49 @@
+"""``mixquant bench turns``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved repetitions; their median counts.")] = 15,
+    tokens: Annotated[int, typer.Option(min=100, help="Tokens of the streamed answer.")] = 10_000,
+    tool_tokens: Annotated[int, typer.Option(min=100, help="Tokens of the longer streamed tool call.")] = 8_000,
+    streams: Annotated[int, typer.Option(min=3, help="Concurrent streams of the leak check.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure the chat layer's own cost: no model runs, the scripted engine gives the tokens."""
+    import asyncio
+
+    from mixquant_agents.bench.overhead.turns import measure
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+
+    with progress_console().status("starting") as status:
+        result = asyncio.run(
+            measure(
+                rounds=rounds,
+                stream_tokens=tokens,
+                tool_tokens=tool_tokens,
+                streams=streams,
+                progress=lambda what: status.update(what),
+            )
+        )
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        from rich.table import Table
+
+        table = Table()
+        for name in ("figure", "here", "target"):
+            table.add_column(name)
+        table.add_row("streaming, against langchain_core's fake model", f"{result.stream_cost_ratio:.2f}x", "≤ 1.3x")
+        table.add_row("tool call, twice the tokens cost", f"{result.tool_call_growth:.2f}x", "≤ 2.2x")
+        table.add_row(f"requests left by {result.streams} streams", str(result.leaked_requests), "0")
+        table.add_row(f"tasks left by {result.streams} streams", str(result.leaked_tasks), "0")
+        result_console().print(table)
+    if result.leaked_requests or result.leaked_tasks:
+        raise typer.Exit(1)

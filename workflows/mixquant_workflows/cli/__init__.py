@@ -1,0 +1,1 @@
+"""The commands of this package, found by the entry point group ``mixquant.commands``."""

@@ -1,0 +1,121 @@
+"""``mixquant bench agents``."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="Suite, or SUITE:N for N of its cases; repeatable, or with commas. A wrong name lists all."),
+    ] = None,
+    policies: Annotated[str, typer.Option(help="Precision policies, separated by commas.")] = "exact,mixquant-nvfp4",
+    n: Annotated[int | None, typer.Option(min=1, help="Cases per suite; all if not given.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Tasks at the same time.")] = 4,
+    model: Annotated[
+        str, typer.Option(help="Model: 'embedded', 'embedded-base' (no adapter), a folder, a hub id.")
+    ] = "embedded",
+    calls: Annotated[
+        Literal["auto", "strict", "required"],
+        typer.Option(help="Tool calls: free; by their schema once begun; or at least one, by grammar."),
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the sample of cases and of the engine.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of one turn, in tokens.")] = 256,
+    max_model_len: Annotated[int | None, typer.Option(min=16, help="Context window in tokens.")] = None,
+    case_seconds: Annotated[float, typer.Option(min=1, help="A task that takes longer scores 0.")] = 900.0,
+    reproducible: Annotated[bool, typer.Option(help="Precision of a row never depends on the batch.")] = True,
+    trace: Annotated[
+        Path | None, typer.Option(help="Replay recorded threads: turn store, Mooncake or AIPerf JSONL.")
+    ] = None,
+    trace_threads: Annotated[int | None, typer.Option(min=1, help="First so many threads of the trace.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Turn store to keep every turn in, for the dashboard.")] = None,
+    results: Annotated[Path | None, typer.Option(help="JSONL file of all cases; a stopped run goes on in it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON report that these figures are put into, beside those of other runs.")
+    ] = None,
+    rerun_of: Annotated[
+        Path | None, typer.Option(help="Results of a first run of the same cases, to see how far both agree.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Score agents under several precision policies: same cases, one engine; score, tokens and time by phase."""
+    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_workflows.runner.session import AgentsPlan, run_agents
+
+    line = command_line()
+    output_file("--out", out)
+    plan = AgentsPlan(
+        suites=tuple(name for text in suite or () for name in comma_list(text)),
+        policies=tuple(comma_list(policies)),
+        n=n,
+        concurrency=concurrency,
+        model=model,
+        calls=calls,
+        seed=seed,
+        max_tokens=max_tokens,
+        max_model_len=max_model_len,
+        case_seconds=case_seconds,
+        reproducible=reproducible,
+        results=results,
+        store=store,
+        out=out,
+        rerun_of=rerun_of,
+        trace=trace,
+        trace_threads=trace_threads,
+        command=line,
+    )
+    result = asyncio.run(run_agents(plan, progress_console()))
+    result = {"command": line, **result}
+    if as_json:
+        print_json(result)
+    else:
+        _show(result_console(), result)
+
+
+def _whole(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
+
+
+def _thousands(count: int | None) -> str:
+    return "–" if count is None else f"{count / 1000:.1f}k" if count >= 100_000 else str(count)
+
+
+def _show(out: Any, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    figures = ("TTFT\np50 ms", "prefill\ns", "decode\ns", "quantized\ntokens", "exact\ntokens")
+    columns = ("policy", "score", "95 %", "Δ exact", *figures)
+    for name, policies in result["suites"].items():
+        counts = sorted({row["n"] for row in policies.values()})
+        title = f"{name} on {result['model']} ({result['device']}), {' or '.join(map(str, counts))} cases"
+        table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+        for column in columns:  # narrow enough for 80 characters
+            table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+        for policy, row in policies.items():
+            low, high = row.get("ci95") or (None, None)
+            scored = ["–", "–"] if low is None else [f"{row['score']:.3f}", f"{low:.2f}–{high:.2f}"]
+            delta = "" if row.get("delta") is None else f"{row['delta']:+.3f}"
+            seconds = [_whole(row[key]) for key in ("ttft_p50_ms", "prefill_s", "decode_s")]
+            tokens = [_thousands(row[key]) for key in ("quantized_tokens", "exact_tokens")]
+            table.add_row(policy + "*" * bool(row["emulated"]), *scored, delta, *seconds, *tokens)
+        out.print()
+        out.print(table)
+        for policy, row in policies.items():
+            if row["errors"]:
+                out.print(f"{policy}: {row['errors']} of {row['n']} cases failed and score 0; --results FILE keeps why")
+    for name, policies in result.get("rerun", {}).items():
+        for policy, row in policies.items():
+            out.print(
+                f"rerun of {name} {policy}: {row['score']:.3f} after {row['first_score']:.3f}, "
+                f"{'within' if row['within'] else 'OUTSIDE'} its interval; {row['same_scores']} of {row['n']} equal"
+            )
+    if any(row["emulated"] for policies in result["suites"].values() for row in policies.values()):
+        out.print("* emulated: shows what rounding does to the score; its times say nothing about speed.", style="dim")

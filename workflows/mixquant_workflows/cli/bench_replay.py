@@ -1,0 +1,43 @@
+"""``mixquant bench replay``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    suite: Annotated[
+        str,
+        typer.Option(help="bfcl_multi_turn, bfcl_ast, tau2_retail, tau2_mock, bundled …; a wrong name lists all."),
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="First so many cases only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Replay a benchmark's ground truth through the tool path and the official checker; no model runs."""
+    from rich.progress import Progress
+
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_workflows.runner.registry import suite as find
+    from mixquant_workflows.runner.replay import replay
+
+    chosen = find(suite)
+    with Progress(console=progress_console(), transient=True) as bar:
+        task = bar.add_task(f"replaying {suite}", total=None)
+        result = asyncio.run(
+            replay(chosen, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        )
+    if as_json:
+        print_json(result)
+    else:
+        out = result_console()
+        out.print(f"{suite}: {result['passed']} of {result['total']} ground truths pass")
+        for name, reason in {**result["documented_misses"], **result["undocumented_misses"]}.items():
+            known = "upstream" if name in result["documented_misses"] else "UNEXPLAINED"
+            out.print(f"  {name} ({known}): {reason}")
+    if result["undocumented_misses"]:
+        raise typer.Exit(1)

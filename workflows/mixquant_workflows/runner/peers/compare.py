@@ -1,0 +1,148 @@
+"""The same agents on our engine and on others: one machine, one model, exact in all.
+
+Overhead is wall time of a turn minus the engine's own prefill and decode time, by the engine's clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AnyMessage
+from pydantic import SecretStr
+from rich.console import Console
+
+from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
+from mixquant_agents.errors import MissingDependencyError, MixQuantError
+from mixquant_workflows.runner.peers.llama import llama_cpp
+from mixquant_workflows.runner.peers.measure import PeersPlan, Side, features, measure, ratios
+from mixquant_workflows.runner.peers.server import Server, serve
+from mixquant_workflows.runner.registry import model_folder
+from mixquant_workflows.runner.report import merge, session_note
+
+__all__ = ["PEERS", "PeersPlan", "compare_peers"]
+
+
+class _Served(Side):
+    """A server's clock counts all its requests; a turn is the difference."""
+
+    def __init__(self, name: str, model: BaseChatModel, server: Server) -> None:
+        super().__init__(name, model)
+        self._server = server
+
+    async def mark(self) -> float:
+        return await self._server.engine_seconds()
+
+    async def engine_seconds(self, answer: AnyMessage, mark: float) -> float:
+        for _ in range(40):  # a server counts a request a moment after its answer
+            spent = await self._server.engine_seconds() - mark
+            if spent > 0:
+                return spent
+            await asyncio.sleep(0.05)
+        return 0.0
+
+
+async def _with_server(plan: PeersPlan, ours: Side, console: Console) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our figures; ``ChatOpenAI`` on ``vllm serve``: figures, features, and what must be said beside them."""
+    async with serve(Path(model_folder(plan.model)), _arguments(plan)) as server:
+        side = _Served(SERVED, _openai(server, plan, fixed_length=True), server)
+        mine, theirs = await measure([ours, side], plan, console)
+        found = await features(_openai(server, plan, fixed_length=False))
+    return mine, {"figures": theirs, "features": found, "remark": side.remark}
+
+
+SERVED = "chat_openai_vllm_serve"
+PEERS = {"chat_llama_cpp": llama_cpp}
+"""Peers that are measured on their own."""
+
+
+async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
+    """Run all and compare. ``vllm serve`` stands beside our engine, so that they can take turns; the others run alone.
+
+    Returns:
+        ``{"model", "ours": figures, "peers": {name: {"overhead_ratio_1", "wall_ratio_1", "tokens_ratio_16", …}},
+        "features": {feature: {side: bool}}, "not_run": {name: reason}}``. Ratios are ours over the peer's; intervals
+        are 95 % by bootstrap.
+
+    Raises:
+        EngineError: our own engine did not start.
+    """
+    peers: dict[str, Any] = {}
+    not_run: dict[str, str] = {}
+    console.print("starting our engine", style="dim")
+    config = EngineConfig(
+        model=plan.model, policy=PrecisionPolicy.of("exact"), max_model_len=plan.max_model_len, max_num_seqs=plan.agents
+    )
+    engine = VllmEngine(config)
+    try:
+        await engine.start()
+        model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=plan.answer_tokens, ignore_eos=True)
+        probe = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
+        table = {name: {"ours": value} for name, value in (await features(probe)).items()}
+        device = (await engine.capabilities()).device
+        console.print(f"starting {SERVED}", style="dim")
+        try:
+            ours, peers[SERVED] = await _with_server(plan, Side("ours", model), console)
+        except MixQuantError as error:
+            not_run[SERVED] = str(error)
+            (ours,) = await measure([Side("ours", model)], plan, console)
+    finally:
+        await engine.aclose()
+    for name, peer in PEERS.items():
+        console.print(f"starting {name}", style="dim")
+        try:
+            peers[name] = await peer(plan)
+        except MixQuantError as error:
+            not_run[name] = str(error)
+    for name, found in peers.items():
+        for feature, value in found["features"].items():
+            table[feature][name] = value
+        peers[name] = {**found["figures"], **ratios(ours, found["figures"]), "remark": found["remark"]}
+    if plan.out:
+        kept = {name: {key: row[key] for key in row if not isinstance(row[key], list)} for name, row in peers.items()}
+        told = {name: {"not_run": reason} for name, reason in not_run.items()}
+        note = session_note(plan.command, device=device, turns=plan.turns, agents=plan.agents, rounds=plan.rounds)
+        merge(plan.out, "peers", {**kept, **told}, [note])
+        merge(plan.out, "peer_features", table, [])
+    return {
+        "model": plan.model,
+        "turns": plan.turns,
+        "agents": plan.agents,
+        "rounds": plan.rounds,
+        "ours": ours,
+        "peers": peers,
+        "features": table,
+        "not_run": not_run,
+    }
+
+
+def _arguments(plan: PeersPlan) -> list[str]:
+    """What makes the server run as our engine does: float32, eager, the same window and batch, the same template (and
+    threads, see :mod:`~mixquant_workflows.runner.peers.server`)."""
+    template = importlib.resources.files("mixquant_agents") / "templates" / "hermes.jinja"
+    return [
+        *("--served-model-name", "model", "--dtype", "float32", "--enforce-eager"),
+        *("--max-model-len", str(plan.max_model_len), "--max-num-seqs", str(plan.agents)),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--chat-template", str(template)),
+        *("--generation-config", "vllm", "--kv-cache-memory-bytes", str(2**30)),
+    ]
+
+
+def _openai(server: Server, plan: PeersPlan, *, fixed_length: bool) -> BaseChatModel:
+    try:
+        from langchain_openai import ChatOpenAI
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the peer needs langchain-openai ({error}): pip install langchain-openai"
+        ) from error
+    return ChatOpenAI(
+        base_url=server.url,
+        api_key=SecretStr("none"),
+        model="model",
+        temperature=0,
+        max_completion_tokens=plan.answer_tokens if fixed_length else 48,
+        extra_body={"ignore_eos": True} if fixed_length else {},
+    )

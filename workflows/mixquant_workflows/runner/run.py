@@ -1,0 +1,117 @@
+"""Runs suites on a chat model: same cases for the same seed, several tasks at a time, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.runnables.config import set_config_context
+from langgraph.errors import GraphRecursionError
+
+from mixquant_agents.errors import EngineError, MixQuantError
+from mixquant_workflows.runner.results import ResultFile
+from mixquant_workflows.suites.base import Case, Suite
+
+__all__ = ["Progress", "choose", "run_suites"]
+
+Progress = Callable[[str, str, int, int], None]
+"""Called as ``progress(suite, policy, done, total)``."""
+
+_log = logging.getLogger(__name__)
+
+
+def choose(cases: Sequence[Case], n: int | None, seed: int) -> list[Case]:
+    """``n`` cases drawn without replacement, the same for the same seed, and fewer are the first of more; all of them,
+    in their own order, for ``None``."""
+    if n is None or n >= len(cases):
+        return list(cases)
+    drawn = list(cases)
+    random.Random(seed).shuffle(drawn)  # noqa: S311 - a sample, not a secret
+    return drawn[:n]
+
+
+async def run_suites(
+    suites: Sequence[Suite],
+    policy: str,
+    model: BaseChatModel,
+    results: ResultFile,
+    *,
+    n: int | None = None,
+    concurrency: int = 1,
+    seed: int = 0,
+    case_seconds: float = 900.0,
+    progress: Progress = lambda suite, policy, done, total: None,
+) -> None:
+    """Run what ``results`` does not hold yet, under one policy.
+
+    Args:
+        policy: its name in the results; the model already runs under it.
+        n: cases per suite; ``None`` for all.
+        concurrency: tasks running at once.
+        case_seconds: a task that takes longer scores 0.
+
+    Raises:
+        MixQuantError: a suite's data is missing. What fails inside a task scores 0 and is kept with its reason.
+        EngineError: the engine went away. A new one would run under the policy that it was started with, so nothing
+            more is scored; the rows so far are kept.
+    """
+    slots = asyncio.Semaphore(concurrency)
+    for suite in suites:
+        cases = choose(suite.cases(), n, seed)
+        done = results.done(suite.name, policy)
+        left = [case for case in cases if case.id not in done]
+        progress(suite.name, policy, len(cases) - len(left), len(cases))
+
+        async def one(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
+            async with slots:
+                row = await _run_case(suite, case, model, case_seconds, f"{suite.name}/{policy}/{case.id}")
+            results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
+            progress(suite.name, policy, len(results.done(suite.name, policy)), total)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for case in left:
+                    group.create_task(one(case))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+
+async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float, thread: str) -> Mapping[str, Any]:
+    """One row; ``thread`` names the case in the turns' records."""
+    began = time.monotonic()
+    try:
+        with set_config_context({"configurable": {"thread_id": thread}}) as context:
+            async with asyncio.timeout(seconds) as deadline:
+                verdict = await asyncio.create_task(suite.run(case, model), context=context)
+    except EngineError:
+        raise
+    except (MixQuantError, GraphRecursionError) as error:
+        return _failed(began, f"{type(error).__name__}: {error}")
+    except Exception as error:  # a checker that trips over a strange answer counts as a miss, and the run goes on
+        if isinstance(error, TimeoutError) and deadline.expired():
+            return _failed(began, f"took longer than {seconds:g} s")
+        _log.warning("case %s of %s failed", case.id, suite.name, exc_info=True)
+        return _failed(began, f"{type(error).__name__}: {error}")
+    turns = [
+        message.response_metadata["turn"]
+        for message in verdict.messages
+        if isinstance(message, AIMessage) and "turn" in message.response_metadata
+    ]
+    return {
+        "score": verdict.score,
+        "why": verdict.why,
+        "seconds": time.monotonic() - began,
+        "measures": dict(verdict.measures),
+        "turns": turns,
+    }
+
+
+def _failed(began: float, reason: str) -> Mapping[str, Any]:
+    seconds = time.monotonic() - began
+    return {"score": 0.0, "why": reason[:300], "error": reason[:300], "seconds": seconds, "measures": {}, "turns": []}

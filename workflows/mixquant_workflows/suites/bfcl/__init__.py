@@ -1,0 +1,1 @@
+"""The suites that need ``bfcl-eval``: single turns, several turns, memory."""
