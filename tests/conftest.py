@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -13,6 +15,9 @@ import pytest_asyncio
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.thread import EngineThread
+
+sys.path.extend(sorted({str(path.parent) for path in Path(__file__).parent.glob("*/**/*.py")}))
+"""Helpers lie beside the tests that use them and are imported by their name."""
 
 hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("steady")
