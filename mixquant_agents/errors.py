@@ -147,7 +147,15 @@ class EngineClosedError(EngineError):
 
 
 class RemoteEngineError(EngineError):
-    """A remote engine answered with an error."""
+    """A remote engine answered with an error.
+
+    Attributes:
+        status: HTTP status of the answer; ``None`` where there was none, as when the server cannot be reached.
+    """
+
+    def __init__(self, *args: object, status: int | None = None) -> None:
+        super().__init__(*args)
+        self.status = status
 
 
 class MissingDependencyError(MixQuantError, ImportError):

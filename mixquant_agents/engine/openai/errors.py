@@ -25,7 +25,9 @@ def translated(error: Exception, *, model: str, url: str, max_tokens: int | None
     if isinstance(error, MixQuantError):
         return error
     if isinstance(error, openai.APITimeoutError):
-        return RemoteEngineError(f"{url} did not answer in time; raise OpenAIEngine(request_timeout=…) or look at it")
+        return RemoteEngineError(
+            f"{url} did not answer in time; raise OpenAIEngine(request_timeout=…) or look at it", status=408
+        )
     if isinstance(error, openai.APIConnectionError):
         cause = error.__cause__ or error
         return RemoteEngineError(f"{url} cannot be reached ({cause}); start the server or correct base_url")
@@ -34,11 +36,13 @@ def translated(error: Exception, *, model: str, url: str, max_tokens: int | None
         path = "" if url.endswith("/v1") else "; most servers want a base_url that ends in /v1"
         return ModelNotFoundError(f"{url} does not serve model {model!r}: {said}{path}")
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return RemoteEngineError(f"{url} refused the key: {said}; give OpenAIEngine(api_key=…)")
+        return RemoteEngineError(
+            f"{url} refused the key: {said}; give OpenAIEngine(api_key=…)", status=error.status_code
+        )
     if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
         return _overflow(said, max_tokens) or RequestError(f"{url} refused the request: {said}")
     if isinstance(error, openai.APIStatusError):
-        return RemoteEngineError(f"{url} answered {error.status_code}: {said}")
+        return RemoteEngineError(f"{url} answered {error.status_code}: {said}", status=error.status_code)
     if isinstance(error, openai.APIError):
         return RemoteEngineError(f"{url} reported an error: {said}")
     if isinstance(error, AttributeError | TypeError | ValueError):  # by the openai package, at an answer that is none
