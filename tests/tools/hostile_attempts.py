@@ -70,7 +70,7 @@ SQL = [
     "SELECT replace(hex(zeroblob(90000)), '0', hex(zeroblob(1000)))",
     "SELECT json_group_array(hex(zeroblob(90000))) FROM big a, big b",
     "SELECT json_group_object(a.x, hex(zeroblob(90000))) FROM big a, big b",
-    "SELECT json_patch('{\"a\": 1}', '{\"b\": 2}')",
+    "SELECT json_patch('{\"a\": 1', '{\"b\": 2}')",
     f"SELECT {','.join(['y'] * 1_500)} FROM (SELECT hex(zeroblob(90000)) y FROM big)",  # noqa: S608 # constants
     f"SELECT {','.join(['zeroblob(190000)'] * 500)} FROM big",  # noqa: S608 # constants
     "SELECT x FROM (SELECT hex(zeroblob(90000)) || a.x x FROM big a, big b) ORDER BY x",

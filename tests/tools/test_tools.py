@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import sys
-import tempfile
 import time
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mixquant_tools.calculator import calculate
 from mixquant_tools.clock import convert_units, time_tools
@@ -22,7 +17,6 @@ from mixquant_tools.file_tools import file_tools
 from mixquant_tools.files import Folder
 from mixquant_tools.jail import PythonJail
 from mixquant_tools.mcp_client import mcp_tools
-from mixquant_tools.sql import Database
 
 
 @pytest.mark.parametrize(
@@ -126,50 +120,6 @@ def test_files(tmp_path: Path) -> None:
         Folder(tmp_path / "none")
 
 
-def test_sql_limits_rows(tmp_path: Path) -> None:
-    import sqlite3
-
-    with sqlite3.connect(tmp_path / "d.db") as database:
-        database.execute("CREATE TABLE t (a, b)")
-        database.executemany("INSERT INTO t VALUES (?, ?)", [(n, None) for n in range(9)])
-    text = Database(tmp_path / "d.db", max_rows=2).as_text("SELECT a, b FROM t ORDER BY a DESC")
-    assert text.splitlines()[:3] == ["a | b", "8 | NULL", "7 | NULL"]
-    assert "limit is 2" in text
-    assert Database(tmp_path / "d.db").as_text("SELECT a FROM t WHERE a > 99").endswith("(no rows)")
-    with pytest.raises(ToolSetupError, match="no database file"):
-        Database(tmp_path / "none.db")
-
-
-def test_sql_on_what_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "no.db").write_bytes(b"not a database" * 100)
-    with closing(sqlite3.connect(tmp_path / "busy.db", isolation_level=None)) as writer:
-        writer.execute("CREATE TABLE t (a)")
-        writer.execute("BEGIN EXCLUSIVE")
-        for name, why in (("no.db", "not a database"), ("busy.db", "locked")):
-            database = Database(tmp_path / name, seconds=0.05)
-            with pytest.raises(ToolInputError, match=why):
-                database.query("SELECT * FROM t")
-            with pytest.raises(ToolInputError, match=why):
-                database.schema()
-
-
-def test_views_and_computed_columns_call_functions_but_none_that_is_refused(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "d.db")) as database:
-        database.executescript(
-            """CREATE TABLE t (a TEXT, b TEXT GENERATED ALWAYS AS (replace(a, 'x', 'y')) VIRTUAL);
-            INSERT INTO t (a) VALUES ('axb');
-            CREATE VIEW fine AS SELECT instr(a, 'x') AS i, trim(a, 'a') AS c FROM t;
-            CREATE VIEW grows AS SELECT json_group_array(a) AS j FROM t;
-            CREATE VIEW loads AS SELECT load_extension('/tmp/evil.so') AS l FROM t;
-            CREATE VIEW lists AS SELECT * FROM pragma_database_list;"""
-        )
-    database = Database(tmp_path / "d.db")
-    assert database.query("SELECT b, i, c FROM t, fine")[1] == [("ayb", 2, "xb")]
-    for name in ("grows", "loads", "lists"):
-        with pytest.raises(ToolError):
-            database.query(f"SELECT * FROM {name}")  # noqa: S608 # constants
-
-
 def test_jail_runs_programs() -> None:
     jail = PythonJail()
     assert jail.as_text("import json, statistics\nprint(json.dumps(statistics.mean([1, 2])))") == "1.5"
@@ -216,15 +166,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-@settings(max_examples=150, deadline=None)
-@given(*[st.text(alphabet="aabé' ", max_size=6)] * 3)
-def test_functions_that_are_replaced_answer_as_sqlites_own(text: str, part: str, other: str) -> None:
-    x, y, z = ("'" + value.replace("'", "''") + "'" for value in (text, part, other))
-    query = f"SELECT instr({x}, {y}), replace({x}, {y}, {z}), trim({x}, {y}), ltrim({x}, {y}), rtrim({x}, {y}), instr(x'61', {y}), replace(12, 1, {z}), trim(NULL, {y})"  # noqa: E501 # no one else's words
-    with tempfile.NamedTemporaryFile(suffix=".db") as file, closing(sqlite3.connect(":memory:")) as plain:
-        assert Database(file.name).query(query)[1] == [plain.execute(query).fetchone()]
 
 
 @pytest.mark.slow
