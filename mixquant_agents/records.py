@@ -1,24 +1,44 @@
 """The record of one turn: one model call inside an agent's loop, counted and timed by phase.
 
 Durations are seconds from one monotonic clock, instants are UTC in ISO 8601. What is not known is ``None``, never 0.
+
+A count or a duration is declared once, as a field of :class:`TurnCounts` or :class:`TurnTimes`; what stands beside its
+type (:class:`CountField`, :class:`TimeField`) says how it is named and shown. :data:`PHASES`, :data:`TIMES` and
+:data:`COUNTS` list them, and from these lists derive the store's columns, its roll-ups, metrics, spans, the waterfall
+and the pages. To add a phase or a counter, add one field here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from mixquant_agents.validation import FrozenModel
 
-__all__ = ["RECORD_VERSION", "EngineName", "TurnCounts", "TurnRecord", "TurnTimes", "percentile", "utc_now"]
+__all__ = [
+    "COUNTS",
+    "PHASES",
+    "RECORD_VERSION",
+    "TIMES",
+    "CountField",
+    "EngineName",
+    "TimeField",
+    "TurnCounts",
+    "TurnRecord",
+    "TurnTimes",
+    "percentile",
+    "utc_now",
+]
 
 RECORD_VERSION = 1
 
-EngineName = Literal["vllm", "scripted", "openai", "pair"]
+EngineName = Annotated[str, StringConstraints(min_length=1)]
+"""What an engine calls itself in records: ``"vllm"``, ``"openai"``, ``"scripted"``, or the name of anybody's engine."""
 Tokens = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
@@ -41,6 +61,58 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountField:
+    """How one count of a turn is named and shown.
+
+    Attributes:
+        field: name of the record's field.
+        label: on pages.
+        help: one sentence, for metrics.
+        role: ``part``: the parts exclude each other, and together they are all tokens that a turn read and wrote;
+            ``sum``: a sum of parts; ``detail``: any other count, exported by itself.
+    """
+
+    label: str
+    help: str
+    role: Literal["part", "sum", "detail"] = "detail"
+    field: str = ""
+
+    @property
+    def name(self) -> str:
+        """The field without its unit: ``cached`` of ``cached_tokens``."""
+        return self.field.removesuffix("_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeField:
+    """How one duration of a turn is named and shown.
+
+    Attributes:
+        field: name of the record's field.
+        label: on pages.
+        help: one sentence, for metrics.
+        phase: ``first_token``: one of the phases that follow each other until the first token; ``later``: one after
+            it; ``None``: no phase, but measured across phases.
+        bounds: which histogram bounds suit it.
+        metric: its name in metrics, where that is not the field's without the unit.
+        summarized: percentiles and histograms of it are kept and shown.
+    """
+
+    label: str
+    help: str
+    phase: Literal["first_token", "later"] | None = None
+    bounds: Literal["first_token", "per_token", "whole"] = "whole"
+    metric: str = ""
+    summarized: bool = True
+    field: str = ""
+
+    @property
+    def name(self) -> str:
+        """The field without its unit: ``queue`` of ``queue_seconds``."""
+        return self.field.removesuffix("_seconds")
+
+
 class TurnCounts(FrozenModel):
     """Tokens of one turn by what the engine did with them.
 
@@ -50,15 +122,33 @@ class TurnCounts(FrozenModel):
         prefill_tokens = quantized_tokens + exact_tokens
     """
 
-    prompt_tokens: Tokens | None = None
-    cached_tokens: Tokens | None = None
-    prefill_tokens: Tokens | None = None
-    quantized_tokens: Tokens | None = None
-    exact_tokens: Tokens | None = None
-    decode_tokens: Tokens | None = None
-    reasoning_tokens: Tokens | None = None
-    recomputed_rows: Tokens | None = None
-    preemptions: Tokens | None = None
+    prompt_tokens: Annotated[
+        Tokens | None, CountField(label="prompt tokens", help="Tokens of the prompt.", role="sum")
+    ] = None
+    cached_tokens: Annotated[
+        Tokens | None, CountField(label="cached", help="Prompt tokens that came from the prefix cache.", role="part")
+    ] = None
+    prefill_tokens: Annotated[
+        Tokens | None, CountField(label="prefilled", help="Prompt tokens that were computed.", role="sum")
+    ] = None
+    quantized_tokens: Annotated[
+        Tokens | None, CountField(label="quantized rows", help="Prefilled in the policy's low precision.", role="part")
+    ] = None
+    exact_tokens: Annotated[
+        Tokens | None, CountField(label="exact rows", help="Prefilled in the engine's own precision.", role="part")
+    ] = None
+    decode_tokens: Annotated[
+        Tokens | None, CountField(label="answer tokens", help="Tokens of the answer.", role="part")
+    ] = None
+    reasoning_tokens: Annotated[
+        Tokens | None, CountField(label="of them reasoning", help="Answer tokens inside the model's reasoning.")
+    ] = None
+    recomputed_rows: Annotated[
+        Tokens | None, CountField(label="rows run again", help="Rows computed again after a preemption.")
+    ] = None
+    preemptions: Annotated[
+        Tokens | None, CountField(label="preemptions", help="How often the engine put the turn aside.")
+    ] = None
 
     @model_validator(mode="after")
     def _relations(self) -> TurnCounts:
@@ -76,33 +166,103 @@ class TurnTimes(FrozenModel):
 
     Relations (checked on construction wherever all terms are known)::
 
-        ttft_seconds  = queue_seconds + prefill_seconds + delivery_seconds
+        ttft_seconds  = queue_seconds + prefill_seconds + delivery_seconds   (the phases until the first token)
         total_seconds >= ttft_seconds
     """
 
-    queue_seconds: Seconds | None = None
-    prefill_seconds: Seconds | None = None
-    delivery_seconds: Seconds | None = None
-    ttft_seconds: Seconds | None = None
-    decode_seconds: Seconds | None = None
-    transfer_seconds: Seconds | None = None
-    itl_mean_seconds: Seconds | None = None
-    itl_p50_seconds: Seconds | None = None
-    itl_p95_seconds: Seconds | None = None
-    total_seconds: Seconds | None = None
+    queue_seconds: Annotated[
+        Seconds | None,
+        TimeField(
+            label="Queue",
+            help="Time from submit until the engine scheduled the turn.",
+            phase="first_token",
+            bounds="first_token",
+        ),
+    ] = None
+    prefill_seconds: Annotated[
+        Seconds | None,
+        TimeField(label="Prefill", help="Time the engine read the prompt.", phase="first_token", bounds="first_token"),
+    ] = None
+    delivery_seconds: Annotated[
+        Seconds | None,
+        TimeField(
+            label="Delivery",
+            help="Time the first token took from the engine to the caller.",
+            phase="first_token",
+            bounds="first_token",
+            summarized=False,  # microseconds to a few milliseconds: it is read within a turn, not over many
+        ),
+    ] = None
+    ttft_seconds: Annotated[
+        Seconds | None,
+        TimeField(label="Time to first token", help="Time to the first token of a turn.", bounds="first_token"),
+    ] = None
+    decode_seconds: Annotated[
+        Seconds | None, TimeField(label="Decode", help="Time the engine wrote the answer.", phase="later")
+    ] = None
+    itl_mean_seconds: Annotated[
+        Seconds | None,
+        TimeField(
+            label="Between tokens",
+            help="Mean time between the tokens of a turn.",
+            bounds="per_token",
+            metric="inter_token",
+        ),
+    ] = None
+    itl_p50_seconds: Annotated[
+        Seconds | None,
+        TimeField(
+            label="Between tokens, p50",
+            help="Median time between the tokens of a turn.",
+            bounds="per_token",
+            summarized=False,
+        ),
+    ] = None
+    itl_p95_seconds: Annotated[
+        Seconds | None,
+        TimeField(
+            label="Between tokens, p95",
+            help="95th percentile of the time between the tokens of a turn.",
+            bounds="per_token",
+            summarized=False,
+        ),
+    ] = None
+    total_seconds: Annotated[
+        Seconds | None, TimeField(label="Whole turn", help="Time of the whole turn.", metric="turn")
+    ] = None
     timing_source: Literal["engine", "client"] | None = None
 
     @model_validator(mode="after")
     def _relations(self) -> TurnTimes:
-        parts = (self.queue_seconds, self.prefill_seconds, self.delivery_seconds)
-        if self.ttft_seconds is not None and None not in parts:
-            whole = sum(part for part in parts if part is not None)
+        parts: dict[str, float | None] = {
+            time.name: getattr(self, time.field) for time in PHASES if time.phase == "first_token"
+        }
+        if self.ttft_seconds is not None and None not in parts.values():
+            whole = sum(part for part in parts.values() if part is not None)
             if abs(self.ttft_seconds - whole) > _TIME_SLACK:
-                raise ValueError(f"ttft_seconds {self.ttft_seconds} is not queue + prefill + delivery = {whole}")
+                raise ValueError(f"ttft_seconds {self.ttft_seconds} is not {' + '.join(parts)} = {whole}")
         total, ttft = self.total_seconds, self.ttft_seconds
         if total is not None and ttft is not None and total + _TIME_SLACK < ttft:
             raise ValueError(f"total_seconds {total} is below ttft_seconds {ttft}")
         return self
+
+
+def _declared(model: type[BaseModel], kind: type[Any]) -> tuple[Any, ...]:
+    """What stands beside the fields of ``model``, in the order of the fields."""
+    return tuple(
+        replace(item, field=field)
+        for field, info in model.model_fields.items()
+        for item in info.metadata
+        if isinstance(item, kind)
+    )
+
+
+COUNTS: tuple[CountField, ...] = _declared(TurnCounts, CountField)
+"""Every count of a turn."""
+TIMES: tuple[TimeField, ...] = _declared(TurnTimes, TimeField)
+"""Every duration of a turn."""
+PHASES: tuple[TimeField, ...] = tuple(time for time in TIMES if time.phase is not None)
+"""The phases of a turn, in the order in which they follow each other."""
 
 
 class TurnRecord(TurnCounts, TurnTimes):
@@ -110,6 +270,7 @@ class TurnRecord(TurnCounts, TurnTimes):
 
     Attributes:
         turn_id: unique id of this turn.
+        engine: what the engine calls itself.
         run_id: id of the LangChain run, when there was one.
         thread_id: LangGraph thread, when there was one.
         turn_index: AI messages in the input, so it survives restarts.
@@ -141,3 +302,11 @@ class TurnRecord(TurnCounts, TurnTimes):
     tool_calls: tuple[str, ...] = ()
     aborted: bool = False
     error: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_retired_fields(cls, data: Any) -> Any:
+        """Records that were written as JSON name a phase that no engine had."""
+        if isinstance(data, dict) and data.get("transfer_seconds", ...) is None:
+            return {name: value for name, value in data.items() if name != "transfer_seconds"}
+        return data

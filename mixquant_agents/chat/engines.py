@@ -41,6 +41,6 @@ def engine_identity(engine: Any) -> dict[str, Any]:
 
 def assumed(engine: Any, model: str, policy: str) -> Capabilities:
     """What to record of an engine that has not said what it is, because it could not start."""
-    kinds: dict[str, EngineName] = {"ScriptedEngine": "scripted", "OpenAIEngine": "openai", "PairEngine": "pair"}
-    kind = kinds.get(type(engine).__name__, "vllm")
+    kinds: dict[str, EngineName] = {"ScriptedEngine": "scripted", "OpenAIEngine": "openai", "VllmEngine": "vllm"}
+    kind = kinds.get(type(engine).__name__, type(engine).__name__)
     return Capabilities(engine=kind, model=model, policy=policy)

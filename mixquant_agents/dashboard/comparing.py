@@ -10,11 +10,12 @@ from markupsafe import Markup
 from mixquant_agents.dashboard import charts, written
 from mixquant_agents.dashboard.asking import DEFAULT_WINDOW, WINDOWS, names_in, window_start
 from mixquant_agents.dashboard.rendering import render
+from mixquant_agents.telemetry.bins import SUMMARIZED
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.overview import Comparison, compare
 from mixquant_agents.telemetry.store import TurnStore
 
-__all__ = ["PHASES", "compare_page", "comparison_charts", "comparison_rows"]
+__all__ = ["compare_page", "comparison_charts", "comparison_rows"]
 
 
 def compare_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
@@ -50,10 +51,6 @@ def _shown(chosen: TurnFilter) -> dict[str, str | None]:
     return {"policy": chosen.policy, "model": chosen.model, "run": chosen.run}
 
 
-PHASES = (("ttft", "Time to first token"), ("queue", "Queue"), ("prefill", "Prefill"), ("decode", "Decode"),
-           ("itl_mean", "Between tokens"), ("total", "Whole turn"))  # fmt: skip
-
-
 def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:
     """``(name, A, B, B / A)`` as text. Times of an emulation get no quotient."""
     rows: list[tuple[str, str, str, str]] = [
@@ -73,13 +70,13 @@ def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:
     ):
         a, b = getattr(seen.a, key), getattr(seen.b, key)
         rows.append((name, written.rate(a), written.rate(b), quotient(a, b)))
-    for key, name in PHASES:
-        for place, percent in enumerate(("p50", "p95")):
-            a, b = seen.a.percentiles[key][place], seen.b.percentiles[key][place]
-            rows.append((f"{name}, {percent}", written.duration(a), written.duration(b), quotient(a, b)))
+    for time in SUMMARIZED:
+        for index, percent in enumerate(("p50", "p95")):
+            a, b = seen.a.percentiles[time.name][index], seen.b.percentiles[time.name][index]
+            rows.append((f"{time.label}, {percent}", written.duration(a), written.duration(b), quotient(a, b)))
     return rows
 
 
 def comparison_charts(seen: Comparison, names: tuple[str, str]) -> list[Markup]:
     """Distributions by phase."""
-    return [charts.histogram(name, seen.distributions[key], names, written.duration) for key, name in PHASES]
+    return [charts.histogram(time.label, seen.distributions[time.name], names, written.duration) for time in SUMMARIZED]

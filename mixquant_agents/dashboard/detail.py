@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from mixquant_agents.dashboard import written
 from mixquant_agents.dashboard.rendering import render
+from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.diverge import diverging_text
 from mixquant_agents.telemetry.rows import StoredTurn
 from mixquant_agents.telemetry.store import TurnStore
@@ -84,29 +85,13 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
 
 
 def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
-    tokens = [
-        (name, written.count(getattr(turn, f"{field}_tokens")))
-        for name, field in (
-            ("prompt tokens", "prompt"), ("cached", "cached"), ("prefilled", "prefill"),
-            ("quantized rows", "quantized"), ("exact rows", "exact"), ("answer tokens", "decode"),
-            ("of them reasoning", "reasoning"),
-        )
-    ]  # fmt: skip
-    times = [
-        (name, written.duration(getattr(turn, f"{field}_seconds")))
-        for name, field in (
-            ("queue", "queue"), ("prefill", "prefill"), ("delivery", "delivery"), ("time to first token", "ttft"),
-            ("decode", "decode"), ("between tokens, mean", "itl_mean"), ("between tokens, p95", "itl_p95"),
-            ("total", "total"), ("KV transfer", "transfer"),
-        )
-    ]  # fmt: skip
+    tokens = [(count.label, written.count(getattr(turn, count.field))) for count in COUNTS]
+    times = [(time.label, written.duration(getattr(turn, time.field))) for time in TIMES]
     times.append(("tools before", written.duration(turn.tool_seconds_before)))
     formats = f"{turn.prefill_format or written.UNKNOWN} / {turn.decode_format or written.UNKNOWN}"
     rest = [
         ("formats, prefill / decode", formats + (" (emulated)" if turn.emulated else "")),
         ("device", turn.device or written.UNKNOWN),
-        ("rows run again", written.count(turn.recomputed_rows)),
-        ("preemptions", written.count(turn.preemptions)),
         ("finish reason", turn.finish_reason or written.UNKNOWN),
         ("times measured by", turn.timing_source or written.UNKNOWN),
         ("run", turn.root_run_id or written.UNKNOWN),

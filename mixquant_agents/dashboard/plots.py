@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixquant_agents.dashboard import written
-from mixquant_agents.dashboard.comparing import PHASES
 from mixquant_agents.dashboard.timeline import Waterfall
 from mixquant_agents.errors import MissingDependencyError
+from mixquant_agents.telemetry.bins import SUMMARIZED
 from mixquant_agents.telemetry.overview import Comparison
 
 if TYPE_CHECKING:
@@ -45,8 +46,15 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
         for bar in row.bars:
             name = bar.phase if bar.phase not in shown else None
             shown.add(bar.phase)
-            height = 0.4 if row.kind == "tool" else 0.72
-            axes.barh(place, max(bar.width, 0.15), left=bar.left, height=height, color=COLOURS[bar.phase], label=name)
+            height, colour = 0.4 if row.kind == "tool" else 0.72, COLOURS.get(bar.phase, COLOURS["unknown"])
+            axes.barh(
+                place,
+                max(bar.width, 0.15),
+                left=bar.left,
+                height=height,
+                color=colour,
+                label=name,
+            )
     labels = [f"{row.label}  {written.duration(row.seconds)}" for row in fall.rows]
     axes.set_yticks(range(len(fall.rows)), labels, fontsize=8, parse_math=False)
     axes.margins(y=0.02)
@@ -61,11 +69,14 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
 
 def plot_comparison(seen: Comparison, names: tuple[str, str], stem: Path) -> list[Path]:
     """Write ``<stem>.png`` and ``<stem>.svg`` of the distributions of both sides by phase."""
-    figure = _figure(9.0, 7.5)
-    grid = figure.subplots(3, 2)
-    for axes, (key, title) in zip(grid.flat, PHASES, strict=True):
-        bars = seen.distributions[key]
-        _finish(axes, title)
+    rows = math.ceil(len(SUMMARIZED) / 2)
+    figure = _figure(9.0, 2.5 * rows)
+    grid = figure.subplots(rows, 2)
+    for axes in grid.flat[len(SUMMARIZED) :]:
+        axes.set_axis_off()
+    for axes, time in zip(grid.flat, SUMMARIZED, strict=False):
+        bars = seen.distributions[time.name]
+        _finish(axes, time.label)
         axes.set_yticks([])
         if not bars:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)

@@ -9,8 +9,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixquant_agents.dashboard import written
+from mixquant_agents.records import COUNTS, TIMES
 
 __all__ = ["render"]
+
+_SHORT = {"ttft": "TTFT", "itl_mean": "ITL"}
+_PARTS = [count for count in COUNTS if count.role == "part"]
+COLUMNS = {
+    "counts": _PARTS,
+    "prompt_parts": [count for count in _PARTS if count.field != "decode_tokens"],
+    "times": [
+        (time, _SHORT.get(time.name, time.label)) for time in TIMES if time.summarized and time.field != "total_seconds"
+    ],
+}
+"""Columns of the table of turns."""
 
 
 @cache
@@ -20,6 +32,7 @@ def _environment() -> Environment:
     )
     for name in ("clock", "count", "duration", "moment", "rate", "ratio", "share"):
         environment.filters[name] = getattr(written, name)
+    environment.globals["columns"] = COLUMNS
     return environment
 
 

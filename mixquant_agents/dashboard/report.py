@@ -11,7 +11,7 @@ from mixquant_agents._version import __version__
 from mixquant_agents.dashboard.comparing import comparison_charts, comparison_rows
 from mixquant_agents.dashboard.detail import turn_detail
 from mixquant_agents.dashboard.rendering import render
-from mixquant_agents.dashboard.timeline import waterfall
+from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.errors import RequestError
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry.filters import TurnFilter
@@ -45,6 +45,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
         models=list(dict.fromkeys(turn.model for turn in turns)),
         fall=waterfall(turns, store.spans(thread=thread, limit=-1)),
+        parts=PARTS,
         current=None,
         detail=None,
         turn_link=_anchor,

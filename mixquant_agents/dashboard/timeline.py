@@ -8,14 +8,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from mixquant_agents.records import PHASES
 from mixquant_agents.telemetry.events import SpanKind
 from mixquant_agents.telemetry.linking import union_seconds
 from mixquant_agents.telemetry.rows import StoredTurn
 from mixquant_agents.telemetry.store import StoredSpan
 
-__all__ = ["Bar", "Row", "Waterfall", "waterfall"]
+__all__ = ["PARTS", "Bar", "Row", "Waterfall", "waterfall"]
 
-Phase = Literal["queue", "prefill", "delivery", "decode", "tool", "unknown"]
+PARTS = (
+    *((phase.name, phase.label.lower()) for phase in PHASES),
+    ("other", "rest of the turns"),
+    ("tool", "tools"),
+    ("gap", "agent code"),
+    ("idle", "idle between runs"),
+)
+"""``(name, label)`` of the parts of a thread's time, in the order in which they are shown."""
 
 FOLD_SHARE = 0.08
 """A gap longer than this share of the working time (and than half a second) is folded."""
@@ -25,9 +33,10 @@ FOLD_WIDTH = 0.025
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A piece of a row: ``left`` and ``width`` in percent of the axis, ``seconds`` as measured."""
+    """A piece of a row: ``left`` and ``width`` in percent of the axis, ``seconds`` as measured. ``phase``: name of a
+    phase of a turn, ``tool``, or ``unknown``."""
 
-    phase: Phase
+    phase: str
     left: float
     width: float
     seconds: float
@@ -51,8 +60,8 @@ class Waterfall:
     """Rows and where the time went.
 
     Attributes:
-        totals: seconds by ``queue``, ``prefill``, ``decode``, ``other`` (inside turns, unaccounted), ``tool`` (parallel
-            tools counted once), ``gap`` (inside an agent's run, neither model nor tool), ``idle`` (between runs).
+        totals: seconds by phase of the turns, ``other`` (inside turns, unaccounted), ``tool`` (parallel tools counted
+            once), ``gap`` (inside an agent's run, neither model nor tool), ``idle`` (between runs).
         seconds: from the first beginning to the last end, folded time included.
         folded: long idle times are drawn short.
     """
@@ -158,12 +167,7 @@ def _row(item: _Item, axis: _Axis) -> Row:
     if turn is None:  # pragma: no cover - an item is a turn or a span
         raise AssertionError
     bars, at = [], float(item.start)
-    phases: list[tuple[Phase, float | None]] = [
-        ("queue", turn.queue_seconds),
-        ("prefill", turn.prefill_seconds),
-        ("delivery", turn.delivery_seconds),
-        ("decode", turn.decode_seconds),
-    ]
+    phases: list[tuple[str, float | None]] = [(phase.name, getattr(turn, phase.field)) for phase in PHASES]
     if all(value is None for _, value in phases):
         phases = [("unknown", seconds)]
     for phase, value in phases:
@@ -177,9 +181,7 @@ def _row(item: _Item, axis: _Axis) -> Row:
 
 def _totals(items: Sequence[_Item]) -> dict[str, float]:
     turns = [item.turn for item in items if item.turn is not None]
-    totals = {
-        name: sum(getattr(turn, f"{name}_seconds") or 0.0 for turn in turns) for name in ("queue", "prefill", "decode")
-    }
+    totals = {phase.name: sum(getattr(turn, phase.field) or 0.0 for turn in turns) for phase in PHASES}
     inside = sum(turn.total_seconds or 0.0 for turn in turns)
     totals["other"] = max(0.0, inside - sum(totals.values()))
     totals["tool"] = union_seconds([(item.start, item.stop) for item in items if item.span is not None])

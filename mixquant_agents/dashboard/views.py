@@ -13,7 +13,7 @@ from mixquant_agents.dashboard import charts, written
 from mixquant_agents.dashboard.asking import DEFAULT_WINDOW, WINDOWS, link, names_in, page_filter
 from mixquant_agents.dashboard.detail import turn_detail
 from mixquant_agents.dashboard.rendering import render
-from mixquant_agents.dashboard.timeline import waterfall
+from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.telemetry.bins import MINUTE
 from mixquant_agents.telemetry.overview import Overview, overview
 from mixquant_agents.telemetry.rows import StoredTurn
@@ -151,6 +151,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
         models=list(dict.fromkeys(turn.model for turn in turns)),
         fall=waterfall(turns, spans),
+        parts=PARTS,
         current=current.turn_id if current is not None else None,
         detail=turn_detail(store, current) if current is not None else None,
         turn_link=_turn_link,

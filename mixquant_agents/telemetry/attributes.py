@@ -6,11 +6,34 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.events import Span, SpanKind, TurnEvent
 
 __all__ = ["agent_attributes", "chat_attributes", "tool_attributes"]
 
-PROVIDERS = {"vllm": "vllm", "pair": "vllm", "openai": "openai", "scripted": "scripted"}
+_CONVENTIONAL = {
+    "gen_ai.usage.input_tokens": "prompt_tokens",
+    "gen_ai.usage.output_tokens": "decode_tokens",
+    "gen_ai.usage.cache_read.input_tokens": "cached_tokens",
+    "gen_ai.usage.reasoning.output_tokens": "reasoning_tokens",
+    "gen_ai.response.time_to_first_chunk": "ttft_seconds",
+    "llm.token_count.prompt": "prompt_tokens",
+    "llm.token_count.completion": "decode_tokens",
+    "llm.token_count.prompt_details.cache_read": "cached_tokens",
+}
+"""Names that the conventions (GenAI, OpenInference) have for fields of a record."""
+_OWN_NAMES = {
+    "quantized_tokens": "mixquant.prefill.quantized_tokens",
+    "exact_tokens": "mixquant.prefill.exact_tokens",
+    "itl_mean_seconds": "mixquant.inter_token.mean_seconds",
+}
+_OWN = {
+    _OWN_NAMES.get(item.field, f"mixquant.{item.name}.{unit}"): item.field
+    for unit, items in (("count", COUNTS), ("seconds", TIMES))
+    for item in items
+    if item.field not in _CONVENTIONAL.values()
+}
+"""Our names for the other counts and durations."""
 
 
 def chat_attributes(event: TurnEvent, node: str | None) -> dict[str, Any]:
@@ -18,17 +41,12 @@ def chat_attributes(event: TurnEvent, node: str | None) -> dict[str, Any]:
     turn = event.turn
     values: dict[str, Any] = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": PROVIDERS[turn.engine],
+        "gen_ai.provider.name": turn.engine,
         "gen_ai.request.model": turn.model,
         "gen_ai.response.model": turn.model,
         "gen_ai.response.id": turn.turn_id,
         "gen_ai.conversation.id": turn.thread_id,
-        "gen_ai.usage.input_tokens": turn.prompt_tokens,
-        "gen_ai.usage.output_tokens": turn.decode_tokens,
-        "gen_ai.usage.cache_read.input_tokens": turn.cached_tokens,
-        "gen_ai.usage.reasoning.output_tokens": turn.reasoning_tokens,
         "gen_ai.response.finish_reasons": [turn.finish_reason] if turn.finish_reason else None,
-        "gen_ai.response.time_to_first_chunk": turn.ttft_seconds,
         "error.type": turn.error.split(":")[0] if turn.error else None,
         "langgraph.node": node,
         "mixquant.policy": turn.policy,
@@ -37,18 +55,10 @@ def chat_attributes(event: TurnEvent, node: str | None) -> dict[str, Any]:
         "mixquant.emulated": turn.emulated,
         "mixquant.turn.index": turn.turn_index,
         "mixquant.aborted": turn.aborted or None,
-        "mixquant.prefill.quantized_tokens": turn.quantized_tokens,
-        "mixquant.prefill.exact_tokens": turn.exact_tokens,
-        "mixquant.queue.seconds": turn.queue_seconds,
-        "mixquant.prefill.seconds": turn.prefill_seconds,
-        "mixquant.decode.seconds": turn.decode_seconds,
-        "mixquant.inter_token.mean_seconds": turn.itl_mean_seconds,
         "openinference.span.kind": "LLM",
         "llm.model_name": turn.model,
-        "llm.token_count.prompt": turn.prompt_tokens,
-        "llm.token_count.completion": turn.decode_tokens,
-        "llm.token_count.prompt_details.cache_read": turn.cached_tokens,
         "session.id": turn.thread_id,
+        **{name: getattr(turn, field) for name, field in (_CONVENTIONAL | _OWN).items()},
     }
     if turn.prompt_tokens is not None and turn.decode_tokens is not None:
         values["llm.token_count.total"] = turn.prompt_tokens + turn.decode_tokens

@@ -16,7 +16,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol
+
+from mixquant_agents.records import COUNTS, TIMES
 
 __all__ = [
     "DAY",
@@ -24,7 +27,7 @@ __all__ = [
     "LEVELS",
     "MINUTE",
     "QUARTER",
-    "TIMES",
+    "SUMMARIZED",
     "Aggregate",
     "Counted",
     "bin_of",
@@ -37,8 +40,16 @@ MINUTE, HOUR, QUARTER, DAY = 60, 3_600, 21_600, 86_400
 LEVELS = (MINUTE, HOUR, QUARTER, DAY)
 """Lengths of a roll-up's interval, seconds."""
 
-TIMES = ("ttft", "queue", "prefill", "decode", "itl_mean", "total")
-"""Phases with a histogram; the field of the record is ``<name>_seconds``."""
+SUMMARIZED = tuple(time for time in TIMES if time.summarized)
+"""Durations with a histogram."""
+_SUMMARIZED_NAMES = tuple(time.name for time in SUMMARIZED)
+_summarized_values = attrgetter(*(time.field for time in SUMMARIZED))
+
+_RELATED = {"cached_tokens", "quantized_tokens", "exact_tokens"}
+"""Counts that are only summed where the count that they are a share of is known too."""
+_SUMMED = tuple(count for count in COUNTS if count.field not in _RELATED)
+_SUMMED_NAMES = tuple(count.name for count in _SUMMED)
+_summed_values = attrgetter(*(count.field for count in _SUMMED))
 
 _LOG = math.log(1.04)
 _FLOOR = 1e-6
@@ -74,7 +85,8 @@ def stratum_of(prefill_tokens: int, prompt_tokens: int) -> str:
 
 
 class Counted(Protocol):
-    """What of a turn is counted: a :class:`~mixquant_agents.records.TurnRecord`, or a row of the store."""
+    """What of a turn enters a sum of its own: a :class:`~mixquant_agents.records.TurnRecord`, or a row of the store.
+    Besides these, every count and every summarized duration is read."""
 
     @property
     def prompt_tokens(self) -> int | None: ...
@@ -89,17 +101,9 @@ class Counted(Protocol):
     @property
     def decode_tokens(self) -> int | None: ...
     @property
-    def queue_seconds(self) -> float | None: ...
-    @property
     def prefill_seconds(self) -> float | None: ...
     @property
-    def ttft_seconds(self) -> float | None: ...
-    @property
     def decode_seconds(self) -> float | None: ...
-    @property
-    def itl_mean_seconds(self) -> float | None: ...
-    @property
-    def total_seconds(self) -> float | None: ...
     @property
     def aborted(self) -> bool: ...
     @property
@@ -140,42 +144,33 @@ class Aggregate:
         self.failed += turn.error is not None
         sums = self.sums
         sums["both"] += turn.aborted and turn.error is not None
+        for name, count in zip(_SUMMED_NAMES, _summed_values(turn), strict=True):
+            if count is not None:
+                sums[name] += count
         prompt, cached, prefill, decode = (
             turn.prompt_tokens,
             turn.cached_tokens,
             turn.prefill_tokens,
             turn.decode_tokens,
         )
-        if prompt is not None:
-            sums["prompt"] += prompt
-            if cached is not None:
-                sums["cached"] += cached
-                sums["prompt_known"] += prompt
-        if prefill is not None:
-            sums["prefill"] += prefill
-            if turn.prefill_seconds and prefill:
-                sums["prefill_rate_tokens"] += prefill
-                sums["prefill_rate_seconds"] += turn.prefill_seconds
-                if prompt is not None and turn.error is None and not turn.aborted:
-                    self._stratum(stratum_of(prefill, prompt), _log(turn.prefill_seconds / prefill))
+        if prompt is not None and cached is not None:
+            sums["cached"] += cached
+            sums["prompt_known"] += prompt
+        if prefill and turn.prefill_seconds:
+            sums["prefill_rate_tokens"] += prefill
+            sums["prefill_rate_seconds"] += turn.prefill_seconds
+            if prompt is not None and turn.error is None and not turn.aborted:
+                self._stratum(stratum_of(prefill, prompt), _log(turn.prefill_seconds / prefill))
         if turn.quantized_tokens is not None and turn.exact_tokens is not None:
             sums["quantized"] += turn.quantized_tokens
             sums["rows_known"] += turn.quantized_tokens + turn.exact_tokens
-        if decode is not None:
-            sums["decode"] += decode
-            if turn.decode_seconds and decode > 1:  # the first token is prefill's; decode_seconds cover the others
-                sums["decode_rate_tokens"] += decode - 1
-                sums["decode_rate_seconds"] += turn.decode_seconds
-        for name, value in (
-            ("ttft", turn.ttft_seconds),
-            ("queue", turn.queue_seconds),
-            ("prefill", turn.prefill_seconds),
-            ("decode", turn.decode_seconds),
-            ("itl_mean", turn.itl_mean_seconds),
-            ("total", turn.total_seconds),
-        ):
-            if value is not None:
-                self._count(name, value)
+        if decode is not None and decode > 1 and turn.decode_seconds:
+            # The first token is prefill's; decode_seconds cover the others.
+            sums["decode_rate_tokens"] += decode - 1
+            sums["decode_rate_seconds"] += turn.decode_seconds
+        for name, seconds in zip(_SUMMARIZED_NAMES, _summarized_values(turn), strict=True):
+            if seconds is not None:
+                self._count(name, seconds)
 
     def _count(self, name: str, seconds: float) -> None:
         histogram = self.bins.get(name)
@@ -243,6 +238,14 @@ class Aggregate:
     def percentile(self, name: str, share: float) -> float | None:
         """Percentile of a phase, seconds, at most 2 % off."""
         return histogram_percentile(self.bins.get(name, {}), share)
+
+    def count(self, name: str) -> int | None:
+        """Sum of a count; ``None`` where no turn said it."""
+        if name == "exact":
+            known = self.sums.get("rows_known")
+            return None if known is None else int(known - self.sums.get("quantized", 0))
+        value = self.sums.get(name)
+        return None if value is None else int(value)
 
     def ratio(self, above: str, below: str) -> float | None:
         """Quotient of two sums; ``None`` where nothing is known."""

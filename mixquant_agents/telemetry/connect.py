@@ -18,7 +18,13 @@ from platformdirs import user_data_path
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry.rollup import fill_bad_rollups
-from mixquant_agents.telemetry.schema import APPLICATION_ID, MIGRATIONS, OUTCOMES_VERSION, SCHEMA_VERSION
+from mixquant_agents.telemetry.schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    OUTCOMES_VERSION,
+    SCHEMA_VERSION,
+    add_missing_columns,
+)
 from mixquant_agents.telemetry.syncing import CHECKPOINT_BYTES, sync_folder
 
 __all__ = ["connect_reader", "connect_writer", "default_store_path", "explain"]
@@ -145,6 +151,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version >= SCHEMA_VERSION:
+                add_missing_columns(connection)
                 connection.execute("COMMIT")
                 return
             for statement in _statements(MIGRATIONS[version]):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixquant_agents.records import percentile
-from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, QUARTER, TIMES, Aggregate
+from mixquant_agents.telemetry.bins import DAY, HOUR, MINUTE, QUARTER, SUMMARIZED, Aggregate
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.retention import MINUTES_KEPT_SECONDS, oldest
-from mixquant_agents.telemetry.rollup import CountedRow
+from mixquant_agents.telemetry.rollup import counted_rows
 from mixquant_agents.telemetry.store import TurnStore
 
 __all__ = ["Gathered", "gather", "level_for"]
@@ -167,24 +167,20 @@ def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list
     # The series index serves the window in time; thread, run and what went wrong have indexes of their own.
     if ids is None and chosen.by_series and chosen.status in (None, "ok"):
         where += " AND turns.series_id IN (SELECT id FROM series)"
-    query = (
-        f"SELECT {', '.join(CountedRow._fields)} FROM turns WHERE {where} AND started_us >= ? AND started_us < ? "  # noqa: S608 # built above
-        f"ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
-    )
+    where += f" AND started_us >= ? AND started_us < ? ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
     with store.reading() as connection:
-        rows = connection.execute(query, (*values, found.since_us, found.until_us)).fetchall()
+        rows = counted_rows(connection, where, (*values, found.since_us, found.until_us))
     if len(rows) > MOST_TURNS:
         found.truncated = True
         rows.pop()
     found.values = {}
     width = found.level * 1_000_000
-    for row in rows:
-        turn = CountedRow._make(row)
+    for turn in rows:
         key = (turn.started_us // width * found.level, turn.series_id)
         aggregate = found.parts.get(key)
         if aggregate is None:
             aggregate = found.parts[key] = Aggregate()
         aggregate.add(turn)
-    places = {name: CountedRow._fields.index(f"{name}_seconds") for name in TIMES}
-    for name, place in places.items():
-        found.values[name] = [row[place] for row in rows if row[place] is not None]
+    for time_field in SUMMARIZED:
+        values_of = [getattr(turn, time_field.field) for turn in rows]
+        found.values[time_field.name] = [value for value in values_of if value is not None]

@@ -14,10 +14,14 @@ count turns of agents, by model, engine and policy.
 ``mixquant_inter_token_seconds``        histogram  mean time between tokens of a turn
 ``mixquant_turn_seconds``               histogram  the whole turn
 ``mixquant_tool_seconds``               histogram  tool calls and retrievals, by ``tool`` and ``outcome``
+``mixquant_reasoning_tokens_total``     counter    answer tokens inside the model's reasoning
+``mixquant_recomputed_rows_total``      counter    rows computed again after a preemption
+``mixquant_preemptions_total``          counter    how often turns were put aside
 ``mixquant_recorder_lost_events``       gauge      events that the recorder lost
 ======================================  =========  ===================================================================
 
-Buckets carry the trace id of an example (OpenMetrics exemplars) where spans are recorded too.
+Histograms and token counts derive from the fields of :mod:`~mixquant_agents.records`: a new phase or count gets its
+metric by itself. Buckets carry the trace id of an example (OpenMetrics exemplars) where spans are recorded too.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from mixquant_agents.errors import ConfigError, MissingDependencyError
+from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.buckets import FIRST_TOKEN, PER_TOKEN, WHOLE
 from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent
 from mixquant_agents.telemetry.loopback import is_loopback
@@ -49,14 +54,10 @@ TOOL_LIMIT = 200
 """Most tool names with a series of their own; the rest are counted as ``other``."""
 
 _LABELS = ("model", "engine", "policy")
-_TIMES = (
-    ("ttft", "ttft_seconds", "Time to the first token of a turn.", FIRST_TOKEN),
-    ("queue", "queue_seconds", "Time from submit until the engine scheduled the turn.", FIRST_TOKEN),
-    ("prefill", "prefill_seconds", "Time the engine read the prompt.", FIRST_TOKEN),
-    ("decode", "decode_seconds", "Time the engine wrote the answer.", WHOLE),
-    ("inter_token", "itl_mean_seconds", "Mean time between the tokens of a turn.", PER_TOKEN),
-    ("turn", "total_seconds", "Time of the whole turn.", WHOLE),
-)
+_BOUNDS = {"first_token": FIRST_TOKEN, "per_token": PER_TOKEN, "whole": WHOLE}
+_HISTOGRAMS = [(time.metric or time.name, time) for time in TIMES if time.summarized]
+_PARTS = [count for count in COUNTS if count.role == "part"]
+_DETAILS = [count for count in COUNTS if count.role == "detail"]
 
 
 class PrometheusSink:
@@ -108,17 +109,15 @@ class PrometheusSink:
         labels = (turn.model, turn.engine, turn.policy)
         outcome = "failed" if turn.error is not None else "aborted" if turn.aborted else "ok"
         self._child("turns", *labels, outcome).inc()
-        for kind, tokens in (
-            ("cached", turn.cached_tokens),
-            ("quantized", turn.quantized_tokens),
-            ("exact", turn.exact_tokens),
-            ("decode", turn.decode_tokens),
-        ):
-            if tokens:
-                self._child("tokens", *labels, kind).inc(tokens)
+        for count in _PARTS:
+            if tokens := getattr(turn, count.field):
+                self._child("tokens", *labels, count.name).inc(tokens)
+        for count in _DETAILS:
+            if number := getattr(turn, count.field):
+                self._child(count.field, *labels).inc(number)
         exemplar = {"trace_id": event.trace_id} if event.trace_id is not None else None
-        for name, field, _, _ in _TIMES:
-            seconds = getattr(turn, field)
+        for name, time in _HISTOGRAMS:
+            seconds = getattr(turn, time.field)
             if seconds is not None:
                 self._child(name, *labels).observe(seconds, exemplar)
 
@@ -142,9 +141,13 @@ def _metrics_of(registry: CollectorRegistry) -> dict[str, Any]:
     with _lock:
         if id(registry) not in _registered:
             made: dict[str, Any] = {
-                name: Histogram(f"mixquant_{name}_seconds", text, _LABELS, registry=registry, buckets=buckets)
-                for name, _, text, buckets in _TIMES
+                name: Histogram(
+                    f"mixquant_{name}_seconds", time.help, _LABELS, registry=registry, buckets=_BOUNDS[time.bounds]
+                )
+                for name, time in _HISTOGRAMS
             }
+            for count in _DETAILS:
+                made[count.field] = Counter(f"mixquant_{count.field}", count.help, _LABELS, registry=registry)
             made["turns"] = Counter("mixquant_turns", "Turns.", (*_LABELS, "outcome"), registry=registry)
             made["tokens"] = Counter(
                 "mixquant_tokens", "Tokens by what the engine did with them.", (*_LABELS, "kind"), registry=registry

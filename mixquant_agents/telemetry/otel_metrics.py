@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixquant_agents.errors import MissingDependencyError
-from mixquant_agents.telemetry.attributes import PROVIDERS
 from mixquant_agents.telemetry.buckets import FIRST_TOKEN, PER_TOKEN, TOKENS, WHOLE
 from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent
 
@@ -69,7 +68,7 @@ class OtelMetricsSink:
         turn = event.turn
         labels: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": PROVIDERS[turn.engine],
+            "gen_ai.provider.name": turn.engine,
             "gen_ai.request.model": turn.model,
             "gen_ai.response.model": turn.model,
             "mixquant.policy": turn.policy,

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mixquant_agents.telemetry.bins import TIMES, Aggregate, bin_value
+from mixquant_agents.records import COUNTS
+from mixquant_agents.telemetry.bins import SUMMARIZED, Aggregate, bin_value
 from mixquant_agents.telemetry.filters import TurnFilter
 from mixquant_agents.telemetry.gather import Gathered, gather
 from mixquant_agents.telemetry.matching import STRATUM_TURNS, matched, side_by_side
@@ -35,7 +36,7 @@ class Figures:
         decode_tokens_per_second: answer tokens after the first over decode time: the pace of one turn.
         cache_hit_share: cached over prompt tokens.
         quantized_share: quantized over all prefilled rows.
-        tokens: ``cached``, ``quantized``, ``prefill``, ``decode``, ``prompt``.
+        tokens: sums by the name of the count (``cached``, ``quantized``, ``decode`` …).
         emulated: some of these turns ran an emulation: their times say nothing about speed.
     """
 
@@ -49,7 +50,7 @@ class Figures:
     decode_tokens_per_second: float | None
     cache_hit_share: float | None
     quantized_share: float | None
-    tokens: dict[str, int]
+    tokens: dict[str, int | None]
     emulated: bool
 
 
@@ -171,7 +172,7 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
         a=figures[0],
         b=figures[1],
         distributions={
-            name: distribution(totals[0].bins.get(name, {}), totals[1].bins.get(name, {})) for name in TIMES
+            time.name: distribution(*(total.bins.get(time.name, {}) for total in totals)) for time in SUMMARIZED
         },
         prefill_speed_up=(match.ratio, match.low, match.high) if match is not None else None,
         matched_turns=(match.base_turns, match.turns) if match is not None else (0, 0),
@@ -203,13 +204,16 @@ def _figures(found: Gathered, total: Aggregate, series: Sequence[Series]) -> Fig
         aborted=total.aborted,
         failed=total.failed,
         bad=total.bad,
-        percentiles={name: (found.percentile(name, 0.5, total), found.percentile(name, 0.95, total)) for name in TIMES},
+        percentiles={
+            time.name: (found.percentile(time.name, 0.5, total), found.percentile(time.name, 0.95, total))
+            for time in SUMMARIZED
+        },
         exact=found.values is not None,
         prefill_tokens_per_second=total.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
         decode_tokens_per_second=total.ratio("decode_rate_tokens", "decode_rate_seconds"),
         cache_hit_share=total.ratio("cached", "prompt_known"),
         quantized_share=total.ratio("quantized", "rows_known"),
-        tokens={name: int(total.sums.get(name, 0)) for name in ("prompt", "cached", "prefill", "quantized", "decode")},
+        tokens={count.name: total.count(count.name) for count in COUNTS},
         emulated=any(one.emulated for one in series if one.id in present),
     )
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Protocol, cast
 
-from mixquant_agents.records import TurnRecord
-from mixquant_agents.telemetry.bins import LEVELS, Aggregate, Counted
+from mixquant_agents.records import COUNTS, TurnRecord
+from mixquant_agents.telemetry.bins import LEVELS, SUMMARIZED, Aggregate, Counted
+from mixquant_agents.telemetry.schema import select_columns
 
-__all__ = ["CountedRow", "Fresh", "RollupCache", "fill_bad_rollups", "write_rollups", "write_threads"]
+__all__ = ["Fresh", "RollupCache", "StoredCounts", "counted_rows", "fill_bad_rollups", "write_rollups", "write_threads"]
 
 Fresh = tuple[Counted, int, int]
 """A turn just inserted, its series, its start in microseconds."""
@@ -29,25 +31,34 @@ _TABLES = {
 }
 
 
-class CountedRow(NamedTuple):
-    """A turn as far as it is counted; the fields name the columns."""
+COUNTED = (
+    "started_us",
+    "series_id",
+    *(count.field for count in COUNTS),
+    *(time.field for time in SUMMARIZED),
+    "aborted",
+    "error",
+)
+"""Columns of a turn as far as it is counted."""
 
-    started_us: int
-    series_id: int
-    prompt_tokens: int | None
-    cached_tokens: int | None
-    prefill_tokens: int | None
-    quantized_tokens: int | None
-    exact_tokens: int | None
-    decode_tokens: int | None
-    queue_seconds: float | None
-    prefill_seconds: float | None
-    ttft_seconds: float | None
-    decode_seconds: float | None
-    itl_mean_seconds: float | None
-    total_seconds: float | None
-    aborted: bool
-    error: str | None
+
+_CountedRow = namedtuple("CountedRow", COUNTED)  # type: ignore[misc] # from a list
+
+
+class StoredCounts(Counted, Protocol):
+    """A turn of the store as far as it is counted."""
+
+    @property
+    def started_us(self) -> int: ...
+    @property
+    def series_id(self) -> int: ...
+
+
+def counted_rows(connection: sqlite3.Connection, where: str, values: Sequence[object] = ()) -> list[StoredCounts]:
+    """The turns that ``where`` (all that follows ``FROM turns WHERE``) leaves."""
+    columns = select_columns(connection, COUNTED)
+    rows = connection.execute(f"SELECT {columns} FROM turns WHERE {where}", values)  # noqa: S608 # built by the caller
+    return [cast("StoredCounts", _CountedRow(*row)) for row in rows]
 
 
 _THREADS = """
@@ -109,8 +120,7 @@ def write_rollups(connection: sqlite3.Connection, fresh: Sequence[FreshTurn], ca
 
 def fill_bad_rollups(connection: sqlite3.Connection) -> None:
     """The roll-ups of failed and aborted turns of a store that had none yet."""
-    query = f"SELECT {', '.join(CountedRow._fields)} FROM turns WHERE aborted = 1 OR error IS NOT NULL"  # noqa: S608 # constants
-    rows = (CountedRow._make(row) for row in connection.execute(query).fetchall())
+    rows = counted_rows(connection, "aborted = 1 OR error IS NOT NULL")
     fresh = [(row, row.series_id, row.started_us) for row in rows]
     cache = RollupCache()
     cache.begin(connection)

@@ -26,16 +26,14 @@ SERIES = ("model", "engine", "policy", "prefill_format", "decode_format", "emula
 
 _SPECIAL = {*SERIES, "started_at", "tool_calls", "tool_seconds_before"}
 _PLAIN = tuple(name for name in TurnRecord.model_fields if name not in _SPECIAL)
+_BESIDE = ("tool_seconds_before", "root_run_id", "node", "trace_id")
 _COLUMNS = (
     "id",
     *_PLAIN,
     "series_id",
     "started_us",
     "tool_calls",
-    "tool_seconds_before",
-    "root_run_id",
-    "node",
-    "trace_id",
+    *_BESIDE,
 )
 INSERT_TURN = f"INSERT INTO turns ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 # field names
 
@@ -104,7 +102,8 @@ class StoredTurn(TurnRecord):
 
 def turn_of(row: dict[str, Any]) -> StoredTurn:
     """From a row of ``turns JOIN series``, by column name."""
-    values = {name: row[name] for name in (*_PLAIN, *SERIES, "tool_seconds_before", "root_run_id", "node", "trace_id")}
+    # A store of another version may lack columns, and have further ones.
+    values = {name: row.get(name) for name in (*_PLAIN, *SERIES, *_BESIDE)}
     values["number"] = row["id"]
     values["started_at"] = from_microseconds(row["started_us"])
     values["tool_calls"] = tuple(json.loads(row["tool_calls"])) if row["tool_calls"] else ()

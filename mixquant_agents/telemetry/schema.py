@@ -5,7 +5,10 @@ A migration that was released is never edited; a change is a new one at the end.
 
 * ``series``: what turns have in common (model, engine, policy, formats, device), so that a turn refers to it by a small
   number.
-* ``turns``: one row per :class:`~mixquant_agents.records.TurnRecord`.
+* ``turns``: one row per :class:`~mixquant_agents.records.TurnRecord`. Its columns for counts and durations derive from
+  :data:`~mixquant_agents.records.COUNTS` and :data:`~mixquant_agents.records.TIMES`: a writer adds those that a store
+  lacks, a reader takes them for unknown, and columns that are not known here are left alone. So a new count or phase
+  needs no migration.
 * ``rollups``: sums and log-binned histograms per minute, hour, six hours and day and series, kept up to date in the
   transaction that inserts the turns; the overview of a million turns reads a few hundred of these rows.
   ``bad_rollups``: the same of failed and aborted turns alone, by ``outcome``: 1 aborted, 2 failed, 3 both.
@@ -17,7 +20,20 @@ A migration that was released is never edited; a change is a new one at the end.
 
 from __future__ import annotations
 
-__all__ = ["APPLICATION_ID", "MIGRATIONS", "OUTCOMES_VERSION", "SCHEMA_VERSION"]
+import sqlite3
+from collections.abc import Iterable
+
+from mixquant_agents.records import COUNTS, TIMES
+
+__all__ = [
+    "APPLICATION_ID",
+    "MIGRATIONS",
+    "OUTCOMES_VERSION",
+    "SCHEMA_VERSION",
+    "add_missing_columns",
+    "columns_of",
+    "select_columns",
+]
 
 APPLICATION_ID = 0x4D515453
 """``MQTS`` in the file's header: a foreign database is refused instead of getting our tables."""
@@ -103,3 +119,23 @@ OUTCOMES_VERSION = 3
 
 MIGRATIONS: tuple[str, ...] = (_TURNS, _PREFIX_AND_CONTENT, _DEVICE_AND_OUTCOMES)
 SCHEMA_VERSION = len(MIGRATIONS)
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Names of the columns that a table has in this store."""
+    return {row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+
+
+def select_columns(connection: sqlite3.Connection, wanted: Iterable[str]) -> str:
+    """Columns of ``turns`` for a SELECT; what this store lacks is NULL."""
+    present = columns_of(connection, "turns")
+    return ", ".join(name if name in present else f"NULL AS {name}" for name in wanted)
+
+
+def add_missing_columns(connection: sqlite3.Connection) -> None:
+    """Give ``turns`` a column for every count and duration of a record. Call it inside a transaction."""
+    present = columns_of(connection, "turns")
+    for kind, fields in (("INTEGER", COUNTS), ("REAL", TIMES)):
+        for item in fields:
+            if item.field not in present:
+                connection.execute(f"ALTER TABLE turns ADD COLUMN {item.field} {kind}")

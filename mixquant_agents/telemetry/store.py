@@ -16,7 +16,7 @@ from typing import Any
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.records import percentile
-from mixquant_agents.telemetry.bins import TIMES
+from mixquant_agents.telemetry.bins import SUMMARIZED
 from mixquant_agents.telemetry.connect import connect_reader, default_store_path, explain
 from mixquant_agents.telemetry.content import unpack_content
 from mixquant_agents.telemetry.events import SpanKind, TurnContent
@@ -25,6 +25,7 @@ from mixquant_agents.telemetry.forking import mind_forks
 from mixquant_agents.telemetry.found import Series, StoredSpan, ThreadSummary
 from mixquant_agents.telemetry.prefix import PrefixFinding, PrefixSide, explain_prefix, unpack_hashes
 from mixquant_agents.telemetry.rows import SERIES, StoredTurn, from_microseconds, turn_of
+from mixquant_agents.telemetry.schema import select_columns
 
 __all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
 
@@ -219,20 +220,22 @@ class TurnStore:
         self, field: str, shares: Sequence[float] = (0.5, 0.95, 0.99), chosen: TurnFilter | None = None
     ) -> dict[float, float | None]:
         """Exact percentiles of a time (``"ttft"``, ``"queue"``, ``"prefill"``, ``"decode"``, ``"itl_mean"``,
-        ``"total"``), seconds. Reads every chosen turn: for large stores prefer
+        ``"total"`` …), seconds. Reads every chosen turn: for large stores prefer
         :func:`~mixquant_agents.telemetry.overview.overview`.
 
         Raises:
             StoreError: no such time.
         """
-        if field not in TIMES:
-            raise StoreError(f"no time is called {field!r}; choose one of {', '.join(TIMES)}")
+        names = [time.name for time in SUMMARIZED]
+        if field not in names:
+            raise StoreError(f"no time is called {field!r}; choose one of {', '.join(names)}")
         chosen = chosen or TurnFilter()
         where, values = chosen.where(self.series_ids(chosen))
-        query = f"SELECT {field}_seconds FROM turns WHERE {where} AND {field}_seconds IS NOT NULL"  # noqa: S608 # constants
         with self.reading() as connection:
-            found = [row[0] for row in connection.execute(query, values)]
-        return {share: percentile(found, share) for share in shares}
+            column = select_columns(connection, (f"{field}_seconds",))
+            rows = connection.execute(f"SELECT {column} FROM turns WHERE {where}", values).fetchall()  # noqa: S608 # constants
+        seconds = [row[0] for row in rows if row[0] is not None]
+        return {share: percentile(seconds, share) for share in shares}
 
     def content(self, turn: StoredTurn) -> TurnContent | None:
         """Messages and answer, if they were recorded."""

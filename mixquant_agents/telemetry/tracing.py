@@ -18,6 +18,7 @@ from typing import Any
 
 from mixquant_agents._version import __version__
 from mixquant_agents.errors import MissingDependencyError
+from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.attributes import agent_attributes, chat_attributes, tool_attributes
 from mixquant_agents.telemetry.events import Event, RunLink, Span, SpanKind, TurnEvent
 from mixquant_agents.telemetry.rows import to_microseconds
@@ -100,7 +101,7 @@ class SpanSink:
             f"chat {turn.model}",
             _context(trace, _span_id(turn.run_id or turn.turn_id), flags),
             parent,
-            OtelKind.CLIENT if turn.engine == "openai" else OtelKind.INTERNAL,
+            _kind_of(turn),
             chat_attributes(event, link.node if link is not None else None),
             start,
             total,
@@ -167,6 +168,12 @@ def otlp_span_sink(endpoint: str = "http://127.0.0.1:4318/v1/traces", *, service
             "OTLP needs its exporter: pip install opentelemetry-exporter-otlp-proto-http"
         ) from missing
     return SpanSink(OTLPSpanExporter(endpoint=endpoint), service=service)
+
+
+def _kind_of(turn: TurnRecord) -> OtelKind:
+    """The conventions' span kind: internal where the model runs in this process, else a client's. An engine of this
+    process reads its own clock, or at least knows its device."""
+    return OtelKind.INTERNAL if turn.timing_source == "engine" or turn.device is not None else OtelKind.CLIENT
 
 
 def _number(text: str, size: int) -> int:

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mixquant_agents.records import RECORD_VERSION, TurnCounts, TurnRecord, TurnTimes, percentile, utc_now
+from mixquant_agents.records import (
+    COUNTS,
+    PHASES,
+    RECORD_VERSION,
+    TIMES,
+    TurnCounts,
+    TurnRecord,
+    TurnTimes,
+    percentile,
+    utc_now,
+)
 
 counts = st.integers(0, 10**6)
 seconds = st.floats(0, 1e4, allow_nan=False)
@@ -88,3 +98,44 @@ def test_percentile_by_hand() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3, 1, 2], 0.5) == 2
     assert math.isclose(percentile([0.0, 1.0], 0.95) or 0, 0.95)
+
+
+def test_phases_are_listed_in_their_order() -> None:
+    assert [phase.name for phase in PHASES] == ["queue", "prefill", "delivery", "decode"]
+    assert [phase.field for phase in PHASES if phase.phase == "first_token"] == [
+        "queue_seconds", "prefill_seconds", "delivery_seconds",
+    ]  # fmt: skip
+
+
+def test_field_lists_cover_every_count_and_duration() -> None:
+    assert [count.field for count in COUNTS] == list(TurnCounts.model_fields)
+    assert [*(time.field for time in TIMES), "timing_source"] == list(TurnTimes.model_fields)
+    assert all(item.label and item.help.endswith(".") for item in (*COUNTS, *TIMES))
+    assert len({item.label for item in (*COUNTS, *TIMES)}) == len(COUNTS) + len(TIMES)
+
+
+@given(cached=counts, quantized=counts, exact=counts, decode=counts)
+def test_count_parts_add_up_to_all_tokens(cached: int, quantized: int, exact: int, decode: int) -> None:
+    turn = TurnCounts(
+        prompt_tokens=cached + quantized + exact, cached_tokens=cached, prefill_tokens=quantized + exact,
+        quantized_tokens=quantized, exact_tokens=exact, decode_tokens=decode,
+    )  # fmt: skip
+    parts = sum(getattr(turn, count.field) for count in COUNTS if count.role == "part")
+    assert parts == turn.prompt_tokens + decode
+
+
+def test_engine_name_is_open_but_not_empty() -> None:
+    record = TurnRecord(turn_id="t", model="m", engine="somebody's", policy="exact", started_at=utc_now())
+    assert record.engine == "somebody's"
+    with pytest.raises(ValidationError, match="engine"):
+        TurnRecord(turn_id="t", model="m", engine="", policy="exact", started_at=utc_now())
+
+
+def test_record_of_an_earlier_version_is_read() -> None:
+    written = {
+        "record_version": 1, "turn_id": "t", "model": "m", "engine": "vllm", "policy": "exact",
+        "started_at": utc_now(), "transfer_seconds": None,
+    }  # fmt: skip
+    assert TurnRecord.model_validate(written).turn_id == "t"
+    with pytest.raises(ValidationError, match="transfer_seconds"):
+        TurnRecord.model_validate({**written, "transfer_seconds": 1.0})

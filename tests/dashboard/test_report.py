@@ -85,7 +85,7 @@ def test_content_only_when_asked_for_and_harmless(store: Path, tmp_path: Path) -
 def test_lone_surrogates_and_endless_times_are_shown(tmp_path: Path) -> None:
     recorder = StoreRecorder(tmp_path / "turns.sqlite", content=True)
     content = TurnContent(messages=[{"role": "user", "content": "odd \udcff text"}], prompt_text="odd \udcff")
-    turn = make_turn(thread_id="odd", itl_p95_seconds=float("inf"), transfer_seconds=float("inf"))
+    turn = make_turn(thread_id="odd", itl_p95_seconds=float("inf"), total_seconds=float("inf"))
     recorder.record(turn, content=content)
     recorder.close()
     assert recorder.dropped == 0

@@ -25,7 +25,7 @@ from mixquant_agents.telemetry.store import TurnStore
 
 def test_every_field_comes_back(path: Path) -> None:
     full = make_turn(
-        1.234567, recomputed_rows=3, preemptions=1, reasoning_tokens=7, transfer_seconds=0.1, aborted=True,
+        1.234567, recomputed_rows=3, preemptions=1, reasoning_tokens=7, aborted=True,
         error="EngineDeadError: gone", tool_calls=("a", "b, \"c\""), emulated=True, turn_index=4, finish_reason="abort",
     )  # fmt: skip
     bare = TurnRecord(turn_id="bare", model="m", engine="openai", policy="exact", started_at=at(2))
