@@ -8,9 +8,12 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import physical_memory
 from mixquant_agents.errors import MixQuantError
+from mixquant_agents.precision.formats import FORMATS, NumberFormat
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo, format_support
 
 __all__ = ["examine"]
 
@@ -60,22 +63,19 @@ def _version(name: str) -> str | None:
 def _device() -> dict[str, Any]:
     import torch
 
-    from mixquant_agents.quant.resolve import DeviceInfo, format_support, resolve
-
     if torch.cuda.is_available():
         device = DeviceInfo("cuda", torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0))
     else:
         device = DeviceInfo("cpu", f"cpu ({_processor()})")
     formats = {}
-    for number_format in NumberFormat:
-        if number_format is not NumberFormat.AUTO:
-            support = format_support(number_format, device)
-            formats[number_format.value] = {"status": support.status, "reason": support.reason}
-    chosen = resolve(PrecisionPolicy.of("mixquant"), device)
+    for number_format in (NumberFormat.EXACT, *FORMATS):
+        support = format_support(number_format, device)
+        formats[number_format.value] = {"status": support.status, "reason": support.reason}
+    automatic = resolve(PrecisionPolicy.of("mixquant"), device)
     return {
         "device": device.name,
         "formats": formats,
-        "auto": {"prefill_format": chosen.prefill_format.value, "reason": chosen.reason},
+        "auto": {"prefill_format": automatic.prefill_format.value, "reason": automatic.reason},
     }
 
 

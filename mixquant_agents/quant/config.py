@@ -16,10 +16,10 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.platforms import current_platform
 
-from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.quant.layers import in_block, is_ignored
-from mixquant_agents.quant.resolve import DeviceInfo
+from mixquant_agents.precision.layer_filter import in_block, is_ignored
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.support import DeviceInfo
 
 __all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
 

@@ -10,9 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
-from mixquant_agents.quant.plan import RowPlan
+from mixquant_agents.precision.plan import RowPlan
 
 __all__ = ["RowCounter", "RowCounts"]
 
@@ -56,25 +54,23 @@ class RowCounter:
 
     def record(self, plan: RowPlan, drafts: dict[str, int] | None = None) -> None:
         """Add one step. ``drafts`` says how many of a request's rows are speculative."""
-        start = 0
-        for rows in plan.requests:
-            entry = self._running.get(rows.request_id)
+        for index, (name, num_prompt_tokens, computed, scheduled) in enumerate(plan.requests):
+            entry = self._running.get(name)
             if entry is None:
-                entry = self._running[rows.request_id] = _Entry(RowCounts())
-            end = rows.computed + rows.scheduled
-            if rows.computed >= rows.prompt_len and rows.computed >= entry.redo_until:  # new answer rows: not counted
-                entry.done = max(entry.done, end - (drafts.get(rows.request_id, 0) if drafts else 0))
-                start += rows.scheduled
+                entry = self._running[name] = _Entry(RowCounts())
+            end = computed + scheduled
+            known_end = end - drafts.get(name, 0) if drafts else end
+            if computed >= num_prompt_tokens and computed >= entry.redo_until:  # new answer rows: not counted
+                entry.done = max(entry.done, known_end)
                 continue
-            prompt_rows = max(0, min(end, rows.prompt_len) - rows.computed)
-            again = max(0, min(prompt_rows, entry.done - rows.computed))
-            quantized = int(np.count_nonzero(plan.mask[start + again : start + prompt_rows]))
+            prompt_end = max(computed, min(end, num_prompt_tokens))
+            fresh = max(computed, min(prompt_end, entry.done))  # prompt rows before it run again
+            quantized = plan.quantized_between(index, fresh, prompt_end)
+            generated_again = min(end, entry.redo_until) - max(computed, num_prompt_tokens)
             entry.counts.quantized += quantized
-            entry.counts.exact += prompt_rows - again - quantized
-            generated_again = min(end, entry.redo_until) - max(rows.computed, rows.prompt_len)
-            entry.counts.recomputed += again + max(0, generated_again)
-            entry.done = max(entry.done, end - (drafts or {}).get(rows.request_id, 0))
-            start += rows.scheduled
+            entry.counts.exact += prompt_end - fresh - quantized
+            entry.counts.recomputed += fresh - computed + max(0, generated_again)
+            entry.done = max(entry.done, known_end)
 
     def preempted(self, request_ids: Iterable[str]) -> None:
         """The scheduler took the KV blocks of these requests away."""
@@ -96,16 +92,16 @@ class RowCounter:
 
     def read(self, request_ids: Iterable[str]) -> dict[str, RowCounts]:
         """Counts by front-end id; ids that are not known are left out. A finished request is dropped by this."""
-        wanted = set(request_ids)
-        found: dict[str, RowCounts] = {}
+        names = set(request_ids)
+        counts: dict[str, RowCounts] = {}
         for store in (self._running, self._finished):
             for worker_id in list(store):
-                name = worker_id if worker_id in wanted else worker_id[:-_SUFFIX]
-                if name in wanted:
-                    found[name] = store[worker_id].counts
+                name = worker_id if worker_id in names else worker_id[:-_SUFFIX]
+                if name in names:
+                    counts[name] = store[worker_id].counts
                     if store[worker_id].finished:
                         del store[worker_id]
-        return found
+        return counts
 
     def __len__(self) -> int:
         return len(self._running) + len(self._finished)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mixquant_agents.errors import EngineStartError
+from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.quant.op import CONTEXT_KEY
-from mixquant_agents.quant.plan import RequestRows
 
 if TYPE_CHECKING:
     from mixquant_agents.quant.runtime import Runtime

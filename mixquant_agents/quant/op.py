@@ -3,7 +3,7 @@
 Opaque, so that ``torch.compile`` neither looks inside nor specializes on the branch; it takes tensors, never layer
 names. Which rows are quantized it learns from the forward context of the running step, under :data:`CONTEXT_KEY`:
 
-- a :class:`~mixquant_agents.quant.plan.RowPlan`: route by it;
+- a :class:`~mixquant_agents.precision.plan.RowPlan`: route by it;
 - :data:`EXACT_STEP`: all rows exact (a pass that is not the model's own forward, such as a draft model's);
 - nothing: a profile or warm-up run, which takes the quantized path, so that memory profiling sees what it needs.
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import linear
 
-from mixquant_agents.quant.plan import RowPlan
+from mixquant_agents.precision.plan import Mode, RowPlan
 from mixquant_agents.quant.twin import Twin, get_twin
 
 __all__ = ["CONTEXT_KEY", "EXACT_STEP", "StepMarker", "routed_linear", "step_plan"]
@@ -60,16 +60,16 @@ def routed_linear(
         # Fewer rows than the step has: not the model's token rows (for example an encoder's), so never routed.
         return linear(x, weight)
     if x.shape[0] == plan.rows:
-        if not plan.quantized.size:
+        if plan.mode is Mode.EXACT:
             return linear(x, weight)
-        if not plan.exact.size:
+        if plan.mode is Mode.QUANTIZED:
             return twin.apply(x, twin_tensors)
     y = x.new_zeros(x.shape[0], weight.shape[0])
-    if plan.exact.size:
-        exact = torch.from_numpy(plan.exact).to(x.device)
+    mask = torch.from_numpy(plan.mask())
+    exact, quantized = torch.nonzero(~mask).flatten().to(x.device), torch.nonzero(mask).flatten().to(x.device)
+    if exact.numel():
         y[exact] = linear(x[exact], weight)
-    if plan.quantized.size:
-        quantized = torch.from_numpy(plan.quantized).to(x.device)
+    if quantized.numel():
         y[quantized] = twin.apply(x[quantized], twin_tensors)
     return y
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.policy import PrecisionPolicy
 
 __all__ = ["install", "mixquant_row_counts", "mixquant_set_policy", "mixquant_status"]
 

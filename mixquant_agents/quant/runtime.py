@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.layer_filter import is_ignored, parts_of
+from mixquant_agents.precision.plan import RequestRows, RowPlan, plan_rows
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.checkpoint import TwinCheckpoint
 from mixquant_agents.quant.counters import RowCounter
-from mixquant_agents.quant.layers import is_ignored, parts_of
 from mixquant_agents.quant.linear import MixQuantLinearMethod
 from mixquant_agents.quant.op import EXACT_STEP, StepMarker
-from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
-from mixquant_agents.quant.resolve import DeviceInfo, resolve
 from mixquant_agents.quant.twin import get_twin, twin_key
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class Runtime:
         """Key of the twin that the layer ``prefix`` uses; ``""`` where it stays exact.
 
         Raises:
-            ConfigError: see :func:`~mixquant_agents.quant.layers.is_ignored`.
+            ConfigError: see :func:`~mixquant_agents.precision.layer_filter.is_ignored`.
         """
         ignored = (policy or self.resolved.policy).ignored_layers
         return "" if is_ignored(prefix, ignored, self._fused) else self.twin if key is None else key

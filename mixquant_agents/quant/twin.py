@@ -17,12 +17,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch.nn.functional import linear
 
-from mixquant_agents.config import NumberFormat
 from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.resolve import ResolvedPolicy
 from mixquant_agents.quant.emulate import fp8_rows, int8_rows, nvfp4_rows, nvfp4_tensor
 from mixquant_agents.quant.formats import nvfp4
 from mixquant_agents.quant.formats.nvfp4 import Nvfp4Tensor
-from mixquant_agents.quant.resolve import ResolvedPolicy
 
 __all__ = [
     "AdoptingTwin",

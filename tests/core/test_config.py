@@ -40,6 +40,10 @@ def test_unknown_preset_names_the_known_ones() -> None:
         ({"reproducible": True, "row_threshold": 64}, "row_threshold 0, not 64"),
         ({"prefill_format": "fp8", "prefill_checkpoint": "x"}, "prefill_format='nvfp4'"),
         ({"weight_only": True}, "named quantized"),
+        (
+            {"prefill_format": "fp8", "decode_format": "fp8", "exact_last_token": True},
+            "exact_last_token=True with decode_format='fp8' is not supported",
+        ),
         ({"row_threshold": -1}, "row_threshold"),
         ({"precision": 4}, "no setting 'precision'"),
     ],
@@ -62,7 +66,7 @@ def test_every_legal_policy_survives_json(
         prefill_format=prefill,
         decode_format=prefill if uniform else NumberFormat.EXACT,
         row_threshold=threshold,  # type: ignore[arg-type]
-        exact_last_token=last,  # type: ignore[arg-type]
+        exact_last_token=False if uniform and last is True else last,  # type: ignore[arg-type]
     )
     again = PrecisionPolicy.model_validate_json(policy.model_dump_json())
     assert again == policy

@@ -7,9 +7,10 @@ import types
 import pytest
 import torch
 
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.gpu import reference, steps
 from mixquant_agents.quant.gpu.held import hold
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("operations")]
 

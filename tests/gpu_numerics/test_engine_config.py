@@ -12,6 +12,8 @@ from vllm.platforms import current_platform
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant import config as quant_config
 from mixquant_agents.quant.config import MixQuantConfig
 from mixquant_agents.quant.gpu import engine_config
@@ -19,7 +21,6 @@ from mixquant_agents.quant.gpu.engine_config import _adjust, _method, _ranges, _
 from mixquant_agents.quant.gpu.memory import GIB, TwinMemory
 from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin
 from mixquant_agents.quant.gpu.twin import RowwiseTwin
-from mixquant_agents.quant.resolve import DeviceInfo, resolve
 
 HOPPER = DeviceInfo("cuda", "NVIDIA H200", (9, 0))
 

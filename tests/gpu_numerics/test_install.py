@@ -12,10 +12,11 @@ from vllm.compilation.piecewise_backend import PiecewiseBackend, RangeEntry
 from vllm.config.utils import Range
 from vllm.forward_context import BatchDescriptor
 
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.gpu import install, steps
 from mixquant_agents.quant.gpu.fuse import FUSE_FROM
 from mixquant_agents.quant.gpu.install import _find_range, _variant
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step
 
 
 def test_keys_differ_by_mode_and_are_the_same_object_each_time() -> None:

@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import linear
 
 from mixquant_agents.errors import EngineStartError
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.gpu import ops, reference, steps
 from mixquant_agents.quant.gpu.held import hold, twin_of
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step
 
 M, K, N = 17, 48, 32
 

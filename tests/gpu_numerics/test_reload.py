@@ -20,6 +20,7 @@ from vllm.model_executor.model_loader.reload import layerwise
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant import twin as twins
 from mixquant_agents.quant.config import MixQuantConfig
 from mixquant_agents.quant.formats import nvfp4
@@ -27,7 +28,6 @@ from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin
 from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED
 from mixquant_agents.quant.gpu.twin import register
-from mixquant_agents.quant.resolve import DeviceInfo
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.twin import get_twin
 

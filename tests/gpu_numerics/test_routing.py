@@ -5,21 +5,20 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
+from mixquant_agents.precision.plan import Mode, RequestRows, RowPlan, plan_rows
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.gemm import Chooser
 from mixquant_agents.quant.gpu.memory import TwinMemory
 from mixquant_agents.quant.gpu.routing import GpuRouting
-from mixquant_agents.quant.gpu.steps import Mode
 from mixquant_agents.quant.gpu.thresholds import Thresholds, crossing
 from mixquant_agents.quant.gpu.twin import register
-from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
-from mixquant_agents.quant.resolve import DeviceInfo, resolve
 from mixquant_agents.quant.runtime import Runtime
 
 HOPPER = DeviceInfo("cuda", "NVIDIA H200", (9, 0))
@@ -39,15 +38,15 @@ def routing(policy: PrecisionPolicy | str = "mixquant-fp8", pure: int = 100, mix
 def plan(found: GpuRouting, *rows: tuple[int, int, int]) -> RowPlan:
     """``rows``: prompt length, computed, scheduled."""
     requests = [RequestRows(f"r{k}", *row) for k, row in enumerate(rows)]
-    return plan_rows(requests, found.runtime.resolved.rule(found.runtime.measured_threshold))
+    return plan_rows(requests, found.runtime.resolved.rule(found.thresholds.pure, found.thresholds.mixed))
 
 
 def mode(found: GpuRouting, *rows: tuple[int, int, int]) -> Mode:
     routed = found.route(plan(found, *rows))
     step = steps.step_of(routed)
     assert step is not None
-    assert (step.mode is Mode.EXACT) == (routed.quantized.size == 0)
-    assert routed.quantized.size + routed.exact.size == routed.rows == routed.mask.size
+    assert (step.mode is Mode.EXACT) == (routed.num_quantized == 0)
+    assert routed.mode is step.mode
     return step.mode
 
 
@@ -145,7 +144,7 @@ def test_an_operation_on_fewer_rows_than_the_step_runs_exact(monkeypatch: pytest
     assert steps.current(900).mode is Mode.QUANTIZED
     assert steps.current(1024).mode is Mode.QUANTIZED  # padded by a graph
     assert steps.current(1).mode is Mode.EXACT
-    monkeypatch.setattr(steps, "step_plan", lambda: RowPlan(1, np.empty(0, int), np.arange(1), np.zeros(1, bool), ()))
+    monkeypatch.setattr(steps, "step_plan", lambda: RowPlan(1, 0, (), ()))
     with pytest.raises(RuntimeError, match="never announced"):
         steps.current(1)
 

@@ -8,11 +8,12 @@ from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearLayerConfig
 from vllm.model_executor.kernels.linear.nvfp4.emulation import EmulationNvFp4LinearKernel
 
 from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.formats import nvfp4
 from mixquant_agents.quant.gpu import ops, steps
 from mixquant_agents.quant.gpu.held import hold
 from mixquant_agents.quant.gpu.nvfp4 import Nvfp4Twin, select_kernel
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step
 from mixquant_agents.quant.gpu.twin import RowwiseTwin
 
 

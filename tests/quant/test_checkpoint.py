@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, FormatRefusedError
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.checkpoint import TwinCheckpoint
 from mixquant_agents.quant.formats import nvfp4
-from mixquant_agents.quant.resolve import DeviceInfo
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.twin import adopting, get_twin
 

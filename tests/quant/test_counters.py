@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mixquant_agents.precision.plan import Reach, RequestRows, RowRule, plan_rows
 from mixquant_agents.quant.counters import RowCounter
-from mixquant_agents.quant.plan import RequestRows, RowRule, plan_rows
 
-RULE = RowRule(prefill=True, last=False, decode=False)
+RULE = RowRule(Reach.BEFORE_LAST)
 
 
 def run(counter: RowCounter, computed: int, scheduled: int, prompt: int, name: str = "r", drafts: int = 0) -> None:

@@ -10,10 +10,10 @@ import pytest
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, EngineStartError, FormatRefusedError
+from mixquant_agents.precision.plan import RequestRows, RowPlan
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant import hooks
 from mixquant_agents.quant.op import CONTEXT_KEY, EXACT_STEP
-from mixquant_agents.quant.plan import RequestRows, RowPlan
-from mixquant_agents.quant.resolve import DeviceInfo
 from mixquant_agents.quant.runtime import Runtime
 
 CPU = DeviceInfo("cpu", "cpu")
@@ -145,7 +145,7 @@ def test_both_runner_generations_plan_in_their_row_order(runner: type, quantized
     state = runtime()
     plan = hooked(runner)(state).execute_model(scheduled({"a": 4, "b": 1}))
     assert isinstance(plan, RowPlan)
-    assert plan.quantized.tolist() == quantized
+    assert np.flatnonzero(plan.mask()).tolist() == quantized
     counts = state.counter.read(["a", "b"])
     assert (counts["a"].quantized, counts["a"].exact) == (3, 1), "counted once, although hooked twice"
     assert (counts["b"].quantized, counts["b"].exact) == (0, 0)

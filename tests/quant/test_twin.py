@@ -7,9 +7,10 @@ import torch
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant import emulate
 from mixquant_agents.quant.formats import fp8, int8, nvfp4
-from mixquant_agents.quant.resolve import DeviceInfo, resolve
 from mixquant_agents.quant.twin import get_twin, twin_key
 
 AWKWARD = (1, 15, 16, 17, 63, 1000)

@@ -19,8 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from mixquant_agents.bench.fidelity.prompts import PROMPTS
-from mixquant_agents.config import POLICY_PRESETS, NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, DamagedWeightsError, ModelNotFoundError
+from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.plan import RequestRows, RowPlan, plan_rows
+from mixquant_agents.precision.policy import POLICY_PRESETS, PrecisionPolicy
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo
 
 __all__ = ["FIDELITY_POLICIES", "FidelityReport", "PolicyFidelity", "measure", "named_policies"]
 
@@ -203,8 +207,6 @@ def _routed(network: Any, policy: PrecisionPolicy) -> Iterator[Callable[[int, in
     import torch
 
     from mixquant_agents.quant.op import routed_linear
-    from mixquant_agents.quant.plan import RequestRows, RowPlan, plan_rows
-    from mixquant_agents.quant.resolve import DeviceInfo, resolve
     from mixquant_agents.quant.twin import get_twin, twin_key
 
     resolved = resolve(policy, DeviceInfo("cpu", "emulation"))  # emulated on any device: fidelity is about rounding
@@ -242,7 +244,7 @@ def _groups(network: Any, policy: PrecisionPolicy) -> list[list[Any]]:
     """Routed layers, those that vLLM runs as one together."""
     import torch
 
-    from mixquant_agents.quant.layers import in_block, is_ignored
+    from mixquant_agents.precision.layer_filter import in_block, is_ignored
 
     fused = {part: whole for whole, parts in _FUSED.items() for part in parts}
     groups: dict[str, list[Any]] = {}

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
-from mixquant_agents.config import NumberFormat, PrecisionPolicy
+from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.engine.hermes import HermesParser
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.protocol import (
@@ -39,12 +39,18 @@ from mixquant_agents.errors import (
     EngineDeadError,
     RequestError,
 )
+from mixquant_agents.precision.plan import RequestRows, plan_rows
+from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.records import TurnCounts
 
 __all__ = ["ScriptedEngine"]
 
 Answer = str | ScriptedTurn | BaseException
 Script = Sequence[Answer] | Callable[[EngineRequest], Answer | Awaitable[Answer]]
+
+_DEVICE = DeviceInfo("cpu", "script")
+"""What policies are resolved for: where nothing is native, every named format is emulated."""
 
 _BREATHE_EVERY = 128
 """Tokens after which the event loop gets a turn where the script has no delays."""
@@ -121,13 +127,14 @@ class ScriptedEngine:
 
     async def capabilities(self) -> Capabilities:
         """What the script pretends to be."""
+        resolved = self._resolved()
         return Capabilities(
             engine="scripted",
             model=self._model,
             policy=self.policy.name,
-            prefill_format=self._format.value,
-            decode_format=self.policy.decode_format.value,
-            emulated=self._format is not NumberFormat.EXACT,
+            prefill_format=resolved.prefill_format.value,
+            decode_format=resolved.decode_format.value,
+            emulated=resolved.emulated,
             device=None,
             max_model_len=self._max_model_len,
             reasoning=True,
@@ -273,24 +280,19 @@ class ScriptedEngine:
         if self._closed:
             raise EngineClosedError("the scripted engine was closed; make a new one")
 
-    @property
-    def _format(self) -> NumberFormat:
-        fmt = self.policy.prefill_format
-        return NumberFormat.EXACT if fmt is NumberFormat.AUTO else fmt
+    def _resolved(self) -> ResolvedPolicy:
+        return resolve(self.policy, _DEVICE)
 
     def _counts(self, prompt: int, cached: int, played: Played) -> TurnCounts:
-        """Rows by the routing rule: a row is prefill iff its position is below ``prompt - 1``; the last prompt token is
-        quantized too unless the policy keeps it exact."""
-        keeps_last = self.policy.exact_last_token
-        exact_last = self._format is NumberFormat.NVFP4 if keeps_last == "auto" else keeps_last
+        """Rows by the engine's own routing rule, the prompt read in one step."""
         prefill = prompt - cached
-        exact = prefill if self._format is NumberFormat.EXACT else int(exact_last)
+        plan = plan_rows([RequestRows("scripted", prompt, cached, prefill)], self._resolved().rule())
         return TurnCounts(
             prompt_tokens=prompt,
             cached_tokens=cached,
             prefill_tokens=prefill,
-            quantized_tokens=prefill - exact,
-            exact_tokens=exact,
+            quantized_tokens=plan.num_quantized,
+            exact_tokens=plan.num_exact,
             decode_tokens=len(played.deltas),
             reasoning_tokens=played.reasoning_tokens,
             recomputed_rows=0,

@@ -56,8 +56,8 @@ def _resolved(config: Any) -> Any | None:
     """The policy of a quantization config as this GPU will run it; ``None`` for other methods and devices."""
     from vllm.platforms import current_platform
 
+    from mixquant_agents.precision.resolve import resolve
     from mixquant_agents.quant.config import MixQuantConfig, device_info
-    from mixquant_agents.quant.resolve import resolve
 
     if not isinstance(config, MixQuantConfig) or not current_platform.is_cuda():
         return None

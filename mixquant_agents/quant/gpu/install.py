@@ -18,13 +18,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from mixquant_agents.precision.plan import Mode, RowPlan
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.fuse import FUSE_FROM, fuse
 from mixquant_agents.quant.gpu.routing import GpuRouting
-from mixquant_agents.quant.gpu.steps import EXACT, Mode, Step
+from mixquant_agents.quant.gpu.steps import EXACT, Step
 from mixquant_agents.quant.gpu.thresholds import Layer
 from mixquant_agents.quant.op import CONTEXT_KEY, EXACT_STEP
-from mixquant_agents.quant.plan import RowPlan
 from mixquant_agents.quant.twin import get_twin
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.gpu import kernels
 from mixquant_agents.quant.gpu.gemm import CANDIDATES, CHOICE, Product
 from mixquant_agents.quant.gpu.ops import gpu_linear
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step, forced
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step, forced
 from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds, crossing
 
 __all__ = ["measure"]

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.gpu import reference
 from mixquant_agents.quant.gpu.gemm import scaled_product
 from mixquant_agents.quant.gpu.held import Held, twin_of
-from mixquant_agents.quant.gpu.steps import Mode, Step, current
+from mixquant_agents.quant.gpu.steps import Step, current
 
 __all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_linear"]
 

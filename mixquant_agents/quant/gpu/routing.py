@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.plan import Mode, RowPlan
+from mixquant_agents.precision.resolve import ResolvedPolicy
 from mixquant_agents.quant.gpu import steps
 from mixquant_agents.quant.gpu.memory import TwinMemory
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Mode, Step
+from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step
 from mixquant_agents.quant.gpu.thresholds import Layer, Thresholds
-from mixquant_agents.quant.plan import RowPlan
-from mixquant_agents.quant.resolve import ResolvedPolicy
 from mixquant_agents.quant.twin import get_twin
 
 if TYPE_CHECKING:
@@ -152,30 +152,29 @@ class GpuRouting:
     def route(self, plan: RowPlan) -> RowPlan:
         """The plan as it will run: the same, or all exact where mixing precisions would cost more than it saves."""
         step = self._step(plan)
-        if step.mode is Mode.EXACT and plan.quantized.size:
-            plan = _all_exact(plan)
+        if step.mode is Mode.EXACT and plan.num_quantized:
+            plan = plan.all_exact()
         steps.announce(plan, step)
         return plan
 
     def _step(self, plan: RowPlan) -> Step:
-        if not plan.quantized.size:
+        if plan.mode is Mode.EXACT or self._replayed_whole(plan):
             return EXACT
-        if not plan.exact.size:
-            return EXACT if self._replayed_whole(plan) else QUANTIZED
-        if plan.rows <= self.thresholds.mixed or self._replayed_whole(plan):
-            return EXACT
+        if plan.mode is Mode.QUANTIZED:
+            return QUANTIZED
         auto = self.runtime.resolved.row_threshold is None
-        if auto and plan.exact.size > self.slot_rows and plan.exact.size > LARGEST_SHARE * plan.rows:
+        if auto and plan.num_exact > self.slot_rows and plan.num_exact > LARGEST_SHARE * plan.rows:
             return EXACT
-        if plan.exact.size <= self.slot_rows and self.index is not None:
+        exact = np.flatnonzero(~plan.mask())
+        if plan.num_exact <= self.slot_rows and self.index is not None:
             padded = np.full(self.slot_rows, -1, dtype=np.int32)
-            padded[: plan.exact.size] = plan.exact
+            padded[: plan.num_exact] = exact
             self.index.copy_(_staged(padded, self.index.device), non_blocking=True)
             return Step(Mode.MIXED, self.index, plan.rows)
         if self.index is None:
             raise RuntimeError("a step was planned before the model was prepared")
         device = self.index.device
-        index = _staged(plan.exact.astype(np.int32), device).to(device, non_blocking=True)
+        index = _staged(exact.astype(np.int32), device).to(device, non_blocking=True)
         return Step(Mode.MIXED, index, plan.rows)
 
     def _replayed_whole(self, plan: RowPlan) -> bool:
@@ -186,12 +185,11 @@ class GpuRouting:
         """
         if self.uniform or not self.graphs or self.runtime.resolved.policy.reproducible:
             return False
-        return all(request.scheduled <= self.decode_rows for request in plan.requests)
+        return all(request.num_scheduled_tokens <= self.decode_rows for request in plan.requests)
 
 
 def _uniform(resolved: ResolvedPolicy) -> bool:
-    rule = resolved.rule()
-    return rule.prefill and rule.last and rule.decode
+    return resolved.rule().always
 
 
 def _check_threshold(resolved: ResolvedPolicy) -> None:
@@ -206,15 +204,6 @@ def _staged(indices: npt.NDArray[np.int32], device: torch.device) -> torch.Tenso
     """On the host, in memory the device can fetch from while the host goes on."""
     host = torch.from_numpy(indices)
     return host.pin_memory() if device.type == "cuda" else host
-
-
-def _all_exact(plan: RowPlan) -> RowPlan:
-    return dataclasses.replace(
-        plan,
-        quantized=np.empty(0, dtype=np.int64),
-        exact=np.arange(plan.rows, dtype=np.int64),
-        mask=np.zeros(plan.rows, dtype=np.bool_),
-    )
 
 
 def _agreed(mine: Thresholds) -> Thresholds:

@@ -15,24 +15,15 @@ answers; else the plan in vLLM's forward context does.
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from mixquant_agents.precision.plan import Mode, RowPlan
 from mixquant_agents.quant.op import StepMarker, step_plan
-from mixquant_agents.quant.plan import RowPlan
 
 __all__ = ["EXACT", "QUANTIZED", "Mode", "Step", "announce", "current", "forced", "warmup_threshold"]
-
-
-class Mode(enum.Enum):
-    """What the rows of a step have in common."""
-
-    EXACT = "exact"
-    QUANTIZED = "quantized"
-    MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which Linear layers are routed, by name. Pure."""
+"""Which Linear layers are routed, by name."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ import pytest
 
 from mixquant_agents.config import POLICY_PRESETS, NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.quant.resolve import DeviceInfo, format_support, resolve
+from mixquant_agents.precision.plan import Reach
+from mixquant_agents.precision.resolve import LayerFormat, resolve
+from mixquant_agents.precision.support import DeviceInfo, format_support
 
 CPU = DeviceInfo("cpu", "cpu")
 A100 = DeviceInfo("cuda", "NVIDIA A100", (8, 0))
@@ -46,7 +48,7 @@ def test_auto_takes_what_runs_natively(device: DeviceInfo, expected: str) -> Non
     assert (resolved.reason is None) == (expected != "exact")
 
 
-def test_a_named_format_without_hardware_is_emulated_and_says_why() -> None:
+def test_named_format_without_hardware_is_emulated_and_says_why() -> None:
     resolved = resolve(PrecisionPolicy.of("mixquant-nvfp4"), H100)
     assert resolved.emulated
     assert "Blackwell" in (resolved.reason or "")
@@ -93,17 +95,32 @@ def test_thresholds() -> None:
 
 
 def test_rules_of_the_presets() -> None:
-    def rule(name: str) -> tuple[bool, bool, bool]:
-        found = resolve(POLICY_PRESETS[name], CPU).rule()
-        return found.prefill, found.last, found.decode
+    reach = {name: resolve(policy, CPU).rule().reach for name, policy in POLICY_PRESETS.items()}
+    assert reach == {
+        "exact": Reach.NOTHING,
+        "mixquant": Reach.NOTHING,
+        "mixquant-nvfp4": Reach.BEFORE_LAST,
+        "mixquant-fp8": Reach.PROMPT,
+        "mixquant-int8": Reach.PROMPT,
+        "uniform-nvfp4": Reach.EVERYTHING,
+        "uniform-fp8": Reach.EVERYTHING,
+        "uniform-int8": Reach.EVERYTHING,
+    }
 
-    assert rule("exact") == (False, False, False)
-    assert rule("mixquant") == (False, False, False)
-    assert rule("mixquant-nvfp4") == (True, False, False)
-    assert rule("mixquant-fp8") == (True, True, False)
-    assert rule("uniform-int8") == (True, True, True)
+
+def test_layer_formats_by_name() -> None:
+    policy = PrecisionPolicy(prefill_format="nvfp4", weight_only=True, ignored_layers=("down_proj",))
+    resolved = resolve(policy, B200)
+    assert resolved.layer_format("model.layers.0.mlp.down_proj", {}) is None
+    layer = resolved.layer_format("model.layers.0.mlp.gate_up_proj", {})
+    assert layer == LayerFormat(NumberFormat.NVFP4, emulated=True, weight_only=True)
+    assert layer.name == "nvfp4-emulated-weight-only"
+    native = resolve(PrecisionPolicy.of("mixquant-fp8"), H100).default_format
+    assert native is not None
+    assert native.name == "fp8-native"
+    assert resolve(PrecisionPolicy.of("exact"), H100).layer_format("model.layers.0.mlp.up_proj", {}) is None
 
 
-def test_an_unknown_device_is_refused_with_a_remedy() -> None:
+def test_unknown_device_is_refused_with_a_remedy() -> None:
     with pytest.raises(FormatRefusedError, match=r"TPU v5e.*policy 'exact'"):
         resolve(PrecisionPolicy.of("mixquant-fp8"), TPU)
