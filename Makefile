@@ -7,7 +7,7 @@ RUN := .venv/bin
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
 
-.PHONY: demo test unit unit-plugin unit-rest test-full test-gpu test-contract lint check clean
+.PHONY: demo test unit unit-plugin unit-rest test-full test-gpu test-training test-contract lint check clean
 
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
@@ -32,6 +32,10 @@ test-full: $(READY)
 # Needs a CUDA GPU, PyTorch, Triton and pytest: python -m pytest -m gpu tests/gpu
 test-gpu: $(READY)
 	$(RUN)/python -m pytest -m gpu tests/gpu $(ARGS)
+
+# The project that made the embedded model's adapter; its tests also see that the shipped held-out tasks are its own.
+test-training: $(READY)
+	cd training && ../$(RUN)/python -m pytest -q -p no:langsmith_plugin $(ARGS)
 
 lint: $(READY)
 	$(RUN)/ruff check .

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,12 @@ import pytest
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.errors import ConfigError, MissingDependencyError, MixQuantError, TurnTimeoutError
+from mixquant_agents.errors import ConfigError, MixQuantError, TurnTimeoutError
 from mixquant_workflows.runner.registry import suite
 from mixquant_workflows.runner.replay import replay
 from mixquant_workflows.runner.results import ResultFile, summarise
 from mixquant_workflows.runner.run import choose, run_suites
-from mixquant_workflows.suites import packages
+from mixquant_workflows.suites import heldout, packages
 from mixquant_workflows.suites.base import Case, Suite, Verdict
 from mixquant_workflows.suites.bfcl.ast import BfclAst
 from mixquant_workflows.suites.bfcl.memory import BfclMemory
@@ -25,7 +27,6 @@ from mixquant_workflows.suites.bfcl.turns import BfclTurns, call_text
 from mixquant_workflows.suites.bundled.suite import BundledTools, holds
 from mixquant_workflows.suites.heldout import HeldOut
 from mixquant_workflows.suites.tau2.suite import Tau2
-from training.generate.encode import prompt_text
 
 
 def model_of(*answers: Any) -> MixQuantChatModel:
@@ -57,21 +58,48 @@ async def test_ground_truth_passes(chosen: Suite) -> None:
 
 
 @pytest.mark.parametrize("name", ["synthetic_single", "second_turn", "retry_after_error", "chat_with_tools", "chat"])
-async def test_a_held_out_task_is_asked_as_the_model_was_trained(name: str) -> None:
+async def test_held_out_task_reaches_the_engine_whole(name: str) -> None:
     for case in HeldOut(name).cases()[:12]:
-        engine = ScriptedEngine(["Sure."])
-        verdict = await HeldOut(name).run(case, MixQuantChatModel(engine=engine))
+        task, engine = case.data["task"], ScriptedEngine(["Sure."])
+        result = await HeldOut(name).run(case, MixQuantChatModel(engine=engine))
         (request,) = engine.requests
-        assert prompt_text(request.messages, request.tools) == case.data["task"].prompt
-        assert verdict.score == (name.startswith("chat"))
+        assert [message["role"] for message in request.messages] == [message["role"] for message in task.messages]
+        assert [message.get("content") for message in request.messages] == [m["content"] for m in task.messages]
+        assert [tool.get("function", tool) for tool in request.tools] == task.tools
+        assert result.score == (name.startswith("chat"))
 
 
-async def test_held_out_suites_away_from_the_repository_say_where_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(MissingDependencyError, match="clone it and run this command from its root"):
-        HeldOut("chat").cases()
+def test_held_out_data_is_what_scores_are_quoted_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    counts = collections.Counter(task.suite for task in heldout.load_tasks())
+    assert counts == {name: 50 if name.startswith("chat") else 300 for name in heldout.SUITES}
+    other = tmp_path / "heldout.jsonl.gz"
+    monkeypatch.setattr(heldout, "DATA", other)
+    with pytest.raises(MixQuantError, match="cannot be read"):
+        heldout.load_tasks.__wrapped__()
+    other.write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(MixQuantError, match="scores would not compare"):
+        heldout.load_tasks.__wrapped__()
+    with pytest.raises(ConfigError, match="choose one of synthetic_single"):
+        HeldOut("synthetic")
+
+
+def test_refusal_is_read_from_the_first_sentence() -> None:
+    assert heldout.refuses("I'm sorry, I don't have a function that can do that.")
+    assert heldout.refuses("")
+    assert not heldout.refuses("Paris is the capital. I can't say more.")
+
+
+@pytest.mark.parametrize("name", heldout.SUITES)
+def test_held_out_verdict_forgives_nothing(name: str) -> None:
+    for case in HeldOut(name).cases()[:20]:
+        task = case.data["task"]
+        assert heldout.verdict(task, "Which one?", task.wanted, True, called=bool(task.wanted)) == (True, "")
+        other = [{"name": "no_such", "arguments": {}}]
+        assert not heldout.verdict(task, "", other, True, called=True)[0]
+        if task.wanted:
+            assert heldout.verdict(task, "", task.wanted, False, called=True) == (False, "invalid JSON")
+            assert heldout.verdict(task, "All right.", [], True, called=False) == (False, "no call")
+            assert heldout.verdict(task, "", task.wanted * 2, True, called=True) == (False, "wrong count")
 
 
 async def test_documented_misses_are_reported_apart() -> None:
@@ -206,6 +234,7 @@ class Toy:
     """Scores what the model says."""
 
     name = "toy"
+    one_answer = False
     documented_misses: dict[str, str] = {}  # noqa: RUF012 - a protocol's attribute
     ran: list[str]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows.suites.base import Suite
+from mixquant_workflows.suites.heldout import SUITES as HELD_OUT_SUITES
 
 __all__ = ["AGENT_SUITES", "BASE_MODEL", "REPLAY_SUITES", "model_folder", "suite"]
 
@@ -46,20 +47,7 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tau2_airline_model_user": ("tau2.suite:Tau2", ("airline", "model")),
     "tau2_retail_model_user": ("tau2.suite:Tau2", ("retail", "model")),
     "tau2_telecom_small_model_user": ("tau2.suite:Tau2", ("telecom_small", "model")),
-    **{
-        name: ("heldout:HeldOut", (name,))
-        for name in (
-            "synthetic_single",
-            "synthetic_multiple",
-            "synthetic_parallel",
-            "synthetic_no_fit",
-            "synthetic_ask",
-            "second_turn",
-            "retry_after_error",
-            "chat",
-            "chat_with_tools",
-        )
-    },
+    **{name: ("heldout:HeldOut", (name,)) for name in HELD_OUT_SUITES},
 }
 AGENT_SUITES = tuple(name for name in _SUITES if name not in ("bfcl_ast",))
 REPLAY_SUITES = tuple(name for name in _SUITES)

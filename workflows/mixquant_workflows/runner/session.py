@@ -79,7 +79,7 @@ class AgentsPlan:
             if count and not (count.isdigit() and int(count)):
                 raise ConfigError(f"{text!r}: after the colon comes a number of cases, as in {name}:100")
             one = suite(name)
-            if self.calls == "required" and not getattr(one, "one_answer", False):
+            if self.calls == "required" and not one.one_answer:
                 raise ConfigError(f"suite {name!r} needs answers in words, too; take --calls strict")
             found.append((one, int(count) if count else self.n))
         return found

@@ -44,6 +44,7 @@ class AaLcr:
         judge: the model that judges, a large one by rights; by default the one under test.
     """
 
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def __init__(self, name: str, search: bool, judge: BaseChatModel | None = None) -> None:

@@ -36,6 +36,7 @@ class BankingKnowledge:
     """The cases, each with the customer's own instructions as the question. Measure ``all_found``: every document."""
 
     name = "banking_knowledge"
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def cases(self) -> list[Case]:

@@ -47,6 +47,8 @@ class Suite(Protocol):
     """A benchmark. Cases are independent of each other and may run at the same time."""
 
     name: str
+    one_answer: bool
+    """A case is one answer of the model, so its calls can be required by grammar."""
     documented_misses: Mapping[str, str]
     """Case id → why its own ground truth does not pass its own checker (an error upstream)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["AA_LCR", "BANKING", "BFCL", "LONG_CONTEXT", "MATHEMATICS", "TAU2"]
+__all__ = ["AA_LCR", "BANKING", "BFCL", "HELD_OUT", "LONG_CONTEXT", "MATHEMATICS", "TAU2"]
 
 BFCL: dict[str, dict[str, str]] = {
     "simple_python": {
@@ -124,3 +124,6 @@ BANKING: dict[str, str] = {
     "tau2/data/domains/banking_knowledge/documents.json.gz": "1f973db8dc22db49",
     "tau2/data/domains/banking_knowledge/tasks.json": "3c6e2123a7290c4a",
 }
+
+HELD_OUT = "abe505840baa6969"
+"""Of ``data/heldout.jsonl.gz``, decompressed."""

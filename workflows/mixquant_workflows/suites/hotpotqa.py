@@ -39,6 +39,7 @@ class HotpotQa:
     """
 
     name = "hotpotqa"
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def cases(self) -> list[Case]:

@@ -27,6 +27,7 @@ class Mathematics:
     Answers are extracted by the benchmark's own code and compared by ``math-verify``, as it does.
     """
 
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def __init__(self, name: str, source: str) -> None:

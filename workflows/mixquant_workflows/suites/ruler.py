@@ -73,6 +73,7 @@ class Ruler:
         samples: prompts per task and length.
     """
 
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def __init__(self, name: str, lengths: Sequence[int], tokenizer: Path | None = None, samples: int = 4) -> None:

@@ -33,6 +33,7 @@ class BfclMemory:
         backend: ``"kv"`` (keys and values, found by BM25; needs ``rank-bm25``) or ``"rec_sum"`` (one running summary).
     """
 
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def __init__(self, backend: str) -> None:

@@ -35,6 +35,7 @@ _run_numbers = itertools.count()
 class BfclTurns:
     """BFCL's multi-turn categories on :func:`tool_agent`; state and answers go to the official checker."""
 
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def __init__(self, name: str, categories: Sequence[str] = TURN_CATEGORIES) -> None:

@@ -36,6 +36,7 @@ class BundledTools:
     """Each task has a fresh world of its own; user messages run one after another on :func:`tool_agent`."""
 
     name = "bundled"
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def cases(self) -> list[Case]:

@@ -37,6 +37,7 @@ class Tau2:
         user: ``"scripted"``, or ``"model"``: the model under test plays the user, too.
     """
 
+    one_answer = False
     documented_misses: Mapping[str, str] = {}
 
     def __init__(self, tasks: str, user: Literal["scripted", "model"] = "scripted") -> None:
