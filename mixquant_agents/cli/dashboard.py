@@ -29,7 +29,7 @@ def command(
     """Show the turns of a store as a live web page, until interrupted. Reads the store; works without a network."""
     from mixquant_agents.cli.output import print_json, progress_console
     from mixquant_agents.dashboard.server import serve
-    from mixquant_agents.telemetry.connect import connect_writer, default_store_path
+    from mixquant_agents.telemetry.store.connection import connect_writer, default_store_path
 
     path = store if store is not None else default_store_path()
     if migrate and path.exists():

@@ -16,10 +16,10 @@ from nicegui import run, ui
 from starlette.requests import Request
 
 from mixquant_agents.dashboard import views
-from mixquant_agents.dashboard.comparing import compare_page
-from mixquant_agents.dashboard.source import Source
+from mixquant_agents.dashboard.compare import compare_page
+from mixquant_agents.dashboard.store_source import Source
 from mixquant_agents.errors import RequestError, StoreError
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 __all__ = ["Watcher", "declare_pages"]
 

@@ -6,11 +6,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixquant_agents.dashboard import written
+from mixquant_agents.dashboard import formatting
 from mixquant_agents.dashboard.timeline import Waterfall
 from mixquant_agents.errors import MissingDependencyError
-from mixquant_agents.telemetry.bins import SUMMARIZED
-from mixquant_agents.telemetry.overview import Comparison
+from mixquant_agents.telemetry.analysis.overview import Comparison
+from mixquant_agents.telemetry.store.aggregate import SUMMARIZED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,13 +55,13 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
                 color=colour,
                 label=name,
             )
-    labels = [f"{row.label}  {written.duration(row.seconds)}" for row in fall.rows]
+    labels = [f"{row.label}  {formatting.duration(row.seconds)}" for row in fall.rows]
     axes.set_yticks(range(len(fall.rows)), labels, fontsize=8, parse_math=False)
     axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xticks([])
-    axes.set_xlabel(f"{written.duration(fall.seconds)} in all" + (", idle times folded" if fall.folded else ""))
+    axes.set_xlabel(f"{formatting.duration(fall.seconds)} in all" + (", idle times folded" if fall.folded else ""))
     _finish(axes, title)
     axes.legend(loc="lower left", fontsize=8, frameon=False, ncols=len(shown) or 1)
     return _save(figure, stem)
@@ -85,7 +85,7 @@ def plot_comparison(seen: Comparison, names: tuple[str, str], stem: Path) -> lis
         axes.bar(places, [a for _, a, _ in bars], width=0.96, color=SIDES[0], alpha=0.55, label=names[0])
         axes.step(places, [b for *_, b in bars], where="mid", color=SIDES[1], label=names[1])
         ends = (0, len(bars) // 2, len(bars) - 1)
-        axes.set_xticks(ends, [written.duration(bars[n][0]) for n in ends], fontsize=8)
+        axes.set_xticks(ends, [formatting.duration(bars[n][0]) for n in ends], fontsize=8)
     for text in grid.flat[0].legend(fontsize=8, frameon=False).get_texts():
         text.set_parse_math(False)
     return _save(figure, stem)

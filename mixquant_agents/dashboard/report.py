@@ -8,16 +8,16 @@ from pathlib import Path
 from markupsafe import Markup
 
 from mixquant_agents._version import __version__
-from mixquant_agents.dashboard.comparing import comparison_charts, comparison_rows
-from mixquant_agents.dashboard.detail import turn_detail
-from mixquant_agents.dashboard.rendering import render
+from mixquant_agents.dashboard.compare import comparison_charts, comparison_rows
+from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
+from mixquant_agents.dashboard.turn_page import turn_detail
 from mixquant_agents.errors import RequestError
 from mixquant_agents.records import utc_now
-from mixquant_agents.telemetry.filters import TurnFilter
-from mixquant_agents.telemetry.overview import Comparison, compare
-from mixquant_agents.telemetry.rows import StoredTurn
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.analysis.overview import Comparison, compare
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import TurnStore
+from mixquant_agents.telemetry.store.rows import StoredTurn
 
 __all__ = ["comparison_report", "side_name", "thread_report"]
 

@@ -12,8 +12,8 @@ from mixquant_agents.dashboard.plots import plot_comparison, plot_thread
 from mixquant_agents.dashboard.report import comparison_report, side_name, thread_report
 from mixquant_agents.dashboard.timeline import waterfall
 from mixquant_agents.errors import RequestError
-from mixquant_agents.telemetry.filters import TurnFilter
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 __all__ = ["write_report"]
 

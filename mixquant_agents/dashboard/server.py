@@ -11,10 +11,10 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from mixquant_agents.dashboard.guard import Guard, check_address
-from mixquant_agents.dashboard.source import Source
+from mixquant_agents.dashboard.auth import Guard, check_address
+from mixquant_agents.dashboard.store_source import Source
 from mixquant_agents.errors import ConfigError, MissingDependencyError
-from mixquant_agents.telemetry.connect import default_store_path
+from mixquant_agents.telemetry.store.connection import default_store_path
 
 __all__ = ["serve"]
 

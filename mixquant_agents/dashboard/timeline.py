@@ -10,9 +10,9 @@ from typing import Literal
 
 from mixquant_agents.records import PHASES
 from mixquant_agents.telemetry.events import SpanKind
-from mixquant_agents.telemetry.linking import union_seconds
-from mixquant_agents.telemetry.rows import StoredTurn
-from mixquant_agents.telemetry.store import StoredSpan
+from mixquant_agents.telemetry.store.linker import union_seconds
+from mixquant_agents.telemetry.store.reader import StoredSpan
+from mixquant_agents.telemetry.store.rows import StoredTurn
 
 __all__ = ["PARTS", "Bar", "Row", "Waterfall", "waterfall"]
 

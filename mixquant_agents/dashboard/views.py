@@ -9,15 +9,15 @@ from collections.abc import Mapping
 
 from markupsafe import Markup
 
-from mixquant_agents.dashboard import charts, written
-from mixquant_agents.dashboard.asking import DEFAULT_WINDOW, WINDOWS, link, names_in, page_filter
-from mixquant_agents.dashboard.detail import turn_detail
-from mixquant_agents.dashboard.rendering import render
+from mixquant_agents.dashboard import charts, formatting
+from mixquant_agents.dashboard.query import DEFAULT_WINDOW, WINDOWS, link, names_in, page_filter
+from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
-from mixquant_agents.telemetry.bins import MINUTE
-from mixquant_agents.telemetry.overview import Overview, overview
-from mixquant_agents.telemetry.rows import StoredTurn
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.dashboard.turn_page import turn_detail
+from mixquant_agents.telemetry.analysis.overview import Overview, overview
+from mixquant_agents.telemetry.store.aggregate import MINUTE
+from mixquant_agents.telemetry.store.reader import TurnStore
+from mixquant_agents.telemetry.store.rows import StoredTurn
 
 __all__ = [
     "filters_bar", "header", "overview_charts", "overview_page", "thread_link", "thread_page", "threads_page",
@@ -76,7 +76,7 @@ def overview_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
 
 def overview_charts(seen: Overview) -> list[Markup]:
     points = seen.points
-    shown = written.clock if seen.interval_seconds == MINUTE else lambda at: written.moment(at)[:16]
+    shown = formatting.clock if seen.interval_seconds == MINUTE else lambda at: formatting.moment(at)[:16]
     labels = [shown(point.at) for point in points]
     unit = {60: "minute", 3_600: "hour", 21_600: "six hours"}.get(seen.interval_seconds, "day")
     return [
@@ -87,7 +87,7 @@ def overview_charts(seen: Overview) -> list[Markup]:
                 ("all", "one", [point.turns for point in points]),
                 ("failed or aborted", "wrong", [point.bad or None for point in points]),
             ],
-            written.count,
+            formatting.count,
             bars=True,
         ),
         charts.line_chart(
@@ -97,19 +97,19 @@ def overview_charts(seen: Overview) -> list[Markup]:
                 ("p50", "one", [point.ttft_p50 for point in points]),
                 ("p95", "two", [point.ttft_p95 for point in points]),
             ],
-            written.duration,
+            formatting.duration,
         ),
         charts.line_chart(
             "Prefill tokens/s",
             labels,
             [("", "one", [point.prefill_tokens_per_second for point in points])],
-            written.rate,
+            formatting.rate,
         ),
         charts.line_chart(
             "Prefix-cache hits",
             labels,
             [("", "three", [point.cache_hit_share for point in points])],
-            written.share,
+            formatting.share,
             top=1.0,
         ),
     ]
@@ -162,4 +162,4 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
 def trouble_page(path: str, message: str | None, *, wrong: bool = False) -> Markup:
     """Waiting for a store that does not exist yet (``message`` is ``None``), or why it cannot be read, or (``wrong``)
     what is wrong with the address."""
-    return render("trouble", path=path, message=message, waiting=message is None, wrong=wrong)
+    return render("error", path=path, message=message, waiting=message is None, wrong=wrong)

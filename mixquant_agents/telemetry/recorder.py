@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from mixquant_agents.errors import StoreError
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnContent, TurnEvent
-from mixquant_agents.telemetry.forking import FORK_SECONDS, mind_forks
+from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, mind_forks
 from mixquant_agents.telemetry.protocols import NullRecorder, Recorder, Sink
 
 __all__ = ["NullRecorder", "QueueRecorder", "Recorder", "Sink"]

@@ -11,11 +11,11 @@ from dashboard_help import make_turn
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.plots import _save, plot_comparison
 from mixquant_agents.dashboard.reporting import write_report
-from mixquant_agents.dashboard.source import Source
+from mixquant_agents.dashboard.store_source import Source
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
-from mixquant_agents.telemetry.filters import TurnFilter
-from mixquant_agents.telemetry.overview import compare
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.analysis.overview import compare
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 
 @pytest.mark.slow

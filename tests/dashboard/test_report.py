@@ -10,13 +10,13 @@ import pytest
 from dashboard_help import make_turn
 
 from mixquant_agents.bench.overhead.store import fill
-from mixquant_agents.dashboard import views, written
+from mixquant_agents.dashboard import formatting, views
 from mixquant_agents.dashboard.charts import line_chart, nice_ceiling
 from mixquant_agents.dashboard.reporting import write_report
 from mixquant_agents.dashboard.timeline import waterfall
 from mixquant_agents.errors import RequestError
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 pytestmark = pytest.mark.slow
 
@@ -131,29 +131,29 @@ def test_wrong_options_leave_no_file(store: Path, tmp_path: Path, options: dict[
      (12.34, "12.3 s"), (99.96, "1 min 40 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (200_000, "2 d 7 h")],
 )  # fmt: skip
 def test_durations(value: float | None, text: str) -> None:
-    assert written.duration(value).replace("\u202f", " ") == text
+    assert formatting.duration(value).replace("\u202f", " ") == text
 
 
 def test_shares_never_round_to_certainty() -> None:
-    shown = [written.share(value).replace("\u202f", " ") for value in (None, 0, 0.00001, 0.5, 0.99999, 1)]
+    shown = [formatting.share(value).replace("\u202f", " ") for value in (None, 0, 0.00001, 0.5, 0.99999, 1)]
     assert shown == ["–", "0 %", "0.1 %", "50.0 %", "99.9 %", "100 %"]
 
 
 def test_counts_and_rates() -> None:
-    shown = [written.count(value).replace("\u202f", " ") for value in (None, 0, 9999, 10_000, 1.234e6, 5e9)]
+    shown = [formatting.count(value).replace("\u202f", " ") for value in (None, 0, 9999, 10_000, 1.234e6, 5e9)]
     assert shown == ["–", "0", "9 999", "10.0 k", "1.23 M", "5.00 G"]
-    assert written.rate(0.123) == "0.12"
+    assert formatting.rate(0.123) == "0.12"
     assert nice_ceiling(0.0331) == 0.05
 
 
 def test_a_chart_escapes_and_breaks_at_the_unknown() -> None:
-    chart = line_chart("<b>", ["<i>", "2", "3", "4"], [("<u>", "one", [1.0, None, 2.0, 3.0])], written.count)
+    chart = line_chart("<b>", ["<i>", "2", "3", "4"], [("<u>", "one", [1.0, None, 2.0, 3.0])], formatting.count)
     assert "<b>&lt;b&gt;</b>" in chart
     assert "<i>" not in chart
     assert "<u>" not in chart
     assert chart.count("<polyline") == 1
     assert chart.count("dot") == 1
-    assert "nothing measured" in line_chart("x", [], [("", "one", [])], written.count)
+    assert "nothing measured" in line_chart("x", [], [("", "one", [])], formatting.count)
 
 
 def test_the_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:

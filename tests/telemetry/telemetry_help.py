@@ -9,7 +9,7 @@ from typing import Any
 
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry import StoreRecorder
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 _numbers = itertools.count()
 EPOCH = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)

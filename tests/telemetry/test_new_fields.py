@@ -20,11 +20,11 @@ from telemetry_help import make_turn, stored
 import mixquant_agents
 from mixquant_agents.dashboard.views import overview_page, thread_page
 from mixquant_agents.telemetry import QueueRecorder, StoreRecorder
-from mixquant_agents.telemetry.filters import TurnFilter
-from mixquant_agents.telemetry.metrics import PrometheusSink
-from mixquant_agents.telemetry.overview import overview
-from mixquant_agents.telemetry.store import TurnStore
-from mixquant_agents.telemetry.tracing import SpanSink
+from mixquant_agents.telemetry.analysis.overview import overview
+from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.prometheus import PrometheusSink
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 PACKAGE = Path(mixquant_agents.__file__).parent
 
@@ -43,12 +43,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from mixquant_agents import records
 from mixquant_agents.telemetry import StoreRecorder
-from mixquant_agents.dashboard.comparing import compare_page
+from mixquant_agents.dashboard.compare import compare_page
 from mixquant_agents.dashboard.views import thread_page
-from mixquant_agents.telemetry.metrics import PrometheusSink
-from mixquant_agents.telemetry.overview import overview
-from mixquant_agents.telemetry.store import TurnStore
-from mixquant_agents.telemetry.tracing import SpanSink
+from mixquant_agents.telemetry.export.prometheus import PrometheusSink
+from mixquant_agents.telemetry.analysis.overview import overview
+from mixquant_agents.telemetry.store.reader import TurnStore
+from mixquant_agents.telemetry.export.otel_spans import SpanSink
 
 assert Path(records.__file__).is_relative_to(sys.argv[2]), records.__file__
 path = Path(sys.argv[1])

@@ -21,8 +21,8 @@ from mixquant_agents.engine.protocol import Engine
 from mixquant_agents.engine.scripted import ScriptedEngine
 from mixquant_agents.telemetry import StoreRecorder
 from mixquant_agents.telemetry.callbacks import TelemetryCallback
-from mixquant_agents.telemetry.metrics import PrometheusSink
-from mixquant_agents.telemetry.tracing import SpanSink
+from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.prometheus import PrometheusSink
 
 __all__ = ["overhead_on_embedded", "overhead_on_engine", "overhead_on_scripted"]
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from mixquant_agents.records import TurnRecord, percentile, utc_now
 from mixquant_agents.telemetry import RunLink, Span, SpanKind, StoreRecorder, TurnContent
-from mixquant_agents.telemetry.filters import TurnFilter
-from mixquant_agents.telemetry.gather import gather
-from mixquant_agents.telemetry.overview import overview
+from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.overview import overview
 from mixquant_agents.telemetry.recorder import Recorder
-from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 __all__ = ["SYNTHETIC_MODEL", "bench_store", "fill", "synthetic_turns"]
 

@@ -1,0 +1,100 @@
+"""One turn in full: its figures, its prefix reuse, its messages where they were recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from mixquant_agents.dashboard import formatting
+from mixquant_agents.dashboard.templates import render
+from mixquant_agents.records import COUNTS, TIMES
+from mixquant_agents.telemetry.analysis.prompt_diff import diverging_text
+from mixquant_agents.telemetry.store.reader import TurnStore
+from mixquant_agents.telemetry.store.rows import StoredTurn
+
+__all__ = ["Said", "said", "turn_detail"]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One message as text. ``css`` is one of our own class names, never a foreign string."""
+
+    role: str
+    css: str
+    reasoning: str
+    text: str
+    calls: tuple[str, ...]
+
+
+def said(message: Any) -> Said:
+    """From a message of any shape: what was recorded came from models, tools and users, and may be malformed."""
+    if not isinstance(message, Mapping):
+        return Said("?", "", "", _text(message), ())
+    role = str(message.get("role", "?"))
+    name = message.get("name")
+    calls = message.get("tool_calls")
+    return Said(
+        role=f"{role} {name}" if name else role,
+        css=role if role in ROLES else "",
+        reasoning=_text(message.get("reasoning_content")),
+        text=_text(message.get("content")),
+        calls=tuple(_call(call) for call in calls) if isinstance(calls, list | tuple) else (),
+    )
+
+
+def _call(call: Any) -> str:
+    if not isinstance(call, Mapping):
+        return _text(call)
+    function = call.get("function")
+    function = function if isinstance(function, Mapping) else call
+    return f"{function.get('name', '?')}({_text(function.get('arguments', function.get('args')))})"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> Markup:
+    """All figures of a turn, its prefix reuse, and, with ``content``, its messages where they were recorded."""
+    before = store.predecessor(turn)
+    recorded = store.content(turn) if content else None
+    no_prefix = "The first turn of its thread: there is no prompt before it to reuse."
+    if before is not None:
+        no_prefix = "Not known: no block hashes were recorded for this turn or the one before."
+    elif turn.thread_id is None:
+        no_prefix = "Not known: the turn belongs to no thread."
+    return render(
+        "turn",
+        turn=turn,
+        shown=content,
+        facts=_facts(turn),
+        prefix=store.prefix(turn),
+        no_prefix=no_prefix,
+        divergence=diverging_text(store.content(before), recorded) if before is not None else None,
+        messages=[said(message) for message in recorded.messages] if recorded is not None else None,
+        answer=said(recorded.answer) if recorded is not None and recorded.answer is not None else None,
+    )
+
+
+def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
+    tokens = [(count.label, formatting.count(getattr(turn, count.field))) for count in COUNTS]
+    times = [(time.label, formatting.duration(getattr(turn, time.field))) for time in TIMES]
+    times.append(("tools before", formatting.duration(turn.tool_seconds_before)))
+    formats = f"{turn.prefill_format or formatting.UNKNOWN} / {turn.decode_format or formatting.UNKNOWN}"
+    rest = [
+        ("formats, prefill / decode", formats + (" (emulated)" if turn.emulated else "")),
+        ("device", turn.device or formatting.UNKNOWN),
+        ("finish reason", turn.finish_reason or formatting.UNKNOWN),
+        ("times measured by", turn.timing_source or formatting.UNKNOWN),
+        ("run", turn.root_run_id or formatting.UNKNOWN),
+        ("trace", turn.trace_id or formatting.UNKNOWN),
+    ]
+    return [*tokens, *times, *rest]

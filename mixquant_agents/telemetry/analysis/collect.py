@@ -1,0 +1,186 @@
+"""Collecting what an overview or a comparison is made of: from the turns themselves when they are few, else from
+roll-ups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixquant_agents.records import percentile
+from mixquant_agents.telemetry.store.aggregate import DAY, HOUR, MINUTE, QUARTER, SUMMARIZED, Aggregate
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import TurnStore
+from mixquant_agents.telemetry.store.retention import MINUTES_KEPT_SECONDS, oldest
+from mixquant_agents.telemetry.store.rollups import counted_rows
+
+__all__ = ["Gathered", "gather", "level_for"]
+
+EXACT_TURNS = 2_000
+"""Up to this many turns are read one by one, and percentiles are exact."""
+MOST_TURNS = 5_000
+"""Where roll-ups cannot answer (one thread, one run), the newest this many are read."""
+
+
+@dataclass(slots=True)
+class Gathered:
+    """Aggregates of the chosen turns.
+
+    Attributes:
+        level: length of an interval, seconds.
+        since_us, until_us: the window, microseconds since the epoch; whole intervals where roll-ups answered.
+        parts: aggregates by ``(start of the interval in seconds since the epoch, series id)``.
+        values: every value by phase, where the turns were read one by one; ``None`` where roll-ups answered.
+        truncated: not all chosen turns were read, only the newest.
+    """
+
+    level: int
+    since_us: int
+    until_us: int
+    parts: dict[tuple[int, int], Aggregate] = field(default_factory=dict)
+    values: dict[str, list[float]] | None = None
+    truncated: bool = False
+
+    def total(self, series: Sequence[int] | None = None) -> Aggregate:
+        """Everything, or some series, in one aggregate."""
+        whole = Aggregate()
+        for (_, one), aggregate in self.parts.items():
+            if series is None or one in series:
+                whole.merge(aggregate)
+        return whole
+
+    def intervals(self) -> Iterator[tuple[int, Aggregate]]:
+        """Aggregates of all series together by interval, in the order of time."""
+        merged: dict[int, Aggregate] = {}
+        for (start, _), aggregate in self.parts.items():
+            merged.setdefault(start, Aggregate()).merge(aggregate)
+        yield from sorted(merged.items())
+
+    def percentile(self, name: str, share: float, total: Aggregate) -> float | None:
+        """Exact where the turns were read, else from the histogram of ``total`` (at most 2 % off)."""
+        if self.values is not None:
+            return percentile(self.values[name], share)
+        return total.percentile(name, share)
+
+
+def level_for(since_us: int, until_us: int, now_us: int) -> int:
+    """Length of the intervals, seconds, that gives a readable number of points over a window."""
+    span = (until_us - since_us) / 1e6
+    if span <= 6 * HOUR and now_us - since_us < (MINUTES_KEPT_SECONDS - HOUR) * 1e6:
+        return MINUTE
+    return HOUR if span <= 2 * DAY else QUARTER if span <= 10 * DAY else DAY
+
+
+def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -> Gathered:
+    """Collect the turns of ``chosen``. Without ``until`` the window ends now; without ``since`` it begins with the
+    store's first turn."""
+    now_us = int((time.time() if now is None else now) * 1e6)
+    until_us = chosen.until_us if chosen.until_us is not None else now_us + 1
+    ids = store.series_ids(chosen)
+    since_us = chosen.since_us if chosen.since_us is not None else min(_first_us(store, until_us), until_us)
+    found = Gathered(level_for(since_us, until_us, now_us), since_us, until_us)
+    if chosen.by_series and _count(store, found, chosen, ids) > EXACT_TURNS:
+        _from_rollups(store, found, chosen, ids)
+        _widen(found, chosen, now_us)
+    else:
+        _from_turns(store, found, chosen, ids)
+    return found
+
+
+def _widen(found: Gathered, chosen: TurnFilter, now_us: int) -> None:
+    """Roll-ups answer for whole intervals: the window is theirs, so that rates are over the time that was counted."""
+    width = found.level * 1_000_000
+    if chosen.since is not None:
+        found.since_us -= found.since_us % width
+    found.until_us = max(found.until_us, min(-(-found.until_us // width) * width, now_us + 1))
+
+
+def _first_us(store: TurnStore, otherwise: int) -> int:
+    with store.reading() as connection:
+        first = oldest(connection)
+    return first if first is not None else otherwise
+
+
+def _window(found: Gathered, ids: list[int] | None) -> tuple[str, list[Any]]:
+    """Condition over ``rollups``: the intervals that touch the window."""
+    first = found.since_us // 1_000_000 // found.level * found.level
+    last = -(-found.until_us // 1_000_000)
+    where, values = "level = ? AND start >= ? AND start < ?", [found.level, first, last]
+    if ids is not None:
+        where += f" AND series_id IN ({', '.join('?' * len(ids))})"
+        values += ids
+    return where, values
+
+
+_OUTCOMES: dict[str, tuple[int, ...]] = {"aborted": (1, 3), "failed": (2, 3), "bad": (1, 2, 3)}
+"""The outcomes in ``bad_rollups`` that a status asks for."""
+
+
+def _count(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> int:
+    where, values = _window(found, ids)
+    table, column = "rollups", "turns"
+    if chosen.status == "ok":
+        column = "turns - max(aborted, failed)"
+    elif chosen.status is not None:
+        table, where = "bad_rollups", f"{where} AND outcome IN {_OUTCOMES[chosen.status]}"
+    with store.reading() as connection:
+        row = connection.execute(f"SELECT ifnull(sum({column}), 0) FROM {table} WHERE {where}", values).fetchone()  # noqa: S608 # built above
+    return int(row[0])
+
+
+def _from_rollups(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
+    if chosen.status is None:
+        found.parts = _parts(store, found, ids)
+    elif chosen.status != "ok":
+        found.parts = _parts(store, found, ids, _OUTCOMES[chosen.status])
+    else:
+        bad = _parts(store, found, ids, _OUTCOMES["bad"])
+        for key, every in _parts(store, found, ids).items():
+            rest = every.without(bad[key]) if key in bad else every
+            if rest.turns:
+                found.parts[key] = rest
+
+
+def _parts(
+    store: TurnStore, found: Gathered, ids: list[int] | None, outcomes: tuple[int, ...] | None = None
+) -> dict[tuple[int, int], Aggregate]:
+    where, values = _window(found, ids)
+    table = "rollups"
+    if outcomes is not None:
+        table, where = "bad_rollups", f"{where} AND outcome IN {outcomes}"
+    query = f"SELECT start, series_id, turns, aborted, failed, sums, bins, strata FROM {table} WHERE {where}"  # noqa: S608 # built above
+    parts: dict[tuple[int, int], Aggregate] = {}
+    with store.reading() as connection:
+        for start, series, *rest in connection.execute(query, values):
+            one, known = Aggregate.load(*rest), parts.get((start, series))
+            if known is None:
+                parts[start, series] = one
+            else:  # another outcome of the same interval
+                known.merge(one)
+    return parts
+
+
+def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
+    window = TurnFilter(thread=chosen.thread, run=chosen.run, status=chosen.status)
+    where, values = window.where(ids)
+    # The series index serves the window in time; thread, run and what went wrong have indexes of their own.
+    if ids is None and chosen.by_series and chosen.status in (None, "ok"):
+        where += " AND turns.series_id IN (SELECT id FROM series)"
+    where += f" AND started_us >= ? AND started_us < ? ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
+    with store.reading() as connection:
+        rows = counted_rows(connection, where, (*values, found.since_us, found.until_us))
+    if len(rows) > MOST_TURNS:
+        found.truncated = True
+        rows.pop()
+    found.values = {}
+    width = found.level * 1_000_000
+    for turn in rows:
+        key = (turn.started_us // width * found.level, turn.series_id)
+        aggregate = found.parts.get(key)
+        if aggregate is None:
+            aggregate = found.parts[key] = Aggregate()
+        aggregate.add(turn)
+    for time_field in SUMMARIZED:
+        values_of = [getattr(turn, time_field.field) for turn in rows]
+        found.values[time_field.name] = [value for value in values_of if value is not None]

@@ -1,0 +1,286 @@
+"""The figures of the overview and of a comparison, computed from the store alone.
+
+A speed-up is only given where the store holds turns of the policy ``exact`` of the same model, engine and device,
+measured, not emulated, and only between turns of like size (see :mod:`~mixquant_agents.telemetry.analysis.speedup`).
+Turns that do not say on which device they ran are never compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mixquant_agents.records import COUNTS
+from mixquant_agents.telemetry.analysis.collect import Gathered, gather
+from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS, matched, side_by_side
+from mixquant_agents.telemetry.store.aggregate import SUMMARIZED, Aggregate, bin_value
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.reader import Series, TurnStore
+from mixquant_agents.telemetry.store.rows import from_microseconds
+
+__all__ = ["Comparison", "Figures", "Overview", "Point", "SpeedUp", "compare", "distribution", "overview"]
+
+BASELINE = "exact"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is said of a set of turns; ``None`` where nothing is known.
+
+    Attributes:
+        bad: turns that failed or were aborted; a turn that ran out of time is both.
+        percentiles: ``{phase: (p50, p95)}``, seconds.
+        exact: percentiles are exact; else read from histograms, at most 2 % off.
+        prefill_tokens_per_second: prefilled tokens over prefill time, of the turns that know both.
+        decode_tokens_per_second: answer tokens after the first over decode time: the pace of one turn.
+        cache_hit_share: cached over prompt tokens.
+        quantized_share: quantized over all prefilled rows.
+        tokens: sums by the name of the count (``cached``, ``quantized``, ``decode`` …).
+        emulated: some of these turns ran an emulation: their times say nothing about speed.
+    """
+
+    turns: int
+    aborted: int
+    failed: int
+    bad: int
+    percentiles: dict[str, tuple[float | None, float | None]]
+    exact: bool
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+    cache_hit_share: float | None
+    quantized_share: float | None
+    tokens: dict[str, int | None]
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One interval of the charts. ``at`` is its start, UTC, ISO 8601."""
+
+    at: str
+    turns: int
+    bad: int
+    ttft_p50: float | None
+    ttft_p95: float | None
+    cache_hit_share: float | None
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedUp:
+    """Prefill speed against the measured baseline, between turns of like size.
+
+    Attributes:
+        prefill: seconds per prefilled token of the baseline over the policy's; above 1 the policy is faster. Ratio of
+            geometric means within a size class, averaged (in the logarithm) with the policy's turns as weights.
+        low, high: 95 % interval of it.
+        turns, baseline_turns: turns in the size classes that count.
+        covered: share of the policy's turns in those classes.
+    """
+
+    model: str
+    engine: str
+    device: str
+    policy: str
+    prefill: float
+    low: float
+    high: float
+    turns: int
+    baseline_turns: int
+    covered: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """The first page. ``interval_seconds`` is the length of a point; ``truncated``: only the newest turns were read."""
+
+    figures: Figures
+    turns_per_minute: float | None
+    since: str
+    until: str
+    interval_seconds: int
+    points: list[Point]
+    speed_ups: list[SpeedUp]
+    no_speed_up: str | None
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two sets of turns side by side. ``prefill_speed_up``: A's seconds per prefilled token over B's at like sizes, and
+    its 95 % interval."""
+
+    a: Figures
+    b: Figures
+    distributions: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
+    prefill_speed_up: tuple[float, float, float] | None = None
+    matched_turns: tuple[int, int] = (0, 0)
+    note: str | None = None
+
+
+def overview(store: TurnStore, chosen: TurnFilter | None = None, *, now: float | None = None) -> Overview:
+    """Figures, points and speed-ups of the chosen turns.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    chosen = chosen or TurnFilter()
+    found = gather(store, chosen, now=now)
+    series = store.series()
+    total = found.total()
+    minutes = (found.until_us - found.since_us) / 60e6
+    # The baseline counts even where the filter chose another policy.
+    wide = found if chosen.policy is None else gather(store, replace(chosen, policy=None), now=now)
+    ups, none = _speed_ups(wide, series, chosen.policy)
+    return Overview(
+        figures=_figures(found, total, series),
+        turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
+        since=from_microseconds(found.since_us),
+        until=from_microseconds(found.until_us),
+        interval_seconds=found.level,
+        points=[_point(start, aggregate) for start, aggregate in found.intervals()],
+        speed_ups=ups,
+        no_speed_up=none,
+        truncated=found.truncated,
+    )
+
+
+def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None = None) -> Comparison:
+    """Two sets of turns side by side, for example two policies or two runs.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    series = store.series()
+    sides = [gather(store, chosen, now=now) for chosen in (a, b)]
+    totals = [side.total() for side in sides]
+    figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
+    places = [_places(side, series) for side in sides]
+    shared = sorted(places[0].keys() & places[1].keys())
+    match, note = None, None
+    if any(one.emulated for one in figures):
+        note = "one side ran an emulation: its times say nothing about speed"
+    elif not places[0] and not places[1]:
+        note = "these turns do not say on which device they ran: no speed-up is given"
+    elif not shared:
+        note = "no model ran on the same device on both sides: no speed-up is given"
+    elif (match := matched(*(side_by_side([place[one] for one in shared]) for place in places))) is None:
+        note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
+    return Comparison(
+        a=figures[0],
+        b=figures[1],
+        distributions={
+            time.name: distribution(*(total.bins.get(time.name, {}) for total in totals)) for time in SUMMARIZED
+        },
+        prefill_speed_up=(match.ratio, match.low, match.high) if match is not None else None,
+        matched_turns=(match.base_turns, match.turns) if match is not None else (0, 0),
+        note=note,
+    )
+
+
+def distribution(a: dict[int, int], b: dict[int, int], *, bars: int = 28) -> list[tuple[float, float, float]]:
+    """``(seconds, share of A, share of B)`` over common log-spaced bars; empty when both are."""
+    numbers = [*a, *b]
+    if not numbers:
+        return []
+    low, high = min(numbers), max(numbers)
+    width = max(1, math.ceil((high - low + 1) / bars))
+    count = (high - low) // width + 1
+    shares: list[list[float]] = [[0.0] * count, [0.0] * count]
+    for side, histogram in zip(shares, (a, b), strict=True):
+        total = sum(histogram.values())
+        for number, times in histogram.items():
+            side[(number - low) // width] += times / total
+    middle = (width - 1) // 2
+    return [(bin_value(low + n * width + middle), shares[0][n], shares[1][n]) for n in range(count)]
+
+
+def _figures(found: Gathered, total: Aggregate, series: Sequence[Series]) -> Figures:
+    present = {one for _, one in found.parts}
+    return Figures(
+        turns=total.turns,
+        aborted=total.aborted,
+        failed=total.failed,
+        bad=total.bad,
+        percentiles={
+            time.name: (found.percentile(time.name, 0.5, total), found.percentile(time.name, 0.95, total))
+            for time in SUMMARIZED
+        },
+        exact=found.values is not None,
+        prefill_tokens_per_second=total.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
+        decode_tokens_per_second=total.ratio("decode_rate_tokens", "decode_rate_seconds"),
+        cache_hit_share=total.ratio("cached", "prompt_known"),
+        quantized_share=total.ratio("quantized", "rows_known"),
+        tokens={count.name: total.count(count.name) for count in COUNTS},
+        emulated=any(one.emulated for one in series if one.id in present),
+    )
+
+
+def _point(start: int, aggregate: Aggregate) -> Point:
+    return Point(
+        at=from_microseconds(start * 1_000_000),
+        turns=aggregate.turns,
+        bad=aggregate.bad,
+        ttft_p50=aggregate.percentile("ttft", 0.5),
+        ttft_p95=aggregate.percentile("ttft", 0.95),
+        cache_hit_share=aggregate.ratio("cached", "prompt_known"),
+        prefill_tokens_per_second=aggregate.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
+        decode_tokens_per_second=aggregate.ratio("decode_rate_tokens", "decode_rate_seconds"),
+    )
+
+
+def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
+    """Speed-ups, or why there is none to show."""
+    present = {one for _, one in found.parts}
+    here = [one for one in series if one.id in present]
+    others = [one for one in here if one.policy != BASELINE and policy in (None, one.policy)]
+    if not others:
+        return [], None if not here or policy is not None else "all turns ran exact: there is nothing to compare"
+    if all(one.emulated for one in others):
+        return [], "the quantized rows were emulated: their times say nothing about speed"
+    if all(one.device is None for one in others):
+        return [], "these turns do not say on which device they ran: there is nothing to compare them with"
+    ups = []
+    for name, place in dict.fromkeys((one.policy, _place(one)) for one in others if not one.emulated):
+        model, engine, device = place
+        if device is None:
+            continue
+        like = [one for one in here if _place(one) == place and not one.emulated]
+        base = found.total([one.id for one in like if one.policy == BASELINE])
+        mine = found.total([one.id for one in like if one.policy == name])
+        match = matched(base, mine)
+        if match is not None:
+            ups.append(
+                SpeedUp(
+                    model=model,
+                    engine=engine,
+                    device=device,
+                    policy=name,
+                    prefill=match.ratio,
+                    low=match.low,
+                    high=match.high,
+                    turns=match.turns,
+                    baseline_turns=match.base_turns,
+                    covered=match.covered,
+                )
+            )
+    if ups:
+        return ups, None
+    return [], "the store holds no exact turns of the same model on the same device and of like size to compare with"
+
+
+def _places(found: Gathered, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
+    """Turns by model, engine and device; without those that do not say on which device they ran."""
+    ids: dict[tuple[str, str, str], list[int]] = {}
+    present = {one for _, one in found.parts}
+    for one in series:
+        if one.device is not None and one.id in present:
+            ids.setdefault((one.model, one.engine, one.device), []).append(one.id)
+    return {place: found.total(those) for place, those in ids.items()}
+
+
+def _place(one: Series) -> tuple[str, str, str | None]:
+    """What must be equal for two speeds to be compared."""
+    return one.model, one.engine, one.device

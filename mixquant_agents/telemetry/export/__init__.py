@@ -1,0 +1,3 @@
+"""Sinks to other systems: :mod:`prometheus`, and OpenTelemetry's spans (:mod:`otel_spans`, named by
+:mod:`otel_attributes`) and metrics (:mod:`otel_metrics`). Each needs its own library, so nothing is imported here.
+"""

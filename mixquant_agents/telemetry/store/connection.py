@@ -1,0 +1,231 @@
+"""Opening the store: one writer's connection, one reader's, and every failure as a :class:`StoreError` with the remedy.
+
+Journal mode is WAL: readers never block the writer, several processes may write in turn, a kill leaves the last
+commit. ``synchronous=NORMAL``: a commit does not wait for the disk; :mod:`~mixquant_agents.telemetry.store.fsync` syncs
+it right after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from mixquant_agents.errors import StoreError
+from mixquant_agents.telemetry.store.fsync import CHECKPOINT_BYTES, sync_folder
+from mixquant_agents.telemetry.store.rollups import fill_bad_rollups
+from mixquant_agents.telemetry.store.schema import (
+    APPLICATION_ID,
+    MIGRATIONS,
+    OUTCOMES_VERSION,
+    SCHEMA_VERSION,
+    add_missing_columns,
+)
+
+__all__ = ["connect_reader", "connect_writer", "default_store_path", "explain"]
+
+log = logging.getLogger(__name__)
+
+BUSY_MILLISECONDS = 5_000
+
+
+def default_store_path() -> Path:
+    """``turns.sqlite`` in the user's data folder (``~/.local/share/mixquant`` on Linux), or what ``MIXQUANT_STORE``
+    names."""
+    named = os.environ.get("MIXQUANT_STORE")
+    return Path(named).expanduser() if named else user_data_path("mixquant", appauthor=False) / "turns.sqlite"
+
+
+def explain(error: Exception, path: Path) -> StoreError:
+    """One clear line for what SQLite or the file system reported about ``path``."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    reasons = {
+        sqlite3.SQLITE_FULL: "the disk is full; free some space, or give another file",
+        sqlite3.SQLITE_READONLY: "the file or its folder is read-only; change its permissions, or give another file",
+        sqlite3.SQLITE_CANTOPEN: "it cannot be opened or created; check that the folder exists and may be written",
+        sqlite3.SQLITE_NOTADB: "it is not a SQLite database; give another file",
+        sqlite3.SQLITE_CORRUPT: "the file is damaged; move it away (a new store is made), or recover it with sqlite3",
+        sqlite3.SQLITE_BUSY: "another process held its lock for too long; it is tried again",
+        sqlite3.SQLITE_IOERR: "the disk reported an input/output error; check space and health of the disk",
+    }
+    reason = reasons.get(code, f"{type(error).__name__}: {error}")
+    return StoreError(f"turn store {path}: {reason}")
+
+
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """Open ``path`` for writing; create it and bring its schema up to date as needed.
+
+    Raises:
+        StoreError: with reason and remedy.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"turn store {path}: its folder cannot be made ({error.strerror}); give another file"
+        ) from error
+    connection = None
+    try:
+        _make(path)
+        connection = sqlite3.connect(
+            path, timeout=BUSY_MILLISECONDS / 1000, isolation_level=None, check_same_thread=False
+        )
+        _refuse_foreign(connection, path)
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA cache_size = -65536")
+        connection.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES // 4}")
+        # Checkpoints wait for the disk: the syncer makes them; this bound only holds where it cannot keep up.
+        connection.execute("PRAGMA wal_autocheckpoint = 65536")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        _migrate(connection)
+        # Opening alone does not show that a file may be written.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('last_writer_pid', ?)", (os.getpid(),))
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise explain(error, path) from error
+    except StoreError:
+        if connection is not None:
+            connection.close()
+        raise
+    return connection
+
+
+def _make(path: Path) -> None:
+    """Make a store that is whole from its first moment: beside, synced, then given its name.
+
+    A power cut leaves no store or a whole one; of several processes that make it at once one wins. Where the file
+    system has no hard links nothing is made here, and the caller makes the store in place.
+    """
+    if path.exists() or path.is_symlink():
+        return
+    beside = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as connection:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
+            connection.execute("PRAGMA synchronous = OFF")  # nobody knows of it yet
+            connection.execute("PRAGMA journal_mode = MEMORY")
+            _migrate(connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+        descriptor = os.open(beside, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.link(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        log.debug("the store %s is made in place: %s", path, error)
+    finally:
+        for name in (beside, Path(f"{beside}-wal"), Path(f"{beside}-shm")):
+            with contextlib.suppress(OSError):
+                name.unlink()
+
+
+def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    owner = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if tables and owner != APPLICATION_ID:
+        raise StoreError(f"turn store {path}: this is another program's SQLite database; give another file")
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"turn store {path}: it was written by a newer mixquant-agents (schema {version}, this one knows "
+            f"{SCHEMA_VERSION}); upgrade mixquant-agents, or give another file"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Apply the missing migrations, each wholly or not at all; safe when several processes open the file at once."""
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version >= SCHEMA_VERSION:
+                add_missing_columns(connection)
+                connection.execute("COMMIT")
+                return
+            for statement in _statements(MIGRATIONS[version]):
+                connection.execute(statement)
+            if version + 1 == OUTCOMES_VERSION:
+                fill_bad_rollups(connection)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {version + 1}")
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+
+def _statements(script: str) -> list[str]:
+    """The script's statements one by one (``executescript`` would commit the open transaction)."""
+    found, current = [], ""
+    for piece in script.split(";"):
+        current += piece + ";"
+        if sqlite3.complete_statement(current):
+            if current.strip(" \n;"):
+                found.append(current)
+            current = ""
+    return found
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open an existing store read-only: this connection cannot change the file.
+
+    Raises:
+        StoreError: no such file, not a store, newer or not yet migrated, unreadable.
+    """
+    if path.is_dir():
+        raise StoreError(f"turn store {path}: it is a folder; give the file in it")
+    if not path.is_file():
+        raise StoreError(f"turn store {path}: no such file; run an agent with a recorder first, or give another file")
+    connection = None
+    try:
+        connection = _read_only(path)
+        _refuse_foreign(connection, path)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise explain(error, path) from error
+    except StoreError:
+        if connection is not None:
+            connection.close()
+        raise
+    if version < SCHEMA_VERSION:
+        connection.close()
+        raise StoreError(
+            f"turn store {path}: it has the older schema {version}; record one turn into it with this version "
+            f"(which brings it to {SCHEMA_VERSION}), or run 'mixquant dashboard --migrate'"
+        )
+    return connection
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    uri = path.resolve().as_uri()
+    for mode in ("mode=ro", "mode=ro&immutable=1"):
+        connection = sqlite3.connect(
+            f"{uri}?{mode}", uri=True, timeout=5, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA cache_size = -65536")
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError:
+            # A WAL store in a folder that may not be written cannot make its shared-memory file: read it as it lies,
+            # unless there is a log with turns that such a reading would miss.
+            connection.close()
+            if mode != "mode=ro" or Path(f"{path.resolve()}-wal").exists():
+                raise
+            continue
+        return connection
+    raise AssertionError  # pragma: no cover - the loop returns or raises

@@ -1,0 +1,58 @@
+"""What :class:`~mixquant_agents.telemetry.store.reader.TurnStore` finds besides turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixquant_agents.telemetry.events import SpanKind
+
+__all__ = ["Series", "StoredSpan", "ThreadSummary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """What turns have in common: one line of table ``series``."""
+
+    id: int
+    model: str
+    engine: str
+    policy: str
+    prefill_format: str | None
+    decode_format: str | None
+    emulated: bool | None
+    device: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSummary:
+    """One thread in the list. Tokens and seconds are sums of what is known."""
+
+    thread_id: str
+    turns: int
+    bad: int
+    first_at: str
+    last_at: str
+    prompt_tokens: int
+    cached_tokens: int
+    decode_tokens: int
+    total_seconds: float
+    policies: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSpan:
+    """A tool call, graph node or agent run. Attributes as in :class:`~mixquant_agents.telemetry.events.Span`."""
+
+    span_id: str
+    parent_id: str | None
+    run_id: str | None
+    thread_id: str | None
+    kind: SpanKind
+    name: str
+    started_us: int
+    seconds: float
+    cancelled: bool
+    error: str | None
+    arguments: str | None
+    result: str | None

@@ -1,0 +1,302 @@
+"""Reading the store: turns by thread, run, model, policy and time, threads, spans, percentiles, prefix misses.
+
+Read-only by construction: every connection is opened ``mode=ro`` with ``query_only``. One connection per calling
+thread, so a long query holds up no other.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.errors import StoreError
+from mixquant_agents.records import percentile
+from mixquant_agents.telemetry.events import SpanKind, TurnContent
+from mixquant_agents.telemetry.fork_safety import mind_forks
+from mixquant_agents.telemetry.store.aggregate import SUMMARIZED
+from mixquant_agents.telemetry.store.connection import connect_reader, default_store_path, explain
+from mixquant_agents.telemetry.store.content import unpack_content
+from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.models import Series, StoredSpan, ThreadSummary
+from mixquant_agents.telemetry.store.prefix_cache import PrefixFinding, PrefixSide, explain_prefix, unpack_hashes
+from mixquant_agents.telemetry.store.rows import SERIES, StoredTurn, from_microseconds, turn_of
+from mixquant_agents.telemetry.store.schema import select_columns
+
+__all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
+
+_SELECT = (
+    f"SELECT turns.*, {', '.join('series.' + name for name in SERIES)} FROM turns JOIN series ON series.id = series_id"  # noqa: S608 # constants
+)
+
+
+_left_to_parents: list[sqlite3.Connection] = []
+
+
+class TurnStore:
+    """The turns in a SQLite store, for reading. Safe to use from several threads.
+
+    Args:
+        path: the file; ``None`` is the default store.
+
+    Raises:
+        StoreError: no such file, not a store, written by a newer version, unreadable.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = Path(path) if path is not None else default_store_path()
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._open: list[sqlite3.Connection] = []
+        self._readers = 0
+        self._closed = False
+        mind_forks(self)
+        with self.reading():
+            pass
+
+    def __enter__(self) -> TurnStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        with self._lock:
+            self._closed = True
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """This thread's connection, with SQLite's errors translated."""
+        if self._closed:
+            raise StoreError(f"turn store {self.path}: it was closed")
+        with self._lock:
+            self._readers += 1
+        try:
+            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = connect_reader(self.path)
+                connection.row_factory = sqlite3.Row
+                self._local.connection = connection
+                with self._lock:
+                    self._open.append(connection)
+            yield connection
+        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:  # the latter: what no store can hold
+            raise explain(error, self.path) from error
+        finally:
+            with self._lock:
+                self._readers -= 1
+
+    def before_fork(self) -> None:
+        """Close connections that are not in use; see :mod:`~mixquant_agents.telemetry.fork_safety`."""
+        self._lock.acquire()
+        if not self._readers:
+            for connection in self._open:
+                connection.close()
+            self._open.clear()
+            self._local = threading.local()
+
+    def after_fork_in_parent(self) -> None:
+        """Connections are opened again when they are needed."""
+        self._lock.release()
+
+    def after_fork_in_child(self) -> None:
+        """The same, with a lock of its own; what the parent was reading with is neither used nor closed here."""
+        _left_to_parents.extend(self._open)
+        self._open, self._readers = [], 0
+        self._lock, self._local = threading.Lock(), threading.local()
+
+    def change_counter(self) -> int:
+        """A number that changes, for the calling thread, whenever any process committed to the store."""
+        with self.reading() as connection:
+            return int(connection.execute("PRAGMA data_version").fetchone()[0])
+
+    def series(self) -> list[Series]:
+        """All combinations of model, engine, policy, formats and device that occur."""
+        with self.reading() as connection:
+            rows = connection.execute("SELECT * FROM series ORDER BY model, policy, id").fetchall()
+        return [
+            Series(**{**dict(row), "emulated": None if row["emulated"] is None else bool(row["emulated"])})
+            for row in rows
+        ]
+
+    def series_ids(self, chosen: TurnFilter) -> list[int] | None:
+        """Ids of the series that model, policy and engine of ``chosen`` leave; ``None``: all."""
+        if chosen.model is None and chosen.policy is None and chosen.engine is None:
+            return None
+        wanted = {name: value for name in ("model", "policy", "engine") if (value := getattr(chosen, name)) is not None}
+        return [one.id for one in self.series() if all(getattr(one, name) == value for name, value in wanted.items())]
+
+    def turns(
+        self, chosen: TurnFilter | None = None, *, limit: int = 100, before: int | None = None
+    ) -> list[StoredTurn]:
+        """The newest turns first. ``before``: go on below this ``number`` (for pages)."""
+        chosen = chosen or TurnFilter()
+        where, values = chosen.where(self.series_ids(chosen))
+        if before is not None:
+            where += " AND turns.id < ?"
+            values.append(before)
+        with self.reading() as connection:
+            rows = connection.execute(
+                f"{_SELECT} WHERE {where} ORDER BY turns.id DESC LIMIT ?", (*values, limit)
+            ).fetchall()
+        return [turn_of(dict(row)) for row in rows]
+
+    def turn(self, turn_id: str) -> StoredTurn | None:
+        """The turn with this id."""
+        with self.reading() as connection:
+            row = connection.execute(f"{_SELECT} WHERE turn_id = ?", (turn_id,)).fetchone()
+        return turn_of(dict(row)) if row else None
+
+    def thread(self, thread_id: str, *, limit: int = 500) -> list[StoredTurn]:
+        """The last ``limit`` turns of a thread, in the order of time."""
+        query = f"{_SELECT} WHERE thread_id = ? ORDER BY started_us DESC, turns.id DESC LIMIT ?"
+        with self.reading() as connection:
+            rows = connection.execute(query, (thread_id, limit)).fetchall()
+        return [turn_of(dict(row)) for row in reversed(rows)]
+
+    def threads(
+        self, chosen: TurnFilter | None = None, *, limit: int = 50, offset: int = 0, search: str | None = None
+    ) -> list[ThreadSummary]:
+        """Threads by the time of their last turn, the newest first. Sums cover the chosen series (model, policy,
+        engine) of a thread; ``search`` is a part of the thread's name."""
+        chosen = chosen or TurnFilter()
+        parts: list[str] = ["1"]
+        values: list[Any] = []
+        if (ids := self.series_ids(chosen)) is not None:
+            parts.append(f"series_id IN ({', '.join('?' * len(ids))})")
+            values.extend(ids)
+        if chosen.status is not None:
+            parts.append("bad = 0" if chosen.status == "ok" else "bad > 0")
+        summed, summed_values = " AND ".join(parts), tuple(values)
+        if chosen.since_us is not None:
+            parts.append("last_us >= ?")
+            values.append(chosen.since_us)
+        if chosen.until_us is not None:
+            parts.append("first_us < ?")
+            values.append(chosen.until_us)
+        if chosen.thread is not None:
+            parts.append("thread_id = ?")
+            values.append(chosen.thread)
+        if search:
+            parts.append("instr(thread_id, ?) > 0")
+            values.append(search)
+        where = " AND ".join(parts)
+        query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built above
+        wanted, window = offset + limit, (offset + limit) * 3 + 50
+        with self.reading() as connection:
+            while True:  # a thread has one row per series, so it takes more rows than threads
+                found = [row[0] for row in connection.execute(query, (*values, window))]
+                threads = list(dict.fromkeys(found))
+                if len(threads) >= wanted or len(found) < window:
+                    break
+                window *= 4
+            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads[offset:wanted]}
+            for begin in range(offset, offset + len(merged), 10_000):
+                part = threads[begin : min(begin + 10_000, wanted)]
+                marks = ", ".join("?" * len(part))
+                sums = f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN ({marks}) ORDER BY last_us DESC"  # noqa: S608
+                for row in connection.execute(sums, (*summed_values, *part)):
+                    merged[row["thread_id"]].append(row)
+        names = {one.id: one for one in self.series()}
+        return [_summary(thread, rows, names) for thread, rows in merged.items() if rows]
+
+    def spans(self, *, thread: str | None = None, run: str | None = None, limit: int = 2_000) -> list[StoredSpan]:
+        """The last ``limit`` spans of a thread or of an agent run, in the order of time."""
+        column, value = ("thread_id", thread) if thread is not None else ("run_id", run)
+        query = f"SELECT * FROM spans WHERE {column} = ? ORDER BY started_us DESC LIMIT ?"  # noqa: S608 # constants
+        with self.reading() as connection:
+            rows = connection.execute(query, (value, limit)).fetchall()
+        return [_span(row) for row in reversed(rows)]
+
+    def percentiles(
+        self, field: str, shares: Sequence[float] = (0.5, 0.95, 0.99), chosen: TurnFilter | None = None
+    ) -> dict[float, float | None]:
+        """Exact percentiles of a time (``"ttft"``, ``"queue"``, ``"prefill"``, ``"decode"``, ``"itl_mean"``,
+        ``"total"`` …), seconds. Reads every chosen turn: for large stores prefer
+        :func:`~mixquant_agents.telemetry.analysis.overview.overview`.
+
+        Raises:
+            StoreError: no such time.
+        """
+        names = [time.name for time in SUMMARIZED]
+        if field not in names:
+            raise StoreError(f"no time is called {field!r}; choose one of {', '.join(names)}")
+        chosen = chosen or TurnFilter()
+        where, values = chosen.where(self.series_ids(chosen))
+        with self.reading() as connection:
+            column = select_columns(connection, (f"{field}_seconds",))
+            rows = connection.execute(f"SELECT {column} FROM turns WHERE {where}", values).fetchall()  # noqa: S608 # constants
+        seconds = [row[0] for row in rows if row[0] is not None]
+        return {share: percentile(seconds, share) for share in shares}
+
+    def content(self, turn: StoredTurn) -> TurnContent | None:
+        """Messages and answer, if they were recorded."""
+        with self.reading() as connection:
+            row = connection.execute("SELECT packed FROM contents WHERE turn = ?", (turn.number,)).fetchone()
+        return unpack_content(row[0]) if row else None
+
+    def predecessor(self, turn: StoredTurn) -> StoredTurn | None:
+        """The turn before this one in its thread."""
+        if turn.thread_id is None:
+            return None
+        query = f"{_SELECT} WHERE thread_id = ? AND started_us < ? ORDER BY started_us DESC LIMIT 1"
+        with self.reading() as connection:
+            row = connection.execute(query, (turn.thread_id, turn.started_us)).fetchone()
+        return turn_of(dict(row)) if row else None
+
+    def prefix(self, turn: StoredTurn) -> PrefixFinding | None:
+        """Why (or that not) the prefix cache was missed; ``None`` without a predecessor or without block hashes."""
+        before = self.predecessor(turn)
+        if before is None:
+            return None
+        with self.reading() as connection:
+            query = "SELECT turn, hashes FROM blocks WHERE turn IN (?, ?)"
+            packed = {row[0]: row[1] for row in connection.execute(query, (turn.number, before.number))}
+        if turn.number not in packed or before.number not in packed:
+            return None
+        return explain_prefix(_side(turn, packed), _side(before, packed))
+
+
+def _side(turn: StoredTurn, packed: dict[int, bytes]) -> PrefixSide:
+    return PrefixSide(
+        hashes=unpack_hashes(packed[turn.number]),
+        prompt_tokens=turn.prompt_tokens,
+        cached_tokens=turn.cached_tokens,
+        salted_with=(turn.model, turn.engine, turn.policy),
+    )
+
+
+def _summary(thread: str, rows: list[sqlite3.Row], names: dict[int, Series]) -> ThreadSummary:
+    def total(column: str) -> Any:
+        return sum(row[column] for row in rows)
+
+    series = [names[row["series_id"]] for row in rows]
+    return ThreadSummary(
+        thread_id=thread,
+        turns=total("turns"),
+        bad=total("bad"),
+        first_at=from_microseconds(min(row["first_us"] for row in rows)),
+        last_at=from_microseconds(max(row["last_us"] for row in rows)),
+        prompt_tokens=total("prompt_tokens"),
+        cached_tokens=total("cached_tokens"),
+        decode_tokens=total("decode_tokens"),
+        total_seconds=total("total_seconds"),
+        policies=tuple(dict.fromkeys(one.policy for one in series)),
+        models=tuple(dict.fromkeys(one.model for one in series)),
+    )
+
+
+def _span(row: sqlite3.Row) -> StoredSpan:
+    values = dict(row)
+    del values["id"]
+    values["kind"] = SpanKind(values["kind"])
+    values["cancelled"] = bool(values["cancelled"])
+    return StoredSpan(**values)
