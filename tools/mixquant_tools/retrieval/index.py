@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mixquant_tools.errors import NotFoundError, ToolSetupError
@@ -47,6 +47,15 @@ def fuse(rankings: Iterable[Sequence[int]], constant: int = 60) -> list[tuple[in
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
+def _valid(document: Document) -> Document:
+    """The document without lone surrogates, which neither a tokenizer nor a file takes."""
+    return replace(document, **{field: _encodable(value) for field, value in asdict(document).items()})
+
+
+def _encodable(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 class DocumentIndex:
     """Passages of documents, searchable. Built once, read-only afterwards, safe to share between threads.
 
@@ -80,7 +89,7 @@ class DocumentIndex:
         report = progress or (lambda step, done, total: None)
         self._lines: dict[str, list[str]] = {}
         self.passages: list[Passage] = []
-        for count, document in enumerate(documents, start=1):
+        for count, document in enumerate(map(_valid, documents), start=1):
             self._lines[document.path] = document.text.splitlines()
             self.passages.extend(split(document, max_chars=max_chars))
             report("reading", count, 0)
@@ -104,12 +113,14 @@ class DocumentIndex:
         *,
         suffixes: Iterable[str] = TEXT_SUFFIXES,
         max_files: int = 20_000,
+        max_total_bytes: int = 512 * 2**20,
         **settings: Any,
     ) -> DocumentIndex:
         """Index the text files below ``folder``; see :func:`read_folder` for what is taken, and the constructor for the
         rest.
         """
-        return cls(read_folder(folder, suffixes=suffixes, max_files=max_files), **settings)
+        documents = read_folder(folder, suffixes=suffixes, max_files=max_files, max_total_bytes=max_total_bytes)
+        return cls(documents, **settings)
 
     @property
     def semantic(self) -> bool:

@@ -105,7 +105,9 @@ def note_tools(book: NoteBook, owner: str = "") -> list[BaseTool]:
 
     def recall_notes(query: str, k: int = 5) -> str:
         found = book.search(query, k, owner)
-        return "\n".join(f"[note {number}] {text}" for number, text in found) or "No note matches; try other words."
+        # the further lines of a note are marked, so that none looks like another note
+        shown = [f"[note {number}] " + "\n> ".join(text.splitlines()) for number, text in found]
+        return "\n".join(shown) or "No note matches; try other words."
 
     return [
         make_tool(save_note, name="save_note", description="Remember a fact for later.", arguments=SaveArguments),

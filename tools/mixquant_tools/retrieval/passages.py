@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixquant_tools.base import is_plain
 from mixquant_tools.errors import ToolSetupError
 
 __all__ = ["TEXT_SUFFIXES", "Document", "Passage", "read_folder", "split"]
@@ -18,8 +18,14 @@ TEXT_SUFFIXES = frozenset(
 )
 """File endings :func:`read_folder` takes by default."""
 
-_HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*\s*$")
+_MAX_HEADING = 100
+"""Characters of a heading that count: it stands in the title of every passage below it."""
+_MAX_HEADINGS = 10_000
+"""Headings of one document that count: each begins a passage."""
 _SKIPPED_FOLDERS = frozenset({"node_modules", "__pycache__"})
+_MAX_DEPTH = 32
+_ENTRIES_PER_FILE = 50
+"""Files and folders of any kind that may be looked at for each text file that may be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,46 +71,63 @@ def read_folder(
     suffixes: Iterable[str] = TEXT_SUFFIXES,
     max_files: int = 20_000,
     max_bytes: int = 4 * 2**20,
+    max_total_bytes: int = 512 * 2**20,
 ) -> Iterator[Document]:
-    """The text files below ``folder``, in path order. Hidden folders and links are not followed; files that are too
-    large or not UTF-8 are passed over.
+    """The text files below ``folder``, in path order. Passed over are hidden folders, links, hard links (the file may
+    lie elsewhere, too), names with control characters or that are not UTF-8, folders deeper than 32, and files that are
+    too large or not UTF-8.
 
     Args:
         suffixes: lower-case endings to take.
         max_files: most files read.
         max_bytes: largest file read.
+        max_total_bytes: most bytes of all files together.
 
     Raises:
-        ToolSetupError: ``folder`` is not a folder, or holds more than ``max_files`` such files.
+        ToolSetupError: ``folder`` is not a folder, or holds more than it may.
     """
     root = Path(folder)
     if not root.is_dir():
         raise ToolSetupError(f"{os.fspath(folder)!r} is not a folder; name a folder with text files")
-    wanted = frozenset(suffixes)
-    count = 0
-    for here, folders, names in os.walk(root, followlinks=False):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+    endings = frozenset(suffixes)
+    count = total = entries = 0
+    for here, folders, names, handle in os.fwalk(root, follow_symlinks=False):
+        relative = Path(here).relative_to(root)
+        entries += len(folders) + len(names)
+        if entries > _ENTRIES_PER_FILE * max_files:
+            raise ToolSetupError(f"{os.fspath(folder)!r} holds more than {entries} files and folders; raise max_files")
+        deepest = len(relative.parts) >= _MAX_DEPTH
+        folders[:] = [] if deepest else sorted(name for name in folders if _is_walked(name))
         for name in sorted(names):
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in wanted:
+            if name.startswith(".") or os.path.splitext(name)[1].lower() not in endings or not is_plain(name):
                 continue
-            text = _read_text(os.path.join(here, name), max_bytes)
+            text = _read_text(name, handle, max_bytes)
             if text is None:
                 continue
             count += 1
+            total += len(text)
             if count > max_files:
                 raise ToolSetupError(f"{os.fspath(folder)!r} holds more than {max_files} text files; raise max_files")
-            yield Document(Path(here, name).relative_to(root).as_posix(), text)
+            if total > max_total_bytes:
+                raise ToolSetupError(
+                    f"{os.fspath(folder)!r} holds more than {max_total_bytes} bytes of text; raise max_total_bytes"
+                )
+            yield Document((relative / name).as_posix(), text)
 
 
-def _read_text(path: str, max_bytes: int) -> str | None:
+def _is_walked(name: str) -> bool:
+    return not name.startswith(".") and name not in _SKIPPED_FOLDERS and is_plain(name)
+
+
+def _read_text(name: str, folder: int, max_bytes: int) -> str | None:
     """The file's text, or ``None`` for links, special files, too large files and what is not UTF-8."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
         return None
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > max_bytes:
             return None
         try:
             return file.read(max_bytes).decode("utf-8")
@@ -137,14 +160,17 @@ def split(document: Document, *, max_chars: int = 1_200, min_chars: int = 200) -
         size = 0
 
     fenced = False
+    room = _MAX_HEADINGS
     for number, line in enumerate(document.text.splitlines(), start=1):
         fenced ^= line.lstrip().startswith("```")
-        heading = None if fenced else _HEADING.match(line)
-        if heading:
+        heading = _heading(line) if room and not fenced else None
+        if heading is not None:
+            level, name = heading
             close()
-            del headings[len(heading[1]) - 1 :]
-            headings.extend([""] * (len(heading[1]) - 1 - len(headings)))
-            headings.append(heading[2])
+            del headings[level - 1 :]
+            headings.extend([""] * (level - 1 - len(headings)))
+            headings.append(name)
+            room -= 1
         for piece in _pieces(line, max_chars):
             if size + len(piece) > max_chars or (not piece.strip() and size > max_chars // 2):
                 close()
@@ -152,6 +178,15 @@ def split(document: Document, *, max_chars: int = 1_200, min_chars: int = 200) -
             size += len(piece) + 1
     close()
     return _join_short(passages, min_chars, max_chars)
+
+
+def _heading(line: str) -> tuple[int, str] | None:
+    """Level and text of a Markdown heading. No pattern: one that leaves off what closes a heading would try every way
+    to part the blanks of a long line."""
+    level = len(line) - len(line.lstrip("#"))
+    if not 1 <= level <= 6 or not line[level : level + 1].isspace():
+        return None
+    return level, line[level:].strip().rstrip("#").rstrip()[:_MAX_HEADING]
 
 
 def _pieces(line: str, limit: int) -> Iterator[str]:

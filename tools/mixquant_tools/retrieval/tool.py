@@ -39,11 +39,11 @@ def search_tool(
     """A tool ``search_documents(query, k)`` whose answer is numbered passages with path, lines and heading::
 
         [17] guide/setup.md:10-24 (Setup > Install)
-        The text of the passage.
+        > The text of the passage.
 
-    A passage keeps its number for the life of the index, so a citation ``[17]`` means the same in every search. The
-    tool message's artifact lists what was returned: ``{"number", "source", "path", "start", "end", "title", "text",
-    "score"}``.
+    Its lines are marked, so that no line of a document looks like the head of another passage. A passage keeps its
+    number for the life of the index, so a citation ``[17]`` means the same in every search. The tool message's artifact
+    lists what was returned: ``{"number", "source", "path", "start", "end", "title", "text", "score"}``.
 
     Args:
         about: what is in the index, for the tool's description.
@@ -60,7 +60,8 @@ def search_tool(
         for hit in hits:
             passage = hit.passage
             title = f" ({passage.title})" if passage.title else ""
-            part = f"[{hit.number}] {passage.source}{title}\n{passage.text}"
+            head = " ".join(f"[{hit.number}] {passage.source}{title}".splitlines())
+            part = "\n".join((head, *(f"> {line}" for line in passage.text.splitlines())))
             if parts and len(part) > room:
                 parts.append(f"({len(hits) - len(shown)} more passages left off; ask for fewer or more exactly)")
                 break

@@ -107,7 +107,7 @@ class Database:
         """The answer as lines of cells separated by `` | ``."""
         answer = self._ask(sql)
         rows = answer["rows"]
-        lines = [" | ".join(answer["names"]), *(" | ".join(self._cell(cell) for cell in row) for row in rows)]
+        lines = [" | ".join(self._cell(cell) for cell in row) for row in (answer["names"], *rows)]
         if answer["more"] and len(rows) == self._max_rows:
             lines.append(f"(more rows left off; the limit is {self._max_rows}: add a condition or an aggregate)")
         elif answer["more"]:
@@ -150,7 +150,7 @@ class Database:
             return "NULL"
         if isinstance(value, dict):
             return f"<{value['size']} bytes>"
-        text = str(value).replace("\n", "\\n")
+        text = str(value).replace("\r", "\\r").replace("\n", "\\n")
         return text if len(text) <= self._max_cell else f"{text[: self._max_cell]}…"
 
 
