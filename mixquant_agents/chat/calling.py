@@ -11,9 +11,10 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import RunnableConfig
 
+from mixquant_agents.chat.langchain_errors import langchain_error
+from mixquant_agents.chat.messages import no_conversation
 from mixquant_agents.chat.scope import TurnScope, with_thread
 from mixquant_agents.chat.settings import ChatSettings
-from mixquant_agents.errors import InvalidMessagesError
 
 __all__ = ["ScopedCalls"]
 
@@ -25,8 +26,7 @@ class ScopedCalls(ChatSettings):
         try:
             return super()._convert_input(model_input)
         except (ValueError, TypeError, NotImplementedError) as error:
-            why = str(error).partition("\n")[0].rstrip(".")  # a link to LangChain's pages follows
-            raise InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages") from error
+            raise langchain_error(no_conversation(model_input, error)) from error
 
     def _chunk(self, message: AIMessageChunk) -> ChatGenerationChunk:
         """As LangChain streams it. Version 1 of its content numbers the blocks of text from 0 and joins what has one

@@ -1,15 +1,19 @@
-"""Tool calls of one answer: which are complete, and how one that is not is kept from looking complete.
+"""Tool calls of one answer: which are valid, and how one that is not is kept from looking valid.
 
-LangChain repairs half a JSON object when it merges chunks: an answer cut off inside ``{"path": "/tmp/a`` would become
-the call ``{"path": "/tmp/a"}`` and be run. What the model did not finish must end in ``invalid_tool_calls``, so such
-arguments are *sealed* with a bracket that closes nothing, which LangChain's parser refuses.
+A call is valid iff its arguments are a JSON object and its name is a bound tool's. LangChain judges by its own rule
+when it merges chunks: it repairs half a JSON object, drops what stands behind a whole one, reads no arguments as ``{}``
+and takes any name. An answer cut off inside ``{"path": "/tmp/a`` would become the call ``{"path": "/tmp/a"}`` and be
+run. So the arguments of an invalid call are *sealed* with a bracket that closes nothing, which LangChain's parser
+refuses; the call then stands in ``invalid_tool_calls``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from mixquant_agents.chat.unicode import SurrogateJoiner, well_formed
 from mixquant_agents.engine.hermes import new_call_id
 from mixquant_agents.engine.protocol import ToolCallDelta
 
@@ -21,18 +25,27 @@ class _Call:
     id: str
     name: str
     pieces: list[str] = field(default_factory=list)
+    surrogates: SurrogateJoiner = field(default_factory=SurrogateJoiner)
 
 
 class CallBook:
-    """The calls of one answer, in order, as their pieces arrive."""
+    """The calls of one answer, in order, as their pieces arrive.
 
-    def __init__(self) -> None:
+    Args:
+        tools: names of the bound tools.
+    """
+
+    def __init__(self, tools: Collection[str] = ()) -> None:
+        self._tools = tools
         self._calls: dict[int, _Call] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the tools called, in order."""
-        return tuple(call.name for _, call in sorted(self._calls.items()))
+        """Names of the tools called, in order; nameless calls have none."""
+        return tuple(call.name for _, call in sorted(self._calls.items()) if call.name)
+
+    def __len__(self) -> int:
+        return len(self._calls)
 
     @property
     def next_index(self) -> int:
@@ -42,16 +55,18 @@ class CallBook:
     def take(self, delta: ToolCallDelta) -> ToolCallDelta:
         """Note a piece; returns it as it goes out: a call's first piece has its id, later ones neither id nor name."""
         call = self._calls.get(delta.index)
+        name = well_formed(delta.name or "")
         if call is None:
-            call = self._calls[delta.index] = _Call(delta.id or new_call_id(), delta.name or "")
-            out = ToolCallDelta(delta.index, call.id, call.name, delta.arguments)
+            call = self._calls[delta.index] = _Call(well_formed(delta.id or new_call_id()), name)
+            out_id: str | None = call.id
+            out_name: str | None = name
         else:
-            late_name = delta.name if delta.name and not call.name else None
-            call.name = call.name or delta.name or ""
-            out = ToolCallDelta(delta.index, None, late_name, delta.arguments)
-        if delta.arguments:
-            call.pieces.append(delta.arguments)
-        return out
+            out_id, out_name = None, name if name and not call.name else None
+            call.name = call.name or name
+        arguments = call.surrogates.feed(delta.arguments)
+        if arguments:
+            call.pieces.append(arguments)
+        return ToolCallDelta(delta.index, out_id, out_name, arguments)
 
     def listed(self) -> list[dict[str, str]]:
         """``{"id", "name", "arguments"}`` of every call, in order; ``arguments`` is the text as the model wrote it."""
@@ -61,34 +76,34 @@ class CallBook:
         ]
 
     def seals(self) -> list[tuple[int, dict[str, str], str]]:
-        """``(index, call with its "error", what must follow its arguments)`` of every call that is no valid one."""
-        found = []
+        """``(index, call with its "error", what must follow its arguments)`` of every call that is not valid."""
+        invalid = []
         for (index, _), call in zip(sorted(self._calls.items()), self.listed(), strict=True):
-            reason = _why_invalid(call["arguments"])
+            reason = self._why_invalid(call["name"], call["arguments"])
             if reason is not None:
-                found.append((index, {**call, "error": reason}, seal(call["arguments"], always=reason is _TOO_DEEP)))
-        return found
+                invalid.append((index, {**call, "error": reason}, seal(call["arguments"])))
+        return invalid
+
+    def _why_invalid(self, name: str, arguments: str) -> str | None:
+        if not name:
+            return "the call names no tool"
+        if name not in self._tools:
+            return f"there is no tool {name!r}; the tools are {', '.join(self._tools) or 'none'}"
+        if not arguments.strip():
+            return "the arguments are missing: the answer ended inside the call"
+        try:
+            value = json.loads(arguments, strict=False)
+        except ValueError as error:
+            return f"the arguments are not valid JSON: {error}"
+        except RecursionError:
+            return "the arguments are nested too deeply to be read"
+        return None if isinstance(value, dict) else f"the arguments are {type(value).__name__}, not an object"
 
 
-_TOO_DEEP = "the arguments are nested too deeply to be read"
+def seal(text: str) -> str:
+    """What must follow ``text`` so that LangChain's lenient JSON parser refuses it, whatever it holds.
 
-
-def _why_invalid(arguments: str) -> str | None:
-    if not arguments.strip():
-        return "the arguments are missing: the answer ended inside the call"
-    try:
-        value = json.loads(arguments, strict=False)
-    except ValueError as error:
-        return f"the arguments are not valid JSON: {error}"
-    except RecursionError:
-        return _TOO_DEEP
-    return None if isinstance(value, dict) else f"the arguments are {type(value).__name__}, not an object"
-
-
-def seal(text: str, *, always: bool = False) -> str:
-    """What must follow ``text`` so that LangChain's lenient JSON parser refuses it; empty where it does so anyway.
-
-    ``always``: seal complete JSON too.
+    That parser gives up at the first bracket, outside strings, that closes nothing. Empty where ``text`` has one.
     """
     stack: list[str] = []
     inside = escaped = False
@@ -106,7 +121,5 @@ def seal(text: str, *, always: bool = False) -> str:
             stack.append("}" if char == "{" else "]")
         elif char in "}]" and (not stack or stack.pop() != char):
             return ""
-    if text.strip() and not (stack or inside or always):
-        return ""
     quote = '""' if escaped else '"' if inside else ""
     return quote + ("}" if stack and stack[-1] == "]" else "]")

@@ -5,19 +5,22 @@ Sync and async, streaming and not: every way through the chat model is this one.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from langchain_core.messages import AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 from mixquant_agents.chat.calls import CallBook, seal
 from mixquant_agents.chat.messages import REASONING, UNPARSED
+from mixquant_agents.chat.unicode import SurrogateJoiner, well_formed
 from mixquant_agents.engine.hermes import new_call_id
 from mixquant_agents.engine.protocol import OutputDelta, OutputParser, TokenDelta, TokenLogprob, ToolCallDelta
 from mixquant_agents.records import TurnCounts
 
-__all__ = ["TurnCore", "usage_of"]
+__all__ = ["TurnCore", "combined_llm_output", "give_reasons", "llm_output", "usage_of"]
 
 
 class TurnCore:
@@ -25,19 +28,21 @@ class TurnCore:
 
     Args:
         parser: the engine's parser for this answer.
+        tools: names of the bound tools.
 
     Attributes:
         calls: the answer's tool calls so far.
         finish_reason: why the answer ended, once the engine has said so.
     """
 
-    def __init__(self, parser: OutputParser) -> None:
+    def __init__(self, parser: OutputParser, tools: Collection[str] = ()) -> None:
         self._parser = parser
+        self._content_pieces, self._reasoning_pieces = SurrogateJoiner(), SurrogateJoiner()
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._tail: dict[str, Any] | None = None
-        self.calls = CallBook()
+        self.calls = CallBook(tools)
         self.finish_reason: str | None = None
 
     def feed(self, delta: TokenDelta) -> AIMessageChunk | None:
@@ -47,7 +52,7 @@ class TurnCore:
         if delta.logprobs:
             self._logprobs.extend(map(_logprob, delta.logprobs))
         out = self._parser.feed(delta)
-        content = out.content
+        content = self._content_pieces.feed(out.content)
         if not out.reasoning and not out.tool_calls:
             if not content:
                 return None
@@ -56,27 +61,28 @@ class TurnCore:
                 return AIMessageChunk(content=content)
         else:
             self._content.append(content)
-        return AIMessageChunk(**self._fields(out))
+        return AIMessageChunk(**self._fields(out, content, self._reasoning_pieces.feed(out.reasoning)))
 
     def close(self) -> None:
         """The engine has said its last: take what the parser held back, and judge the calls. Idempotent."""
         if self._tail is not None:
             return
         out = self._parser.finish()
-        self._content.append(out.content)
-        self._tail = fields = self._fields(out)
+        content = self._content_pieces.feed(out.content) + self._content_pieces.finish()
+        reasoning = self._reasoning_pieces.feed(out.reasoning) + self._reasoning_pieces.finish()
+        self._content.append(content)
+        self._tail = fields = self._fields(out, content, reasoning)
         chunks: list[ToolCallChunk] = fields.setdefault("tool_call_chunks", [])
         unparsed = []
         seals = self.calls.seals()
         if self.finish_reason in ("stop", "tool_calls"):
-            self.finish_reason = "tool_calls" if len(seals) < len(self.calls.names) else "stop"
+            self.finish_reason = "tool_calls" if len(seals) < len(self.calls) else "stop"
         for index, call, suffix in seals:
             chunks.append(tool_call_chunk(args=suffix, index=index))
             unparsed.append({"id": call["id"], "text": call["arguments"], "error": call["error"]})
-        for place, (text, reason) in enumerate(out.invalid_calls, self.calls.next_index):
-            call_id = new_call_id()
-            sealed = text + (seal(text, always=True) if "{" in text else "")
-            chunks.append(tool_call_chunk(args=sealed, id=call_id, index=place))
+        for index, (raw, reason) in enumerate(out.invalid_calls, self.calls.next_index):
+            text, call_id = well_formed(raw), new_call_id()
+            chunks.append(tool_call_chunk(args=text + seal(text), id=call_id, index=index))
             unparsed.append({"id": call_id, "text": text, "error": reason})
         if unparsed:
             fields["additional_kwargs"] = {**fields.get("additional_kwargs", {}), UNPARSED: unparsed}
@@ -86,9 +92,12 @@ class TurnCore:
         merges key by key, so it comes once)."""
         self.close()
         fields = self._tail or {}
+        usage = usage_of(counts)
+        if usage is not None:
+            metadata = {**metadata, "token_usage": _token_usage(usage)}
         return AIMessageChunk(
             **{**fields, "response_metadata": {**fields.get("response_metadata", {}), **metadata}},
-            usage_metadata=usage_of(counts),
+            usage_metadata=usage,
             chunk_position="last",
         )
 
@@ -97,24 +106,32 @@ class TurnCore:
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._content)}
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
-        if self.calls.names:
+        if self.calls:
             message["tool_calls"] = [
                 {"id": call["id"], "type": "function", "function": {key: call[key] for key in ("name", "arguments")}}
                 for call in self.calls.listed()
             ]
         return message
 
-    def _fields(self, out: OutputDelta) -> dict[str, Any]:
-        fields: dict[str, Any] = {"content": out.content}
-        if out.reasoning:
-            self._reasoning.append(out.reasoning)
-            fields["additional_kwargs"] = {REASONING: out.reasoning}
+    def _fields(self, out: OutputDelta, content: str, reasoning: str) -> dict[str, Any]:
+        fields: dict[str, Any] = {"content": content}
+        if reasoning:
+            self._reasoning.append(reasoning)
+            fields["additional_kwargs"] = {REASONING: reasoning}
         if out.tool_calls:
             fields["tool_call_chunks"] = [_call_chunk(self.calls.take(piece)) for piece in out.tool_calls]
         if self._logprobs:
             fields["response_metadata"] = {"logprobs": {"content": self._logprobs}}
             self._logprobs = []
         return fields
+
+
+def give_reasons(message: AIMessage) -> None:
+    """Write into each of the message's invalid calls why it is one: LangChain leaves ``error`` empty when it merges
+    chunks."""
+    reasons = {item["id"]: item["error"] for item in message.additional_kwargs.get(UNPARSED) or ()}
+    for call in message.invalid_tool_calls:
+        call["error"] = reasons.get(call["id"], call["error"])
 
 
 def usage_of(counts: TurnCounts | None) -> UsageMetadata | None:
@@ -133,6 +150,34 @@ def usage_of(counts: TurnCounts | None) -> UsageMetadata | None:
     return usage
 
 
+def _token_usage(usage: UsageMetadata) -> dict[str, int]:
+    """By OpenAI's names."""
+    return {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+    }
+
+
+def llm_output(message: AIMessage) -> dict[str, Any]:
+    """What callbacks of LangChain's older kind read of a result."""
+    return {name: message.response_metadata[name] for name in _LLM_OUTPUT if name in message.response_metadata}
+
+
+_LLM_OUTPUT = ("model_name", "token_usage")
+
+
+def combined_llm_output(outputs: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
+    """:func:`llm_output` of several prompts that were answered in one call: their usage is added up."""
+    combined: dict[str, Any] = {}
+    total: Counter[str] = Counter()
+    for output in outputs:
+        if output is not None:
+            total.update(output.get("token_usage", {}))
+            combined["model_name"] = output.get("model_name")
+    return {**combined, "token_usage": dict(total)} if total else combined
+
+
 def _call_chunk(piece: ToolCallDelta) -> ToolCallChunk:
     return tool_call_chunk(name=piece.name, args=piece.arguments, id=piece.id, index=piece.index)
 
@@ -140,7 +185,7 @@ def _call_chunk(piece: ToolCallDelta) -> ToolCallChunk:
 def _logprob(item: TokenLogprob) -> dict[str, Any]:
     """OpenAI's shape, which LangChain users know."""
     return {
-        "token": item.token,
+        "token": well_formed(item.token),
         "logprob": item.logprob,
-        "top_logprobs": [{"token": token, "logprob": value} for token, value in item.top],
+        "top_logprobs": [{"token": well_formed(token), "logprob": value} for token, value in item.top],
     }

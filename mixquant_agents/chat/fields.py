@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from mixquant_agents.chat.unicode import has_lone_surrogate
 from mixquant_agents.errors import InvalidSamplingError, RequestError
 from mixquant_agents.validation import readable
 
 __all__ = ["DEFAULTS", "SAMPLING", "CallFields", "TurnFields", "call_settings"]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+T = TypeVar("T")
+
+
+def _encodable(value: T) -> T:
+    if has_lone_surrogate(value):
+        raise ValueError("it holds half of a surrogate pair, which no encoding has; write the whole character")
+    return value
+
+
+Encodable = AfterValidator(_encodable)
 
 
 class TurnFields(BaseModel):
@@ -29,12 +40,12 @@ class TurnFields(BaseModel):
     repetition_penalty: Annotated[Number, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     ignore_eos: bool | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, Encodable] = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    sampling_extra: dict[str, Any] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
+    sampling_extra: Annotated[dict[str, Any] | None, Encodable] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, Encodable] = None
+    cache_salt: Annotated[str | None, Encodable] = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
 
 
@@ -65,7 +76,7 @@ class CallFields(TurnFields):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
     model: str | None = None
-    priority: int | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     tools: Any = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +16,14 @@ from langchain_core.messages import (
     HumanMessage,
     SystemMessage,
     ToolMessage,
+    convert_to_messages,
 )
 
+from mixquant_agents.chat.unicode import well_formed, well_formed_json
 from mixquant_agents.engine.protocol import Message
 from mixquant_agents.errors import InvalidMessagesError
 
-__all__ = ["REASONING", "UNPARSED", "ai_messages", "to_engine"]
+__all__ = ["REASONING", "UNPARSED", "ai_messages", "no_conversation", "to_engine"]
 
 REASONING = "reasoning_content"
 """Key in ``additional_kwargs`` under which LangChain looks for reasoning."""
@@ -48,7 +52,42 @@ def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
     """
     if not messages:
         raise InvalidMessagesError("there are no messages; give at least one")
-    return [_convert(message, place) for place, message in enumerate(messages, 1)]
+    return [well_formed_json(_convert(message, place)) for place, message in enumerate(messages, 1)]
+
+
+def no_conversation(given: object, error: Exception) -> InvalidMessagesError:
+    """Why LangChain could not make messages of what the model was ``given``: which message it is, where one is."""
+    why = str(error).partition("\n")[0].rstrip(".")  # a link to LangChain's pages follows
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        for place, message in enumerate(given, 1):
+            if (broken := _broken_arguments(message)) is not None:
+                return InvalidMessagesError(f"message {place}: {broken}")
+            try:
+                convert_to_messages([message])
+            except (ValueError, TypeError, NotImplementedError):
+                return InvalidMessagesError(f"message {place} is none: {why}; give a text, or a message")
+    return InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages")
+
+
+def _broken_arguments(message: object) -> str | None:
+    """What is wrong with the calls of a message in OpenAI's dict form, whose arguments are JSON in a string."""
+    calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        arguments = function.get("arguments") if isinstance(function, Mapping) else None
+        if isinstance(function, Mapping) and isinstance(arguments, str):
+            try:
+                json.loads(arguments, strict=False)
+            except ValueError as error:
+                return (
+                    f"the arguments of its call of {function.get('name')!r} are not valid JSON ({error}): "
+                    f"{_short(arguments)}; write the JSON out, or give the call as an invalid_tool_call of an AIMessage"
+                )
+    return None
+
+
+def _short(text: str, limit: int = 80) -> str:
+    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def _convert(message: BaseMessage, place: int) -> Message:
@@ -81,18 +120,18 @@ def _convert(message: BaseMessage, place: int) -> Message:
 
 def _assistant(message: AIMessage, place: int) -> Message:
     content = _text(message, place)
-    calls = [_call(call["id"], call["name"], _json(call["args"])) for call in message.tool_calls]
+    calls = [_call(call["id"], call["name"], _json(call["args"], place)) for call in message.tool_calls]
     known = {call["id"] for call in message.tool_calls}
     for block in _blocks(message):  # other providers' messages may have their calls in the content alone
         if block.get("type") in ("tool_call", "tool_use") and block.get("id") not in known:
             arguments = block.get("args", block.get("input", {}))
-            calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments)))
+            calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments, place)))
     raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED) or ()}
     for broken in message.invalid_tool_calls:
         told = raw.get(broken.get("id"))
         text = str(told if told is not None else broken.get("args") or "")
         if broken.get("name"):
-            calls.append(_call(broken.get("id"), str(broken["name"]), text))
+            calls.append(_call(broken.get("id"), str(broken["name"]), _joined_escapes(text)))
         else:  # it never became a call: the model sees what it wrote
             content = f"{content}\n{text}" if content else text
     converted: dict[str, Any] = {"role": "assistant", "content": content}
@@ -109,8 +148,44 @@ def _call(call_id: object, name: str, arguments: str) -> Message:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _json(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+def _json(value: object, place: int) -> str:
+    """Arguments as strict JSON. What JSON has no word for: a number that is none becomes null, all else its text."""
+    if isinstance(value, str):
+        return _joined_escapes(value)
+    try:
+        return well_formed(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str))
+    except (TypeError, ValueError, RecursionError):
+        pass
+    try:
+        return well_formed(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
+    except RecursionError:
+        raise InvalidMessagesError(
+            f"message {place} holds a call whose arguments hold themselves, or are nested too deeply to be JSON"
+        ) from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+
+
+def _joined_escapes(arguments: str) -> str:
+    """``arguments`` as they are, unless half of a surrogate pair is written in them as an escape: who reads the JSON
+    would have it in the text."""
+    if _SURROGATE_ESCAPE.search(arguments):
+        try:
+            return json.dumps(well_formed_json(json.loads(arguments, strict=False)), ensure_ascii=False)
+        except (ValueError, RecursionError):
+            pass  # no JSON: nobody will read the escapes
+    return arguments
 
 
 def _reasoning(message: AIMessage) -> str:
@@ -127,10 +202,14 @@ def _blocks(message: BaseMessage) -> list[Mapping[str, Any]]:
 
 
 def _text(message: BaseMessage, place: int) -> str:
-    """The text of a message. Blocks of an answer are one text in pieces; blocks of other messages are paragraphs."""
+    """The text of a message. Blocks of an answer are one text in pieces; blocks of other messages are paragraphs.
+
+    What a tool returned beside text is named in its place (``[image content]``): the user of an agent cannot take it
+    out of the thread.
+    """
     content = message.content
     if isinstance(content, str):
-        return content
+        return content or _refusal(message)
     texts = []
     for block in content:
         if isinstance(block, str):
@@ -139,9 +218,19 @@ def _text(message: BaseMessage, place: int) -> str:
         kind = block.get("type")
         if kind in _TEXT or (kind is None and "text" in block):
             texts.append(str(block.get("text") or ""))
+        elif kind == "refusal":
+            texts.append(str(block.get("refusal") or ""))
+        elif isinstance(message, ToolMessage | FunctionMessage):
+            texts.append(f"[{str(kind).removesuffix('_url')} content]" if kind else _json(block, place))
         elif not (isinstance(message, AIMessage) and kind in (_CALLS | _THOUGHTS)):
             raise InvalidMessagesError(
                 f"message {place} ({message.type}) holds a content block of type {kind!r}; this model reads text only: "
                 "remove the block, or describe it in words"
             )
     return ("" if isinstance(message, AIMessage) else "\n").join(texts)
+
+
+def _refusal(message: BaseMessage) -> str:
+    """What OpenAI's models say instead of content when they refuse."""
+    refusal = message.additional_kwargs.get("refusal") if isinstance(message, AIMessage) else None
+    return refusal if isinstance(refusal, str) else ""

@@ -13,13 +13,15 @@ from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable
 
 from mixquant_agents.chat.bridge import loop_thread
 from mixquant_agents.chat.calling import ScopedCalls
+from mixquant_agents.chat.core import combined_llm_output, give_reasons, llm_output
 from mixquant_agents.chat.engines import assumed, shared_engine
 from mixquant_agents.chat.fields import DEFAULTS, call_settings
+from mixquant_agents.chat.langchain_errors import langchain_errors
 from mixquant_agents.chat.messages import ai_messages, to_engine
 from mixquant_agents.chat.options import engine_request
 from mixquant_agents.chat.recording import Recorders
@@ -76,7 +78,7 @@ class MixQuantChatModel(ScopedCalls):
         **kwargs: Any,
     ) -> ChatResult:
         tell = run_manager if self._tells_tokens(run_manager, kwargs) else None
-        return generate_from_stream(self._chunks(messages, stop, run_manager, kwargs, tell))
+        return _result(generate_from_stream(self._chunks(messages, stop, run_manager, kwargs, tell)))
 
     def _stream(
         self,
@@ -99,7 +101,7 @@ class MixQuantChatModel(ScopedCalls):
     ) -> ChatResult:
         tell = run_manager if self._tells_tokens(run_manager, kwargs) else None
         async with aclosing(self._achunks(messages, stop, run_manager, kwargs, tell)) as chunks:
-            return generate_from_stream(iter([chunk async for chunk in chunks]))
+            return _result(generate_from_stream(iter([chunk async for chunk in chunks])))
 
     def _astream(
         self,
@@ -112,6 +114,17 @@ class MixQuantChatModel(ScopedCalls):
         if (scope := current_scope()) is not None:
             scope.adopt(chunks)
         return chunks
+
+    def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """As LangChain does; each invalid call says why it is one."""
+        return _with_reasons(super().generate(*args, **kwargs))
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """:meth:`generate` for async callers."""
+        return _with_reasons(await super().agenerate(*args, **kwargs))
+
+    def _combine_llm_outputs(self, outputs: list[dict[str, Any] | None], /) -> dict[str, Any]:
+        return combined_llm_output(outputs)
 
     async def _achunks(
         self,
@@ -153,18 +166,19 @@ class MixQuantChatModel(ScopedCalls):
         settings: Mapping[str, Any],
     ) -> AsyncGenerator[AIMessageChunk, None]:
         """Plan one turn; it runs when the generator is read."""
-        wanted = {name: getattr(self, name) for name in DEFAULTS} | call_settings(settings, stop)
         ids = run_ids(run_manager, current_scope())
-        engine = self._resolve_engine()
-        plan = TurnPlan(
-            request=engine_request(messages, wanted, model=self.model),
-            turn_index=ai_messages(messages),
-            capabilities=assumed(engine, self.model, self.policy_name),
-            run_id=ids.run_id,
-            parent_run_id=ids.parent_run_id,
-            thread_id=ids.thread_id,
-            timeout=wanted["timeout"],
-        )
+        with langchain_errors():
+            wanted = {name: getattr(self, name) for name in DEFAULTS} | call_settings(settings, stop)
+            engine = self._resolve_engine()
+            plan = TurnPlan(
+                request=engine_request(messages, wanted, model=self.model),
+                turn_index=ai_messages(messages),
+                capabilities=assumed(engine, self.model, self.policy_name),
+                run_id=ids.run_id,
+                parent_run_id=ids.parent_run_id,
+                thread_id=ids.thread_id,
+                timeout=wanted["timeout"],
+            )
         with _making:
             if self._held.sink is None:
                 self._held.sink = Recorders(self.recorders)
@@ -256,7 +270,8 @@ class MixQuantChatModel(ScopedCalls):
         self, messages: Sequence[BaseMessage], tools: Sequence[ToolLike] | None = None
     ) -> int:
         """:meth:`get_num_tokens_from_messages` for async callers."""
-        return await self._resolve_engine().count_tokens(to_engine(messages), engine_tools(tools or ()))
+        with langchain_errors():
+            return await self._resolve_engine().count_tokens(to_engine(messages), engine_tools(tools or ()))
 
     def get_num_tokens(self, text: str) -> int:
         """Tokens that ``text`` adds to a prompt."""
@@ -301,3 +316,21 @@ class MixQuantChatModel(ScopedCalls):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _result(result: ChatResult) -> ChatResult:
+    """With what older callbacks read of the result as a whole."""
+    (generation,) = result.generations
+    message = generation.message
+    if isinstance(message, AIMessage):
+        give_reasons(message)
+        result.llm_output = llm_output(message)
+    return result
+
+
+def _with_reasons(result: LLMResult) -> LLMResult:
+    for generations in result.generations:
+        for generation in generations:
+            if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
+                give_reasons(generation.message)
+    return result

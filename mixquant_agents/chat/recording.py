@@ -46,17 +46,27 @@ class Recorders:
         turn: TurnRecord,
         request: EngineRequest,
         answer: Callable[[], dict[str, object]],
-        prompt_token_ids: Sequence[int] | None,
-        parent_run_id: str | None,
+        *,
+        prompt_token_ids: Sequence[int] | None = None,
+        parent_run_id: str | None = None,
+        failure: Exception | None = None,
     ) -> None:
-        """Take one finished, failed or aborted turn. ``answer`` is asked for only where content is wanted."""
+        """Take one finished, failed or aborted turn.
+
+        ``answer`` is asked for only where content is wanted. So is the text of ``failure``, which may repeat the prompt
+        or what a server said; all others get the name of its class, as ``turn`` has it.
+        """
         content: TurnContent | None = None
+        with_text = turn
         for recorder in self._recorders:
             try:
                 if content is None and recorder.wants_content:
                     content = TurnContent(messages=request.messages, answer=answer())
+                    if failure is not None:
+                        text = " ".join(f"{type(failure).__name__}: {failure}".split())
+                        with_text = turn.model_copy(update={"error": text})
                 recorder.record(
-                    turn,
+                    with_text if recorder.wants_content else turn,
                     content=content if recorder.wants_content else None,
                     prompt_token_ids=prompt_token_ids,
                     trace_context=request.trace_context,

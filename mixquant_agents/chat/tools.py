@@ -8,6 +8,7 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from mixquant_agents.chat.unicode import well_formed_json
 from mixquant_agents.engine.protocol import JsonObject, NamedTool, ToolChoice
 from mixquant_agents.errors import RequestError
 
@@ -45,7 +46,8 @@ def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
         raise RequestError(f"a tool is named {name!r}; give each a name")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise RequestError(f"the parameters of tool {name!r} are {parameters!r}, not a JSON schema object")
-    return one
+    clean: dict[str, Any] = well_formed_json(one)
+    return clean
 
 
 def tool_name(tool: JsonObject) -> str:

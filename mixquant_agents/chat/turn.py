@@ -11,10 +11,12 @@ from typing import Any
 from langchain_core.messages import AIMessageChunk
 
 from mixquant_agents.chat.core import TurnCore
+from mixquant_agents.chat.langchain_errors import langchain_error
 from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.chat.tools import tool_name
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.protocol import Capabilities, Engine, EngineRequest, TokenDelta
-from mixquant_agents.errors import EngineError, TurnTimeoutError
+from mixquant_agents.errors import EngineError, MixQuantError, TurnTimeoutError
 from mixquant_agents.records import TurnCounts, TurnRecord, utc_now
 
 __all__ = ["TurnPlan", "run_turn"]
@@ -43,14 +45,15 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
     """Run one turn. Cancelling the reader, or closing this generator, aborts the turn in the engine.
 
     Raises:
-        MixQuantError: as the engine raises it.
+        MixQuantError: as the engine raises it, and of LangChain's class for it, too.
         TurnTimeoutError: the turn took longer than ``plan.timeout``.
     """
     turn = _Turn(plan)
     request = plan.request
     try:
         turn.capabilities = await engine.capabilities()
-        turn.core = core = TurnCore(await engine.output_parser(request.tools, request.tool_choice, request.schema))
+        parser = await engine.output_parser(request.tools, request.tool_choice, request.schema)
+        turn.core = core = TurnCore(parser, tuple(map(tool_name, request.tools)))
         turn.started_at, turn.meter = utc_now(), (meter := TurnMeter())
         stream = engine.stream(request)
         try:
@@ -70,14 +73,23 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
         yield turn.finish()
     except Exception as error:
         turn.aborted = isinstance(error, TurnTimeoutError)
-        turn.error = " ".join(f"{type(error).__name__}: {error}".split())
+        turn.failure = error
+        if isinstance(error, MixQuantError):
+            raise langchain_error(error) from error.__cause__
         raise
     except BaseException:  # the reader left or was cancelled, or the program ends
         turn.aborted = turn.aborted or turn.last is None
         raise
     finally:
         if recorders:
-            recorders.record(turn.record(), request, turn.answer, turn.prompt_token_ids, plan.parent_run_id)
+            recorders.record(
+                turn.record(),
+                request,
+                turn.answer,
+                prompt_token_ids=turn.prompt_token_ids,
+                parent_run_id=plan.parent_run_id,
+                failure=turn.failure,
+            )
 
 
 async def _hurried(stream: AsyncIterator[TokenDelta], seconds: float) -> AsyncGenerator[TokenDelta, None]:
@@ -113,7 +125,7 @@ class _Turn:
         self.tokens = 0
         self.counts = TurnCounts()
         self.aborted = False
-        self.error: str | None = None
+        self.failure: Exception | None = None
 
     @property
     def prompt_token_ids(self) -> Sequence[int] | None:
@@ -167,5 +179,5 @@ class _Turn:
             finish_reason="abort" if self.aborted else self.core.finish_reason if self.core is not None else None,
             tool_calls=self.core.calls.names if self.core is not None else (),
             aborted=self.aborted,
-            error=self.error,
+            error=type(self.failure).__name__ if self.failure is not None else None,
         )

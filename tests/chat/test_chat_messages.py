@@ -1,6 +1,7 @@
 """LangChain's messages reach the engine whole, and come back whole."""
 
 import json
+import math
 from datetime import date
 from typing import Any
 
@@ -9,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import (
     AIMessage,
-    AIMessageChunk,
     BaseMessage,
     ChatMessage,
     FunctionMessage,
@@ -21,7 +21,7 @@ from langchain_core.messages import (
     messages_to_dict,
 )
 
-from mixquant_agents.chat.calls import seal
+from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.errors import InvalidMessagesError
 
@@ -100,7 +100,7 @@ def test_a_call_in_both_places_is_one_call() -> None:
         {"type": "something_new"},
     ],
 )
-@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, lambda c: ToolMessage(c, tool_call_id="1"), AIMessage])
+@pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage])
 def test_what_is_no_text_is_refused_by_name(kind: Any, block: dict[str, Any]) -> None:
     with pytest.raises(InvalidMessagesError, match=rf"message 2 \(\w+\).*{block['type']}"):
         to_engine([HumanMessage("look"), kind([{"type": "text", "text": "at this"}, block])])
@@ -173,19 +173,65 @@ def test_round_trip(given_messages: list[BaseMessage]) -> None:
             assert after.get("reasoning_content", "") == before.additional_kwargs.get("reasoning_content", "")
 
 
-def _merged(text: str) -> AIMessageChunk:
-    return AIMessageChunk(
-        "", tool_call_chunks=[{"name": "f", "args": text, "id": "1", "index": 0}], chunk_position="last"
-    )
+IMAGE = {"type": "image", "base64": "AA==", "mime_type": "image/png"}
 
 
-@given(st.dictionaries(st.text(max_size=4), json_values, max_size=3), st.data())
-def test_a_sealed_call_never_runs(arguments: dict[str, Any], data: st.DataObject) -> None:
-    """However a call's JSON is cut off, LangChain lists the sealed text as invalid."""
-    whole = json.dumps(arguments)
-    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    sealed = _merged(cut + seal(cut))
-    assert sealed.tool_calls == []
-    assert len(sealed.invalid_tool_calls) == 1
-    assert _merged(whole + seal(whole, always=True)).tool_calls == []
-    assert seal(whole) == ""
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "Here:"}, IMAGE], "Here:\n[image content]"),
+        ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}], "[image content]"),
+        ([{"type": "audio", "base64": "AA=="}, "and text"], "[audio content]\nand text"),
+        ([{"type": "file", "base64": "AA=="}], "[file content]"),
+        ([{"depth": 3}], '{"depth": 3}'),
+    ],
+)
+def test_tool_result_that_is_no_text_is_named_in_its_place(content: Any, text: str) -> None:
+    """It cannot be taken out of the thread by the user of an agent, so it must not end every later turn."""
+    (message,) = to_engine([ToolMessage(content, tool_call_id="1")])
+    assert message["content"] == text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        AIMessage([{"type": "refusal", "refusal": "I will not."}]),
+        AIMessage("", additional_kwargs={"refusal": "I will not."}),
+    ],
+)
+def test_refusal_of_another_provider_is_text(message: AIMessage) -> None:
+    assert to_engine([message])[0]["content"] == "I will not."
+
+
+def test_broken_arguments_in_openai_form_name_the_message_and_the_call() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "depth", "arguments": "{lake: Inari}"}}
+    history = [("user", "hi"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(InvalidMessagesError, match=r"message 2: .*call of 'depth'.*not valid JSON.*lake: Inari"):
+        MixQuantChatModel(engine=ScriptedEngine()).invoke(history)
+
+
+def test_message_that_is_none_is_named() -> None:
+    with pytest.raises(InvalidMessagesError, match="message 2 is none"):
+        MixQuantChatModel(engine=ScriptedEngine()).invoke([("user", "hi"), ("poet", "x")])
+
+
+@pytest.mark.parametrize(
+    ("args", "written"),
+    [
+        ({"a": math.nan, "b": [math.inf, 1.5]}, {"a": None, "b": [None, 1.5]}),
+        ({"a": {1, 2}, "b": {(1, 2): b"x"}}, {"a": [1, 2], "b": {"(1, 2)": "b'x'"}}),
+    ],
+)
+def test_arguments_are_written_as_strict_json(args: dict[str, Any], written: dict[str, Any]) -> None:
+    call = {"name": "f", "args": args, "id": "1"}
+    (message,) = to_engine([AIMessage("", tool_calls=[call])])
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == written
+
+
+def test_arguments_that_hold_themselves_name_the_message() -> None:
+    args: dict[str, Any] = {}
+    args["a"] = args
+    message = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
+    message.tool_calls[0]["args"] = args
+    with pytest.raises(InvalidMessagesError, match="message 2 holds a call whose arguments hold themselves"):
+        to_engine([HumanMessage("hi"), message])

@@ -22,6 +22,8 @@ def comparable(message: AIMessage) -> dict[str, Any]:
     """All of a message but what differs by time: ids and the record's instants and durations."""
     turn = {k: v for k, v in message.response_metadata["turn"].items() if not k.endswith(("seconds", "_id", "_at"))}
     metadata = {**message.response_metadata, "turn": turn}
+    for call in message.invalid_tool_calls:
+        call["error"] = None  # LangChain drops it when chunks are added up; it is in additional_kwargs, too
     fresh = {call["id"]: place for place, call in enumerate([*message.tool_calls, *message.invalid_tool_calls])}
     text = json.dumps([message.content, message.additional_kwargs, message.tool_calls, message.invalid_tool_calls])
     for call_id, place in fresh.items():

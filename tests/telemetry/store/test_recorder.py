@@ -135,3 +135,24 @@ async def test_a_store_that_cannot_be_written_fails_no_turn(tmp_path: Path) -> N
     assert recorder.flush(0.5) is False
     assert "not a SQLite database" in (recorder.problem or "")
     recorder.close()
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_error_text_is_recorded_only_with_content(tmp_path: Path, content: bool) -> None:
+    """It may repeat the prompt, or what a server said, a key included."""
+    recorder = StoreRecorder(tmp_path / "turns.sqlite", content=content)
+    hooked: list[Any] = []
+    failing = ScriptedEngine([EngineDeadError("the server said: Incorrect key sk-secret, prompt was 'my diary'")])
+    model = MixQuantChatModel(engine=failing, recorders=(recorder, hooked.append))
+    with pytest.raises(EngineDeadError, match="sk-secret"):
+        model.invoke("my diary")
+    model.close()
+    recorder.close()
+    with TurnStore(tmp_path / "turns.sqlite") as store:
+        (turn,) = store.turns()
+    assert ("sk-secret" in turn.error) is content
+    assert turn.error.startswith("EngineDeadError")
+    assert [record.error for record in hooked] == ["EngineDeadError"]
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert (b"sk-secret" in stored) is content
+    assert (b"diary" in stored) is content
