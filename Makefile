@@ -45,7 +45,7 @@ lint: $(READY)
 
 # SOURCES="DIR …": unpacked vLLM releases to check beside the installed one.
 test-contract: $(READY)
-	$(RUN)/python -m mixquant_agents.quant.contract $(foreach dir,$(SOURCES),--source $(dir))
+	$(RUN)/python -m mixquant_agents.quant.vllm.contract $(foreach dir,$(SOURCES),--source $(dir))
 
 check: lint test
 

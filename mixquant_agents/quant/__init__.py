@@ -1,9 +1,10 @@
 """The vLLM plugin: quantization method ``"mixquant"``, phase-aware Linear layers inside vLLM's worker.
 
-A row of a forward pass is *prefill* iff its absolute position is below ``prompt_len - 1``; prefill rows run in the
-policy's prefill format, the others exact. Reading order: ``plan`` (which rows), ``formats`` (the numbers), ``twin``
-(a weight's quantized copy and how rows pass through it), ``op`` (the routed product), ``linear`` and ``config`` (what
-vLLM sees), ``hooks`` (where the plan comes from), ``rpc`` (what comes back).
+A row of a forward pass is *prefill* iff its absolute position is below ``num_prompt_tokens - 1``; prefill rows run in
+the policy's prefill format, the others exact. Reading order: :mod:`mixquant_agents.precision` (which rows), ``formats``
+(the numbers), ``twins`` (a weight's quantized copy and how rows pass through it), ``step`` and ``router`` (how one step
+runs), ``ops`` (the routed product and its kernels), ``runtime`` (a worker's state), ``autotune`` (from which size on
+quantizing pays), ``vllm`` (what vLLM sees, and what is hooked of it).
 
 Importing this package loads neither torch nor vllm; :func:`register` loads what vLLM has loaded by then.
 """
@@ -18,10 +19,10 @@ def register() -> None:
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.platforms import current_platform
 
-    from mixquant_agents.quant.config import METHOD, MixQuantConfig
+    from mixquant_agents.quant.vllm.method import METHOD, MixQuantConfig
 
     register_quantization_config(METHOD)(MixQuantConfig)
     if current_platform.is_cuda():
-        from mixquant_agents.quant.gpu.engine_config import hook_config
+        from mixquant_agents.quant.vllm.config_hooks import hook_config
 
         hook_config()

@@ -15,16 +15,16 @@ from mixquant_agents.precision.plan import RequestRows, RowPlan, plan_rows
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.checkpoint import TwinCheckpoint
 from mixquant_agents.quant.counters import RowCounter
-from mixquant_agents.quant.linear import MixQuantLinearMethod
-from mixquant_agents.quant.op import EXACT_STEP, StepMarker
-from mixquant_agents.quant.twin import get_twin, twin_key
+from mixquant_agents.quant.ops.emulated import EXACT_STEP, StepMarker
+from mixquant_agents.quant.twins.base import get_twin, twin_key
+from mixquant_agents.quant.twins.checkpoint import TwinCheckpoint
+from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
 
 if TYPE_CHECKING:
-    from mixquant_agents.quant.gpu.routing import GpuRouting
+    from mixquant_agents.quant.router import GpuRouting
 
-__all__ = ["Runtime"]
+__all__ = ["Runtime", "runtime_of"]
 
 _log = logging.getLogger("vllm.mixquant")
 """Below vLLM's logger, whose handlers the worker has set up."""
@@ -191,3 +191,9 @@ class Runtime:
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),
             **({} if self.gpu is None else {"gpu": self.gpu.status()}),
         }
+
+
+def runtime_of(vllm_config: Any) -> Runtime | None:
+    """The plugin's state in the engine with this configuration of vLLM's; ``None`` when it uses another method."""
+    runtime = getattr(getattr(vllm_config, "quant_config", None), "runtime", None)
+    return runtime if isinstance(runtime, Runtime) else None

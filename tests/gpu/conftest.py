@@ -22,7 +22,7 @@ def kernels() -> types.ModuleType:
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available():
             patch.setenv("TRITON_INTERPRET", "1")
-        return importlib.import_module("mixquant_agents.quant.gpu.kernels")
+        return importlib.import_module("mixquant_agents.quant.ops.rowwise_triton")
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +30,4 @@ def operations(kernels: types.ModuleType) -> types.ModuleType:
     """The module that registers ``torch.ops.mixquant.gpu_*``."""
     if importlib.util.find_spec("vllm") is None:  # asked for its forward context only where no step is forced
         sys.modules.setdefault("vllm", types.ModuleType("vllm"))
-    return importlib.import_module("mixquant_agents.quant.gpu.ops")
+    return importlib.import_module("mixquant_agents.quant.ops.linear")

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mixquant_agents.precision.plan import Mode
-from mixquant_agents.quant.gpu import reference, steps
-from mixquant_agents.quant.gpu.held import hold
-from mixquant_agents.quant.gpu.steps import EXACT, QUANTIZED, Step
+from mixquant_agents.quant import step as steps
+from mixquant_agents.quant.ops import rowwise_torch as reference
+from mixquant_agents.quant.step import EXACT, QUANTIZED, Step
+from mixquant_agents.quant.twins.registry import hold
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("operations")]
 

@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from mixquant_agents.quant.gpu import reference
+from mixquant_agents.quant.ops import rowwise_torch as reference
 
 pytestmark = pytest.mark.gpu
 

@@ -20,9 +20,9 @@ def main(rank: int, world: int, file: str) -> None:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
     from mixquant_agents.config import PrecisionPolicy
-    from mixquant_agents.quant.config import MixQuantConfig, device_info
     from mixquant_agents.quant.runtime import Runtime
-    from mixquant_agents.quant.twin import get_twin
+    from mixquant_agents.quant.twins.base import get_twin
+    from mixquant_agents.quant.vllm.method import MixQuantConfig, device_info
 
     vllm_config = VllmConfig(device_config=DeviceConfig("cpu"))
     with set_current_vllm_config(vllm_config):

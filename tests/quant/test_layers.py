@@ -8,7 +8,7 @@ import torch
 from mixquant_agents.config import POLICY_PRESETS, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
 from mixquant_agents.precision.layer_filter import in_block, is_ignored
-from mixquant_agents.quant.config import MixQuantConfig, parse_policy
+from mixquant_agents.quant.vllm.method import MixQuantConfig, parse_policy
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 

@@ -12,9 +12,10 @@ from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, EngineStartError, FormatRefusedError
 from mixquant_agents.precision.plan import RequestRows, RowPlan
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant import hooks
-from mixquant_agents.quant.op import CONTEXT_KEY, EXACT_STEP
+from mixquant_agents.quant.ops.emulated import CONTEXT_KEY, EXACT_STEP
 from mixquant_agents.quant.runtime import Runtime
+from mixquant_agents.quant.vllm import runner_hooks as hooks
+from mixquant_agents.quant.vllm.patching import wrap
 
 CPU = DeviceInfo("cpu", "cpu")
 
@@ -135,8 +136,8 @@ def hooked(runner: type) -> type:
         else ("prepare_inputs", hooks._prepare_v2)
     )
     for _ in range(2):
-        hooks._wrap(cls, name, make)
-        hooks._wrap(cls, "execute_model", hooks._execute)
+        wrap(cls, name, make)
+        wrap(cls, "execute_model", hooks._execute)
     return cls
 
 
@@ -191,7 +192,7 @@ def test_a_changed_input_batch_fails_loudly() -> None:
 
 @pytest.mark.parametrize("name", ["mixquant", "uniform-int8"])
 def test_a_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
-    from mixquant_agents.quant.config import refuse_encoder
+    from mixquant_agents.quant.vllm.method import refuse_encoder
 
     whisper = SimpleNamespace(is_encoder_decoder=True)
     with pytest.raises(ConfigError, match=r"encoder-decoder.*policy 'exact'"):
@@ -201,7 +202,7 @@ def test_a_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
 
 
 def test_ways_to_split_a_step_are_refused() -> None:
-    from mixquant_agents.quant.config import refuse_parallel
+    from mixquant_agents.quant.vllm.method import refuse_parallel
 
     refuse_parallel(SimpleNamespace(use_ubatching=False, prefill_context_parallel_size=1))
     with pytest.raises(ConfigError, match="enable_dbo"):

@@ -206,8 +206,8 @@ def _routed(network: Any, policy: PrecisionPolicy) -> Iterator[Callable[[int, in
     """Run the Linear layers of the blocks through emulated twins; yields what sets number of rows and prompt length."""
     import torch
 
-    from mixquant_agents.quant.op import routed_linear
-    from mixquant_agents.quant.twin import get_twin, twin_key
+    from mixquant_agents.quant.ops.emulated import routed_linear
+    from mixquant_agents.quant.twins.base import get_twin, twin_key
 
     resolved = resolve(policy, DeviceInfo("cpu", "emulation"))  # emulated on any device: fidelity is about rounding
     if not resolved.quantizes:

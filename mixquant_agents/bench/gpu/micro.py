@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds as timed
-from mixquant_agents.quant.gpu import kernels, reference
+from mixquant_agents.quant.ops import rowwise_torch as reference
+from mixquant_agents.quant.ops import rowwise_triton as kernels
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}  # (N, K)
 ROWS = [16, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192, 16384]

@@ -20,8 +20,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
-from mixquant_agents.quant.gpu import kernels
-from mixquant_agents.quant.gpu.gemm import scaled_product
+from mixquant_agents.quant.ops import rowwise_triton as kernels
+from mixquant_agents.quant.ops.gemm import scaled_product
 
 HIDDEN, INNER, EXPERTS, CHOSEN, HEADS, KV_HEADS, WIDTH = 2048, 768, 128, 8, 32, 4, 128
 QUERY = HEADS * WIDTH

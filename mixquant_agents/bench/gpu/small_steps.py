@@ -45,7 +45,8 @@ class TimedSession(Session):
     def __init__(self, arguments: dict[str, Any]) -> None:
         settings = arguments.pop("settings", {})
         if "fuse_from" in settings:
-            from mixquant_agents.quant.gpu import engine_config, install
+            from mixquant_agents.quant.vllm import config_hooks as engine_config
+            from mixquant_agents.quant.vllm import graph_hooks as install
 
             install.FUSE_FROM = settings["fuse_from"]  # type: ignore[attr-defined] # it reads its own copy of the name
             engine_config.FUSE_BOUNDARY = settings["fuse_from"] - 1

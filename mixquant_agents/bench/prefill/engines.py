@@ -14,7 +14,7 @@ from typing import Any
 from mixquant_agents.bench.prefill.plan import OURS, Group, engine_of
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import EngineStartError
-from mixquant_agents.quant.gpu.engine_config import CAPTURE_SIZES
+from mixquant_agents.quant.vllm.config_hooks import CAPTURE_SIZES
 
 __all__ = ["SPAWN", "EngineProcess", "engine_arguments", "engines"]
 

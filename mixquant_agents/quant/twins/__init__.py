@@ -1,0 +1,1 @@
+"""Twins: a weight's quantized copy, how it is made, and how rows pass through it."""

@@ -1,0 +1,237 @@
+"""Every symbol of vLLM that the plugin touches, checked in a source tree without importing it.
+
+``python -m mixquant_agents.quant.vllm.contract --source DIR`` reads an unpacked wheel or sdist (the folder that holds
+``vllm/``) and exits with 1 when a symbol is missing; without ``--source`` it reads the installed vLLM. A symbol that
+moved between releases lists its places; one of them must be there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mixquant_agents.quant.vllm.symbols import Symbol, missing, parse
+
+__all__ = ["CONTRACT", "Need", "Symbol", "check", "installed_source", "main"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What the plugin needs, where it may be found (any one place will do), and what for."""
+
+    why: str
+    places: tuple[Symbol, ...]
+    group: str = field(default="core")
+
+
+def _need(why: str, module: str, *names: str, group: str = "core", **more: tuple[str, ...]) -> list[Need]:
+    return [Need(why, (Symbol(module, name, more.get("parameters", ())),), group) for name in names]
+
+
+_V1, _V1_BATCH = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu_input_batch"
+_V2, _V2_DIR = "vllm.v1.worker.gpu.model_runner", "vllm.v1.worker.gpu"
+_QUANT = "vllm.model_executor.layers.quantization"
+_CONTEXT = "vllm.forward_context"
+
+CONTRACT: tuple[Need, ...] = (
+    *_need("names the method", _QUANT, "register_quantization_config", parameters=("quantization",)),
+    *_need(
+        "gives each Linear its method",
+        f"{_QUANT}.base_config",
+        "QuantizationConfig.get_quant_method",
+        parameters=("layer", "prefix"),
+    ),
+    *_need(
+        "carries the policy",
+        f"{_QUANT}.base_config",
+        "QuantizationConfig.from_config",
+        "QuantizationConfig.get_config_filenames",
+        "QuantizationConfig.packed_modules_mapping",
+        "QuantizeMethodBase",
+    ),
+    *_need("is routed", "vllm.model_executor.layers.linear", "LinearBase", "UnquantizedLinearMethod.create_weights"),
+    *_need(
+        "builds the twin",
+        "vllm.model_executor.layers.linear",
+        "UnquantizedLinearMethod.process_weights_after_loading",
+        parameters=("layer",),
+    ),
+    *_need(
+        "runs the routed product",
+        "vllm.model_executor.layers.linear",
+        "UnquantizedLinearMethod.apply",
+        parameters=("layer", "x", "bias"),
+    ),
+    Need(
+        "knows the engine being built",
+        (Symbol("vllm.config", "get_current_vllm_config"), Symbol("vllm.config.vllm", "get_current_vllm_config")),
+    ),
+    *_need(
+        "knows the device",
+        "vllm.platforms.interface",
+        "Platform.is_cpu",
+        "Platform.is_cuda",
+        "Platform.get_device_capability",
+        "Platform.get_device_name",
+    ),
+    *_need("answers the front end", "vllm.v1.worker.worker_base", "WorkerBase.get_model", "WorkerBase.vllm_config"),
+    *_need("carries the plan to the op", "vllm.platforms.interface", "Platform.set_additional_forward_context"),
+    *_need(
+        "carries the plan to the op",
+        _CONTEXT,
+        "ForwardContext.additional_kwargs",
+        "get_forward_context",
+        "is_forward_context_available",
+    ),
+    Need(
+        "carries the plan to the op",
+        (
+            Symbol(
+                _CONTEXT,
+                "set_forward_context",
+                ("vllm_config", "num_tokens"),
+                ("set_additional_forward_context", ("vllm_config", "num_tokens")),
+            ),
+        ),
+    ),
+    *_need(
+        "counts rows",
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput.finished_req_ids",
+        "SchedulerOutput.preempted_req_ids",
+        "SchedulerOutput.total_num_scheduled_tokens",
+        "SchedulerOutput.scheduled_spec_decode_tokens",
+        "SchedulerOutput.scheduled_encoder_inputs",
+    ),
+    *_need(
+        "plans a step (runner V1)",
+        _V1,
+        "GPUModelRunner._prepare_inputs",
+        parameters=("scheduler_output", "num_scheduled_tokens"),
+    ),
+    *_need("plans a step (runner V1)", _V1, "GPUModelRunner.execute_model", parameters=("scheduler_output",)),
+    *_need("plans a step (runner V1)", _V1, "GPUModelRunner.input_batch", "GPUModelRunner.vllm_config"),
+    *_need(
+        "plans a step (runner V1)",
+        _V1_BATCH,
+        "InputBatch.req_ids",
+        "InputBatch.num_reqs",
+        "InputBatch.num_prompt_tokens",
+        "InputBatch.num_computed_tokens_cpu",
+    ),
+    *_need("plans a step (runner V2)", _V2, "GPUModelRunner.prepare_inputs", parameters=("scheduler_output",)),
+    *_need(
+        "plans a step (runner V2)", _V2, "GPUModelRunner.execute_model", parameters=("scheduler_output", "dummy_run")
+    ),
+    *_need("plans a step (runner V2)", _V2, "GPUModelRunner.req_states", "GPUModelRunner.vllm_config"),
+    *_need(
+        "plans a step (runner V2)",
+        f"{_V2_DIR}.states",
+        "RequestState.prompt_len",
+        "RequestState.num_computed_tokens_np",
+    ),
+    *_need(
+        "plans a step (runner V2)",
+        f"{_V2_DIR}.input_batch",
+        "InputBatch.req_ids",
+        "InputBatch.num_reqs",
+        "InputBatch.idx_mapping_np",
+        "InputBatch.num_scheduled_tokens",
+    ),
+    *_need("picks a captured variant", _CONTEXT, "create_forward_context", parameters=("vllm_config",), group="gpu"),
+    *_need("picks a captured variant", _CONTEXT, "BatchDescriptor.num_tokens", group="gpu"),
+    *_need(
+        "captures variants (runner V2)",
+        f"{_V2_DIR}.cudagraph_utils",
+        "CudaGraphManager.capture",
+        parameters=("create_forward_fn",),
+        group="gpu",
+    ),
+    *_need("captures variants (runner V2)", f"{_V2_DIR}.cudagraph_utils", "ModelCudaGraphManager", group="gpu"),
+    *_need(
+        "captures variants (runner V1)",
+        _V1,
+        "GPUModelRunner._warmup_and_capture",
+        parameters=("desc", "cudagraph_runtime_mode"),
+        group="gpu",
+    ),
+    *_need("measures thresholds", _V1, "GPUModelRunner.profile_run", group="gpu"),
+    *_need("measures thresholds", _V2, "GPUModelRunner.profile_run", group="gpu"),
+    *_need(
+        "fuses quantization",
+        "vllm.compilation.backends",
+        "CompilerManager.compile",
+        parameters=("graph", "compile_range"),
+        group="gpu",
+    ),
+    *_need(
+        "picks a compiled piece",
+        "vllm.compilation.piecewise_backend",
+        "PiecewiseBackend._find_range_for_shape",
+        "PiecewiseBackend.vllm_config",
+        "RangeEntry.compile_range",
+        group="gpu",
+    ),
+    *_need("fuses quantization", "vllm.ir.ops.layernorm", "rms_norm", "fused_add_rms_norm", group="gpu"),
+    *_need(
+        "sets graph sizes and compile ranges",
+        "vllm.config.vllm",
+        "VllmConfig.__post_init__",
+        "VllmConfig._get_quantization_config",
+        "VllmConfig._set_cudagraph_sizes",
+        "VllmConfig._set_compile_ranges",
+        group="gpu",
+    ),
+    *_need("multiplies in 8 bits", "vllm._custom_ops", "cutlass_scaled_mm", parameters=("a", "b"), group="gpu"),
+    *_need("multiplies in NVFP4", "vllm.model_executor.kernels.linear", "init_nvfp4_linear_kernel", group="gpu"),
+)
+
+
+def installed_source() -> Path:
+    """The folder that holds the installed ``vllm/``; the package is not imported."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("vllm is not installed")
+    return Path(next(iter(spec.submodule_search_locations))).parent
+
+
+def check(source: Path, group: str | None = None) -> list[str]:
+    """What is missing below ``source``, one readable line for each need; empty when all is there.
+
+    Raises:
+        FileNotFoundError: ``source`` holds no ``vllm/``.
+    """
+    if not (source / "vllm").is_dir():
+        raise FileNotFoundError(f"{source} holds no folder 'vllm'; give the root of an unpacked wheel or sdist")
+    read = functools.cache(functools.partial(parse, source))
+    problems = []
+    for need in CONTRACT:
+        if group is None or need.group == group:
+            reasons = [missing(read(place.module), place) for place in need.places]
+            if all(reasons):
+                problems.append(f"{need.why}: {'; '.join(reason for reason in reasons if reason)}")
+    return problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of the module; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m mixquant_agents.quant.vllm.contract", description=__doc__)
+    parser.add_argument("--source", type=Path, action="append", help="root of an unpacked vLLM; repeatable")
+    failed = False
+    for source in parser.parse_args(argv).source or [installed_source()]:
+        try:
+            problems = check(source)
+        except FileNotFoundError as error:
+            parser.error(str(error))
+        failed = failed or bool(problems)
+        for line in problems or [f"all {len(CONTRACT)} symbols are there"]:
+            sys.stdout.write(f"{source}: {line}\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

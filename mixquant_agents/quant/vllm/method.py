@@ -1,0 +1,173 @@
+"""Quantization method ``"mixquant"`` as vLLM knows it.
+
+Options arrive as ``hf_overrides={"quantization_config": {"quant_method": "mixquant", "policy": …}}``, where ``policy``
+is a preset's name or the fields of a :class:`~mixquant_agents.config.PrecisionPolicy`; without any, as in ``vllm serve
+MODEL --quantization mixquant``, the policy is ``"mixquant"``. The object is pickled to workers, where ``__init__`` does
+not run: what belongs to a worker begins in :meth:`MixQuantConfig.get_quant_method`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
+from vllm.platforms import current_platform
+
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.layer_filter import in_block, is_ignored
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.support import DeviceInfo
+
+__all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
+
+METHOD = "mixquant"
+_KNOWN = {"quant_method", "policy"}
+
+
+def parse_policy(config: dict[str, Any]) -> PrecisionPolicy:
+    """The policy in a ``quantization_config``.
+
+    Raises:
+        ConfigError: an unknown key, preset or value.
+    """
+    unknown = sorted(set(config) - _KNOWN)
+    if unknown:
+        raise ConfigError(f"quantization_config of method {METHOD!r} has no setting {unknown[0]!r}; it takes 'policy'")
+    policy = config.get("policy", METHOD)
+    if isinstance(policy, str):
+        return PrecisionPolicy.of(policy)
+    if not isinstance(policy, dict):
+        raise ConfigError(f"policy = {policy!r}: give a preset's name or an object of PrecisionPolicy fields")
+    return PrecisionPolicy(**policy)
+
+
+def device_info() -> DeviceInfo:
+    """The device of this worker."""
+    if current_platform.is_cpu():
+        return DeviceInfo("cpu", "cpu")
+    capability = current_platform.get_device_capability()
+    kind = "cuda" if current_platform.is_cuda() else current_platform.device_type
+    found = None if capability is None else (int(capability.major), int(capability.minor))
+    return DeviceInfo(kind, str(current_platform.get_device_name()), found)
+
+
+class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untyped here
+    """Carries the policy to the workers and gives each Linear its method."""
+
+    def __init__(self, policy: PrecisionPolicy | None = None) -> None:
+        super().__init__()
+        self.policy = policy or PrecisionPolicy.of(METHOD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "runtime"}
+
+    def __repr__(self) -> str:
+        return f"MixQuantConfig(policy={self.policy.name!r})"
+
+    @classmethod
+    def get_name(cls) -> str:
+        return METHOD
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 70
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MixQuantConfig:
+        """From a ``quantization_config``; see the module."""
+        return cls(parse_policy(config))
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """The routed method for Linear layers inside blocks; what vLLM does without quantization for all else."""
+        from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
+
+        if not isinstance(layer, LinearBase):
+            _refuse_experts(layer, prefix, self.policy)
+            return None
+        runtime = self._start()
+        if not in_block(prefix) or not (runtime.switchable or runtime.twin_of(prefix)):
+            return UnquantizedLinearMethod()
+        return MixQuantLinearMethod(runtime, prefix)
+
+    def _start(self) -> Any:
+        """This worker's runtime; hooks the runner on the first call."""
+        if "runtime" not in self.__dict__:
+            from mixquant_agents.quant.runtime import Runtime
+            from mixquant_agents.quant.vllm.runner_hooks import install
+
+            vllm_config = get_current_vllm_config()
+            install()
+            refuse_parallel(vllm_config.parallel_config)
+            refuse_encoder(vllm_config.model_config, self.policy)
+            ranks = vllm_config.parallel_config.tensor_parallel_size
+            if self.policy.prefill_checkpoint and ranks > 1:
+                raise ConfigError(
+                    f"prefill_checkpoint with tensor_parallel_size={ranks}: such twins are not sharded; leave the "
+                    "checkpoint out, and each rank quantizes its own shard"
+                )
+            switchable = current_platform.is_cpu() and bool(vllm_config.model_config.enforce_eager)
+            on_gpu = current_platform.is_cuda()
+            if on_gpu:
+                from mixquant_agents.quant.twins.rowwise import register
+
+                register()
+            self.runtime = Runtime(self.policy, device_info(), switchable=switchable, fused=self.packed_modules_mapping)
+            if self.runtime.twin.split("-")[1:2] == ["emulated"] and not vllm_config.model_config.enforce_eager:
+                # On a GPU the configuration's hook has seen to it; on a CPU eager is the default.
+                raise ConfigError(
+                    f"{self.runtime.resolved.prefill_format.value} is emulated here, and an emulation needs "
+                    "enforce_eager=True: captured graphs cannot route rows in Python"
+                )
+            if on_gpu and self.runtime.twin.endswith("-native"):
+                from mixquant_agents.quant.vllm.graph_hooks import attach
+
+                attach(self.runtime, vllm_config)
+        return self.runtime
+
+
+def _refuse_experts(layer: torch.nn.Module, prefix: str, policy: PrecisionPolicy) -> None:
+    """Mixture-of-experts layers have no twin yet; running them exact must be the user's word, not ours."""
+    is_moe = any("MoE" in cls.__name__ or cls.__name__ == "RoutedExperts" for cls in type(layer).__mro__)
+    if is_moe and policy.quantizes and not is_ignored(prefix, policy.ignored_layers, {}):
+        raise ConfigError(
+            f"{prefix!r} is a mixture-of-experts layer, which has no quantized twin; add 're:.*experts' to "
+            "ignored_layers to run the experts exact, or use policy 'exact'"
+        )
+
+
+def refuse_encoder(model_config: Any, policy: PrecisionPolicy) -> None:
+    """Refuse models whose decoder also multiplies the encoder's rows, of which the plan knows nothing.
+
+    Raises:
+        ConfigError: names what to use.
+    """
+    if policy.quantizes and model_config.is_encoder_decoder:
+        raise ConfigError(
+            "this is an encoder-decoder model, whose encoder's rows row routing does not follow; use policy 'exact'"
+        )
+
+
+def refuse_parallel(parallel_config: Any) -> None:
+    """Refuse what splits a step's rows among several forwards or ranks, where the plan's indices would not hold.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if getattr(parallel_config, "use_ubatching", False):
+        raise ConfigError("enable_dbo / ubatching splits a step in two, which row routing does not follow; turn it off")
+    if getattr(parallel_config, "prefill_context_parallel_size", 1) > 1:
+        raise ConfigError(
+            f"prefill_context_parallel_size={parallel_config.prefill_context_parallel_size} spreads a prompt's rows "
+            "over ranks, which row routing does not follow; use tensor_parallel_size"
+        )

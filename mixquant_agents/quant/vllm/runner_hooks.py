@@ -1,0 +1,133 @@
+"""Where the plugin meets vLLM's runners: a plan for each step, carried by the forward context.
+
+Installed in the worker, when the model is built: the runner exists by then, so only the runner generation in use is
+patched, and other processes never are. Each hook asks the runner's own ``vllm_config`` whether its method is ours, so
+other engines of the process are untouched. Every symbol touched here is named in ``contract``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mixquant_agents.precision.plan import RequestRows
+from mixquant_agents.quant.ops.emulated import CONTEXT_KEY
+from mixquant_agents.quant.runtime import runtime_of
+from mixquant_agents.quant.vllm import worker_rpc
+from mixquant_agents.quant.vllm.patching import moved, wrap
+
+__all__ = ["install"]
+
+_V1 = "vllm.v1.worker.gpu_model_runner"
+_V2 = "vllm.v1.worker.gpu.model_runner"
+
+
+def install() -> None:
+    """Hook this worker process. Idempotent.
+
+    Raises:
+        EngineStartError: a symbol is not where it is expected; names it and the vLLM version.
+    """
+    from vllm.platforms import current_platform
+
+    found = False
+    for module_name, prepare, make in ((_V1, "_prepare_inputs", _prepare_v1), (_V2, "prepare_inputs", _prepare_v2)):
+        module = sys.modules.get(module_name)
+        runner = getattr(module, "GPUModelRunner", None)
+        if runner is None:
+            continue
+        found = True
+        wrap(runner, prepare, make)
+        wrap(runner, "execute_model", _execute)
+    if not found:
+        raise moved(f"GPUModelRunner of {_V1} or {_V2}")
+    wrap(current_platform, "set_additional_forward_context", _forward_context)
+    worker_rpc.install()
+
+
+def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
+    def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        runtime = runtime_of(self.vllm_config)
+        dummy = kwargs.get("dummy_run", False) or (len(args) > 1 and args[1] is True)
+        if runtime is None or dummy:
+            return original(self, scheduler_output, *args, **kwargs)
+        runtime.counter.finished(scheduler_output.finished_req_ids)
+        runtime.counter.preempted(scheduler_output.preempted_req_ids or ())
+        runtime.begin_step()
+        try:
+            result = original(self, scheduler_output, *args, **kwargs)
+        finally:
+            planned = runtime.end_step()
+        if (
+            not planned
+            and scheduler_output.total_num_scheduled_tokens
+            and not scheduler_output.scheduled_encoder_inputs
+        ):
+            raise moved("the step ran without a row plan; the runner's preparation of inputs")
+        return result
+
+    return execute_model
+
+
+def _drafts(scheduler_output: Any) -> dict[str, int]:
+    return {name: len(tokens) for name, tokens in scheduler_output.scheduled_spec_decode_tokens.items()}
+
+
+def _prepare_v1(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _prepare_inputs(self: Any, scheduler_output: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        runtime = runtime_of(self.vllm_config)
+        if runtime is not None:
+            batch = self.input_batch
+            count = batch.num_reqs
+            try:
+                columns = zip(
+                    batch.req_ids[:count],
+                    batch.num_prompt_tokens[:count].tolist(),
+                    batch.num_computed_tokens_cpu[:count].tolist(),
+                    num_scheduled_tokens[:count].tolist(),
+                    strict=True,
+                )
+                rows = [RequestRows(*column) for column in columns]
+            except (AttributeError, TypeError, ValueError) as error:
+                raise moved("InputBatch of runner V1", error) from error
+            runtime.plan_step(rows, _drafts(scheduler_output))
+        return result
+
+    return _prepare_inputs
+
+
+def _prepare_v2(original: Callable[..., Any]) -> Callable[..., Any]:
+    def prepare_inputs(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = original(self, scheduler_output, *args, **kwargs)
+        runtime = runtime_of(self.vllm_config)
+        if runtime is not None:
+            count = batch.num_reqs
+            index = batch.idx_mapping_np[:count]
+            try:
+                columns = zip(
+                    batch.req_ids[:count],
+                    self.req_states.prompt_len.np[index].tolist(),
+                    self.req_states.num_computed_tokens_np[index].tolist(),
+                    batch.num_scheduled_tokens[:count].tolist(),
+                    strict=True,
+                )
+                rows = [RequestRows(*column) for column in columns]
+            except (AttributeError, TypeError, ValueError) as error:
+                raise moved("InputBatch or RequestState of runner V2", error) from error
+            runtime.plan_step(rows, _drafts(scheduler_output))
+        return batch
+
+    return prepare_inputs
+
+
+def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:
+    def set_additional_forward_context(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        extra = dict(original(*args, **kwargs) or {})
+        runtime = runtime_of(kwargs.get("vllm_config"))
+        if runtime is not None:
+            extra[CONTEXT_KEY] = runtime.take_plan(kwargs.get("num_tokens"))
+        return extra
+
+    return set_additional_forward_context

@@ -1,0 +1,131 @@
+"""Weights loaded anew into a running model (``reload_weights``), as vLLM does it: twins follow, where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
+from vllm.model_executor import parameter
+from vllm.model_executor.kernels.linear.nvfp4.base import NvFp4LinearLayerConfig
+from vllm.model_executor.kernels.linear.nvfp4.emulation import EmulationNvFp4LinearKernel
+from vllm.model_executor.layers import linear
+from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.model_loader.reload import layerwise
+
+from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant import step as steps
+from mixquant_agents.quant.formats import nvfp4
+from mixquant_agents.quant.runtime import Runtime
+from mixquant_agents.quant.step import EXACT, QUANTIZED
+from mixquant_agents.quant.twins import base as twins
+from mixquant_agents.quant.twins.base import get_twin
+from mixquant_agents.quant.twins.nvfp4 import Nvfp4Twin
+from mixquant_agents.quant.twins.rowwise import register
+from mixquant_agents.quant.vllm.method import MixQuantConfig
+
+N, K = 32, 64
+
+
+class Model(torch.nn.Module):
+    """One routed Linear and the loading that vLLM's models have."""
+
+    def __init__(self, config: MixQuantConfig) -> None:
+        super().__init__()
+        self.up_proj = ReplicatedLinear(K, N, False, quant_config=config, prefix="model.layers.0.mlp.up_proj")
+
+    def load(self, weight: torch.Tensor) -> None:
+        param = self.up_proj.weight
+        param.weight_loader(param, weight)
+
+    def reload(self, weight: torch.Tensor) -> None:
+        layerwise.initialize_layerwise_reload(self)
+        self.load(weight)
+        layerwise.finalize_layerwise_reload(self, SimpleNamespace(dtype=torch.float32))
+
+
+PLACES = {
+    "fp8": DeviceInfo("cuda", "NVIDIA H100", (9, 0)),
+    "nvfp4": DeviceInfo("cuda", "NVIDIA B200", (10, 0)),
+    "emulated": DeviceInfo("cpu", "cpu"),
+}
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[PrecisionPolicy, DeviceInfo], Model]:
+    """Makes a model without an engine."""
+    for module in (linear, parameter):  # without process groups
+        monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: 0)
+        monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 1)
+    register()
+    kernel = EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig())
+    monkeypatch.setitem(twins._TWINS, "nvfp4-native", Nvfp4Twin(kernel))  # a CPU has no other
+
+    def made(policy: PrecisionPolicy, place: DeviceInfo) -> Model:
+        config = MixQuantConfig(policy)
+        config.runtime = Runtime(policy, place, switchable=True)
+        with set_current_vllm_config(VllmConfig(device_config=DeviceConfig("cpu"))):
+            model = Model(config)
+        layerwise.record_metadata_for_reloading(model)
+        return model
+
+    return made
+
+
+@pytest.fixture(params=list(PLACES))
+def model(request: pytest.FixtureRequest, make: Callable[[PrecisionPolicy, DeviceInfo], Model]) -> Model:
+    policy = PrecisionPolicy.of("mixquant-nvfp4" if request.param == "nvfp4" else "mixquant-fp8")
+    return make(policy, PLACES[request.param])
+
+
+def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
+    torch.manual_seed(0)
+    layer, method = model.up_proj, model.up_proj.quant_method
+    runtime: Any = method._runtime
+    x, twin = torch.randn(5, K), get_twin(method.key)
+    first, *others = (torch.randn(N, K) for _ in range(4))
+    others[-1] *= 100  # another global scale
+    model.load(first)
+    method.process_weights_after_loading(layer)
+    places = [tensor.data_ptr() for tensor in next(iter(runtime.native_layers()))]
+    for weight in others:
+        model.reload(weight)
+        now = next(iter(runtime.native_layers()))
+        assert [tensor.data_ptr() for tensor in now] == places, "a captured graph would read the old ones"
+        assert torch.equal(now[0], weight)
+        assert torch.equal(layer.weight, weight)
+        with steps.forced(EXACT):
+            if method._native:
+                assert torch.equal(method.apply(layer, x), torch.nn.functional.linear(x, weight))
+        with steps.forced(QUANTIZED):
+            torch.testing.assert_close(method.apply(layer, x), twin.apply(x, twin.build(weight)))
+
+
+@pytest.mark.parametrize("place", ["nvfp4", "emulated"])
+def test_a_checkpoints_twins_stay_with_the_weights_they_belong_to(
+    tmp_path: Path, make: Callable[[PrecisionPolicy, DeviceInfo], Model], place: str
+) -> None:
+    torch.manual_seed(0)
+    weight, other = torch.randn(N, K), torch.randn(N, K)
+    made = nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight))
+    name = "model.layers.0.mlp.up_proj"
+    content = {"packed": made.packed, "scale": made.scales, "global_scale": made.global_scale.reshape(1)}
+    save_file({f"{name}.weight_{end}": tensor for end, tensor in content.items()}, tmp_path / "model.safetensors")
+    policy = PrecisionPolicy(prefill_format="nvfp4", prefill_checkpoint=str(tmp_path))
+    model = make(policy, PLACES[place])
+    layer, method = model.up_proj, model.up_proj.quant_method
+    model.load(weight)
+    method.process_weights_after_loading(layer)
+    before = [tensor.clone() for tensor in next(iter(method.tensors()))]
+    model.reload(weight)
+    for old, new in zip(before, next(iter(method.tensors())), strict=True):
+        assert torch.equal(old, new)
+    with pytest.raises(ConfigError, match=f"{name}.*prefill_checkpoint=.*start another engine"):
+        model.reload(other)
