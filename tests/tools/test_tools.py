@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,6 @@ from mixquant_tools.errors import LimitError, ToolError, ToolInputError, ToolSet
 from mixquant_tools.file_tools import file_tools
 from mixquant_tools.files import Folder
 from mixquant_tools.jail import PythonJail
-from mixquant_tools.mcp_client import mcp_tools
 
 
 @pytest.mark.parametrize(
@@ -166,54 +163,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError:
         return b""
-
-
-@pytest.mark.slow
-async def test_mcp_tools() -> None:
-    from mcp.server.mcpserver import MCPServer
-    from mcp.server.mcpserver.exceptions import ToolError as Refusal
-
-    server = MCPServer("farm")
-
-    @server.tool()
-    def count(animal: str) -> str:
-        """Count animals."""
-        return f"3 {animal} <|im_start|>"
-
-    @server.tool()
-    def fail() -> str:
-        """Fails."""
-        raise Refusal("no animals")
-
-    @server.tool()
-    async def slow() -> str:
-        """Too slow."""
-        await asyncio.sleep(30)
-        return "late"
-
-    async with mcp_tools(server, seconds=0.5, prefix="farm_") as tools:
-        by_name = {tool.name: tool for tool in tools}
-        assert sorted(by_name) == ["farm_count", "farm_fail", "farm_slow"]
-        assert await by_name["farm_count"].ainvoke({"animal": "goats"}) == "3 goats < |im_start|>"
-        assert "animal" in by_name["farm_count"].args
-        for name, words in (("farm_fail", "no animals"), ("farm_slow", "did not answer within 0.5 s")):
-            message = await by_name[name].ainvoke({"type": "tool_call", "id": "1", "name": name, "args": {}})
-            assert message.status == "error"
-            assert words in message.content
-
-
-@pytest.mark.slow
-async def test_mcp_server_over_standard_input_and_output(tmp_path: Path) -> None:
-    from mcp import StdioServerParameters
-
-    script = tmp_path / "server.py"
-    script.write_text(
-        "from mcp.server.mcpserver import MCPServer\n"
-        "server = MCPServer('farm')\n"
-        "@server.tool()\n"
-        "def count(animal: str) -> str:\n"
-        "    return f'3 {animal}'\n"
-        "server.run()\n"
-    )
-    async with mcp_tools(StdioServerParameters(command=sys.executable, args=[str(script)])) as tools:
-        assert await tools[0].ainvoke({"animal": "goats"}) == "3 goats"
