@@ -36,7 +36,7 @@ JsonObject = Mapping[str, Any]
 Message = Mapping[str, Any]
 """One message in the OpenAI chat shape: ``{"role": …, "content": …, "tool_calls": […], "tool_call_id": …}``."""
 
-FinishReason = Literal["stop", "length", "tool_calls", "abort"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,7 @@ class TokenDelta:
     counts: TurnCounts | None = None
     times: TurnTimes | None = None
     prompt_token_ids: Sequence[int] | None = None
+    invalid_calls: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mixquant_agents import MixQuantChatModel
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm import VllmEngine, close_all, shared
 from mixquant_agents.engine.vllm.starting import StartControl
@@ -258,3 +261,29 @@ def test_importing_the_engine_is_light() -> None:
     code = "import sys, mixquant_agents.engine.vllm; print([m for m in ('torch', 'vllm') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert ran.stdout == "[]\n"
+
+
+async def test_copies_by_pickle_have_an_engine_of_their_own_or_the_shared_one(stub: Any) -> None:
+    owner, holder = VllmEngine(CONFIG), VllmEngine.shared(CONFIG)
+    await asyncio.gather(owner.start(), holder.start())
+    copies = [pickle.loads(pickle.dumps(engine)) for engine in (owner, holder)]  # noqa: S301 - our own
+    assert len(stub.made) == 2, "a copy starts with its first turn"
+    await asyncio.gather(*(engine.start() for engine in copies))
+    assert [engine.config for engine in copies] == [CONFIG, CONFIG]
+    assert len(stub.made) == 3, "the owner's copy started an engine, the holder's shares one"
+    assert copy.deepcopy({"engine": owner})["engine"] is owner
+    await owner.aclose()
+    with pytest.raises(EngineClosedError):
+        await pickle.loads(pickle.dumps(owner)).start()  # noqa: S301
+    for engine in (*copies, holder):
+        await engine.aclose()
+    assert [engine.closed for engine in stub.made] == [1, 1, 1]
+
+
+async def test_chat_model_on_a_given_engine_can_be_pickled(stub: Any) -> None:
+    engine = VllmEngine(CONFIG)
+    copied = pickle.loads(pickle.dumps(MixQuantChatModel(engine=engine)))  # noqa: S301
+    assert copied.engine.config == CONFIG
+    assert copied.engine is not engine
+    await copied.engine.aclose()
+    await engine.aclose()

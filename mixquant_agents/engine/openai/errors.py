@@ -1,8 +1,14 @@
-"""The one boundary at which errors of the ``openai`` package and of its connection become ours."""
+"""The one boundary at which errors of the ``openai`` package and of its connection become ours.
+
+A server's words may hold what was sent to it: keys and the prompt's texts are struck from them.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import openai
 
@@ -14,24 +20,108 @@ from mixquant_agents.errors import (
     RequestError,
 )
 
-__all__ = ["translated"]
+__all__ = ["Struck", "sent_texts", "server_error", "server_words", "translated"]
 
-_LIMIT = re.compile(r"maximum context length is (\d+)")
-_PROMPT = re.compile(r"(\d+) (?:input tokens|in the messages)|resulted in (\d+) tokens|contains (?:at least )?(\d+)")
+_LIMIT = re.compile(
+    r"context (?:length|size|window)(?: is| of)?(?: only)?[ (]{1,2}(\d+)|(\d+) maximum context length|must be <= (\d+)"
+)
+_PROMPT = re.compile(
+    r"(\d+) input tokens|(\d+) in the messages|(\d+) tokens from the input|(\d+) of text input|(\d+) `inputs` tokens"
+    r"|resulted in (\d+) tokens|contains (?:at least )?(\d+)|(?:input|request) \((\d+) tokens|the first (\d+) tokens"
+)
+_MOST_WORDS = 500
+"""Characters of a server's words in a message."""
+_SHORTEST_KEY = 6
+"""Characters from which a key is struck; a shorter one, such as "EMPTY", is none."""
+_SHORTEST_ECHO = 12
+"""Characters from which a text of the prompt is struck from a server's words."""
 
 
-def translated(error: Exception, *, model: str, url: str, max_tokens: int | None = None) -> MixQuantError:
-    """Our error for what went wrong on the way to ``url``; unknown ones become :class:`RemoteEngineError`."""
+class Struck:
+    """What must not be told: keys, and texts of the prompt.
+
+    Args:
+        keys: secrets of the engine.
+        texts: what the request's messages say.
+    """
+
+    def __init__(self, keys: Iterable[str] = (), texts: Iterable[str] = ()) -> None:
+        secret = {key: "[key]" for key in keys if len(key) >= _SHORTEST_KEY}
+        echoed = {text: "[prompt]" for text in texts if len(text) >= _SHORTEST_ECHO}
+        escaped = {json.dumps(text)[1:-1]: word for text, word in echoed.items()}
+        self._words = secret | echoed | escaped
+
+    def __call__(self, text: str) -> str:
+        """``text`` without it, in one line of at most 500 characters."""
+        for word in sorted(self._words, key=len, reverse=True):
+            text = text.replace(word, self._words[word])
+        text = " ".join(text.split())
+        return text if len(text) <= _MOST_WORDS else text[:_MOST_WORDS] + " …"
+
+    def holds(self, text: str) -> bool:
+        """Whether ``text`` tells something of it."""
+        return any(word in text for word in self._words)
+
+
+def translated(
+    error: Exception, *, model: str, url: str, struck: Struck, max_tokens: int | None = None
+) -> MixQuantError:
+    """Our error for what went wrong on the way to ``url``."""
     if isinstance(error, MixQuantError):
         return error
-    if isinstance(error, openai.APITimeoutError):
+    if isinstance(error, openai.APITimeoutError) or _timed_out(error):
         return RemoteEngineError(
             f"{url} did not answer in time; raise OpenAIEngine(request_timeout=…) or look at it", status=408
         )
     if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ or error
+        cause = struck(str(error.__cause__ or error))
         return RemoteEngineError(f"{url} cannot be reached ({cause}); start the server or correct base_url")
-    said = _said(error)
+    if isinstance(error, openai.APIStatusError):
+        return _status_error(error, struck(server_words(error.body) or error.message), model, url, max_tokens)
+    if isinstance(error, openai.APIError):
+        return RemoteEngineError(f"{url} reported an error: {struck(server_words(error.body) or error.message)}")
+    kind, words = type(error).__name__, struck(str(error))
+    if isinstance(error, AttributeError | TypeError | ValueError | LookupError | ArithmeticError | RecursionError):
+        return RemoteEngineError(
+            f"OpenAIEngine could not work with {url} ({kind}: {words}); this is a fault of mixquant-agents, "
+            "not of the server: please report it"
+        )
+    return RemoteEngineError(f"the connection to {url} broke: {kind}: {words}")
+
+
+def server_error(body: Any, *, url: str, struck: Struck, max_tokens: int | None = None) -> MixQuantError:
+    """Our error for one that a server reported in place of an answer, or in the middle of it."""
+    words = struck(server_words(body) or repr(body))
+    code = body.get("code", body.get("status")) if isinstance(body, dict) else None
+    status = code if isinstance(code, int) and 400 <= code < 600 else None
+    return _overflow(words, max_tokens) or RemoteEngineError(f"{url} reported an error: {words}", status=status)
+
+
+def server_words(body: Any) -> str:
+    """What an error's body says, in whatever form; empty where it says nothing."""
+    if isinstance(body, str):
+        return body
+    if isinstance(body, dict):
+        for key in ("message", "error", "detail", "msg"):
+            if words := server_words(body.get(key)):
+                where = body.get("loc")  # FastAPI's: which field was wrong; its "input" is an echo
+                return f"{'.'.join(map(str, where))}: {words}" if isinstance(where, list) else words
+    if isinstance(body, list):
+        return "; ".join(filter(None, map(server_words, body)))
+    return ""
+
+
+def _status_error(
+    error: openai.APIStatusError, said: str, model: str, url: str, max_tokens: int | None
+) -> MixQuantError:
+    if 300 <= error.status_code < 400:
+        where = str(error.response.headers.get("location", "")).partition("?")[0]
+        where = re.sub(r"//[^/@]*@", "//", where)
+        return RemoteEngineError(
+            f"{url} redirects to {where!r}, which is not followed: prompts and keys go to the address given and to no "
+            "other; correct base_url",
+            status=error.status_code,
+        )
     if isinstance(error, openai.NotFoundError):
         path = "" if url.endswith("/v1") else "; most servers want a base_url that ends in /v1"
         return ModelNotFoundError(f"{url} does not serve model {model!r}: {said}{path}")
@@ -39,30 +129,25 @@ def translated(error: Exception, *, model: str, url: str, max_tokens: int | None
         return RemoteEngineError(
             f"{url} refused the key: {said}; give OpenAIEngine(api_key=…)", status=error.status_code
         )
-    if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
+    if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError) or error.status_code == 413:
         return _overflow(said, max_tokens) or RequestError(f"{url} refused the request: {said}")
-    if isinstance(error, openai.APIStatusError):
-        return RemoteEngineError(f"{url} answered {error.status_code}: {said}", status=error.status_code)
-    if isinstance(error, openai.APIError):
-        return RemoteEngineError(f"{url} reported an error: {said}")
-    if isinstance(error, AttributeError | TypeError | ValueError):  # by the openai package, at an answer that is none
-        return RemoteEngineError(
-            f"{url} answers, but not as a chat completions server ({type(error).__name__}: {error}); correct base_url"
-        )
-    return RemoteEngineError(f"the connection to {url} broke: {type(error).__name__}: {error}")
+    return RemoteEngineError(f"{url} answered {error.status_code}: {said}", status=error.status_code)
 
 
-def _said(error: Exception) -> str:
-    """The server's own words, in one line."""
-    body = getattr(error, "body", None)
-    message = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(message or getattr(error, "message", None) or error).split())
+def _timed_out(error: BaseException) -> bool:
+    """Whether this is a time-out of the HTTP library, whichever the ``openai`` package uses."""
+    return isinstance(error, TimeoutError) or any(base.__name__ == "TimeoutException" for base in type(error).__mro__)
 
 
 def _overflow(said: str, max_tokens: int | None) -> ContextOverflowError | None:
-    """vLLM and OpenAI say in words how many tokens there were and how many fit."""
+    """vLLM, OpenAI and others say in words how many tokens there were and how many fit."""
     limit, prompt = _LIMIT.search(said), _PROMPT.search(said)
     if limit is None or prompt is None or "characters" in said:
         return None
-    tokens = next(group for group in prompt.groups() if group is not None)
-    return ContextOverflowError(int(tokens), int(limit.group(1)), max_tokens)
+    tokens, window = (int(next(filter(None, match.groups()))) for match in (prompt, limit))
+    return ContextOverflowError(tokens, window, max_tokens)
+
+
+def sent_texts(messages: Sequence[Any]) -> list[str]:
+    """The texts of a request's messages."""
+    return [text for message in messages if isinstance(text := message.get("content"), str)]

@@ -35,17 +35,26 @@ class VllmEngine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        self._hold(config, EngineCell(config))
+        self._hold(config, EngineCell(config), shared=False)
 
     @classmethod
     def shared(cls, config: EngineConfig) -> VllmEngine:
         """A handle on the engine shared by everybody with this ``config``; it ends when the last handle is closed."""
         handle = cls.__new__(cls)
-        handle._hold(config, acquire(config))
+        handle._hold(config, acquire(config), shared=True)
         return handle
 
-    def _hold(self, config: EngineConfig, cell: EngineCell) -> None:
-        self.config, self._cell, self._closed = config, cell, False
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy by pickle, in this process or another, has an engine of its own, or the one shared there, which starts
+        with its first turn. The copy of a closed handle is closed."""
+        return _copy, (self.config, self._shared, self._closed)
+
+    def __deepcopy__(self, memo: object) -> VllmEngine:
+        """This handle: an engine of its own is more than a copy of settings asks for."""
+        return self
+
+    def _hold(self, config: EngineConfig, cell: EngineCell, *, shared: bool) -> None:
+        self.config, self._cell, self._shared, self._closed = config, cell, shared, False
         self._forgotten = weakref.finalize(self, cell.forgotten)
         self._forgotten.atexit = False
 
@@ -166,3 +175,11 @@ class VllmEngine:
         if self._closed:
             raise EngineClosedError(f"this engine for {self.config.model!r} was closed; make a new one")
         return await self._cell.engine()
+
+
+def _copy(config: EngineConfig, shared: bool, closed: bool) -> VllmEngine:
+    """What a pickled handle becomes."""
+    engine = VllmEngine.shared(config) if shared else VllmEngine(config)
+    if closed:
+        engine.close()
+    return engine

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -12,16 +13,27 @@ class Server:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
+        self.headers: list[Mapping[str, str]] = []
         self.chunks: list[Any] = []
+        """Events in JSON, or blocks of the body in bytes."""
+        self.done = True
+        self.whole: web.Response | None = None
+        """What to answer instead of events."""
+        self.strict: set[str] = set()
+        """Fields that the server does not know, and so refuses."""
         self.status: tuple[int, dict[str, Any]] | None = None
+        self.strict_hint = ""
+        self.models_list: Any = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]}
+        self.models_status = 200
+        self.moved_by, self.moved_to = 307, ""
         self.hang = False
+        self.stall = 0.0
         self.break_off = False
         self.disconnected = asyncio.Event()
         self.url = ""
 
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]})
+        return web.json_response(self.models_list, status=self.models_status)
 
     async def no_models(self, _: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": None})  # as Ollama says it
@@ -36,27 +48,48 @@ class Server:
         body = await request.json()
         return web.json_response({"count": sum(len(message["content"].split()) for message in body["messages"])})
 
+    async def moved(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.moved_by, headers={"Location": self.moved_to})
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         self.bodies.append(await request.json())
-        self.headers.append(dict(request.headers))
+        self.headers.append(request.headers)
         if self.status is not None:
             return web.json_response(self.status[1], status=self.status[0])
+        if refused := self.strict & fields(self.bodies[-1]):
+            message = f"property {min(refused)!r} is unsupported.{self.strict_hint}"
+            return web.json_response({"error": {"message": message, "type": "invalid_request_error"}}, status=400)
+        if self.whole is not None:
+            return self.whole
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         try:
             for chunk in self.chunks:
-                await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+                await response.write(chunk if isinstance(chunk, bytes) else event(chunk))
+            await asyncio.sleep(self.stall)
             if self.break_off:
                 request.transport.abort()
                 return response
             while self.hang:
                 await asyncio.sleep(0.01)
-                await response.write(f"data: {json.dumps(piece(content='x'))}\n\n".encode())
-            await response.write(b"data: [DONE]\n\n")
+                await response.write(event(piece(content="x")))
+            if self.done:
+                await response.write(b"data: [DONE]\n\n")
         except (ConnectionResetError, asyncio.CancelledError):
             self.disconnected.set()
             raise
         return response
+
+
+def event(value: Any) -> bytes:
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+def fields(value: Any) -> set[str]:
+    """All keys of a body, at any depth."""
+    if isinstance(value, dict):
+        return set(value).union(*map(fields, value.values()))
+    return set().union(*map(fields, value)) if isinstance(value, list) else set()
 
 
 def piece(finish: str | None = None, logprobs: Any = None, **delta: Any) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """``OpenAIEngine`` against a real HTTP server that speaks chat completions over server-sent events."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
 from openai_double import Server, call, piece, usage
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
@@ -21,33 +19,6 @@ from mixquant_agents.errors import (
 
 USER = [{"role": "user", "content": "hi"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[Server]:
-    fake = Server()
-    app = web.Application()
-    app.router.add_get("/v1/models", fake.models)
-    app.router.add_post("/v1/chat/completions", fake.complete)
-    app.router.add_post("/tokenize", fake.tokenize)
-    app.router.add_get("/empty/models", fake.no_models)
-    app.router.add_post("/empty/tokenize", fake.pieces)
-    app.router.add_get("/page/models", fake.page)
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    yield fake
-    fake.hang = False
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def engine(server: Server) -> AsyncIterator[OpenAIEngine]:
-    made = OpenAIEngine("m", base_url=server.url, max_retries=0)
-    yield made
-    await made.aclose()
 
 
 def ask(**fields: Any) -> EngineRequest:
@@ -251,7 +222,7 @@ async def test_an_error_in_the_stream(server: Server, engine: OpenAIEngine) -> N
 
 @pytest.mark.parametrize("break_off", [True, False], ids=["broken off", "ended early"])
 async def test_half_an_answer_is_an_error(server: Server, engine: OpenAIEngine, break_off: bool) -> None:
-    server.chunks, server.break_off = [piece(content="a")], break_off
+    server.chunks, server.break_off, server.done = [piece(content="a")], break_off, False
     records: list[Any] = []
     model = MixQuantChatModel(engine=engine, recorders=[records.append])
     with pytest.raises(RemoteEngineError) as caught:
