@@ -185,8 +185,12 @@ def test_hermes_cost_is_linear(tokenizer: Any) -> None:
     assert seconds(16_000) / seconds(2_000) < 24
 
 
-def names(template: str, model: str = "m", *, bundled: bool = False, **settings: Any) -> tuple[str | None, str | None]:
-    renderer: Any = SimpleNamespace(template=template, bundled=bundled, tokenizer=settings.pop("tokenizer"))
+def names(
+    template: str, model: str = "m", *, bundled: bool = False, form: str = "native", **settings: Any
+) -> tuple[str | None, str | None]:
+    renderer: Any = SimpleNamespace(
+        template=template, bundled=bundled, tool_form=form, tokenizer=settings.pop("tokenizer")
+    )
     return parser_names(EngineConfig(model=model, **settings), renderer)
 
 
@@ -209,6 +213,11 @@ def test_auto_chooses_by_the_template(tokenizer: Any, template: str, model: str,
 
 def test_the_bundled_template_is_hermes_without_reasoning(tokenizer: Any) -> None:
     assert names(bundled_template(), bundled=True, tokenizer=tokenizer) == ("hermes", None)
+
+
+def test_tools_in_words_are_read_as_hermes(tokenizer: Any) -> None:
+    assert names("[TOOL_CALLS]", form="prompted", tokenizer=tokenizer) == ("hermes", None)
+    assert names("[TOOL_CALLS]", form="listed", tokenizer=tokenizer) == ("mistral", None)
 
 
 def test_names_are_taken_or_refused(tokenizer: Any) -> None:

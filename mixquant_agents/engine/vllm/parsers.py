@@ -75,8 +75,8 @@ def parser_names(config: EngineConfig, renderer: Renderer) -> tuple[str | None, 
     template = renderer.template or ""
     tool, reasoning = config.tool_parser, config.reasoning_parser
     if tool == "auto":
-        found = next((name for mark, name in _TOOL_MARKS if mark in template), None)
-        tool = found if found in tools else "hermes"
+        marked = next((name for mark, name in _TOOL_MARKS if mark in template), None)
+        tool = marked if marked in tools and renderer.tool_form != "prompted" else "hermes"
     elif tool is not None and tool not in tools:
         raise ConfigError(f"tool_parser {tool!r} is unknown; vLLM has: {', '.join(sorted(tools))}")
     wanted = config.tool_parser, config.reasoning_parser

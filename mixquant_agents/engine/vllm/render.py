@@ -1,35 +1,49 @@
-"""Messages → token ids by the model's chat template."""
+"""Messages → token ids by the model's own chat template.
+
+The template is chosen per request (named templates: with tools, or without). What it can take, it gets unchanged, so
+the prompt is what the maker's own code gives. Where it raises, or would drop a part of the conversation, the nearest
+adaptation is taken that keeps everything (``chat_format.shape``); where there is none, the request is refused.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.protocol import JsonObject, Message
+from mixquant_agents.engine.vllm.chat_format.messages import json_object, mended, needs_tools, plain_messages
+from mixquant_agents.engine.vllm.chat_format.probe import CANONICAL, PROBE_TOOL, lost, outline
+from mixquant_agents.engine.vllm.chat_format.prompted import call_syntax
+from mixquant_agents.engine.vllm.chat_format.shape import Shape, ToolForm, alternatives, shaped
+from mixquant_agents.engine.vllm.chat_format.variables import check_variables, template_variables
 from mixquant_agents.errors import ConfigError, ContextOverflowError, InvalidMessagesError
 
-__all__ = ["BUNDLED_TEMPLATE", "Renderer", "bundled_template", "plain_messages"]
+__all__ = ["BUNDLED_TEMPLATE", "Renderer", "bundled_template"]
 
 BUNDLED_TEMPLATE = "hermes.jinja"
+_MEMORY = 512
+"""Outlines of conversations whose shape is remembered."""
 
 
 def bundled_template() -> str:
-    """Text of the Hermes-style template for models whose own template knows no tools."""
+    """Text of the embedded model's chat template."""
     return (resources.files("mixquant_agents") / "templates" / BUNDLED_TEMPLATE).read_text(encoding="utf-8")
 
 
 class Renderer:
-    """The tokenizer and the template of one model. Used from one thread at a time.
+    """The tokenizer and the templates of one model. Used from one thread at a time.
 
     Attributes:
         tokenizer: vLLM's (a transformers tokenizer, for most models).
-        template: Jinja source used for rendering; ``None`` where the tokenizer renders by itself (Mistral's).
-        bundled: the template is this library's own, because the model's has no tools.
+        templates: name → Jinja source. Empty where the tokenizer renders by itself (Mistral's), or has none.
+        bundled: the template is the embedded model's.
         max_model_len: context window in tokens, prompt and answer together.
     """
 
@@ -42,8 +56,20 @@ class Renderer:
             trust_remote_code=config.trust_remote_code,
             revision=config.revision,
         )
-        self.template, self.bundled = _choose_template(self.tokenizer, config)
+        self.templates = _templates(self.tokenizer, config)
+        self.bundled = self.template == bundled_template()
         self.max_model_len = 0
+        self._shapes: dict[str, tuple[Shape, ...]] = {}
+
+    @property
+    def template(self) -> str | None:
+        """The template for requests with tools; ``None`` where the tokenizer renders by itself, or has none."""
+        return self._source(with_tools=True)
+
+    @property
+    def tool_form(self) -> ToolForm:
+        """Who writes this model's tools (see ``chat_format.shape``); the parser of its answers follows from it."""
+        return self._base.tools
 
     def render(
         self, messages: Sequence[Message], tools: Sequence[JsonObject] = (), variables: JsonObject | None = None
@@ -51,35 +77,26 @@ class Renderer:
         """Token ids of the prompt, ending where the answer begins.
 
         Raises:
-            InvalidMessagesError: the template refuses the messages, or they hold other content than text.
+            InvalidMessagesError: the template refuses the messages or would drop a part of them, or they hold other
+                content than text.
+            RequestError: ``variables`` names what the engine sets, or what the template does not know.
+            ConfigError: the model has no chat template.
         """
-        plain = plain_messages(messages, parse_arguments=not self.bundled)
+        if self.template is None and hasattr(self.tokenizer, "get_chat_template"):
+            raise ConfigError("this model's tokenizer has no chat template; give one: chat_template='FILE.jinja'")
         settings = dict(variables or {})
-        if self.template is not None:
-            settings["chat_template"] = self.template
-        try:
-            try:
-                ids = self._apply(plain, tools, settings)
-            except Exception:
-                if not _empty_broken_calls(plain):
-                    raise
-                ids = self._apply(plain, tools, settings)
-        except Exception as error:  # templates are programs of their own: what they raise is about the messages
-            raise InvalidMessagesError(
-                f"the chat template cannot render these messages ({type(error).__name__}: {error}); "
-                f"roles: {', '.join(str(message.get('role')) for message in messages)}"
-            ) from error
-        return [int(token) for token in ids]
-
-    def _apply(self, plain: list[dict[str, Any]], tools: Sequence[JsonObject], settings: dict[str, Any]) -> Any:
-        return self.tokenizer.apply_chat_template(
-            plain,
-            tools=[dict(tool) for tool in tools] or None,
-            add_generation_prompt=True,
-            tokenize=True,
-            **({"return_dict": False} if self.template is not None else {}),
-            **settings,
-        )
+        check_variables(settings, self._known_variables())
+        plain = plain_messages(messages)
+        given_tools = [mended(tool) for tool in tools]
+        refusal: Exception | None = None
+        for shape in self._fitting(plain, bool(given_tools), settings):
+            for conversation in filter(None, (plain, _without_broken_calls(plain))):
+                try:
+                    ids = self._apply(conversation, given_tools, settings, shape, tokenize=True)
+                    return [int(token) for token in ids]
+                except Exception as error:  # templates are programs of their own: what they raise is about the messages
+                    refusal = refusal or error
+        raise _refused(plain, f"{type(refusal).__name__}: {refusal}") from refusal
 
     def one_token(self, marker: str) -> bool:
         """Whether the tokenizer has one token for ``marker``."""
@@ -94,84 +111,196 @@ class Renderer:
         if prompt_tokens + (max_tokens or 1) > self.max_model_len:
             raise ContextOverflowError(prompt_tokens, self.max_model_len, max_tokens)
 
+    def answer_text(self, message: Message, tools: Sequence[JsonObject] = ()) -> str:
+        """How the template writes this answer: its text, without the role before it and the end behind it. It shows
+        the form in which the model calls."""
+        return self._answer_text(plain_messages([message]), [mended(tool) for tool in tools], self._base)
 
-def _choose_template(tokenizer: Any, config: EngineConfig) -> tuple[str | None, bool]:
-    """The template's source, and whether it is the bundled one."""
+    def _answer_text(self, answer: list[dict[str, Any]], tools: list[JsonObject], shape: Shape) -> str:
+        question: dict[str, Any] = {"role": "user", "content": "question"}
+        text: dict[str, Any] = {"role": "assistant", "content": "zqendzq"}
+
+        def written(*messages: dict[str, Any], generate: bool) -> str:
+            return self._text([question, *messages], tools, {}, shape, generate=generate)
+
+        before, whole = written(generate=True), written(*answer, generate=False)
+        same = next((i for i, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before))
+        return whole[same:].removesuffix(written(text, generate=False).rpartition("zqendzq")[2])
+
+    def _source(self, *, with_tools: bool) -> str | None:
+        names = ("tool_use", "default") if with_tools else ("default", "tool_use")
+        return next((self.templates[name] for name in names if name in self.templates), None)
+
+    def _known_variables(self) -> frozenset[str] | None:
+        if not self.templates:
+            version = getattr(self.tokenizer, "version", None)  # of mistral_common; other tokenizers do not say
+            if not isinstance(version, int):
+                return None
+            return frozenset({"reasoning_effort"}) if version >= 15 else frozenset()
+        known: frozenset[str] = frozenset()
+        for source in self.templates.values():
+            names = template_variables(source)
+            if names is None:
+                return None
+            known |= names
+        return known
+
+    @functools.cached_property
+    def _base(self) -> Shape:
+        """The shape of conversations with tools, decided by one that has all there is."""
+        forms: list[ToolForm] = ["native", "listed", "prompted"]
+        if call_syntax(self.template or "") is not None:
+            forms.insert(1, "spoken")
+        for form in forms:
+            start = Shape(tools=form, arguments="text" if self.bundled else "object")
+            for shape in alternatives(start, CANONICAL):
+                if self._loss(CANONICAL, True, {}, shape) is None:
+                    return replace(shape, named=shape.named or self._wants_names(shape), systems="given")
+        return Shape(tools="prompted")
+
+    def _wants_names(self, shape: Shape) -> bool:
+        """Whether the template leaves a hole where a result has no name (and not out a whole phrase, as some do)."""
+        nameless = outline(CANONICAL).messages
+        named = [{**message, "name": "zqresultzq"} if message["role"] == "tool" else message for message in nameless]
+        try:
+            without, with_name = (self._text(messages, [PROBE_TOOL], {}, shape) for messages in (nameless, named))
+        except Exception:  # a name where the template expects none
+            return False
+        return "zqresultzq" in with_name and with_name.replace("zqresultzq", "") == without
+
+    def _fitting(self, plain: list[dict[str, Any]], with_tools: bool, settings: dict[str, Any]) -> tuple[Shape, ...]:
+        """The nearest shape in which the template keeps these messages, and the next, should it fail on the real words.
+
+        Raises:
+            InvalidMessagesError: there is none.
+        """
+        key = json.dumps([outline(plain).messages, with_tools, settings], default=str)
+        if key not in self._shapes:
+            base = self._base if with_tools or needs_tools(plain) else Shape()
+            fitting: list[Shape] = []
+            reason: str | None = None
+            for shape in alternatives(base, plain):
+                loss = self._loss(plain, with_tools, settings, shape)
+                reason = reason or loss
+                if loss is None:
+                    fitting.append(shape)
+                    if len(fitting) == 2:
+                        break
+            if not fitting:
+                raise _refused(plain, str(reason))
+            if len(self._shapes) >= _MEMORY:
+                del self._shapes[next(iter(self._shapes))]
+            self._shapes[key] = tuple(fitting)
+        return self._shapes[key]
+
+    def _loss(
+        self, plain: list[dict[str, Any]], with_tools: bool, settings: dict[str, Any], shape: Shape
+    ) -> str | None:
+        """Why this shape does not do for these messages; ``None`` where it does."""
+        probe = outline(plain)
+        tools = [PROBE_TOOL] if with_tools else []
+        try:
+            text = self._text(probe.messages, tools, settings, shape)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        missing = lost(text, probe.words, tools=with_tools)
+        return None if missing is None else f"it would drop or garble {missing}"
+
+    def _text(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[JsonObject],
+        settings: dict[str, Any],
+        shape: Shape,
+        *,
+        generate: bool = True,
+    ) -> str:
+        """The prompt as text; where the tokenizer renders by itself, what its tokens say."""
+        tokens = not self.templates
+        rendered = self._apply(messages, tools, settings, shape, tokenize=tokens, generate=generate)
+        return str(self.tokenizer.decode(list(rendered)) if tokens else rendered)
+
+    def _apply(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[JsonObject],
+        settings: dict[str, Any],
+        shape: Shape,
+        *,
+        tokenize: bool,
+        generate: bool = True,
+    ) -> Any:
+        """The tokenizer's own rendering: text, or token ids."""
+        source = self._source(with_tools=bool(tools) or needs_tools(messages))
+        ready, native_tools = shaped(
+            messages,
+            tools,
+            shape,
+            thought_key=_thought_key(source),
+            example=self._example(shape) if shape.tools == "listed" and tools else None,
+            syntax=call_syntax(source or "") or "hermes",
+        )
+        of_jinja = {} if source is None else {"chat_template": source, "return_dict": False}
+        return self.tokenizer.apply_chat_template(
+            ready,
+            tools=native_tools or None,
+            add_generation_prompt=generate,
+            tokenize=tokenize,
+            **of_jinja,
+            **settings,
+        )
+
+    def _example(self, shape: Shape) -> str:
+        """A call in the template's own form."""
+        function = {"name": "FUNCTION", "arguments": '{"PARAMETER": "VALUE"}'}
+        call = {"id": "call00001", "type": "function", "function": function}
+        answer = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+        return self._answer_text(answer, [], replace(shape, tools="native")).strip()
+
+
+def _templates(tokenizer: Any, config: EngineConfig) -> dict[str, str]:
+    """Name → source: the file that the settings name, or the tokenizer's own."""
     if config.chat_template is not None:
         path = Path(config.chat_template).expanduser()
         if not path.is_file():
             raise ConfigError(
                 f"chat_template {config.chat_template!r} is not a file; give the path of a Jinja template"
             )
-        return path.read_text(encoding="utf-8"), False
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, dict):  # several named templates
-        own = own.get("tool_use") or own.get("default")
-    if own is None and not hasattr(tokenizer, "get_chat_template"):
-        return None, False  # renders by itself
-    if own is not None and "tool" in own:
-        return own, False
-    return bundled_template(), True
+        return {"default": path.read_text(encoding="utf-8")}
+    own = getattr(tokenizer, "chat_template", None)  # mistral_common's tokenizer has none
+    if isinstance(own, dict):
+        return {str(name): str(source) for name, source in own.items()}
+    return {} if own is None else {"default": str(own)}
 
 
-def plain_messages(messages: Sequence[Message], *, parse_arguments: bool) -> list[dict[str, Any]]:
-    """Messages as templates expect them: text content as one string, arguments of calls as objects where asked.
-
-    Raises:
-        InvalidMessagesError: no messages, or content that is not text.
-    """
-    if not messages:
-        raise InvalidMessagesError("there are no messages; give at least one")
-    plain = []
-    for place, message in enumerate(messages):
-        role = message.get("role")
-        if not isinstance(role, str):
-            raise InvalidMessagesError(f"message {place} has no role; give system, user, assistant or tool")
-        entry: dict[str, Any] = {**message, "content": _text(message.get("content"), place)}
-        calls = message.get("tool_calls")
-        if calls:
-            entry["tool_calls"] = [_call(call, place, parse_arguments) for call in calls]
-        else:
-            entry.pop("tool_calls", None)
-        plain.append(entry)
-    return plain
+def _thought_key(source: str | None) -> str:
+    """The key under which a template looks for the reasoning of earlier answers."""
+    if source is not None and "reasoning_content" not in source:
+        for key in ("thinking", "reasoning"):
+            if re.search(rf"""\.{key}\b|\[["']{key}["']\]|get\(["']{key}["']""", source):
+                return key
+    return "reasoning_content"
 
 
-def _empty_broken_calls(plain: Sequence[dict[str, Any]]) -> bool:
-    """Take away, in place, arguments that are no object; whether there were any. Some templates can only write objects,
+def _without_broken_calls(plain: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The messages with ``{}`` for arguments that are no object, if any are: some templates can only write objects,
     and a conversation must not end with one call that was cut off."""
-    functions = [call["function"] for message in plain for call in message.get("tool_calls", ())]
-    broken = [function for function in functions if not isinstance(function["arguments"], Mapping)]
-    for function in broken:
-        function["arguments"] = {}
-    return bool(broken)
+    if all(json_object(call["function"]["arguments"]) is not None for m in plain for call in m.get("tool_calls", ())):
+        return None
+    changed = []
+    for message in plain:
+        if message.get("tool_calls"):
+            calls = [
+                call
+                if json_object(call["function"]["arguments"]) is not None
+                else {**call, "function": {**call["function"], "arguments": "{}"}}
+                for call in message["tool_calls"]
+            ]
+            message = {**message, "tool_calls": calls}
+        changed.append(message)
+    return changed
 
 
-def _text(content: Any, place: int) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        parts = []
-        for part in content:
-            if isinstance(part, str):
-                parts.append(part)
-            elif isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
-                parts.append(part["text"])
-            else:
-                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-                raise InvalidMessagesError(f"message {place} holds a part of type {kind!r}; only text is supported")
-        return "".join(parts)
-    raise InvalidMessagesError(f"message {place} has content of type {type(content).__name__}; give text")
-
-
-def _call(call: Any, place: int, parse_arguments: bool) -> dict[str, Any]:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise InvalidMessagesError(f"message {place} holds a tool call without function name: {call!r}")
-    arguments = function.get("arguments", "{}")
-    if parse_arguments and isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):  # an invalid call of the model itself: the template gets its text
-            arguments = json.loads(arguments) if arguments.strip() else {}
-    return {**call, "function": {**function, "arguments": arguments}}
+def _refused(messages: Sequence[Message], reason: str) -> InvalidMessagesError:
+    roles = ", ".join(str(message.get("role")) for message in messages)
+    return InvalidMessagesError(f"the chat template cannot render these messages ({reason}); roles: {roles}")
