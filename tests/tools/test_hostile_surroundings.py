@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +53,79 @@ def test_a_folder_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "stat", refused)
     with pytest.raises(AccessDeniedError, match="Permission denied"):
         folder.write("a/b.txt", "x")
+
+
+def test_root_that_is_swapped_or_deleted_after_the_start(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder, text in ((root, "harmless"), (outside, "SECRET")):
+        folder.mkdir()
+        (folder / "file.txt").write_text(text)
+    tools = {tool.name: tool for tool in file_tools(Folder(root))}
+    root.rename(tmp_path / "aside")
+    root.symlink_to(outside)
+    assert tools["read_file"].invoke({"path": "file.txt"}) == "1\tharmless"
+    assert "Wrote" in tools["write_file"].invoke({"path": "new.txt", "text": "x"})
+    assert os.listdir(outside) == ["file.txt"]
+    shutil.rmtree(tmp_path / "aside")
+    for name, arguments in (
+        ("read_file", {"path": "file.txt"}),
+        ("write_file", {"path": "a/b.txt", "text": "x"}),
+        ("list_files", {}),
+        ("find_in_files", {"text": "x"}),
+    ):
+        message = tools[name].invoke({"type": "tool_call", "id": "1", "name": name, "args": arguments})
+        assert str(tmp_path) not in message.content
+        assert "SECRET" not in message.content
+
+
+def test_descriptor_of_the_root_ends_with_the_folder(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    descriptor = folder._root
+    del folder
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_folders_and_links_count_when_they_are_listed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, max_files=20)
+    for number in range(10):
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"link{number}").symlink_to("0")
+    assert folder.entries() == []
+    (tmp_path / "more").mkdir()
+    for action in (folder.entries, lambda: folder.write("x", "x")):
+        with pytest.raises(LimitError, match="20 files and folders"):
+            action()
+    assert folder.entries("more") == []
+
+
+@pytest.mark.slow
+def test_folder_of_very_many_is_refused_at_once(tmp_path: Path) -> None:
+    for number in range(20_000):
+        (tmp_path / f"{number}").mkdir()
+    tools = {tool.name: tool for tool in file_tools(Folder(tmp_path))}
+    began = time.process_time()
+    for name, arguments in (
+        ("list_files", {}),
+        ("find_in_files", {"text": "x"}),
+        ("write_file", {"path": "x", "text": ""}),
+    ):
+        message = tools[name].invoke({"type": "tool_call", "id": "1", "name": name, "args": arguments})
+        assert message.status == "error"
+        assert "2000 files and folders" in message.content
+    assert time.process_time() - began < 1
+
+
+def test_search_and_listing_end_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        (tmp_path / name).write_text("Wanted")
+    find = {tool.name: tool for tool in file_tools(Folder(tmp_path))}["find_in_files"]
+    clock = SimpleNamespace(monotonic=iter([0.0, 1.0, 5.1]).__next__)
+    monkeypatch.setattr("mixquant_tools.file_tools.time", clock)
+    answer = find.invoke({"text": "wanted"})
+    assert answer == "a:1: Wanted\n(stopped after 5 s before b; name a folder further down)"
+    with pytest.raises(LimitError, match="not looked through within 1e-09 s"):
+        Folder(tmp_path, seconds=1e-9).entries()
 
 
 @pytest.mark.slow

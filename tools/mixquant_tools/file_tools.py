@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from itertools import islice
+
 from langchain_core.tools import BaseTool
 from pydantic import BaseModel, Field
 
@@ -12,6 +15,7 @@ from mixquant_tools.files import Folder
 __all__ = ["file_tools"]
 
 _MAX_TEXT = 200_000
+_MAX_HITS = 100
 
 
 class ListArguments(BaseModel):
@@ -70,17 +74,26 @@ def file_tools(folder: Folder) -> list[BaseTool]:
         return "\n".join(f"{number}\t{line}" for number, line in enumerate(shown, start=start)) + more
 
     def find_in_files(text: str, folder_path: str) -> str:
+        deadline = time.monotonic() + folder.seconds
         wanted = text.lower()
-        found: list[str] = []
+        lines: list[str] = []
         for path, _ in folder.entries(folder_path):
+            if time.monotonic() > deadline:
+                lines.append(f"(stopped after {folder.seconds:g} s before {path}; name a folder further down)")
+                break
             try:
-                lines = folder.read(path).splitlines()
+                content = folder.read(path)
             except ToolError:  # binary, too large, or gone meanwhile: not what is looked for
-                lines = []
-            found.extend(f"{path}:{n}: {line[:200]}" for n, line in enumerate(lines, 1) if wanted in line.lower())
-            if len(found) >= 100:
-                return "\n".join([*found[:100], "(more left off; look for a longer text)"])
-        return "\n".join(found) or f"{text[:80]!r} does not occur"
+                continue
+            if wanted not in content.lower():
+                continue
+            hits = (
+                f"{path}:{n}: {line[:200]}" for n, line in enumerate(content.splitlines(), 1) if wanted in line.lower()
+            )
+            lines.extend(islice(hits, _MAX_HITS + 1 - len(lines)))
+            if len(lines) > _MAX_HITS:
+                return "\n".join([*lines[:_MAX_HITS], "(more left off; look for a longer text)"])
+        return "\n".join(lines) or f"{text[:80]!r} does not occur"
 
     def write_file(path: str, text: str) -> str:
         return f"Wrote {folder.write(path, text)} bytes to {path}."

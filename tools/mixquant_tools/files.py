@@ -1,20 +1,24 @@
 """Files below one folder, and nothing else.
 
-Every path is walked from an open descriptor of the root, component by component, without following links
-(``openat`` with ``O_NOFOLLOW``): nothing that changes between a check and its use can lead outside. Hard links, devices
-and pipes are refused, too.
+Every path is walked from one descriptor of the root, opened once, component by component, without following links
+(``openat`` with ``O_NOFOLLOW``): nothing that changes between a check and its use can lead outside, not even the root's
+own path. Hard links, devices and pipes are refused, too.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import stat
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
+from mixquant_tools.base import is_plain
 from mixquant_tools.errors import AccessDeniedError, LimitError, NotFoundError, ToolInputError, ToolSetupError
 
 __all__ = ["Folder"]
@@ -22,7 +26,6 @@ __all__ = ["Folder"]
 _MAX_DEPTH = 16
 _MAX_PATH = 1_000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -35,6 +38,7 @@ class Folder:
         max_file_bytes: largest file read or written.
         max_total_bytes: most bytes of all files together, after a write.
         max_files: most files and folders, after a write; also the most that are listed or searched.
+        seconds: longest time for one listing or search.
     """
 
     def __init__(
@@ -45,13 +49,23 @@ class Folder:
         max_file_bytes: int = 1_000_000,
         max_total_bytes: int = 50_000_000,
         max_files: int = 2_000,
+        seconds: float = 5.0,
     ) -> None:
+        """
+        Raises:
+            ToolSetupError: ``root`` is not a folder that can be read, or a limit makes no sense.
+        """
         if not Path(root).is_dir():
             raise ToolSetupError(f"{os.fspath(root)!r} is not a folder")
-        if min(max_file_bytes, max_total_bytes, max_files) < 1:
+        if min(max_file_bytes, max_total_bytes, max_files) < 1 or seconds <= 0:
             raise ToolSetupError("the limits of a folder must be positive")
-        self._root = os.fspath(Path(root).resolve())
+        try:
+            self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ToolSetupError(f"the folder {os.fspath(root)!r} cannot be read ({error.strerror})") from None
+        weakref.finalize(self, os.close, self._root)
         self.writable = writable
+        self.seconds = seconds
         self._max_file = max_file_bytes
         self._max_total = max_total_bytes
         self._max_files = max_files
@@ -117,45 +131,57 @@ class Folder:
         could not be asked for are left out.
 
         Raises:
-            LimitError: more than ``max_files``.
+            LimitError: more than ``max_files`` files, folders and other things, or it took too long.
         """
         parts = _parts(path)
-        found: list[tuple[str, int]] = []
+        files: list[tuple[str, int]] = []
         with self._parent([*parts, "x"]) as top:
-            for name, size, is_file in self._walk(top, "/".join(parts), 0):
-                if is_file and not _CONTROL.search(name):
-                    found.append((name, size))
-                if len(found) > self._max_files:
-                    raise LimitError(f"more than {self._max_files} files; name a folder further down")
-        return sorted(found)
+            entries = self._walk(top, "/".join(parts), 0, time.monotonic() + self.seconds)
+            for count, (name, size, kind) in enumerate(entries, start=1):
+                if count > self._max_files:
+                    raise LimitError(f"more than {self._max_files} files and folders; name a folder further down")
+                if kind == "file" and is_plain(name):
+                    files.append((name, size))
+        return sorted(files)
 
-    def _walk(self, folder: int, prefix: str, depth: int) -> Iterator[tuple[str, int, bool]]:
-        """``(path, bytes, whether it is a file)`` of each plain file and folder below the open ``folder``."""
-        for name in sorted(os.listdir(folder)):
+    def _walk(
+        self, folder: int, prefix: str, depth: int, deadline: float
+    ) -> Iterator[tuple[str, int, Literal["file", "folder", "other"]]]:
+        """Path, bytes and kind of all below the open ``folder``; a folder deeper than may be asked for is "other"."""
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in islice(entries, self._max_files + 1))
+        for name in names:
+            if time.monotonic() > deadline:
+                raise LimitError(f"the folder was not looked through within {self.seconds:g} s; name one further down")
             try:
                 status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            except FileNotFoundError:  # gone since it was listed
+            except OSError:  # gone since it was listed, or not ours to see
                 continue
             path = f"{prefix}/{name}" if prefix else name
             if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-                yield path, status.st_size, True
+                yield path, status.st_size, "file"
             elif stat.S_ISDIR(status.st_mode) and depth < _MAX_DEPTH:
-                yield path, 0, False
+                yield path, 0, "folder"
                 try:
                     inner = os.open(name, _DIRECTORY, dir_fd=folder)
                 except OSError:  # not ours to read, or no folder any more
                     continue
                 try:
-                    yield from self._walk(inner, path, depth + 1)
+                    yield from self._walk(inner, path, depth + 1, deadline)
                 finally:
                     os.close(inner)
+            else:
+                yield path, 0, "other"
 
     def _check_room(self, more_bytes: int, new: int) -> None:
-        count = total = 0
+        total = 0
         with self._parent(["x"]) as top:
-            for _, size, _ in self._walk(top, "", 0):
+            count = new
+            for _, size, _ in self._walk(top, "", 0, time.monotonic() + self.seconds):
                 count, total = count + 1, total + size
-        if count + new > self._max_files:
+                if count > self._max_files:
+                    raise LimitError(f"the folder is full: it may hold {self._max_files} files and folders")
+        if count > self._max_files:
             raise LimitError(f"the folder is full: it may hold {self._max_files} files and folders")
         if total + more_bytes > self._max_total:
             raise LimitError(f"the folder is full: it may hold {self._max_total} bytes")
@@ -182,7 +208,8 @@ class Folder:
     @contextmanager
     def _parent(self, parts: list[str], make: bool = False) -> Iterator[int]:
         """An open descriptor of the folder that holds ``parts[-1]``."""
-        here = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with _os_errors("/".join(parts[:-1])):
+            here = os.open(".", _DIRECTORY, dir_fd=self._root)  # its own, so that threads do not share a position
         try:
             for part in parts[:-1]:
                 with _os_errors("/".join(parts)):
@@ -206,7 +233,7 @@ def _parts(path: str) -> list[str]:
     """
     if len(path) > _MAX_PATH:
         raise LimitError(f"the path has {len(path)} characters, the limit is {_MAX_PATH}")
-    if _CONTROL.search(path):
+    if not is_plain(path):
         raise ToolInputError("the path holds control characters")
     if path.startswith(("/", "\\", "~")) or "\\" in path or "://" in path or path[1:2] == ":":
         raise AccessDeniedError(f"{path[:80]!r} is not a path below this folder; give one like notes/today.txt")
