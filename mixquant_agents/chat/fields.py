@@ -7,8 +7,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from mixquant_agents.chat.unicode import has_lone_surrogate
 from mixquant_agents.errors import InvalidSamplingError, RequestError
+from mixquant_agents.unicode import has_lone_surrogate
 from mixquant_agents.validation import readable
 
 __all__ = ["DEFAULTS", "SAMPLING", "CallFields", "TurnFields", "call_settings"]

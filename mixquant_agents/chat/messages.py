@@ -19,9 +19,9 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 
-from mixquant_agents.chat.unicode import well_formed, well_formed_json
 from mixquant_agents.engine.protocol import Message
 from mixquant_agents.errors import InvalidMessagesError
+from mixquant_agents.unicode import well_formed, well_formed_json
 
 __all__ = ["REASONING", "UNPARSED", "ai_messages", "no_conversation", "to_engine"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixquant_agents.chat.unicode import well_formed_json
 from mixquant_agents.engine.protocol import JsonObject, NamedTool, ToolChoice
 from mixquant_agents.errors import RequestError
+from mixquant_agents.unicode import well_formed_json
 
 __all__ = ["ToolLike", "engine_choice", "engine_tools", "tool_name"]
 

@@ -15,9 +15,9 @@ from langchain_core.tools import tool
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.chat.messages import to_engine
-from mixquant_agents.chat.unicode import SurrogateJoiner, well_formed, well_formed_json
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import InvalidSamplingError, RequestError
+from mixquant_agents.unicode import SurrogateJoiner, well_formed, well_formed_json
 from mixquant_workflows import SqliteCheckpoints, tool_agent
 
 any_text = st.text(st.characters(categories=["L", "N", "P", "S", "Z", "C", "Cs", "Cc", "Cn"]), max_size=12)

@@ -9,10 +9,10 @@ from typing import Any
 
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.events import DONE, Unreadable
-from mixquant_agents.engine.openai.text import SurrogateJoiner, well_formed
 from mixquant_agents.engine.openai.tool_calls import ToolCallReader
 from mixquant_agents.engine.protocol import FinishReason, TokenDelta, TokenLogprob
 from mixquant_agents.records import TurnCounts, TurnTimes
+from mixquant_agents.unicode import well_formed
 
 __all__ = ["REASONING_FIELDS", "Answer"]
 
@@ -56,7 +56,6 @@ class Answer:
         self._finish: str | None = None
         self._streams = False
         self._usage: dict[str, int] = {}
-        self._content, self._reasoning = SurrogateJoiner(), SurrogateJoiner()
         self._calls = ToolCallReader(most_calls)
         self.reasoning_field: str | None = None
         self.failure: Any = None
@@ -103,15 +102,13 @@ class Answer:
         return delta
 
     def end(self, meter: TurnMeter) -> TokenDelta:
-        """The last delta: what was held back, finish reason, counts, times."""
+        """The last delta: finish reason, counts, times."""
         reason: FinishReason = _FINISH.get((self._finish or "stop").lower(), "stop")
         if self._calls and reason == "stop":
             reason = "tool_calls"
         pieces, invalid = self._calls.finish(complete=reason == "tool_calls")
         counts = self._counts()
         return TokenDelta(
-            text=self._content.finish(),
-            reasoning=self._reasoning.finish(),
             tool_calls=pieces,
             invalid_calls=invalid,
             finish_reason=reason,
@@ -132,13 +129,12 @@ class Answer:
                 thought, self.reasoning_field = thought + value, field
                 break
         calls = self._calls.take(message.get("tool_calls") or message.get("function_call"))
-        text, reasoning = self._content.feed(content), self._reasoning.feed(thought)
         chosen = tuple(_logprobs(logprobs))
         if content or thought or calls:
             self.streamed = True
-        if not (text or reasoning or calls or chosen):
+        if not (content or thought or calls or chosen):
             return None
-        return TokenDelta(text, (), reasoning, calls, chosen)
+        return TokenDelta(content, (), thought, calls, chosen)
 
     def _texts(self, content: object) -> tuple[str, str]:
         """Text and reasoning of a delta's content: a string, or a list of blocks, as Mistral sends with thoughts."""

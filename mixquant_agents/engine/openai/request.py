@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixquant_agents.engine.openai.answer import REASONING_FIELDS
-from mixquant_agents.engine.openai.text import well_formed
 from mixquant_agents.engine.protocol import EngineRequest, Message, NamedTool
 from mixquant_agents.errors import InvalidMessagesError, RequestError
+from mixquant_agents.unicode import well_formed
 
 __all__ = ["Dialect", "wire_body", "wire_messages"]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from mixquant_agents.engine.hermes import new_call_id
 from mixquant_agents.engine.jsonscan import ValueScanner
-from mixquant_agents.engine.openai.text import well_formed
 from mixquant_agents.engine.protocol import ToolCallDelta
+from mixquant_agents.unicode import well_formed
 
 __all__ = ["ToolCallReader"]
 

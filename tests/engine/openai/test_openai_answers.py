@@ -15,10 +15,10 @@ from mixquant_agents import MixQuantChatModel, OpenAIEngine
 from mixquant_agents.engine.openai import engine as engine_module
 from mixquant_agents.engine.openai.answer import Answer
 from mixquant_agents.engine.openai.events import DONE, EventReader, Unreadable
-from mixquant_agents.engine.openai.text import SurrogateJoiner, well_formed
 from mixquant_agents.engine.protocol import EngineRequest, Sampling, TokenLogprob
 from mixquant_agents.errors import RemoteEngineError
 from mixquant_agents.records import TurnRecord
+from mixquant_agents.unicode import well_formed
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
@@ -237,15 +237,6 @@ async def test_text_of_surrogates_and_controls_is_well_formed(
     server.chunks = [*(piece(reasoning=part) for part in pieces), STOP]
     answer, _ = await answer_of(engine)
     assert answer.additional_kwargs["reasoning_content"] == text
-
-
-@given(st.text(st.characters() | st.characters(categories=["Cs"])), st.integers(0, 9))
-def test_joined_pieces_equal_the_whole(text: str, size: int) -> None:
-    joiner = SurrogateJoiner()
-    step = size + 1
-    pieces = [joiner.feed(text[at : at + step]) for at in range(0, len(text), step)]
-    assert "".join([*pieces, joiner.finish()]) == well_formed(text)
-    well_formed(text).encode()
 
 
 @given(st.lists(st.text() | st.integers(), max_size=5), st.sampled_from(["\n", "\r\n", "\r"]), st.data())
