@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,27 @@ __all__ = ["Measurements"]
 PREFIX_SEED = 7
 VOCABULARY = (1000, 100_000)
 """Range that random token ids are drawn from."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """An agent's turn: when it was asked for, and when each token came, by the clock of ``perf_counter``."""
+
+    agent: int
+    asked: float
+    stamps: list[float] = field(default_factory=list)
+
+
+def _agents_result(turns: Iterable[_Turn], since: float, ended: float) -> dict[str, Any]:
+    """Tokens per second between two instants; TTFT and ITL of the turns asked for since the first."""
+    turns = list(turns)
+    counted = [turn for turn in turns if turn.asked >= since and turn.stamps]
+    return {
+        "tokens_per_s": sum(stamp > since for turn in turns for stamp in turn.stamps) / (ended - since),
+        "turns": len(counted),
+        "ttft_ms": [(turn.stamps[0] - turn.asked) * 1e3 for turn in counted],
+        "itl_ms": [(after - before) * 1e3 for turn in counted for before, after in pairwise(turn.stamps)],
+    }
 
 
 class Measurements:
@@ -129,61 +152,71 @@ class Measurements:
         are left out of the latencies. Without one every agent asks again once it was answered, ``turns_each`` times:
         the same work whatever the engine's speed, so that no window cuts through a wave of prompts.
         """
+        contexts = self._known_contexts(agents, shared, own)
+        turns: dict[str, _Turn] = {}
+        begin = time.perf_counter()
+
+        def ask(agent: int, asked: float) -> None:
+            name = self._add([*contexts[agent], *self._tokens(new)], answer)
+            turns[name] = _Turn(agent, asked)
+
+        if rate is None:
+            self._closed_loop(agents, turns_each, turns, ask)
+        else:
+            self._open_loop(agents, seconds, rate, seed, turns, ask)
+        ended = time.perf_counter()
+        self.engine.abort_request([name for name, turn in turns.items() if len(turn.stamps) < answer])
+        for _ in self._run():
+            pass
+        return _agents_result(turns.values(), begin + (0.0 if rate is None else seconds / 5), ended)
+
+    def _known_contexts(self, agents: int, shared: int, own: int) -> list[list[int]]:
+        """Each agent's tokens, of which the first ``shared`` are everybody's, put into the prefix cache."""
         common = self._tokens(shared, PREFIX_SEED)
-        contexts = [[*common, *self._tokens(own, PREFIX_SEED + 1 + k)] for k in range(agents)]
+        contexts = [[*common, *self._tokens(own, PREFIX_SEED + 1 + agent)] for agent in range(agents)]
         for context in contexts:
             self._add([*context, *self._tokens(16)], 1)
         for _ in self._run():
             pass
-        arrivals = np.random.default_rng(seed)
-        asked: dict[str, float] = {}
-        stamps: dict[str, list[float]] = {}
-        owner: dict[str, int] = {}
+        return contexts
+
+    def _closed_loop(
+        self, agents: int, turns_each: int, turns: dict[str, _Turn], ask: Callable[[int, float], None]
+    ) -> None:
         begin = time.perf_counter()
-        due = begin
-        produced = 0
-        turns = 0
-        left = agents * turns_each
+        for agent in range(agents):
+            ask(agent, begin)
+        unanswered = agents * turns_each
+        while unanswered:
+            for turn in self._step(turns):
+                unanswered -= 1
+                if unanswered >= agents:
+                    ask(turn.agent, turn.stamps[-1])
 
-        def ask(agent: int, at: float) -> None:
-            name = self._add([*contexts[agent], *self._tokens(new)], answer)
-            asked[name], stamps[name], owner[name] = at, [], agent
-
-        if rate is None:
-            for agent in range(agents):
-                ask(agent, begin)
-        while (now := time.perf_counter()) < begin + seconds if rate is not None else left:
-            while rate is not None and due <= now:
-                ask(turns % agents, due)
-                turns += 1
+    def _open_loop(
+        self, agents: int, seconds: float, rate: float, seed: int, turns: dict[str, _Turn],
+        ask: Callable[[int, float], None],
+    ) -> None:  # fmt: skip
+        arrivals = np.random.default_rng(seed)
+        begin = due = time.perf_counter()
+        while (now := time.perf_counter()) < begin + seconds:
+            while due <= now:
+                ask(len(turns) % agents, due)
                 due += float(arrivals.exponential(1 / rate))
-            if not self.engine.has_unfinished_requests():
+            if self.engine.has_unfinished_requests():
+                self._step(turns)
+            else:
                 time.sleep(max(0.0, min(due - time.perf_counter(), 0.001)))
-                continue
-            for output in self.engine.step():
-                instant = time.perf_counter()
-                name = _own_name(output.request_id, stamps)
-                count = len(output.outputs[0].token_ids)
-                stamps[name].extend([instant] * count)
-                produced += count if rate is None or instant > begin + seconds / 5 else 0
-                if output.finished and rate is None:
-                    left -= 1
-                    if left >= agents:
-                        ask(owner[name], instant)
-        ended = time.perf_counter()
-        self.engine.abort_request([name for name in stamps if len(stamps[name]) < answer])
-        for _ in self._run():
-            pass
-        skipped = 0.0 if rate is None else seconds / 5
-        counted = [name for name in stamps if asked[name] >= begin + skipped and stamps[name]]
-        first = [stamps[name][0] - asked[name] for name in counted]
-        gaps = [b - a for name in counted for a, b in zip(stamps[name], stamps[name][1:], strict=False)]
-        return {
-            "tokens_per_s": produced / (ended - begin - skipped),
-            "turns": len(counted),
-            "ttft_ms": [seconds * 1e3 for seconds in first],
-            "itl_ms": [seconds * 1e3 for seconds in gaps],
-        }
+
+    def _step(self, turns: dict[str, _Turn]) -> list[_Turn]:
+        """One step of the engine, its tokens noted; the turns that it ended."""
+        finished = []
+        for output in self.engine.step():
+            turn = turns[_own_name(output.request_id, turns)]
+            turn.stamps.extend([time.perf_counter()] * len(output.outputs[0].token_ids))
+            if output.finished:
+                finished.append(turn)
+        return finished
 
     def greedy(
         self, prompts: list[list[int]], answer: int, company: list[list[int]] | None = None, lora: str = ""

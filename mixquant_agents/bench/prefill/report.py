@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mixquant_agents.bench.prefill.agents import AgentRuns, summary
 from mixquant_agents.bench.prefill.plan import COLUMNS, OURS
+from mixquant_agents.bench.prefill.state import Run
 from mixquant_agents.bench.prefill.stats import per_round, per_turn, speedup, spread
-
-if TYPE_CHECKING:
-    from mixquant_agents.bench.prefill.run import Run
 
 __all__ = ["report", "table"]
 

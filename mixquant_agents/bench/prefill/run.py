@@ -19,8 +19,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,113 +29,19 @@ from mixquant_agents.bench.prefill.agents import AgentRuns, run_agents
 from mixquant_agents.bench.prefill.cores import by_speed
 from mixquant_agents.bench.prefill.engines import EngineProcess, engines
 from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, OURS, PAIR, Case, Group, engine_of, groups
+from mixquant_agents.bench.prefill.report import report
+from mixquant_agents.bench.prefill.state import Run, State
 from mixquant_agents.bench.shapes import SHAPES, write_model
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, EngineStartError
 
-__all__ = ["Run", "State", "run_prefill"]
+__all__ = ["run_prefill"]
+
+Say = Callable[[str], None]
 
 
-@dataclass
-class Run:
-    """What one group of engines has shown: milliseconds per round, case and column."""
-
-    columns: list[str]
-    turns: dict[str, int]
-    rounds: list[dict[str, dict[str, list[float]]]] = field(default_factory=list)
-
-
-@dataclass
-class State:
-    """What has been measured; kept in a file after every round."""
-
-    path: Path
-    runs: list[Run] = field(default_factory=list)
-    info: dict[str, Any] = field(default_factory=dict)
-    agents: AgentRuns | None = None
-
-    @classmethod
-    def load(cls, path: Path) -> State:
-        """From the file, or empty."""
-        if not path.exists():
-            return cls(path)
-        stored = json.loads(path.read_text())
-        agents = stored.get("agents")
-        runs = [Run(**run) for run in stored["runs"]]
-        return cls(path, runs, stored["info"], agents and AgentRuns(**agents))
-
-    def take(self, **what: Any) -> None:
-        """What is about to be measured.
-
-        Raises:
-            ConfigError: the file holds measurements of something else.
-        """
-        held = {"gpus": 1, **self.info} if self.info else what  # files from before --gpus say nothing of it
-        for name, value in what.items():
-            if held.get(name, value) != value:
-                raise ConfigError(
-                    f"{self.path} holds a run with {name} {held[name]!r}, not {value!r}; give another --state"
-                )
-        self.info |= what
-
-    def run_of(self, columns: list[str], cases: list[Case]) -> Run:
-        """The run of these columns and cases, begun if it was not."""
-        turns = {case.name: case.turns for case in cases}
-        for run in self.runs:
-            if (run.columns, run.turns) == (columns, turns):
-                return run
-        self.runs.append(Run(columns, turns))
-        return self.runs[-1]
-
-    def agents_of(self, seconds: float) -> AgentRuns:
-        """The agents' runs of this length, begun if they were not.
-
-        Raises:
-            ConfigError: those at hand are of another length.
-        """
-        if self.agents is None:
-            self.agents = AgentRuns(seconds)
-        if self.agents.seconds != seconds:
-            raise ConfigError(
-                f"{self.path} holds agents' runs of {self.agents.seconds:g} s, not {seconds:g}; give another --state"
-            )
-        return self.agents
-
-    def save(self) -> None:
-        """Write the file; never half of it."""
-        scratch = self.path.with_suffix(".part")
-        stored = {"info": self.info, "runs": [asdict(run) for run in self.runs]}
-        if self.agents is not None:
-            stored["agents"] = asdict(self.agents)
-        scratch.write_text(json.dumps(stored))
-        scratch.replace(self.path)
-
-
-def _policy_of(column: str) -> dict[str, Any]:
-    policy = PrecisionPolicy.of(OURS)
-    if column.endswith("exact-last"):
-        policy = policy.model_copy(update={"exact_last_token": True})
-    return policy.model_dump(mode="json")
-
-
-class _Bench:
-    def __init__(self, alive: dict[str, EngineProcess]) -> None:
-        self._alive = alive
-        self._policy = OURS
-
-    def settle(self) -> None:
-        """Put all engines on the core that is the fastest now."""
-        cores = by_speed()
-        for engine in self._alive.values():
-            engine.ask(do="pin", cores=cores)
-
-    def ask(self, column: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Of the engine of ``column``, switched to its policy."""
-        engine = self._alive[engine_of(column)]
-        if engine_of(column) == OURS and column != self._policy:
-            engine.ask(do="policy", policy=_policy_of(column))
-            self._policy = column
-        return engine.ask(**request)
+def _silent(text: str) -> None:
+    """Progress that nobody reads."""
 
 
 def run_prefill(
@@ -150,71 +56,69 @@ def run_prefill(
     agent_runs: int = 6,
     cases: list[str] | None = None,
     command: str = "",
-    say: Callable[[str], None] | None = None,
+    say: Say = _silent,
 ) -> dict[str, Any]:
     """Run or continue the benchmark; returns the result as the result file holds it.
 
-    ``cases`` names some of ``CASES``; an empty list leaves the agents alone, ``None`` takes all. Each engine is shared
-    among ``gpus`` GPUs, tensor-parallel.
+    Args:
+        model: the name of a shape, which gets random weights, or a model's folder.
+        gpus: GPUs that each engine is shared among, tensor-parallel.
+        columns: some of ``COLUMNS``; all when ``None`` or empty.
+        rounds: of all cases, engines alternating within each.
+        minutes: after the first engines are ready, no further round begins that would take longer.
+        state_path: file of what was measured; an existing one is continued.
+        agent_seconds: length of each run with 32 agents; 0 leaves them out.
+        agent_runs: pairs of such runs, counting those in the state file.
+        cases: some of ``CASES``; an empty list leaves the agents alone, ``None`` takes all.
+        command: what the result names as the command that made it.
+        say: gets each line of progress.
 
     Raises:
         ConfigError: fewer GPUs, no such model shape, column or case; too little memory; a state of other GPUs or
             another model.
         EngineStartError: an engine did not start.
     """
-    from mixquant_agents.bench.prefill.report import report
-
-    say = say or (lambda text: None)
-    chosen = list(columns or COLUMNS)
-    _known("column", chosen, COLUMNS)
-    _known("case", cases or [], [case.name for case in CASES])
-    total = _gpu_gib(gpus)
-    wanted = [case for case in CASES if cases is None or case.name in cases]
+    chosen_columns = list(columns or COLUMNS)
+    _check_names("column", chosen_columns, COLUMNS)
+    _check_names("case", cases or [], [case.name for case in CASES])
+    total_gib = _gpu_gib(gpus)
+    chosen_cases = [case for case in CASES if cases is None or case.name in cases]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dummy = model in SHAPES
-        path = write_model(model, folder) if dummy else Path(model)
-        if not path.exists():
-            raise ConfigError(f"no model folder {model!r}, and no shape of that name ({', '.join(SHAPES)})")
+        path = _model_folder(model, folder)
         config = json.loads((path / "config.json").read_text())
-        planned = groups(chosen, wanted, config, total, agent_seconds > 0, gpus)
+        planned = groups(chosen_columns, chosen_cases, config, total_gib, agent_seconds > 0, gpus)
         state = State.load(state_path or folder / "state.json")
         state.take(model=model, gpus=gpus)
         state.info |= {"command": command, "date": datetime.now(UTC).date().isoformat()}
         logs = (state_path.parent if state_path else folder) / "engine-logs"
         logs.mkdir(exist_ok=True)
-        deadline: float | None = None
+        clock = _Clock(minutes)
+        goals = _Goals(rounds, agent_seconds, agent_runs)
         for group in planned:
-            run = state.run_of(list(group.columns), list(group.cases)) if group.cases else None
-            agents = state.agents_of(agent_seconds) if group.agents else None
-            if (run is None or len(run.rounds) >= rounds) and (agents is None or agents.pairs >= agent_runs):
+            if goals.reached(state, group):
                 continue
-            if deadline is not None and time.monotonic() > deadline:
+            if clock.is_over():
                 say(f"time is up before {', '.join(group.columns)}; continue with the same --state")
                 break
-            with engines(group, path, dummy, logs, say, gpus) as alive:
-                bench = _Bench(alive)
-                if deadline is None and minutes is not None:
-                    deadline = time.monotonic() + minutes * 60
-                _describe(state, alive)
-                if run is not None and len(run.rounds) < rounds:
-                    _rounds(bench, state, run, group, rounds, deadline, say)
-                if agents is None:
-                    continue
-                try:
-                    bench.settle()
-                    run_agents(bench.ask, agents, agent_runs, say, state.save)
-                except EngineStartError as error:  # what was measured before stays worth reporting
-                    say(f"the agents could not be run: {error}")
-                    state.info["agents32_error"] = str(error)
-                state.save()
+            with engines(group, path, model in SHAPES, logs, say, gpus) as alive:
+                clock.start()
+                _Bench(alive, state, clock, say).measure(group, goals)
         return report(state.info, state.runs, state.agents)
 
 
-def _known(kind: str, names: list[str], known: tuple[str, ...] | list[str]) -> None:
+def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ConfigError(f"no {kind} {unknown[0]!r}; choose among {', '.join(known)}")
+
+
+def _model_folder(model: str, folder: Path) -> Path:
+    """The model's folder: its own, or one below ``folder`` with the configuration of a shape."""
+    path = write_model(model, folder) if model in SHAPES else Path(model)
+    if not path.exists():
+        raise ConfigError(f"no model folder {model!r}, and no shape of that name ({', '.join(SHAPES)})")
+    return path
 
 
 def _gpu_gib(gpus: int) -> float:
@@ -226,60 +130,151 @@ def _gpu_gib(gpus: int) -> float:
             "bench prefill measures a CUDA GPU, and there is none here; on a CPU formats are emulated, which says "
             "nothing about speed. Use --predict GPU for a prediction from the roofline model"
         )
-    if gpus > (found := current_platform.device_count()):
-        raise ConfigError(f"--gpus {gpus}, and this machine has {found}; lower it")
+    if gpus > (count := current_platform.device_count()):
+        raise ConfigError(f"--gpus {gpus}, and this machine has {count}; lower it")
     return float(current_platform.get_device_total_memory() / 2**30)
 
 
-def _describe(state: State, alive: dict[str, EngineProcess]) -> None:
-    """Note what the engines say of themselves."""
-    import torch
-    import vllm
+class _Clock:
+    """The time that a run may take, counted from when its first engines are ready."""
 
-    status = {name: engine.ask(do="status", plugin=name.startswith("mixquant")) for name, engine in alive.items()}
-    device = next(iter(status.values()))["device"]
-    if state.info.get("device", device) != device:
-        raise ConfigError(
-            f"{state.path} holds a run on {state.info['device']}, and this is {device}; give another --state"
-        )
-    state.info |= {"device": device, "vllm": vllm.__version__, "torch": torch.__version__}
-    state.info["engines"] = {**status, **state.info.get("engines", {})}
+    def __init__(self, minutes: float | None) -> None:
+        self._minutes = minutes
+        self._deadline: float | None = None
+
+    def start(self) -> None:
+        """Count from now, unless the clock already runs."""
+        if self._deadline is None and self._minutes is not None:
+            self._deadline = time.monotonic() + self._minutes * 60
+
+    def is_over(self, needed_seconds: float = 0.0) -> bool:
+        """Whether ``needed_seconds`` more would end after the deadline."""
+        return self._deadline is not None and time.monotonic() + needed_seconds > self._deadline
 
 
-def _rounds(
-    bench: _Bench,
-    state: State,
-    run: Run,
-    group: Group,
-    rounds: int,
-    deadline: float | None,
-    say: Callable[[str], None],
-) -> None:
-    columns, both = list(group.columns), set(PAIR) <= set(group.columns)
-    cases = [case for case in group.cases if both or not case.pair_only]
-    took = 0.0
-    for column in columns:  # everything once, uncounted: first runs compile and fill caches
-        for case in cases:
-            if not (case.pair_only and column not in PAIR):
-                bench.ask(column, {**case.request, **({"repeats": 1} if case.request["do"] == "prefill" else {})})
-    while len(run.rounds) < rounds:
-        number, began = len(run.rounds), time.monotonic()
-        if deadline is not None and began + took > deadline:
-            say(f"no time for round {number + 1}, which would take {took:.0f} s; continue with the same --state")
+@dataclass(frozen=True, slots=True)
+class _Goals:
+    """How much of everything is wanted."""
+
+    rounds: int
+    agent_seconds: float
+    agent_runs: int
+
+    def reached(self, state: State, group: Group) -> bool:
+        """Whether the state holds all that this group of engines is to measure."""
+        return self.run(state, group) is None and self.agents(state, group) is None
+
+    def run(self, state: State, group: Group) -> Run | None:
+        """The run to which rounds are still to be added, if any."""
+        run = state.run_of(list(group.columns), list(group.cases)) if group.cases else None
+        return run if run is not None and len(run.rounds) < self.rounds else None
+
+    def agents(self, state: State, group: Group) -> AgentRuns | None:
+        """The agents' runs to which pairs are still to be added, if any."""
+        agents = state.agents_of(self.agent_seconds) if group.agents else None
+        return agents if agents is not None and agents.pairs < self.agent_runs else None
+
+
+class _Bench:
+    """A group of engines that are alive, and what is measured on them."""
+
+    def __init__(self, alive: dict[str, EngineProcess], state: State, clock: _Clock, say: Say) -> None:
+        self._alive, self._state, self._clock, self._say = alive, state, clock, say
+        self._policy = OURS
+
+    def measure(self, group: Group, goals: _Goals) -> None:
+        """All that is still missing of this group."""
+        self._describe()
+        run = goals.run(self._state, group)
+        if run is not None:
+            self._add_rounds(run, group, goals.rounds)
+        agents = goals.agents(self._state, group)
+        if agents is None:
             return
-        result: dict[str, dict[str, list[float]]] = {}
-        turn = [*columns[number % len(columns) :], *columns[: number % len(columns)]]
-        for case in cases:
-            pair = [column for column in turn if column in PAIR]
-            first = pair if case.pair_only else turn
-            result[case.name] = {column: [] for column in first}
-            for place, each in enumerate([first, *([pair] * (case.turns - 1) if both else [])]):
-                if place % 2 == 0:  # a core's moods last for seconds
-                    bench.settle()
-                for column in each:
-                    found = bench.ask(column, dict(case.request))["ms"]
-                    result[case.name][column] += found if isinstance(found, list) else [found]
-        took = time.monotonic() - began
-        run.rounds.append(result)
-        state.save()
-        say(f"round {number + 1} of {rounds} took {took:.0f} s: {', '.join(columns)}")
+        try:
+            self._settle()
+            run_agents(self._ask, agents, goals.agent_runs, self._say, self._state.save)
+        except EngineStartError as error:  # what was measured before stays worth reporting
+            self._say(f"the agents could not be run: {error}")
+            self._state.info["agents32_error"] = str(error)
+        self._state.save()
+
+    def _describe(self) -> None:
+        """Note what the engines say of themselves."""
+        import torch
+        import vllm
+
+        info = self._state.info
+        status = {
+            name: engine.ask(do="status", plugin=name.startswith("mixquant")) for name, engine in self._alive.items()
+        }
+        device = next(iter(status.values()))["device"]
+        if info.get("device", device) != device:
+            raise ConfigError(
+                f"{self._state.path} holds a run on {info['device']}, and this is {device}; give another --state"
+            )
+        info |= {"device": device, "vllm": vllm.__version__, "torch": torch.__version__}
+        info["engines"] = {**status, **info.get("engines", {})}
+
+    def _settle(self) -> None:
+        """Put all engines on the core that is the fastest now."""
+        cores = by_speed()
+        for engine in self._alive.values():
+            engine.ask(do="pin", cores=cores)
+
+    def _ask(self, column: str, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer of the engine of ``column``, switched to its policy."""
+        engine = self._alive[engine_of(column)]
+        if engine_of(column) == OURS and column != self._policy:
+            engine.ask(do="policy", policy=_policy_of(column))
+            self._policy = column
+        return engine.ask(**request)
+
+    def _add_rounds(self, run: Run, group: Group, rounds: int) -> None:
+        """Rounds until there are ``rounds``, or as many as there is time for; saved after each."""
+        has_pair = set(PAIR) <= set(group.columns)
+        cases = [case for case in group.cases if has_pair or not case.pair_only]
+        self._warm_up(group.columns, cases)
+        last_seconds = 0.0
+        while len(run.rounds) < rounds:
+            number, began = len(run.rounds), time.monotonic()
+            if self._clock.is_over(last_seconds):
+                self._say(
+                    f"no time for round {number + 1}, which would take {last_seconds:.0f} s; continue with the same "
+                    "--state"
+                )
+                return
+            first = number % len(group.columns)
+            order = [*group.columns[first:], *group.columns[:first]]
+            run.rounds.append({case.name: self._measure_case(case, order, has_pair) for case in cases})
+            last_seconds = time.monotonic() - began
+            self._state.save()
+            self._say(f"round {number + 1} of {rounds} took {last_seconds:.0f} s: {', '.join(group.columns)}")
+
+    def _warm_up(self, columns: Sequence[str], cases: Sequence[Case]) -> None:
+        """Everything once, uncounted: first runs compile and fill caches."""
+        for column in columns:
+            for case in cases:
+                if not case.pair_only or column in PAIR:
+                    once = {"repeats": 1} if case.request["do"] == "prefill" else {}
+                    self._ask(column, {**case.request, **once})
+
+    def _measure_case(self, case: Case, order: Sequence[str], has_pair: bool) -> dict[str, list[float]]:
+        """Milliseconds by column: all columns in turn, then the pair alone as often as the case says."""
+        pair = [column for column in order if column in PAIR]
+        first = pair if case.pair_only else list(order)
+        times: dict[str, list[float]] = {column: [] for column in first}
+        for turn, columns in enumerate([first, *([pair] * (case.turns - 1) if has_pair else [])]):
+            if turn % 2 == 0:  # a core's moods last for seconds
+                self._settle()
+            for column in columns:
+                measured = self._ask(column, dict(case.request))["ms"]
+                times[column] += measured if isinstance(measured, list) else [measured]
+        return times
+
+
+def _policy_of(column: str) -> dict[str, Any]:
+    policy = PrecisionPolicy.of(OURS)
+    if column.endswith("exact-last"):
+        policy = policy.model_copy(update={"exact_last_token": True})
+    return policy.model_dump(mode="json")

@@ -1,0 +1,1 @@
+"""``mixquant bench agents``, ``peers`` and ``replay``: one command a module."""
