@@ -16,12 +16,21 @@ from mixquant_agents.precision.policy import POLICY_PRESETS, PolicyName, Precisi
 from mixquant_agents.validation import FrozenConfig
 
 __all__ = [
+    "CAPTURE_SIZES",
     "POLICY_PRESETS",
     "EngineConfig",
     "NumberFormat",
     "PolicyName",
     "PrecisionPolicy",
 ]
+
+CAPTURE_SIZES = (
+    *(1, 2, 4, *range(8, 256, 8), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2048, 128)),
+    *(2048, 2112, 2176, 2304, *range(2560, 4097, 256), 4160, 4352),
+)
+"""Rows of captured CUDA graphs, by default. An agent's warm turn adds hundreds to thousands of rows, and the decode
+rows of other agents come on top, so 2048 is not where it ends: up to about 4352 rows a step that is not captured is
+bound by launches."""
 
 
 class EngineConfig(FrozenConfig):

@@ -40,7 +40,7 @@ from typing import Any
 import numpy as np
 
 from mixquant_agents.bench.gpu.check_weights import disturbed, random_model
-from mixquant_agents.bench.prefill.engines import SPAWN, EngineProcess, engine_arguments
+from mixquant_agents.bench.prefill.engines import SPAWN, EngineProcess, column_arguments
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import PrecisionPolicy
 
@@ -222,7 +222,7 @@ def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]
     wanted = {name: each for group in groups for name, each in GROUPS[group].items()}
     for name, (column, change, env) in wanted.items():
         model = disturbed(path, logs) if name.endswith("reloaded") else path
-        arguments = {**engine_arguments(column, model, 1.5, dummy=False), "max_model_len": 4096, **change}
+        arguments = {**column_arguments(column, model, 1.5, dummy=False), "max_model_len": 4096, **change}
         arguments["max_num_batched_tokens"] = 4096
         if "hf_overrides" in arguments and not name.endswith("auto"):  # on a model this small all steps would be exact
             arguments["hf_overrides"]["quantization_config"]["policy"]["row_threshold"] = THRESHOLD

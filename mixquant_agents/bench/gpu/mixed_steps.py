@@ -22,7 +22,7 @@ from typing import Any
 
 from mixquant_agents.bench.gpu.small_steps import TimedSession
 from mixquant_agents.bench.prefill.cores import by_speed
-from mixquant_agents.bench.prefill.engines import EngineProcess, engine_arguments
+from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
 from mixquant_agents.bench.prefill.measure import _own_name
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
@@ -75,7 +75,7 @@ def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
     engines = {}
     for name in ("mixquant-fp8", "exact"):
-        arguments = engine_arguments(name, model, 1.7, True) | {"max_model_len": 10_500}
+        arguments = column_arguments(name, model, 1.7, True) | {"max_model_len": 10_500}
         engines[name] = EngineProcess(name, arguments, logs / f"{name}.log", SERVE)
     for name, engine in engines.items():
         engine.go()

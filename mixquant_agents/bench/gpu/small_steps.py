@@ -25,7 +25,7 @@ from typing import Any
 
 from mixquant_agents.bench.gpu.timing import StepTime, time_steps
 from mixquant_agents.bench.prefill.cores import by_speed
-from mixquant_agents.bench.prefill.engines import EngineProcess, engine_arguments
+from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
 from mixquant_agents.bench.prefill.stats import ratio_interval
 from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
@@ -78,7 +78,7 @@ def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
     engines = {}
     for name, settings in SETTINGS.items():
-        arguments = engine_arguments("exact" if name == "exact" else "mixquant-fp8", model, KV_GIB, True)
+        arguments = column_arguments("exact" if name == "exact" else "mixquant-fp8", model, KV_GIB, True)
         arguments |= {"max_model_len": 10_500, "settings": settings}
         if settings:
             arguments["additional_config"] = {**arguments["additional_config"], "experiment": json.dumps(settings)}

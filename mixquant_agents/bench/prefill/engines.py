@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.bench.prefill.plan import OURS, Group, engine_of
-from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.config import CAPTURE_SIZES, PrecisionPolicy
+from mixquant_agents.engine.vllm.args import policy_arguments
 from mixquant_agents.errors import EngineStartError
-from mixquant_agents.quant.vllm.config_hooks import CAPTURE_SIZES
 
-__all__ = ["SPAWN", "EngineProcess", "engine_arguments", "engines"]
+__all__ = ["SPAWN", "EngineProcess", "column_arguments", "engines"]
 
 GIB = 2**30
 WORKER = "mixquant_agents.bench.prefill.worker"
@@ -24,7 +24,7 @@ SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 """Ranks are processes of their own: a forked one could not use a GPU that its parent has touched."""
 
 
-def engine_arguments(
+def column_arguments(
     column: str, model: Path, kv_gib: float, dummy: bool, max_len: int = 33_000, gpus: int = 1
 ) -> dict[str, Any]:
     """vLLM's engine arguments for a column; ``kv_gib`` GiB of cache are shared among ``gpus`` tensor-parallel ranks."""
@@ -49,12 +49,7 @@ def engine_arguments(
     if column == "uniform-fp8":
         values["quantization"] = "fp8"
     if column.startswith("mixquant"):
-        policy = PrecisionPolicy.of(column.removesuffix("-exact-last"))
-        values["quantization"] = "mixquant"
-        values["hf_overrides"] = {
-            "quantization_config": {"quant_method": "mixquant", "policy": policy.model_dump(mode="json")}
-        }
-        values["additional_config"] = {"mixquant": policy.fingerprint}
+        values |= policy_arguments(PrecisionPolicy.of(column.removesuffix("-exact-last")))
     return values
 
 
@@ -156,7 +151,7 @@ def engines(
     alive: dict[str, EngineProcess] = {}
     try:
         for name in names:
-            arguments = engine_arguments(name, model, group.kv[name], dummy, group.max_len, gpus)
+            arguments = column_arguments(name, model, group.kv[name], dummy, group.max_len, gpus)
             alive[name] = EngineProcess(name, arguments, logs / f"{name}.log", env=SPAWN)
         for name, engine in alive.items():
             engine.go()

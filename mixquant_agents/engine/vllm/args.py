@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from typing import Any
 
-from mixquant_agents.config import EngineConfig
+from mixquant_agents.config import CAPTURE_SIZES, EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm.model import context_length, kv_bytes_per_token, model_config
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
-__all__ = ["CAPTURE_SIZES", "CPU_CONTEXT_CAP", "engine_arguments", "physical_memory", "start_environment"]
+__all__ = ["CPU_CONTEXT_CAP", "engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
 
 CPU_CONTEXT_CAP = 8192
 """Tokens; longer contexts on a CPU must be asked for, since prefill there takes seconds per thousand tokens."""
@@ -23,8 +23,8 @@ CPU_CONTEXT_CAP = 8192
 CPU_KV_BYTES = 2**30
 """Least KV cache on a CPU; more where the context window needs it."""
 
-CAPTURE_SIZES = (1, 2, 4, *range(8, 256, 8), *range(256, 512, 16), *range(512, 2049, 64))
-"""CUDA graph sizes in rows: vLLM's own up to 512, ours to 2048, since an agent's warm turn adds hundreds of rows."""
+EXACT_CAPTURE_LIMIT = 2048
+"""Rows of an exact engine's largest captured graph. vLLM's own limit is 512; an agent's warm turn adds hundreds."""
 
 _OURS = frozenset(
     {"model", "revision", "dtype", "quantization", "hf_overrides", "max_model_len", "max_num_seqs", "seed"}
@@ -130,17 +130,25 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
     }
     if reasoning_parser:
         values["reasoning_parser"] = reasoning_parser  # grammars then begin after the reasoning
-    if config.policy.quantizes:
-        values["quantization"] = "mixquant"
-        policy = config.policy.model_dump(mode="json")
-        values["hf_overrides"] = {"quantization_config": {"quant_method": "mixquant", "policy": policy}}
-        values["additional_config"] = {"mixquant": config.policy.fingerprint}  # part of the compile cache's key
+    values.update(policy_arguments(config.policy))
     values.update(_cpu_defaults(config, path) if current_platform.is_cpu() else _gpu_defaults(config))
     extra = dict(config.vllm_args)
     if isinstance(additional := extra.pop("additional_config", None), dict):
         values["additional_config"] = {**additional, **values["additional_config"]}
     values.update(extra)
     return AsyncEngineArgs(**values)
+
+
+def policy_arguments(policy: PrecisionPolicy) -> dict[str, Any]:
+    """The engine arguments that make vLLM run the plugin under ``policy``; none where it quantizes nothing."""
+    if not policy.quantizes:
+        return {}
+    fields = policy.model_dump(mode="json")
+    return {
+        "quantization": "mixquant",
+        "hf_overrides": {"quantization_config": {"quant_method": "mixquant", "policy": fields}},
+        "additional_config": {"mixquant": policy.fingerprint},  # part of the compile cache's key
+    }
 
 
 def _check_names(config: EngineConfig, known: set[str]) -> None:
@@ -196,6 +204,6 @@ def _gpu_defaults(config: EngineConfig) -> dict[str, Any]:
         return {"enforce_eager": True}
     if config.capture_sizes is None and config.policy.quantizes:
         return {"enforce_eager": False}  # the plugin knows which sizes its modes need, and how much memory there is
-    sizes = config.capture_sizes or CAPTURE_SIZES
+    sizes = config.capture_sizes or [size for size in CAPTURE_SIZES if size <= EXACT_CAPTURE_LIMIT]
     most = config.max_num_batched_tokens
     return {"enforce_eager": False, "cudagraph_capture_sizes": [size for size in sizes if most is None or size <= most]}

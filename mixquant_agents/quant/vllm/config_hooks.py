@@ -9,19 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.config import CAPTURE_SIZES
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["CAPTURE_SIZES", "hook_config"]
+__all__ = ["hook_config"]
 
 _log = logging.getLogger("vllm.mixquant")
-
-CAPTURE_SIZES = (
-    *(1, 2, 4, *range(8, 256, 8), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2048, 128)),
-    *(2048, 2112, 2176, 2304, *range(2560, 4097, 256), 4160, 4352),
-)
-"""Rows of captured graphs. An agent's warm turn adds hundreds to thousands of rows, and the decode rows of other agents
-come on top, so 2048 is not where it ends: up to about 4352 rows a step that is not captured is bound by launches."""
 
 LARGE_MEMORY = 40 * 2**30
 """Bytes of GPU memory from which graphs above 2048 rows are captured by default."""

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import types
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,57 @@ def test_a_model_whose_name_looks_like_markup_starts_on_a_terminal(monkeypatch: 
     with start_progress("/models/[/old]") as progress:
         progress.enter("looking at it")
     assert progress.stage == "looking at it"
+
+
+class Package:
+    """An installed package that brings commands by entry point."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **commands: str) -> None:
+        entries = [EntryPoint(name.replace("__", "."), value, app.GROUP) for name, value in commands.items()]
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group: entries if group == app.GROUP else [])
+
+
+def greet() -> None:
+    """Say hello."""
+    print("hello")
+
+
+def test_commands_of_other_packages_are_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "greeting", sys.modules[__name__])
+    Package(monkeypatch, greet="greeting:greet", bench__hello="greeting:greet", own__hello="greeting:greet")
+    for line in ("greet", "bench hello", "own hello"):
+        assert app.run(line.split()) == 0
+        assert capsys.readouterr().out == "hello\n"
+    assert app.run(["bench", "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "Say hello." in listed
+    assert "prefill" in listed, "what this package has itself is there, too"
+
+
+def test_command_that_cannot_be_loaded_takes_no_other_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Package(monkeypatch, broken="no_such_module:command")
+    assert app.run(["bench", "prefill", "--predict", "h100"]) == 0
+    capsys.readouterr()
+    assert app.run(["broken"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "no_such_module" in line
+    assert "reinstall or remove that package" in line
+
+
+def test_own_command_wins_over_another_packages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "greeting", sys.modules[__name__])
+    Package(monkeypatch, doctor="greeting:greet")
+    assert app.run(["doctor", "--help"]) == 0
+    assert "Say hello." not in capsys.readouterr().out
+
+
+def test_commands_of_the_workflows_are_registered() -> None:
+    registered = {entry.name: entry.load() for entry in entry_points(group=app.GROUP)}
+    assert {"demo", "bench.agents", "bench.peers", "bench.replay"} <= registered.keys()
+    assert all(callable(command) for command in registered.values())

@@ -1,0 +1,30 @@
+"""Engine arguments by column."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mixquant_agents.bench.prefill.engines import column_arguments
+from mixquant_agents.bench.prefill.plan import COLUMNS
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.vllm.args import policy_arguments
+
+
+def test_columns_share_graph_sizes() -> None:
+    found = {column: column_arguments(column, Path("m"), 1.0, dummy=True) for column in COLUMNS}
+    assert "compilation_config" not in found["exact_default"]
+    sizes = [a["compilation_config"]["cudagraph_capture_sizes"] for c, a in found.items() if c != "exact_default"]
+    assert all(each == sizes[0] for each in sizes)
+    assert max(sizes[0]) >= 2048
+    assert "quantization" not in found["exact"]
+
+
+def test_column_arguments_switch_the_plugin_on_as_the_engine_does() -> None:
+    for column, preset in (("mixquant-fp8", "mixquant-fp8"), ("mixquant-fp8-exact-last", "mixquant-fp8")):
+        policy = PrecisionPolicy.of(preset)
+        arguments = column_arguments(column, Path("m"), 1.0, dummy=True)
+        wanted = policy_arguments(EngineConfig(model="m", policy=preset).policy)
+        assert {name: arguments[name] for name in wanted} == wanted
+        assert wanted["hf_overrides"]["quantization_config"]["policy"] == policy.model_dump(mode="json")
+    assert policy_arguments(PrecisionPolicy.of("exact")) == {}
+    assert "hf_overrides" not in column_arguments("uniform-fp8", Path("m"), 1.0, dummy=True)
