@@ -106,6 +106,64 @@ def test_text_after_a_call_is_kept() -> None:
     assert (content, len(calls)) == ("One.\n\nTwo.", 1)
 
 
+CALL = '<tool_call>\n{"name": "depth", "arguments": {"lake": "Inari"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("behind", ["", "\n</think>", "\n</think>\n\n", "\n\n"])
+def test_call_in_an_unclosed_thought_ends_it(behind: str) -> None:
+    content, reasoning, calls, invalid = parse(["<think>\nI must look.\n" + CALL + behind])
+    assert (content, reasoning, invalid) == ("", "I must look.", ())
+    assert calls == {0: ["0", "depth", '{"lake": "Inari"}']}
+
+
+def test_answer_behind_a_thought_that_a_call_ended_is_content() -> None:
+    content, reasoning, calls, _ = parse([f"<think>Look. {CALL} Or not.</think>\n\nDone. {CALL}"])
+    assert (content, reasoning, len(calls)) == (" Or not.Done. ", "Look. ", 2)
+
+
+def test_call_in_a_thought_is_the_thoughts_text_where_no_tools_are_bound() -> None:
+    content, reasoning, calls, invalid = parse([f"<think>Look. {CALL}</think>Done."], tools=False)
+    assert (content, reasoning, calls, invalid) == ("Done.", f"Look. {CALL}", {}, ())
+
+
+@pytest.mark.parametrize("words", ["<tool_call> tags", "<tool_call>\n<b>", "<tool_call>, <tool_call> and </tool_call>"])
+def test_a_thought_about_the_marker_is_a_thought(words: str) -> None:
+    content, reasoning, calls, invalid = parse([f"<think>I use {words}.</think>{CALL}"])
+    assert (content, reasoning, len(calls), invalid) == ("", f"I use {words}.", 1, ())
+
+
+@pytest.mark.parametrize(
+    "text", ["<tool_call>", "<tool_call>\n", "<tool_call></tool_call>", "<tool_call>\n\n</tool_call>"]
+)
+@pytest.mark.parametrize("before", ["", "<think>Hm.\n", "<think>Hm.</think>\n\n"])
+def test_an_empty_call_is_one_invalid_call(before: str, text: str) -> None:
+    content, reasoning, calls, invalid = parse([before + text])
+    assert (content, reasoning, calls, len(invalid)) == ("", "Hm." if before else "", {}, 1)
+
+
+@pytest.mark.parametrize("between", ["", "\n", "</tool_call><tool_call>", "<tool_call>", "\n<tool_call>\n"])
+def test_glued_calls_are_all_read(between: str) -> None:
+    one, two = '{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "arguments": {}}'
+    content, _, calls, invalid = parse([f"<tool_call>{one}{between}{two}</tool_call>"])
+    assert (content, invalid) == ("", ())
+    assert calls == {0: ["0", "f", '{"a": 1}'], 1: ["1", "g", "{}"]}
+
+
+def test_words_behind_a_call_within_its_markers_are_content() -> None:
+    content, _, calls, invalid = parse(['<tool_call>{"name": "f"} as you said</tool_call> Done.'])
+    assert (content, invalid) == ("as you said Done.", ())
+    assert calls == {0: ["0", "f", "{}"]}
+
+
+@pytest.mark.parametrize(
+    "broken", ['{"name": "f", a=1}', '{"name": "f", "arguments": {"a": 1}; x}', '{"name": "f" <b>']
+)
+def test_a_named_call_that_breaks_has_arguments_that_are_none(broken: str) -> None:
+    _, _, calls, _ = parse([f"<tool_call>{broken}</tool_call>"])
+    with pytest.raises(ValueError, match=r"Expecting|Extra data"):
+        json.loads(calls[0][2])
+
+
 def test_what_comes_parsed_is_passed_on() -> None:
     call = ToolCallDelta(0, "a", "f", "{}")
     assert HermesParser().feed(TokenDelta("x", (), "think", (call,))) == OutputDelta("x", "think", (call,))
@@ -145,6 +203,25 @@ def test_cuts_do_not_matter(text: str, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=8)))
     pieces = [text[start:end] for start, end in itertools.pairwise([0, *cuts, len(text)])]
     assert parse(pieces) == parse([text]) == parse(list(text))
+
+
+@given(st.lists(st.sampled_from(["word", *PARTS]), max_size=14), st.booleans(), st.booleans(), st.data())
+def test_no_word_is_ever_lost(parts: list[str], tools: bool, reasoning: bool, data: st.DataObject) -> None:
+    words = [f"w{index}w" if part == "word" else part for index, part in enumerate(parts)]
+    step = data.draw(st.integers(1, 40))
+    text = "".join(words)
+    content, thought, calls, invalid = parse(
+        [text[at : at + step] for at in range(0, len(text), step)], tools=tools, reasoning=reasoning
+    )
+    read = [content, thought, *(part for call in calls.values() for part in call), *(raw for raw, _ in invalid)]
+    for word in words:
+        if re.fullmatch(r"w\d+w", word) and not _named_member(text, word):
+            assert any(word in piece for piece in read), word
+
+
+def _named_member(text: str, word: str) -> bool:
+    """Whether the word is a key, or the value of one that no call has: JSON that a reader of calls passes over."""
+    return re.search(rf'"[^"]*{word}[^"]*"', text) is not None or re.search(rf":\s*[^\s,}}]*{word}", text) is not None
 
 
 @given(texts)

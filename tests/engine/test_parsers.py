@@ -108,6 +108,17 @@ def test_calls_of_each_syntax(tokenizer: Any, tool: str, reasoning: str | None, 
     assert got["invalid"] == []
 
 
+@pytest.mark.parametrize("prompt", ["assistant\n", "assistant\n<think>\n"])
+def test_qwen3s_call_in_an_unclosed_thought_is_a_call(tokenizer: Any, prompt: str) -> None:
+    text = ("" if "<think>" in prompt else "<think>\n") + "I must look.\n" + HERMES
+    got = read(parser_of(tokenizer, "hermes", "qwen3"), tokenizer, text, prompt)
+    assert (got["names"], json.loads(got["arguments"])) == (["add"], {"a": 1})
+    assert (got["reasoning"], got["content"], got["invalid"]) == ("I must look.", "", [])
+    unbound = read(make_parser(("hermes", "qwen3"), tokenizer, [], "auto"), tokenizer, text, prompt)
+    assert (unbound["names"], unbound["content"]) == ([], "")
+    assert unbound["reasoning"] == "I must look.\n" + HERMES
+
+
 @pytest.mark.parametrize("tool", ["hermes", "llama3_json", "pythonic", "qwen3_coder", None])
 def test_plain_text_stays_text(tokenizer: Any, tool: str | None) -> None:
     got = read(parser_of(tokenizer, tool), tokenizer, "Just words, 3 < 4.")
