@@ -51,6 +51,12 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capabilities could not be dropped")
 
 
+def _end_with(parent: int) -> None:
+    """Killed when the parent ends. Set after all that changes who this process is, as that would take it away."""
+    if ctypes.CDLL(None).prctl(1, 9, 0, 0, 0) != 0 or os.getppid() != parent:  # PR_SET_PDEATHSIG, SIGKILL
+        raise OSError("the parent has ended")
+
+
 def _limits(settings: dict[str, int]) -> None:
     for name, value in (
         ("RLIMIT_AS", settings["memory"]),
@@ -78,13 +84,13 @@ def main() -> None:
     program = sys.stdin.buffer.read().decode("utf-8", "replace")
     scratch = settings["folder"]
     try:
-        ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG: killed with the parent
         writable = _namespaces(scratch, settings["scratch"])
         os.chdir(scratch)
         devices = ("/dev/null", "/dev/urandom", "/dev/zero")
         landlock.restrict([*settings["readable"], *devices], [scratch, "/dev/null"] if writable else ["/dev/null"])
         _drop_capabilities()
         _limits(settings)
+        _end_with(settings["parent"])
         seccomp.install()
     except (OSError, KeyError, AttributeError) as error:
         print(f"the jail could not be closed: {error}", file=sys.stderr)  # noqa: T201 - the parent reads it

@@ -1,12 +1,19 @@
 """Starts the jailed process, feeds it, watches its time and output, and kills it with all that is left of it.
 
-What keeps a program in (Linux only; where one of the two marked * is missing, nothing runs):
+What keeps a program in (Linux only; where Landlock or seccomp is missing, nothing runs):
 
-- * Landlock: it reads the Python installation and nothing else; no TCP; no signals to others. - * seccomp: no
-sockets, no new processes or programs, no ptrace, no mounts; ``EPERM`` for each. - namespaces where allowed: a network
-without devices, and a memory disk as the only place to write (else it cannot write). - limits: address space, CPU
-time, wall time, file size, open files, output. - an empty environment, an empty folder, closed descriptors, its own
-session.
+- Landlock: it reads the Python installation and the system's libraries, and nothing else; no TCP; no signals to others
+  (where the kernel knows these rules: 6.7 and 6.12).
+- seccomp: no sockets, no new processes or programs, no ptrace, no mounts, no attributes of files, no leases on them or
+  watches; ``EPERM`` for each.
+- namespaces where allowed: a network without devices, and a memory disk as the only place to write (else it cannot
+  write).
+- limits: address space, CPU time, wall time, file size, open files, output.
+- an empty environment, an empty folder, closed descriptors, its own session; the kernel kills it when the thread that
+  started it ends.
+
+What it can see nevertheless: whether a path exists, with size, times, owner and the target of a link (``stat`` and
+``readlink`` need no right that could be taken), process numbers, the kernel's version, and the clock.
 """
 
 from __future__ import annotations
@@ -19,6 +26,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,6 +44,10 @@ __all__ = ["PythonJail", "Run", "python_tool"]
 _CHILD = Path(__file__).with_name("child.py")
 _CLOSED = 97
 _MAX_PROGRAM = 50_000
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+_MAX_AT_ONCE = 4
+_slots = threading.BoundedSemaphore(_MAX_AT_ONCE)
+"""Of the whole process: jails are made freely, memory and processors are not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +68,7 @@ class Run:
 
 
 class PythonJail:
-    """Runs Python programs one by one, each in a fresh process.
+    """Runs Python programs, each in a fresh process; in all jails of this process four run at once, others wait.
 
     Args:
         seconds: longest wall time; CPU time is limited to as much, rounded up.
@@ -88,7 +100,7 @@ class PythonJail:
             raise ToolSetupError("the jail needs time, at least 64 MiB of memory, and room for output")
         self._seconds = seconds
         self._max_output = max_output
-        libraries = [sysconfig.get_path(name) for name in ("purelib", "platlib")] if packages else []
+        libraries = [path for path in sys.path if Path(path).name in _PACKAGE_FOLDERS] if packages else []
         installed = {os.path.realpath(path) for path in (sys.base_prefix, sysconfig.get_path("stdlib"))}
         system = {
             "/lib",
@@ -111,11 +123,20 @@ class PythonJail:
         """Run ``program`` to its end or to a limit.
 
         Raises:
+            LimitError: others kept running for as long as this one might take; nothing ran.
             ToolError: the jail could not be closed; nothing ran.
         """
+        if not _slots.acquire(timeout=self._seconds + 1):
+            raise LimitError(f"{_MAX_AT_ONCE} other programs are running; run fewer at once")
+        try:
+            return self._run(program)
+        finally:
+            _slots.release()
+
+    def _run(self, program: str) -> Run:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="mixquant-jail-") as folder:
-            settings = json.dumps({**self._settings, "folder": folder})
+            settings = json.dumps({**self._settings, "folder": folder, "parent": os.getpid()})
             process = subprocess.Popen(  # noqa: S603 - our own child script, no shell
                 [os.path.realpath(sys.executable), "-I", "-S", "-B", str(_CHILD), settings],
                 stdin=subprocess.PIPE,

@@ -30,25 +30,42 @@ _DENIED: dict[str, tuple[int | None, int | None]] = {
     "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
     "setxattrat": (463, 463), "removexattrat": (466, 466), "file_setattr": (469, 469), "truncate": (76, 45),
-    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11),
+    "llistxattr": (195, 12), "flistxattr": (196, 13), "getxattrat": (464, 464), "listxattrat": (465, 465),
+    "file_getattr": (468, 468), "name_to_handle_at": (303, 264), "flock": (73, 32), "sync": (162, 81),
+    "syncfs": (306, 267), "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    # who it is: a change would also take away the signal that ends it with its parent
+    "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143), "setresuid": (117, 147),
+    "setresgid": (119, 149), "setfsuid": (122, 151), "setfsgid": (123, 152), "setgroups": (116, 159),
+    "capset": (126, 91), "get_robust_list": (274, 100),
     # the system
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
     "setns": (308, 268), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsmount": (432, 432),
-    "mount_setattr": (442, 442), "open_by_handle_at": (304, 265), "bpf": (321, 280), "perf_event_open": (298, 241),
+    "fsconfig": (431, 431), "fspick": (433, 433), "open_tree_attr": (467, 467), "statmount": (457, 457),
+    "listmount": (458, 458), "listns": (470, 470), "mount_setattr": (442, 442), "open_by_handle_at": (304, 265),
+    "bpf": (321, 280), "perf_event_open": (298, 241),
     "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218), "init_module": (175, 105), "finit_module": (313, 273),
     "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224), "sethostname": (170, 161),
     "settimeofday": (164, 170), "clock_settime": (227, 112), "acct": (163, 89), "quotactl": (179, 60),
     "syslog": (103, 116), "personality": (135, 92),
-    # memory that no limit counts
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
-    "mq_open": (240, 180), "msgget": (68, 186), "semget": (64, 190),
+    # memory that no limit counts, or one for all of the user's processes; what others share
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "io_setup": (206, 0), "timer_create": (222, 107),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "semget": (64, 190),
+    "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
 }  # fmt: skip
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH
 _CLONE = {"x86_64": (56, 435), "aarch64": (220, 435)}  # clone, clone3
 _CLONE_THREAD = 0x10000
+# Calls of which some commands are allowed, and no others: there is always one more that reaches outside (a lease or a
+# watch on a file that others use, an owner for signals, a pipe's size, a file's attributes).
 _FCNTL = {"x86_64": 72, "aarch64": 25}
-_SET_OWNER = (8, 15)  # F_SETOWN, F_SETOWN_EX: who gets the signals of a pipe, be it a process outside
+_FCNTL_COMMANDS = (0, 1030, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1032)  # duplicates, flags, record locks, F_GETPIPE_SZ
+_IOCTL = {"x86_64": 16, "aarch64": 29}
+_IOCTL_COMMANDS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIO(N)CLEX
+_PRCTL = {"x86_64": 157, "aarch64": 167}
+_PRCTL_COMMANDS = (2, 3, 15, 16, 0x53564D41)  # PR_GET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_NAME, PR_GET_NAME, PR_SET_VMA
 
 _LOAD, _EQUAL, _GREATER_EQUAL, _BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
@@ -90,13 +107,15 @@ def _filter() -> list[tuple[int, int, int, int]]:
         (_BITS, 1, 0, _CLONE_THREAD),
         refuse,
         (_RETURN, 0, 0, _ALLOW),
-        (_EQUAL, 0, 5, _FCNTL[machine]),
-        (_LOAD, 0, 0, 24),
-        (_EQUAL, 1, 0, _SET_OWNER[0]),
-        (_EQUAL, 0, 1, _SET_OWNER[1]),
-        refuse,
-        (_RETURN, 0, 0, _ALLOW),
     ]
+    for call, place, commands in (
+        (_FCNTL[machine], 24, _FCNTL_COMMANDS),
+        (_IOCTL[machine], 24, _IOCTL_COMMANDS),
+        (_PRCTL[machine], 16, _PRCTL_COMMANDS),
+    ):
+        lines += [(_EQUAL, 0, len(commands) + 3, call), (_LOAD, 0, 0, place)]
+        lines += [(_EQUAL, len(commands) - at, 0, command) for at, command in enumerate(commands)]
+        lines += [refuse, (_RETURN, 0, 0, _ALLOW)]
     for number in numbers:
         lines += [(_EQUAL, 0, 1, number), refuse]
     return [*lines, (_RETURN, 0, 0, _ALLOW)]
