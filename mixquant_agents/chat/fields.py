@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.errors import InvalidSamplingError, RequestError
 from mixquant_agents.unicode import has_lone_surrogate
 from mixquant_agents.validation import readable
@@ -44,8 +45,10 @@ class TurnFields(BaseModel):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     sampling_extra: Annotated[dict[str, Any] | None, Encodable] = None
+    reasoning_effort: Annotated[str, StringConstraints(min_length=1), Encodable] | None = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Encodable] = None
     cache_salt: Annotated[str | None, Encodable] = None
+    user: Annotated[str, Encodable] | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None
 
 
@@ -92,12 +95,15 @@ def call_settings(given: Mapping[str, Any], stop: Sequence[str] | None = None) -
         InvalidSamplingError: a sampling value is of a wrong type or out of range.
         RequestError: another setting is, or is unknown.
     """
-    if unknown := sorted(given.keys() - CallFields.model_fields.keys()):
-        known = ", ".join(sorted(CallFields.model_fields))
-        raise RequestError(f"a call has no setting {', '.join(map(repr, unknown))}; it has {known}")
     told = {name: value for name, value in given.items() if value is not None}
     if stop is not None:
         told["stop"] = stop
+    try:
+        told = by_standard_names(told)
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    if (unknown := unknown_settings("a call", told, CallFields.model_fields)) is not None:
+        raise RequestError(unknown)
     try:
         checked = CallFields(**told)
     except ValidationError as error:

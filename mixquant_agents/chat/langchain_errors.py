@@ -32,7 +32,7 @@ from langchain_core import exceptions
 from mixquant_agents import errors
 from mixquant_agents.errors import MixQuantError, RemoteEngineError
 
-__all__ = ["langchain_error", "langchain_errors"]
+__all__ = ["is_retryable", "langchain_error", "langchain_errors"]
 
 _COUNTERPARTS: dict[type[MixQuantError], str] = {
     errors.ContextOverflowError: "ContextOverflowError",
@@ -56,6 +56,9 @@ _STATUSES = {
 """HTTP status of a remote engine → name of LangChain's class."""
 
 
+_RETRYABLE = frozenset({"ModelAPIError", "ModelConnectionError", "ModelRateLimitError", "ModelTimeoutError"})
+
+
 @contextmanager
 def langchain_errors() -> Iterator[None]:
     """Errors of ours leave the block as LangChain's, too."""
@@ -73,6 +76,11 @@ def langchain_error(error: MixQuantError) -> MixQuantError:
     if theirs is None:
         return error
     return _raised_as(copy.copy(error), theirs).with_traceback(error.__traceback__)
+
+
+def is_retryable(error: MixQuantError) -> bool:
+    """Whether the same request may succeed when it is sent again."""
+    return _counterpart(error) in _RETRYABLE
 
 
 def _counterpart(error: MixQuantError) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -19,18 +20,18 @@ from langchain_core.runnables import Runnable
 from mixquant_agents.chat.bridge import loop_thread
 from mixquant_agents.chat.calling import ScopedCalls
 from mixquant_agents.chat.core import combined_llm_output, give_reasons, llm_output
-from mixquant_agents.chat.engines import assumed, shared_engine
+from mixquant_agents.chat.engines import assumed, engine_window, shared_engine
 from mixquant_agents.chat.fields import DEFAULTS, call_settings
-from mixquant_agents.chat.langchain_errors import langchain_errors
+from mixquant_agents.chat.langchain_errors import is_retryable, langchain_errors
 from mixquant_agents.chat.messages import ai_messages, to_engine
-from mixquant_agents.chat.options import engine_request
+from mixquant_agents.chat.options import engine_request, new_request_id
 from mixquant_agents.chat.recording import Recorders
 from mixquant_agents.chat.scope import current_scope, run_ids
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn
 from mixquant_agents.engine.protocol import Engine
-from mixquant_agents.errors import ConfigError, RequestError
+from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 
 __all__ = ["MixQuantChatModel"]
 
@@ -55,14 +56,24 @@ class MixQuantChatModel(ScopedCalls):
         engine: an engine to use instead of a shared vLLM engine; it stays its owner's to close.
         engine_config: all settings of the vLLM engine at once; ``model`` and ``policy`` then come from it.
         engine_settings: single settings of :class:`EngineConfig`; normally given directly (``max_model_len=4096``).
+        base_url: address of a chat completions server, up to and including ``/v1``; the model is then an
+            :class:`OpenAIEngine` on it.
+        api_key: what that server asks for. An engine in this process asks for none, and it goes nowhere.
+        max_retries: how often a turn that failed before its first token, for a reason that may pass (the engine died,
+            the server was busy), is run again; by default never, and twice at a ``base_url``.
         recorders: where turn records go: telemetry recorders, or functions of a ``TurnRecord``.
         streaming: LangChain's switch: ``True`` streams inside ``invoke``, ``False`` (if set) never streams.
         timeout: seconds a turn may take; then it is aborted with ``TurnTimeoutError``.
         stop: strings that end the answer.
         logprobs: give the log probability of each token; ``top_logprobs`` of that many alternatives too.
         sampling_extra: further sampling values by the engine's own names.
+        reasoning_effort: how much to think, as the model's chat template or the server understands it.
         chat_template_kwargs: variables of the chat template (for example ``enable_thinking``).
         cache_salt: keeps this model's prefix cache apart from others'.
+        user: who the answer is for, told to a server.
+
+    Standard names of other chat models are taken, too: ``model_name``, ``max_completion_tokens``, ``request_timeout``,
+    ``stop_sequences``, ``n=1``, ``stream_usage=True``.
 
     Raises:
         ConfigError: a setting is unknown, wrong, or given twice.
@@ -182,7 +193,29 @@ class MixQuantChatModel(ScopedCalls):
         with _making:
             if self._held.sink is None:
                 self._held.sink = Recorders(self.recorders)
-            return run_turn(engine, plan, self._held.sink)
+            recorders = self._held.sink
+        if not self._retries and self._knows_window:
+            return run_turn(engine, plan, recorders)
+        return self._attempts(engine, plan, recorders)
+
+    async def _attempts(
+        self, engine: Engine, plan: TurnPlan, recorders: Recorders
+    ) -> AsyncGenerator[AIMessageChunk, None]:
+        """The turn, run again where it failed before its first token for a reason that may pass."""
+        for retries_left in range(self._retries, -1, -1):
+            started = False
+            try:
+                async with aclosing(run_turn(engine, plan, recorders)) as turn:
+                    async for message in turn:
+                        if not started:
+                            started = True
+                            self._learn_window(engine_window(engine))
+                        yield message
+                return
+            except MixQuantError as error:
+                if started or not retries_left or not is_retryable(error):
+                    raise
+            plan = replace(plan, request=replace(plan.request, request_id=new_request_id()))
 
     def _tells_tokens(self, run_manager: BaseRunManager | None, settings: Mapping[str, Any]) -> bool:
         """Whether ``invoke`` reports its tokens, so that tracers see the time to the first one. Who switched streaming
@@ -198,7 +231,7 @@ class MixQuantChatModel(ScopedCalls):
             return given
         with _making:
             if self._held.engine is None:
-                self._held.engine = shared_engine(self._config())
+                self._held.engine = shared_engine(self._config()) if self.base_url is None else self._server()
             return self._held.engine
 
     # -- tools and structure --

@@ -15,7 +15,12 @@ from mixquant_agents.engine.protocol import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 from mixquant_agents.telemetry.trace_context import active_trace_context
 
-__all__ = ["engine_request"]
+__all__ = ["engine_request", "new_request_id"]
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    return f"turn-{uuid.uuid4().hex}"
 
 
 def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any], *, model: str) -> EngineRequest:
@@ -44,7 +49,7 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
             "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
     return EngineRequest(
-        request_id=f"turn-{uuid.uuid4().hex}",
+        request_id=new_request_id(),
         messages=to_engine(messages),
         tools=tools,
         tool_choice=choice,
@@ -52,9 +57,11 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
         schema=schema,
         json_mode=json_mode,
         sampling=_sampling(settings),
+        reasoning_effort=settings.get("reasoning_effort"),
         chat_template_kwargs=settings.get("chat_template_kwargs") or {},
         cache_salt=settings.get("cache_salt"),
         priority=settings.get("priority") or 0,
+        user=settings.get("user"),
         trace_context=settings.get("trace_context") or active_trace_context(),
     )
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from inspect import iscoroutinefunction
 from typing import Annotated, Any, Self
 
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from pydantic import ConfigDict, Field, PrivateAttr, StringConstraints, ValidationError, model_validator
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from mixquant_agents.chat.engines import ENGINE_SETTINGS, engine_identity, engine_name
+from mixquant_agents.chat.engines import (
+    ENGINE_SETTINGS,
+    check_vllm_args,
+    engine_identity,
+    engine_name,
+    engine_url,
+    engine_window,
+    local_window,
+    remote_engine,
+)
 from mixquant_agents.chat.fields import DEFAULTS, TurnFields
 from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.protocol import Engine
 from mixquant_agents.errors import ConfigError
@@ -23,15 +43,25 @@ from mixquant_agents.validation import config_error
 __all__ = ["ChatSettings"]
 
 
-_STARTED_WITH = frozenset({"model", "policy", "engine", "engine_config", "engine_settings", "recorders"})
+_STARTED_WITH = frozenset(
+    {"model", "policy", "engine", "engine_config", "engine_settings", "recorders", "base_url", "api_key", "max_retries"}
+)
+"""Fields whose change makes a copy start something of its own."""
+
+_REPR_APART = frozenset({"model", "policy", "engine", "recorders", "profile", "api_key"})
 
 
 class Held:
     """What a model has started. Copies of a model have it in common: what one of them closes, the next turn of any
-    starts anew."""
+    starts anew. Two models are equal whatever they have started."""
 
     engine: Engine | None = None
     sink: Recorders | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Held)
+
+    __hash__ = object.__hash__
 
 
 class ChatSettings(TurnFields, BaseChatModel):
@@ -48,6 +78,9 @@ class ChatSettings(TurnFields, BaseChatModel):
     engine_settings: dict[str, Any] = Field(default_factory=dict)
     recorders: tuple[Any, ...] = Field(default=(), exclude=True, repr=False)
     streaming: bool = False
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+    max_retries: Annotated[int, Field(ge=0)] | None = None
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
@@ -61,12 +94,18 @@ class ChatSettings(TurnFields, BaseChatModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _gather_engine_settings(cls, data: Any) -> Any:
-        given = data.get("engine_settings", {})
+    def _by_name(cls, data: Any) -> Any:
+        """Standard names become ours, and engine settings given directly go into ``engine_settings``."""
+        if not isinstance(data, dict):
+            return data
+        data = by_standard_names(data)
+        if (unknown := unknown_settings(cls.__name__, data, {*cls.model_fields, *ENGINE_SETTINGS})) is not None:
+            raise ConfigError(unknown)
         direct = {name: value for name, value in data.items() if name in ENGINE_SETTINGS}
         rest = {name: value for name, value in data.items() if name not in direct}
+        given = data.get("engine_settings", {})
         if not isinstance(given, dict):
-            return rest  # where it is told that they are none
+            return rest  # pydantic says that they are none
         if twice := sorted(given.keys() & {*direct, "model", "policy"}):
             raise ConfigError(f"engine_settings holds {', '.join(twice)}; say it once, to the chat model itself")
         return {**rest, "engine_settings": {**given, **direct}} if direct else data
@@ -74,34 +113,64 @@ class ChatSettings(TurnFields, BaseChatModel):
     @model_validator(mode="after")
     def _one_engine(self) -> Self:
         policy = PrecisionPolicy.of(self.policy)
-        for one in self.recorders:
-            if isinstance(one, type) or iscoroutinefunction(one) or not (isinstance(one, Recorder) or callable(one)):
+        for recorder in self.recorders:
+            plain = callable(recorder) and not isinstance(recorder, type) and not iscoroutinefunction(recorder)
+            if isinstance(recorder, type) or not (plain or isinstance(recorder, Recorder)):
                 raise ConfigError(
-                    f"recorders holds {one!r}; give telemetry recorders, or plain functions of a TurnRecord"
+                    f"recorders holds {recorder!r}; give telemetry recorders, or plain functions of a TurnRecord"
                 )
         if self.engine is not None:
-            if isinstance(self.engine, type) or not isinstance(self.engine, Engine):
-                what = "a class, make one of it" if isinstance(self.engine, type) else "no Engine"
-                raise ConfigError(f"engine={self.engine!r} is {what}; see mixquant_agents.engine.protocol")
-            named = engine_name(self.engine)
-            if self.engine_config or self.engine_settings or self._says("policy", "mixquant"):
-                raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
-            if self._says("model", "embedded") and self.model != named:
-                raise ConfigError(f"model={self.model!r}, but the engine given runs {named!r}; leave model out")
-            self.model = named
+            self._check_given_engine()
+        elif self.base_url is not None:
+            self._check_server()
         elif self.engine_config is not None:
-            mine = self.engine_config
+            config = self.engine_config
             if self.engine_settings:
                 names = ", ".join(sorted(self.engine_settings))
                 raise ConfigError(f"engine_config= is given, so {names} must be given inside it")
-            if self._says("model", "embedded") and self.model != mine.model:
-                raise ConfigError(f"model={self.model!r}, but engine_config says {mine.model!r}; leave one out")
-            if self._says("policy", "mixquant") and policy != mine.policy:
-                raise ConfigError(f"policy={policy.name!r}, but engine_config says {mine.policy.name!r}; leave one out")
-            self.model, self.policy = mine.model, mine.policy
+            if self._says("model", "embedded") and self.model != config.model:
+                raise ConfigError(f"model={self.model!r}, but engine_config says {config.model!r}; leave one out")
+            if self._says("policy", "mixquant") and policy != config.policy:
+                given, other = policy.name, config.policy.name
+                raise ConfigError(f"policy={given!r}, but engine_config says {other!r}; leave one out")
+            self.model, self.policy = config.model, config.policy
+            check_vllm_args(config)
         else:
-            self._config()  # wrong settings fail here, not with the first turn
+            check_vllm_args(self._config())  # wrong settings fail here, not with the first turn
         return self
+
+    def _check_given_engine(self) -> None:
+        if isinstance(self.engine, type) or not isinstance(self.engine, Engine):
+            what = "a class, make one of it" if isinstance(self.engine, type) else "no Engine"
+            raise ConfigError(f"engine={self.engine!r} is {what}; see mixquant_agents.engine.protocol")
+        named = engine_name(self.engine)
+        if self.engine_config or self.engine_settings or self._says("policy", "mixquant"):
+            raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
+        if self._says("model", "embedded") and self.model != named:
+            raise ConfigError(f"model={self.model!r}, but the engine given runs {named!r}; leave model out")
+        if self.base_url is not None:
+            raise ConfigError(f"engine= is given, so base_url={self.base_url!r} has no one to go to; leave one out")
+        if self.api_key is not None and engine_url(self.engine) is not None:
+            raise ConfigError("api_key is the engine's own to send; give it to OpenAIEngine(api_key=…)")
+        self.model = named
+
+    def _check_server(self) -> None:
+        if self.engine_config or self.engine_settings:
+            names = ", ".join(sorted(self.engine_settings)) or "engine_config"
+            raise ConfigError(f"base_url= names a server, which is started with {names} of its own; leave them out")
+        if "model" not in self.model_fields_set:
+            raise ConfigError("base_url= needs model=, the name under which the server serves it")
+        self._server()
+
+    def _server(self) -> Engine:
+        """The engine for ``base_url``; nothing is sent yet."""
+        return remote_engine(
+            self.model,
+            base_url=str(self.base_url),
+            api_key=self.api_key.get_secret_value() if self.api_key is not None else None,
+            policy=self.policy if self._says("policy", "mixquant") else None,
+            max_retries=self.max_retries,
+        )
 
     def _config(self) -> EngineConfig:
         """The settings of the vLLM engine, where none was given."""
@@ -118,15 +187,22 @@ class ChatSettings(TurnFields, BaseChatModel):
         return PrecisionPolicy.of(self.policy).name
 
     @property
+    def model_name(self) -> str:
+        """:attr:`model`, by the name that others use."""
+        return self.model
+
+    @property
     def _llm_type(self) -> str:
         return "mixquant"
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in DEFAULTS if name != "timeout"}  # which changes no answer
+        fields = {name: getattr(self, name) for name in DEFAULTS if name not in ("timeout", "user")}
         settings = {name: value for name, value in fields.items() if value is not None}
         if self.engine is not None:
             engine = engine_identity(self.engine)
+        elif self.base_url is not None:
+            engine = {"engine": "OpenAIEngine", "base_url": self.base_url}
         else:
             engine = {"policy": self.policy_name, "engine_config": self._config().fingerprint}
         return {"model": self.model, **engine, **settings}
@@ -151,10 +227,59 @@ class ChatSettings(TurnFields, BaseChatModel):
             # the schema as a tool, which it sees.
             structured_output=False,
         )
-        limit = self._config().max_model_len if self.engine is None else getattr(self.engine, "max_model_len", None)
-        if isinstance(limit, int):
-            profile["max_input_tokens"] = limit
+        if (window := self._window()) is not None:
+            profile["max_input_tokens"] = window
         return profile
+
+    def _window(self) -> int | None:
+        """Tokens of the context window, as far as it is known before the engine starts."""
+        if self.engine is not None:
+            return engine_window(self.engine)
+        return local_window(self._config()) if self.base_url is None else None
+
+    @property
+    def _knows_window(self) -> bool:
+        return self.profile is None or "max_input_tokens" in self.profile
+
+    @property
+    def _retries(self) -> int:
+        """Times to run a turn again; at a ``base_url`` the client sends its requests again itself."""
+        return (self.max_retries or 0) if self.base_url is None else 0
+
+    def _learn_window(self, window: int | None) -> None:
+        """The engine has said what it is: a window that was not known goes into the profile."""
+        if window is not None and self.profile is not None and "max_input_tokens" not in self.profile:
+            self.profile["max_input_tokens"] = window
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Model and policy, and whatever else was set; LangChain leaves out what is as by default."""
+        yield "model", self.model
+        if self.engine is not None:
+            yield "engine", type(self.engine).__name__
+        elif self.base_url is None:
+            yield "policy", self.policy_name
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name == "metadata" and value is not None:
+                value = {key: inner for key, inner in value.items() if key != "lc_versions"} or None
+            if name in self.model_fields_set and name not in _REPR_APART and value is not None:
+                yield name, value
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """LangChain's form, which tracers show: the settings that were given.
+
+        A model with an engine or recorders of its owner's cannot be made again from text. LangChain asks the class
+        alone whether it can (``is_lc_serializable``), and relies on it for caches of answers; so the class says no.
+        """
+        if self.engine is not None or self.recorders:
+            return self.to_json_not_implemented()
+        given = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        kwargs = {
+            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for name, value in given.items()
+            if value is not None and name not in ("api_key", "profile", "callbacks", "cache", "rate_limiter")
+        }
+        return SerializedConstructor(lc=1, type="constructor", id=self.lc_id(), kwargs=kwargs)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Without the running engine and the recorders' threads: a copy in another process makes its own."""

@@ -31,6 +31,8 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
 
 
 def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
+    if isinstance(tool, Mapping):
+        _refuse_provider_tool(tool)
     try:
         one = convert_to_openai_tool(dict(tool) if isinstance(tool, Mapping) else tool, strict=strict)
     except Exception as error:  # LangChain and pydantic have many ways to refuse
@@ -50,13 +52,35 @@ def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
     return clean
 
 
+def _refuse_provider_tool(tool: Mapping[str, Any]) -> None:
+    """A tool that its provider runs (web search, a computer) has a type of its own and no schema: it would be rendered
+    as a function without parameters, which the model may call and nobody runs."""
+    kind = tool.get("type")
+    has_schema = any(name in tool for name in ("function", "parameters", "input_schema", "inputSchema"))
+    if isinstance(kind, str) and kind not in (*_JSON_TYPES, "function") and not has_schema:
+        raise RequestError(
+            f"the tool {tool.get('name', kind)!r} of type {kind!r} is run by its provider, and there is none here; "
+            "give a function tool that does it, with a schema of its parameters"
+        )
+
+
+_JSON_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+
+
 def tool_name(tool: JsonObject) -> str:
     """The name of an OpenAI function tool."""
     return str(tool["function"]["name"])
 
 
+def _word(choice: Mapping[str, Any]) -> ToolChoice | None:
+    kind = choice.get("type")
+    named = "function" in choice or "name" in choice
+    return _WORDS.get(kind) if isinstance(kind, str) and not named else None
+
+
 def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
-    """``None``, ``"auto"``, ``"none"``, ``"any"``, ``"required"``, a bool, a tool's name, or OpenAI's dict.
+    """``None``, ``"auto"``, ``"none"``, ``"any"``, ``"required"``, a bool, a tool's name, or a dict: OpenAI's
+    ``{"type": "function", "function": {"name": …}}``, Anthropic's ``{"type": "tool", "name": …}``, ``{"type": "any"}``.
 
     Raises:
         RequestError: no such tool, or a call is forced without tools.
@@ -71,6 +95,10 @@ def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
         found = choice
     elif isinstance(choice, str):
         found = NamedTool(choice) if choice in names or choice not in _WORDS else _WORDS[choice]
+    elif (
+        isinstance(choice, Mapping) and choice.keys().isdisjoint(("function", "name")) and choice.get("type") in _WORDS
+    ):
+        found = _WORDS[choice["type"]]
     elif isinstance(choice, Mapping):
         inner = choice.get("function", choice)
         named = inner.get("name") if isinstance(inner, Mapping) else inner

@@ -96,9 +96,12 @@ class EngineRequest:
         json_mode: the caller asked for JSON mode. An engine with a grammar of its own holds the answer to ``schema``
             all the same; a remote one asks its server for any JSON object, which is all that some servers know.
         sampling: how tokens are drawn.
+        reasoning_effort: how much to think (``"low"``, ``"high"``, …); a local engine gives it to the chat template
+            as the variable of that name, as vLLM's server does.
         chat_template_kwargs: further variables of the chat template (for example ``enable_thinking``).
         cache_salt: keeps prefix-cache blocks apart; the engine adds its policy's fingerprint to it.
         priority: lower runs earlier.
+        user: who the answer is for; a remote engine tells its server, a local one has nobody to tell.
         trace_context: W3C trace headers.
     """
 
@@ -111,9 +114,11 @@ class EngineRequest:
     schema: JsonObject | None = None
     json_mode: bool = False
     sampling: Sampling = Sampling()
+    reasoning_effort: str | None = None
     chat_template_kwargs: JsonObject = field(default_factory=dict)
     cache_salt: str | None = None
     priority: int = 0
+    user: str | None = None
     trace_context: Mapping[str, str] | None = None
 
 

@@ -2,15 +2,22 @@
 
 import asyncio
 import copy
+import json
 import pickle
 import threading
-from typing import Any
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from chat_doubles import model_of, request_of
 from langchain_core.caches import InMemoryCache
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.load import dumps, loads
+from langchain_core.messages import HumanMessage
+from langchain_core.outputs import LLMResult
 
-from mixquant_agents import EngineConfig, MixQuantChatModel, ScriptedEngine
+from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, ScriptedEngine, VllmEngine
 from mixquant_agents.engine.openai import OpenAIEngine
 from mixquant_agents.errors import (
     ConfigError,
@@ -184,3 +191,71 @@ def test_a_cache_of_answers_tells_policies_and_servers_apart() -> None:
     assert said == ["exact", "uniform-nvfp4"]
     engines = [OpenAIEngine("m", base_url=f"http://127.0.0.1:{port}/v1") for port in (1, 2)]
     assert len({MixQuantChatModel(engine=engine)._get_llm_string() for engine in engines}) == 2
+
+
+def test_repr_shows_model_and_policy() -> None:
+    text = repr(MixQuantChatModel(temperature=0.5, api_key="secret", metadata={"team": "a"}))
+    assert text == "MixQuantChatModel(model='embedded', policy='mixquant', metadata={'team': 'a'}, temperature=0.5)"
+    given = MixQuantChatModel(engine=ScriptedEngine())
+    assert str(given) == "model='scripted' engine='ScriptedEngine'"
+
+
+def test_equal_settings_make_equal_models() -> None:
+    model, same = (MixQuantChatModel(model="embedded", temperature=0.5) for _ in range(2))
+    assert model == same
+    assert model != MixQuantChatModel(model="embedded", temperature=0.4)
+    engine = ScriptedEngine(["x"])
+    used, unused = MixQuantChatModel(engine=engine), MixQuantChatModel(engine=engine)
+    used.invoke("hi")
+    assert used == unused
+    assert used != MixQuantChatModel(engine=ScriptedEngine(["x"]))
+
+
+def test_llm_output_tells_the_usage() -> None:
+    class Older(BaseCallbackHandler):
+        outputs: ClassVar[list[Any]] = []
+
+        def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+            self.outputs.append(response.llm_output)
+
+    model = MixQuantChatModel(engine=ScriptedEngine(["a b c"], cycle=True))
+    answer = model.invoke("hi", {"callbacks": [Older()]})
+    usage = answer.usage_metadata
+    told = {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+    }
+    assert Older.outputs == [{"model_name": "scripted", "token_usage": told}]
+    assert answer.response_metadata["token_usage"] == told
+    both = model.generate([[HumanMessage("hi")], [HumanMessage("hi")]])
+    assert both.llm_output["token_usage"] == {name: 2 * count for name, count in told.items()}
+
+
+def test_settings_are_written_and_read_in_langchain_s_form() -> None:
+    policy = PrecisionPolicy(reproducible=True)
+    model = MixQuantChatModel(temperature=0.5, policy=policy, max_model_len=4096, api_key="secret")
+    text = dumps(model)
+    assert "secret" not in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LangChain calls its loading a beta
+        again = loads(text, valid_namespaces=["mixquant_agents"], allowed_objects=[MixQuantChatModel])
+    assert again == model.model_copy(update={"api_key": None})
+    assert json.loads(dumps(MixQuantChatModel(engine=ScriptedEngine())))["type"] == "not_implemented"
+
+
+def test_profile_knows_the_window_before_the_engine_starts(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 2048}}))
+    models = [
+        (MixQuantChatModel(max_model_len=4096), 4096),
+        (MixQuantChatModel(), 8192),
+        (MixQuantChatModel(engine_config=EngineConfig(model="embedded", max_model_len=99)), 99),
+        (MixQuantChatModel(model=str(folder)), 2048),
+        (MixQuantChatModel(engine=ScriptedEngine(max_model_len=512)), 512),
+        (MixQuantChatModel(engine=VllmEngine(EngineConfig(model="embedded"))), 8192),
+    ]
+    for model, window in models:
+        assert model.profile["max_input_tokens"] == window
+        assert model.bind(temperature=0).bound.profile["max_input_tokens"] == window

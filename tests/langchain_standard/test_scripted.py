@@ -80,12 +80,6 @@ class TestUnit(ChatModelUnitTests):
         return {"engine": ScriptedEngine(responder)}
 
     @property
-    def standard_chat_model_params(self) -> dict[str, Any]:
-        """Without a key and retries, which a local engine has not: unknown settings are refused, never dropped."""
-        given = super().standard_chat_model_params
-        return {name: value for name, value in given.items() if name not in ("api_key", "max_retries")}
-
-    @property
     def supports_json_mode(self) -> bool:
         return True
 

@@ -99,6 +99,10 @@ def wire_body(request: EngineRequest, model: str, dialect: Dialect) -> dict[str,
         body["max_tokens" if dialect.takes("max_tokens") else "max_completion_tokens"] = sampling.max_tokens
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    if request.reasoning_effort is not None:
+        body["reasoning_effort"] = request.reasoning_effort
+    if request.user is not None:
+        body["user"] = request.user
     if sampling.logprobs is not None:
         body["logprobs"] = True
         if sampling.logprobs or dialect.takes("top_logprobs"):

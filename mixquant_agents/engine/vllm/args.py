@@ -12,26 +12,18 @@ from multiprocessing import resource_tracker
 from typing import Any
 
 from mixquant_agents.config import CAPTURE_SIZES, EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.vllm.argument_names import check_names
+from mixquant_agents.engine.vllm.context_window import CPU_CONTEXT_CAP
 from mixquant_agents.engine.vllm.model import context_length, kv_bytes_per_token, model_config
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
-__all__ = ["CPU_CONTEXT_CAP", "engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
-
-CPU_CONTEXT_CAP = 8192
-"""Tokens; longer contexts on a CPU must be asked for, since prefill there takes seconds per thousand tokens."""
+__all__ = ["engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
 
 CPU_KV_BYTES = 2**30
 """Least KV cache on a CPU; more where the context window needs it."""
 
 EXACT_CAPTURE_LIMIT = 2048
 """Rows of an exact engine's largest captured graph. vLLM's own limit is 512; an agent's warm turn adds hundreds."""
-
-_OURS = frozenset(
-    {"model", "revision", "dtype", "quantization", "hf_overrides", "max_model_len", "max_num_seqs", "seed"}
-    | {"max_num_batched_tokens", "kv_cache_memory_bytes", "gpu_memory_utilization", "tensor_parallel_size"}
-    | {"enable_prefix_caching", "enforce_eager", "cudagraph_capture_sizes", "trust_remote_code", "tokenizer"}
-)
-"""Engine arguments that ``EngineConfig`` sets itself."""
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -109,8 +101,7 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    _check_names(config, known)
+    check_names(config.vllm_args, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
     values: dict[str, Any] = {
         "model": path,
         "revision": config.revision,
@@ -149,19 +140,6 @@ def policy_arguments(policy: PrecisionPolicy) -> dict[str, Any]:
         "hf_overrides": {"quantization_config": {"quant_method": "mixquant", "policy": fields}},
         "additional_config": {"mixquant": policy.fingerprint},  # part of the compile cache's key
     }
-
-
-def _check_names(config: EngineConfig, known: set[str]) -> None:
-    for name in config.vllm_args:
-        if name in _OURS:
-            field = {"kv_cache_memory_bytes": "kv_cache_bytes", "cudagraph_capture_sizes": "capture_sizes"}.get(
-                name, name
-            )
-            raise ConfigError(
-                f"vllm_args[{name!r}] is set by this library; use EngineConfig.{field} or the policy instead"
-            )
-        if name not in known:
-            raise ConfigError(f"vllm_args[{name!r}]: the installed vLLM has no such engine argument")
 
 
 def _cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mixquant_agents.engine.protocol import (
     TokenDelta,
     ToolChoice,
 )
+from mixquant_agents.engine.vllm.context_window import context_window
 from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.running import RunningEngine
 from mixquant_agents.engine.vllm.shared import EngineCell, acquire
@@ -69,6 +70,13 @@ class VllmEngine:
         """The precision policy in force."""
         running = self._cell.running
         return running.policy if running is not None else self.config.policy
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The context window in tokens, known before the start too; ``None`` for a hub model that was never fetched."""
+        running = self._cell.running
+        known = running.capabilities().max_model_len if running is not None else None
+        return known or context_window(self.config)
 
     async def start(self) -> None:
         """Start the engine now instead of with the first turn.

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm.context_window import LENGTH_KEYS
 from mixquant_agents.errors import DamagedWeightsError, ModelNotFoundError
 
 __all__ = ["check_hub", "check_weights", "context_length", "kv_bytes_per_token", "model_config", "model_path"]
 
 _HUB_SECONDS = 10.0
-_LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length")
 
 
 def model_path(config: EngineConfig) -> tuple[str, bool]:
@@ -120,7 +120,7 @@ def model_config(path: str, config: EngineConfig) -> Any:
 
 def context_length(text: Any) -> int | None:
     """Longest context in tokens that the checkpoint was made for; ``None`` when it does not say."""
-    lengths = [value for key in _LENGTH_KEYS if isinstance(value := getattr(text, key, None), int)]
+    lengths = [value for key in LENGTH_KEYS if isinstance(value := getattr(text, key, None), int)]
     return min(lengths) if lengths else None
 
 

@@ -67,7 +67,8 @@ class RunningEngine(EngineThread):
         from vllm.inputs import tokens_input
 
         if request.prompt_token_ids is None:
-            ids = await self.render(request.messages, request.tools, request.chat_template_kwargs)
+            effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+            ids = await self.render(request.messages, request.tools, {**effort, **request.chat_template_kwargs})
         else:
             ids = list(request.prompt_token_ids)
             if not ids:
