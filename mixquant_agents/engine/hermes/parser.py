@@ -29,7 +29,7 @@ import re
 import uuid
 from collections.abc import Callable
 
-from mixquant_agents.engine.jsonscan import ValueScanner
+from mixquant_agents.engine.hermes.json_scan import ValueScanner
 from mixquant_agents.engine.protocol import OutputDelta, TokenDelta, ToolCallDelta
 
 __all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser", "new_call_id"]

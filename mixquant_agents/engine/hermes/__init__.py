@@ -1,0 +1,12 @@
+"""Answers whose calls are JSON between markers, read as they arrive: Hermes, and what differs from it in its markers."""
+
+from mixquant_agents.engine.hermes.parser import (
+    CALL_CLOSE,
+    CALL_OPEN,
+    THINK_CLOSE,
+    THINK_OPEN,
+    HermesParser,
+    new_call_id,
+)
+
+__all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser", "new_call_id"]
