@@ -1,4 +1,4 @@
-"""Answers whose calls are JSON between markers, read as they arrive: Hermes, and what differs from it in its markers."""
+"""Answers whose calls are JSON between markers, read as they arrive: Hermes, and what differs in its markers alone."""
 
 from mixquant_agents.engine.hermes.parser import (
     CALL_CLOSE,
