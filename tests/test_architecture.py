@@ -61,7 +61,6 @@ FOREIGN = {
     "page_content": "a document of any retriever",
     "prefill_context_parallel_size": "vLLM's parallel configuration, of later releases",
     "quantization_config": "a checkpoint's configuration",
-    "reasoning_content": "openai's delta, a field of some servers",
     "register_at_fork": "os, where the platform has it",
     "sched_getaffinity": "os, where the platform has it",
     "setpgrp": "os, where the platform has it",
@@ -74,11 +73,6 @@ FOREIGN = {
 
 FOREIGN_HERE = {
     "mixquant_agents/chat: aclose": "any async iterator: generators have it, others need not",
-    "mixquant_agents/engine/openai: cached_tokens": "openai's usage, which servers fill in part",
-    "mixquant_agents/engine/openai: max_model_len": "openai's model entry, a field of vLLM's server",
-    "mixquant_agents/engine/openai: message": "any exception of httpx and openai",
-    "mixquant_agents/engine/openai: reasoning": "openai's delta, a field of some servers",
-    "mixquant_agents/engine/openai: reasoning_tokens": "openai's usage, which servers fill in part",
     "mixquant_agents/engine/vllm: chat_template": "vLLM's tokenizer wrappers",
     "mixquant_agents/engine/vllm: head_dim": "a checkpoint's configuration",
     "mixquant_agents/engine/vllm: reasoning": "the delta of vLLM's own reasoning parsers",

@@ -130,7 +130,7 @@ async def test_comparison(fake_vllm: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     json.dumps(result)
 
 
-async def test_llama_cpp_that_is_not_there_or_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_missing_llama_cpp_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     plan = {**asdict(compare.PeersPlan()), "llama_packages": str(tmp_path)}
     monkeypatch.setattr(sys, "argv", ["child", json.dumps(plan)])
@@ -150,7 +150,7 @@ async def test_llama_cpp_that_is_not_there_or_dies_is_told(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_a_ratio_of_pairs_and_its_interval(factor: float) -> None:
+def test_paired_ratio_and_its_interval(factor: float) -> None:
     below = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
     ratio, (low, high) = paired_ratio([factor * value for value in below], below, fmean)
     assert [low, ratio, high] == pytest.approx([factor] * 3), "pairs are drawn together, so their spread cancels"

@@ -62,7 +62,7 @@ async def test_store_trace_shares_what_was_cached(tmp_path: Path) -> None:
     assert thread[2].tokens()[:cached] == thread[1].tokens()[:cached]
 
 
-def test_unreadable_traces_are_told_in_words(tmp_path: Path) -> None:
+def test_unreadable_trace_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no trace file"):
         read_trace(tmp_path / "none")
     (tmp_path / "text").write_text("hello\n")

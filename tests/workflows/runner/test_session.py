@@ -89,7 +89,7 @@ def test_runs_meet_in_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert word in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_strict_call_is_asked_for_by_its_mark() -> None:
+def test_strict_call_is_asked_for_by_its_mark() -> None:
     from mixquant_tools.calculator import calculator_tool
     from mixquant_workflows.runner.constrained import ConstrainedModel
 
@@ -119,7 +119,7 @@ def test_agents_command_runs_a_trace(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert figures["mixquant-nvfp4"]["ttft_p50_ms_vs_exact"] > 0
 
 
-def test_an_engine_that_goes_away_ends_the_run(
+def test_dead_engine_ends_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next call would start it anew under the policy it was started with, and score that as another."""
