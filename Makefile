@@ -17,7 +17,7 @@ test: unit
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
 UNIT := -q -p no:langsmith_plugin -m "not engine and not slow and not browser and not prometheus and not gpu"
-PLUGIN := engine precision quant gpu_numerics embedded core langchain_standard
+PLUGIN := bench embedded engine langchain_standard quant test_doctor.py
 unit: $(READY)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
 unit-plugin:
