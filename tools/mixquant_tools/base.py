@@ -7,10 +7,14 @@ ends the agent's run: refusals, wrong arguments and unforeseen failures all come
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import logging
+import os
 import re
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from langchain_core.tools import StructuredTool, ToolException
@@ -116,6 +120,13 @@ def failure_text(error: ToolException) -> str:
     return presented(f"error: {error}", 2_000)
 
 
+@functools.cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads for tools alone, of this process (a fork has none of its parent's): a loop's own few resolve names, too,
+    and tools that wait would keep them from it."""
+    return ThreadPoolExecutor(max_workers=32, thread_name_prefix=f"mixquant-tools-{process}")
+
+
 def make_tool(
     function: Callable[..., str | tuple[str, Any]],
     *,
@@ -139,6 +150,11 @@ def make_tool(
     """
 
     @functools.wraps(function)
+    async def beside_the_loop(**kwargs: Any) -> str | tuple[str, Any]:
+        run = functools.partial(contextvars.copy_context().run, guarded, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(_threads(os.getpid()), run)
+
+    @functools.wraps(function)
     def guarded(**kwargs: Any) -> str | tuple[str, Any]:
         try:
             answer = function(**kwargs)
@@ -157,6 +173,7 @@ def make_tool(
 
     return StructuredTool.from_function(
         func=guarded,
+        coroutine=beside_the_loop,
         name=name,
         description=description,
         args_schema=arguments,

@@ -19,6 +19,7 @@ __all__ = ["Worker"]
 
 _CHILD = Path(__file__).with_name("child.py")
 _START_SECONDS = 30.0
+_LIBRARY_PATHS = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # without which some builds of Python do not start
 _GRACE = 0.5
 """Seconds after the limit at which a process that did not end itself is killed."""
 
@@ -38,15 +39,19 @@ class Worker:
         """
         self._settings = settings
         self._owner = os.getpid()
-        self._process = subprocess.Popen(  # noqa: S603 - our own child script, no shell
-            [os.path.realpath(sys.executable), "-I", "-S", "-B", str(_CHILD), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env={"LANG": "C.UTF-8"},
-            start_new_session=True,
-        )
+        libraries = {name: os.environ[name] for name in _LIBRARY_PATHS if name in os.environ}
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own child script, no shell
+                [os.path.realpath(sys.executable), "-I", "-S", "-B", str(_CHILD), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env={"LANG": "C.UTF-8", **libraries},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ToolError(f"the process that reads the database did not start ({error.strerror})") from None
         try:
             self._read(time.monotonic() + _START_SECONDS)
         except BaseException as error:
