@@ -15,8 +15,8 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 from mixquant_agents.chat.calls import CallBook, seal
 from mixquant_agents.chat.messages import REASONING, UNPARSED
+from mixquant_agents.engine.base import OutputDelta, OutputParser, TokenDelta, TokenLogprob, ToolCallDelta
 from mixquant_agents.engine.hermes import new_call_id
-from mixquant_agents.engine.protocol import OutputDelta, OutputParser, TokenDelta, TokenLogprob, ToolCallDelta
 from mixquant_agents.records import TurnCounts
 from mixquant_agents.unicode import SurrogateJoiner, well_formed
 

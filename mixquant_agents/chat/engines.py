@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.protocol import Capabilities, Engine
-from mixquant_agents.records import EngineName
+from mixquant_agents.engine.base import Engine
 
 __all__ = [
     "ENGINE_SETTINGS",
-    "assumed",
     "check_vllm_args",
     "engine_identity",
-    "engine_name",
-    "engine_url",
-    "engine_window",
     "local_window",
     "remote_engine",
     "shared_engine",
@@ -64,38 +59,8 @@ def local_window(config: EngineConfig) -> int | None:
     return context_window(config)
 
 
-def engine_window(engine: Any) -> int | None:
-    """Tokens of an engine's context window, as far as it tells before it has started."""
-    window = getattr(engine, "max_model_len", None)
-    return window if isinstance(window, int) else None
-
-
-def engine_url(engine: Any) -> str | None:
-    """The server that an engine talks to; ``None`` for one in this process."""
-    url = getattr(engine, "base_url", None)
-    return url if isinstance(url, str) else None
-
-
-def engine_name(engine: Any) -> str:
-    """The model's name, as far as an engine tells it before it has started."""
-    named = getattr(engine, "model", None) or getattr(getattr(engine, "config", None), "model", None)
-    return named if isinstance(named, str) else type(engine).__name__
-
-
-def engine_identity(engine: Any) -> dict[str, Any]:
+def engine_identity(engine: Engine) -> dict[str, Any]:
     """What tells this engine's answers from another's, for caches of answers."""
-    config, policy = getattr(engine, "config", None), getattr(engine, "policy", None)
-    found = {
-        "engine": type(engine).__name__,
-        "policy": policy.fingerprint if isinstance(policy, PrecisionPolicy) else None,
-        "engine_config": config.fingerprint if isinstance(config, EngineConfig) else None,
-        "base_url": getattr(engine, "base_url", None),
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def assumed(engine: Any, model: str, policy: str) -> Capabilities:
-    """What to record of an engine that has not said what it is, because it could not start."""
-    kinds: dict[str, EngineName] = {"ScriptedEngine": "scripted", "OpenAIEngine": "openai", "VllmEngine": "vllm"}
-    kind = kinds.get(type(engine).__name__, type(engine).__name__)
-    return Capabilities(engine=kind, model=model, policy=policy)
+    info = engine.info
+    parts = {"engine": info.engine, "fingerprint": info.fingerprint, "base_url": info.base_url}
+    return {name: value for name, value in parts.items() if value is not None}

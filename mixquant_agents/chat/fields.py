@@ -65,7 +65,7 @@ SAMPLING = (
     "seed",
     "ignore_eos",
 )
-"""Fields that go to :class:`~mixquant_agents.engine.protocol.Sampling` under the same name."""
+"""Fields that go to :class:`~mixquant_agents.engine.base.Sampling` under the same name."""
 
 DEFAULTS = tuple(TurnFields.model_fields)
 """All fields of the chat model that a call may override."""

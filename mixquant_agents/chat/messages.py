@@ -19,7 +19,7 @@ from langchain_core.messages import (
     convert_to_messages,
 )
 
-from mixquant_agents.engine.protocol import Message
+from mixquant_agents.engine.base import Message
 from mixquant_agents.errors import InvalidMessagesError
 from mixquant_agents.unicode import well_formed, well_formed_json
 

@@ -20,7 +20,7 @@ from langchain_core.runnables import Runnable
 from mixquant_agents.chat.bridge import loop_thread
 from mixquant_agents.chat.calling import ScopedCalls
 from mixquant_agents.chat.core import combined_llm_output, give_reasons, llm_output
-from mixquant_agents.chat.engines import assumed, engine_window, shared_engine
+from mixquant_agents.chat.engines import shared_engine
 from mixquant_agents.chat.fields import DEFAULTS, call_settings
 from mixquant_agents.chat.langchain_errors import is_retryable, langchain_errors
 from mixquant_agents.chat.messages import ai_messages, to_engine
@@ -30,7 +30,7 @@ from mixquant_agents.chat.scope import current_scope, run_ids
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn
-from mixquant_agents.engine.protocol import Engine
+from mixquant_agents.engine.base import Engine
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 
 __all__ = ["MixQuantChatModel"]
@@ -184,7 +184,6 @@ class MixQuantChatModel(ScopedCalls):
             plan = TurnPlan(
                 request=engine_request(messages, wanted, model=self.model),
                 turn_index=ai_messages(messages),
-                capabilities=assumed(engine, self.model, self.policy_name),
                 run_id=ids.run_id,
                 parent_run_id=ids.parent_run_id,
                 thread_id=ids.thread_id,
@@ -209,7 +208,7 @@ class MixQuantChatModel(ScopedCalls):
                     async for message in turn:
                         if not started:
                             started = True
-                            self._learn_window(engine_window(engine))
+                            self._learn_window(engine.info.max_model_len)
                         yield message
                 return
             except MixQuantError as error:

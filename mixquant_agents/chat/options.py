@@ -11,7 +11,7 @@ from langchain_core.messages import BaseMessage
 from mixquant_agents.chat.fields import SAMPLING
 from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
-from mixquant_agents.engine.protocol import EngineRequest, JsonObject, Sampling
+from mixquant_agents.engine.base import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 from mixquant_agents.telemetry.trace_context import active_trace_context
 

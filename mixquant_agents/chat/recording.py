@@ -6,7 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry import QueueRecorder, Recorder, TurnContent
 from mixquant_agents.telemetry.events import Event, TurnEvent

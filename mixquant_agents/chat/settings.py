@@ -25,9 +25,6 @@ from mixquant_agents.chat.engines import (
     ENGINE_SETTINGS,
     check_vllm_args,
     engine_identity,
-    engine_name,
-    engine_url,
-    engine_window,
     local_window,
     remote_engine,
 )
@@ -35,7 +32,7 @@ from mixquant_agents.chat.fields import DEFAULTS, TurnFields
 from mixquant_agents.chat.recording import Recorders
 from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.protocol import Engine
+from mixquant_agents.engine.base import Engine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import Recorder
 from mixquant_agents.validation import config_error
@@ -142,15 +139,15 @@ class ChatSettings(TurnFields, BaseChatModel):
     def _check_given_engine(self) -> None:
         if isinstance(self.engine, type) or not isinstance(self.engine, Engine):
             what = "a class, make one of it" if isinstance(self.engine, type) else "no Engine"
-            raise ConfigError(f"engine={self.engine!r} is {what}; see mixquant_agents.engine.protocol")
-        named = engine_name(self.engine)
+            raise ConfigError(f"engine={self.engine!r} is {what}; see mixquant_agents.engine.base")
+        named = self.engine.info.model
         if self.engine_config or self.engine_settings or self._says("policy", "mixquant"):
             raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
         if self._says("model", "embedded") and self.model != named:
             raise ConfigError(f"model={self.model!r}, but the engine given runs {named!r}; leave model out")
         if self.base_url is not None:
             raise ConfigError(f"engine= is given, so base_url={self.base_url!r} has no one to go to; leave one out")
-        if self.api_key is not None and engine_url(self.engine) is not None:
+        if self.api_key is not None and self.engine.info.base_url is not None:
             raise ConfigError("api_key is the engine's own to send; give it to OpenAIEngine(api_key=…)")
         self.model = named
 
@@ -234,7 +231,8 @@ class ChatSettings(TurnFields, BaseChatModel):
     def _window(self) -> int | None:
         """Tokens of the context window, as far as it is known before the engine starts."""
         if self.engine is not None:
-            return engine_window(self.engine)
+            given: Engine = self.engine
+            return given.info.max_model_len
         return local_window(self._config()) if self.base_url is None else None
 
     @property

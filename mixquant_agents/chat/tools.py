@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from mixquant_agents.engine.protocol import JsonObject, NamedTool, ToolChoice
+from mixquant_agents.engine.base import JsonObject, NamedTool, ToolChoice
 from mixquant_agents.errors import RequestError
 from mixquant_agents.unicode import well_formed_json
 

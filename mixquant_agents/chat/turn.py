@@ -14,8 +14,8 @@ from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.chat.langchain_errors import langchain_error
 from mixquant_agents.chat.recording import Recorders
 from mixquant_agents.chat.tools import tool_name
+from mixquant_agents.engine.base import Engine, EngineInfo, EngineRequest, TokenDelta
 from mixquant_agents.engine.meter import TurnMeter
-from mixquant_agents.engine.protocol import Capabilities, Engine, EngineRequest, TokenDelta
 from mixquant_agents.errors import EngineError, MixQuantError, TurnTimeoutError
 from mixquant_agents.records import TurnCounts, TurnRecord, utc_now
 
@@ -28,13 +28,11 @@ class TurnPlan:
 
     Attributes:
         turn_index: AI messages in the input.
-        capabilities: what to record of an engine that could not even start.
         timeout: seconds the turn may take; ``None`` for no limit. The start of the engine is no part of a turn.
     """
 
     request: EngineRequest
     turn_index: int
-    capabilities: Capabilities
     run_id: str | None = None
     parent_run_id: str | None = None
     thread_id: str | None = None
@@ -48,10 +46,11 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
         MixQuantError: as the engine raises it, and of LangChain's class for it, too.
         TurnTimeoutError: the turn took longer than ``plan.timeout``.
     """
-    turn = _Turn(plan)
+    turn = _Turn(plan, engine.info)
     request = plan.request
     try:
-        turn.capabilities = await engine.capabilities()
+        await engine.start()
+        turn.info = engine.info
         parser = await engine.output_parser(request.tools, request.tool_choice, request.schema)
         turn.core = core = TurnCore(parser, tuple(map(tool_name, request.tools)))
         turn.started_at, turn.meter = utc_now(), (meter := TurnMeter())
@@ -113,11 +112,11 @@ async def _hurried(stream: AsyncIterator[TokenDelta], seconds: float) -> AsyncGe
 class _Turn:
     """What is known of a turn while it runs."""
 
-    def __init__(self, plan: TurnPlan) -> None:
+    def __init__(self, plan: TurnPlan, info: EngineInfo) -> None:
         self._plan = plan
+        self.info = info
         self._id = uuid.uuid4().hex
         self._record: TurnRecord | None = None
-        self.capabilities = plan.capabilities
         self.started_at = utc_now()
         self.meter = TurnMeter()
         self.core: TurnCore | None = None
@@ -143,7 +142,7 @@ class _Turn:
         core.close()
         metadata = {
             "finish_reason": core.finish_reason,
-            "model_name": self.capabilities.model,
+            "model_name": self.info.model,
             "model_provider": "mixquant",
             "turn": self.record().model_dump(mode="json"),
         }
@@ -156,7 +155,7 @@ class _Turn:
         return self._record
 
     def _make_record(self) -> TurnRecord:
-        plan, last, can = self._plan, self.last, self.capabilities
+        plan, last, info = self._plan, self.last, self.info
         times = last.times if last is not None else None
         counts = self.counts.model_dump()
         if last is None or last.counts is None:
@@ -168,13 +167,13 @@ class _Turn:
             run_id=plan.run_id,
             thread_id=plan.thread_id,
             turn_index=plan.turn_index,
-            model=can.model,
-            engine=can.engine,
-            policy=can.policy,
-            prefill_format=can.prefill_format,
-            decode_format=can.decode_format,
-            emulated=can.emulated,
-            device=can.device,
+            model=info.model,
+            engine=info.engine,
+            policy=info.policy,
+            prefill_format=info.prefill_format,
+            decode_format=info.decode_format,
+            emulated=info.emulated,
+            device=info.device,
             started_at=self.started_at,
             finish_reason="abort" if self.aborted else self.core.finish_reason if self.core is not None else None,
             tool_calls=self.core.calls.names if self.core is not None else (),

@@ -77,7 +77,8 @@ def _talk(
     from mixquant_agents import MixQuantChatModel
 
     chat = MixQuantChatModel(engine=engine, max_tokens=max_tokens, temperature=temperature)
-    capabilities = asyncio.run(engine.capabilities())
+    asyncio.run(engine.start())
+    info = engine.info
     messages: list[BaseMessage] = [SystemMessage(system)] if system else []
     turns: list[dict[str, Any]] = []
     for line in lines:
@@ -107,10 +108,10 @@ def _talk(
         turns.append({"message": line, "answer": "".join(said), "turn": turn})
         out.print(f"\n{_summary(turn)}", style="dim", soft_wrap=True)
     return {
-        "model": capabilities.model,
-        "policy": capabilities.policy,
-        "emulated": capabilities.emulated,
-        "start_seconds": getattr(engine, "start_seconds", None),
+        "model": info.model,
+        "policy": info.policy,
+        "emulated": info.emulated,
+        "start_seconds": engine.start_seconds,
         "turns": turns,
     }
 

@@ -1,19 +1,23 @@
-"""The one seam: everything above it (chat, workflows) is engine-agnostic, everything below it is an engine.
+"""The former place of :mod:`mixquant_agents.engine.base`, kept for one release."""
 
-An engine takes an :class:`EngineRequest` (messages, tools, grammar, sampling) and streams :class:`TokenDelta`. How text
-becomes content, reasoning and tool calls is the engine's business too (parsers and grammars belong to the serving
-side): ``output_parser`` returns an :class:`OutputParser` that turns deltas into :class:`OutputDelta`.
+from mixquant_agents.engine.base import (
+    Engine,
+    EngineInfo,
+    EngineRequest,
+    FinishReason,
+    JsonObject,
+    Message,
+    NamedTool,
+    OutputDelta,
+    OutputParser,
+    Sampling,
+    TokenDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    ToolChoice,
+)
 
-Imports neither torch, vllm nor langchain.
-"""
-
-from __future__ import annotations
-
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
-
-from mixquant_agents.records import EngineName, TurnCounts, TurnTimes
+Capabilities = EngineInfo
 
 __all__ = [
     "Capabilities",
@@ -31,230 +35,3 @@ __all__ = [
     "ToolCallDelta",
     "ToolChoice",
 ]
-
-JsonObject = Mapping[str, Any]
-Message = Mapping[str, Any]
-"""One message in the OpenAI chat shape: ``{"role": …, "content": …, "tool_calls": […], "tool_call_id": …}``."""
-
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort"]
-
-
-@dataclass(frozen=True, slots=True)
-class NamedTool:
-    """``tool_choice`` that forces one tool."""
-
-    name: str
-
-
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn. ``None`` leaves a value to the engine (the model's generation config).
-
-    Attributes:
-        temperature: 0 is greedy.
-        max_tokens: most answer tokens; ``None`` is whatever the context window leaves.
-        stop: strings that end the answer; they are not part of it.
-        seed: per-request seed.
-        logprobs: number of alternatives per token; ``None`` for no logprobs, 0 for the chosen token alone.
-        extra: further sampling values by the engine's own names; an unknown name is refused.
-    """
-
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    logprobs: int | None = None
-    ignore_eos: bool = False
-    extra: JsonObject = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRequest:
-    """One turn asked of an engine.
-
-    Attributes:
-        request_id: unique among the requests in flight.
-        messages: the conversation, OpenAI shape.
-        prompt_token_ids: the rendered prompt; a local engine renders ``messages`` itself when this is ``None``. A
-            remote engine refuses it.
-        tools: function tools, OpenAI shape:
-            ``{"type": "function", "function": {"name", "description", "parameters"}}``.
-        tool_choice: which calls are allowed or forced. ``"none"`` keeps the tools in the prompt, whose beginning then
-            stays in the prefix cache; the answer holds no calls.
-        parallel_tool_calls: whether one answer may hold several calls.
-        schema: JSON schema the answer must satisfy (grammar-constrained), or ``None``.
-        json_mode: the caller asked for JSON mode. An engine with a grammar of its own holds the answer to ``schema``
-            all the same; a remote one asks its server for any JSON object, which is all that some servers know.
-        sampling: how tokens are drawn.
-        reasoning_effort: how much to think (``"low"``, ``"high"``, …); a local engine gives it to the chat template
-            as the variable of that name, as vLLM's server does.
-        chat_template_kwargs: further variables of the chat template (for example ``enable_thinking``).
-        cache_salt: keeps prefix-cache blocks apart; the engine adds its policy's fingerprint to it.
-        priority: lower runs earlier.
-        user: who the answer is for; a remote engine tells its server, a local one has nobody to tell.
-        trace_context: W3C trace headers.
-    """
-
-    request_id: str
-    messages: Sequence[Message]
-    prompt_token_ids: Sequence[int] | None = None
-    tools: Sequence[JsonObject] = ()
-    tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool = True
-    schema: JsonObject | None = None
-    json_mode: bool = False
-    sampling: Sampling = Sampling()
-    reasoning_effort: str | None = None
-    chat_template_kwargs: JsonObject = field(default_factory=dict)
-    cache_salt: str | None = None
-    priority: int = 0
-    user: str | None = None
-    trace_context: Mapping[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """Log probability (natural log) of one token and of its alternatives."""
-
-    token: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
-    """A piece of a tool call. ``index`` says which call of the answer; ``id`` and ``name`` come once, with the first
-    piece; ``arguments`` is the next piece of the JSON text (possibly empty)."""
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
-    """What an engine emits: new text and its tokens. The last one carries ``finish_reason``, ``counts`` and ``times``.
-
-    A local engine also puts the rendered prompt's ``prompt_token_ids`` on the first delta, where parsers ask them
-    whether reasoning has begun, and on the last: telemetry keeps salted hashes of them, to say later where a prompt
-    diverged from the one before.
-
-    It also puts ``counts`` on the first delta, with what is known of the prompt by then: all that a turn tells of it
-    which is aborted, or fails, before its last.
-
-    A remote engine whose server already parsed the answer fills ``reasoning`` and ``tool_calls`` beside ``text``; a
-    local one emits raw ``text`` and leaves parsing to its :class:`OutputParser`.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    reasoning: str = ""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    counts: TurnCounts | None = None
-    times: TurnTimes | None = None
-    prompt_token_ids: Sequence[int] | None = None
-    invalid_calls: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OutputDelta:
-    """What the chat layer emits: content, reasoning and tool-call pieces, each possibly empty.
-
-    ``invalid_calls`` holds ``(raw text, reason)`` of what looked like a call and was none; only the final delta
-    has them.
-    """
-
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
-    invalid_calls: tuple[tuple[str, str], ...] = ()
-
-
-class OutputParser(Protocol):
-    """Incremental: total cost linear in the text. One parser serves one turn."""
-
-    def feed(self, delta: TokenDelta) -> OutputDelta:
-        """The parsed form of what became certain with ``delta``."""
-        ...
-
-    def finish(self) -> OutputDelta:
-        """What was held back (an unfinished marker is content; an unfinished call is invalid)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What an engine is and can do.
-
-    Attributes:
-        engine: name in records.
-        model: name in records.
-        policy: name of the precision policy.
-        prefill_format, decode_format: after ``auto`` was resolved; ``None`` where a remote engine does not say.
-        emulated: quantized rows are computed by an emulation; ``None`` unknown.
-        device: for example ``"NVIDIA H100 80GB HBM3"`` or ``"cpu"``; ``None`` unknown.
-        max_model_len: context window in tokens; ``None`` unknown.
-        tools, grammar, reasoning, logprobs, token_ids: whether such requests are honoured.
-    """
-
-    engine: EngineName
-    model: str
-    policy: str = "exact"
-    prefill_format: str | None = None
-    decode_format: str | None = None
-    emulated: bool | None = None
-    device: str | None = None
-    max_model_len: int | None = None
-    tools: bool = True
-    grammar: bool = True
-    reasoning: bool = False
-    logprobs: bool = True
-    token_ids: bool = False
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """A source of tokens. Safe to use from several event loops and threads.
-
-    Closing the iterator of :meth:`stream` early, or cancelling the task that reads it, aborts the turn in the engine.
-    """
-
-    async def capabilities(self) -> Capabilities:
-        """What this engine is; starts it if need be."""
-        ...
-
-    def stream(self, request: EngineRequest) -> AsyncIterator[TokenDelta]:
-        """Run one turn.
-
-        Raises:
-            RequestError: the request was wrong; nothing ran.
-            EngineError: the engine could not start, or died.
-        """
-        ...
-
-    async def output_parser(
-        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
-    ) -> OutputParser:
-        """A fresh parser for one answer to a request with these tools, choice and schema."""
-        ...
-
-    async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
-        """Tokens of the rendered prompt."""
-        ...
-
-    async def aclose(self) -> None:
-        """Release the engine. Idempotent."""
-        ...

@@ -6,7 +6,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 

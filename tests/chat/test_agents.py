@@ -10,7 +10,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 

@@ -7,7 +7,7 @@ from chat_doubles import FULL, City, CityDict, add, model_of, request_of, weathe
 from langchain_core.exceptions import OutputParserException
 from pydantic import BaseModel
 
-from mixquant_agents.engine.protocol import NamedTool
+from mixquant_agents.engine.base import NamedTool
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import (
     GrammarError,

@@ -71,7 +71,7 @@ def test_window_of_a_local_folder(
     monkeypatch.setattr(module, "runs_on_cpu", lambda: cpu)
     told = context_window(folder_of(tmp_path, {**NAMED, **described}))
     assert told == window if not cpu else told is not None and told <= 8192
-    assert VllmEngine(folder_of(tmp_path, {**NAMED, **described})).max_model_len == told
+    assert VllmEngine(folder_of(tmp_path, {**NAMED, **described})).info.max_model_len == told
 
 
 def test_window_that_is_asked_for_counts(tmp_path: Path) -> None:

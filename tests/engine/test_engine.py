@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.engine.protocol import Engine, EngineRequest, NamedTool, Sampling, TokenDelta
+from mixquant_agents.engine.base import Engine, EngineRequest, NamedTool, Sampling, TokenDelta
 from mixquant_agents.engine.vllm import EngineStats, VllmEngine
 from mixquant_agents.errors import ConfigError, ContextOverflowError, GrammarError, InvalidSamplingError, RequestError
 
@@ -87,8 +87,8 @@ async def test_counting_tokens_agrees_with_the_turn(engine: VllmEngine) -> None:
     assert await engine.count_tokens(request.messages, request.tools) == deltas[-1].counts.prompt_tokens
 
 
-async def test_capabilities_say_what_runs(engine: VllmEngine) -> None:
-    able = await engine.capabilities()
+async def test_info_says_what_runs(engine: VllmEngine) -> None:
+    able = engine.info
     assert (able.engine, able.policy, able.prefill_format, able.decode_format) == (
         "vllm",
         "mixquant-nvfp4",

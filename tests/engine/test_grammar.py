@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mixquant_agents.engine.protocol import EngineRequest, NamedTool
+from mixquant_agents.engine.base import EngineRequest, NamedTool
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, grammar_of
 from mixquant_agents.errors import GrammarError, RequestError
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.protocol import EngineRequest, Sampling, TokenDelta
+from mixquant_agents.engine.base import EngineRequest, Sampling, TokenDelta
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.model import model_path
 from mixquant_agents.errors import EngineDeadError

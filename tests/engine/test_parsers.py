@@ -11,7 +11,7 @@ import pytest
 
 from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.protocol import NamedTool, OutputParser, TokenDelta, ToolChoice
+from mixquant_agents.engine.base import NamedTool, OutputParser, TokenDelta, ToolChoice
 from mixquant_agents.engine.vllm.parsers import (
     VllmOutputParser,
     make_parser,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mixquant_agents.engine.protocol import Sampling
+from mixquant_agents.engine.base import Sampling
 from mixquant_agents.engine.vllm.sampling import sampling_parameters
 from mixquant_agents.errors import InvalidSamplingError
 

@@ -15,7 +15,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
-from mixquant_agents.engine.protocol import EngineRequest, JsonObject, NamedTool
+from mixquant_agents.engine.base import EngineRequest, JsonObject, NamedTool
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 Detail = Literal["audio_input", "audio_output", "reasoning_output", "cache_read_input", "cache_creation_input"]

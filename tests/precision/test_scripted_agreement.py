@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedEngine
 from mixquant_agents.precision.formats import FORMATS
 from mixquant_agents.precision.plan import RequestRows

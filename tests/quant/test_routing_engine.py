@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents.config import POLICY_PRESETS, PrecisionPolicy
-from mixquant_agents.engine.protocol import EngineRequest, Sampling, TokenDelta
+from mixquant_agents.engine.base import EngineRequest, Sampling, TokenDelta
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.records import TurnCounts

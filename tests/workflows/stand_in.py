@@ -6,14 +6,14 @@ from typing import Any
 
 from mixquant_agents import PrecisionPolicy, ScriptedEngine
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 ENGINES: list[StandIn] = []
 
 
 class StandIn(ScriptedEngine):
-    """A scripted engine with the switches of the real one. It calls the calculator right, unless it reads quantized."""
+    """A scripted engine made as the real one is. It calls the calculator right, unless it reads quantized."""
 
     def __init__(self, config: EngineConfig) -> None:
         super().__init__(self._say, policy=config.policy)
@@ -29,16 +29,10 @@ class StandIn(ScriptedEngine):
             return ScriptedTurn(tool_calls=[call])
         return f"It is {request.messages[-1]['content']}." if request.messages else "a b c d e f g h i j k l"
 
-    async def start(self) -> None:
-        """Nothing to start."""
-
-    async def set_policy(self, policy: PrecisionPolicy) -> dict[str, Any]:
-        self.policy = policy
-        self.switched.append(policy.prefill_format.value)
-        return {}
-
-    async def reset_prefix_cache(self) -> None:
-        """Nothing kept."""
+    async def set_policy(self, policy: PrecisionPolicy | str) -> dict[str, Any]:
+        switched = await super().set_policy(policy)
+        self.switched.append(self.policy.prefill_format.value)
+        return switched
 
     async def aclose(self) -> None:
         self.closed = True

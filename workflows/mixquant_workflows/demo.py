@@ -126,8 +126,8 @@ async def run_demo(
         events: callbacks.
     """
     events = events or DemoEvents()
-    capabilities = await engine.capabilities()
-    seconds = getattr(engine, "start_seconds", None)
+    await engine.start()
+    info, seconds = engine.info, engine.start_seconds
     model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=max_tokens)
     events.started(seconds)
     graph = tool_agent(model, tools, max_steps=4, checkpointer=InMemorySaver())
@@ -149,9 +149,9 @@ async def run_demo(
                     for message in (update or {}).get("messages", []):
                         answer = _watch(message, events, records) or answer
     return DemoResult(
-        model=capabilities.model,
-        policy=capabilities.policy,
-        emulated=capabilities.emulated,
+        model=info.model,
+        policy=info.policy,
+        emulated=info.emulated,
         start_seconds=seconds,
         turns=tuple(records),
         answer=answer,

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry
 
 from mixquant_agents.chat.model import MixQuantChatModel
-from mixquant_agents.engine.protocol import Engine
+from mixquant_agents.engine.base import Engine
 from mixquant_agents.engine.scripted import ScriptedEngine
 from mixquant_agents.telemetry import StoreRecorder
 from mixquant_agents.telemetry.callbacks import TelemetryCallback

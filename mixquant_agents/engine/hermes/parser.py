@@ -29,8 +29,8 @@ import re
 import uuid
 from collections.abc import Callable
 
+from mixquant_agents.engine.base import OutputDelta, TokenDelta, ToolCallDelta
 from mixquant_agents.engine.hermes.json_scan import ValueScanner
-from mixquant_agents.engine.protocol import OutputDelta, TokenDelta, ToolCallDelta
 
 __all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser", "new_call_id"]
 
@@ -45,7 +45,7 @@ def new_call_id() -> str:
 
 
 class HermesParser:
-    """The :class:`~mixquant_agents.engine.protocol.OutputParser` of one answer.
+    """The :class:`~mixquant_agents.engine.base.OutputParser` of one answer.
 
     Args:
         tools: whether calls may occur; without them ``<tool_call>`` is text.

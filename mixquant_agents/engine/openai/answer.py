@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mixquant_agents.engine.base import FinishReason, TokenDelta, TokenLogprob
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.events import DONE, Unreadable
 from mixquant_agents.engine.openai.tool_calls import ToolCallReader
-from mixquant_agents.engine.protocol import FinishReason, TokenDelta, TokenLogprob
 from mixquant_agents.records import TurnCounts, TurnTimes
 from mixquant_agents.unicode import well_formed
 

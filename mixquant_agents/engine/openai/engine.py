@@ -19,12 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.engine.meter import TurnMeter
-from mixquant_agents.engine.openai.answer import Answer
-from mixquant_agents.engine.openai.events import EventReader, Unreadable
-from mixquant_agents.engine.openai.request import Dialect, wire_body, wire_messages
-from mixquant_agents.engine.protocol import (
-    Capabilities,
+from mixquant_agents.engine.base import (
+    Engine,
+    EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
@@ -33,6 +30,10 @@ from mixquant_agents.engine.protocol import (
     TokenDelta,
     ToolChoice,
 )
+from mixquant_agents.engine.meter import TurnMeter
+from mixquant_agents.engine.openai.answer import Answer
+from mixquant_agents.engine.openai.events import EventReader, Unreadable
+from mixquant_agents.engine.openai.request import Dialect, wire_body, wire_messages
 from mixquant_agents.errors import (
     ConfigError,
     EngineClosedError,
@@ -89,8 +90,8 @@ class _Settings(BaseModel):
         return [text for text in (self.api_key, login.password, login.query, *(self.headers or {}).values()) if text]
 
 
-class OpenAIEngine:
-    """A chat completions server as an :class:`~mixquant_agents.engine.protocol.Engine`.
+class OpenAIEngine(Engine):
+    """A chat completions server as an :class:`~mixquant_agents.engine.base.Engine`.
 
     Args:
         model: the name under which the server serves it.
@@ -160,12 +161,20 @@ class OpenAIEngine:
         self.__dict__.update(state, _clients=weakref.WeakKeyDictionary())
 
     @property
-    def max_model_len(self) -> int | None:
-        """The context window in tokens; ``None`` until the server has told it."""
-        return self._max_model_len
+    def info(self) -> EngineInfo:
+        """What is known of the server: its window once it was asked."""
+        return EngineInfo(
+            engine="openai",
+            model=self.model,
+            policy=self.policy.name,
+            max_model_len=self._max_model_len,
+            base_url=self._settings.address,
+            fingerprint=self.policy.fingerprint,
+            reasoning=True,
+        )
 
-    async def capabilities(self) -> Capabilities:
-        """What the server tells of itself; asked once.
+    async def start(self) -> None:
+        """Ask the server for its window, once.
 
         Raises:
             RemoteEngineError: the server cannot be reached.
@@ -174,13 +183,6 @@ class OpenAIEngine:
             limit = await self._ask_limit()
             self._max_model_len = self._max_model_len or limit
             self._asked = True
-        return Capabilities(
-            engine="openai",
-            model=self.model,
-            policy=self.policy.name,
-            max_model_len=self._max_model_len,
-            reasoning=True,
-        )
 
     async def output_parser(
         self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mixquant_agents.engine.base import EngineRequest, Message, NamedTool
 from mixquant_agents.engine.openai.answer import REASONING_FIELDS
-from mixquant_agents.engine.protocol import EngineRequest, Message, NamedTool
 from mixquant_agents.errors import InvalidMessagesError, RequestError
 from mixquant_agents.unicode import well_formed
 

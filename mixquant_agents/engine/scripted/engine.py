@@ -17,19 +17,21 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.engine.hermes import HermesParser
-from mixquant_agents.engine.meter import TurnMeter
-from mixquant_agents.engine.protocol import (
-    Capabilities,
+from mixquant_agents.engine.base import (
+    EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
     OutputParser,
+    SwitchableEngine,
     TokenDelta,
     ToolChoice,
 )
+from mixquant_agents.engine.hermes import HermesParser
+from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.scripted.prompt import PrefixCache, prompt_tokens, token_id, tokenize
 from mixquant_agents.engine.scripted.turn import Played, ScriptedTurn, play
 from mixquant_agents.errors import (
@@ -56,8 +58,8 @@ _BREATHE_EVERY = 128
 """Tokens after which the event loop gets a turn where the script has no delays."""
 
 
-class ScriptedEngine:
-    """An :class:`~mixquant_agents.engine.protocol.Engine` whose answers are given beforehand.
+class ScriptedEngine(SwitchableEngine):
+    """An :class:`~mixquant_agents.engine.base.Engine` whose answers are given beforehand.
 
     Args:
         script: the answers in the order of the requests, or a function (sync or async) from the request to its answer.
@@ -95,7 +97,7 @@ class ScriptedEngine:
         self._script = script if callable(script) else [script] if isinstance(script, str) else list(script)
         self._cycle = cycle
         self._model = model
-        self.policy = PrecisionPolicy.of(policy)
+        self._policy = PrecisionPolicy.of(policy)
         self._max_model_len = max_model_len
         self._cache = PrefixCache()
         self._asked = 0
@@ -125,21 +127,42 @@ class ScriptedEngine:
         """The context window in tokens."""
         return self._max_model_len
 
-    async def capabilities(self) -> Capabilities:
+    @property
+    def info(self) -> EngineInfo:
         """What the script pretends to be."""
         resolved = self._resolved()
-        return Capabilities(
+        return EngineInfo(
             engine="scripted",
             model=self._model,
-            policy=self.policy.name,
+            policy=self._policy.name,
             prefill_format=resolved.prefill_format.value,
             decode_format=resolved.decode_format.value,
             emulated=resolved.emulated,
-            device=None,
             max_model_len=self._max_model_len,
+            fingerprint=self._policy.fingerprint,
             reasoning=True,
             token_ids=True,
         )
+
+    @property
+    def policy(self) -> PrecisionPolicy:
+        """The precision policy that the counts pretend."""
+        return self._policy
+
+    async def set_policy(self, policy: PrecisionPolicy | str) -> dict[str, Any]:
+        """Pretend another policy from the next turn on; see :meth:`SwitchableEngine.set_policy`."""
+        with self._lock:
+            if self.running:
+                raise ConfigError(
+                    f"the policy cannot change while {self.running} turns are running; wait for their end"
+                )
+            self._policy = PrecisionPolicy.of(policy)
+        return {"policy": self._policy.name}
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget the prompts seen so far."""
+        with self._lock:
+            self._cache = PrefixCache()
 
     async def output_parser(
         self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
+from mixquant_agents.engine.base import JsonObject, Message
 from mixquant_agents.engine.hermes import CALL_CLOSE, CALL_OPEN
-from mixquant_agents.engine.protocol import JsonObject, Message
 
 __all__ = ["BLOCK_TOKENS", "PrefixCache", "calls_text", "prompt_tokens", "token_id", "tokenize"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+from mixquant_agents.engine.base import EngineRequest, FinishReason, TokenDelta, TokenLogprob, ToolCallDelta
 from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN, new_call_id
-from mixquant_agents.engine.protocol import EngineRequest, FinishReason, TokenDelta, TokenLogprob, ToolCallDelta
 from mixquant_agents.engine.scripted.prompt import calls_text, token_id, tokenize
 from mixquant_agents.errors import ConfigError
 

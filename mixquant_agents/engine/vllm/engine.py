@@ -1,4 +1,4 @@
-"""``VllmEngine``: the :class:`~mixquant_agents.engine.protocol.Engine` on vLLM's ``AsyncLLM``."""
+"""``VllmEngine``: the :class:`~mixquant_agents.engine.base.Engine` on vLLM's ``AsyncLLM``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from contextlib import suppress
 from typing import Any
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.protocol import (
-    Capabilities,
+from mixquant_agents.engine.base import (
+    EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
     OutputParser,
+    SwitchableEngine,
     TokenDelta,
     ToolChoice,
 )
 from mixquant_agents.engine.vllm.context_window import context_window
 from mixquant_agents.engine.vllm.recorder import EngineStats
-from mixquant_agents.engine.vllm.running import RunningEngine
+from mixquant_agents.engine.vllm.running import RunningEngine, assumed_info
 from mixquant_agents.engine.vllm.shared import EngineCell, acquire
 from mixquant_agents.errors import EngineClosedError
 
 __all__ = ["EngineStats", "VllmEngine"]
 
 
-class VllmEngine:
+class VllmEngine(SwitchableEngine):
     """One vLLM engine in the caller's hands: an owned child process, no server, no port.
 
     Starts at first use. Safe from several event loops and threads; turns run concurrently. ``VllmEngine(config)`` owns
@@ -71,13 +72,6 @@ class VllmEngine:
         running = self._cell.running
         return running.policy if running is not None else self.config.policy
 
-    @property
-    def max_model_len(self) -> int | None:
-        """The context window in tokens, known before the start too; ``None`` for a hub model that was never fetched."""
-        running = self._cell.running
-        known = running.capabilities().max_model_len if running is not None else None
-        return known or context_window(self.config)
-
     async def start(self) -> None:
         """Start the engine now instead of with the first turn.
 
@@ -87,9 +81,11 @@ class VllmEngine:
         """
         await self._engine()
 
-    async def capabilities(self) -> Capabilities:
-        """What this engine is; starts it if need be."""
-        return (await self._engine()).capabilities()
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is: by its settings, and once it runs with ``auto`` resolved."""
+        running = self._cell.running
+        return running.info if running is not None else assumed_info(self.config, context_window(self.config))
 
     async def stream(self, request: EngineRequest) -> AsyncIterator[TokenDelta]:
         """Run one turn; see :meth:`Engine.stream`. Closing the iterator aborts the turn in the engine.
@@ -162,12 +158,6 @@ class VllmEngine:
         """Release the engine; the last holder ends its processes. Idempotent."""
         if self._let_go():
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._cell.close))
-
-    async def __aenter__(self) -> VllmEngine:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
     def close(self) -> None:
         """:meth:`aclose` for callers without an event loop (blocking)."""

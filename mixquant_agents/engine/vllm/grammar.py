@@ -22,8 +22,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mixquant_agents.engine.base import EngineRequest, JsonObject, NamedTool, ToolChoice
 from mixquant_agents.engine.hermes import CALL_OPEN
-from mixquant_agents.engine.protocol import EngineRequest, JsonObject, NamedTool, ToolChoice
 from mixquant_agents.errors import GrammarError, RequestError
 
 __all__ = ["calls_in_hermes", "grammar_of", "hermes_tag", "tools_active"]

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.hermes import HermesParser
-from mixquant_agents.engine.protocol import (
+from mixquant_agents.engine.base import (
     JsonObject,
     OutputDelta,
     OutputParser,
@@ -21,6 +20,7 @@ from mixquant_agents.engine.protocol import (
     ToolCallDelta,
     ToolChoice,
 )
+from mixquant_agents.engine.hermes import HermesParser
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
 from mixquant_agents.engine.vllm.render import Renderer
 from mixquant_agents.errors import ConfigError, EngineError

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.protocol import JsonObject, Message
+from mixquant_agents.engine.base import JsonObject, Message
 from mixquant_agents.engine.vllm.chat_format.messages import json_object, mended, needs_tools, plain_messages
 from mixquant_agents.engine.vllm.chat_format.probe import CANONICAL, PROBE_TOOL, lost, outline
 from mixquant_agents.engine.vllm.chat_format.prompted import call_syntax

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.protocol import (
-    Capabilities,
+from mixquant_agents.engine.base import (
+    EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
@@ -28,7 +29,7 @@ from mixquant_agents.engine.vllm.stream import StepMeter, run_turn
 from mixquant_agents.engine.vllm.thread import EngineThread
 from mixquant_agents.errors import ConfigError, EngineDeadError, FormatRefusedError, MixQuantError, RequestError
 
-__all__ = ["RunningEngine"]
+__all__ = ["RunningEngine", "assumed_info"]
 
 Post = Callable[[TokenDelta | BaseException], None]
 
@@ -103,22 +104,19 @@ class RunningEngine(EngineThread):
         """A parser for one answer."""
         return make_parser((self.tool_parser, self.reasoning_parser), self.renderer.tokenizer, tools, choice)
 
-    def capabilities(self) -> Capabilities:
+    @property
+    def info(self) -> EngineInfo:
         """What this engine is, with ``auto`` resolved by the plugin."""
         from vllm.platforms import current_platform
 
         status = self.status
-        return Capabilities(
-            engine="vllm",
-            model=self.config.model,
-            policy=self.policy.name,
+        return replace(
+            assumed_info(self.config, self.renderer.max_model_len, self.policy),
             prefill_format=status.get("prefill_format", "exact"),
             decode_format=status.get("decode_format", "exact"),
             emulated=bool(status.get("emulated", False)),
             device="cpu" if current_platform.is_cpu() else current_platform.get_device_name(),
-            max_model_len=self.renderer.max_model_len,
             reasoning=self.reasoning_parser is not None,
-            token_ids=True,
         )
 
     async def stats(self) -> EngineStats:
@@ -165,3 +163,21 @@ class RunningEngine(EngineThread):
         if isinstance(ours, EngineDeadError):
             self.dead = True
         return ours
+
+
+def assumed_info(config: EngineConfig, window: int | None, policy: PrecisionPolicy | None = None) -> EngineInfo:
+    """What an engine with these settings is, as far as it is known before it starts.
+
+    Args:
+        window: its context window in tokens, as far as known.
+        policy: the policy in force, where it is not the one of the start any more.
+    """
+    policy = policy or config.policy
+    return EngineInfo(
+        engine="vllm",
+        model=config.model,
+        policy=policy.name,
+        max_model_len=window,
+        fingerprint=f"{config.fingerprint}:{policy.fingerprint}",
+        token_ids=True,
+    )

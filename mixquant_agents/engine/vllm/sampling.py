@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixquant_agents.engine.protocol import Sampling
+from mixquant_agents.engine.base import Sampling
 from mixquant_agents.errors import InvalidSamplingError
 
 __all__ = ["sampling_parameters"]

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mixquant_agents.engine.base import OutputDelta, TokenDelta, ToolCallDelta
 from mixquant_agents.engine.hermes import HermesParser
-from mixquant_agents.engine.protocol import OutputDelta, TokenDelta, ToolCallDelta
 
 Parsed = tuple[str, str, dict[int, list[Any]], tuple[tuple[str, str], ...]]
 

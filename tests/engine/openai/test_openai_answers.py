@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from openai_double import Server, event, piece, usage
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
+from mixquant_agents.engine.base import EngineRequest, Sampling, TokenLogprob
 from mixquant_agents.engine.openai import engine as engine_module
 from mixquant_agents.engine.openai.answer import Answer
 from mixquant_agents.engine.openai.events import DONE, EventReader, Unreadable
-from mixquant_agents.engine.protocol import EngineRequest, Sampling, TokenLogprob
 from mixquant_agents.errors import RemoteEngineError
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.unicode import well_formed

@@ -15,7 +15,7 @@ async def test_profile_learns_the_window_that_the_server_tells(server: Server) -
 
 
 async def test_profile_of_an_engine_that_has_asked_knows_the_window(engine: OpenAIEngine) -> None:
-    await engine.capabilities()
+    await engine.start()
     assert MixQuantChatModel(engine=engine).profile["max_input_tokens"] == 4096
 
 

@@ -7,7 +7,7 @@ import pytest
 from openai_double import Server, call, piece, usage
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
-from mixquant_agents.engine.protocol import EngineRequest, NamedTool, Sampling, TokenDelta
+from mixquant_agents.engine.base import EngineRequest, NamedTool, Sampling, TokenDelta
 from mixquant_agents.errors import (
     ContextOverflowError,
     EngineClosedError,
@@ -44,7 +44,8 @@ async def test_text_counts_and_times(server: Server, engine: OpenAIEngine) -> No
     assert (last.counts.decode_tokens, last.counts.quantized_tokens) == (3, None)
     assert last.times.timing_source == "client"
     assert last.times.itl_mean_seconds == pytest.approx(last.times.decode_seconds / 2)
-    assert (await engine.capabilities()).max_model_len == 4096
+    await engine.start()
+    assert engine.info.max_model_len == 4096
 
 
 async def test_what_the_server_does_not_count_is_unknown(server: Server, engine: OpenAIEngine) -> None:
@@ -235,7 +236,7 @@ async def test_half_an_answer_is_an_error(server: Server, engine: OpenAIEngine, 
 async def test_no_server() -> None:
     engine = OpenAIEngine("m", base_url="http://127.0.0.1:9/v1", max_retries=0)
     with pytest.raises(RemoteEngineError, match="cannot be reached"):
-        await engine.capabilities()
+        await engine.start()
     await engine.aclose()
 
 
@@ -246,7 +247,8 @@ async def test_addresses_of_something_else(server: Server, path: str, words: str
     engine = OpenAIEngine("m", base_url=server.url.removesuffix("/v1") + path, max_retries=0)
     try:
         if words is None:
-            assert (await engine.capabilities()).max_model_len is None
+            await engine.start()
+            assert engine.info.max_model_len is None
             with pytest.raises(RequestError, match="cannot count"):
                 await engine.count_tokens(USER)
             return

@@ -8,8 +8,8 @@ from aiohttp import web
 from openai_double import Server, piece
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.openai import engine as engine_module
-from mixquant_agents.engine.protocol import EngineRequest
 from mixquant_agents.errors import ContextOverflowError, MixQuantError, RemoteEngineError, RequestError
 
 KEY, HEADER, PROMPT = "sk-0123456789abcdef", "header-secret-42", "The code of the safe is 4-8-15-16."
@@ -51,7 +51,8 @@ async def test_redirect_is_not_followed(server: Server, elsewhere: Any, status: 
     engine = OpenAIEngine(
         "m", base_url=f"{server.url}/moved", api_key=KEY, headers={"X-Api-Key": HEADER}, max_retries=1
     )
-    assert (await engine.capabilities()).max_model_len is None
+    await engine.start()
+    assert engine.info.max_model_len is None
     error = await error_of(engine)
     await engine.aclose()
     assert reached == []

@@ -9,8 +9,8 @@ from openai_double import Server, piece, usage
 from pydantic import SecretStr
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
+from mixquant_agents.engine.base import EngineRequest, NamedTool, Sampling
 from mixquant_agents.engine.openai.request import Dialect, wire_body, wire_messages
-from mixquant_agents.engine.protocol import EngineRequest, NamedTool, Sampling
 from mixquant_agents.errors import ConfigError, InvalidMessagesError, RequestError
 
 USER = [{"role": "user", "content": "hi"}]
@@ -204,12 +204,13 @@ async def test_copy_by_pickle_answers(server: Server) -> None:
 
 
 async def test_window_is_the_servers_or_the_callers(server: Server, engine: OpenAIEngine) -> None:
-    assert engine.max_model_len is None
-    await engine.capabilities()
-    assert engine.max_model_len == 4096
+    assert engine.info.max_model_len is None
+    await engine.start()
+    assert engine.info.max_model_len == 4096
     named = OpenAIEngine("m", base_url=server.url, max_model_len=2048)
-    assert named.max_model_len == 2048
-    assert (await named.capabilities()).max_model_len == 2048
+    assert named.info.max_model_len == 2048
+    await named.start()
+    assert named.info.max_model_len == 2048
     await named.aclose()
 
 
@@ -227,15 +228,18 @@ async def test_window_that_is_none_is_unknown(
     server: Server, engine: OpenAIEngine, entry: dict[str, Any], window: int | None
 ) -> None:
     server.models_list = {"data": [None, {"id": "other", "max_model_len": 1}, {"id": "m", **entry}]}
-    assert (await engine.capabilities()).max_model_len == window
+    await engine.start()
+    assert engine.info.max_model_len == window
 
 
 @pytest.mark.parametrize("listed", [[], {}, {"data": None}, {"data": {}}, {"models": []}], ids=repr)
 async def test_list_of_models_may_be_anything(server: Server, engine: OpenAIEngine, listed: Any) -> None:
     server.models_list = listed
-    assert (await engine.capabilities()).max_model_len is None
+    await engine.start()
+    assert engine.info.max_model_len is None
 
 
 async def test_list_of_models_may_be_forbidden(server: Server, engine: OpenAIEngine) -> None:
     server.models_status = 403
-    assert (await engine.capabilities()).max_model_len is None
+    await engine.start()
+    assert engine.info.max_model_len is None

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents import ScriptedEngine
+from mixquant_agents.engine.base import Engine, EngineRequest, Sampling, TokenDelta
 from mixquant_agents.engine.meter import TurnMeter
-from mixquant_agents.engine.protocol import Engine, EngineRequest, Sampling, TokenDelta
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.engine.scripted.prompt import tokenize
 from mixquant_agents.errors import ContextOverflowError, EngineClosedError, EngineDeadError, RequestError
@@ -96,7 +96,7 @@ async def test_rows_follow_the_policy(policy: str, exact_rows: int | None, emula
     engine = ScriptedEngine(["x"], policy=policy)
     counts = (await play(engine))[-1].counts
     assert counts.exact_tokens == (counts.prefill_tokens if exact_rows is None else exact_rows)
-    assert (await engine.capabilities()).emulated is emulated
+    assert engine.info.emulated is emulated
 
 
 async def test_times_add_up() -> None:

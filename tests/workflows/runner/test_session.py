@@ -12,7 +12,7 @@ from stand_in import ENGINES, StandIn
 from mixquant_agents import PrecisionPolicy, TurnStore
 from mixquant_agents.cli.app import run
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.errors import EngineDeadError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bounded_memory", "stand_ins")]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_workflows.runner.registry import suite
 from mixquant_workflows.runner.replay import replay

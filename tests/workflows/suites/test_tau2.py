@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.errors import MixQuantError
 from mixquant_workflows.runner.replay import replay
 from mixquant_workflows.suites.base import Suite

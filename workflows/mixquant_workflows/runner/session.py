@@ -165,12 +165,12 @@ async def _run(
     try:
         console.print(f"starting {plan.model}", style="dim")
         await engine.start()
-        capabilities = await engine.capabilities()
-        threads, left_out = fitting(threads, capabilities.max_model_len or 2**31)
+        info = engine.info
+        threads, left_out = fitting(threads, info.max_model_len or 2**31)
         results.note(
             session_note(
                 plan.command,
-                device=capabilities.device,
+                device=info.device,
                 model=plan.model,
                 calls=plan.calls,
                 concurrency=plan.concurrency,

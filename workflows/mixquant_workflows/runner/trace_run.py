@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mixquant_agents import VllmEngine
-from mixquant_agents.engine.protocol import EngineRequest, Sampling
+from mixquant_agents.engine.base import EngineRequest, Sampling
 from mixquant_workflows.runner.results import ResultFile
 from mixquant_workflows.runner.trace import TraceTurn
 
@@ -35,7 +35,8 @@ async def run_trace(
     """
     done = results.done(name, policy)
     slots = asyncio.Semaphore(concurrency)
-    emulated = (await engine.capabilities()).emulated
+    await engine.start()
+    emulated = engine.info.emulated
     finished = 0
 
     async def one(number: int, thread: Sequence[TraceTurn]) -> None:

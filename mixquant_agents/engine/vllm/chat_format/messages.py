@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mixquant_agents.engine.protocol import JsonObject, Message
+from mixquant_agents.engine.base import JsonObject, Message
 from mixquant_agents.errors import InvalidMessagesError
 
 __all__ = ["json_object", "mended", "needs_tools", "plain_messages"]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixquant_agents.engine.protocol import JsonObject
+from mixquant_agents.engine.base import JsonObject
 
 __all__ = ["CANONICAL", "PROBE_TOOL", "Outline", "lost", "outline"]
 

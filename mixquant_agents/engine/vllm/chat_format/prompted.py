@@ -13,8 +13,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from mixquant_agents.engine.base import JsonObject
 from mixquant_agents.engine.hermes import CALL_CLOSE, CALL_OPEN
-from mixquant_agents.engine.protocol import JsonObject
 from mixquant_agents.engine.vllm.chat_format.messages import json_object
 
 __all__ = ["PARAGRAPH", "CallSyntax", "call_syntax", "in_words", "with_schemas"]

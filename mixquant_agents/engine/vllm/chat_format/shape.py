@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, Literal
 
-from mixquant_agents.engine.protocol import JsonObject
+from mixquant_agents.engine.base import JsonObject
 from mixquant_agents.engine.vllm.chat_format.call_ids import IdForm, with_ids
 from mixquant_agents.engine.vllm.chat_format.messages import json_object
 from mixquant_agents.engine.vllm.chat_format.prompted import (

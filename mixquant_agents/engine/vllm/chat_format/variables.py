@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from mixquant_agents.engine.protocol import JsonObject
+from mixquant_agents.engine.base import JsonObject
 from mixquant_agents.errors import RequestError
 
 __all__ = ["check_variables", "template_variables"]

@@ -82,7 +82,7 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
         model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=plan.answer_tokens, ignore_eos=True)
         probe = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
         table = {name: {"ours": value} for name, value in (await features(probe)).items()}
-        device = (await engine.capabilities()).device
+        device = engine.info.device
         console.print(f"starting {SERVED}", style="dim")
         try:
             ours, peers[SERVED] = await _with_server(plan, Side("ours", model), console)
