@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -52,7 +52,15 @@ def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
     """
     if not messages:
         raise InvalidMessagesError("there are no messages; give at least one")
-    return [well_formed_json(_convert(message, place)) for place, message in enumerate(messages, 1)]
+    nameless = _nameless_calls(messages)
+    return [well_formed_json(_convert(message, place, nameless)) for place, message in enumerate(messages, 1)]
+
+
+def _nameless_calls(messages: Sequence[BaseMessage]) -> set[str]:
+    """Ids of invalid calls that name no tool: they are sent as text, so there is no call that an answer could belong
+    to."""
+    invalid = (call for message in messages if isinstance(message, AIMessage) for call in message.invalid_tool_calls)
+    return {call["id"] for call in invalid if call["id"] is not None and not call["name"]}
 
 
 def no_conversation(given: object, error: Exception) -> InvalidMessagesError:
@@ -90,7 +98,7 @@ def _short(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
-def _convert(message: BaseMessage, place: int) -> Message:
+def _convert(message: BaseMessage, place: int, nameless: Collection[str]) -> Message:
     match message:
         case AIMessage():
             return _assistant(message, place)
@@ -98,6 +106,8 @@ def _convert(message: BaseMessage, place: int) -> Message:
             converted: dict[str, Any] = {"role": "user", "content": _text(message, place)}
         case SystemMessage():
             converted = {"role": "system", "content": _text(message, place)}
+        case ToolMessage() if message.tool_call_id in nameless:
+            return {"role": "user", "content": _text(message, place)}
         case ToolMessage():
             converted = {
                 "role": "tool",

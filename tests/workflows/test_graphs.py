@@ -114,7 +114,7 @@ def test_tool_agent_hands_invalid_calls_back() -> None:
     bad = AIMessage("", invalid_tool_calls=[{"name": "add", "args": "{", "id": None, "error": "not JSON"}])
     model = ListModel(answers=[bad, call("add", a=1, b=2), say("3")])
     messages = tool_agent(model, [add]).invoke(ask("1+2"))["messages"]
-    assert "not valid JSON" in messages[2].text
+    assert messages[2].text == "error: the call is not valid (not JSON); make it again"
     assert messages[-1].text == "3"
 
 
@@ -225,3 +225,49 @@ def test_unusable_checkpoint_file_is_told_in_words(tmp_path: Path) -> None:
 
     with pytest.raises(MixQuantError, match="cannot keep checkpoints"):
         tool_agent(ListModel(answers=[]), [add], checkpointer=tmp_path / "no" / "state.db")
+
+
+@tool(return_direct=True)
+def look_up(word: str) -> str:
+    """Look a word up; what it says is the answer."""
+    if word == "nothing":
+        raise RuntimeError("no such word")
+    return f"{word}: a body of water"
+
+
+def calls(*items: tuple[str, dict[str, Any]]) -> AIMessage:
+    return AIMessage(
+        "", tool_calls=[{"name": name, "args": args, "id": str(n)} for n, (name, args) in enumerate(items)]
+    )
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [
+        (calls(("look_up", {"word": "lake"})), 1),
+        (calls(("look_up", {"word": "lake"}), ("look_up", {"word": "pond"})), 1),
+        (calls(("look_up", {"word": "lake"}), ("add", {"a": 1, "b": 2})), 2),
+        (calls(("look_up", {"word": "nothing"})), 2),
+    ],
+    ids=["one", "two at once", "beside another", "failed"],
+)
+def test_return_direct_ends_the_agent_with_the_tool_s_answer(in_order: bool, answer: AIMessage, asked: int) -> None:
+    model = ListModel(answers=[answer, say("I think it is a lake.")])
+    agent = tool_agent(model, [look_up, add], in_order=in_order)
+    messages = agent.invoke(ask("lake?"))["messages"]
+    assert len(model.seen) == asked
+    assert (messages[-1].type == "tool") is (asked == 1)
+    assert well_formed(messages)
+
+
+async def test_return_direct_beside_an_invalid_call_goes_on() -> None:
+    answer = calls(("look_up", {"word": "lake"}))
+    answer.invalid_tool_calls = [
+        {"type": "invalid_tool_call", "name": "add", "args": "{", "id": "x", "error": "not JSON"}
+    ]
+    model = ListModel(answers=[answer, say("A lake.")])
+    for in_order in (False, True):
+        model = ListModel(answers=[answer, say("A lake.")])
+        state = await tool_agent(model, [look_up, add], in_order=in_order).ainvoke(ask("lake?"))
+        assert state["messages"][-1].text == "A lake."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
@@ -24,6 +24,8 @@ __all__ = [
     "one_by_one",
     "refusal",
     "refuse_calls",
+    "refuse_invalid_calls",
+    "returned_direct",
     "this_task",
     "unanswered",
 ]
@@ -112,6 +114,17 @@ def this_task(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     return messages
 
 
+def returned_direct(messages: Sequence[AnyMessage], direct: Collection[str]) -> bool:
+    """Whether the results of the model's last calls are the answer: every call is of one of the tools ``direct`` (whose
+    ``return_direct`` is set), and none failed."""
+    answer = last_answer(messages)
+    results = {m.tool_call_id: m for m in messages if isinstance(m, ToolMessage)}
+    return bool(answer.tool_calls) and all(
+        call["name"] in direct and (result := results.get(call["id"] or "")) is not None and result.status != "error"
+        for call in answer.tool_calls
+    )
+
+
 def last_answer(messages: Sequence[AnyMessage]) -> AIMessage:
     """The model's last message.
 
@@ -136,20 +149,45 @@ def made_calls(messages: Sequence[AnyMessage]) -> list[tuple[str, str]]:
 
 def unanswered(messages: Sequence[AnyMessage]) -> list[tuple[str, str]]:
     """``(id, name)`` of the calls of the model's last message that have no tool message yet, invalid ones included."""
-    answer = last_answer(messages)
-    later = messages[max(place for place, message in enumerate(messages) if message is answer) + 1 :]
-    done = {message.tool_call_id for message in later if isinstance(message, ToolMessage)}
-    calls = [*answer.tool_calls, *answer.invalid_tool_calls]
-    named = [(call["id"] or "invalid", call["name"] or "invalid") for call in calls]
-    return [call for call in named if call[0] not in done]
+    return [(call.id, call.name) for call in _unanswered_calls(messages)]
 
 
 def refuse_calls(messages: Sequence[AnyMessage], reason: str) -> list[ToolMessage]:
-    """One tool message for every call that will not run, so that the conversation stays well-formed."""
-    return [
-        ToolMessage(f"error: {reason}", tool_call_id=id_, name=name, status="error")
-        for id_, name in unanswered(messages)
+    """One tool message for every call that will not run, so that the conversation stays well-formed.
+
+    An invalid call's own reason takes the place of :data:`INVALID`.
+    """
+    return [_refused(call, reason) for call in _unanswered_calls(messages)]
+
+
+def refuse_invalid_calls(messages: Sequence[AnyMessage], reason: str) -> list[ToolMessage]:
+    """:func:`refuse_calls` for the invalid calls alone, beside valid ones that will run."""
+    return [_refused(call, reason) for call in _unanswered_calls(messages) if not call.valid]
+
+
+class _Call(NamedTuple):
+    id: str
+    name: str
+    valid: bool
+    error: str | None
+
+
+def _unanswered_calls(messages: Sequence[AnyMessage]) -> list[_Call]:
+    answer = last_answer(messages)
+    later = messages[max(index for index, message in enumerate(messages) if message is answer) + 1 :]
+    answered_ids = {message.tool_call_id for message in later if isinstance(message, ToolMessage)}
+    calls = [_Call(call["id"] or "invalid", call["name"], True, None) for call in answer.tool_calls]
+    calls += [
+        _Call(call["id"] or "invalid", call["name"] or "invalid", False, call["error"])
+        for call in answer.invalid_tool_calls
     ]
+    return [call for call in calls if call.id not in answered_ids]
+
+
+def _refused(call: _Call, reason: str) -> ToolMessage:
+    if reason == INVALID and call.error:
+        reason = f"the call is not valid ({call.error}); make it again"
+    return ToolMessage(f"error: {reason}", tool_call_id=call.id, name=call.name, status="error")
 
 
 def refusal(reason: Callable[[Any], str]) -> Any:

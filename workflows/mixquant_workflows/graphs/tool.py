@@ -24,6 +24,7 @@ from mixquant_workflows.graphs.steps import (
     model_step,
     one_by_one,
     refusal,
+    returned_direct,
     this_task,
     unanswered,
 )
@@ -45,6 +46,8 @@ def tool_agent(
     checkpointer: Checkpoints = None,
 ) -> CompiledStateGraph[Any]:
     """model → tools → model → … → answer.
+
+    The results of tools with ``return_direct`` are the answer where the model called nothing else and none failed.
 
     Args:
         max_steps: most model calls per user message; the last one may not call tools, so the user always gets an
@@ -80,15 +83,20 @@ def tool_agent(
             return "refuse"
         return "tools" if in_order else [Send("tools", [call]) for call in answer.tool_calls]
 
-    def after_tools(state: MessagesState) -> Literal["refuse", "model"]:
-        return "refuse" if unanswered(state["messages"]) else "model"  # beside good calls stood a broken one
+    def after_tools(state: MessagesState) -> Literal["refuse", "model", "__end__"]:
+        if unanswered(state["messages"]):
+            return "refuse"  # a broken call stood beside good ones, or others are running still
+        return "__end__" if returned_direct(state["messages"], direct) else "model"
 
-    def after_refusal(state: MessagesState) -> Literal["model", "conclude"]:
+    def after_refusal(state: MessagesState) -> Literal["model", "conclude", "__end__"]:
+        if returned_direct(state["messages"], direct) and not last_answer(state["messages"]).invalid_tool_calls:
+            return "__end__"
         return "conclude" if reason_to_stop(state) else "model"
 
+    node = ToolNode(tools, handle_tool_errors=True)
+    direct = {name for name, tool in node.tools_by_name.items() if tool.return_direct}
     graph = StateGraph(MessagesState)
     graph.add_node("model", model_step(bind(model, tools), system))
-    node = ToolNode(tools, handle_tool_errors=True)
     graph.add_node("tools", one_by_one(node) if in_order else node)
     graph.add_node("refuse", refusal(lambda state: reason_to_stop(state) or INVALID))
     graph.add_node("conclude", model_step(bind(model, tools, "none"), system))
