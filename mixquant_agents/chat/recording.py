@@ -32,7 +32,7 @@ class Recorders:
             if isinstance(item, Recorder):
                 self._recorders.append(item)
             else:
-                own = QueueRecorder([_HookSink(item)], gather_seconds=0.001)
+                own = QueueRecorder([_HookSink(item)], whole_errors=True, gather_seconds=0.001)
                 self._own.append(own)
                 weakref.finalize(self, own.stop).atexit = False  # a model that is dropped leaves no thread behind
         self._recorders += self._own
@@ -72,7 +72,9 @@ class Recorders:
                     trace_context=request.trace_context,
                     parent_run_id=parent_run_id,
                 )
-            except Exception:
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # also SystemExit: a recorder must not end the turn that it observes
                 if id(recorder) not in self._failed:  # each is told of once
                     self._failed.add(id(recorder))
                     log.warning("the recorder %r failed; turns go on", recorder, exc_info=True)
@@ -99,7 +101,7 @@ class _HookSink:
                 continue
             try:
                 self._hook(event.turn)
-            except Exception:
+            except BaseException:  # also SystemExit: the turns after this one are still the hook's
                 if not self._failed:
                     self._failed = True
                     log.warning("the turn hook %r failed; turns go on", self._hook, exc_info=True)

@@ -71,7 +71,11 @@ def ratio(value: float | None) -> str:
 
 
 def _local(instant: str) -> datetime:
-    return datetime.fromisoformat(instant).astimezone()
+    moment = datetime.fromisoformat(instant)
+    try:
+        return moment.astimezone()
+    except (OverflowError, ValueError, OSError):  # at the calendar's ends
+        return moment
 
 
 def clock(instant: str) -> str:

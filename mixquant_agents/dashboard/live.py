@@ -44,8 +44,8 @@ class Watcher:
         while self.running:
             try:
                 now: object = self.source.version()
-            except StoreError as error:
-                now = str(error)
+            except Exception as error:  # whatever a file does: the pages say so, and the watch goes on
+                now = f"{type(error).__name__}: {error}"
             if now != last:
                 self.changes, last = self.changes + 1, now
             await asyncio.sleep(POLL_SECONDS)

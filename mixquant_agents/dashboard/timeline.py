@@ -134,7 +134,7 @@ def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Water
         return Waterfall()
     axis = _Axis(items)
     result = Waterfall(seconds=(axis.end - axis.start) / 1e6, folded=bool(axis.folds))
-    folds = iter([*axis.folds, (1 << 62, 1 << 62)])
+    folds = iter([*axis.folds, (1 << 80, 1 << 80)])
     fold, last_run = next(folds), None
     for item in items:
         while item.start >= fold[1]:

@@ -80,6 +80,7 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
         no_prefix=no_prefix,
         divergence=diverging_text(store.content(before), recorded) if before is not None else None,
         messages=[said(message) for message in recorded.messages] if recorded is not None else None,
+        problem=recorded.problem if recorded is not None else None,
         answer=said(recorded.answer) if recorded is not None and recorded.answer is not None else None,
     )
 

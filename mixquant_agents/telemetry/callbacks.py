@@ -27,7 +27,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.tracers.context import register_configure_hook
 
 from mixquant_agents.records import utc_now
-from mixquant_agents.telemetry.events import RunLink, Span, SpanKind
+from mixquant_agents.telemetry.events import TOOL_ERROR, RunLink, Span, SpanKind
 from mixquant_agents.telemetry.recorder import Recorder
 from mixquant_agents.telemetry.trace_context import active_trace_context
 
@@ -123,7 +123,7 @@ class TelemetryCallback(BaseCallbackHandler):
         run = self._begin(run_id, parent_run_id, SpanKind.TOOL, str(name), metadata)
         run.call_id = kwargs.get("tool_call_id")
         if self.recorder.wants_content:
-            run.arguments = str(input_str)[:TEXT_LIMIT]
+            run.arguments = _text(input_str)
 
     def on_retriever_start(
         self,
@@ -139,7 +139,7 @@ class TelemetryCallback(BaseCallbackHandler):
         name = kwargs.get("name") or (serialized or {}).get("name") or "retriever"
         run = self._begin(run_id, parent_run_id, SpanKind.RETRIEVAL, str(name), metadata)
         if self.recorder.wants_content:
-            run.arguments = str(query)[:TEXT_LIMIT]
+            run.arguments = _text(query)
 
     def on_chat_model_start(
         self,
@@ -172,7 +172,7 @@ class TelemetryCallback(BaseCallbackHandler):
         self._end(
             run_id,
             result=getattr(output, "content", output),
-            problem="the tool answered with an error" if said_error else None,
+            problem=TOOL_ERROR if said_error else None,
         )
 
     def on_tool_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> None:
@@ -251,7 +251,7 @@ class TelemetryCallback(BaseCallbackHandler):
         )
         if error is not None and not interrupted:
             # Without content recording the message stays out: it may quote what the tool was working on.
-            problem = f"{type(error).__name__}: {error}"[:500] if content else type(error).__name__
+            problem = f"{type(error).__name__}: {_text(error)}"[:500] if content else type(error).__name__
         self.recorder.record_span(
             Span(
                 kind=run.kind,
@@ -266,10 +266,20 @@ class TelemetryCallback(BaseCallbackHandler):
                 cancelled=cancelled or interrupted,
                 call_id=run.call_id,
                 arguments=run.arguments,
-                result=str(result)[:TEXT_LIMIT] if content and result is not None else None,
+                result=_text(result) if content and result is not None else None,
                 trace_context=run.top.trace_context,
             )
         )
+
+
+def _text(value: Any) -> str:
+    """``value`` as text, cut; a value that cannot be written must not fail the run that made it."""
+    try:
+        return str(value)[:TEXT_LIMIT]
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return f"({type(value).__name__} whose text cannot be had: {type(error).__name__})"
 
 
 _observer: ContextVar[TelemetryCallback | None] = ContextVar("mixquant_observer", default=None)

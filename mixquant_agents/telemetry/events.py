@@ -8,13 +8,28 @@ later, in the recorder's thread. Nothing here imports langchain, OpenTelemetry o
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixquant_agents.records import TurnRecord
 
-__all__ = ["Event", "RunLink", "Span", "SpanKind", "TurnContent", "TurnEvent"]
+__all__ = [
+    "TOOL_ERROR",
+    "Event",
+    "RunLink",
+    "Span",
+    "SpanKind",
+    "TurnContent",
+    "TurnEvent",
+    "error_class",
+    "without_content",
+]
+
+TOOL_ERROR = "the tool answered with an error"
+"""The error of a tool that did not raise, but said that it failed."""
+_CLASS = re.compile(r"[^\W\d][\w.]*", re.ASCII)
 
 
 class SpanKind(enum.StrEnum):
@@ -38,11 +53,13 @@ class TurnContent:
         messages: the input, OpenAI shape.
         answer: the answer, OpenAI shape: ``{"role", "content", "reasoning_content"?, "tool_calls"?}``.
         prompt_text: the rendered prompt, when the engine gives it; lets a prefix miss be shown in the exact text.
+        problem: why what was recorded cannot be read again; only set by a reader.
     """
 
     messages: Sequence[Mapping[str, Any]] = ()
     answer: Mapping[str, Any] | None = None
     prompt_text: str | None = None
+    problem: str | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -121,3 +138,18 @@ class RunLink:
 
 
 Event = TurnEvent | Span | RunLink
+
+
+def error_class(error: str) -> str:
+    """What may be kept of an error where content is not recorded: the name of its class. What follows may quote the
+    prompt, a tool's input, or what a server echoes."""
+    name = error.split(":", 1)[0]
+    return error if error == TOOL_ERROR else name if _CLASS.fullmatch(name) else "error"
+
+
+def without_content(span: Span) -> Span:
+    """The span without what was said: no arguments, no result, of an error only its class."""
+    if span.error is None and span.arguments is None and span.result is None:
+        return span
+    error = None if span.error is None else error_class(span.error)
+    return replace(span, error=error, arguments=None, result=None)

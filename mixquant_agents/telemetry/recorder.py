@@ -1,8 +1,12 @@
 """The recorder: takes turns on the turn's own path in about a microsecond, and writes them later, elsewhere.
 
 One bounded queue, one daemon thread, batches, any number of sinks (store, metrics, spans). It never blocks and never
-raises: when the queue is full the event is dropped and counted; when a sink fails the others go on, and the reason is
-logged once and kept in :attr:`QueueRecorder.problem`.
+raises: when the queue is full the event is dropped and counted; when a sink fails, whatever it raises, the others go
+on, and the reason is logged once and kept in :attr:`QueueRecorder.problem`. Should the thread itself be ended, what it
+held counts as lost and the next event, or :meth:`~QueueRecorder.flush`, starts another.
+
+Without content recording nothing that was said leaves here: of an error only the name of its class, of a tool call
+neither arguments nor result.
 """
 
 from __future__ import annotations
@@ -18,7 +22,15 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.records import TurnRecord
-from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnContent, TurnEvent
+from mixquant_agents.telemetry.events import (
+    Event,
+    RunLink,
+    Span,
+    TurnContent,
+    TurnEvent,
+    error_class,
+    without_content,
+)
 from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, mind_forks
 from mixquant_agents.telemetry.protocols import NullRecorder, Recorder, Sink
 
@@ -38,6 +50,7 @@ class QueueRecorder:
     Args:
         sinks: called in order; a span sink goes before those that read ``trace_id``.
         content: keep messages, tool arguments and results. Off by default.
+        whole_errors: leave the words of errors too, where content is not kept: for sinks that are the program's own.
         queue_limit: most events waiting.
         gather_seconds: how long a batch gathers before it is written.
     """
@@ -47,11 +60,13 @@ class QueueRecorder:
         sinks: Iterable[Sink],
         *,
         content: bool = False,
+        whole_errors: bool = False,
         queue_limit: int = QUEUE_LIMIT,
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._sinks = tuple(sinks)
         self._content = content
+        self._whole_errors = content or whole_errors
         self._limit = queue_limit
         self._gather = gather_seconds
         self._queue: deque[Event] = deque()
@@ -76,8 +91,11 @@ class QueueRecorder:
 
     @property
     def dropped(self) -> int:
-        """Events lost: the queue was full, the recorder was closed, or a sink gave up."""
-        return self._dropped + sum(sink.lost() for sink in self._sinks)
+        """Events lost: the queue was full, the recorder was closed, its thread was ended, or a sink gave up."""
+        lost: list[int] = []
+        for sink in self._sinks:
+            self._guarded(lambda sink: lost.append(sink.lost()), sink)
+        return self._dropped + sum(lost)
 
     def writer_seconds(self) -> float:
         """CPU time the writer's thread has spent; 0 before the first event and after :meth:`close`."""
@@ -96,6 +114,8 @@ class QueueRecorder:
         trace_context: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
     ) -> None:
+        if turn.error is not None and not self._whole_errors:
+            turn = turn.model_copy(update={"error": error_class(turn.error)})
         self._put(
             TurnEvent(
                 turn=turn,
@@ -108,7 +128,7 @@ class QueueRecorder:
         )
 
     def record_span(self, span: Span) -> None:
-        self._put(span)
+        self._put(span if self._content else without_content(span))
 
     def link(self, link: RunLink) -> None:
         self._put(link)
@@ -133,7 +153,24 @@ class QueueRecorder:
                 self._thread.start()
 
     def _run(self) -> None:
-        wait: float | None = None
+        try:
+            self._work()
+        except BaseException as error:
+            self._ended(error)
+
+    def _ended(self, error: BaseException) -> None:
+        """The thread was ended from outside: what it held is lost, and the next event starts another."""
+        with self._lock:
+            self._dropped += self._taken - self._written
+            self._written = self._taken
+            if self._closed:  # nothing will start another
+                self._dropped += len(self._queue)
+                self._queue.clear()
+            self._thread = None
+        log.error("telemetry: the recorder's thread was ended by %s; the next event starts another", _line(error))
+
+    def _work(self) -> None:
+        wait: float | None = 0.0 if self._queue else None
         while True:
             woken = self._wake.wait(wait)
             if woken and not self._closed:
@@ -182,10 +219,11 @@ class QueueRecorder:
         for sink in self._sinks:
             problem = self._guarded(sink.write, batch) or problem
             problem = self._guarded(lambda sink: waits.append(sink.retry_seconds()), sink) or problem
-        if problem is not None and problem != self.problem:
-            log.warning("telemetry: %s (turns go on; recording is retried)", problem)
+        news = problem is not None and problem != self.problem
         self.problem = problem
         self._written = self._taken
+        if news:
+            log.warning("telemetry: %s (turns go on; recording is retried)", problem)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 
     @staticmethod
@@ -195,14 +233,16 @@ class QueueRecorder:
             call(*arguments)  # type: ignore[operator] # a bound method of a Sink
         except StoreError as error:
             return str(error)
-        except Exception as error:
+        except BaseException as error:  # also SystemExit: a sink must not end the recording of the others
             log.debug("telemetry sink failed", exc_info=True)
-            return f"{type(error).__name__}: {error}".splitlines()[0]
+            return _line(error)
         return None
 
     def flush(self, timeout: float = 5.0) -> bool:
         deadline = time.monotonic() + timeout
         while self._unwritten() or self._wake.is_set():
+            if self._thread is None and self._queue:
+                self._start()
             if self._thread is None or not self._thread.is_alive() or time.monotonic() > deadline:
                 return not self._unwritten()
             time.sleep(0.005)
@@ -217,10 +257,17 @@ class QueueRecorder:
         self._wake.set()
 
     def close(self) -> None:
+        if self._thread is None and self._queue:
+            self._start()
         self.stop()
         thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join(timeout=5.0)
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def _nothing() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.store.aggregate import DAY, HOUR, MINUTE, QUARTER, SUMMARIZED, Aggregate
+from mixquant_agents.telemetry.store.aggregate import MOST_TURNS as MOST_COUNTED
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.retention import MINUTES_KEPT_SECONDS, oldest
@@ -117,11 +118,16 @@ _OUTCOMES: dict[str, tuple[int, ...]] = {"aborted": (1, 3), "failed": (2, 3), "b
 """The outcomes in ``bad_rollups`` that a status asks for."""
 
 
+def _count_in(column: str) -> str:
+    """A column of ``rollups`` as SQL; 0 where it holds no count."""
+    return f"iif(typeof({column}) = 'integer' AND {column} BETWEEN 0 AND {MOST_COUNTED}, {column}, 0)"
+
+
 def _count(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> int:
     where, values = _window(found, ids)
-    table, column = "rollups", "turns"
+    table, column = "rollups", _count_in("turns")
     if chosen.status == "ok":
-        column = "turns - max(aborted, failed)"
+        column += f" - max({_count_in('aborted')}, {_count_in('failed')})"
     elif chosen.status is not None:
         table, where = "bad_rollups", f"{where} AND outcome IN {_OUTCOMES[chosen.status]}"
     with store.reading() as connection:

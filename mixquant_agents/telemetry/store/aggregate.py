@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 from mixquant_agents.records import COUNTS, TIMES
 
@@ -50,6 +50,9 @@ _RELATED = {"cached_tokens", "quantized_tokens", "exact_tokens"}
 _SUMMED = tuple(count for count in COUNTS if count.field not in _RELATED)
 _SUMMED_NAMES = tuple(count.name for count in _SUMMED)
 _summed_values = attrgetter(*(count.field for count in _SUMMED))
+
+MOST_TURNS = 10**12
+"""More turns than any interval holds: a larger count in a store is no count."""
 
 _LOG = math.log(1.04)
 _FLOOR = 1e-6
@@ -108,6 +111,27 @@ class Counted(Protocol):
     def aborted(self) -> bool: ...
     @property
     def error(self) -> str | None: ...
+
+
+def _object(text: object) -> dict[str, Any]:
+    """The JSON object in ``text``; an empty one where there is none."""
+    try:
+        value = json.loads(text)  # type: ignore[arg-type] # what is no text is refused below
+    except (ValueError, TypeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < MOST_TURNS
+
+
+def _is_bin(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and name.isascii() and len(name) < 6
 
 
 def _zeros() -> defaultdict[str, float]:
@@ -224,11 +248,20 @@ class Aggregate:
 
     @classmethod
     def load(cls, turns: int, aborted: int, failed: int, sums: str, bins: str, strata: str) -> Aggregate:
-        """From a row of ``rollups``."""
-        histograms = {
-            name: {int(number): count for number, count in counts.items()} for name, counts in json.loads(bins).items()
-        }
-        return cls(turns, aborted, failed, defaultdict(float, json.loads(sums)), histograms, json.loads(strata))
+        """From a row of ``rollups``. What cannot be read of it is left out, so that one odd row fails neither a page
+        nor the recording of the turns beside it."""
+        loaded = cls()
+        loaded.turns, loaded.aborted, loaded.failed = (
+            count if _is_count(count) else 0 for count in (turns, aborted, failed)
+        )
+        loaded.sums.update({name: value for name, value in _object(sums).items() if _is_number(value)})
+        for name, counts in _object(bins).items():
+            if isinstance(counts, dict) and all(map(_is_count, counts.values())) and all(map(_is_bin, counts)):
+                loaded.bins[name] = {int(number): count for number, count in counts.items()}
+        for name, values in _object(strata).items():
+            if isinstance(values, list) and len(values) == 3 and all(map(_is_number, values)) and values[0] >= 0:
+                loaded.strata[name] = values
+        return loaded
 
     def dump(self) -> tuple[int, int, int, str, str, str]:
         """As a row of ``rollups``."""

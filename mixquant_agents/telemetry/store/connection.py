@@ -12,6 +12,8 @@ import logging
 import os
 import secrets
 import sqlite3
+import stat
+from functools import partial
 from pathlib import Path
 
 from platformdirs import user_data_path
@@ -32,6 +34,13 @@ __all__ = ["connect_reader", "connect_writer", "default_store_path", "explain"]
 log = logging.getLogger(__name__)
 
 BUSY_MILLISECONDS = 5_000
+
+PRIVATE_FILE, PRIVATE_FOLDER = 0o600, 0o700
+OTHERS = 0o077
+"""What of a file's mode is not its owner's."""
+
+_AS_TEXT = partial(str, encoding="utf-8", errors="replace")
+"""Text of another program may be no UTF-8: it is read as far as it can be, and fails neither a page nor a turn."""
 
 
 def default_store_path() -> Path:
@@ -64,7 +73,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         StoreError: with reason and remedy.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_private_folder(path.parent)
     except OSError as error:
         raise StoreError(
             f"turn store {path}: its folder cannot be made ({error.strerror}); give another file"
@@ -75,6 +84,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(
             path, timeout=BUSY_MILLISECONDS / 1000, isolation_level=None, check_same_thread=False
         )
+        connection.text_factory = _AS_TEXT
         _refuse_foreign(connection, path)
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
@@ -85,6 +95,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA wal_autocheckpoint = 65536")
         connection.execute("PRAGMA synchronous = NORMAL")
         _migrate(connection)
+        _keep_private(connection, path)
         # Opening alone does not show that a file may be written.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('last_writer_pid', ?)", (os.getpid(),))
@@ -110,6 +121,7 @@ def _make(path: Path) -> None:
         return
     beside = path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
     try:
+        os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
         with contextlib.closing(sqlite3.connect(beside, isolation_level=None)) as connection:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # only takes effect before the first table
             connection.execute("PRAGMA synchronous = OFF")  # nobody knows of it yet
@@ -125,10 +137,54 @@ def _make(path: Path) -> None:
         sync_folder(path.parent)
     except OSError as error:
         log.debug("the store %s is made in place: %s", path, error)
+        with contextlib.suppress(OSError):  # an empty file becomes a store; what is wrong with it is said when it opens
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE_FILE))
     finally:
         for name in (beside, Path(f"{beside}-wal"), Path(f"{beside}-shm")):
             with contextlib.suppress(OSError):
                 name.unlink()
+
+
+def _make_private_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it that are missing, for their owner alone. One that exists is left as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if folder.is_dir():
+        return
+    if folder != folder.parent:
+        _make_private_folder(folder.parent)
+    folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+
+
+def _keep_private(connection: sqlite3.Connection, path: Path) -> None:
+    """Take a store from all but its owner: it holds what users asked and what tools found.
+
+    Once: a store that was opened to others after that was opened on purpose, and a word in the log is all that is said
+    of it. SQLite gives a new log and new shared memory the store's own permissions.
+    """
+    files = [path.resolve()]  # the log lies beside what a link leads to
+    files += [Path(f"{files[0]}-wal"), Path(f"{files[0]}-shm")]
+    if files[0].parent == user_data_path("mixquant", appauthor=False).resolve():
+        files.append(files[0].parent)  # the folder of the default store is ours; any other may hold more than stores
+    left_open = connection.execute("SELECT 1 FROM meta WHERE key = 'made_private'").fetchone() is not None
+    if not left_open:
+        try:
+            for file in files:
+                with contextlib.suppress(FileNotFoundError):
+                    file.chmod(stat.S_IMODE(file.stat().st_mode) & ~OTHERS)
+        except PermissionError:  # another user's file that we may write
+            left_open = True
+        connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('made_private', 1)")
+    with contextlib.suppress(OSError):  # the file was taken away meanwhile
+        mode = stat.S_IMODE(files[0].stat().st_mode)
+        if left_open and mode & OTHERS and files[0] not in _told_open:
+            _told_open.add(files[0])
+            log.warning("turn store %s is open to others (mode %o); chmod it to 600 unless that is meant", path, mode)
+
+
+_told_open: set[Path] = set()
 
 
 def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
@@ -191,6 +247,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     connection = None
     try:
         connection = _read_only(path)
+        connection.text_factory = _AS_TEXT
         _refuse_foreign(connection, path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:

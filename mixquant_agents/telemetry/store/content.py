@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from typing import Any
 
 from mixquant_agents.telemetry.events import TurnContent
 
@@ -18,6 +17,14 @@ def pack_content(content: TurnContent) -> bytes:
 
 
 def unpack_content(packed: bytes) -> TurnContent:
-    """What :func:`pack_content` packed."""
-    value: dict[str, Any] = json.loads(zlib.decompress(packed).decode("utf-8", "surrogatepass"))
-    return TurnContent(messages=value["messages"], answer=value["answer"], prompt_text=value["prompt_text"])
+    """What :func:`pack_content` packed; where that cannot be read, ``problem`` says why."""
+    try:
+        value = json.loads(zlib.decompress(packed).decode("utf-8", "surrogatepass"))
+        messages, answer, prompt_text = value["messages"], value["answer"], value["prompt_text"]
+    except (zlib.error, ValueError, TypeError, KeyError, RecursionError) as error:
+        return TurnContent(problem=f"what was recorded cannot be read ({type(error).__name__})")
+    return TurnContent(
+        messages=messages if isinstance(messages, list) else [messages],
+        answer=answer if isinstance(answer, dict | None) else {"role": "?", "content": answer},
+        prompt_text=prompt_text if isinstance(prompt_text, str) else None,
+    )

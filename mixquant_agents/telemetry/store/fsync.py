@@ -44,13 +44,19 @@ class Syncer:
         self._waiting_since: float | None = None
         self._complained = False
         self.delays: deque[float] = deque(maxlen=1_000)
-        self._thread = threading.Thread(target=self._run, name="mixquant-syncer", daemon=True)
-        self._thread.start()
+        self._thread = self._start()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name="mixquant-syncer", daemon=True)
+        thread.start()
+        return thread
 
     def committed(self) -> None:
-        """There is something to sync. Returns at once."""
+        """There is something to sync. Returns at once. A thread that was ended is replaced."""
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
+        if not self._thread.is_alive() and not self._stop:
+            self._thread = self._start()
         self._work.set()
 
     def close(self) -> None:
@@ -60,6 +66,12 @@ class Syncer:
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
+        try:
+            self._work_until_stopped()
+        except BaseException:  # the thread was ended from outside; the next commit starts another
+            log.error("telemetry: the thread that syncs %s to the disk was ended", self._path, exc_info=True)
+
+    def _work_until_stopped(self) -> None:
         sync_folder(self._path.parent)  # the log's name must survive, too
         self._checkpoint()
         stopping = False

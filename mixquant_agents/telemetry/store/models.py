@@ -42,13 +42,17 @@ class ThreadSummary:
 
 @dataclass(frozen=True, slots=True)
 class StoredSpan:
-    """A tool call, graph node or agent run. Attributes as in :class:`~mixquant_agents.telemetry.events.Span`."""
+    """A tool call, graph node or agent run. Attributes as in :class:`~mixquant_agents.telemetry.events.Span`.
+
+    Attributes:
+        kind: any text where another version wrote it.
+    """
 
     span_id: str
     parent_id: str | None
     run_id: str | None
     thread_id: str | None
-    kind: SpanKind
+    kind: SpanKind | str
     name: str
     started_us: int
     seconds: float

@@ -18,6 +18,7 @@ from typing import Literal
 
 __all__ = [
     "BLOCK_TOKENS",
+    "HASH_BYTES",
     "BlockHasher",
     "PrefixFinding",
     "PrefixSide",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 BLOCK_TOKENS = 16
+HASH_BYTES = 8
 _WIDTH = BLOCK_TOKENS * array("I").itemsize
 ROUNDING_TOKENS = 128
 """Largest KV block in common use (vLLM on CPU): a hit this much short of the shared prefix is rounding, not a miss."""

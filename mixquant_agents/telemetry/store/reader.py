@@ -23,8 +23,23 @@ from mixquant_agents.telemetry.store.connection import connect_reader, default_s
 from mixquant_agents.telemetry.store.content import unpack_content
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.models import Series, StoredSpan, ThreadSummary
-from mixquant_agents.telemetry.store.prefix_cache import PrefixFinding, PrefixSide, explain_prefix, unpack_hashes
-from mixquant_agents.telemetry.store.rows import SERIES, StoredTurn, from_microseconds, turn_of
+from mixquant_agents.telemetry.store.prefix_cache import (
+    HASH_BYTES,
+    PrefixFinding,
+    PrefixSide,
+    explain_prefix,
+    unpack_hashes,
+)
+from mixquant_agents.telemetry.store.rows import (
+    SERIES,
+    UNREADABLE,
+    StoredTurn,
+    from_microseconds,
+    number,
+    text,
+    turn_of,
+    whole_number,
+)
 from mixquant_agents.telemetry.store.schema import select_columns
 
 __all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
@@ -35,6 +50,8 @@ _SELECT = (
 
 
 _left_to_parents: list[sqlite3.Connection] = []
+
+_SPAN_KINDS = {kind.value: kind for kind in SpanKind}
 
 
 class TurnStore:
@@ -122,10 +139,7 @@ class TurnStore:
         """All combinations of model, engine, policy, formats and device that occur."""
         with self.reading() as connection:
             rows = connection.execute("SELECT * FROM series ORDER BY model, policy, id").fetchall()
-        return [
-            Series(**{**dict(row), "emulated": None if row["emulated"] is None else bool(row["emulated"])})
-            for row in rows
-        ]
+        return [_series(row) for row in rows]
 
     def series_ids(self, chosen: TurnFilter) -> list[int] | None:
         """Ids of the series that model, policy and engine of ``chosen`` leave; ``None``: all."""
@@ -214,7 +228,7 @@ class TurnStore:
         query = f"SELECT * FROM spans WHERE {column} = ? ORDER BY started_us DESC LIMIT ?"  # noqa: S608 # constants
         with self.reading() as connection:
             rows = connection.execute(query, (value, limit)).fetchall()
-        return [_span(row) for row in reversed(rows)]
+        return [span for row in reversed(rows) if (span := _span(row)) is not None]
 
     def percentiles(
         self, field: str, shares: Sequence[float] = (0.5, 0.95, 0.99), chosen: TurnFilter | None = None
@@ -238,7 +252,7 @@ class TurnStore:
         return {share: percentile(seconds, share) for share in shares}
 
     def content(self, turn: StoredTurn) -> TurnContent | None:
-        """Messages and answer, if they were recorded."""
+        """Messages and answer, if they were recorded; ``problem`` says why they cannot be read."""
         with self.reading() as connection:
             row = connection.execute("SELECT packed FROM contents WHERE turn = ?", (turn.number,)).fetchone()
         return unpack_content(row[0]) if row else None
@@ -260,14 +274,32 @@ class TurnStore:
         with self.reading() as connection:
             query = "SELECT turn, hashes FROM blocks WHERE turn IN (?, ?)"
             packed = {row[0]: row[1] for row in connection.execute(query, (turn.number, before.number))}
-        if turn.number not in packed or before.number not in packed:
+        sides = [_side(one, packed.get(one.number)) for one in (turn, before)]
+        if sides[0] is None or sides[1] is None:
             return None
-        return explain_prefix(_side(turn, packed), _side(before, packed))
+        return explain_prefix(sides[0], sides[1])
 
 
-def _side(turn: StoredTurn, packed: dict[int, bytes]) -> PrefixSide:
+def _series(row: sqlite3.Row) -> Series:
+    values = dict(row)
+    emulated = values.get("emulated")
+    return Series(
+        id=row["id"],
+        model=text(values.get("model")) or UNREADABLE,
+        engine=text(values.get("engine")) or UNREADABLE,
+        policy=text(values.get("policy")) or UNREADABLE,
+        prefill_format=text(values.get("prefill_format")),
+        decode_format=text(values.get("decode_format")),
+        emulated=None if emulated is None else bool(emulated),
+        device=text(values.get("device")),
+    )
+
+
+def _side(turn: StoredTurn, packed: bytes | None) -> PrefixSide | None:
+    if not isinstance(packed, bytes) or len(packed) % HASH_BYTES:
+        return None
     return PrefixSide(
-        hashes=unpack_hashes(packed[turn.number]),
+        hashes=unpack_hashes(packed),
         prompt_tokens=turn.prompt_tokens,
         cached_tokens=turn.cached_tokens,
         salted_with=(turn.model, turn.engine, turn.policy),
@@ -275,28 +307,44 @@ def _side(turn: StoredTurn, packed: dict[int, bytes]) -> PrefixSide:
 
 
 def _summary(thread: str, rows: list[sqlite3.Row], names: dict[int, Series]) -> ThreadSummary:
-    def total(column: str) -> Any:
-        return sum(row[column] for row in rows)
+    def known(column: str) -> list[int]:
+        return [value for row in rows if (value := whole_number(row[column])) is not None]
 
-    series = [names[row["series_id"]] for row in rows]
+    series = [names[row["series_id"]] for row in rows if row["series_id"] in names]
     return ThreadSummary(
-        thread_id=thread,
-        turns=total("turns"),
-        bad=total("bad"),
-        first_at=from_microseconds(min(row["first_us"] for row in rows)),
-        last_at=from_microseconds(max(row["last_us"] for row in rows)),
-        prompt_tokens=total("prompt_tokens"),
-        cached_tokens=total("cached_tokens"),
-        decode_tokens=total("decode_tokens"),
-        total_seconds=total("total_seconds"),
+        thread_id=text(thread) or UNREADABLE,
+        turns=sum(known("turns")),
+        bad=sum(known("bad")),
+        first_at=from_microseconds(min(known("first_us"), default=0)),
+        last_at=from_microseconds(max(known("last_us"), default=0)),
+        prompt_tokens=sum(known("prompt_tokens")),
+        cached_tokens=sum(known("cached_tokens")),
+        decode_tokens=sum(known("decode_tokens")),
+        total_seconds=sum(number(row["total_seconds"]) or 0.0 for row in rows),
         policies=tuple(dict.fromkeys(one.policy for one in series)),
         models=tuple(dict.fromkeys(one.model for one in series)),
     )
 
 
-def _span(row: sqlite3.Row) -> StoredSpan:
+def _span(row: sqlite3.Row) -> StoredSpan | None:
+    """The span of a row; ``None`` where it does not say when it ran. A kind that another version wrote stays as it
+    is: it equals none of ours."""
     values = dict(row)
-    del values["id"]
-    values["kind"] = SpanKind(values["kind"])
-    values["cancelled"] = bool(values["cancelled"])
-    return StoredSpan(**values)
+    started_us, seconds = whole_number(values.get("started_us")), number(values.get("seconds"))
+    if started_us is None or seconds is None:
+        return None
+    kind = text(values.get("kind")) or UNREADABLE
+    return StoredSpan(
+        span_id=text(values.get("span_id")) or UNREADABLE,
+        parent_id=text(values.get("parent_id")),
+        run_id=text(values.get("run_id")),
+        thread_id=text(values.get("thread_id")),
+        kind=_SPAN_KINDS.get(kind, kind),
+        name=text(values.get("name")) or UNREADABLE,
+        started_us=started_us,
+        seconds=seconds,
+        cancelled=bool(values.get("cancelled")),
+        error=text(values.get("error")),
+        arguments=text(values.get("arguments")),
+        result=text(values.get("result")),
+    )

@@ -97,7 +97,7 @@ def _doomed(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int) -
 def oldest(connection: sqlite3.Connection) -> int | None:
     """When the oldest turn started, microseconds since the epoch: one step into the index per series."""
     query = "SELECT (SELECT min(started_us) FROM turns WHERE series_id = series.id) FROM series"
-    return min((row[0] for row in connection.execute(query) if row[0] is not None), default=None)
+    return min((row[0] for row in connection.execute(query) if isinstance(row[0], int)), default=None)
 
 
 def _delete(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int = CHUNK) -> int:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
-from mixquant_agents.records import TurnRecord
+from mixquant_agents.records import COUNTS, TIMES, TurnRecord
 
 __all__ = [
     "INSERT_TURN",
     "SERIES",
+    "UNREADABLE",
     "StoredTurn",
     "from_microseconds",
+    "number",
     "row_of",
     "series_of",
+    "text",
     "to_microseconds",
     "turn_of",
+    "whole_number",
 ]
 
 SERIES = ("model", "engine", "policy", "prefill_format", "decode_format", "emulated", "device")
@@ -37,12 +42,25 @@ _COLUMNS = (
 )
 INSERT_TURN = f"INSERT INTO turns ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 # field names
 
+UNREADABLE = "?"
+"""Stands for a name that a row should have and does not."""
+LARGEST = 2**63 - 1
+_NUMBERS = {count.field for count in COUNTS} | {time.field for time in TIMES}
+_TEXTS = tuple(
+    name
+    for name in (*_PLAIN, *SERIES, "root_run_id", "node", "trace_id")
+    if name not in {*_NUMBERS, "record_version", "turn_index", "aborted", "emulated"}
+)
+_NEVER_EMPTY = ("turn_id", "model", "engine", "policy")
+
 _plain = attrgetter(*_PLAIN)
 series_of = attrgetter(*SERIES)
 """The key of a record's series."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_FIRST_US = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
 
 def to_microseconds(instant: str) -> int:
@@ -54,7 +72,8 @@ def to_microseconds(instant: str) -> int:
 
 
 def from_microseconds(value: int) -> str:
-    """Microseconds since the epoch to UTC, ISO 8601."""
+    """Microseconds since the epoch to UTC, ISO 8601; what no calendar holds is its first or last instant."""
+    value = max(_FIRST_US, min(value, _LAST_US))
     return (_EPOCH + timedelta(microseconds=value)).isoformat(timespec="microseconds")
 
 
@@ -100,14 +119,49 @@ class StoredTurn(TurnRecord):
         return to_microseconds(self.started_at)
 
 
-def turn_of(row: dict[str, Any]) -> StoredTurn:
-    """From a row of ``turns JOIN series``, by column name."""
-    # A store of another version may lack columns, and have further ones.
-    values = {name: row.get(name) for name in (*_PLAIN, *SERIES, *_BESIDE)}
+def turn_of(row: Mapping[str, Any]) -> StoredTurn:
+    """From a row of ``turns JOIN series``, by column name.
+
+    Another version or another program may have written it: columns that are missing or hold what they should not are
+    unknown, columns that no record has are left alone, and no row fails the page that shows it.
+    """
+    values: dict[str, Any] = {name: text(row.get(name)) for name in _TEXTS}
+    values |= {count.field: whole_number(row.get(count.field)) for count in COUNTS}
+    values |= {time.field: number(row.get(time.field)) for time in TIMES}
+    for name in _NEVER_EMPTY:
+        values[name] = values[name] or UNREADABLE
     values["number"] = row["id"]
-    values["started_at"] = from_microseconds(row["started_us"])
-    values["tool_calls"] = tuple(json.loads(row["tool_calls"])) if row["tool_calls"] else ()
-    values["aborted"] = bool(row["aborted"])
-    values["emulated"] = None if row["emulated"] is None else bool(row["emulated"])
-    # Not validated again: one row that another version wrote must not make a page fail.
-    return StoredTurn.model_construct(**values)
+    values["record_version"] = whole_number(row.get("record_version")) or 0
+    values["turn_index"] = whole_number(row.get("turn_index")) or 0
+    values["started_at"] = from_microseconds(started_us if isinstance(started_us := row.get("started_us"), int) else 0)
+    values["tool_seconds_before"] = number(row.get("tool_seconds_before"))
+    values["tool_calls"] = _tool_names(row.get("tool_calls"))
+    values["aborted"] = row.get("aborted") == 1
+    values["emulated"] = None if row.get("emulated") is None else bool(row["emulated"])
+    return StoredTurn.model_construct(**values)  # each value was checked above
+
+
+def _tool_names(packed: Any) -> tuple[str, ...]:
+    """The names that a turn called; none where the column holds no list of names."""
+    try:
+        names = json.loads(packed) if packed else ()
+    except (ValueError, TypeError):
+        return ()
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+
+
+def text(value: Any) -> str | None:
+    """What a text column holds; ``None`` where it is empty."""
+    if value is None or type(value) is str:
+        return value
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def number(value: Any) -> float | None:
+    """What a column of seconds holds; ``None`` where that is no number of seconds."""
+    return value if isinstance(value, int | float) and 0 <= value <= LARGEST else None
+
+
+def whole_number(value: Any) -> int | None:
+    """What a column of counts holds; ``None`` where that is no count."""
+    return int(value) if isinstance(value, int | float) and 0 <= value <= LARGEST else None

@@ -35,6 +35,8 @@ __all__ = [
     "select_columns",
 ]
 
+_NUMBERS = {count.field for count in COUNTS} | {time.field for time in TIMES}
+
 APPLICATION_ID = 0x4D515453
 """``MQTS`` in the file's header: a foreign database is refused instead of getting our tables."""
 
@@ -127,9 +129,20 @@ def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
 
 
 def select_columns(connection: sqlite3.Connection, wanted: Iterable[str]) -> str:
-    """Columns of ``turns`` for a SELECT; what this store lacks is NULL."""
+    """Columns of ``turns`` for a SELECT. What this store lacks is NULL, and so is a count or duration that is no
+    number from 0 on: SQLite keeps any value in any column."""
     present = columns_of(connection, "turns")
-    return ", ".join(name if name in present else f"NULL AS {name}" for name in wanted)
+
+    def column(name: str) -> str:
+        if name not in present:
+            return f"NULL AS {name}"
+        if name == "aborted":
+            return "ifnull(aborted = 1, 0) AS aborted"
+        if name in _NUMBERS:
+            return f"iif(typeof({name}) IN ('integer', 'real') AND {name} BETWEEN 0 AND 9e18, {name}, NULL) AS {name}"
+        return name
+
+    return ", ".join(map(column, wanted))
 
 
 def add_missing_columns(connection: sqlite3.Connection) -> None:

@@ -92,7 +92,7 @@ class StoreSink:
                 self._rollups.forget()
                 retain(connection, self._retention)
                 self._next_retain, self._retaining = time.monotonic() + RETAIN_EVERY_SECONDS, False
-        except Exception as error:
+        except BaseException as error:
             self._give_up_beyond_limit()
             if isinstance(error, sqlite3.Error):
                 raise explain(error, self._path) from error
@@ -104,7 +104,7 @@ class StoreSink:
         events = self._pending[:count]
         try:
             self._transaction(connection, events)
-        except Exception as error:
+        except BaseException as error:  # an event's own code may raise anything
             if isinstance(error, _NO_EVENT_S_FAULT) or type(error) is sqlite3.DatabaseError:
                 raise
             if count > 1:
@@ -113,7 +113,7 @@ class StoreSink:
                 return
             try:
                 self._transaction(connection, [sane_event(events[0])])
-            except Exception as again:
+            except BaseException as again:
                 if isinstance(again, _NO_EVENT_S_FAULT) or type(again) is sqlite3.DatabaseError:
                     raise
                 log.warning("telemetry: an event could not be written and is left out: %s", again)
@@ -257,7 +257,9 @@ def _guarded(make: Callable[..., _T], *arguments: Any) -> _T | None:
     """What ``make`` makes; ``None`` where the event is malformed: one bad event must not hold up those around it."""
     try:
         return make(*arguments)
-    except Exception:
+    except MemoryError:
+        raise
+    except BaseException:  # also what an object's own ``__str__`` raises
         log.warning("telemetry: an event could not be written and is left out", exc_info=True)
         return None
 

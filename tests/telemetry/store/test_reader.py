@@ -29,7 +29,7 @@ def test_every_field_comes_back(path: Path) -> None:
         error="EngineDeadError: gone", tool_calls=("a", "b, \"c\""), emulated=True, turn_index=4, finish_reason="abort",
     )  # fmt: skip
     bare = TurnRecord(turn_id="bare", model="m", engine="openai", policy="exact", started_at=at(2))
-    store = stored(path, full, bare)
+    store = stored(path, full, bare, content=True)  # errors are kept whole
     for turn in (full, bare):
         found = store.turn(turn.turn_id)
         assert found is not None

@@ -95,7 +95,7 @@ def test_an_awkward_turn_is_kept_as_far_as_it_can_be(
     tmp_path: Path, awkward: dict[str, Any], kept: dict[str, Any]
 ) -> None:
     path = tmp_path / "turns.sqlite"
-    recorder = StoreRecorder(path)
+    recorder = StoreRecorder(path, content=True)  # errors are kept whole
     recorder.record(make_turn(turn_id="before"))
     recorder.record(make_turn(**{"turn_id": "awkward", **awkward}))
     recorder.record(make_turn(turn_id="behind"))
