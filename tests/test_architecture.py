@@ -93,7 +93,7 @@ SYS_PATH = {
     "mixquant_tools/jail/child.py": "the child process that runs a model's code sees what its jail allows",
     "mixquant_workflows/runner/peers/llama.py": "a process of its own, which reads --llama-packages",
 }
-"""Who may touch ``sys.path``, and why. Nobody puts the caller's folder on it."""
+"""Who may change ``sys.path``, and why. Nobody puts the caller's folder on it."""
 
 
 def modules(package: str) -> Iterator[tuple[str, Path]]:
@@ -197,15 +197,33 @@ def test_shipped_code_imports_no_training() -> None:
                 assert first not in ("training", "mixquant_training") or " " in value, f"{name} names {value!r}"
 
 
+def changes_the_import_path(node: ast.AST) -> bool:
+    """Whether a node writes to ``sys.path``, calls one of its methods, hands it on, or adds a folder by ``site``."""
+    match node:
+        case ast.Attribute(attr="addsitedir"):
+            return True
+        case ast.ImportFrom(module="sys", names=names):
+            return "path" in {alias.name for alias in names}
+        case ast.Attribute(value=owner) if ast.unparse(owner) == "sys.path":
+            return True
+        case ast.Call(args=arguments):
+            return "sys.path" in map(ast.unparse, arguments)
+        case ast.Assign(targets=targets):
+            return any(ast.unparse(target).startswith("sys.path") for target in targets)
+        case ast.AugAssign(target=target):
+            return ast.unparse(target).startswith("sys.path")
+    return False
+
+
+def test_import_path_finder_knows_writing_from_reading() -> None:
+    writing = ("sys.path.append(x)", "sys.path[:] = []", "sys.path += [x]", "sys.path = []", "site.addsitedir(x)")
+    reading = ("for x in sys.path: pass", "x = [y for y in sys.path]", "x in sys.path", "os.path.join(x)")
+    assert all(any(map(changes_the_import_path, ast.walk(ast.parse(code)))) for code in writing)
+    assert not any(any(map(changes_the_import_path, ast.walk(ast.parse(code)))) for code in reading)
+
+
 def test_shipped_code_leaves_the_import_path_alone() -> None:
-    users = {
-        name
-        for name, path in shipped_files()
-        for node in ast.walk(tree(path))
-        if (isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path")
-        or (isinstance(node, ast.ImportFrom) and node.module == "sys" and "path" in {n.name for n in node.names})
-        or (isinstance(node, ast.Attribute) and node.attr == "addsitedir")
-    }
+    users = {name for name, path in shipped_files() if any(map(changes_the_import_path, ast.walk(tree(path))))}
     assert users == SYS_PATH.keys()
 
 

@@ -1,0 +1,70 @@
+"""The wheel holds the three packages, all their data files and their entry points, and nothing else."""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "mixquant_agents": ROOT / "mixquant_agents",
+    "mixquant_tools": ROOT / "tools" / "mixquant_tools",
+    "mixquant_workflows": ROOT / "workflows" / "mixquant_workflows",
+}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_packages_whole(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {
+        f"{package}/{path.relative_to(root).as_posix()}"
+        for package, root in PACKAGES.items()
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert names == wanted
+    for data in ("suites/data/heldout.jsonl.gz", "demo_notes/cache.md", "py.typed"):
+        assert f"mixquant_workflows/{data}" in names
+
+
+@pytest.mark.slow
+def test_wheel_registers_the_plugin_and_the_commands(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    parser = configparser.ConfigParser(delimiters="=")
+    parser.read_string(archive.read(name).decode())
+    assert parser["vllm.general_plugins"]["mixquant"] == "mixquant_agents.quant:register"
+    assert parser["console_scripts"]["mixquant"] == "mixquant_agents.cli:main"
+    assert set(parser["mixquant.commands"]) == {"demo", "bench.agents", "bench.peers", "bench.replay"}
+
+
+@pytest.mark.slow
+def test_unpacked_wheel_works_anywhere(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import sys; sys.path.insert(0, 'site')\n"
+        "import mixquant_workflows.suites.heldout as heldout\n"
+        "assert 'site' in heldout.__file__, heldout.__file__\n"
+        "assert len(heldout.load_tasks()) == 2200\n"
+        "assert 'mixquant_training' not in sys.modules\n"
+        "from mixquant_agents.cli.app import run\n"
+        "raise SystemExit(run(['bench', 'prefill', '--predict', 'h200']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
+    assert done.returncode == 0, done.stderr
+    assert "predicted, not measured" in done.stdout
