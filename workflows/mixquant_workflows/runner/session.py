@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
 from mixquant_agents.errors import ConfigError
@@ -67,22 +66,22 @@ class AgentsPlan:
         chosen = {key: str(value) for key, value in asdict(self).items() if key not in _FREE}
         return {**chosen, "weights": Path(model_folder(self.model)).name}
 
-    def wanted(self) -> list[tuple[Suite, int | None]]:
+    def chosen_suites(self) -> list[tuple[Suite, int | None]]:
         """Suites and cases of each: ``name``, or ``name:n`` where a suite has its own number.
 
         Raises:
             ConfigError: an unknown suite, no number, or one that cannot run with such calls.
         """
-        found = []
+        pairs = []
         for text in self.suites:
             name, _, count = text.partition(":")
             if count and not (count.isdigit() and int(count)):
                 raise ConfigError(f"{text!r}: after the colon comes a number of cases, as in {name}:100")
-            one = suite(name)
-            if self.calls == "required" and not one.one_answer:
+            benchmark = suite(name)
+            if self.calls == "required" and not benchmark.one_answer:
                 raise ConfigError(f"suite {name!r} needs answers in words, too; take --calls strict")
-            found.append((one, int(count) if count else self.n))
-        return found
+            pairs.append((benchmark, int(count) if count else self.n))
+        return pairs
 
     @property
     def section(self) -> str:
@@ -107,67 +106,89 @@ async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
         ConfigError: no suite, no policy, or an unknown one.
         EngineError: the engine did not start.
     """
-    if not (plan.suites or plan.trace) or not plan.policies:
-        raise ConfigError("name at least one suite (or a trace) and one policy")
-    threads = read_trace(plan.trace, plan.trace_threads) if plan.trace else []
-    wanted = plan.wanted()
-    policies = {name: plan.policy(name) for name in plan.policies}
-    first = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
-    results = ResultFile(plan.results, plan.header())
-    left_out = 0
+    session = _Session(plan, console)
+    if not session.is_complete():  # missing data is told here, before the engine is started
+        await session.run()
+    return session.report()
 
-    def told() -> dict[str, Any]:
-        """The figures so far, also in the report."""
+
+class _Session:
+    """One call of :func:`run_agents`: what is to run, what it has shown, and the engine in between."""
+
+    def __init__(self, plan: AgentsPlan, console: Console) -> None:
+        if not (plan.suites or plan.trace) or not plan.policies:
+            raise ConfigError("name at least one suite (or a trace) and one policy")
+        self._plan, self._console = plan, console
+        self._threads = read_trace(plan.trace, plan.trace_threads) if plan.trace else []
+        self._left_out_turns = 0
+        self._suites = plan.chosen_suites()
+        self._policies = {name: plan.policy(name) for name in plan.policies}
+        self._first_rows = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
+        self._results = ResultFile(plan.results, plan.header())
+        # An engine started exact has no twin weights and could not switch.
+        quantizing = (policy for policy in self._policies.values() if policy.quantizes)
+        self._start_policy = next(quantizing, PrecisionPolicy.of("exact"))
+
+    def is_complete(self) -> bool:
+        """Whether the results hold every case already; a trace looks for itself."""
+        return not self._threads and not any(
+            self._missing(benchmark, n, policy) for benchmark, n in self._suites for policy in self._policies
+        )
+
+    def _missing(self, benchmark: Suite, n: int | None, policy: str) -> bool:
+        cases = {case.id for case in choose(benchmark.cases(), n, self._plan.seed)}
+        return bool(cases - self._results.done(benchmark.name, policy))
+
+    def report(self) -> dict[str, Any]:
+        """The figures so far, put into the report file, too."""
+        plan, results = self._plan, self._results
         summary = summarise(results.rows)
         if "trace" in summary:
-            summary["trace"] = _without_scores(summary["trace"], left_out)
+            summary["trace"] = _without_scores(summary["trace"], self._left_out_turns)
         device = results.notes[-1]["device"] if results.notes else None
-        found: dict[str, Any] = {"model": plan.model, "device": device, "seed": plan.seed, "suites": summary}
+        report: dict[str, Any] = {"model": plan.model, "device": device, "seed": plan.seed, "suites": summary}
         if plan.rerun_of:
-            found["rerun"] = compare_runs(results.rows, first)
+            report["rerun"] = compare_runs(results.rows, self._first_rows)
         if plan.out:
-            merge(plan.out, plan.section, found["rerun" if plan.rerun_of else "suites"], results.notes)
-        return found
+            merge(plan.out, plan.section, report["rerun" if plan.rerun_of else "suites"], results.notes)
+        return report
 
-    # Missing data is told here, before the engine is started.
-    if threads or any(_left(plan, one, n, name, results) for one, n in wanted for name in policies):
-        left_out = await _run(plan, console, wanted, policies, threads, results, told)
-    return told()
-
-
-def _left(plan: AgentsPlan, one: Suite, n: int | None, policy: str, results: ResultFile) -> bool:
-    return bool({case.id for case in choose(one.cases(), n, plan.seed)} - results.done(one.name, policy))
-
-
-async def _run(
-    plan: AgentsPlan,
-    console: Console,
-    wanted: list[tuple[Suite, int | None]],
-    policies: Mapping[str, PrecisionPolicy],
-    threads: list[Any],
-    results: ResultFile,
-    told: Callable[[], Any],
-) -> int:
-    """Run what is left, with ``told`` after every suite; the number of a trace's turns that did not fit."""
-    # An engine started exact has no twin weights and could not switch.
-    start = next((policy for policy in policies.values() if policy.quantizes), PrecisionPolicy.of("exact"))
-    engine = VllmEngine(
-        EngineConfig(
-            model=model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
-            policy=start,
-            max_model_len=plan.max_model_len,
-            max_num_seqs=plan.concurrency,
-            seed=plan.seed,
+    async def run(self) -> None:
+        """Start the engine, run what is missing, end the engine; the report is renewed after every suite."""
+        plan = self._plan
+        engine = VllmEngine(
+            EngineConfig(
+                model=model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
+                policy=self._start_policy,
+                max_model_len=plan.max_model_len,
+                max_num_seqs=plan.concurrency,
+                seed=plan.seed,
+            )
         )
-    )
-    recorders = (StoreRecorder(plan.store),) if plan.store else ()
-    kind = MixQuantChatModel if plan.calls == "auto" else functools.partial(ConstrainedModel, calls=plan.calls)
-    try:
-        console.print(f"starting {plan.model}", style="dim")
-        await engine.start()
-        info = engine.info
-        threads, left_out = fitting(threads, info.max_model_len or 2**31)
-        results.note(
+        recorder = StoreRecorder(plan.store) if plan.store else None
+        try:
+            self._console.print(f"starting {plan.model}", style="dim")
+            await engine.start()
+            self._note(engine)
+            with Progress(console=self._console, transient=True) as bar:
+                progress = _Bars(bar)
+                for benchmark, n in self._suites:
+                    for policy in self._policies:
+                        if self._missing(benchmark, n, policy):
+                            model = await self._model(engine, policy, recorder)
+                            await self._run_suite(benchmark, n, policy, model, progress)
+                    self.report()
+                await self._run_trace(engine, progress)
+        finally:
+            if recorder is not None:
+                recorder.close()
+            await engine.aclose()
+
+    def _note(self, engine: VllmEngine) -> None:
+        """Note what runs where, and leave out what of a trace does not fit this engine."""
+        plan, info = self._plan, engine.info
+        self._threads, self._left_out_turns = fitting(self._threads, info.max_model_len or 2**31)
+        self._results.note(
             session_note(
                 plan.command,
                 device=info.device,
@@ -179,52 +200,72 @@ async def _run(
             )
         )
 
-        async def model_for(name: str) -> Any:
-            if start.quantizes:
-                await engine.set_policy(policies[name])
-            await engine.reset_prefix_cache()  # every policy begins cold
-            return kind(engine=engine, temperature=0, seed=plan.seed, max_tokens=plan.max_tokens, recorders=recorders)
+    async def _switch(self, engine: VllmEngine, policy: str) -> None:
+        if self._start_policy.quantizes:
+            await engine.set_policy(self._policies[policy])
+        await engine.reset_prefix_cache()  # every policy begins cold
 
-        with Progress(console=console, transient=True) as bar:
-            tasks: dict[tuple[str, str], Any] = {}
+    async def _model(self, engine: VllmEngine, policy: str, recorder: StoreRecorder | None) -> MixQuantChatModel:
+        """A chat model on the engine, switched to ``policy``."""
+        await self._switch(engine, policy)
+        plan = self._plan
+        settings: dict[str, Any] = {
+            "engine": engine,
+            "temperature": 0,
+            "seed": plan.seed,
+            "max_tokens": plan.max_tokens,
+            "recorders": (recorder,) if recorder is not None else (),
+        }
+        return MixQuantChatModel(**settings) if plan.calls == "auto" else ConstrainedModel(calls=plan.calls, **settings)
 
-            def progress(name: str, policy: str, done: int, total: int) -> None:
-                if (name, policy) not in tasks:
-                    tasks[name, policy] = bar.add_task(f"{name} {policy}", total=total)
-                bar.update(tasks[name, policy], completed=done)
+    async def _run_suite(
+        self, benchmark: Suite, n: int | None, policy: str, model: MixQuantChatModel, progress: _Bars
+    ) -> None:
+        plan, rows = self._plan, self._results.rows
+        began, before = time.monotonic(), len(rows)
+        await run_suites(
+            [benchmark],
+            policy,
+            model,
+            self._results,
+            n=n,
+            concurrency=plan.concurrency,
+            seed=plan.seed,
+            case_seconds=plan.case_seconds,
+            progress=progress,
+        )
+        new_rows = rows[before:]
+        score = sum(row["score"] for row in new_rows) / len(new_rows)
+        seconds = time.monotonic() - began
+        self._console.print(f"{benchmark.name} {policy}: {len(new_rows)} cases in {seconds:.0f} s, score {score:.3f}")
+        if reason := next((row["error"] for row in new_rows if row.get("error")), None):
+            self._console.print(f"the first that failed: {reason}", markup=False, highlight=False)
 
-            for one, n in wanted:
-                for name in policies:
-                    if not _left(plan, one, n, name, results):
-                        continue
-                    began, before = time.monotonic(), len(results.rows)
-                    await run_suites(
-                        [one],
-                        name,
-                        await model_for(name),
-                        results,
-                        n=n,
-                        concurrency=plan.concurrency,
-                        seed=plan.seed,
-                        case_seconds=plan.case_seconds,
-                        progress=progress,
-                    )
-                    done = results.rows[before:]
-                    score = sum(row["score"] for row in done) / len(done)
-                    seconds = time.monotonic() - began
-                    console.print(f"{one.name} {name}: {len(done)} cases in {seconds:.0f} s, score {score:.3f}")
-                    if why := next((row["error"] for row in done if row.get("error")), None):
-                        console.print(f"the first that failed: {why}", markup=False, highlight=False)
-                told()
-            for name in policies if threads else ():
-                await model_for(name)
-                shown = functools.partial(progress, "trace", name)
-                await run_trace(engine, threads, "trace", name, results, concurrency=plan.concurrency, progress=shown)
-    finally:
-        for recorder in recorders:
-            recorder.close()
-        await engine.aclose()
-    return left_out
+    async def _run_trace(self, engine: VllmEngine, progress: _Bars) -> None:
+        for policy in self._policies if self._threads else ():
+            await self._switch(engine, policy)
+            await run_trace(
+                engine,
+                self._threads,
+                "trace",
+                policy,
+                self._results,
+                concurrency=self._plan.concurrency,
+                progress=functools.partial(progress, "trace", policy),
+            )
+
+
+class _Bars:
+    """A progress bar for each suite and policy, made when it begins."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[tuple[str, str], TaskID] = {}
+
+    def __call__(self, suite: str, policy: str, done: int, total: int) -> None:
+        if (suite, policy) not in self._tasks:
+            self._tasks[suite, policy] = self._progress.add_task(f"{suite} {policy}", total=total)
+        self._progress.update(self._tasks[suite, policy], completed=done)
 
 
 def _without_scores(policies: dict[str, dict[str, Any]], left_out: int) -> dict[str, dict[str, Any]]:

@@ -50,8 +50,8 @@ async def _with_server(plan: PeersPlan, ours: Side, console: Console) -> tuple[d
     async with serve(Path(model_folder(plan.model)), _arguments(plan)) as server:
         side = _Served(SERVED, _openai(server, plan, fixed_length=True), server)
         mine, theirs = await measure([ours, side], plan, console)
-        found = await features(_openai(server, plan, fixed_length=False))
-    return mine, {"figures": theirs, "features": found, "remark": side.remark}
+        served_features = await features(_openai(server, plan, fixed_length=False))
+    return mine, {"figures": theirs, "features": served_features, "remark": side.remark}
 
 
 SERVED = "chat_openai_vllm_serve"
@@ -70,53 +70,87 @@ async def compare_peers(plan: PeersPlan, console: Console) -> dict[str, Any]:
     Raises:
         EngineError: our own engine did not start.
     """
-    peers: dict[str, Any] = {}
-    not_run: dict[str, str] = {}
-    console.print("starting our engine", style="dim")
-    config = EngineConfig(
-        model=plan.model, policy=PrecisionPolicy.of("exact"), max_model_len=plan.max_model_len, max_num_seqs=plan.agents
-    )
-    engine = VllmEngine(config)
-    try:
-        await engine.start()
-        model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=plan.answer_tokens, ignore_eos=True)
-        probe = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
-        table = {name: {"ours": value} for name, value in (await features(probe)).items()}
-        device = engine.info.device
-        console.print(f"starting {SERVED}", style="dim")
+    comparison = _Comparison(plan, console)
+    await comparison.beside_ours()
+    await comparison.alone()
+    return comparison.result()
+
+
+class _Comparison:
+    """Figures of our side and of each peer, as they come."""
+
+    def __init__(self, plan: PeersPlan, console: Console) -> None:
+        self._plan, self._console = plan, console
+        self._ours: dict[str, Any] = {}
+        self._peers: dict[str, dict[str, Any]] = {}
+        self._not_run: dict[str, str] = {}
+        self._features: dict[str, dict[str, bool]] = {}
+        self._device: str | None = None
+
+    async def beside_ours(self) -> None:
+        """Our engine and ``vllm serve``, taking turns; our engine alone where that cannot be started."""
+        plan, console = self._plan, self._console
+        console.print("starting our engine", style="dim")
+        config = EngineConfig(
+            model=plan.model,
+            policy=PrecisionPolicy.of("exact"),
+            max_model_len=plan.max_model_len,
+            max_num_seqs=plan.agents,
+        )
+        engine = VllmEngine(config)
         try:
-            ours, peers[SERVED] = await _with_server(plan, Side("ours", model), console)
-        except MixQuantError as error:
-            not_run[SERVED] = str(error)
-            (ours,) = await measure([Side("ours", model)], plan, console)
-    finally:
-        await engine.aclose()
-    for name, peer in PEERS.items():
-        console.print(f"starting {name}", style="dim")
-        try:
-            peers[name] = await peer(plan)
-        except MixQuantError as error:
-            not_run[name] = str(error)
-    for name, found in peers.items():
-        for feature, value in found["features"].items():
-            table[feature][name] = value
-        peers[name] = {**found["figures"], **ratios(ours, found["figures"]), "remark": found["remark"]}
-    if plan.out:
-        kept = {name: {key: row[key] for key in row if not isinstance(row[key], list)} for name, row in peers.items()}
-        told = {name: {"not_run": reason} for name, reason in not_run.items()}
-        note = session_note(plan.command, device=device, turns=plan.turns, agents=plan.agents, rounds=plan.rounds)
-        merge(plan.out, "peers", {**kept, **told}, [note])
-        merge(plan.out, "peer_features", table, [])
-    return {
-        "model": plan.model,
-        "turns": plan.turns,
-        "agents": plan.agents,
-        "rounds": plan.rounds,
-        "ours": ours,
-        "peers": peers,
-        "features": table,
-        "not_run": not_run,
-    }
+            await engine.start()
+            model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=plan.answer_tokens, ignore_eos=True)
+            probe = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
+            self._features = {name: {"ours": value} for name, value in (await features(probe)).items()}
+            self._device = engine.info.device
+            console.print(f"starting {SERVED}", style="dim")
+            try:
+                self._ours, self._peers[SERVED] = await _with_server(plan, Side("ours", model), console)
+            except MixQuantError as error:
+                self._not_run[SERVED] = str(error)
+                (self._ours,) = await measure([Side("ours", model)], plan, console)
+        finally:
+            await engine.aclose()
+
+    async def alone(self) -> None:
+        """The peers that are measured on their own."""
+        for name, peer in PEERS.items():
+            self._console.print(f"starting {name}", style="dim")
+            try:
+                self._peers[name] = await peer(self._plan)
+            except MixQuantError as error:
+                self._not_run[name] = str(error)
+
+    def result(self) -> dict[str, Any]:
+        """What :func:`compare_peers` returns, put into the report file, too."""
+        plan, peers = self._plan, {}
+        for name, measured in self._peers.items():
+            for feature, value in measured["features"].items():
+                self._features[feature][name] = value
+            figures = measured["figures"]
+            peers[name] = {**figures, **ratios(self._ours, figures), "remark": measured["remark"]}
+        if plan.out:
+            figures_only = {
+                name: {key: value for key, value in row.items() if not isinstance(value, list)}
+                for name, row in peers.items()
+            }
+            reasons = {name: {"not_run": reason} for name, reason in self._not_run.items()}
+            note = session_note(
+                plan.command, device=self._device, turns=plan.turns, agents=plan.agents, rounds=plan.rounds
+            )
+            merge(plan.out, "peers", {**figures_only, **reasons}, [note])
+            merge(plan.out, "peer_features", self._features, [])
+        return {
+            "model": plan.model,
+            "turns": plan.turns,
+            "agents": plan.agents,
+            "rounds": plan.rounds,
+            "ours": self._ours,
+            "peers": peers,
+            "features": self._features,
+            "not_run": self._not_run,
+        }
 
 
 def _arguments(plan: PeersPlan) -> list[str]:
