@@ -79,6 +79,15 @@ def test_values_of_every_kind_come_back(path: Path) -> None:
     assert shown == "b | t\n<5 bytes> | abc…"
 
 
+def test_schema_with_a_huge_statement_is_shown(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        columns = ", ".join(f'"{"w" * 300}{number}"' for number in range(1_900))
+        database.execute(f"CREATE TABLE wide ({columns})")
+    schema = Database(path).schema()
+    assert schema.startswith("CREATE TABLE big (x);\nCREATE TABLE wide (")
+    assert len(schema) < 250_000
+
+
 def test_a_database_in_wal_mode_is_read_while_it_is_written(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "w.db", isolation_level=None)) as writer:
         writer.execute("PRAGMA journal_mode=WAL")

@@ -21,6 +21,8 @@ ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_
 FORBIDDEN_FUNCTIONS = frozenset({"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit", "zipfile"})
 MAX_VALUE = 200_000
 """Longest text or blob, in bytes."""
+MAX_STATEMENT = 16 * 2**20
+"""Longest ``CREATE`` statement that is read, in bytes; of longer ones than ``MAX_VALUE`` the beginning is shown."""
 MAX_COLUMNS = 250
 _INTERPRETER = 256 * 2**20  # address space that Python itself and its libraries may take
 _MAX_WRITTEN = 16 * 2**20  # a database in WAL mode has an index of its log in a file; nothing else is written
@@ -112,7 +114,8 @@ def describe(settings: dict[str, Any]) -> dict[str, Any]:
     statement = "SELECT sql FROM sqlite_master WHERE type IN ('table', 'view') AND sql IS NOT NULL ORDER BY name"
     try:
         with closing(connect(settings)) as connection:
-            connection.text_factory = lambda data: data.decode("utf-8", "replace")
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_STATEMENT)
+            connection.text_factory = lambda data: data[:MAX_VALUE].decode("utf-8", "replace")
             rows, more = rows_within(connection.execute(statement), {**settings, "max_rows": 10_000}, 0)
     except sqlite3.Error as error:
         raise _translated(error, []) from None
