@@ -41,6 +41,8 @@ MARKERS = {
     "Nemotron": "<TOOLCALL> </TOOLCALL> <AVAILABLE_TOOLS> <TOOLRESPONSE> <extra_id_1> <SPECIAL_12>",
     "Kimi": "<|im_system|> <|im_middle|> <|tool_calls_section_begin|> <|tool_call_argument_begin|>",
     "OLMo": "<functions> </functions> <function_calls>",
+    "names in other forms": "<ifm|think> </ifm|tool_calls> <mm:think> <atem:invoke ]<]minimax[>[ </parameter> <arg_key "
+    "<tool_sep </param> <|plamo:begin_x|> <assistant> <role> <response> <paramname= <functionname=",
     "others": "<|plugin|> <eoh> <longcat_tool_call> <mask:1> <reserved_106> <|tool_list_start|> <kimi:a_b>",
 }
 ORDINARY = [

@@ -34,14 +34,15 @@ _log = logging.getLogger(__name__)
 _MARKERS = re.compile(
     r"<(?="
     r"\|[^\n<>]{1,60}>"  # <|im_end|> of ChatML, Llama, Phi, Granite …; <|turn> of Gemma 4
-    r"|/?[A-Za-z][\w-]{0,60}\|>"  # <turn|>
+    r"|/?[A-Za-z][\w-]{0,60}\|[\w-]{0,60}>"  # <turn|>, <ifm|think>
     r"|/?｜"  # DeepSeek's wide bars
     r"|</?SYS>>"
     r"|/?(?=[A-Za-z][A-Za-z0-9]{0,60}_)\w{2,60}(?<!_t)>"  # <start_of_turn>, <file_sep>; size_t is a type
-    r"|/?(?:seed|minimax):|/?[a-z]{1,20}:[a-z]{1,20}_[a-z_]{1,40}>"
-    r"|/?(?:tool_(?:calls?|responses?|results?)|think|invoke)\b|/?(?:function|parameter)="
+    r"|/?(?:seed|minimax):|/?[a-z]{1,20}:(?:[a-z]{1,20}_[a-z_]{1,40}>|think|invoke|tool)"
+    r"|/?(?:tool_[a-z]{1,20}|arg_(?:key|value)|think|invoke)\b|(?:function|param(?:eter)?)(?: ?name)?="
+    r"|/param(?:eter)?>"
     r"|/?(?i:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eoa|eoh|eod|eot|thought|answer|tools?|toolcall|toolresponse"
-    r"|functions?|reponame|filename|image|(?:unused|ctrl|reserved)\d{1,5}|mask:\d{1,3})>"
+    r"|functions?|reponame|filename|image|assistant|system|user|role|response|(?:unused|ctrl|reserved)\d{1,5}|mask:\d{1,3})>"
     r")"
     r"|\[(?="
     r"\|/?[A-Za-z_]{2,40}\|\]"  # [|assistant|] of EXAONE
@@ -49,7 +50,7 @@ _MARKERS = re.compile(
     r"|/?(?:INST|THINK|ARGS|CALL_ID|IMG(?:_BREAK|_END)?|(?:BEGIN_)?AUDIO|PREFIX|MIDDLE|SUFFIX|MODEL_SETTINGS|[gs]?MASK"
     r"|[A-Z_]{0,30}(?:TOOL|PROMPT)[A-Z_]{0,30}|control_\d{1,4})\]"  # Mistral, GLM
     r")"
-    r"|\](?=~!?[a-z]?[\[\]])"  # ]~b] and ]~!b[ of MiniMax
+    r"|\](?=~!?[a-z]?[\[\]]|<\][a-z]{1,20}\[>\[)"  # ]~b], ]~!b[ and ]<]minimax[>[ of MiniMax
     r"|｜(?=[\w▁]{1,40}｜(?!>))",  # DeepSeek's ｜DSML｜ within a tag
     re.ASCII,
 )
