@@ -5,6 +5,8 @@ Every model that a user fills derives from :class:`FrozenModel` or :class:`Froze
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -37,22 +39,26 @@ class FrozenConfig(FrozenModel):
         try:
             super().__init__(**data)
         except ValidationError as error:
-            raise config_error(type(self).__name__, error) from None
+            raise config_error(type(self).__name__, error, type(self).model_fields) from None
 
 
-def config_error(what: str, error: ValidationError) -> ConfigError:
+def config_error(what: str, error: ValidationError, known: Collection[str] = ()) -> ConfigError:
     """Our error for pydantic's: the one that a validator raised, else one line about every wrong field.
 
     Args:
         what: name of what was set up, such as ``EngineConfig``.
+        known: names of its settings; an unknown one is told which it may have meant.
     """
     causes = (item.get("ctx", {}).get("error") for item in error.errors())
     own_error = next((cause for cause in causes if isinstance(cause, ConfigError)), None)
-    return own_error or ConfigError(readable(what, error))
+    return own_error or ConfigError(readable(what, error, known))
 
 
-def readable(what: str, error: ValidationError) -> str:
-    """One line: of each wrong field its name, the value given, and what is allowed."""
+def readable(what: str, error: ValidationError, known: Collection[str] = ()) -> str:
+    """One line: of each wrong field its name, the value given, and what is allowed.
+
+    Of an unknown one what may have been meant, and what is ``known``.
+    """
     fields: dict[str, list[Any]] = {}
     for item in error.errors():
         fields.setdefault(str(item["loc"][0]) if item["loc"] else "", []).append(item)
@@ -62,7 +68,10 @@ def readable(what: str, error: ValidationError) -> str:
         if not field:
             complaints.append(allowed)
         elif items[0]["type"] == "extra_forbidden":
-            complaints.append(f"{what} has no setting {field!r}")
+            near = difflib.get_close_matches(field, known, 1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            listed = f", it has {', '.join(sorted(known))}" if known else ""
+            complaints.append(f"{what} has no setting {field!r}{meant}{listed}")
         elif items[0]["type"] == "missing":
             complaints.append(f"{what} needs {field!r}")
         else:

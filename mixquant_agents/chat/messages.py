@@ -86,7 +86,7 @@ def _broken_arguments(message: object) -> str | None:
         if isinstance(function, Mapping) and isinstance(arguments, str):
             try:
                 json.loads(arguments, strict=False)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 return (
                     f"the arguments of its call of {function.get('name')!r} are not valid JSON ({error}): "
                     f"{_short(arguments)}; write the JSON out, or give the call as an invalid_tool_call of an AIMessage"

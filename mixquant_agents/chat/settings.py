@@ -290,8 +290,14 @@ class ChatSettings(TurnFields, BaseChatModel):
         copied = super().model_copy(update=update, deep=deep)
         if not _STARTED_WITH.isdisjoint(update or ()):
             copied._held = Held()
+            if _but_window(self.profile) == _but_window(self._resolve_model_profile()):  # nobody typed one
+                copied.profile = copied._resolve_model_profile()
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         """The copy talks to the same engine: models hold no state of their own."""
         return self.model_copy()
+
+
+def _but_window(profile: ModelProfile | None) -> dict[str, Any]:
+    return {name: value for name, value in (profile or {}).items() if name != "max_input_tokens"}

@@ -33,23 +33,31 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
 def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
     if isinstance(tool, Mapping):
         _refuse_provider_tool(tool)
+        tool = _nested_function(tool)
     try:
-        one = convert_to_openai_tool(dict(tool) if isinstance(tool, Mapping) else tool, strict=strict)
+        converted = convert_to_openai_tool(tool, strict=strict)
     except Exception as error:  # LangChain and pydantic have many ways to refuse
         why = " ".join(str(error).split())
         raise RequestError(
             f"{tool!r} is no tool ({why}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
         ) from error
-    function = one.get("function")
-    if one.get("type") != "function" or not isinstance(function, Mapping):
-        raise RequestError(f"a tool of type {one.get('type')!r} is not supported; only function tools are")
+    function = converted.get("function")
+    if converted.get("type") != "function" or not isinstance(function, Mapping):
+        raise RequestError(f"a tool of type {converted.get('type')!r} is not supported; only function tools are")
     name, parameters = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not name:
         raise RequestError(f"a tool is named {name!r}; give each a name")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise RequestError(f"the parameters of tool {name!r} are {parameters!r}, not a JSON schema object")
-    clean: dict[str, Any] = well_formed_json(one)
+    clean: dict[str, Any] = well_formed_json(converted)
     return clean
+
+
+def _nested_function(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """OpenAI's responses form of a function, ``{"type": "function", "name": …}``, in the form of chat completions."""
+    if tool.get("type") != "function" or "function" in tool:
+        return dict(tool)
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
 def _refuse_provider_tool(tool: Mapping[str, Any]) -> None:
@@ -72,12 +80,6 @@ def tool_name(tool: JsonObject) -> str:
     return str(tool["function"]["name"])
 
 
-def _word(choice: Mapping[str, Any]) -> ToolChoice | None:
-    kind = choice.get("type")
-    named = "function" in choice or "name" in choice
-    return _WORDS.get(kind) if isinstance(kind, str) and not named else None
-
-
 def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
     """``None``, ``"auto"``, ``"none"``, ``"any"``, ``"required"``, a bool, a tool's name, or a dict: OpenAI's
     ``{"type": "function", "function": {"name": …}}``, Anthropic's ``{"type": "tool", "name": …}``, ``{"type": "any"}``.
@@ -86,31 +88,40 @@ def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
         RequestError: no such tool, or a call is forced without tools.
     """
     names = [tool_name(tool) for tool in tools]
-    found: ToolChoice
-    if choice is None:
-        found = "auto"
-    elif isinstance(choice, bool):
-        found = "required" if choice else "none"
-    elif isinstance(choice, NamedTool):
-        found = choice
-    elif isinstance(choice, str):
-        found = NamedTool(choice) if choice in names or choice not in _WORDS else _WORDS[choice]
-    elif (
-        isinstance(choice, Mapping) and choice.keys().isdisjoint(("function", "name")) and choice.get("type") in _WORDS
-    ):
-        found = _WORDS[choice["type"]]
-    elif isinstance(choice, Mapping):
-        inner = choice.get("function", choice)
-        named = inner.get("name") if isinstance(inner, Mapping) else inner
-        if not isinstance(named, str):
-            raise RequestError(f'tool_choice={choice!r} names no tool; write {{"type": "function", "function": …}}')
-        found = NamedTool(named)
-    else:
-        raise RequestError(f"tool_choice={choice!r} is not understood; use auto, none, any, required or a tool's name")
-    if isinstance(found, NamedTool) and found.name not in names:
+    chosen = _chosen(choice, names)
+    if isinstance(chosen, NamedTool) and chosen.name not in names:
         raise RequestError(
-            f"tool_choice={found.name!r} is not among the tools ({', '.join(names) or 'there are none'})"
+            f"tool_choice={chosen.name!r} is not among the tools ({', '.join(names) or 'there are none'})"
         )
-    if found == "required" and not names:
+    if chosen == "required" and not names:
         raise RequestError("tool_choice='required' without tools; bind tools first")
-    return found
+    return chosen
+
+
+def _chosen(choice: object, names: Sequence[str]) -> ToolChoice:
+    if choice is None:
+        return "auto"
+    if isinstance(choice, bool):
+        return "required" if choice else "none"
+    if isinstance(choice, NamedTool):
+        return choice
+    if isinstance(choice, str):
+        return NamedTool(choice) if choice in names or choice not in _WORDS else _WORDS[choice]
+    if isinstance(choice, Mapping):
+        return _chosen_by_dict(choice)
+    raise RequestError(f"tool_choice={choice!r} is not understood; use auto, none, any, required or a tool's name")
+
+
+def _chosen_by_dict(choice: Mapping[Any, Any]) -> ToolChoice:
+    if unknown := sorted(map(str, choice.keys() - {"type", "name", "function"})):
+        raise RequestError(
+            f"tool_choice={choice!r} says {', '.join(map(repr, unknown))}, which a choice cannot say; give settings of "
+            "the call by their own names, such as parallel_tool_calls=False"
+        )
+    kind, function = choice.get("type"), choice.get("function", choice)
+    if function is choice and "name" not in choice and isinstance(kind, str) and kind in _WORDS:
+        return _WORDS[kind]
+    name = function.get("name") if isinstance(function, Mapping) else function
+    if not isinstance(name, str):
+        raise RequestError(f'tool_choice={choice!r} names no tool; write {{"type": "function", "function": …}}')
+    return NamedTool(name)

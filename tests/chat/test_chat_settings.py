@@ -259,3 +259,18 @@ def test_profile_knows_the_window_before_the_engine_starts(tmp_path: Path) -> No
     for model, window in models:
         assert model.profile["max_input_tokens"] == window
         assert model.bind(temperature=0).bound.profile["max_input_tokens"] == window
+
+
+def test_copy_with_another_engine_has_its_profile() -> None:
+    model = MixQuantChatModel(engine=ScriptedEngine(max_model_len=512))
+    other = model.model_copy(update={"engine": ScriptedEngine(max_model_len=1024)})
+    assert (model.profile["max_input_tokens"], other.profile["max_input_tokens"]) == (512, 1024)
+    typed = MixQuantChatModel(engine=ScriptedEngine(), profile={"max_input_tokens": 7})
+    assert typed.model_copy(update={"engine": ScriptedEngine()}).profile == {"max_input_tokens": 7}
+
+
+def test_engine_config_tells_what_may_have_been_meant() -> None:
+    with pytest.raises(
+        ConfigError, match=r"EngineConfig has no setting 'max_model_length' \(did you mean 'max_model_len'"
+    ):
+        EngineConfig(model="m", max_model_length=3)

@@ -149,3 +149,66 @@ async def test_structured_output_with_raw_and_errors() -> None:
         await model_of("x").bind_tools([add], tool_choice="any", response_format={"type": "json_object"}).ainvoke("hi")
     both = model_of(FULL).bind_tools([add, weather], response_format={"type": "json_object"})
     assert len((await both.ainvoke("hi")).tool_calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("choice", "engine_s"),
+    [
+        ({"type": "any"}, "required"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "none"}, "none"),
+        ({"type": "required"}, "required"),
+        ({"type": "tool", "name": "add"}, NamedTool("add")),
+        ({"type": "function", "name": "add"}, NamedTool("add")),
+        ({"type": "function", "function": {"name": "add"}}, NamedTool("add")),
+    ],
+)
+def test_tool_choice_in_the_forms_of_others(choice: dict[str, Any], engine_s: Any) -> None:
+    model = model_of("x").bind_tools([add], tool_choice=choice)
+    model.invoke("hi")
+    assert request_of(model).tool_choice == engine_s
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ({"type": "auto", "disable_parallel_tool_use": True}, "'disable_parallel_tool_use'.*parallel_tool_calls=False"),
+        ({"type": "allowed_tools", "mode": "auto"}, "'mode'"),
+        ({"type": "anything"}, "names no tool"),
+        ({"type": ["any"]}, "names no tool"),
+    ],
+)
+def test_tool_choice_that_cannot_be_honoured_is_refused(choice: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        model_of("x").bind_tools([add], tool_choice=choice)
+
+
+@pytest.mark.parametrize(
+    "provided",
+    [
+        {"type": "web_search_20250305", "name": "web_search"},
+        {"type": "web_search"},
+        {"type": "computer_20250124", "name": "computer", "display_width_px": 800},
+        {"type": "mcp", "server_label": "x", "server_url": "http://x"},
+        {"type": "custom", "name": "free_text"},
+    ],
+)
+def test_tools_that_their_provider_runs_are_refused_by_name(provided: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=f"{provided.get('name', provided['type'])}.*run by its provider"):
+        model_of("x").bind_tools([add, provided])
+
+
+def test_functions_in_the_forms_of_others_are_taken() -> None:
+    schema = {"type": "object", "properties": {"q": {"type": "string"}}}
+    forms = [
+        {"type": "custom", "name": "a", "input_schema": schema},
+        {"name": "b", "description": "B.", "input_schema": schema},
+        {"type": "function", "name": "c", "parameters": schema},
+        {"type": "function", "function": {"name": "d", "parameters": schema}},
+        {"title": "e", "description": "E.", **schema},
+    ]
+    model = model_of("x").bind_tools(forms)
+    model.invoke("hi")
+    functions = [tool["function"] for tool in request_of(model).tools]
+    assert [function["name"] for function in functions] == ["a", "b", "c", "d", "e"]
+    assert all(function["parameters"]["properties"] == schema["properties"] for function in functions)

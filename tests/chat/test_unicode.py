@@ -149,3 +149,22 @@ def test_tool_descriptions_are_cleaned() -> None:
     model = model_of("x").bind_tools([described, add])
     model.invoke("hi")
     assert request_of(model).tools[0]["function"]["description"] == "Cut \ufffd"
+
+
+def test_half_that_a_model_escapes_keeps_its_thread_going() -> None:
+    """JSON can write what no encoding can. The tool gets it; a checkpoint of LangGraph's keeps a question mark."""
+
+    @tool
+    def say(text: str) -> str:
+        """Say it."""
+        return text
+
+    turn = ScriptedTurn(tool_calls=[{"name": "say", "args": r'{"text": "a\ud83d"}'}])
+    engine = ScriptedEngine([turn, "Done.", "Yes."])
+    agent = tool_agent(MixQuantChatModel(engine=engine), [say], checkpointer=SqliteCheckpoints(":memory:"))
+    for question in ("hi", "sure?"):
+        state = agent.invoke({"messages": [HumanMessage(question)]}, {"configurable": {"thread_id": "1"}})
+    assert state["messages"][-1].text == "Yes."
+    said = engine.requests[-1].messages
+    assert [message["content"] for message in said if message["role"] == "tool"] == ["a?"]
+    assert [message["content"] for message in engine.requests[1].messages if message["role"] == "tool"] == ["a\ufffd"]
