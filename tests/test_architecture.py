@@ -22,14 +22,9 @@ SHIPPED = {
 PACKAGES = {**SHIPPED, "mixquant_training": ROOT / "training" / "mixquant_training"}
 
 KNOWN: dict[str, set[str]] = {
-    "import circle": {
-        "mixquant_agents.quant.router mixquant_agents.quant.runtime mixquant_agents.quant.vllm.linear",
-    },
+    "import circle": set(),
     "getattr on our own object": {
-        "mixquant_agents/quant: check",
-        "mixquant_agents/quant: gpu",
         "mixquant_agents/quant: runtime",
-        "mixquant_agents/quant: select",
         "mixquant_agents/telemetry: after_fork_in_child",
         "mixquant_agents/telemetry: before_fork",
     },

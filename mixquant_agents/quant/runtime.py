@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.precision.formats import NumberFormat
-from mixquant_agents.precision.layer_filter import is_ignored, parts_of
-from mixquant_agents.precision.plan import RequestRows, RowPlan, plan_rows
+from mixquant_agents.precision.layer_filter import parts_of
+from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.resolve import LayerFormat, resolve
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.counters import RowCounter
-from mixquant_agents.quant.ops.emulated import EXACT_STEP, StepMarker
-from mixquant_agents.quant.twins.base import get_twin, twin_key
+from mixquant_agents.quant.formats.registry import twin_of
+from mixquant_agents.quant.layer import RoutedLayer
+from mixquant_agents.quant.router import GraphSettings, Router
+from mixquant_agents.quant.step import EXACT, StepPlan, forced_step
 from mixquant_agents.quant.twins.checkpoint import TwinCheckpoint
-from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
-
-if TYPE_CHECKING:
-    from mixquant_agents.quant.router import GpuRouting
+from mixquant_agents.quant.twins.memory import TwinMemory
 
 __all__ = ["Runtime", "runtime_of"]
 
@@ -37,8 +35,12 @@ class Runtime:
     (when the model's forward context is made), :meth:`end_step`.
 
     Attributes:
-        twin: key of the twin in use, ``""`` while everything runs exact.
+        resolved: the policy in force on this device.
+        captured: twins run inside captured graphs.
+        router: from rows to a step's plan.
+        layers: the routed layers, in the model's order.
         counter: rows per request.
+        checkpoint: where twins are read from, if not made from the weights.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Runtime:
         *,
         switchable: bool,
         fused: Mapping[str, Sequence[str]] | None = None,
+        graphs: GraphSettings | None = None,
     ) -> None:
         """
         Args:
@@ -55,54 +58,67 @@ class Runtime:
             device: where it runs.
             switchable: the engine is eager, so that twins may change after the model was built.
             fused: vLLM's fused layers and their parts, ``{"qkv_proj": ["q_proj", "k_proj", "v_proj"]}``.
+            graphs: what the engine's captured graphs ask of routing, should the twins run inside them.
+
+        Raises:
+            FormatRefusedError: the device cannot run the policy, or lacks what its twins need.
+            ConfigError: the policy's threshold cannot be honoured in captured graphs.
         """
         self.device = device
         self.switchable = switchable
         self._fused = fused or {}
         self.resolved = resolve(policy, device)
-        self.twin = twin_key(self.resolved)
-        self.measured_threshold = 0
+        default = self.resolved.default_format
+        twin = None if default is None else twin_of(default)
+        if twin is not None:
+            twin.prepare()  # refuse before weights are loaded
+        self.captured = twin is not None and twin.captured
+        self.router = Router(self.resolved, (graphs or GraphSettings(1, False)) if self.captured else None)
         self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
         self.counter = RowCounter()
-        self.gpu: GpuRouting | None = None
-        self._layers: list[MixQuantLinearMethod] = []
-        self._pending: RowPlan | None = None
+        self.layers: list[RoutedLayer] = []
+        self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
+        self._step: StepPlan | None = None
         self._planned = False
         self._serving = False
-        if self.twin:
-            get_twin(self.twin)  # refuse before weights are loaded
         if self.resolved.emulated:
             _log.warning("mixquant: %s is emulated: %s", self.resolved.prefill_format.value, self.resolved.reason)
         elif self.resolved.reason:
             _log.warning("mixquant: %s", self.resolved.reason)
 
-    def add_layer(self, method: MixQuantLinearMethod) -> None:
-        """A routed Linear has its weights. Idempotent."""
-        if method not in self._layers:
-            self._layers.append(method)
+    # --- layers -------------------------------------------------------------------------------------------------------
 
-    def native_layers(self) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Exact weight and twin tensors of each routed layer, in the model's order."""
-        for layer in self._layers:
-            yield from layer.tensors()
-
-    def twin_of(self, prefix: str, policy: PrecisionPolicy | None = None, key: str | None = None) -> str:
-        """Key of the twin that the layer ``prefix`` uses; ``""`` where it stays exact.
+    def layer_format(self, prefix: str) -> LayerFormat | None:
+        """How quantized rows run in the layer ``prefix``; ``None`` where every row stays exact.
 
         Raises:
             ConfigError: see :func:`~mixquant_agents.precision.layer_filter.is_ignored`.
         """
-        ignored = (policy or self.resolved.policy).ignored_layers
-        return "" if is_ignored(prefix, ignored, self._fused) else self.twin if key is None else key
+        return self.resolved.layer_format(prefix, self._fused)
 
     def parts_of(self, prefix: str) -> list[str]:
         """Names that a checkpoint has for the layer ``prefix``."""
         return parts_of(prefix, self._fused)
 
+    def reserve(self, nbytes: int) -> None:
+        """A twin of ``nbytes`` is going to be built, once all weights are read.
+
+        Raises:
+            OutOfMemoryError: it will not fit.
+        """
+        self._memory.add(nbytes)
+
+    def add_layer(self, layer: RoutedLayer) -> None:
+        """A routed layer has its weights. Idempotent."""
+        if layer not in self.layers:
+            self.layers.append(layer)
+
     @property
-    def row_threshold(self) -> int:
-        """A step with at most so many rows runs exact."""
-        return self.resolved.rule(self.measured_threshold).threshold
+    def captured_layers(self) -> list[RoutedLayer]:
+        """The layers whose twins run inside captured graphs."""
+        return [layer for layer in self.layers if layer.layer_format is not None and layer.twin.captured]
+
+    # --- policy -------------------------------------------------------------------------------------------------------
 
     def set_policy(self, policy: PrecisionPolicy) -> None:
         """Switch to ``policy`` between two steps.
@@ -117,79 +133,81 @@ class Runtime:
                 f"({self.resolved.policy.prefill_checkpoint!r}); start another engine"
             )
         resolved = resolve(policy, self.device)
-        key = twin_key(resolved)
-        if key:
-            get_twin(key)
-        keys = [self.twin_of(layer.prefix, policy, key) for layer in self._layers]
-        if not self.switchable and any(layer.key != new for layer, new in zip(self._layers, keys, strict=True)):
+        if resolved.default_format is not None:
+            twin_of(resolved.default_format).prepare()
+        formats = [resolved.layer_format(layer.prefix, self._fused) for layer in self.layers]
+        changed = any(layer.layer_format != new for layer, new in zip(self.layers, formats, strict=True))
+        if changed and not self.switchable:
             raise ConfigError(
                 f"policy {policy.name!r} needs other weights than the running {self.resolved.policy.name!r}, which a "
                 "compiled engine cannot swap; start another engine, or this one with enforce_eager=True"
             )
-        if self.gpu is not None:
-            self.gpu.switch(resolved)
-        for layer, new in zip(self._layers, keys, strict=True):
+        self.router.switch(resolved)
+        for layer, new in zip(self.layers, formats, strict=True):
             layer.use(new)
-        self.resolved, self.twin = resolved, key
+        self.resolved = resolved
+
+    # --- steps --------------------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         """The runner starts to execute a step; what an earlier one left over is void."""
-        self._pending = None
+        self._step = None
         self._planned = False
         self._serving = True
 
     def end_step(self) -> bool:
         """The forward is over. Returns whether there was a plan."""
-        self._pending = None
+        self._step = None
         return self._planned
 
-    def plan_step(self, requests: Iterable[RequestRows], drafts: dict[str, int] | None = None) -> RowPlan:
+    def plan_step(self, requests: Iterable[RequestRows], drafts: dict[str, int] | None = None) -> StepPlan:
         """Route the step's rows and count them."""
-        mixed = 0 if self.gpu is None else self.gpu.thresholds.mixed
-        plan = plan_rows(tuple(requests), self.resolved.rule(self.measured_threshold, mixed))
-        if self.gpu is not None:
-            plan = self.gpu.route(plan)
-        self._pending = plan
+        rows, step = self.router.route(tuple(requests))
+        self._step = step
         self._planned = True
-        self.counter.record(plan, drafts)
-        return plan
+        self.counter.record(rows, drafts)
+        return step
 
-    def take_plan(self, num_tokens: int | None) -> RowPlan | StepMarker | None:
-        """What a new forward context is to carry: the pending plan once, for the first that is wide enough for it.
+    def take_plan(self, num_tokens: int | None) -> StepPlan:
+        """What a new forward context is to carry: the step's plan once, for the first that is wide enough for it.
 
-        Before the first step (profiling, warm-up) there is ``None``; later, contexts other than the model's own forward
-        run exact: a draft model's, and an encoder's, which names no number of tokens and comes before that forward.
+        Before the first step (profiling, warm-up) the number of tokens decides; later, contexts other than the model's
+        own forward run exact: a draft model's, and an encoder's, which names no number of tokens and comes before that
+        forward. Inside of :func:`~mixquant_agents.quant.step.forced` all carry what that asks for.
         """
+        forced = forced_step()
+        if forced is not None:
+            return forced
         if not self._serving:
-            return None
-        plan = self._pending
-        if plan is None or num_tokens is None or num_tokens < plan.rows:
-            return EXACT_STEP
-        self._pending = None
-        return plan
+            return self.router.warmup_step(num_tokens)
+        step = self._step
+        if step is None or num_tokens is None or num_tokens < step.rows:
+            return EXACT
+        self._step = None
+        return step
 
     def status(self, model: torch.nn.Module | None = None) -> dict[str, Any]:
-        """Plain JSON; see ``rpc``."""
-        resolved = self.resolved
+        """Plain JSON; see ``vllm/worker_rpc.py``."""
+        resolved, default = self.resolved, self.resolved.default_format
         weights = {} if model is None else {p.data_ptr(): p for p in model.parameters()}
-        quantizes = resolved.prefill_format is not NumberFormat.EXACT
+        twins = {} if default is None else twin_of(default).status()
         return {
             "policy": resolved.policy.name,
             "fingerprint": resolved.policy.fingerprint,
             "prefill_format": resolved.prefill_format.value,
             "decode_format": resolved.decode_format.value,
             "emulated": resolved.emulated,
-            "native": quantizes and not resolved.emulated,
+            "native": resolved.quantizes and not resolved.emulated,
             "reason": resolved.reason,
             "device": self.device.name,
-            "row_threshold": self.row_threshold,
+            "row_threshold": self.router.rule.threshold,
             "exact_last_token": resolved.exact_last_token,
             "weight_only": resolved.policy.weight_only,
-            "routed_layers": sum(bool(layer.key) for layer in self._layers),
-            "twin": self.twin,
-            "twin_bytes": sum(layer.twin_bytes for layer in self._layers),
+            "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
+            "twin": "" if default is None else default.name,
+            "twin_bytes": sum(layer.twin_bytes for layer in self.layers),
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),
-            **({} if self.gpu is None else {"gpu": self.gpu.status()}),
+            **({"gpu": {**self.router.status(), **twins}} if self.captured else {}),
         }
 
 

@@ -1,96 +1,76 @@
-"""How one engine step runs on the GPU, and how the operations learn of it.
+"""How one engine step runs: all that vLLM's forward context carries of it.
 
-A step has one :class:`Mode` for all its layers:
+A step has one :class:`~mixquant_agents.precision.plan.Mode` for all its layers:
 
-- ``EXACT``: every row in 16 bits.
-- ``QUANTIZED``: every row quantized.
-- ``MIXED``: every row quantized, then the exact rows computed from unquantized input and written over. The exact rows
-  are named by an index buffer on the device. Inside a captured graph it is the engine's fixed, padded one, refilled
-  before each replay; outside, a tensor of the step's own.
+- ``EXACT``: every row in the engine's own dtype.
+- ``QUANTIZED``: every row through the twins.
+- ``MIXED``: most rows through the twins, some exact. A twin that runs in captured graphs quantizes every row; the exact
+  ones are then computed from unquantized input and written over. They are named by an index buffer on the device:
+  inside a captured graph the engine's fixed, padded one, refilled before each replay; outside, a tensor of the step's
+  own.
 
-An operation asks :func:`current`. While graphs are captured and while the start-up measurement runs, :func:`forced`
-answers; else the plan in vLLM's forward context does.
+The router makes a step's plan, the runtime hands it to the first forward context that is wide enough for it, and the
+operations find it there (:mod:`mixquant_agents.quant.vllm.context`). :func:`forced` stands above the context: while
+graphs are captured, while memory is profiled, and while thresholds are measured.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
 
-from mixquant_agents.precision.plan import Mode, RowPlan
-from mixquant_agents.quant.ops.emulated import StepMarker, step_plan
+from mixquant_agents.precision.plan import Mode, RequestRows
 
-__all__ = ["EXACT", "QUANTIZED", "Mode", "Step", "announce", "current", "forced", "warmup_threshold"]
+__all__ = ["EXACT", "QUANTIZED", "StepPlan", "forced", "forced_step"]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step's mode; ``index`` int32 ``[S]`` on the device names the exact rows of a mixed one (negative: unused).
+@dataclass(frozen=True, slots=True, eq=False)
+class StepPlan:
+    """How the rows of one step run.
 
-    ``rows`` is how many rows the step has; an operation on fewer is not on the model's token rows and runs exact.
+    Attributes:
+        mode: what they have in common.
+        rows: how many rows the step has; what a graph pads beyond them is nobody's. 0: the plan holds for any number.
+        requests: who owns the rows, in row order; empty where no request is behind them.
+        exact_rows: which rows of a mixed step run exact: int32 ``[S]`` on the device, negative where unused (captured
+            twins), or int64 ``[E]`` on the host (others).
+        quantized_rows: the other rows, int64 ``[Q]`` on the host; ``None`` for captured twins, which quantize them all.
     """
 
     mode: Mode
-    index: torch.Tensor | None = None
     rows: int = 0
+    requests: tuple[RequestRows, ...] = ()
+    exact_rows: torch.Tensor | None = None
+    quantized_rows: torch.Tensor | None = None
+
+    def on(self, rows: int) -> StepPlan:
+        """The plan for an operation on ``rows`` rows.
+
+        Fewer than the step has are not the model's token rows (an encoder's, for example): they run exact.
+        """
+        return EXACT if rows < self.rows else self
 
 
-EXACT = Step(Mode.EXACT)
-QUANTIZED = Step(Mode.QUANTIZED)
+EXACT = StepPlan(Mode.EXACT)
+QUANTIZED = StepPlan(Mode.QUANTIZED)
 
-
-class _State:
-    """Of this process. Engines of one process take turns: a step is planned and run before the next is planned."""
-
-    forced: Step | None = None
-    plan: RowPlan | None = None
-    step: Step = EXACT
-    warmup_threshold: int = 0
-
-
-def warmup_threshold(rows: int) -> None:
-    """Runs without a plan (profiling, warm-up) quantize above so many rows, as serving would."""
-    _State.warmup_threshold = rows
-
-
-def announce(plan: RowPlan, step: Step) -> None:
-    """The step planned as ``plan`` is to run as ``step``."""
-    _State.plan, _State.step = plan, step
-
-
-def step_of(plan: RowPlan) -> Step | None:
-    """The step announced for ``plan``, if it was the latest."""
-    return _State.step if plan is _State.plan else None
+_FORCED: ContextVar[StepPlan | None] = ContextVar("mixquant_forced_step", default=None)
 
 
 @contextlib.contextmanager
-def forced(step: Step) -> Iterator[None]:
-    """Every operation inside runs as ``step``."""
-    before, _State.forced = _State.forced, step
+def forced(step: StepPlan) -> Iterator[None]:
+    """Every operation inside runs as ``step``, whatever the forward context says."""
+    token = _FORCED.set(step)
     try:
         yield
     finally:
-        _State.forced = before
+        _FORCED.reset(token)
 
 
-def is_forced() -> Step | None:
+def forced_step() -> StepPlan | None:
     """What :func:`forced` asks for, if anything."""
-    return _State.forced
-
-
-def current(rows: int) -> Step:
-    """How an operation on ``rows`` rows is to run."""
-    if _State.forced is not None:
-        return _State.forced
-    plan = step_plan()
-    if plan is None:
-        return QUANTIZED if rows > _State.warmup_threshold else EXACT
-    if isinstance(plan, StepMarker) or rows < plan.rows:
-        return EXACT
-    step = step_of(plan)
-    if step is None:
-        raise RuntimeError("a step runs with a plan that was never announced; the runner's hooks are out of order")
-    return step
+    return _FORCED.get()

@@ -10,8 +10,9 @@ import torch
 from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant import step as steps
 from mixquant_agents.quant.ops import rowwise_torch as reference
-from mixquant_agents.quant.step import EXACT, QUANTIZED, Step
-from mixquant_agents.quant.twins.registry import hold
+from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
+from mixquant_agents.quant.twins.registry import register
+from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("operations")]
 
@@ -31,7 +32,8 @@ class Inputs:
         self.gamma = random(K).abs() + 0.5
         self.weight = random(N, K) / K**0.5
         self.bias = random(N)
-        self.held = hold(self.weight, *kernels.quantize_rows(self.weight, FP8))
+        twin = RowwiseTwin("fp8-native", FP8, "torch", "cutlass")
+        self.registered = register(self.weight, twin, twin.build(self.weight))
 
     def run(self, name: str) -> torch.Tensor:
         twin = (self.weight, self.bias)
@@ -75,7 +77,7 @@ def test_modes_against_float64(kernels: types.ModuleType, name: str) -> None:
 def test_replay_with_other_indices_routes_other_rows(kernels: types.ModuleType, name: str) -> None:
     data = Inputs(kernels)
     index = torch.full((16,), -1, dtype=torch.int32, device="cuda")
-    step = Step(Mode.MIXED, index, M)
+    step = StepPlan(Mode.MIXED, M, exact_rows=index)
     with steps.forced(EXACT):
         exact = data.run(name)
     with steps.forced(QUANTIZED):

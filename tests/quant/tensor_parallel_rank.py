@@ -20,8 +20,8 @@ def main(rank: int, world: int, file: str) -> None:
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
     from mixquant_agents.config import PrecisionPolicy
+    from mixquant_agents.quant.ops.sources import PlainRows
     from mixquant_agents.quant.runtime import Runtime
-    from mixquant_agents.quant.twins.base import get_twin
     from mixquant_agents.quant.vllm.method import MixQuantConfig, device_info
 
     vllm_config = VllmConfig(device_config=DeviceConfig("cpu"))
@@ -49,7 +49,7 @@ def main(rank: int, world: int, file: str) -> None:
         def part(w: torch.Tensor) -> torch.Tensor:
             return w.chunk(world)[rank]
 
-        twin = get_twin("nvfp4-emulated")
+        twin = down.quant_method.twin
         for module, shard in (
             (qkv, torch.cat([part(q), part(k), part(v)])),
             (up, torch.cat([part(gate_w), part(up_w)])),
@@ -57,18 +57,18 @@ def main(rank: int, world: int, file: str) -> None:
         ):
             module.quant_method.process_weights_after_loading(module)
             assert torch.equal(module.weight, shard), "the exact weight is not this rank's shard"
-            built, expected = module.quant_method._twins["nvfp4-emulated"], twin.build(shard)
+            built, expected = module.quant_method.state, twin.build(shard)
             assert all(torch.equal(a, b) for a, b in zip(built, expected, strict=True)), "the twin is another's"
         for module, shard in (
             (qkv, torch.cat([part(q), part(k), part(v)])),
             (up, torch.cat([part(gate_w), part(up_w)])),
         ):
-            torch.testing.assert_close(module(x)[0], twin.apply(x, twin.build(shard)))
+            torch.testing.assert_close(module(x)[0], twin.product(PlainRows(x), twin.build(shard)))
         hidden = torch.randn(7, 48, generator=generator)
         shards = [
             (hidden.chunk(world, 1)[r].contiguous(), down_w.chunk(world, 1)[r].contiguous()) for r in range(world)
         ]
-        expected_sum = sum(twin.apply(h, twin.build(w)) for h, w in shards)
+        expected_sum = sum(twin.product(PlainRows(h), twin.build(w)) for h, w in shards)
         out = down(shards[rank][0])[0]
         torch.testing.assert_close(out, expected_sum, rtol=1e-5, atol=1e-5)
         error = (out - linear(hidden, down_w)).norm() / linear(hidden, down_w).norm()

@@ -1,211 +1,97 @@
-"""The plan's way through one step: made once, taken once, void afterwards; and the hooks around it."""
+"""The plan's way through one step: made once, taken once, void afterwards."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.errors import ConfigError, EngineStartError, FormatRefusedError
-from mixquant_agents.precision.plan import RequestRows, RowPlan
+from mixquant_agents.errors import ConfigError, FormatRefusedError, OutOfMemoryError
+from mixquant_agents.precision.plan import Mode, RequestRows
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.ops.emulated import CONTEXT_KEY, EXACT_STEP
 from mixquant_agents.quant.runtime import Runtime
-from mixquant_agents.quant.vllm import runner_hooks as hooks
-from mixquant_agents.quant.vllm.patching import wrap
+from mixquant_agents.quant.step import EXACT, QUANTIZED, forced
+from mixquant_agents.quant.twins.memory import TwinMemory
 
 CPU = DeviceInfo("cpu", "cpu")
 
 
-def runtime(policy: str | PrecisionPolicy = "mixquant-nvfp4", **fields: Any) -> Runtime:
+def make_runtime(policy: str | PrecisionPolicy = "mixquant-nvfp4", **fields: Any) -> Runtime:
     return Runtime(PrecisionPolicy.of(policy), CPU, switchable=True, **fields)
 
 
-def test_before_the_first_step_there_is_no_plan() -> None:
-    assert runtime().take_plan(512) is None
+def test_passes_before_the_first_step_run_quantized_as_memory_profiling_needs_it() -> None:
+    step = make_runtime().take_plan(512)
+    assert (step.mode, step.rows) == (Mode.QUANTIZED, 512)
+    assert make_runtime().take_plan(None) is EXACT
+    assert make_runtime("exact").take_plan(512) is EXACT
 
 
-def test_the_plan_goes_to_the_first_forward_that_is_wide_enough() -> None:
-    state = runtime()
-    state.begin_step()
-    plan = state.plan_step([RequestRows("r", 8, 0, 8)])
-    assert state.take_plan(3) is EXACT_STEP, "an encoder's pass"
-    assert state.take_plan(None) is EXACT_STEP, "an encoder's that says nothing of tokens"
-    assert state.take_plan(8) is plan
-    assert state.take_plan(8) is EXACT_STEP, "a draft model's pass"
-    assert state.end_step()
+def test_plan_goes_to_the_first_forward_that_is_wide_enough() -> None:
+    runtime = make_runtime()
+    runtime.begin_step()
+    step = runtime.plan_step([RequestRows("r", 8, 0, 8)])
+    assert step.requests == (RequestRows("r", 8, 0, 8),)
+    assert runtime.take_plan(3) is EXACT, "an encoder's pass"
+    assert runtime.take_plan(None) is EXACT, "an encoder's that says nothing of tokens"
+    assert runtime.take_plan(8) is step
+    assert runtime.take_plan(8) is EXACT, "a draft model's pass"
+    assert runtime.end_step()
 
 
-def test_a_plan_that_nobody_took_is_void_in_the_next_step() -> None:
-    state = runtime()
-    state.begin_step()
-    state.plan_step([RequestRows("r", 8, 0, 8)])
-    state.end_step()
-    state.begin_step()
-    assert state.take_plan(8) is EXACT_STEP
-    assert not state.end_step()
+def test_plan_that_nobody_took_is_void_in_the_next_step() -> None:
+    runtime = make_runtime()
+    runtime.begin_step()
+    runtime.plan_step([RequestRows("r", 8, 0, 8)])
+    runtime.end_step()
+    runtime.begin_step()
+    assert runtime.take_plan(8) is EXACT
+    assert not runtime.end_step()
+
+
+def test_forced_step_stands_above_the_plan_and_leaves_it_there() -> None:
+    runtime = make_runtime()
+    runtime.begin_step()
+    step = runtime.plan_step([RequestRows("r", 8, 0, 8)])
+    with forced(QUANTIZED):
+        assert runtime.take_plan(8) is QUANTIZED
+        with forced(EXACT):
+            assert runtime.take_plan(8) is EXACT
+        assert runtime.take_plan(8) is QUANTIZED
+    assert runtime.take_plan(8) is step
 
 
 def test_switching_needs_an_eager_engine_only_where_weights_change() -> None:
-    state = Runtime(PrecisionPolicy.of("mixquant-nvfp4"), CPU, switchable=False)
-    state.add_layer(SimpleNamespace(prefix="model.layers.0.mlp.down_proj", key="nvfp4-emulated", use=lambda key: None))  # type: ignore[arg-type]
-    state.set_policy(PrecisionPolicy.of("uniform-nvfp4"))
+    runtime = Runtime(PrecisionPolicy.of("mixquant-nvfp4"), CPU, switchable=False)
+    used = []
+    layer: Any = SimpleNamespace(
+        prefix="model.layers.0.mlp.down_proj",
+        layer_format=runtime.layer_format("model.layers.0.mlp.down_proj"),
+        use=used.append,
+    )
+    runtime.add_layer(layer)
+    runtime.set_policy(PrecisionPolicy.of("uniform-nvfp4"))
+    assert used == [layer.layer_format]
     with pytest.raises(ConfigError, match="enforce_eager=True"):
-        state.set_policy(PrecisionPolicy.of("mixquant-fp8"))
-    assert state.resolved.policy == PrecisionPolicy.of("uniform-nvfp4")
+        runtime.set_policy(PrecisionPolicy.of("mixquant-fp8"))
+    with pytest.raises(ConfigError, match="enforce_eager=True"):
+        runtime.set_policy(PrecisionPolicy(prefill_format="nvfp4", ignored_layers=("down_proj",)))
+    assert runtime.resolved.policy == PrecisionPolicy.of("uniform-nvfp4")
+    assert len(used) == 1
 
 
-def test_a_refused_policy_changes_nothing() -> None:
-    state = runtime()
+def test_refused_policy_changes_nothing() -> None:
+    runtime = make_runtime()
     with pytest.raises(FormatRefusedError):
         Runtime(PrecisionPolicy.of("mixquant-fp8"), DeviceInfo("tpu", "TPU"), switchable=True)
-    assert state.twin == "nvfp4-emulated"
+    assert runtime.status()["twin"] == "nvfp4-emulated"
 
 
-# --- hooks, on stand-ins for vLLM's runners ---------------------------------------------------------------------------
-
-
-def scheduled(rows: dict[str, int], **fields: Any) -> SimpleNamespace:
-    defaults: dict[str, Any] = {
-        "finished_req_ids": set(),
-        "preempted_req_ids": None,
-        "total_num_scheduled_tokens": sum(rows.values()),
-        "scheduled_spec_decode_tokens": {},
-        "scheduled_encoder_inputs": {},
-        "num_scheduled_tokens": rows,
-    }
-    return SimpleNamespace(**{**defaults, **fields})
-
-
-class RunnerV1:
-    """Row order is the input batch's."""
-
-    def __init__(self, state: Runtime | None) -> None:
-        self.vllm_config = SimpleNamespace(quant_config=SimpleNamespace(runtime=state))
-        self.input_batch = SimpleNamespace(
-            num_reqs=2,
-            req_ids=["a", "b", "stale"],
-            num_prompt_tokens=np.array([6, 4, 99], dtype=np.int32),
-            num_computed_tokens_cpu=np.array([2, 4, 99], dtype=np.int32),
-        )
-
-    def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> str:
-        return "inputs"
-
-    def execute_model(self, scheduler_output: Any) -> Any:
-        self._prepare_inputs(scheduler_output, np.array([4, 1], dtype=np.int32))
-        return context(self.vllm_config, 5)
-
-
-class RunnerV2:
-    """Row order is the returned batch's, which V2 sorts; states are by slot."""
-
-    def __init__(self, state: Runtime | None) -> None:
-        self.vllm_config = SimpleNamespace(quant_config=SimpleNamespace(runtime=state))
-        self.req_states = SimpleNamespace(
-            prompt_len=SimpleNamespace(np=np.array([99, 6, 4], dtype=np.int32)),
-            num_computed_tokens_np=np.array([99, 2, 4], dtype=np.int32),
-        )
-
-    def prepare_inputs(self, scheduler_output: Any, *args: Any) -> Any:
-        index = np.array([2, 1], dtype=np.int32)
-        lengths = np.array([1, 4], dtype=np.int32)
-        return SimpleNamespace(num_reqs=2, req_ids=["b", "a"], idx_mapping_np=index, num_scheduled_tokens=lengths)
-
-    def execute_model(self, scheduler_output: Any, intermediate: Any = None, dummy_run: bool = False) -> Any:
-        if not dummy_run:
-            self.prepare_inputs(scheduler_output, "batch description")
-        return context(self.vllm_config, 8)
-
-
-def context(vllm_config: Any, tokens: int) -> Any:
-    made = hooks._forward_context(lambda **_: {"theirs": 1})(vllm_config=vllm_config, num_tokens=tokens)
-    assert made["theirs"] == 1
-    return made.get(CONTEXT_KEY)
-
-
-def hooked(runner: type) -> type:
-    """A fresh subclass with the hooks of its generation, installed twice as by two engines."""
-    cls = type("GPUModelRunner", (runner,), {})
-    name, make = (
-        ("_prepare_inputs", hooks._prepare_v1)
-        if issubclass(runner, RunnerV1)
-        else ("prepare_inputs", hooks._prepare_v2)
-    )
-    for _ in range(2):
-        wrap(cls, name, make)
-        wrap(cls, "execute_model", hooks._execute)
-    return cls
-
-
-@pytest.mark.parametrize(("runner", "quantized"), [(RunnerV1, [0, 1, 2]), (RunnerV2, [1, 2, 3])])
-def test_both_runner_generations_plan_in_their_row_order(runner: type, quantized: list[int]) -> None:
-    state = runtime()
-    plan = hooked(runner)(state).execute_model(scheduled({"a": 4, "b": 1}))
-    assert isinstance(plan, RowPlan)
-    assert np.flatnonzero(plan.mask()).tolist() == quantized
-    counts = state.counter.read(["a", "b"])
-    assert (counts["a"].quantized, counts["a"].exact) == (3, 1), "counted once, although hooked twice"
-    assert (counts["b"].quantized, counts["b"].exact) == (0, 0)
-
-
-@pytest.mark.parametrize("runner", [RunnerV1, RunnerV2])
-def test_engines_with_another_method_are_left_alone(runner: type) -> None:
-    assert hooked(runner)(None).execute_model(scheduled({"a": 4, "b": 1})) is None
-
-
-def test_dummy_runs_carry_no_plan() -> None:
-    state = runtime()
-    assert hooked(RunnerV2)(state).execute_model(scheduled({"a": 4, "b": 1}), dummy_run=True) is None
-    assert hooked(RunnerV2)(state).execute_model(scheduled({"a": 4, "b": 1}), None, True) is None
-
-
-def test_finished_and_preempted_requests_reach_the_counter() -> None:
-    state = runtime()
-    runner = hooked(RunnerV1)(state)
-    runner.execute_model(scheduled({"a": 4, "b": 1}))
-    runner.execute_model(scheduled({"a": 4, "b": 1}, preempted_req_ids={"a"}))
-    counts = state.counter.read(["a"])["a"]
-    assert (counts.quantized, counts.exact, counts.recomputed, counts.preemptions) == (3, 1, 4, 1)
-    runner.execute_model(scheduled({"a": 4, "b": 1}, finished_req_ids={"b"}))
-    assert "b" in state.counter.read(["b"])
-
-
-def test_a_step_without_a_plan_fails_loudly() -> None:
-    class Moved(RunnerV1):
-        def execute_model(self, scheduler_output: Any) -> Any:
-            return None  # prepares its inputs somewhere else
-
-    with pytest.raises(EngineStartError, match="without a row plan"):
-        hooked(Moved)(runtime()).execute_model(scheduled({"a": 4}))
-
-
-def test_a_changed_input_batch_fails_loudly() -> None:
-    runner = hooked(RunnerV1)(runtime())
-    del runner.input_batch.num_prompt_tokens
-    with pytest.raises(EngineStartError, match=r"InputBatch of runner V1.*num_prompt_tokens"):
-        runner.execute_model(scheduled({"a": 4, "b": 1}))
-
-
-@pytest.mark.parametrize("name", ["mixquant", "uniform-int8"])
-def test_a_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
-    from mixquant_agents.quant.vllm.method import refuse_encoder
-
-    whisper = SimpleNamespace(is_encoder_decoder=True)
-    with pytest.raises(ConfigError, match=r"encoder-decoder.*policy 'exact'"):
-        refuse_encoder(whisper, PrecisionPolicy.of(name))
-    refuse_encoder(whisper, PrecisionPolicy.of("exact"))
-    refuse_encoder(SimpleNamespace(is_encoder_decoder=False), PrecisionPolicy.of(name))
-
-
-def test_ways_to_split_a_step_are_refused() -> None:
-    from mixquant_agents.quant.vllm.method import refuse_parallel
-
-    refuse_parallel(SimpleNamespace(use_ubatching=False, prefill_context_parallel_size=1))
-    with pytest.raises(ConfigError, match="enable_dbo"):
-        refuse_parallel(SimpleNamespace(use_ubatching=True, prefill_context_parallel_size=1))
-    with pytest.raises(ConfigError, match="prefill_context_parallel_size=2"):
-        refuse_parallel(SimpleNamespace(use_ubatching=False, prefill_context_parallel_size=2))
+def test_twins_reserve_what_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = make_runtime()
+    runtime._memory = TwinMemory("a test", lambda: 100_000)
+    runtime.reserve(60_000)
+    with pytest.raises(OutOfMemoryError, match="policy 'exact'"):
+        runtime.reserve(60_000)

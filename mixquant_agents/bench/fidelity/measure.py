@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict
 from mixquant_agents.bench.fidelity.prompts import PROMPTS
 from mixquant_agents.errors import ConfigError, DamagedWeightsError, ModelNotFoundError
 from mixquant_agents.precision.formats import NumberFormat
-from mixquant_agents.precision.plan import RequestRows, RowPlan, plan_rows
+from mixquant_agents.precision.layer_filter import in_block
+from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import POLICY_PRESETS, PrecisionPolicy
-from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.resolve import LayerFormat, ResolvedPolicy, resolve
 from mixquant_agents.precision.support import DeviceInfo
 
 __all__ = ["FIDELITY_POLICIES", "FidelityReport", "PolicyFidelity", "measure", "named_policies"]
@@ -206,52 +207,53 @@ def _routed(network: Any, policy: PrecisionPolicy) -> Iterator[Callable[[int, in
     """Run the Linear layers of the blocks through emulated twins; yields what sets number of rows and prompt length."""
     import torch
 
-    from mixquant_agents.quant.ops.emulated import routed_linear
-    from mixquant_agents.quant.twins.base import get_twin, twin_key
+    from mixquant_agents.quant.formats.registry import emulated_twin
+    from mixquant_agents.quant.ops.eager import eager_linear
+    from mixquant_agents.quant.router import Router
+    from mixquant_agents.quant.step import EXACT, StepPlan
+    from mixquant_agents.quant.twins.emulated import EmulatedTwin, Grid
 
     resolved = resolve(policy, DeviceInfo("cpu", "emulation"))  # emulated on any device: fidelity is about rounding
     if not resolved.quantizes:
         raise ConfigError(f"policy {policy.name!r} quantizes nothing, so there is nothing to compare")
-    twin = get_twin(twin_key(resolved))
-    plans: list[RowPlan] = []
+    router = Router(resolved)
+    step: StepPlan = EXACT
 
-    def plan_for(rows: int, prompt_len: int) -> None:
-        plans[:] = [plan_rows([RequestRows("prompt", prompt_len, 0, rows)], resolved.rule())]
+    def plan_for(rows: int, num_prompt_tokens: int) -> None:
+        nonlocal step
+        _, step = router.route([RequestRows("prompt", num_prompt_tokens, 0, rows)])
 
-    def forward_of(layer: Any, tensors: tuple[Any, ...]) -> Callable[[Any], Any]:
+    def forward_of(layer: Any, twin: EmulatedTwin, state: Grid) -> Callable[[Any], Any]:
         def forward(x: Any) -> Any:
-            y = routed_linear(x.reshape(-1, x.shape[-1]), layer.weight, tensors, twin, plans[0])
-            return (y if layer.bias is None else y + layer.bias).reshape(*x.shape[:-1], -1)
+            y = eager_linear(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, twin, state, step)
+            return y.reshape(*x.shape[:-1], -1)
 
         return forward
 
-    groups = _groups(network, policy)
+    groups = _groups(network, resolved)
     try:
-        for layers in groups:
-            built = twin.build(torch.cat([layer.weight.detach() for layer in layers]))
-            sizes = [layer.weight.shape[0] for layer in layers]
-            parts = zip(*(t.split(sizes) if t.ndim else [t] * len(sizes) for t in built), strict=True)
-            for layer, tensors in zip(layers, parts, strict=True):
-                layer.forward = forward_of(layer, tensors)
+        for layer_format, layers in groups:
+            twin = emulated_twin(layer_format)
+            state = twin.build(torch.cat([layer.weight.detach() for layer in layers]))
+            parts = state.split([layer.weight.shape[0] for layer in layers])
+            for layer, part in zip(layers, parts, strict=True):
+                layer.forward = forward_of(layer, twin, part)
         yield plan_for
     finally:
-        for layers in groups:
+        for _, layers in groups:
             for layer in layers:
                 layer.__dict__.pop("forward", None)
 
 
-def _groups(network: Any, policy: PrecisionPolicy) -> list[list[Any]]:
-    """Routed layers, those that vLLM runs as one together."""
+def _groups(network: Any, resolved: ResolvedPolicy) -> list[tuple[LayerFormat, list[Any]]]:
+    """Routed layers and their formats, those that vLLM runs as one together."""
     import torch
-
-    from mixquant_agents.precision.layer_filter import in_block, is_ignored
 
     fused = {part: whole for whole, parts in _FUSED.items() for part in parts}
     groups: dict[str, list[Any]] = {}
     for name, layer in network.named_modules():
         parent, _, leaf = name.rpartition(".")
-        whole = f"{parent}.{fused.get(leaf, leaf)}"
-        routed = isinstance(layer, torch.nn.Linear) and in_block(name)
-        if routed and not is_ignored(whole, policy.ignored_layers, _FUSED):
-            groups.setdefault(whole, []).append(layer)
-    return list(groups.values())
+        if isinstance(layer, torch.nn.Linear) and in_block(name):
+            groups.setdefault(f"{parent}.{fused.get(leaf, leaf)}", []).append(layer)
+    formats = {whole: resolved.layer_format(whole, _FUSED) for whole in groups}
+    return [(layer_format, groups[whole]) for whole, layer_format in formats.items() if layer_format is not None]

@@ -21,11 +21,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
 from mixquant_agents.quant.ops import rowwise_triton as kernels
-from mixquant_agents.quant.ops.gemm import scaled_product
+from mixquant_agents.quant.ops.gemm import GemmTable, scaled_product
 
 HIDDEN, INNER, EXPERTS, CHOSEN, HEADS, KV_HEADS, WIDTH = 2048, 768, 128, 8, 32, 4, 128
 QUERY = HEADS * WIDTH
 FP8 = torch.float8_e4m3fn
+PRODUCTS = GemmTable("torch", "cutlass")
 LAYERS = 4
 ROWS = (512, 2048, 8192)
 
@@ -55,7 +56,7 @@ def parts(layers: list[Layer], m: int) -> dict[str, float]:
     def quantized() -> None:
         for layer in layers:
             for each, twin in zip(rows, layer.twins, strict=True):
-                scaled_product(*kernels.quantize_rows(each, FP8), *twin, x.dtype)
+                scaled_product(*kernels.quantize_rows(each, FP8), *twin, x.dtype, None, PRODUCTS)
 
     def route(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
         scores = torch.nn.functional.linear(x, layer.router).softmax(-1, dtype=torch.float32)

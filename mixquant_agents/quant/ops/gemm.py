@@ -1,19 +1,15 @@
-"""The 8-bit matrix product: which implementation, chosen per shape by measuring once at start.
-
-Candidates for FP8: ``torch`` (``torch._scaled_mm`` with row-wise scales) and ``cutlass`` (vLLM's kernel). INT8 has
-``cutlass`` alone. Where nothing was measured, ``torch`` runs FP8: it was ahead on every shape of an 8B model.
-"""
+"""The 8-bit matrix product: which implementation, chosen per shape by measuring once at start."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
-from mixquant_agents.quant.ops import rowwise_torch as reference
+from mixquant_agents.quant.ops import rowwise_torch
 
-__all__ = ["CANDIDATES", "CHOICE", "Chooser", "Product", "scaled_product"]
+__all__ = ["PRODUCTS", "GemmTable", "Product", "scaled_product"]
 
 Product = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype, torch.Tensor | None], torch.Tensor
@@ -63,41 +59,41 @@ def _plain(
     dtype: torch.dtype,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    product = reference.scaled_mm(codes, scales, weight, weight_scales, dtype)
+    product = rowwise_torch.scaled_mm(codes, scales, weight, weight_scales, dtype)
     return product if bias is None else product + bias
 
 
-CANDIDATES: dict[str, Product] = {"torch": _torch, "cutlass": _cutlass}
+PRODUCTS: Mapping[str, Product] = {"torch": _torch, "cutlass": _cutlass}
+"""``torch`` is ``torch._scaled_mm`` with row-wise scales (FP8 alone), ``cutlass`` vLLM's kernel."""
 
 
-class Chooser:
-    """Which candidate runs a shape. Empty until measured."""
+class GemmTable:
+    """Which candidate runs a shape. Empty until measured; a shape's winner does not depend on which engine asks."""
 
-    def __init__(self) -> None:
-        self._table: dict[tuple[torch.dtype, int, int], tuple[list[int], list[str]]] = {}
+    def __init__(self, *candidates: str) -> None:
+        """``candidates``: names in :data:`PRODUCTS`; the first runs what was not measured."""
+        self.candidates = candidates
+        self._winners: dict[tuple[int, int], tuple[list[int], list[str]]] = {}
 
-    def learn(self, dtype: torch.dtype, n: int, k: int, winners: dict[int, str]) -> None:
+    def learn(self, n: int, k: int, winners: Mapping[int, str]) -> None:
         """``winners`` names the fastest candidate per measured number of rows."""
         rows = sorted(winners)
-        self._table[dtype, n, k] = (rows, [winners[m] for m in rows])
+        self._winners[n, k] = (rows, [winners[m] for m in rows])
 
-    def pick(self, dtype: torch.dtype, n: int, k: int, m: int) -> str:
+    def pick(self, n: int, k: int, m: int) -> str:
         """The winner at the smallest measured size from ``m`` rows on (the largest measured size above it).
 
         Products work in tiles of rows, so a size costs what the next full tile costs.
         """
-        if (dtype, n, k) not in self._table:
-            return "cutlass" if dtype == torch.int8 else "torch"
-        rows, winners = self._table[dtype, n, k]
+        measured = self._winners.get((n, k))
+        if measured is None:
+            return self.candidates[0]
+        rows, winners = measured
         return winners[min(bisect.bisect_left(rows, m), len(rows) - 1)]
 
     def summary(self) -> dict[str, dict[int, str]]:
         """``{"NxK": {rows: winner}}``."""
-        return {f"{n}x{k}": dict(zip(*pair, strict=True)) for (_, n, k), pair in self._table.items()}
-
-
-CHOICE = Chooser()
-"""This process's; a shape's winner does not depend on which engine asks."""
+        return {f"{n}x{k}": dict(zip(*pair, strict=True)) for (n, k), pair in self._winners.items()}
 
 
 def scaled_product(
@@ -106,10 +102,11 @@ def scaled_product(
     weight: torch.Tensor,
     weight_scales: torch.Tensor,
     dtype: torch.dtype,
-    bias: torch.Tensor | None = None,
+    bias: torch.Tensor | None,
+    table: GemmTable,
 ) -> torch.Tensor:
     """``(codes * scales) @ (weight * weight_scales).T + bias`` ``[M, N]`` in ``dtype``."""
     if not codes.is_cuda:
         return _plain(codes, scales, weight, weight_scales, dtype, bias)
-    name = CHOICE.pick(codes.dtype, weight.shape[0], weight.shape[1], codes.shape[0])
-    return CANDIDATES[name](codes, scales, weight, weight_scales, dtype, bias)
+    name = table.pick(weight.shape[0], weight.shape[1], codes.shape[0])
+    return PRODUCTS[name](codes, scales, weight, weight_scales, dtype, bias)

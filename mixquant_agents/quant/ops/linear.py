@@ -1,4 +1,4 @@
-"""The routed operations on a GPU: opaque to ``torch.compile``, so a captured graph holds one mode and nothing else.
+"""The routed operations, opaque to ``torch.compile``, so that a captured graph holds one mode and nothing else.
 
 ``torch.ops.mixquant``:
 
@@ -7,111 +7,64 @@
 - ``gpu_add_norm_linear(x, residual, gamma, eps, weight, bias)``: of ``rms_norm(x + residual) * gamma``; also the sum
 - ``gpu_silu_linear(x, weight, bias)``: of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
 
-``weight`` ``[N, K]`` is the exact one; its twin is found by it (see ``held``). A linear layer emits ``gpu_linear``;
-:mod:`~mixquant_agents.quant.ops.fusion` puts the fused forms in.
+``weight`` ``[N, K]`` is the exact one; its twin is found by it (see :mod:`mixquant_agents.quant.twins.registry`). A
+linear layer emits ``gpu_linear``; :mod:`~mixquant_agents.quant.ops.fusion` puts the fused forms in. What each computes,
+row by row::
+
+    for row in range(M):
+        quantize = mode is QUANTIZED or (mode is MIXED and row not in exact_rows)
+        out[row] = (twin if quantize else weight) @ source[row] + bias
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from mixquant_agents.precision.plan import Mode
-from mixquant_agents.quant.ops import rowwise_torch as reference
-from mixquant_agents.quant.ops.gemm import scaled_product
-from mixquant_agents.quant.step import Step, current
-from mixquant_agents.quant.twins.registry import Held, twin_of
+from mixquant_agents.quant.ops.sources import AddNormRows, ExactRows, NormRows, PlainRows, RowSource, SiluRows
+from mixquant_agents.quant.twins.registry import lookup
+from mixquant_agents.quant.vllm.context import current_step
 
 __all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_linear"]
 
-Quantize = Callable[[torch.dtype, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
-
-def _kernels(x: Tensor) -> ModuleType:
-    if not x.is_cuda:
-        return reference
-    from mixquant_agents.quant.ops import rowwise_triton as kernels
-
-    return kernels
-
-
-def _mixed(x: Tensor, index: Tensor, quantize: Quantize, weight: Tensor, twin: Held, bias: Tensor | None) -> Tensor:
-    slot = x.new_empty(index.shape[0], weight.shape[1])
-    out = scaled_product(*quantize(twin.codes.dtype, index, slot), twin.codes, twin.scales, x.dtype, bias)
-    _kernels(x).scatter_rows(linear(slot, weight, bias), index, out)
-    return out
-
-
-def _run(x: Tensor, exact: Callable[[], Tensor], quantize: Quantize, weight: Tensor, bias: Tensor | None) -> Tensor:
-    step = current(x.shape[0])
+def _run(source: RowSource, weight: Tensor, bias: Tensor | None) -> Tensor:
+    step = current_step(source.x.shape[0])
     if step.mode is Mode.EXACT:
-        return linear(exact(), weight, bias)
-    twin = twin_of(weight)
-    if twin.codes.dtype == torch.uint8:
-        return _run_nvfp4(exact(), step, weight, twin.codes, bias)
-    if step.mode is Mode.QUANTIZED or step.index is None:
-        return scaled_product(*quantize(twin.codes.dtype, None, None), twin.codes, twin.scales, x.dtype, bias)
-    return _mixed(x, step.index, quantize, weight, twin, bias)
-
-
-def _run_nvfp4(rows: Tensor, step: Step, weight: Tensor, codes: Tensor, bias: Tensor | None) -> Tensor:
-    """vLLM's kernels quantize activations themselves, so ``rows`` come unquantized."""
-    from mixquant_agents.quant.twins.nvfp4 import product
-
-    out = product(rows, codes, bias)
-    if step.mode is Mode.MIXED and step.index is not None:
-        picked = rows.index_select(0, step.index.clamp_min(0))
-        _kernels(rows).scatter_rows(linear(picked, weight, bias), step.index, out)
+        return linear(source.rows(), weight, bias)
+    held = lookup(weight)
+    if step.mode is Mode.QUANTIZED or step.exact_rows is None:
+        return held.twin.product(source, held.state, bias)
+    index = step.exact_rows
+    exact = ExactRows(index, source.x.new_empty(index.shape[0], weight.shape[1]))
+    out = held.twin.product(source, held.state, bias, exact)
+    source.kernels.scatter_rows(linear(exact.rows, weight, bias), index, out)
     return out
 
 
 def gpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See the module."""
-    kernels = _kernels(x)
-    return _run(x, lambda: x, lambda dtype, index, slot: kernels.quantize_rows(x, dtype, index, slot), weight, bias)
+    return _run(PlainRows(x), weight, bias)
 
 
 def gpu_norm_linear(x: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See the module."""
-    kernels = _kernels(x)
-    return _run(
-        x,
-        lambda: kernels.norm_rows(x, None, gamma, eps)[0],
-        lambda dtype, index, slot: kernels.norm_quantize_rows(x, None, gamma, eps, dtype, index, slot)[:2],
-        weight, bias,
-    )  # fmt: skip
+    return _run(NormRows(x, gamma, eps), weight, bias)
 
 
 def gpu_add_norm_linear(
     x: Tensor, residual: Tensor, gamma: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """See the module."""
-    kernels = _kernels(x)
-    total: Tensor = residual
-
-    def exact() -> Tensor:
-        nonlocal total
-        y, total = kernels.norm_rows(x, residual, gamma, eps)
-        return y
-
-    def quantize(dtype: torch.dtype, index: Tensor | None, slot: Tensor | None) -> tuple[Tensor, Tensor]:
-        nonlocal total
-        rows, row_scales, total = kernels.norm_quantize_rows(x, residual, gamma, eps, dtype, index, slot)
-        return rows, row_scales
-
-    out = _run(x, exact, quantize, weight, bias)
-    return out, total
+    source = AddNormRows(x, residual, gamma, eps)
+    return _run(source, weight, bias), source.total
 
 
 def gpu_silu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See the module."""
-    kernels = _kernels(x)
-    return _run(x, lambda: kernels.silu_rows(x),
-                lambda dtype, index, slot: kernels.silu_quantize_rows(x, dtype, index, slot), weight, bias)  # fmt: skip
+    return _run(SiluRows(x), weight, bias)
 
 
 _WEIGHT = "Tensor weight, Tensor? bias"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from mixquant_agents.quant.numerics import rowwise
+
 __all__ = [
     "norm_quantize_rows",
     "norm_rows",
@@ -17,20 +19,13 @@ __all__ = [
     "silu_rows",
 ]
 
-LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-
 
 def quantize_rows(
     x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes ``[M, K]`` and scales ``[M, 1]`` float32: ``x ~ codes * scales``; ``scale = amax / limit`` per row."""
-    values = x.float()
-    amax = values.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12)
-    limit = torch.full_like(amax, LIMITS[dtype])  # a tensor: torch multiplies by the reciprocal of a Python number
-    scaled = (values * (limit / amax)).clamp(-limit, limit)
-    codes = scaled.round().to(torch.int8) if dtype == torch.int8 else scaled.to(dtype)
     _fill(x, index, slot)
-    return codes, amax / limit
+    return rowwise.quantize(x, dtype)
 
 
 def norm_rows(

@@ -25,6 +25,8 @@ import torch
 import triton
 import triton.language as tl
 
+from mixquant_agents.quant.numerics import rowwise
+
 __all__ = [
     "norm_quantize_rows",
     "norm_rows",
@@ -35,7 +37,7 @@ __all__ = [
 ]
 
 SILU_BLOCK = 1024
-TINY: tl.constexpr = tl.constexpr(1e-12)  # smallest row maximum: a zero row must not divide by zero
+TINY: tl.constexpr = tl.constexpr(rowwise.TINY)  # smallest row maximum: a zero row must not divide by zero
 
 
 @triton.jit
@@ -156,11 +158,10 @@ def _warps(block: int) -> int:
 
 def _format(dtype: torch.dtype) -> tuple[float, bool]:
     """Largest code and whether codes are integers."""
-    if dtype == torch.float8_e4m3fn:
-        return 448.0, False
-    if dtype == torch.int8:
-        return 127.0, True
-    raise TypeError(f"no per-token quantization to {dtype}; use torch.float8_e4m3fn or torch.int8")
+    if dtype not in rowwise.LIMITS:
+        known = " or ".join(map(str, rowwise.LIMITS))
+        raise TypeError(f"no per-token quantization to {dtype}; use {known}")
+    return rowwise.LIMITS[dtype], not dtype.is_floating_point
 
 
 def _outputs(x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

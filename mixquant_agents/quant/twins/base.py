@@ -1,9 +1,4 @@
-"""A twin: the quantized copy of a Linear's weight, and how rows pass through it.
-
-The seam between routing (``op``) and arithmetic. Emulated twins, here, run anywhere: they keep the weight on its grid
-in a dtype that holds the grid exactly, multiply, and put the scales on afterwards, as tensor cores do. They cost more
-than the exact product and exist to show what the format does to answers. Native twins register themselves under
-``native`` (see :func:`register_twin`).
+"""The whole seam of a twin: a weight's quantized copy, how it is made, and how rows pass through it.
 
 Tensor parallelism: a twin is built from the weight's own shard, so it is sharded as the weight is. NVFP4's tensor
 scale, and for row-parallel layers the FP8 and INT8 channel scales, then belong to the shard: finer than unsharded.
@@ -11,161 +6,92 @@ scale, and for row-parallel layers the FP8 and INT8 channel scales, then belong 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from torch.nn.functional import linear
 
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.precision.formats import NumberFormat
-from mixquant_agents.precision.resolve import ResolvedPolicy
-from mixquant_agents.quant.formats import nvfp4
-from mixquant_agents.quant.formats.emulation import fp8_rows, int8_rows, nvfp4_rows, nvfp4_tensor
-from mixquant_agents.quant.formats.nvfp4 import Nvfp4Tensor
+from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
+from mixquant_agents.quant.ops.sources import ExactRows, RowSource
 
-__all__ = [
-    "AdoptingTwin",
-    "EmulatedTwin",
-    "RenewingTwin",
-    "Twin",
-    "adopting",
-    "get_twin",
-    "register_twin",
-    "renew",
-    "twin_key",
-]
+__all__ = ["Twin"]
+
+State = TypeVar("State")
+"""What a twin keeps of one weight: known to the twin alone."""
 
 
-class Twin(Protocol):
-    """One way to run a Linear in a number format. Stateless; all weights live in the tensors that ``build`` returns."""
+class Twin(ABC, Generic[State]):
+    """One way to run a Linear in a number format.
 
-    def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Twin tensors of ``weight`` ``[N, K]`` (any float dtype; it is not changed)."""
-        ...
-
-    def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """``x`` ``[M, K]`` times the twin: ``[M, N]`` in ``x.dtype``, without bias. Rows never depend on each other."""
-        ...
-
-
-@runtime_checkable
-class AdoptingTwin(Twin, Protocol):
-    """A twin that can also be made from a weight that was quantized to NVFP4 before."""
-
-    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Twin tensors with exactly the values of ``weight``, for a layer of ``dtype``."""
-        ...
-
-
-@runtime_checkable
-class RenewingTwin(Twin, Protocol):
-    """A twin of which more than its tensors depends on the weight."""
-
-    def renew(self, tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        """See :func:`renew`."""
-        ...
-
-
-_Split = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""``[R, K]`` to values on the format's grid (float32 ``[R, K]``) and what each row is to be multiplied by
-(float32 ``[R, 1]`` or ``[]``)."""
-
-
-class EmulatedTwin:
-    """Grid values multiplied in a wide dtype; scales applied to the product.
-
-    Twin tensors: the weight's grid ``[N, K]`` in float32 (bfloat16 for bfloat16 layers, which holds every grid here
-    exactly), and its scale, float32 ``[N]`` or ``[]``.
+    A twin has no weights of its own: what it makes of one weight is the ``State`` that :meth:`build` returns, opaque to
+    all others.
     """
 
-    def __init__(self, weight: _Split, rows: _Split | None) -> None:
-        """``weight`` splits weights, ``rows`` activations; ``None`` leaves activations as they are (weight-only)."""
-        self._weight = weight
-        self._rows = rows
+    captured: ClassVar[bool] = False
+    """The product runs as one operation that CUDA graphs can hold; others are chosen among in Python at each step."""
 
-    @staticmethod
-    def _wide(dtype: torch.dtype) -> torch.dtype:
-        return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
+    name: str
+    """For messages, for example ``"fp8-native"``."""
 
-    def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """See :class:`Twin`."""
-        grid, scale = self._weight(weight)
-        return grid.to(self._wide(weight.dtype)).contiguous(), scale.flatten() if scale.ndim else scale
+    @property
+    def build_key(self) -> Hashable:
+        """Twins with equal keys build equal states of a weight, so that a layer keeps one of them."""
+        return self.name
 
-    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """See :class:`AdoptingTwin`."""
-        unscaled = weight._replace(global_scale=torch.ones_like(weight.global_scale))
-        grid = nvfp4.dequantize(unscaled).to(self._wide(dtype))
-        scale = 1.0 / weight.global_scale
-        return grid, scale.flatten() if scale.ndim else scale
+    def prepare(self) -> None:
+        """Called before weights are read.
 
-    def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """See :class:`Twin`."""
-        grid, scale = tensors
-        if self._rows is None:
-            return (linear(x.to(grid.dtype), grid).float().mul_(scale)).to(x.dtype)
-        rows, row_scale = self._rows(x)
-        product = linear(rows.to(grid.dtype), grid).float()
-        if scale.ndim:
-            return product.mul_(row_scale).mul_(scale).to(x.dtype)
-        return product.mul_(row_scale * scale).to(x.dtype)
+        Raises:
+            FormatRefusedError: the device lacks what the twin needs.
+        """
 
+    def check(self, n: int, k: int, prefix: str) -> None:
+        """Called before weights are read, for a layer of ``[N, K]``.
 
-_TWINS: dict[str, Twin] = {}
+        Raises:
+            FormatRefusedError: the products do not take the shape; names the layer ``prefix`` and what to do.
+        """
 
+    @abstractmethod
+    def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
+        """Bytes of the state of an ``[N, K]`` weight of ``dtype``."""
 
-def register_twin(key: str, twin: Twin) -> None:
-    """Make ``twin`` known under ``key`` (see :func:`twin_key`); a later registration replaces an earlier one."""
-    _TWINS[key] = twin
+    @abstractmethod
+    def build(self, weight: torch.Tensor) -> State:
+        """The state of ``weight`` ``[N, K]`` (any float dtype; it is not changed)."""
 
+    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> State:
+        """The state with exactly the values of a weight that was quantized before, for a layer of ``dtype``.
 
-def twin_key(resolved: ResolvedPolicy) -> str:
-    """Name of the twin that a resolved policy uses, for example ``"nvfp4-emulated"`` or ``"fp8-native"``.
+        Raises:
+            FormatRefusedError: this twin takes none, or not such a one.
+        """
+        raise FormatRefusedError(f"{self.name!r} cannot use a prefill_checkpoint; leave it out")
 
-    ``""`` when the policy quantizes nothing.
-    """
-    if not resolved.quantizes:
-        return ""
-    kind = "emulated" if resolved.emulated else "native"
-    return f"{resolved.prefill_format.value}-{kind}" + ("-weight-only" if resolved.policy.weight_only else "")
+    @abstractmethod
+    def tensors(self, state: State) -> Mapping[str, torch.Tensor]:
+        """All tensors of ``state`` by name."""
 
+    def renew(self, state: State, values: State) -> None:
+        """Give ``state`` the values of ``values``, both built here, where its tensors lie: captured graphs read it."""
+        fresh = self.tensors(values)
+        for name, tensor in self.tensors(state).items():
+            tensor.copy_(fresh[name])
 
-def get_twin(key: str) -> Twin:
-    """The twin registered under ``key``.
+    @abstractmethod
+    def product(
+        self, source: RowSource, state: State, bias: torch.Tensor | None = None, exact: ExactRows | None = None
+    ) -> torch.Tensor:
+        """The rows of ``source`` ``[M, K]`` times the twin: ``[M, N]`` in their dtype. Rows never depend on each other.
 
-    Raises:
-        FormatRefusedError: there is none.
-    """
-    if key not in _TWINS:
-        raise FormatRefusedError(f"no implementation {key!r} of this format; known are {', '.join(sorted(_TWINS))}")
-    return _TWINS[key]
+        Where ``exact`` is given, its rows are filled with unquantized ones on the way.
+        """
 
+    def tune(self, layers: Sequence[tuple[torch.Tensor, State]]) -> None:
+        """Choose by measuring what can be chosen on this device, on exact weights and their states. Called once."""
 
-def renew(twin: Twin, tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Give ``tensors`` the values of ``values``, both built by ``twin``, where they lie."""
-    if isinstance(twin, RenewingTwin):
-        twin.renew(tensors, values)
-        return
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
-
-
-def adopting(twin: Twin, key: str) -> AdoptingTwin:
-    """``twin``, if it can adopt NVFP4 weights.
-
-    Raises:
-        FormatRefusedError: it cannot.
-    """
-    if isinstance(twin, AdoptingTwin) and key.startswith(NumberFormat.NVFP4.value):
-        return twin
-    raise FormatRefusedError(f"{key!r} cannot use a prefill_checkpoint; leave it out")
-
-
-for _format, _weight_split, _row_split in (
-    (NumberFormat.NVFP4, nvfp4_tensor, nvfp4_rows),
-    (NumberFormat.FP8, fp8_rows, fp8_rows),
-    (NumberFormat.INT8, int8_rows, int8_rows),
-):
-    register_twin(f"{_format.value}-emulated", EmulatedTwin(_weight_split, _row_split))
-    register_twin(f"{_format.value}-emulated-weight-only", EmulatedTwin(_weight_split, None))
+    def status(self) -> dict[str, Any]:
+        """What was chosen, as plain JSON."""
+        return {}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.quant.formats.nvfp4 import BLOCK, Nvfp4Tensor
+from mixquant_agents.quant.numerics.nvfp4 import BLOCK, Nvfp4Tensor
 
 __all__ = ["TwinCheckpoint"]
 

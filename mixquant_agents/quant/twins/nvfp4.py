@@ -10,21 +10,20 @@ Written for and checked against vLLM's sources and its emulation on a CPU; it ha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.quant.formats import nvfp4
+from mixquant_agents.quant.numerics import nvfp4
+from mixquant_agents.quant.ops.sources import ExactRows, RowSource
+from mixquant_agents.quant.twins.base import Twin
 
-__all__ = ["Nvfp4Twin", "product", "select_kernel"]
+__all__ = ["Holder", "Nvfp4Twin", "select_kernel"]
 
 _REFUSED = ("Marlin", "Humming", "Emulation")
 """Kernels that do not multiply in FP4: weight-only ones, and software."""
-
-_HOLDERS: dict[int, Holder] = {}
-"""By address of the packed weight: operations take tensors only, and vLLM's kernels want a layer."""
 
 
 class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
@@ -73,30 +72,18 @@ def select_kernel() -> Any:
     return kernel
 
 
-class Nvfp4Twin:
-    """W4A4. Twin tensors: packed codes uint8 ``[N', K'/2]`` and block scales, both as vLLM's kernel lays them out."""
+class Nvfp4Twin(Twin[Holder]):
+    """W4A4. The state is what vLLM's kernels want: a layer with packed codes uint8 ``[N', K'/2]``, block scales and
+    global scales, as the kernel lays them out."""
+
+    captured: ClassVar[bool] = True
+    name = "nvfp4-native"
 
     def __init__(self, kernel: Any | None = None) -> None:
-        """``kernel``: vLLM's; selected at the first layer when ``None``."""
+        """``kernel``: vLLM's; selected when it is first needed where ``None``."""
         self._kernel = kernel
 
-    def check(self, n: int, k: int, prefix: str) -> None:
-        """Refuse a shape that the kernels do not take.
-
-        Raises:
-            FormatRefusedError: ``N`` is no multiple of 16 or ``K`` none of 16.
-        """
-        if n % 16 or k % 16:
-            raise FormatRefusedError(
-                f"layer {prefix!r} has {n} outputs and {k} inputs on this rank; NVFP4 products need multiples of 16: "
-                f"add {prefix.rpartition('.')[2]!r} to ignored_layers, or use policy 'exact'"
-            )
-
-    def size(self, n: int, k: int) -> int:
-        """Bytes of a twin of ``[N, K]``: half a byte a code, one a block of 16."""
-        return n * k // 2 + n * k // 16
-
-    def select(self) -> None:
+    def prepare(self) -> None:
         """Choose vLLM's kernel now, so that a GPU without one is refused before weights are loaded.
 
         Raises:
@@ -105,42 +92,46 @@ class Nvfp4Twin:
         if self._kernel is None:
             self._kernel = select_kernel()
 
-    def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Codes and scales of ``weight`` ``[N, K]``."""
-        return self._held(nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight)))
+    def check(self, n: int, k: int, prefix: str) -> None:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`: ``N`` and ``K`` must be multiples of 16."""
+        if n % 16 or k % 16:
+            raise FormatRefusedError(
+                f"layer {prefix!r} has {n} outputs and {k} inputs on this rank; NVFP4 products need multiples of 16: "
+                f"add {prefix.rpartition('.')[2]!r} to ignored_layers, or use policy 'exact'"
+            )
 
-    def adopt(self, weight: nvfp4.Nvfp4Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """Codes and scales of a weight that was quantized before.
+    def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`: half a byte a code, one a block of 16."""
+        return n * k // 2 + n * k // 16
+
+    def build(self, weight: torch.Tensor) -> Holder:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        return self._hold(nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight)))
+
+    def adopt(self, weight: nvfp4.Nvfp4Tensor, dtype: torch.dtype) -> Holder:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`.
 
         Raises:
-            FormatRefusedError: its fused parts have different global scales, of which the kernels take one.
+            FormatRefusedError: the weight's fused parts have different global scales, of which the kernels take one.
         """
         if weight.global_scale.ndim:
             raise FormatRefusedError(
                 "the prefill_checkpoint has different global scales in layers that vLLM runs as one (q, k, v; gate, "
                 "up), and NVFP4 kernels take one; quantize it with shared scales, or leave it out"
             )
-        return self._held(weight)
+        return self._hold(weight)
 
-    def _held(self, quantized: nvfp4.Nvfp4Tensor) -> tuple[torch.Tensor, ...]:
-        self.select()
-        holder = Holder(quantized, self._kernel)
-        _HOLDERS[holder.weight.data_ptr()] = holder
-        return holder.weight.data, holder.weight_scale.data
+    def _hold(self, quantized: nvfp4.Nvfp4Tensor) -> Holder:
+        self.prepare()
+        return Holder(quantized, self._kernel)
 
-    def renew(self, tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-        """Give ``tensors`` the values of ``values`` where they lie, and their holder the global scales."""
-        fresh = _HOLDERS.pop(values[0].data_ptr())
-        for name, parameter in _HOLDERS[tensors[0].data_ptr()].named_parameters():
-            parameter.data.copy_(fresh.get_parameter(name))
+    def tensors(self, state: Holder) -> Mapping[str, torch.Tensor]:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        return {name: parameter.data for name, parameter in state.named_parameters()}
 
-    def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Every row of ``x`` ``[M, K]`` through the twin."""
-        return product(x, tensors[0], None)
-
-
-def product(x: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """``x`` ``[M, K]`` times the twin whose packed weight is ``codes``."""
-    holder = _HOLDERS[codes.data_ptr()]
-    found: torch.Tensor = holder.kernel.apply_weights(holder, x, bias)
-    return found
+    def product(
+        self, source: RowSource, state: Holder, bias: torch.Tensor | None = None, exact: ExactRows | None = None
+    ) -> torch.Tensor:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`. vLLM's kernels quantize activations themselves."""
+        out: torch.Tensor = state.kernel.apply_weights(state, source.rows_with(exact), bias)
+        return out

@@ -1,65 +1,102 @@
-"""Native twins: FP8 (Ada, Hopper) and INT8 (Ampere to Hopper), per-channel weights and per-token activations; NVFP4
-(Blackwell) through vLLM's kernels."""
+"""The native 8-bit twin: FP8 (Ada, Hopper) and INT8 (Ampere to Hopper), per-channel weights, per-token activations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.quant.ops import linear as _ops  # noqa: F401 - registers torch.ops.mixquant.gpu_*
-from mixquant_agents.quant.ops import rowwise_torch as reference
-from mixquant_agents.quant.ops.gemm import scaled_product
-from mixquant_agents.quant.twins.nvfp4 import Nvfp4Twin
+from mixquant_agents.quant.ops.gemm import PRODUCTS, GemmTable, Product, scaled_product
+from mixquant_agents.quant.ops.sources import ExactRows, PlainRows, RowSource
+from mixquant_agents.quant.timing import replay_microseconds
+from mixquant_agents.quant.twins.base import Twin
 
-__all__ = ["RowwiseTwin", "register"]
+__all__ = ["Codes", "RowwiseTwin"]
+
+GEMM_GRID = (16, 64, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096, 8192)
+"""Rows at which the candidates for a product are timed."""
 
 
-class RowwiseTwin:
-    """8-bit codes ``[N, K]`` with one float32 scale per output channel ``[N, 1]``."""
+class Codes(NamedTuple):
+    """A weight in 8 bits: codes ``[N, K]``, and one float32 scale per output channel, ``[N, 1]``."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    codes: torch.Tensor
+    scales: torch.Tensor
+
+
+class RowwiseTwin(Twin[Codes]):
+    """8-bit codes with one scale per row on both sides. Quantization is fused into the norm or activation before it."""
+
+    captured: ClassVar[bool] = True
+
+    def __init__(self, name: str, dtype: torch.dtype, *products: str) -> None:
+        """
+        Args:
+            name: see :class:`~mixquant_agents.quant.twins.base.Twin`.
+            dtype: of the codes.
+            products: the matrix products that take it, by their names in
+                :data:`~mixquant_agents.quant.ops.gemm.PRODUCTS`; the first runs what was not measured.
+        """
+        self.name = name
         self.dtype = dtype
+        self.products = GemmTable(*products)
 
     def check(self, n: int, k: int, prefix: str) -> None:
-        """Refuse a shape that the matrix products do not take.
-
-        Raises:
-            FormatRefusedError: ``N`` or ``K`` is no multiple of 16.
-        """
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`: ``N`` and ``K`` must be multiples of 16."""
         if n % 16 or k % 16:
             raise FormatRefusedError(
                 f"layer {prefix!r} has {n} outputs and {k} inputs on this rank; 8-bit products need multiples of 16: "
                 f"add {prefix.rpartition('.')[2]!r} to ignored_layers, or use policy 'exact'"
             )
 
-    def size(self, n: int, k: int) -> int:
-        """Bytes of a twin of ``[N, K]``."""
+    def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         return n * k + 4 * n
 
-    def build(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Codes and scales of ``weight``."""
-        if weight.is_cuda:
-            from mixquant_agents.quant.ops import rowwise_triton as kernels
+    def build(self, weight: torch.Tensor) -> Codes:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        return Codes(*PlainRows(weight).quantized(self.dtype))
 
-            return kernels.quantize_rows(weight, self.dtype)
-        return reference.quantize_rows(weight, self.dtype)
+    def tensors(self, state: Codes) -> Mapping[str, torch.Tensor]:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        return state._asdict()
 
-    def apply(self, x: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Every row of ``x`` ``[M, K]`` through the twin."""
-        codes, scales = tensors
-        if x.is_cuda:
-            from mixquant_agents.quant.ops import rowwise_triton as kernels
+    def product(
+        self, source: RowSource, state: Codes, bias: torch.Tensor | None = None, exact: ExactRows | None = None
+    ) -> torch.Tensor:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        codes, scales = source.quantized(self.dtype, exact)
+        return scaled_product(codes, scales, state.codes, state.scales, source.x.dtype, bias, self.products)
 
-            return scaled_product(*kernels.quantize_rows(x, self.dtype), codes, scales, x.dtype)
-        return scaled_product(*reference.quantize_rows(x, self.dtype), codes, scales, x.dtype)
+    def tune(self, layers: Sequence[tuple[torch.Tensor, Codes]]) -> None:
+        """Time the candidate products on each shape among ``layers``."""
+        by_shape: dict[tuple[int, int], list[tuple[torch.Tensor, Codes]]] = {}
+        for weight, state in layers:
+            by_shape.setdefault((weight.shape[0], weight.shape[1]), []).append((weight, state))
+        for (n, k), same in by_shape.items():
+            winners = {}
+            for m in GEMM_GRID:
+                x = torch.randn(m, k, device=same[0][0].device, dtype=same[0][0].dtype)
+                codes, scales = PlainRows(x).quantized(self.dtype)
+                times = {
+                    name: replay_microseconds(_products(PRODUCTS[name], codes, scales, same))
+                    for name in self.products.candidates
+                }
+                winners[m] = min(times, key=lambda name: times[name])
+            self.products.learn(n, k, winners)
+
+    def status(self) -> dict[str, Any]:
+        """The products that were chosen."""
+        return {"products": self.products.summary()}
 
 
-def register() -> None:
-    """Make the native twins known to the plugin. Idempotent."""
-    from mixquant_agents.quant.twins.base import register_twin
+def _products(
+    run: Product, codes: torch.Tensor, scales: torch.Tensor, layers: Sequence[tuple[torch.Tensor, Codes]]
+) -> Callable[[], None]:
+    def work() -> None:
+        for weight, state in layers:
+            run(codes, scales, state.codes, state.scales, weight.dtype, None)
 
-    register_twin("fp8-native", RowwiseTwin(torch.float8_e4m3fn))
-    register_twin("int8-native", RowwiseTwin(torch.int8))
-    register_twin("nvfp4-native", Nvfp4Twin())
+    return work

@@ -18,18 +18,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mixquant_agents.precision.plan import Mode, RowPlan
-from mixquant_agents.quant import step as steps
-from mixquant_agents.quant.ops.emulated import CONTEXT_KEY, EXACT_STEP
+import torch
+
+from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.ops.fusion import FUSE_FROM, fuse
-from mixquant_agents.quant.router import GpuRouting
+from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.runtime import Runtime, runtime_of
-from mixquant_agents.quant.step import EXACT, Step
-from mixquant_agents.quant.thresholds import Layer
-from mixquant_agents.quant.twins.base import get_twin
+from mixquant_agents.quant.step import EXACT, StepPlan, forced, forced_step
+from mixquant_agents.quant.thresholds import Thresholds
+from mixquant_agents.quant.vllm.context import current_step, step_in
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["attach", "hook_process"]
+__all__ = ["install", "settings_of"]
 
 _log = logging.getLogger("vllm.mixquant")
 _V1 = "vllm.v1.worker.gpu_model_runner"
@@ -37,22 +37,17 @@ _V2 = "vllm.v1.worker.gpu.model_runner"
 _V2_GRAPHS = "vllm.v1.worker.gpu.cudagraph_utils"
 
 
-def attach(runtime: Runtime, vllm_config: Any) -> None:
-    """Give ``runtime`` its GPU routing and hook this worker process. The latter once.
-
-    Raises:
-        FormatRefusedError: the GPU lacks what the twin needs.
-    """
-    select = getattr(get_twin(runtime.twin), "select", None)
-    if select is not None:
-        select()
-    graphs = not vllm_config.model_config.enforce_eager
+def settings_of(vllm_config: Any) -> GraphSettings:
+    """What captured graphs of the engine with this configuration ask of routing."""
     drafts = int(getattr(vllm_config, "num_speculative_tokens", 0) or 0)
-    runtime.gpu = GpuRouting(runtime, vllm_config.scheduler_config.max_num_seqs, graphs, 1 + drafts)
-    hook_process()
+    return GraphSettings(
+        vllm_config.scheduler_config.max_num_seqs,
+        full_graphs=not vllm_config.model_config.enforce_eager,
+        decode_rows=1 + drafts,
+    )
 
 
-def hook_process() -> None:
+def install() -> None:
     """Hook vLLM in this process. Idempotent; engines with another method are left alone.
 
     Raises:
@@ -75,10 +70,15 @@ def hook_process() -> None:
         wrap(sys.modules[_V2_GRAPHS].CudaGraphManager, "capture", _capture_v2)
 
 
-def _routing(vllm_config: Any) -> GpuRouting | None:
+def _runtime(vllm_config: Any) -> Runtime | None:
+    """The runtime of an engine whose twins run in captured graphs."""
     runtime = runtime_of(vllm_config)
-    found: GpuRouting | None = getattr(runtime, "gpu", None)
-    return found
+    return runtime if runtime is not None and runtime.captured else None
+
+
+def _router(vllm_config: Any) -> Router | None:
+    runtime = _runtime(vllm_config)
+    return None if runtime is None else runtime.router
 
 
 @functools.cache
@@ -103,13 +103,13 @@ def _variant_class() -> Any:
     return MixQuantBatch
 
 
-def _variant(routing: GpuRouting, batch: Any, mode: Mode) -> Any:
+def _variant(router: Router, batch: Any, mode: Mode) -> Any:
     """The key of ``batch`` in ``mode``; the same object each time, so that finding it compares nothing."""
-    found = routing.batches.get((batch, mode))
-    if found is None:
+    key = router.graphs.keys.get((batch, mode))
+    if key is None:
         values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        found = routing.batches[batch, mode] = _variant_class()(**values, mixquant=mode.value)
-    return found
+        key = router.graphs.keys[batch, mode] = _variant_class()(**values, mixquant=mode.value)
+    return key
 
 
 def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,17 +119,16 @@ def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:
         context = original(*args, **kwargs)
         if context.cudagraph_runtime_mode != CUDAGraphMode.PIECEWISE or context.batch_descriptor is None:
             return context
-        routing = _routing(args[1] if len(args) > 1 else kwargs.get("vllm_config"))
-        if routing is None or routing.uniform:
+        router = _router(args[1] if len(args) > 1 else kwargs.get("vllm_config"))
+        if router is None or router.uniform:
             return context
-        capturing = steps.is_forced()
-        step = capturing or _step_of(context.additional_kwargs.get(CONTEXT_KEY)) or EXACT
+        capturing = forced_step()
+        step = capturing or step_in(context)
         tokens = context.batch_descriptor.num_tokens
         if capturing is not None and step.mode is not Mode.EXACT:
-            routing.captured.add((tokens, step.mode))
-        fixed = step.mode is not Mode.MIXED or step.index is routing.index
-        if step.mode is Mode.EXACT or (fixed and (tokens, step.mode) in routing.captured):
-            context.batch_descriptor = _variant(routing, context.batch_descriptor, step.mode)
+            router.graphs.sizes.add((tokens, step.mode))
+        if step.mode is Mode.EXACT or ((tokens, step.mode) in router.graphs.sizes and _replayable(router, step)):
+            context.batch_descriptor = _variant(router, context.batch_descriptor, step.mode)
         else:
             context.cudagraph_runtime_mode = CUDAGraphMode.NONE
         return context
@@ -137,27 +136,26 @@ def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:
     return create_forward_context
 
 
-def _step_of(found: Any) -> Step | None:
-    if isinstance(found, RowPlan):
-        return steps.step_of(found)
-    return EXACT if found is EXACT_STEP else None
+def _replayable(router: Router, step: StepPlan) -> bool:
+    """Whether a captured graph reads this step's exact rows: those in the fixed buffer alone."""
+    return step.mode is not Mode.MIXED or step.exact_rows is router.exact_rows_buffer
 
 
 def _capture_v2(original: Callable[..., Any]) -> Callable[..., Any]:
     def capture(self: Any, create_forward_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        routing = _routing(self.vllm_config)
-        if routing is None:
+        router = _router(self.vllm_config)
+        if router is None:
             return original(self, create_forward_fn, *args, **kwargs)
         own_model = type(self).__name__ == "ModelCudaGraphManager"
 
         def create(desc: Any, *inner_args: Any, **inner_kwargs: Any) -> Callable[[Any], None]:
             forward = create_forward_fn(desc, *inner_args, **inner_kwargs)
             piecewise = desc.cg_mode.name == "PIECEWISE"
-            wanted = routing.modes(desc.num_tokens, piecewise) if own_model else [EXACT]
+            steps = router.captured_modes(desc.num_tokens, piecewise) if own_model else [EXACT]
 
             def each(mode: Any) -> None:
-                for step in wanted:
-                    with steps.forced(step):
+                for step in steps:
+                    with forced(step):
                         forward(mode)
 
             return each
@@ -169,14 +167,14 @@ def _capture_v2(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _capture_v1(original: Callable[..., Any]) -> Callable[..., Any]:
     def _warmup_and_capture(self: Any, desc: Any, *args: Any, **kwargs: Any) -> None:
-        routing = _routing(self.vllm_config)
-        if routing is None:
+        router = _router(self.vllm_config)
+        if router is None:
             original(self, desc, *args, **kwargs)
             return
         mode = kwargs.get("cudagraph_runtime_mode", args[0] if args else None)
         piecewise = getattr(mode, "name", "") == "PIECEWISE"
-        for step in routing.modes(desc.num_tokens, piecewise):
-            with steps.forced(step):
+        for step in router.captured_modes(desc.num_tokens, piecewise):
+            with forced(step):
                 original(self, desc, *args, **kwargs)
 
     return _warmup_and_capture
@@ -205,8 +203,8 @@ def _find_range(original: Callable[..., Any]) -> Callable[..., Any]:
         entry = original(self, runtime_shape)
         if entry is None or entry.compile_range.start != FUSE_FROM:
             return entry
-        routing = _routing(self.vllm_config)
-        if routing is None or routing.uniform or steps.current(runtime_shape).mode is not Mode.EXACT:
+        router = _router(self.vllm_config)
+        if router is None or router.uniform or current_step(runtime_shape).mode is not Mode.EXACT:
             return entry
         plain = original(self, FUSE_FROM - 1)
         return entry if plain is None or plain.compile_range.is_single_size() else plain
@@ -215,18 +213,37 @@ def _find_range(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _profile_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The first moment at which all weights are there; and memory is profiled for the step that needs the most."""
+
     def profile_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        routing = _routing(self.vllm_config)
-        if routing is None:
+        runtime = _runtime(self.vllm_config)
+        if runtime is None:
             return original(self, *args, **kwargs)
-        routing.prepare(_layers(routing.runtime), self.device)
-        # A mixed step needs the most memory, and its kernels are compiled here and not when the first one comes.
-        widest = steps.QUANTIZED if routing.uniform else Step(Mode.MIXED, routing.index)
-        with steps.forced(widest):
+        _prepare(runtime, self.device)
+        with forced(runtime.router.widest_step()):
             return original(self, *args, **kwargs)
 
     return profile_run
 
 
-def _layers(runtime: Runtime) -> list[Layer]:
-    return [Layer(*tensors) for tensors in runtime.native_layers()]
+def _prepare(runtime: Runtime, device: torch.device) -> None:
+    layers = runtime.captured_layers
+    if not layers or not layers[0].weight.is_cuda:
+        runtime.router.prepare(device)
+        return
+    from mixquant_agents.quant.autotune import measure
+
+    runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows)))
+    if runtime.router.thresholds.microseconds:
+        torch.cuda.empty_cache()
+        _log.info("mixquant: %s", runtime.router.describe())
+
+
+def _agreed(thresholds: Thresholds) -> Thresholds:
+    """Rank 0's, so that all ranks of a tensor-parallel group route alike."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return thresholds
+    from vllm.distributed.parallel_state import get_world_group
+
+    agreed: Thresholds = get_world_group().broadcast_object(thresholds, src=0)
+    return agreed

@@ -20,6 +20,9 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.layer_filter import in_block, is_ignored
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant.runtime import Runtime
+from mixquant_agents.quant.vllm import graph_hooks, runner_hooks
+from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
 
 __all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
 
@@ -50,8 +53,8 @@ def device_info() -> DeviceInfo:
         return DeviceInfo("cpu", "cpu")
     capability = current_platform.get_device_capability()
     kind = "cuda" if current_platform.is_cuda() else current_platform.device_type
-    found = None if capability is None else (int(capability.major), int(capability.minor))
-    return DeviceInfo(kind, str(current_platform.get_device_name()), found)
+    version = None if capability is None else (int(capability.major), int(capability.minor))
+    return DeviceInfo(kind, str(current_platform.get_device_name()), version)
 
 
 class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untyped here
@@ -90,50 +93,48 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """The routed method for Linear layers inside blocks; what vLLM does without quantization for all else."""
-        from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
-
         if not isinstance(layer, LinearBase):
             _refuse_experts(layer, prefix, self.policy)
             return None
         runtime = self._start()
-        if not in_block(prefix) or not (runtime.switchable or runtime.twin_of(prefix)):
+        if not in_block(prefix) or not (runtime.switchable or runtime.layer_format(prefix)):
             return UnquantizedLinearMethod()
         return MixQuantLinearMethod(runtime, prefix)
 
-    def _start(self) -> Any:
-        """This worker's runtime; hooks the runner on the first call."""
-        if "runtime" not in self.__dict__:
-            from mixquant_agents.quant.runtime import Runtime
-            from mixquant_agents.quant.vllm.runner_hooks import install
+    def _start(self) -> Runtime:
+        """This worker's runtime; hooks the worker's process on the first call."""
+        runtime: Runtime | None = self.__dict__.get("runtime")
+        if runtime is None:
+            runtime = self.runtime = self._make_runtime(get_current_vllm_config())
+        return runtime
 
-            vllm_config = get_current_vllm_config()
-            install()
-            refuse_parallel(vllm_config.parallel_config)
-            refuse_encoder(vllm_config.model_config, self.policy)
-            ranks = vllm_config.parallel_config.tensor_parallel_size
-            if self.policy.prefill_checkpoint and ranks > 1:
-                raise ConfigError(
-                    f"prefill_checkpoint with tensor_parallel_size={ranks}: such twins are not sharded; leave the "
-                    "checkpoint out, and each rank quantizes its own shard"
-                )
-            switchable = current_platform.is_cpu() and bool(vllm_config.model_config.enforce_eager)
-            on_gpu = current_platform.is_cuda()
-            if on_gpu:
-                from mixquant_agents.quant.twins.rowwise import register
-
-                register()
-            self.runtime = Runtime(self.policy, device_info(), switchable=switchable, fused=self.packed_modules_mapping)
-            if self.runtime.twin.split("-")[1:2] == ["emulated"] and not vllm_config.model_config.enforce_eager:
-                # On a GPU the configuration's hook has seen to it; on a CPU eager is the default.
-                raise ConfigError(
-                    f"{self.runtime.resolved.prefill_format.value} is emulated here, and an emulation needs "
-                    "enforce_eager=True: captured graphs cannot route rows in Python"
-                )
-            if on_gpu and self.runtime.twin.endswith("-native"):
-                from mixquant_agents.quant.vllm.graph_hooks import attach
-
-                attach(self.runtime, vllm_config)
-        return self.runtime
+    def _make_runtime(self, vllm_config: Any) -> Runtime:
+        runner_hooks.install()
+        refuse_parallel(vllm_config.parallel_config)
+        refuse_encoder(vllm_config.model_config, self.policy)
+        ranks = vllm_config.parallel_config.tensor_parallel_size
+        if self.policy.prefill_checkpoint and ranks > 1:
+            raise ConfigError(
+                f"prefill_checkpoint with tensor_parallel_size={ranks}: such twins are not sharded; leave the "
+                "checkpoint out, and each rank quantizes its own shard"
+            )
+        eager = bool(vllm_config.model_config.enforce_eager)
+        runtime = Runtime(
+            self.policy,
+            device_info(),
+            switchable=current_platform.is_cpu() and eager,
+            fused=self.packed_modules_mapping,
+            graphs=graph_hooks.settings_of(vllm_config),
+        )
+        if runtime.captured:
+            graph_hooks.install()
+        elif runtime.resolved.quantizes and not eager:
+            # On a GPU the configuration's hook has seen to it; on a CPU eager is the default.
+            raise ConfigError(
+                f"{runtime.resolved.prefill_format.value} is emulated here, and an emulation needs "
+                "enforce_eager=True: captured graphs cannot route rows in Python"
+            )
+        return runtime
 
 
 def _refuse_experts(layer: torch.nn.Module, prefix: str, policy: PrecisionPolicy) -> None:

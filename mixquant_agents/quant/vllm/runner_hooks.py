@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mixquant_agents.precision.plan import RequestRows
-from mixquant_agents.quant.ops.emulated import CONTEXT_KEY
 from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.vllm import worker_rpc
+from mixquant_agents.quant.vllm.context import CONTEXT_KEY
 from mixquant_agents.quant.vllm.patching import moved, wrap
 
 __all__ = ["install"]

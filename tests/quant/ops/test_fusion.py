@@ -11,14 +11,15 @@ from torch import fx
 from torch._functorch._aot_autograd.autograd_cache import check_cacheable
 
 from mixquant_agents.quant import step as steps
-from mixquant_agents.quant.ops import rowwise_torch as reference
 from mixquant_agents.quant.ops.fusion import fuse
 from mixquant_agents.quant.step import EXACT, QUANTIZED
-from mixquant_agents.quant.twins.registry import Held, hold
+from mixquant_agents.quant.twins.registry import RegisteredTwin, register
+from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
 K = 32
 ops = torch.ops.mixquant
-KEPT: list[Held] = []
+KEPT: list[RegisteredTwin] = []
+TWIN = RowwiseTwin("fp8-native", torch.float8_e4m3fn, "torch")
 
 
 def graph(*, readers_of_norm: int = 1, activation: object = torch.nn.functional.silu) -> fx.GraphModule:
@@ -41,7 +42,7 @@ def graph(*, readers_of_norm: int = 1, activation: object = torch.nn.functional.
 def inputs() -> list[torch.Tensor]:
     torch.manual_seed(0)
     w1, w2 = torch.randn(2 * K, K) / K**0.5, torch.randn(K, K) / K**0.5
-    KEPT.extend(hold(weight, *reference.quantize_rows(weight, torch.float8_e4m3fn)) for weight in (w1, w2))
+    KEPT.extend(register(weight, TWIN, TWIN.build(weight)) for weight in (w1, w2))
     return [torch.randn(5, K), torch.randn(5, K), torch.rand(K) + 0.5, w1, w2]
 
 

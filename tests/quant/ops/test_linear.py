@@ -13,8 +13,11 @@ from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant import step as steps
 from mixquant_agents.quant.ops import linear as ops
 from mixquant_agents.quant.ops import rowwise_torch as reference
-from mixquant_agents.quant.step import EXACT, QUANTIZED, Step
-from mixquant_agents.quant.twins.registry import hold, twin_of
+from mixquant_agents.quant.ops.sources import ExactRows, RowSource
+from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
+from mixquant_agents.quant.twins.base import Twin
+from mixquant_agents.quant.twins.registry import lookup, register
+from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
 M, K, N = 17, 48, 32
 
@@ -25,7 +28,8 @@ class Data:
         self.x, self.residual, self.wide = torch.randn(M, K), torch.randn(M, K), torch.randn(M, 2 * K)
         self.gamma, self.bias = torch.rand(K) + 0.5, torch.randn(N)
         self.weight = torch.randn(N, K) / K**0.5
-        self.held = hold(self.weight, *reference.quantize_rows(self.weight, dtype))
+        twin = RowwiseTwin("8 bits", dtype, "cutlass")
+        self.registered = register(self.weight, twin, twin.build(self.weight))
         self.twin = (self.weight, self.bias)
 
     def run(self, name: str) -> torch.Tensor:
@@ -48,7 +52,7 @@ class Data:
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
 @pytest.mark.parametrize("name", ["linear", "norm", "add_norm", "silu"])
-def test_each_mode_is_what_it_says(name: str, dtype: torch.dtype) -> None:
+def test_modes_run_the_rows_they_say(name: str, dtype: torch.dtype) -> None:
     data = Data(dtype)
     rows = data.input_of(name)
     with steps.forced(EXACT):
@@ -57,12 +61,13 @@ def test_each_mode_is_what_it_says(name: str, dtype: torch.dtype) -> None:
         quantized = data.run(name)
     torch.testing.assert_close(exact, linear(rows, data.weight, data.bias), rtol=1e-5, atol=1e-5)
     codes, scales = reference.quantize_rows(rows, dtype)
-    want = (codes.double() * scales) @ (data.held.codes.double() * data.held.scales).T + data.bias
+    state = data.registered.state
+    want = (codes.double() * scales) @ (state.codes.double() * state.scales).T + data.bias
     torch.testing.assert_close(quantized, want.float(), rtol=1e-3, atol=1e-3)
     assert float((exact - quantized).abs().max()) > 1e-3
 
     index = torch.tensor([3, -1, 16, 0], dtype=torch.int32)
-    with steps.forced(Step(Mode.MIXED, index, M)):
+    with steps.forced(StepPlan(Mode.MIXED, M, exact_rows=index)):
         mixed = data.run(name)
     kept = [0, 3, 16]
     others = [row for row in range(M) if row not in kept]
@@ -70,7 +75,7 @@ def test_each_mode_is_what_it_says(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(mixed[kept], exact[kept], rtol=1e-6, atol=1e-6)
 
 
-def test_the_sum_comes_back() -> None:
+def test_sum_with_the_residual_comes_back() -> None:
     data = Data(torch.float8_e4m3fn)
     for step in (EXACT, QUANTIZED):
         with steps.forced(step):
@@ -86,15 +91,15 @@ def test_zero_rows_and_no_rows() -> None:
         assert ops.gpu_linear(torch.zeros(0, K), data.weight, None).shape == (0, N)
 
 
-def test_a_twin_is_found_by_its_weight_and_lives_no_longer() -> None:
+def test_twin_is_found_by_its_weight_and_lives_no_longer() -> None:
     data = Data(torch.int8)
-    assert twin_of(data.weight) is data.held
+    assert lookup(data.weight) is data.registered
     with steps.forced(QUANTIZED), pytest.raises(EngineStartError, match="cpu_offload_gb"):
         ops.gpu_linear(data.x, data.weight.clone(), None)
-    del data.held
+    del data.registered
     gc.collect()
     with pytest.raises(EngineStartError, match="not found"):
-        twin_of(data.weight)
+        lookup(data.weight)
 
 
 def test_operators_pass_torch_checks() -> None:
@@ -107,3 +112,40 @@ def test_operators_pass_torch_checks() -> None:
             (torch.ops.mixquant.gpu_silu_linear, (data.wide, *data.twin)),
         ):
             torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_outside_of_any_context_rows_run_exact() -> None:
+    data = Data(torch.int8)
+    assert torch.equal(data.run("linear"), linear(data.x, *data.twin))
+
+
+@pytest.mark.parametrize("name", ["linear", "norm", "add_norm", "silu"])
+def test_twin_that_reads_plain_rows_keeps_exact_ones_too(name: str) -> None:
+    """A twin that takes rows unquantized fills the exact ones on the way, whatever the source."""
+
+    class Doubling(Twin[None]):
+        name = "doubling"
+
+        def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
+            return 0
+
+        def build(self, weight: torch.Tensor) -> None:
+            return None
+
+        def tensors(self, state: None) -> dict[str, torch.Tensor]:
+            return {}
+
+        def product(
+            self, source: RowSource, state: None, bias: torch.Tensor | None = None, exact: ExactRows | None = None
+        ) -> torch.Tensor:
+            return 2 * source.rows_with(exact)[:, :N]
+
+    data = Data(torch.int8)
+    data.registered = register(data.weight, Doubling(), None)
+    with steps.forced(EXACT):
+        exact = data.run(name)
+    with steps.forced(StepPlan(Mode.MIXED, M, exact_rows=torch.tensor([-1, 5, 9], dtype=torch.int32))):
+        mixed = data.run(name)
+    others = [row for row in range(M) if row not in (5, 9)]
+    torch.testing.assert_close(mixed[[5, 9]], exact[[5, 9]], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mixed[others], 2 * data.input_of(name)[others, :N], rtol=1e-5, atol=1e-5)

@@ -12,14 +12,19 @@ from safetensors.torch import save_file
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, FormatRefusedError
+from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.resolve import LayerFormat
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.formats import nvfp4
+from mixquant_agents.quant.formats.registry import emulated_twin
+from mixquant_agents.quant.numerics import nvfp4
+from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.runtime import Runtime
-from mixquant_agents.quant.twins.base import adopting, get_twin
 from mixquant_agents.quant.twins.checkpoint import TwinCheckpoint
 
 K, NAMES = 64, ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj")
 WEIGHTS = [torch.randn(n, K, generator=torch.Generator().manual_seed(n)) * (1 + n) for n in (48, 16)]
+
+EMULATED = emulated_twin(LayerFormat(NumberFormat.NVFP4, emulated=True))
 
 
 def quantized(shared: bool) -> list[nvfp4.Nvfp4Tensor]:
@@ -55,18 +60,17 @@ def test_the_twin_has_exactly_the_checkpoints_values(tmp_path: pathlib.Path, lay
     assert read.global_scale.ndim == (0 if shared else 2)
     # ModelOpt stores the reciprocal of the scale: one rounding of float32 more
     torch.testing.assert_close(nvfp4.dequantize(read), expected, rtol=2**-22, atol=0)
-    twin = adopting(get_twin("nvfp4-emulated"), "nvfp4-emulated")
-    grid, scale = twin.adopt(read, torch.float32)
+    state = EMULATED.adopt(read, torch.float32)
+    grid, scale = state
     torch.testing.assert_close(grid * (scale.unsqueeze(1) if scale.ndim else scale), expected, rtol=2**-22, atol=0)
     x = torch.randn(5, K, generator=torch.Generator().manual_seed(9))
-    weight_only = get_twin("nvfp4-emulated-weight-only")
-    torch.testing.assert_close(weight_only.apply(x, (grid, scale)), x @ expected.T, rtol=1e-4, atol=1e-3)
+    weight_only = emulated_twin(LayerFormat(NumberFormat.NVFP4, emulated=True, weight_only=True))
+    torch.testing.assert_close(weight_only.product(PlainRows(x), state), x @ expected.T, rtol=1e-4, atol=1e-3)
 
 
 def test_adopting_equals_building_when_the_scale_is_shared(tmp_path: pathlib.Path) -> None:
     read = saved(tmp_path, tensors("compressed-tensors")).read(NAMES)
-    twin = adopting(get_twin("nvfp4-emulated"), "nvfp4-emulated")
-    for adopted, built in zip(twin.adopt(read, torch.float32), twin.build(torch.cat(WEIGHTS)), strict=True):
+    for adopted, built in zip(EMULATED.adopt(read, torch.float32), EMULATED.build(torch.cat(WEIGHTS)), strict=True):
         assert torch.equal(adopted, built)
 
 
@@ -132,8 +136,10 @@ def test_a_damaged_part_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_other_formats_do_not_adopt() -> None:
-    with pytest.raises(FormatRefusedError, match="fp8-emulated"):
-        adopting(get_twin("fp8-emulated"), "fp8-emulated")
+    twin = emulated_twin(LayerFormat(NumberFormat.FP8, emulated=True))
+    weight = nvfp4.quantize(WEIGHTS[0], nvfp4.tensor_global_scale(WEIGHTS[0]))
+    with pytest.raises(FormatRefusedError, match=r"fp8 cannot use a prefill_checkpoint"):
+        twin.adopt(weight, torch.float32)
 
 
 def test_the_checkpoint_belongs_to_the_engine(tmp_path: pathlib.Path) -> None:
@@ -156,7 +162,8 @@ def test_the_native_twin_passes_codes_on_and_refuses_differing_scales(tmp_path: 
 
     twin = Nvfp4Twin(Kernel())
     read = saved(tmp_path, tensors("compressed-tensors")).read(NAMES)
-    codes, scales = twin.adopt(read, torch.bfloat16)
+    state = twin.adopt(read, torch.bfloat16)
+    codes, scales = state.weight, state.weight_scale
     assert torch.equal(codes, read.packed)
     assert torch.equal(scales.float(), read.scales.float())
     (tmp_path / "model.safetensors").unlink()

@@ -11,12 +11,10 @@ from vllm.config import VllmConfig
 from vllm.platforms import current_platform
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.errors import ConfigError, OutOfMemoryError
+from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.twins.memory import GIB, TwinMemory
-from mixquant_agents.quant.twins.nvfp4 import Nvfp4Twin
-from mixquant_agents.quant.twins.rowwise import RowwiseTwin
+from mixquant_agents.quant.twins.memory import GIB
 from mixquant_agents.quant.vllm import config_hooks as engine_config
 from mixquant_agents.quant.vllm import method as quant_config
 from mixquant_agents.quant.vllm.config_hooks import _adjust, _method, _ranges, _refuse_graphs, hook_config
@@ -121,22 +119,3 @@ def test_hooks_go_in_once_and_stay_callable() -> None:
     finally:
         for name, value in kept.items():
             setattr(VllmConfig, name, value)
-
-
-def test_twins_that_do_not_fit_are_refused_while_the_model_is_built() -> None:
-    free = [10 * GIB]
-    memory = TwinMemory("fp8-native on NVIDIA H200", lambda: free[0])
-    for _ in range(9):
-        memory.add(GIB)
-    free[0] = 9 * GIB  # an exact weight was allocated meanwhile
-    with pytest.raises(OutOfMemoryError, match=r"10\.0 GiB beside.*9\.0 GiB are free.*policy 'exact'.*tensor_parallel"):
-        memory.add(GIB)
-
-
-def test_sizes_are_what_twins_weigh() -> None:
-    import torch
-
-    weight = torch.randn(64, 48)
-    tensors = RowwiseTwin(torch.int8).build(weight)
-    assert RowwiseTwin(torch.int8).size(64, 48) == sum(t.numel() * t.element_size() for t in tensors)
-    assert Nvfp4Twin().size(4096, 4096) / (2 * 4096 * 4096) == pytest.approx(0.28, abs=0.01)

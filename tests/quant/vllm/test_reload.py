@@ -22,13 +22,14 @@ from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant import step as steps
-from mixquant_agents.quant.formats import nvfp4
+from mixquant_agents.quant.formats import nvfp4 as nvfp4_format
+from mixquant_agents.quant.formats import registry
+from mixquant_agents.quant.numerics import nvfp4
+from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.step import EXACT, QUANTIZED
-from mixquant_agents.quant.twins import base as twins
-from mixquant_agents.quant.twins.base import get_twin
 from mixquant_agents.quant.twins.nvfp4 import Nvfp4Twin
-from mixquant_agents.quant.twins.rowwise import register
+from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
 from mixquant_agents.quant.vllm.method import MixQuantConfig
 
 N, K = 32, 64
@@ -64,9 +65,9 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[PrecisionPolicy, DeviceIn
     for module in (linear, parameter):  # without process groups
         monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: 0)
         monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 1)
-    register()
-    kernel = EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig())
-    monkeypatch.setitem(twins._TWINS, "nvfp4-native", Nvfp4Twin(kernel))  # a CPU has no other
+    kernel = EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig())  # a CPU has no other
+    monkeypatch.setattr(nvfp4_format.Nvfp4Format, "native", lambda self: Nvfp4Twin(kernel))
+    registry.twin_of.cache_clear()
 
     def made(policy: PrecisionPolicy, place: DeviceInfo) -> Model:
         config = MixQuantConfig(policy)
@@ -85,27 +86,33 @@ def model(request: pytest.FixtureRequest, make: Callable[[PrecisionPolicy, Devic
     return make(policy, PLACES[request.param])
 
 
+def tensors_of(method: MixQuantLinearMethod) -> list[torch.Tensor]:
+    """The exact weight, and all that the twin keeps of it."""
+    return [method.weight, *method.twin.tensors(method.state).values()]
+
+
 def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
     torch.manual_seed(0)
     layer, method = model.up_proj, model.up_proj.quant_method
     runtime: Any = method._runtime
-    x, twin = torch.randn(5, K), get_twin(method.key)
+    x, twin = torch.randn(5, K), method.twin
     first, *others = (torch.randn(N, K) for _ in range(4))
     others[-1] *= 100  # another global scale
     model.load(first)
     method.process_weights_after_loading(layer)
-    places = [tensor.data_ptr() for tensor in next(iter(runtime.native_layers()))]
+    assert runtime.layers == [method]
+    places = [tensor.data_ptr() for tensor in tensors_of(method)]
     for weight in others:
         model.reload(weight)
-        now = next(iter(runtime.native_layers()))
+        now = tensors_of(method)
         assert [tensor.data_ptr() for tensor in now] == places, "a captured graph would read the old ones"
         assert torch.equal(now[0], weight)
         assert torch.equal(layer.weight, weight)
         with steps.forced(EXACT):
-            if method._native:
+            if twin.captured:
                 assert torch.equal(method.apply(layer, x), torch.nn.functional.linear(x, weight))
         with steps.forced(QUANTIZED):
-            torch.testing.assert_close(method.apply(layer, x), twin.apply(x, twin.build(weight)))
+            torch.testing.assert_close(method.apply(layer, x), twin.product(PlainRows(x), twin.build(weight)))
 
 
 @pytest.mark.parametrize("place", ["nvfp4", "emulated"])
@@ -123,9 +130,9 @@ def test_a_checkpoints_twins_stay_with_the_weights_they_belong_to(
     layer, method = model.up_proj, model.up_proj.quant_method
     model.load(weight)
     method.process_weights_after_loading(layer)
-    before = [tensor.clone() for tensor in next(iter(method.tensors()))]
+    before = [tensor.clone() for tensor in tensors_of(method)]
     model.reload(weight)
-    for old, new in zip(before, next(iter(method.tensors())), strict=True):
+    for old, new in zip(before, tensors_of(method), strict=True):
         assert torch.equal(old, new)
     with pytest.raises(ConfigError, match=f"{name}.*prefill_checkpoint=.*start another engine"):
         model.reload(other)

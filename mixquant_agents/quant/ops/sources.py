@@ -1,0 +1,124 @@
+"""What a routed operation reads: rows as they come, or those that a norm or an activation makes of them.
+
+A source gives its rows unquantized, or quantized per token by one fused kernel. Each is used once per operation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixquant_agents.quant.ops import rowwise_torch
+
+__all__ = ["AddNormRows", "ExactRows", "NormRows", "PlainRows", "RowSource", "SiluRows", "kernels_for"]
+
+
+class ExactRows(NamedTuple):
+    """Where the rows that run exact go while the others are quantized.
+
+    Attributes:
+        index: int32 ``[S]``, which rows; negative: unused.
+        rows: ``[S, K]`` in the input's dtype, to be filled by whoever reads the source.
+    """
+
+    index: Tensor
+    rows: Tensor
+
+
+def kernels_for(x: Tensor) -> ModuleType:
+    """The row kernels for the device of ``x``: Triton's, or their plain forms where there is no GPU."""
+    if not x.is_cuda:
+        return rowwise_torch
+    from mixquant_agents.quant.ops import rowwise_triton
+
+    return rowwise_triton
+
+
+class RowSource(ABC):
+    """``[M, K]`` in the dtype of ``x``, the tensor that the operation got."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.kernels = kernels_for(x)
+
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """All rows, unquantized."""
+
+    @abstractmethod
+    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of ``dtype`` ``[M, K]`` and scales float32 ``[M, 1]``; the same kernel fills ``exact``."""
+
+    def rows_with(self, exact: ExactRows | None = None) -> Tensor:
+        """:meth:`rows`; fills ``exact`` too."""
+        rows = self.rows()
+        if exact is not None:
+            torch.index_select(rows, 0, exact.index.clamp_min(0), out=exact.rows)
+        return rows
+
+
+def _fixed(exact: ExactRows | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if exact is None else exact
+
+
+class PlainRows(RowSource):
+    """``x`` itself."""
+
+    def rows(self) -> Tensor:
+        return self.x
+
+    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
+        codes, scales = self.kernels.quantize_rows(self.x, dtype, *_fixed(exact))
+        return codes, scales
+
+
+class NormRows(RowSource):
+    """``rms_norm(x) * gamma``."""
+
+    def __init__(self, x: Tensor, gamma: Tensor, eps: float) -> None:
+        super().__init__(x)
+        self.gamma, self.eps = gamma, eps
+
+    def rows(self) -> Tensor:
+        rows: Tensor = self.kernels.norm_rows(self.x, None, self.gamma, self.eps)[0]
+        return rows
+
+    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
+        codes, scales, _ = self.kernels.norm_quantize_rows(self.x, None, self.gamma, self.eps, dtype, *_fixed(exact))
+        return codes, scales
+
+
+class AddNormRows(RowSource):
+    """``rms_norm(x + residual) * gamma``. ``total`` is the sum, once the rows were read."""
+
+    def __init__(self, x: Tensor, residual: Tensor, gamma: Tensor, eps: float) -> None:
+        super().__init__(x)
+        self.residual, self.gamma, self.eps = residual, gamma, eps
+        self.total = residual
+
+    def rows(self) -> Tensor:
+        rows: Tensor
+        rows, self.total = self.kernels.norm_rows(self.x, self.residual, self.gamma, self.eps)
+        return rows
+
+    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
+        codes, scales, self.total = self.kernels.norm_quantize_rows(
+            self.x, self.residual, self.gamma, self.eps, dtype, *_fixed(exact)
+        )
+        return codes, scales
+
+
+class SiluRows(RowSource):
+    """``silu(gate) * up`` of ``x`` ``[M, 2K]``."""
+
+    def rows(self) -> Tensor:
+        rows: Tensor = self.kernels.silu_rows(self.x)
+        return rows
+
+    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
+        codes, scales = self.kernels.silu_quantize_rows(self.x, dtype, *_fixed(exact))
+        return codes, scales
