@@ -11,6 +11,7 @@ from typing import Any
 
 from mixquant_agents.config import CAPTURE_SIZES
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
 from mixquant_agents.quant.vllm.patching import wrap
 
 __all__ = ["hook_config"]
@@ -45,16 +46,16 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def _resolved(config: Any) -> Any | None:
+def _resolved(config: Any) -> ResolvedPolicy | None:
     """The policy of a quantization config as this GPU will run it; ``None`` for other methods and devices."""
     from vllm.platforms import current_platform
 
-    from mixquant_agents.precision.resolve import resolve
     from mixquant_agents.quant.vllm.method import MixQuantConfig, device_info
 
     if not isinstance(config, MixQuantConfig) or not current_platform.is_cuda():
         return None
-    return resolve(config.policy, device_info())
+    own_config: MixQuantConfig = config
+    return resolve(own_config.policy, device_info())
 
 
 def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,7 +98,7 @@ def _sizes(original: Callable[..., Any]) -> Callable[..., Any]:
     return _set_cudagraph_sizes
 
 
-def _adjust(vllm_config: Any, resolved: Any) -> None:
+def _adjust(vllm_config: Any, resolved: ResolvedPolicy) -> None:
     from vllm.config import CUDAGraphMode
     from vllm.platforms import current_platform
 

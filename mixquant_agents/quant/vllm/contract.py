@@ -1,5 +1,8 @@
 """Every symbol of vLLM that the plugin touches, checked in a source tree without importing it.
 
+All of them are touched in this folder, but for two kernels (:data:`KERNELS`). A test walks the syntax trees and fails
+where something is imported, replaced, read or asked for that is not named here.
+
 ``python -m mixquant_agents.quant.vllm.contract --source DIR`` reads an unpacked wheel or sdist (the folder that holds
 ``vllm/``) and exits with 1 when a symbol is missing; without ``--source`` it reads the installed vLLM. A symbol that
 moved between releases lists its places; one of them must be there.
@@ -16,26 +19,45 @@ from pathlib import Path
 
 from mixquant_agents.quant.vllm.symbols import Symbol, missing, parse
 
-__all__ = ["CONTRACT", "Need", "Symbol", "check", "installed_source", "main"]
+__all__ = ["CONTRACT", "KERNELS", "Need", "Symbol", "check", "installed_source", "main"]
+
+KERNELS = {
+    "ops/gemm.py": "vLLM's 8-bit matrix product",
+    "twins/nvfp4.py": "vLLM's NVFP4 kernels",
+}
+"""Files outside of this folder that import vLLM, below ``quant/``: kernels, which stand where the arithmetic is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What the plugin needs, where it may be found (any one place will do), and what for."""
+    """What the plugin needs, where it may be found (any one place will do), and what for.
+
+    Attributes:
+        optional: some releases lack it, and the plugin does without; named, but not missed.
+    """
 
     why: str
     places: tuple[Symbol, ...]
     group: str = field(default="core")
+    optional: bool = False
 
 
-def _need(why: str, module: str, *names: str, group: str = "core", **more: tuple[str, ...]) -> list[Need]:
-    return [Need(why, (Symbol(module, name, more.get("parameters", ())),), group) for name in names]
+def _need(
+    why: str,
+    module: str,
+    *names: str,
+    group: str = "core",
+    parameters: tuple[str, ...] = (),
+    optional: bool = False,
+) -> list[Need]:
+    return [Need(why, (Symbol(module, name, parameters),), group, optional) for name in names]
 
 
 _V1, _V1_BATCH = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu_input_batch"
 _V2, _V2_DIR = "vllm.v1.worker.gpu.model_runner", "vllm.v1.worker.gpu"
 _QUANT = "vllm.model_executor.layers.quantization"
 _CONTEXT = "vllm.forward_context"
+_CONFIG = "vllm.config"
 
 CONTRACT: tuple[Need, ...] = (
     *_need("names the method", _QUANT, "register_quantization_config", parameters=("quantization",)),
@@ -51,9 +73,16 @@ CONTRACT: tuple[Need, ...] = (
         "QuantizationConfig.from_config",
         "QuantizationConfig.get_config_filenames",
         "QuantizationConfig.packed_modules_mapping",
+        "QuantizationConfig",
         "QuantizeMethodBase",
     ),
-    *_need("is routed", "vllm.model_executor.layers.linear", "LinearBase", "UnquantizedLinearMethod.create_weights"),
+    *_need("is routed", "vllm.model_executor.layers.linear", "LinearBase", "UnquantizedLinearMethod"),
+    *_need(
+        "is routed",
+        "vllm.model_executor.layers.linear",
+        "UnquantizedLinearMethod.create_weights",
+        parameters=("input_size_per_partition", "output_partition_sizes", "params_dtype"),
+    ),
     *_need(
         "builds the twin",
         "vllm.model_executor.layers.linear",
@@ -77,8 +106,38 @@ CONTRACT: tuple[Need, ...] = (
         "Platform.is_cuda",
         "Platform.get_device_capability",
         "Platform.get_device_name",
+        "Platform.device_type",
+        "DeviceCapability.major",
+        "DeviceCapability.minor",
     ),
-    *_need("answers the front end", "vllm.v1.worker.worker_base", "WorkerBase.get_model", "WorkerBase.vllm_config"),
+    *_need("knows the device", "vllm.platforms", "current_platform"),
+    *_need(
+        "knows the engine being built",
+        f"{_CONFIG}.vllm",
+        "VllmConfig.model_config",
+        "VllmConfig.parallel_config",
+        "VllmConfig.scheduler_config",
+        "VllmConfig.quant_config",
+    ),
+    *_need("knows the engine being built", f"{_CONFIG}.vllm", "VllmConfig.num_speculative_tokens", optional=True),
+    *_need("knows the engine being built", f"{_CONFIG}.model", "ModelConfig.enforce_eager"),
+    *_need("knows the engine being built", f"{_CONFIG}.scheduler", "SchedulerConfig.max_num_seqs"),
+    *_need("refuses what it cannot follow", f"{_CONFIG}.model", "ModelConfig.is_encoder_decoder"),
+    *_need("refuses what it cannot follow", f"{_CONFIG}.parallel", "ParallelConfig.tensor_parallel_size"),
+    *_need(
+        "refuses what it cannot follow",
+        f"{_CONFIG}.parallel",
+        "ParallelConfig.use_ubatching",
+        "ParallelConfig.prefill_context_parallel_size",
+        optional=True,
+    ),
+    *_need(
+        "answers the front end",
+        "vllm.v1.worker.worker_base",
+        "WorkerBase",
+        "WorkerBase.get_model",
+        "WorkerBase.vllm_config",
+    ),
     *_need("carries the plan to the op", "vllm.platforms.interface", "Platform.set_additional_forward_context"),
     *_need(
         "carries the plan to the op",
@@ -114,7 +173,9 @@ CONTRACT: tuple[Need, ...] = (
         parameters=("scheduler_output", "num_scheduled_tokens"),
     ),
     *_need("plans a step (runner V1)", _V1, "GPUModelRunner.execute_model", parameters=("scheduler_output",)),
-    *_need("plans a step (runner V1)", _V1, "GPUModelRunner.input_batch", "GPUModelRunner.vllm_config"),
+    *_need(
+        "plans a step (runner V1)", _V1, "GPUModelRunner", "GPUModelRunner.input_batch", "GPUModelRunner.vllm_config"
+    ),
     *_need(
         "plans a step (runner V1)",
         _V1_BATCH,
@@ -128,6 +189,7 @@ CONTRACT: tuple[Need, ...] = (
         "plans a step (runner V2)", _V2, "GPUModelRunner.execute_model", parameters=("scheduler_output", "dummy_run")
     ),
     *_need("plans a step (runner V2)", _V2, "GPUModelRunner.req_states", "GPUModelRunner.vllm_config"),
+    *_need("plans a step (runner V2)", f"{_V2_DIR}.buffer_utils", "UvaBackedTensor.np"),
     *_need(
         "plans a step (runner V2)",
         f"{_V2_DIR}.states",
@@ -143,7 +205,31 @@ CONTRACT: tuple[Need, ...] = (
         "InputBatch.num_scheduled_tokens",
     ),
     *_need("picks a captured variant", _CONTEXT, "create_forward_context", parameters=("vllm_config",), group="gpu"),
-    *_need("picks a captured variant", _CONTEXT, "BatchDescriptor.num_tokens", group="gpu"),
+    *_need(
+        "picks a captured variant",
+        _CONTEXT,
+        "BatchDescriptor",
+        "BatchDescriptor.num_tokens",
+        "ForwardContext.batch_descriptor",
+        "ForwardContext.cudagraph_runtime_mode",
+        group="gpu",
+    ),
+    *_need("picks a captured variant", _CONFIG, "CUDAGraphMode", group="gpu"),
+    *_need(
+        "picks a captured variant",
+        f"{_CONFIG}.compilation",
+        "CUDAGraphMode.NONE",
+        "CUDAGraphMode.PIECEWISE",
+        group="gpu",
+    ),
+    *_need(
+        "captures variants (runner V2)",
+        f"{_V2_DIR}.cudagraph_utils",
+        "CudaGraphManager.vllm_config",
+        "BatchExecutionDescriptor.cg_mode",
+        "BatchExecutionDescriptor.num_tokens",
+        group="gpu",
+    ),
     *_need(
         "captures variants (runner V2)",
         f"{_V2_DIR}.cudagraph_utils",
@@ -159,8 +245,16 @@ CONTRACT: tuple[Need, ...] = (
         parameters=("desc", "cudagraph_runtime_mode"),
         group="gpu",
     ),
-    *_need("measures thresholds", _V1, "GPUModelRunner.profile_run", group="gpu"),
-    *_need("measures thresholds", _V2, "GPUModelRunner.profile_run", group="gpu"),
+    *_need("measures thresholds", _V1, "GPUModelRunner.profile_run", "GPUModelRunner.device", group="gpu"),
+    *_need("measures thresholds", _V2, "GPUModelRunner.profile_run", "GPUModelRunner.device", group="gpu"),
+    *_need(
+        "routes alike on all ranks",
+        "vllm.distributed.parallel_state",
+        "get_world_group",
+        "GroupCoordinator.broadcast_object",
+        group="gpu",
+    ),
+    *_need("fuses quantization", "vllm.compilation.backends", "CompilerManager", group="gpu"),
     *_need(
         "fuses quantization",
         "vllm.compilation.backends",
@@ -172,10 +266,12 @@ CONTRACT: tuple[Need, ...] = (
         "picks a compiled piece",
         "vllm.compilation.piecewise_backend",
         "PiecewiseBackend._find_range_for_shape",
+        "PiecewiseBackend",
         "PiecewiseBackend.vllm_config",
         "RangeEntry.compile_range",
         group="gpu",
     ),
+    *_need("picks a compiled piece", f"{_CONFIG}.utils", "Range.start", "Range.is_single_size", group="gpu"),
     *_need("fuses quantization", "vllm.ir.ops.layernorm", "rms_norm", "fused_add_rms_norm", group="gpu"),
     *_need(
         "sets graph sizes and compile ranges",
@@ -184,10 +280,51 @@ CONTRACT: tuple[Need, ...] = (
         "VllmConfig._get_quantization_config",
         "VllmConfig._set_cudagraph_sizes",
         "VllmConfig._set_compile_ranges",
+        "VllmConfig.compilation_config",
+        "VllmConfig.additional_config",
+        group="gpu",
+    ),
+    *_need("sets graph sizes and compile ranges", _CONFIG, "VllmConfig", group="gpu"),
+    *_need(
+        "sets graph sizes and compile ranges",
+        f"{_CONFIG}.compilation",
+        "CompilationConfig.cudagraph_mode",
+        "CompilationConfig.cudagraph_capture_sizes",
+        "CompilationConfig.max_cudagraph_capture_size",
+        "CompilationConfig.compile_ranges_endpoints",
+        "CUDAGraphMode.FULL",
+        "CUDAGraphMode.FULL_AND_PIECEWISE",
+        "CUDAGraphMode.has_full_cudagraphs",
+        group="gpu",
+    ),
+    *_need(
+        "sets graph sizes and compile ranges",
+        f"{_CONFIG}.scheduler",
+        "SchedulerConfig.max_num_batched_tokens",
+        group="gpu",
+    ),
+    *_need(
+        "sets graph sizes and compile ranges",
+        "vllm.platforms.interface",
+        "Platform.get_device_total_memory",
         group="gpu",
     ),
     *_need("multiplies in 8 bits", "vllm._custom_ops", "cutlass_scaled_mm", parameters=("a", "b"), group="gpu"),
     *_need("multiplies in NVFP4", "vllm.model_executor.kernels.linear", "init_nvfp4_linear_kernel", group="gpu"),
+    *_need(
+        "multiplies in NVFP4",
+        "vllm.model_executor.kernels.linear.nvfp4.base",
+        "NvFp4LinearKernel.process_weights_after_loading",
+        parameters=("layer",),
+        group="gpu",
+    ),
+    *_need(
+        "multiplies in NVFP4",
+        "vllm.model_executor.kernels.linear.nvfp4.base",
+        "NvFp4LinearKernel.apply_weights",
+        parameters=("layer", "x", "bias"),
+        group="gpu",
+    ),
 )
 
 
@@ -210,7 +347,7 @@ def check(source: Path, group: str | None = None) -> list[str]:
     read = functools.cache(functools.partial(parse, source))
     problems = []
     for need in CONTRACT:
-        if group is None or need.group == group:
+        if not need.optional and (group is None or need.group == group):
             reasons = [missing(read(place.module), place) for place in need.places]
             if all(reasons):
                 problems.append(f"{need.why}: {'; '.join(reason for reason in reasons if reason)}")

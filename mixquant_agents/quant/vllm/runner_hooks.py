@@ -31,17 +31,16 @@ def install() -> None:
     """
     from vllm.platforms import current_platform
 
-    found = False
-    for module_name, prepare, make in ((_V1, "_prepare_inputs", _prepare_v1), (_V2, "prepare_inputs", _prepare_v2)):
-        module = sys.modules.get(module_name)
-        runner = getattr(module, "GPUModelRunner", None)
-        if runner is None:
-            continue
-        found = True
-        wrap(runner, prepare, make)
-        wrap(runner, "execute_model", _execute)
-    if not found:
+    v1 = getattr(sys.modules.get(_V1), "GPUModelRunner", None)
+    v2 = getattr(sys.modules.get(_V2), "GPUModelRunner", None)
+    if v1 is None and v2 is None:
         raise moved(f"GPUModelRunner of {_V1} or {_V2}")
+    if v1 is not None:
+        wrap(v1, "_prepare_inputs", _prepare_v1)
+        wrap(v1, "execute_model", _execute)
+    if v2 is not None:
+        wrap(v2, "prepare_inputs", _prepare_v2)
+        wrap(v2, "execute_model", _execute)
     wrap(current_platform, "set_additional_forward_context", _forward_context)
     worker_rpc.install()
 

@@ -6,9 +6,10 @@ import ast
 from pathlib import Path
 
 import pytest
+import touched
 
 from mixquant_agents import quant
-from mixquant_agents.quant.vllm.contract import CONTRACT, check, installed_source, main
+from mixquant_agents.quant.vllm.contract import CONTRACT, KERNELS, check, installed_source, main
 from mixquant_agents.quant.vllm.symbols import Symbol, missing
 
 PLUGIN = Path(quant.__file__).parent
@@ -19,18 +20,65 @@ def test_the_installed_vllm_has_every_hooked_symbol() -> None:
     assert check(installed_source()) == []
 
 
-def test_hooked_and_patched_names_are_in_the_contract() -> None:
-    """What ``wrap`` replaces must be named, or a move of it would go unseen."""
-    wrapped = set()
-    for path in sorted((PLUGIN / "vllm").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "wrap":
-                wrapped |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
-            if isinstance(node, ast.Constant) and node.value in ("_prepare_inputs", "prepare_inputs"):
-                wrapped.add(node.value)
-    named = {place.name.rpartition(".")[2] for need in CONTRACT for place in need.places}
-    assert {"execute_model", "_prepare_inputs", "prepare_inputs", "set_additional_forward_context"} <= wrapped
-    assert wrapped <= named
+def sources() -> list[Path]:
+    return sorted(PLUGIN.rglob("*.py"))
+
+
+def in_contract(module: str, name: str) -> bool:
+    """Whether something imported from vLLM is a named symbol, or a module or class of named ones."""
+    places = [place for need in CONTRACT for place in need.places]
+    if any(place.module == f"{module}.{name}" for place in places):
+        return True
+    return any(place.module == module and place.name.split(".")[0] == name for place in places)
+
+
+NAMED = {place.name.rpartition(".")[2] for need in CONTRACT for place in need.places}
+
+
+def test_vllm_is_imported_in_its_folder_and_by_named_kernels_alone() -> None:
+    outside = {
+        path.relative_to(PLUGIN).as_posix()
+        for path in sources()
+        if touched.imports(path) and path.parent != PLUGIN / "vllm"
+    }
+    assert outside == {*KERNELS, "__init__.py"}, "__init__ holds the entry point, which names the method to vLLM"
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(PLUGIN).as_posix())
+def test_what_is_touched_of_vllm_is_in_the_contract(path: Path) -> None:
+    """Or a move of it would go unseen."""
+    unnamed = {f"{module}:{name}" for module, name in touched.imports(path) - {("vllm", "")}
+               if not in_contract(module, name)}  # fmt: skip
+    unnamed |= touched.patched(path) - NAMED
+    if path.parent == PLUGIN / "vllm" or path.relative_to(PLUGIN).as_posix() in KERNELS:
+        unnamed |= touched.attributes(path) - NAMED
+    assert not unnamed
+
+
+def test_reading_of_sources_finds_what_it_is_for(tmp_path: Path) -> None:
+    """The test above would pass on anything if the sources were read wrongly."""
+    path = tmp_path / "hook.py"
+    path.write_text(
+        "from typing import Any\n"
+        "from vllm.config import VllmConfig\n"
+        "def install():\n"
+        "    from vllm import platforms\n"
+        "    wrap(platforms.current, 'hooked', lambda original: original)\n"
+        "def hook(original: Any):\n"
+        "    def method(self: Any, ours: int, *args: Any):\n"
+        "        batch = original(self).batch\n"
+        "        for request in batch.requests:\n"
+        "            rows = [row.slot for row in request.rows]\n"
+        "        getattr(self, 'maybe', None)\n"
+        "        ours.not_theirs\n"
+        "        self.written = batch.shape\n"
+        "    return method\n"
+    )
+    assert touched.imports(path) == {("vllm.config", "VllmConfig"), ("vllm", "platforms")}
+    assert touched.patched(path) == {"hooked"}
+    assert touched.attributes(path) == {
+        "batch", "current", "hooked", "maybe", "requests", "rows", "slot", "written",
+    }  # fmt: skip
 
 
 def copied(tmp_path: Path) -> Path:
