@@ -8,13 +8,13 @@ from pydantic import ValidationError
 from mixquant_agents.config import POLICY_PRESETS, EngineConfig, NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
 
-QUANTIZED = [NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.INT8]
+QUANTIZED = [NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.INT8, NumberFormat.MXFP4]
 
 
 def test_presets_by_name() -> None:
     assert list(POLICY_PRESETS) == [
-        "exact", "mixquant", "mixquant-nvfp4", "mixquant-fp8", "mixquant-int8",
-        "uniform-nvfp4", "uniform-fp8", "uniform-int8",
+        "exact", "mixquant", "mixquant-nvfp4", "mixquant-fp8", "mixquant-int8", "mixquant-mxfp4",
+        "uniform-nvfp4", "uniform-fp8", "uniform-int8", "uniform-mxfp4",
     ]  # fmt: skip
     for name, policy in POLICY_PRESETS.items():
         assert PrecisionPolicy.of(name) is policy

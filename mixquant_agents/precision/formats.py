@@ -15,7 +15,8 @@ class NumberFormat(enum.StrEnum):
     """Number format of the Linear layers inside the transformer blocks.
 
     ``EXACT`` is the engine's own dtype (BF16 on GPU, float32 on CPU). ``NVFP4`` is W4A4: E2M1 in blocks of 16 with
-    FP8-E4M3 block scales. ``FP8`` is E4M3 with per-channel weight and per-token activation scales. ``INT8`` likewise.
+    FP8-E4M3 block scales. ``MXFP4`` likewise, in blocks of 32 with power-of-two scales (OCP MX); emulated everywhere.
+    ``FP8`` is E4M3 with per-channel weight and per-token activation scales. ``INT8`` likewise.
     ``AUTO`` takes what the device runs natively: NVFP4 on Blackwell, FP8 on Hopper and Ada, EXACT elsewhere.
     """
 
@@ -24,6 +25,7 @@ class NumberFormat(enum.StrEnum):
     NVFP4 = "nvfp4"
     FP8 = "fp8"
     INT8 = "int8"
+    MXFP4 = "mxfp4"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,10 @@ FORMATS: dict[NumberFormat, FormatSpec] = {
         "has no fast INT8 path; Ampere to Hopper have",
         native_from=(8, 0),
         native_below=(10, 0),
+    ),
+    NumberFormat.MXFP4: FormatSpec(
+        "is given no MXFP4 product by this package; on Blackwell it has one of NVFP4",
+        keeps_last_token_exact=True,
     ),
 }
 """The quantized formats. Presets, the support table, ``mixquant doctor`` and the columns of ``mixquant bench fidelity``

@@ -20,9 +20,11 @@ PolicyName = Literal[
     "mixquant-nvfp4",
     "mixquant-fp8",
     "mixquant-int8",
+    "mixquant-mxfp4",
     "uniform-nvfp4",
     "uniform-fp8",
     "uniform-int8",
+    "uniform-mxfp4",
 ]
 
 

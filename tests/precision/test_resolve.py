@@ -105,6 +105,8 @@ def test_rules_of_the_presets() -> None:
         "uniform-nvfp4": Reach.EVERYTHING,
         "uniform-fp8": Reach.EVERYTHING,
         "uniform-int8": Reach.EVERYTHING,
+        "mixquant-mxfp4": Reach.BEFORE_LAST,
+        "uniform-mxfp4": Reach.EVERYTHING,
     }
 
 
