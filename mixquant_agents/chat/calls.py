@@ -13,8 +13,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from mixquant_agents.engine.base import ToolCallDelta
-from mixquant_agents.engine.hermes import new_call_id
+from mixquant_agents.engine.base import ToolCallDelta, new_call_id
 from mixquant_agents.unicode import SurrogateJoiner, well_formed
 
 __all__ = ["CallBook", "seal"]

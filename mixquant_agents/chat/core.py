@@ -15,8 +15,7 @@ from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
 from mixquant_agents.chat.calls import CallBook, seal
 from mixquant_agents.chat.messages import REASONING, UNPARSED
-from mixquant_agents.engine.base import OutputDelta, OutputParser, TokenDelta, TokenLogprob, ToolCallDelta
-from mixquant_agents.engine.hermes import new_call_id
+from mixquant_agents.engine.base import Delta, TokenLogprob, ToolCallDelta, new_call_id
 from mixquant_agents.records import TurnCounts
 from mixquant_agents.unicode import SurrogateJoiner, well_formed
 
@@ -27,7 +26,6 @@ class TurnCore:
     """Turns one answer's deltas into message chunks.
 
     Args:
-        parser: the engine's parser for this answer.
         tools: names of the bound tools.
 
     Attributes:
@@ -35,8 +33,8 @@ class TurnCore:
         finish_reason: why the answer ended, once the engine has said so.
     """
 
-    def __init__(self, parser: OutputParser, tools: Collection[str] = ()) -> None:
-        self._parser = parser
+    def __init__(self, tools: Collection[str] = ()) -> None:
+        self._invalid: list[tuple[str, str]] = []
         self._content_pieces, self._reasoning_pieces = SurrogateJoiner(), SurrogateJoiner()
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -45,15 +43,15 @@ class TurnCore:
         self.calls = CallBook(tools)
         self.finish_reason: str | None = None
 
-    def feed(self, delta: TokenDelta) -> AIMessageChunk | None:
+    def feed(self, delta: Delta) -> AIMessageChunk | None:
         """The chunk for what became certain with ``delta``; ``None`` when that is nothing yet."""
         if delta.finish_reason is not None:
             self.finish_reason = delta.finish_reason
         if delta.logprobs:
             self._logprobs.extend(map(_logprob, delta.logprobs))
-        out = self._parser.feed(delta)
-        content = self._content_pieces.feed(out.content)
-        if not out.reasoning and not out.tool_calls:
+        self._invalid += delta.invalid_calls
+        content = self._content_pieces.feed(delta.content)
+        if not delta.reasoning and not delta.tool_calls:
             if not content:
                 return None
             self._content.append(content)
@@ -61,17 +59,15 @@ class TurnCore:
                 return AIMessageChunk(content=content)
         else:
             self._content.append(content)
-        return AIMessageChunk(**self._fields(out, content, self._reasoning_pieces.feed(out.reasoning)))
+        return AIMessageChunk(**self._fields(delta.tool_calls, content, self._reasoning_pieces.feed(delta.reasoning)))
 
     def close(self) -> None:
-        """The engine has said its last: take what the parser held back, and judge the calls. Idempotent."""
+        """The engine has said its last: judge the calls. Idempotent."""
         if self._tail is not None:
             return
-        out = self._parser.finish()
-        content = self._content_pieces.feed(out.content) + self._content_pieces.finish()
-        reasoning = self._reasoning_pieces.feed(out.reasoning) + self._reasoning_pieces.finish()
+        content, reasoning = self._content_pieces.finish(), self._reasoning_pieces.finish()
         self._content.append(content)
-        self._tail = fields = self._fields(out, content, reasoning)
+        self._tail = fields = self._fields((), content, reasoning)
         chunks: list[ToolCallChunk] = fields.setdefault("tool_call_chunks", [])
         unparsed = []
         seals = self.calls.seals()
@@ -80,7 +76,7 @@ class TurnCore:
         for index, call, suffix in seals:
             chunks.append(tool_call_chunk(args=suffix, index=index))
             unparsed.append({"id": call["id"], "text": call["arguments"], "error": call["error"]})
-        for index, (raw, reason) in enumerate(out.invalid_calls, self.calls.next_index):
+        for index, (raw, reason) in enumerate(self._invalid, self.calls.next_index):
             text, call_id = well_formed(raw), new_call_id()
             chunks.append(tool_call_chunk(args=text + seal(text), id=call_id, index=index))
             unparsed.append({"id": call_id, "text": text, "error": reason})
@@ -113,13 +109,13 @@ class TurnCore:
             ]
         return message
 
-    def _fields(self, out: OutputDelta, content: str, reasoning: str) -> dict[str, Any]:
+    def _fields(self, calls: Iterable[ToolCallDelta], content: str, reasoning: str) -> dict[str, Any]:
         fields: dict[str, Any] = {"content": content}
         if reasoning:
             self._reasoning.append(reasoning)
             fields["additional_kwargs"] = {REASONING: reasoning}
-        if out.tool_calls:
-            fields["tool_call_chunks"] = [_call_chunk(self.calls.take(piece)) for piece in out.tool_calls]
+        if chunks := [_call_chunk(self.calls.take(piece)) for piece in calls]:
+            fields["tool_call_chunks"] = chunks
         if self._logprobs:
             fields["response_metadata"] = {"logprobs": {"content": self._logprobs}}
             self._logprobs = []

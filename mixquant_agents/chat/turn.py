@@ -14,7 +14,7 @@ from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.chat.langchain_errors import langchain_error
 from mixquant_agents.chat.recording import Recorders
 from mixquant_agents.chat.tools import tool_name
-from mixquant_agents.engine.base import Engine, EngineInfo, EngineRequest, TokenDelta
+from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.errors import EngineError, MixQuantError, TurnTimeoutError
 from mixquant_agents.records import TurnCounts, TurnRecord, utc_now
@@ -51,8 +51,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
     try:
         await engine.start()
         turn.info = engine.info
-        parser = await engine.output_parser(request.tools, request.tool_choice, request.schema)
-        turn.core = core = TurnCore(parser, tuple(map(tool_name, request.tools)))
+        turn.core = core = TurnCore(tuple(map(tool_name, request.tools)))
         turn.started_at, turn.meter = utc_now(), (meter := TurnMeter())
         stream = engine.stream(request)
         try:
@@ -60,7 +59,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
                 tokens = len(delta.token_ids)
                 turn.tokens += tokens
                 turn.counts = delta.counts or turn.counts
-                meter.token(tokens or bool(delta.text or delta.reasoning or delta.tool_calls))
+                meter.token(tokens or bool(delta.content or delta.reasoning or delta.tool_calls))
                 if delta.finish_reason is not None:
                     turn.last, turn.aborted = delta, delta.finish_reason == "abort"
                 chunk = core.feed(delta)
@@ -91,7 +90,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
             )
 
 
-async def _hurried(stream: AsyncIterator[TokenDelta], seconds: float) -> AsyncGenerator[TokenDelta, None]:
+async def _hurried(stream: AsyncIterator[Delta], seconds: float) -> AsyncGenerator[Delta, None]:
     """``stream``, ended by ``TurnTimeoutError`` when it is not through after ``seconds``."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
@@ -120,7 +119,7 @@ class _Turn:
         self.started_at = utc_now()
         self.meter = TurnMeter()
         self.core: TurnCore | None = None
-        self.last: TokenDelta | None = None
+        self.last: Delta | None = None
         self.tokens = 0
         self.counts = TurnCounts()
         self.aborted = False

@@ -8,16 +8,18 @@ Imports neither torch, vllm nor langchain.
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
 from mixquant_agents.errors import RequestError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.records import TurnCounts, TurnTimes
 
 __all__ = [
+    "Delta",
     "Engine",
     "EngineInfo",
     "EngineRequest",
@@ -25,14 +27,12 @@ __all__ = [
     "JsonObject",
     "Message",
     "NamedTool",
-    "OutputDelta",
-    "OutputParser",
     "Sampling",
     "SwitchableEngine",
-    "TokenDelta",
     "TokenLogprob",
     "ToolCallDelta",
     "ToolChoice",
+    "new_call_id",
 ]
 
 JsonObject = Mapping[str, Any]
@@ -145,57 +145,39 @@ class ToolCallDelta:
     arguments: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
-    """What an engine emits: new text and its tokens. The last one carries ``finish_reason``, ``counts`` and ``times``.
-
-    A local engine also puts the rendered prompt's ``prompt_token_ids`` on the first delta, where parsers ask them
-    whether reasoning has begun, and on the last: telemetry keeps salted hashes of them, to say later where a prompt
-    diverged from the one before.
-
-    It also puts ``counts`` on the first delta, with what is known of the prompt by then: all that a turn tells of it
-    which is aborted, or fails, before its last.
-
-    A remote engine whose server already parsed the answer fills ``reasoning`` and ``tool_calls`` beside ``text``; a
-    local one emits raw ``text`` and leaves parsing to its :class:`OutputParser`.
-    """
-
-    text: str = ""
-    token_ids: tuple[int, ...] = ()
-    reasoning: str = ""
-    tool_calls: tuple[ToolCallDelta, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-    finish_reason: FinishReason | None = None
-    counts: TurnCounts | None = None
-    times: TurnTimes | None = None
-    prompt_token_ids: Sequence[int] | None = None
-    invalid_calls: tuple[tuple[str, str], ...] = ()
+def new_call_id() -> str:
+    """A tool-call id that no other call of the conversation has."""
+    return f"call_{uuid.uuid4().hex[:24]}"
 
 
 @dataclass(frozen=True, slots=True)
-class OutputDelta:
-    """What the chat layer emits: content, reasoning and tool-call pieces, each possibly empty.
+class Delta:
+    """What an engine emits: the next pieces of the answer, parsed, and the tokens that brought them. Any part may be
+    empty: a parser holds text back until it is certain what it is.
 
-    ``invalid_calls`` holds ``(raw text, reason)`` of what looked like a call and was none; only the final delta
-    has them.
+    Attributes:
+        content, reasoning: next pieces of text.
+        tool_calls: next pieces of tool calls.
+        invalid_calls: ``(raw text, reason)`` of what looked like a call and was none; normally on the last delta.
+        token_ids: the tokens, where the engine knows them.
+        logprobs: one for each token, where they were asked for.
+        finish_reason: why the answer ended; on the last delta, and on no other.
+        counts, times: of the turn; on the last delta. A local engine puts ``counts`` on the first, too, with what is
+            known of the prompt by then: all that a turn tells of it which is aborted, or fails, before its last.
+        prompt_token_ids: the rendered prompt, where the engine knows it; on the last delta. Telemetry keeps salted
+            hashes of them, to say later where a prompt diverged from the one before.
     """
 
     content: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     invalid_calls: tuple[tuple[str, str], ...] = ()
-
-
-class OutputParser(Protocol):
-    """Incremental: total cost linear in the text. One parser serves one turn."""
-
-    def feed(self, delta: TokenDelta) -> OutputDelta:
-        """The parsed form of what became certain with ``delta``."""
-        ...
-
-    def finish(self) -> OutputDelta:
-        """What was held back (an unfinished marker is content; an unfinished call is invalid)."""
-        ...
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    counts: TurnCounts | None = None
+    times: TurnTimes | None = None
+    prompt_token_ids: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +227,7 @@ class Engine(ABC):
         """Who this engine is, as far as it knows by now; complete once :meth:`start` has returned. Cheap."""
 
     @abstractmethod
-    def stream(self, request: EngineRequest) -> AsyncIterator[TokenDelta]:
+    def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
         """Run one turn. Closing the iterator early, or cancelling the task that reads it, aborts the turn.
 
         Raises:
@@ -264,12 +246,6 @@ class Engine(ABC):
     def start_seconds(self) -> float | None:
         """How long the start took; ``None`` before it, and where there is nothing to start."""
         return None
-
-    async def output_parser(
-        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
-    ) -> OutputParser:
-        """A fresh parser for one answer to a request with these tools, choice and schema."""
-        raise NotImplementedError
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt.

@@ -1,6 +1,7 @@
 """The former place of :mod:`mixquant_agents.engine.base`, kept for one release."""
 
 from mixquant_agents.engine.base import (
+    Delta,
     Engine,
     EngineInfo,
     EngineRequest,
@@ -8,16 +9,15 @@ from mixquant_agents.engine.base import (
     JsonObject,
     Message,
     NamedTool,
-    OutputDelta,
-    OutputParser,
     Sampling,
-    TokenDelta,
     TokenLogprob,
     ToolCallDelta,
     ToolChoice,
 )
+from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 
 Capabilities = EngineInfo
+OutputDelta = Delta
 
 __all__ = [
     "Capabilities",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents.config import PrecisionPolicy
-from mixquant_agents.engine.base import Engine, EngineRequest, NamedTool, Sampling, TokenDelta
+from mixquant_agents.engine.base import Delta, Engine, EngineRequest, NamedTool, Sampling
 from mixquant_agents.engine.vllm import EngineStats, VllmEngine
 from mixquant_agents.errors import ConfigError, ContextOverflowError, GrammarError, InvalidSamplingError, RequestError
 
@@ -40,12 +40,12 @@ def asked(question: str, tokens: int = 8, **fields: Any) -> EngineRequest:
     return EngineRequest(request_id=f"t{next(numbers)}", messages=messages, sampling=sampling, **fields)
 
 
-async def turn(engine: VllmEngine, request: EngineRequest) -> list[TokenDelta]:
+async def turn(engine: VllmEngine, request: EngineRequest) -> list[Delta]:
     return [delta async for delta in engine.stream(request)]
 
 
-def text(deltas: list[TokenDelta]) -> str:
-    return "".join(delta.text for delta in deltas)
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.content for delta in deltas)
 
 
 async def until(engine: VllmEngine, holds: Callable[[EngineStats], bool], seconds: float = 10.0) -> EngineStats:
@@ -225,8 +225,7 @@ async def test_wrong_requests_are_refused_and_harm_nobody(
 async def test_forced_calls_and_schemas_are_valid(engine: VllmEngine) -> None:
     for choice in ("required", NamedTool("add")):
         request = asked("Add 3 and 4", 60, tools=[ADD], tool_choice=choice, parallel_tool_calls=False)
-        parser = await engine.output_parser(request.tools, request.tool_choice, None)
-        pieces = [parser.feed(delta) for delta in await turn(engine, request)] + [parser.finish()]
+        pieces = await turn(engine, request)
         calls = [call for piece in pieces for call in piece.tool_calls]
         assert [call.name for call in calls if call.name] == ["add"]
         arguments = json.loads("".join(call.arguments for call in calls))

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.base import EngineRequest, Sampling, TokenDelta
+from mixquant_agents.engine.base import Delta, EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.model import model_path
 from mixquant_agents.errors import EngineDeadError
@@ -137,7 +137,7 @@ def gone(processes: list[psutil.Process], seconds: float = 10.0) -> bool:
     return not living(processes)
 
 
-async def turn(engine: VllmEngine, name: str, tokens: int) -> TokenDelta:
+async def turn(engine: VllmEngine, name: str, tokens: int) -> Delta:
     sampling = Sampling(max_tokens=tokens, ignore_eos=True)
     async for delta in engine.stream(
         EngineRequest(request_id=name, messages=[], prompt_token_ids=[5, 6, 7], sampling=sampling)

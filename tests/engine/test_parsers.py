@@ -11,7 +11,8 @@ import pytest
 
 from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.base import NamedTool, OutputParser, TokenDelta, ToolChoice
+from mixquant_agents.engine.base import NamedTool, ToolChoice
+from mixquant_agents.engine.parsing import OutputParser, TokenDelta, parsed
 from mixquant_agents.engine.vllm.parsers import (
     VllmOutputParser,
     make_parser,
@@ -167,11 +168,11 @@ def test_invalid_calls_are_kept(tokenizer: Any) -> None:
     ],
 )
 def test_a_call_that_was_cut_off_is_one_invalid_call(tokenizer: Any, tool: str, text: str) -> None:
-    core = TurnCore(parser_of(tokenizer, tool))
+    core, parser = TurnCore(), parser_of(tokenizer, tool)
     ids = tokenizer.encode(text)
     deltas = [TokenDelta(tokenizer.decode([token]), (token,)) for token in ids[:-1]]
     deltas.append(TokenDelta(tokenizer.decode(ids[-1:]), (ids[-1],), finish_reason="length"))
-    first, *rest = [chunk for delta in deltas if (chunk := core.feed(delta)) is not None]
+    first, *rest = [chunk for delta in deltas if (chunk := core.feed(parsed(delta, parser))) is not None]
     answer = sum([*rest, core.last({}, None)], start=first)
     assert [call["name"] for call in answer.invalid_tool_calls] == ["add"]
     assert answer.tool_calls == []

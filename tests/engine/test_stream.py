@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.engine.base import TokenDelta
+from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.counts import RowCounts
 from mixquant_agents.engine.vllm.stream import StepMeter, run_turn
 from mixquant_agents.errors import EngineError

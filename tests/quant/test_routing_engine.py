@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents.config import POLICY_PRESETS, PrecisionPolicy
-from mixquant_agents.engine.base import EngineRequest, Sampling, TokenDelta
+from mixquant_agents.engine.base import Delta, EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.records import TurnCounts
@@ -30,18 +30,18 @@ def long_text(words: int, start: int = 0) -> str:
     return " ".join(FACTS[i % 3] + f" {i}" for i in range(start, start + words // 6))
 
 
-async def run(engine: VllmEngine, request: EngineRequest, after: float = 0.0) -> list[TokenDelta]:
+async def run(engine: VllmEngine, request: EngineRequest, after: float = 0.0) -> list[Delta]:
     await asyncio.sleep(after)
     return [delta async for delta in engine.stream(request)]
 
 
-def counts(deltas: list[TokenDelta]) -> TurnCounts:
+def counts(deltas: list[Delta]) -> TurnCounts:
     found = deltas[-1].counts
     assert found is not None
     return found
 
 
-def tokens(deltas: list[TokenDelta]) -> list[int]:
+def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
 
@@ -111,7 +111,7 @@ async def test_multi_turn(engine: VllmEngine) -> None:
         deltas = await run(engine, asked(question, 16, salt="turns", history=history))
         follows_the_rule(counts(deltas), exact_rows=1)
         cached.append(counts(deltas).cached_tokens or 0)
-        history = (*history, question, "".join(delta.text for delta in deltas))
+        history = (*history, question, "".join(delta.content for delta in deltas))
     assert cached[0] == 0
     assert 0 < cached[1] < cached[2]
 
@@ -149,7 +149,7 @@ async def test_solo_and_concurrent_agree_when_rounding_is_taken_out(engine: Vllm
         assert max(abs(a - b) for a, b in pairs) < 2e-3
 
 
-def logprobs(deltas: list[TokenDelta]) -> list[float]:
+def logprobs(deltas: list[Delta]) -> list[float]:
     return [entry.logprob for delta in deltas for entry in delta.logprobs]
 
 

@@ -6,7 +6,6 @@ from mixquant_agents.engine.hermes.parser import (
     THINK_CLOSE,
     THINK_OPEN,
     HermesParser,
-    new_call_id,
 )
 
-__all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser", "new_call_id"]
+__all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser"]

@@ -26,26 +26,21 @@ Models also write what the form does not allow for:
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable
 
-from mixquant_agents.engine.base import OutputDelta, TokenDelta, ToolCallDelta
+from mixquant_agents.engine.base import Delta, ToolCallDelta, new_call_id
 from mixquant_agents.engine.hermes.json_scan import ValueScanner
+from mixquant_agents.engine.parsing import TokenDelta
 
-__all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser", "new_call_id"]
+__all__ = ["CALL_CLOSE", "CALL_OPEN", "THINK_CLOSE", "THINK_OPEN", "HermesParser"]
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _VISIBLE = re.compile(r"\S")
 
 
-def new_call_id() -> str:
-    """A tool-call id that no other call of the conversation has."""
-    return f"call_{uuid.uuid4().hex[:24]}"
-
-
 class HermesParser:
-    """The :class:`~mixquant_agents.engine.base.OutputParser` of one answer.
+    """The :class:`~mixquant_agents.engine.parsing.OutputParser` of one answer.
 
     Args:
         tools: whether calls may occur; without them ``<tool_call>`` is text.
@@ -74,11 +69,11 @@ class HermesParser:
         self._invalid: list[tuple[str, str]] = []
         self._plain = False
 
-    def feed(self, delta: TokenDelta) -> OutputDelta:
-        """What became certain with ``delta``. Reasoning and calls that come parsed are passed on."""
+    def feed(self, delta: TokenDelta) -> Delta:
+        """What became certain with ``delta``."""
         text = delta.text
         if self._plain and "<" not in text and text[-1:] != "\n":
-            return OutputDelta(text, delta.reasoning, delta.tool_calls)
+            return Delta(text)
         out = _Pieces()
         text = self._held + text
         self._held = ""
@@ -92,11 +87,9 @@ class HermesParser:
                 at = self._in_text(text, at, out)
         waiting = self._held or self._start or self._thinking or self._lead or self._gap or self._dangling or self._call
         self._plain = not waiting
-        return OutputDelta(
-            "".join(out.content), delta.reasoning + "".join(out.reasoning), (*delta.tool_calls, *out.calls)
-        )
+        return Delta("".join(out.content), "".join(out.reasoning), tuple(out.calls))
 
-    def finish(self) -> OutputDelta:
+    def finish(self) -> Delta:
         """What was held back: half a marker is text, half a call stays as it is or is invalid."""
         held, self._held = self._held, ""
         out = _Pieces()
@@ -110,9 +103,7 @@ class HermesParser:
             out.reasoning.append(held)
         elif not (self._gap and (not held or held.isspace())):
             out.content.append(held)
-        return OutputDelta(
-            "".join(out.content), "".join(out.reasoning), tuple(out.calls), invalid_calls=tuple(self._invalid)
-        )
+        return Delta("".join(out.content), "".join(out.reasoning), tuple(out.calls), invalid_calls=tuple(self._invalid))
 
     def _in_text(self, text: str, at: int, out: _Pieces) -> int:
         if self._start or self._lead:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mixquant_agents.engine.base import FinishReason, TokenDelta, TokenLogprob
+from mixquant_agents.engine.base import Delta, FinishReason, TokenLogprob
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.events import DONE, Unreadable
 from mixquant_agents.engine.openai.tool_calls import ToolCallReader
@@ -73,7 +73,7 @@ class Answer:
         """The server has ended the answer, in whatever way, and some of it could be read, if it held anything."""
         return (self.finished or (self.done and self.streamed)) and not (self._lost_content and not self.streamed)
 
-    def take(self, event: object) -> TokenDelta | None:
+    def take(self, event: object) -> Delta | None:
         """The delta of one event; ``None`` where it holds no output."""
         if event is DONE:
             self.done = True
@@ -101,14 +101,14 @@ class Answer:
             self._finish = reason or self._finish
         return delta
 
-    def end(self, meter: TurnMeter) -> TokenDelta:
+    def end(self, meter: TurnMeter) -> Delta:
         """The last delta: finish reason, counts, times."""
         reason: FinishReason = _FINISH.get((self._finish or "stop").lower(), "stop")
         if self._calls and reason == "stop":
             reason = "tool_calls"
         pieces, invalid = self._calls.finish(complete=reason == "tool_calls")
         counts = self._counts()
-        return TokenDelta(
+        return Delta(
             tool_calls=pieces,
             invalid_calls=invalid,
             finish_reason=reason,
@@ -116,7 +116,7 @@ class Answer:
             times=_times(meter, counts.decode_tokens),
         )
 
-    def _delta(self, message: object, logprobs: object) -> TokenDelta | None:
+    def _delta(self, message: object, logprobs: object) -> Delta | None:
         if not isinstance(message, Mapping):
             if message:
                 self._cannot_read(message)
@@ -134,7 +134,7 @@ class Answer:
             self.streamed = True
         if not (content or thought or calls or chosen):
             return None
-        return TokenDelta(content, (), thought, calls, chosen)
+        return Delta(content, thought, calls, logprobs=chosen)
 
     def _texts(self, content: object) -> tuple[str, str]:
         """Text and reasoning of a delta's content: a string, or a list of blocks, as Mistral sends with thoughts."""

@@ -20,15 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.engine.base import (
+    Delta,
     Engine,
     EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
-    OutputDelta,
-    OutputParser,
-    TokenDelta,
-    ToolChoice,
 )
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.answer import Answer
@@ -184,12 +181,6 @@ class OpenAIEngine(Engine):
             self._max_model_len = self._max_model_len or limit
             self._asked = True
 
-    async def output_parser(
-        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
-    ) -> OutputParser:
-        """A parser with nothing to do: the server has parsed."""
-        return _Parsed()
-
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt, by vLLM's ``/tokenize``.
 
@@ -224,7 +215,7 @@ class OpenAIEngine(Engine):
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.close(), loop))
         self._clients.clear()
 
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Run one turn on the server.
 
         An answer whose end the server has told is whole, whatever becomes of its counts and of the connection.
@@ -381,20 +372,6 @@ def _check_secrets(api_key: object, headers: object) -> None:
         texts = isinstance(name, str) and isinstance(value, str)  # else the settings refuse them
         if texts and (_HEADER_NAME.fullmatch(name) is None or _PRINTABLE.fullmatch(value) is None):
             raise ConfigError(f"OpenAIEngine.headers[{name!r}] is no HTTP header: give one line of plain letters")
-
-
-class _Parsed:
-    """The parser of answers that come parsed."""
-
-    def __init__(self) -> None:
-        self._invalid: tuple[tuple[str, str], ...] = ()
-
-    def feed(self, delta: TokenDelta) -> OutputDelta:
-        self._invalid += delta.invalid_calls
-        return OutputDelta(delta.text, delta.reasoning, delta.tool_calls)
-
-    def finish(self) -> OutputDelta:
-        return OutputDelta(invalid_calls=self._invalid)
 
 
 class _Event:

@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mixquant_agents.engine.base import ToolCallDelta
-from mixquant_agents.engine.hermes import new_call_id
+from mixquant_agents.engine.base import ToolCallDelta, new_call_id
 from mixquant_agents.engine.hermes.json_scan import ValueScanner
 from mixquant_agents.unicode import well_formed
 

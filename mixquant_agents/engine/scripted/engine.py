@@ -21,17 +21,16 @@ from typing import Any
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.engine.base import (
+    Delta,
     EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
-    OutputParser,
     SwitchableEngine,
-    TokenDelta,
-    ToolChoice,
 )
 from mixquant_agents.engine.hermes import HermesParser
 from mixquant_agents.engine.meter import TurnMeter
+from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.scripted.prompt import PrefixCache, prompt_tokens, token_id, tokenize
 from mixquant_agents.engine.scripted.turn import Played, ScriptedTurn, play
 from mixquant_agents.errors import (
@@ -164,12 +163,6 @@ class ScriptedEngine(SwitchableEngine):
         with self._lock:
             self._cache = PrefixCache()
 
-    async def output_parser(
-        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
-    ) -> OutputParser:
-        """A Hermes parser; calls are looked for only where the request allows them."""
-        return HermesParser(tools=bool(tools) and choice != "none")
-
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""
         return len(prompt_tokens(messages, tools))
@@ -180,7 +173,7 @@ class ScriptedEngine(SwitchableEngine):
         for wake in tuple(self._waiting):
             wake()
 
-    async def stream(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Play the next answer.
 
         Raises:
@@ -203,27 +196,29 @@ class ScriptedEngine(SwitchableEngine):
             if played.deltas:
                 known = TurnCounts(prompt_tokens=len(ids), cached_tokens=cached, prefill_tokens=len(ids) - cached)
                 played.deltas[0] = replace(played.deltas[0], counts=known)
+            parser = HermesParser(tools=bool(request.tools) and request.tool_choice != "none")
             scheduled = await self._prefill(turn, meter)
             if turn.token_seconds or turn.fail_after is not None or turn.hang_after is not None:
                 async for delta in self._eventful(turn, played):
                     meter.token()
-                    yield delta
+                    yield _parsed(delta, parser)
             else:
                 for place, delta in enumerate(played.deltas, 1):
                     meter.token()
-                    yield delta
+                    yield _parsed(delta, parser)
                     if not place % _BREATHE_EVERY:
                         await asyncio.sleep(0)
                         self._check_open()
             with self._lock:
                 self._cache.add([*ids, *map(token_id, tokenize(played.visible))], request.cache_salt)
             aborted = False
-            yield TokenDelta(
+            last = TokenDelta(
                 finish_reason=played.finish_reason,
                 counts=self._counts(len(ids), cached, played),
                 times=meter.engine_times(scheduled=scheduled),
                 prompt_token_ids=ids,
             )
+            yield parsed(last, parser)
         except Exception:
             aborted = False
             raise
@@ -272,7 +267,7 @@ class ScriptedEngine(SwitchableEngine):
         self._check_open()
         return scheduled
 
-    async def _eventful(self, turn: ScriptedTurn, played: Played) -> AsyncGenerator[TokenDelta, None]:
+    async def _eventful(self, turn: ScriptedTurn, played: Played) -> AsyncGenerator[Delta | TokenDelta, None]:
         """The deltas with the turn's delays, failure and hang."""
         for place, delta in enumerate(played.deltas):
             await self._incident(turn, place)
@@ -321,3 +316,7 @@ class ScriptedEngine(SwitchableEngine):
             recomputed_rows=0,
             preemptions=0,
         )
+
+
+def _parsed(delta: Delta | TokenDelta, parser: HermesParser) -> Delta:
+    return delta if isinstance(delta, Delta) else parsed(delta, parser)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from mixquant_agents.engine.base import EngineRequest, FinishReason, TokenDelta, TokenLogprob, ToolCallDelta
-from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN, new_call_id
+from mixquant_agents.engine.base import Delta, EngineRequest, FinishReason, TokenLogprob, ToolCallDelta, new_call_id
+from mixquant_agents.engine.hermes import THINK_CLOSE, THINK_OPEN
+from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.scripted.prompt import calls_text, token_id, tokenize
 from mixquant_agents.errors import ConfigError
 
@@ -63,14 +64,15 @@ class ScriptedTurn:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A turn's deltas, one per token, without the last that carries the counts.
+    """A turn's deltas, one per token and to be parsed yet unless the turn is ``parsed``, without the last that carries
+    the counts.
 
     Attributes:
         visible: the raw text, which the prefix cache learns.
         reasoning_tokens: how many of the deltas are reasoning.
     """
 
-    deltas: list[TokenDelta]
+    deltas: list[Delta | TokenDelta]
     finish_reason: FinishReason
     visible: str
     reasoning_tokens: int
@@ -90,17 +92,21 @@ def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
     called = "" if parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(said))
     texts = [*thought, *said, *tokenize(called)]
     wanted = request.sampling.logprobs
-    made = {text: TokenDelta(text, (token_id(text),), logprobs=_logprobs(text, wanted)) for text in set(texts)}
-    deltas = [made[text] for text in texts]
+    made = {text: TokenDelta(text, (token_id(text),), _logprobs(text, wanted)) for text in set(texts)}
+    deltas: list[Delta | TokenDelta] = [made[text] for text in texts]
     if turn.parsed:
-        deltas[: len(thought)] = [replace(made[text], text="", reasoning=text) for text in thought]
+        deltas = [
+            Delta("" if reasoning else text, text if reasoning else "", token_ids=raw.token_ids, logprobs=raw.logprobs)
+            for reasoning, text, raw in ((at < len(thought), text, made[text]) for at, text in enumerate(texts))
+        ]
     if parsed:
         deltas += _parsed_calls(calls, wanted)
     limit = request.sampling.max_tokens
     cut = limit is not None and len(deltas) > limit
     reason: FinishReason = "length" if cut else turn.finish_reason or ("tool_calls" if calls else "stop")
     deltas = deltas[:limit]
-    return Played(deltas, reason, "".join(delta.text for delta in deltas), min(len(thought), len(deltas)))
+    visible = "".join(texts[len(thought) if turn.parsed else 0 : len(deltas)])
+    return Played(deltas, reason, visible, min(len(thought), len(deltas)))
 
 
 def _call(call: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -116,12 +122,12 @@ def _thoughts(turn: ScriptedTurn) -> list[str]:
     return list(tokenize(text))
 
 
-def _parsed_calls(calls: Sequence[tuple[str, str, str]], wanted: int | None) -> list[TokenDelta]:
+def _parsed_calls(calls: Sequence[tuple[str, str, str]], wanted: int | None) -> list[Delta]:
     deltas = []
     for index, (name, text, call_id) in enumerate(calls):
         pieces = [ToolCallDelta(index, call_id, name), *(ToolCallDelta(index, arguments=p) for p in tokenize(text))]
         deltas += [
-            TokenDelta(
+            Delta(
                 token_ids=(token_id(piece.arguments),),
                 tool_calls=(piece,),
                 logprobs=_logprobs(piece.arguments or name, wanted),

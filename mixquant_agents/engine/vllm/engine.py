@@ -11,15 +11,14 @@ from typing import Any
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import (
+    Delta,
     EngineInfo,
     EngineRequest,
     JsonObject,
     Message,
-    OutputParser,
     SwitchableEngine,
-    TokenDelta,
-    ToolChoice,
 )
+from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.vllm.context_window import context_window
 from mixquant_agents.engine.vllm.recorder import EngineStats
 from mixquant_agents.engine.vllm.running import RunningEngine, assumed_info
@@ -87,8 +86,10 @@ class VllmEngine(SwitchableEngine):
         running = self._cell.running
         return running.info if running is not None else assumed_info(self.config, context_window(self.config))
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[TokenDelta]:
+    async def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
         """Run one turn; see :meth:`Engine.stream`. Closing the iterator aborts the turn in the engine.
+
+        The answer is parsed here, in the caller's loop: the thread that owns the engine stays free.
 
         Raises:
             ContextOverflowError: prompt and answer do not fit; the engine never saw the request.
@@ -97,6 +98,7 @@ class VllmEngine(SwitchableEngine):
         """
         engine = await self._engine()
         submitted = time.monotonic()  # the start of the engine is no part of a turn
+        parser = engine.parser(request)
         here = asyncio.get_running_loop()
         inbox: asyncio.Queue[TokenDelta | BaseException] = asyncio.Queue()
 
@@ -114,17 +116,11 @@ class VllmEngine(SwitchableEngine):
                 item = await inbox.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                yield parsed(item, parser)
                 if item.finish_reason is not None:
                     return
         finally:
             turn.cancel()
-
-    async def output_parser(
-        self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None
-    ) -> OutputParser:
-        """A fresh parser for one answer to a request with these tools, choice and schema."""
-        return (await self._engine()).output_parser(tools, choice, schema)
 
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""

@@ -13,14 +13,13 @@ from typing import Any
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.base import (
+    Delta,
     JsonObject,
-    OutputDelta,
-    OutputParser,
-    TokenDelta,
     ToolCallDelta,
     ToolChoice,
 )
 from mixquant_agents.engine.hermes import HermesParser
+from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
 from mixquant_agents.engine.vllm.render import Renderer
 from mixquant_agents.errors import ConfigError, EngineError
@@ -176,7 +175,7 @@ class ThinkingHermesParser:
         self._parser = HermesParser(tools=tools, reasoning=reasoning)
         self._fresh = reasoning
 
-    def feed(self, delta: TokenDelta) -> OutputDelta:
+    def feed(self, delta: TokenDelta) -> Delta:
         """See :class:`OutputParser`."""
         if self._fresh:
             self._fresh = False
@@ -184,7 +183,7 @@ class ThinkingHermesParser:
                 self._parser.feed(TokenDelta(text="<think>\n"))
         return self._parser.feed(delta)
 
-    def finish(self) -> OutputDelta:
+    def finish(self) -> Delta:
         """See :class:`OutputParser`."""
         return self._parser.finish()
 
@@ -217,7 +216,7 @@ class VllmOutputParser:
         self._started = False
         self._finished = False
 
-    def feed(self, delta: TokenDelta) -> OutputDelta:
+    def feed(self, delta: TokenDelta) -> Delta:
         """See :class:`OutputParser`."""
         prompt = None
         if not self._started:
@@ -226,22 +225,22 @@ class VllmOutputParser:
         self._finished = delta.finish_reason is not None
         return self._parsed(delta.text, list(delta.token_ids), prompt_token_ids=prompt, finished=self._finished)
 
-    def finish(self) -> OutputDelta:
+    def finish(self) -> Delta:
         """See :class:`OutputParser`. Calls that were cut off have been given out: who reads the pieces judges them."""
         if self._finished or not self._started:
-            return OutputDelta()
+            return Delta()
         return self._parsed("", [], finished=True)
 
-    def _parsed(self, text: str, ids: list[int], **more: Any) -> OutputDelta:
+    def _parsed(self, text: str, ids: list[int], **more: Any) -> Delta:
         try:
             message = self._parser.parse_delta(text, ids, self._request, **more)
         except Exception as error:  # parsers raise what they like
             raise EngineError(f"vLLM's parser failed on this answer: {type(error).__name__}: {error}") from error
         if message is None:
-            return OutputDelta()
+            return Delta()
         calls = []
         for call in message.tool_calls or ():
             function = call.function
             arguments = (function.arguments if function else None) or ""
             calls.append(ToolCallDelta(call.index, call.id, function.name if function else None, arguments))
-        return OutputDelta(message.content or "", getattr(message, "reasoning", None) or "", tuple(calls))
+        return Delta(message.content or "", getattr(message, "reasoning", None) or "", tuple(calls))

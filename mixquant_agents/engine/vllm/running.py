@@ -14,10 +14,8 @@ from mixquant_agents.engine.base import (
     EngineRequest,
     JsonObject,
     Message,
-    OutputParser,
-    TokenDelta,
-    ToolChoice,
 )
+from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.counts import RowCounts
 from mixquant_agents.engine.vllm.errors import turn_error
 from mixquant_agents.engine.vllm.grammar import grammar_of, tools_active
@@ -100,9 +98,10 @@ class RunningEngine(EngineThread):
             self.pool, self.renderer.render, messages, tools, variables
         )
 
-    def output_parser(self, tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None) -> OutputParser:
-        """A parser for one answer."""
-        return make_parser((self.tool_parser, self.reasoning_parser), self.renderer.tokenizer, tools, choice)
+    def parser(self, request: EngineRequest) -> OutputParser:
+        """A fresh parser for the answer to ``request``."""
+        names = self.tool_parser, self.reasoning_parser
+        return make_parser(names, self.renderer.tokenizer, request.tools, request.tool_choice)
 
     @property
     def info(self) -> EngineInfo:

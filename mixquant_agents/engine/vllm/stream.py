@@ -14,7 +14,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mixquant_agents.engine.base import FinishReason, TokenDelta, TokenLogprob
+from mixquant_agents.engine.base import FinishReason, TokenLogprob
+from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.counts import Counts, RowCounts
 from mixquant_agents.errors import EngineError
 from mixquant_agents.records import TurnCounts, TurnTimes, percentile

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixquant_agents.engine.base import OutputDelta, TokenDelta, ToolCallDelta
 from mixquant_agents.engine.hermes import HermesParser
+from mixquant_agents.engine.parsing import TokenDelta
 
 Parsed = tuple[str, str, dict[int, list[Any]], tuple[tuple[str, str], ...]]
 
@@ -162,11 +162,6 @@ def test_a_named_call_that_breaks_has_arguments_that_are_none(broken: str) -> No
     _, _, calls, _ = parse([f"<tool_call>{broken}</tool_call>"])
     with pytest.raises(ValueError, match=r"Expecting|Extra data"):
         json.loads(calls[0][2])
-
-
-def test_what_comes_parsed_is_passed_on() -> None:
-    call = ToolCallDelta(0, "a", "f", "{}")
-    assert HermesParser().feed(TokenDelta("x", (), "think", (call,))) == OutputDelta("x", "think", (call,))
 
 
 PARTS = [

@@ -200,7 +200,7 @@ async def test_logprobs_that_are_none_are_left_out(
     request = EngineRequest(request_id="r", messages=[{"role": "user", "content": "hi"}], sampling=Sampling(logprobs=2))
     deltas = [delta async for delta in engine.stream(request)]
     assert [item for delta in deltas for item in delta.logprobs] == expected
-    assert "".join(delta.text for delta in deltas) == "Hello"
+    assert "".join(delta.content for delta in deltas) == "Hello"
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])

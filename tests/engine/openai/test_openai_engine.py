@@ -7,7 +7,7 @@ import pytest
 from openai_double import Server, call, piece, usage
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
-from mixquant_agents.engine.base import EngineRequest, NamedTool, Sampling, TokenDelta
+from mixquant_agents.engine.base import Delta, EngineRequest, NamedTool, Sampling
 from mixquant_agents.errors import (
     ContextOverflowError,
     EngineClosedError,
@@ -25,7 +25,7 @@ def ask(**fields: Any) -> EngineRequest:
     return EngineRequest(request_id="r", messages=USER, **fields)
 
 
-async def read(engine: OpenAIEngine, request: EngineRequest | None = None) -> list[TokenDelta]:
+async def read(engine: OpenAIEngine, request: EngineRequest | None = None) -> list[Delta]:
     return [delta async for delta in engine.stream(request or ask())]
 
 
@@ -38,7 +38,7 @@ async def test_text_counts_and_times(server: Server, engine: OpenAIEngine) -> No
         usage(20, 3, prompt_tokens_details={"cached_tokens": 16}),
     ]
     *_, last = deltas = await read(engine)
-    assert "".join(delta.text for delta in deltas) == "Hello"
+    assert "".join(delta.content for delta in deltas) == "Hello"
     assert last.finish_reason == "stop"
     assert (last.counts.prompt_tokens, last.counts.cached_tokens, last.counts.prefill_tokens) == (20, 16, 4)
     assert (last.counts.decode_tokens, last.counts.quantized_tokens) == (3, None)

@@ -23,7 +23,7 @@ def ask(**fields: Any) -> EngineRequest:
 
 
 async def text_of(engine: OpenAIEngine, request: EngineRequest) -> str:
-    return "".join([delta.text async for delta in engine.stream(request)])
+    return "".join([delta.content async for delta in engine.stream(request)])
 
 
 @pytest.mark.parametrize("field", ["reasoning", "reasoning_content"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents import ScriptedEngine
-from mixquant_agents.engine.base import Engine, EngineRequest, Sampling, TokenDelta
+from mixquant_agents.engine.base import Delta, Engine, EngineRequest, Sampling
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.engine.scripted.prompt import tokenize
@@ -23,12 +23,12 @@ def ask(messages: Any = USER, **fields: Any) -> EngineRequest:
     return EngineRequest(request_id="r", messages=messages, **fields)
 
 
-async def play(engine: ScriptedEngine, request: EngineRequest | None = None) -> list[TokenDelta]:
+async def play(engine: ScriptedEngine, request: EngineRequest | None = None) -> list[Delta]:
     return [delta async for delta in engine.stream(request or ask())]
 
 
-def said(deltas: list[TokenDelta]) -> str:
-    return "".join(delta.text for delta in deltas)
+def said(deltas: list[Delta]) -> str:
+    return "".join(delta.content for delta in deltas)
 
 
 async def test_it_is_an_engine_and_plays_in_order() -> None:
@@ -36,7 +36,7 @@ async def test_it_is_an_engine_and_plays_in_order() -> None:
     assert isinstance(engine, Engine)
     assert said(await play(engine)) == "one"
     *tokens, last = await play(engine)
-    assert [delta.text for delta in tokens] == ["t", "w", "o"]
+    assert [delta.content for delta in tokens] == ["t", "w", "o"]
     assert (last.finish_reason, last.counts.decode_tokens) == ("stop", 3)
     with pytest.raises(RequestError, match="2 answers and this is request 3"):
         await play(engine)
@@ -125,7 +125,7 @@ async def test_failures() -> None:
     turn = ScriptedTurn(text=["a", "b"], fail_after=1)
     engine = ScriptedEngine([turn, ValueError("mine"), "ok"])
     stream = engine.stream(ask())
-    assert (await anext(stream)).text == "a"
+    assert (await anext(stream)).content == "a"
     with pytest.raises(EngineDeadError):
         await anext(stream)
     with pytest.raises(ValueError, match="mine"):

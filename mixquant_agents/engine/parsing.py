@@ -1,0 +1,68 @@
+"""How a local engine's raw text becomes the parsed deltas of the seam: an :class:`OutputParser` reads each piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mixquant_agents.engine.base import Delta, FinishReason, TokenLogprob
+from mixquant_agents.records import TurnCounts, TurnTimes
+
+__all__ = ["OutputParser", "TokenDelta", "parsed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """New text of a local engine and its tokens, not parsed; the other fields are those of :class:`Delta`.
+
+    ``prompt_token_ids`` is also on the first: parsers ask them whether reasoning has begun in the prompt.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    counts: TurnCounts | None = None
+    times: TurnTimes | None = None
+    prompt_token_ids: Sequence[int] | None = None
+
+
+class OutputParser(Protocol):
+    """Incremental: total cost linear in the text. One parser serves one answer."""
+
+    def feed(self, delta: TokenDelta) -> Delta:
+        """The content, reasoning and calls that became certain with ``delta``."""
+        ...
+
+    def finish(self) -> Delta:
+        """What was held back (an unfinished marker is content; an unfinished call is invalid)."""
+        ...
+
+
+def parsed(raw: TokenDelta, parser: OutputParser) -> Delta:
+    """The delta of ``raw``; with the last one goes out what the parser held back."""
+    pieces = parser.feed(raw)
+    if raw.finish_reason is None:
+        return Delta(
+            pieces.content,
+            pieces.reasoning,
+            pieces.tool_calls,
+            pieces.invalid_calls,
+            raw.token_ids,
+            raw.logprobs,
+            counts=raw.counts,
+        )
+    held = parser.finish()
+    return Delta(
+        pieces.content + held.content,
+        pieces.reasoning + held.reasoning,
+        pieces.tool_calls + held.tool_calls,
+        pieces.invalid_calls + held.invalid_calls,
+        raw.token_ids,
+        raw.logprobs,
+        raw.finish_reason,
+        raw.counts,
+        raw.times,
+        raw.prompt_token_ids,
+    )
