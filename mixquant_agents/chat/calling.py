@@ -13,7 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from mixquant_agents.chat.langchain_errors import langchain_error
 from mixquant_agents.chat.messages import no_conversation
-from mixquant_agents.chat.scope import TurnScope, with_thread
+from mixquant_agents.chat.run_context import TurnScope, with_thread
 from mixquant_agents.chat.settings import ChatSettings
 
 __all__ = ["ScopedCalls"]

@@ -17,16 +17,16 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable
 
-from mixquant_agents.chat.bridge import loop_thread
+from mixquant_agents.chat.call_options import DEFAULTS, call_settings
 from mixquant_agents.chat.calling import ScopedCalls
 from mixquant_agents.chat.core import combined_llm_output, give_reasons, llm_output
 from mixquant_agents.chat.engines import shared_engine
-from mixquant_agents.chat.fields import DEFAULTS, call_settings
 from mixquant_agents.chat.langchain_errors import is_retryable, langchain_errors
+from mixquant_agents.chat.loop_thread import loop_thread
 from mixquant_agents.chat.messages import ai_messages, to_engine
-from mixquant_agents.chat.options import engine_request, new_request_id
-from mixquant_agents.chat.recording import Recorders
-from mixquant_agents.chat.scope import current_scope, run_ids
+from mixquant_agents.chat.recorders import Recorders
+from mixquant_agents.chat.request import engine_request, new_request_id
+from mixquant_agents.chat.run_context import current_scope, run_ids
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn

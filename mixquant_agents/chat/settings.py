@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from mixquant_agents.chat.call_options import DEFAULTS, TurnFields
 from mixquant_agents.chat.engines import (
     ENGINE_SETTINGS,
     check_vllm_args,
@@ -28,8 +29,7 @@ from mixquant_agents.chat.engines import (
     local_window,
     remote_engine,
 )
-from mixquant_agents.chat.fields import DEFAULTS, TurnFields
-from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import Engine

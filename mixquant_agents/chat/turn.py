@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessageChunk
 
 from mixquant_agents.chat.core import TurnCore
 from mixquant_agents.chat.langchain_errors import langchain_error
-from mixquant_agents.chat.recording import Recorders
+from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.tools import tool_name
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
 from mixquant_agents.engine.meter import TurnMeter

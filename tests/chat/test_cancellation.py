@@ -16,7 +16,7 @@ from langgraph.graph import END, START, StateGraph
 from typing_extensions import TypedDict
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine, TurnRecord
-from mixquant_agents.chat.bridge import loop_thread
+from mixquant_agents.chat.loop_thread import loop_thread
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 STREAMS = 64

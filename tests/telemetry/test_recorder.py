@@ -77,7 +77,7 @@ def test_sink_that_leaves_ends_no_recording(path: Path, error: type[BaseExceptio
 
 
 def test_hook_that_leaves_is_called_for_every_turn(caplog: pytest.LogCaptureFixture) -> None:
-    from mixquant_agents.chat.recording import Recorders
+    from mixquant_agents.chat.recorders import Recorders
 
     seen: list[str] = []
 
@@ -95,7 +95,7 @@ def test_hook_that_leaves_is_called_for_every_turn(caplog: pytest.LogCaptureFixt
 
 
 def test_recorder_that_leaves_fails_no_turn() -> None:
-    from mixquant_agents.chat.recording import Recorders
+    from mixquant_agents.chat.recorders import Recorders
 
     class Foreign:
         wants_content = False

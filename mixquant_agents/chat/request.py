@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from mixquant_agents.chat.fields import SAMPLING
+from mixquant_agents.chat.call_options import SAMPLING
 from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.base import EngineRequest, JsonObject, Sampling
