@@ -265,6 +265,12 @@ def test_folder_reading_passes_over_what_cannot_be_named_or_lies_elsewhere(
     assert index.search("silver")[0].passage.path == "Zürich 查.md"
 
 
+def test_folder_that_is_a_link_is_read(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(folder)
+    assert DocumentIndex.from_folder(link).search("barn")[0].passage.path == "guide/setup.md"
+
+
 def test_folder_reading_is_bounded(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / f"{name}.md").write_text("word " * 100)

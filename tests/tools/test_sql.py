@@ -6,6 +6,8 @@ import asyncio
 import multiprocessing
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -253,6 +255,31 @@ def test_forked_process_does_not_share_the_pipe(path: Path) -> None:
     child.join(20)
     assert child.exitcode == 0
     assert database.query("SELECT 2")[1] == [(2,)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "statement", ["", "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x FROM c) SELECT x + 1 FROM c"]
+)
+def test_process_ends_when_its_parent_is_killed(path: Path, tmp_path: Path, statement: str) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from mixquant_tools.sql import Database\n"
+        f"database = Database({str(path)!r}, seconds=2, max_rows=10**9, max_bytes=10**9)\n"
+        "database.query('SELECT 1')\n"
+        "print(database._idle[0]._process.pid, flush=True)\n"
+        f"database.query({statement!r}) if {statement!r} else __import__('time').sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE)  # noqa: S603 # our own script
+    assert parent.stdout is not None
+    child = Path(f"/proc/{int(parent.stdout.readline())}")
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 10
+    while child.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not child.exists()
 
 
 @pytest.fixture

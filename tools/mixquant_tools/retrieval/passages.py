@@ -91,6 +91,7 @@ def read_folder(
         raise ToolSetupError(f"{os.fspath(folder)!r} is not a folder; name a folder with text files")
     endings = frozenset(suffixes)
     count = total = entries = 0
+    root = root.resolve()  # it may be a link itself; what lies below may not
     for here, folders, names, handle in os.fwalk(root, follow_symlinks=False):
         relative = Path(here).relative_to(root)
         entries += len(folders) + len(names)
