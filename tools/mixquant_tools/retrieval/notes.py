@@ -25,10 +25,14 @@ class NoteBook:
     Args:
         path: SQLite file; ``":memory:"`` keeps notes for this process alone.
         max_notes: most notes of one owner.
+        max_chars: most characters of one owner's notes: all are read again after a new one (about 1 s for a million).
     """
 
-    def __init__(self, path: str | os.PathLike[str] = ":memory:", *, max_notes: int = 10_000) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] = ":memory:", *, max_notes: int = 10_000, max_chars: int = 2_000_000
+    ) -> None:
         self._max_notes = max_notes
+        self._max_chars = max_chars
         self._lock = threading.Lock()
         try:
             self._database = sqlite3.connect(os.fspath(path), check_same_thread=False, isolation_level=None)
@@ -53,9 +57,12 @@ class NoteBook:
         with self._lock:
             kept = self._database.execute(query, (owner, text)).fetchone()
             if kept is None:
-                (count,) = self._database.execute("SELECT count(*) FROM notes WHERE owner = ?", (owner,)).fetchone()
+                total = "SELECT count(*), coalesce(sum(length(text)), 0) FROM notes WHERE owner = ?"
+                count, chars = self._database.execute(total, (owner,)).fetchone()
                 if count >= self._max_notes:
                     raise LimitError(f"the notebook is full ({self._max_notes} notes)")
+                if chars + len(text) > self._max_chars:
+                    raise LimitError(f"the notebook is full ({chars} of {self._max_chars} characters); write less")
                 values = (owner, text, datetime.now(UTC).isoformat(timespec="seconds"))
                 self._database.execute("INSERT OR IGNORE INTO notes (owner, text, at) VALUES (?, ?, ?)", values)
                 kept = self._database.execute(query, (owner, text)).fetchone()  # another process may have been first
