@@ -164,10 +164,10 @@ def test_a_forgotten_sync_stream_that_the_loops_own_thread_collects_does_not_sto
 
 def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in ``invoke``: the turn does not go on behind the caller's back."""
-    from mixquant_agents.chat import bridge
+    from mixquant_agents.chat import loop_thread
 
     engine = engine_of(HANGS)
-    queue_of = bridge.queue.SimpleQueue
+    queue_of = loop_thread.queue.SimpleQueue
 
     class Interrupted:
         def __init__(self) -> None:
@@ -182,7 +182,7 @@ def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> 
                 raise KeyboardInterrupt
             return self._inner.get()
 
-    monkeypatch.setattr(bridge.queue, "SimpleQueue", Interrupted)
+    monkeypatch.setattr(loop_thread.queue, "SimpleQueue", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         MixQuantChatModel(engine=engine).invoke("go")
     assert (engine.running, engine.aborted) == (0, 1)
