@@ -16,13 +16,6 @@ def register() -> None:
     Only names the method; runners and workers are hooked when a model with this method is built, so other engines in
     the same process stay untouched.
     """
-    from vllm.model_executor.layers.quantization import register_quantization_config
-    from vllm.platforms import current_platform
+    from mixquant_agents.quant.vllm.plugin import load
 
-    from mixquant_agents.quant.vllm.method import METHOD, MixQuantConfig
-
-    register_quantization_config(METHOD)(MixQuantConfig)
-    if current_platform.is_cuda():
-        from mixquant_agents.quant.vllm.config_hooks import hook_config
-
-        hook_config()
+    load()

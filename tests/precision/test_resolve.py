@@ -75,12 +75,12 @@ def test_weights_alone_in_a_format_are_an_emulation_everywhere(number_format: st
         ("uniform-fp8", False),
     ],
 )
-def test_the_last_prompt_token(preset: str, last: bool) -> None:
+def test_last_prompt_token_by_preset(preset: str, last: bool) -> None:
     assert resolve(POLICY_PRESETS[preset], CPU).exact_last_token is last
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_the_last_prompt_token_as_asked(asked: bool) -> None:
+def test_last_prompt_token_as_asked(asked: bool) -> None:
     policy = PrecisionPolicy(prefill_format="nvfp4", exact_last_token=asked)
     assert resolve(policy, CPU).exact_last_token is asked
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,29 +9,14 @@ from typing import Any
 
 import torch
 
+from mixquant_agents.quant.timing import replay_microseconds
+
 __all__ = ["StepTime", "graph_microseconds", "time_steps"]
 
 
 def graph_microseconds(work: Callable[[], Any], repeats: int = 5, inner: int = 1) -> float:
     """Median microseconds of one replay of the captured ``work``, divided by ``inner``."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / inner)
-    return float(statistics.median(times))
+    return replay_microseconds(work, repeats) / inner
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def test_ragged_last_block_is_quantized_as_if_padded_with_zeros(columns: int) ->
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_what_is_no_number_poisons_its_own_block(poison: float) -> None:
+def test_nan_and_infinity_poison_their_own_block(poison: float) -> None:
     x = torch.randn(3, 2 * BLOCK, generator=torch.Generator().manual_seed(0))
     clean = FORMAT.reference(x)
     x[1, 5] = poison

@@ -95,7 +95,7 @@ def test_nvfp4_error_is_within_half_a_step(rows: int, columns: int, scale: str) 
         assert ((back - x).abs() <= peak * (1 / 6 + 1 / 16)).all()
 
 
-def test_a_ragged_last_block_is_quantized_as_if_padded_with_zeros() -> None:
+def test_ragged_last_block_is_quantized_as_if_padded_with_zeros() -> None:
     x = sample(5, 63)
     padded = torch.nn.functional.pad(x, (0, 1))
     scale = nvfp4.tensor_global_scale(x)

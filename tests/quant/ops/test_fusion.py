@@ -99,7 +99,7 @@ def arguments(module: fx.GraphModule) -> list[torch.Tensor]:
     return [known[str(node.target)] for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def test_a_rewritten_graph_has_a_key_of_its_own_in_the_compile_cache() -> None:
+def test_rewritten_graph_has_a_key_of_its_own_in_the_compile_cache() -> None:
     """Without one PyTorch takes a random number, alike on all ranks: one could get the piece of another's GPU."""
     plain = captured(Block())
     fused, count = fuse(plain)
@@ -124,7 +124,7 @@ class Examples(fx.Interpreter):
         return value
 
 
-def test_every_tensor_of_a_rewritten_graph_has_its_example_value() -> None:
+def test_tensors_of_a_rewritten_graph_have_their_example_values() -> None:
     fused, _ = fuse(captured(Block()))
     run = Examples(fused)
     with steps.forced(EXACT):
@@ -143,7 +143,7 @@ class Embedded(torch.nn.Module):
         return ops.gpu_linear(torch.ops.vllm_ir.rms_norm(rows, gamma, 1e-6, None), w1, None), rows
 
 
-def test_what_works_in_place_stays() -> None:
+def test_in_place_methods_stay() -> None:
     """``Graph.eliminate_dead_code`` takes ``masked_fill_`` away: a rank then adds its own rows to another's."""
     plain = captured(Embedded())
     fused, count = fuse(plain)
@@ -155,7 +155,7 @@ def test_what_works_in_place_stays() -> None:
     assert (rows == 0).all(dim=1).any()
 
 
-def test_a_norm_with_another_reader_is_left_alone() -> None:
+def test_norm_with_another_reader_is_left_alone() -> None:
     fused, count = fuse(graph(readers_of_norm=2))
     assert count == 1
     assert any("rms_norm" in name for name in names(fused))

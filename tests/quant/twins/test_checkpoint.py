@@ -52,7 +52,7 @@ def saved(folder: pathlib.Path, content: dict[str, torch.Tensor]) -> TwinCheckpo
 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("layout", ["compressed-tensors", "modelopt"])
-def test_the_twin_has_exactly_the_checkpoints_values(tmp_path: pathlib.Path, layout: str, shared: bool) -> None:
+def test_twin_has_exactly_the_checkpoints_values(tmp_path: pathlib.Path, layout: str, shared: bool) -> None:
     checkpoint = saved(tmp_path, tensors(layout, shared))
     checkpoint.check(NAMES, 64, K)
     read = checkpoint.read(NAMES)
@@ -91,7 +91,7 @@ def test_adopting_equals_building_when_the_scale_is_shared(tmp_path: pathlib.Pat
         ),
     ],
 )
-def test_a_mismatch_is_refused_by_name(
+def test_mismatch_is_refused_by_name(
     tmp_path: pathlib.Path, change: dict[str, torch.Tensor | None], message: str
 ) -> None:
     content = {**tensors("compressed-tensors"), **change}
@@ -100,7 +100,7 @@ def test_a_mismatch_is_refused_by_name(
         checkpoint.check(NAMES, 64, K)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
+def test_folder_without_a_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(FormatRefusedError, match="holds no"):
         TwinCheckpoint(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"not a checkpoint")
@@ -119,13 +119,13 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: pathlib.Path) -> None:
         ('{"weight_map": {"x": "model-00002.safetensors"}}', "model-00002.safetensors is not there"),
     ],
 )
-def test_a_damaged_or_incomplete_listing_is_refused(tmp_path: pathlib.Path, listing: str, message: str) -> None:
+def test_damaged_or_incomplete_listing_is_refused(tmp_path: pathlib.Path, listing: str, message: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(listing)
     with pytest.raises(FormatRefusedError, match=re.escape(message)):
         TwinCheckpoint(str(tmp_path))
 
 
-def test_a_damaged_part_is_refused(tmp_path: pathlib.Path) -> None:
+def test_damaged_part_is_refused(tmp_path: pathlib.Path) -> None:
     listed = {
         f"{NAMES[0]}.{end}": "part.safetensors" for end in ("weight_packed", "weight_scale", "weight_global_scale")
     }
@@ -142,7 +142,7 @@ def test_other_formats_do_not_adopt() -> None:
         twin.adopt(weight, torch.float32)
 
 
-def test_the_checkpoint_belongs_to_the_engine(tmp_path: pathlib.Path) -> None:
+def test_checkpoint_belongs_to_the_engine(tmp_path: pathlib.Path) -> None:
     saved(tmp_path, tensors("modelopt"))
     policy = PrecisionPolicy(prefill_format="nvfp4", prefill_checkpoint=str(tmp_path))
     state = Runtime(policy, DeviceInfo("cpu", "cpu"), switchable=True)
@@ -151,7 +151,7 @@ def test_the_checkpoint_belongs_to_the_engine(tmp_path: pathlib.Path) -> None:
         Runtime(PrecisionPolicy.of("mixquant-nvfp4"), DeviceInfo("cpu", "cpu"), switchable=True).set_policy(policy)
 
 
-def test_the_native_twin_passes_codes_on_and_refuses_differing_scales(tmp_path: pathlib.Path) -> None:
+def test_native_twin_passes_codes_on_and_refuses_differing_scales(tmp_path: pathlib.Path) -> None:
     from mixquant_agents.quant.twins.nvfp4 import Nvfp4Twin
 
     class Kernel:

@@ -61,7 +61,7 @@ def test_fast_nvfp4_rounding_of_ties_and_subnormal_scales() -> None:
     assert (grid[-1, :16] == 0).all(), "the last row's first block must underflow for this test to cover it"
 
 
-def test_every_e2m1_neighbourhood_rounds_like_the_reference() -> None:
+def test_e2m1_neighbourhoods_round_like_the_reference() -> None:
     x = torch.linspace(-7, 7, 56_000).reshape(-1, 16)
     expected = e2m1.round_e2m1(x)
     assert torch.equal(e2m1.round_e2m1_(x.clone()), expected)

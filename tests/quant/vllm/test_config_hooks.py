@@ -60,7 +60,7 @@ def made(policy: PrecisionPolicy | str, eager: bool = False, sizes: tuple[int, .
         ("exact", False),
     ],
 )
-def test_an_emulated_format_makes_the_engine_eager(
+def test_emulated_format_makes_the_engine_eager(
     policy: PrecisionPolicy | str, eager: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = made(policy)

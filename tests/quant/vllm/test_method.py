@@ -35,7 +35,7 @@ def test_wrong_options_are_refused(config: dict[str, object], error: type[Config
         parse_policy(config)
 
 
-def test_the_configuration_survives_pickling_without_its_runtime() -> None:
+def test_configuration_survives_pickling_without_its_runtime() -> None:
     import pickle
 
     config = MixQuantConfig.from_config({"policy": "uniform-fp8"})
@@ -69,7 +69,7 @@ def test_experts_run_exact_where_the_user_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", ["mixquant", "uniform-int8"])
-def test_a_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
+def test_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
     whisper = SimpleNamespace(is_encoder_decoder=True)
     with pytest.raises(ConfigError, match=r"encoder-decoder.*policy 'exact'"):
         refuse_encoder(whisper, PrecisionPolicy.of(name))

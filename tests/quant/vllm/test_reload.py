@@ -116,7 +116,7 @@ def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
 
 
 @pytest.mark.parametrize("place", ["nvfp4", "emulated"])
-def test_a_checkpoints_twins_stay_with_the_weights_they_belong_to(
+def test_checkpoints_twins_stay_with_the_weights_they_belong_to(
     tmp_path: Path, make: Callable[[PrecisionPolicy, DeviceInfo], Model], place: str
 ) -> None:
     torch.manual_seed(0)

@@ -1,0 +1,18 @@
+"""What happens when vLLM loads the plugin."""
+
+from __future__ import annotations
+
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.platforms import current_platform
+
+from mixquant_agents.quant.vllm.config_hooks import hook_config
+from mixquant_agents.quant.vllm.method import METHOD, MixQuantConfig
+
+__all__ = ["load"]
+
+
+def load() -> None:
+    """Make the method known to vLLM in this process. Idempotent."""
+    register_quantization_config(METHOD)(MixQuantConfig)
+    if current_platform.is_cuda():
+        hook_config()
