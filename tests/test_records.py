@@ -66,14 +66,14 @@ def test_negative_times_are_refused(field: str) -> None:
         TurnTimes(**{field: -1e-9})
 
 
-def test_unknown_is_none_not_zero() -> None:
+def test_unknown_values_are_none_not_zero() -> None:
     record = TurnRecord(turn_id="t", model="m", engine="scripted", policy="exact", started_at=utc_now())
     dumped = record.model_dump(mode="json")
     assert dumped["record_version"] == RECORD_VERSION
     assert {dumped[name] for name in (*TurnCounts.model_fields, *TurnTimes.model_fields)} == {None}
 
 
-def test_round_trip_through_json() -> None:
+def test_record_survives_json() -> None:
     record = TurnRecord(
         turn_id="t", model="m", engine="vllm", policy="mixquant-nvfp4", emulated=True, started_at=utc_now(),
         prompt_tokens=10, cached_tokens=4, prefill_tokens=6, quantized_tokens=5, exact_tokens=1, tool_calls=("add",),

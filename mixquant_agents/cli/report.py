@@ -28,7 +28,7 @@ def command(
 ) -> None:
     """Write a thread or a comparison as one self-contained HTML file, and plots."""
     from mixquant_agents.cli.output import print_json, progress_console
-    from mixquant_agents.dashboard.reporting import write_report
+    from mixquant_agents.dashboard.report import write_report
 
     written = write_report(
         store, out, thread=thread, policies=compare, runs=runs, model=model, since=since, plots=plots, content=content

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry.loopback import is_loopback
 
-__all__ = ["CONTENT_POLICY", "Guard", "check_address"]
+__all__ = ["CONTENT_POLICY", "AccessGuard", "check_address"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -53,7 +53,7 @@ def check_address(host: str, token: str | None) -> None:
         )
 
 
-class Guard:
+class AccessGuard:
     """Wraps the application.
 
     Args:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.compare import compare_page
-from mixquant_agents.dashboard.store_source import Source
+from mixquant_agents.dashboard.store_source import StoreSource
 from mixquant_agents.errors import RequestError, StoreError
 from mixquant_agents.telemetry.store.reader import TurnStore
 
@@ -33,7 +33,7 @@ Fragment = Callable[[TurnStore, Mapping[str, str]], Markup]
 class Watcher:
     """Counts the store's changes for all pages."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: StoreSource) -> None:
         self.source = source
         self.changes = 0
         self.running = True
@@ -82,14 +82,14 @@ async def _page(
 
     def compute() -> tuple[Markup, Markup]:
         if not source.exists():
-            return Markup(""), views.trouble_page(str(source.path), None)
+            return Markup(""), views.error_page(str(source.path), None)
         try:
             store = source.store()
             shown = views.filters_bar(store, address, query) if filters else Markup("")
             return shown, fragment(store, query)
         except (StoreError, RequestError) as error:
             wrong = isinstance(error, RequestError)
-            return Markup(""), views.trouble_page(str(source.path), str(error), wrong=wrong)
+            return Markup(""), views.error_page(str(source.path), str(error), wrong=wrong)
 
     async def refresh() -> None:
         if seen["busy"] or seen["changes"] == watcher.changes:
@@ -102,7 +102,7 @@ async def _page(
                 _update(body, made[1])
         except Exception:
             log.exception("the page %s could not be made", address)
-            _update(body, views.trouble_page(str(source.path), "an unexpected error; the server's log has the details"))
+            _update(body, views.error_page(str(source.path), "an unexpected error; the server's log has the details"))
         finally:
             seen["busy"] = False
 

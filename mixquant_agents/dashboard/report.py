@@ -1,14 +1,19 @@
-"""A thread or a comparison as one self-contained HTML file: no script, nothing fetched, fit to be mailed."""
+"""Reports: a thread or a comparison as one self-contained HTML file (no script, nothing fetched, fit to be mailed), and
+plots beside it. :func:`write_report` is what ``mixquant report`` does."""
 
 from __future__ import annotations
 
+import os
 import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
 from mixquant_agents._version import __version__
 from mixquant_agents.dashboard.compare import comparison_charts, comparison_rows
+from mixquant_agents.dashboard.plots import plot_comparison, plot_thread
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.dashboard.turn_page import turn_detail
@@ -19,7 +24,7 @@ from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
-__all__ = ["comparison_report", "side_name", "thread_report"]
+__all__ = ["comparison_report", "side_name", "thread_report", "write_report"]
 
 SHEET = Path(__file__).parent / "static" / "app.css"
 
@@ -97,3 +102,87 @@ def _whole(title: str, page: Markup, details: list[tuple[str, Markup]]) -> str:
         version=__version__,
     )
     return str(made)
+
+
+PLOTTED = 100
+"""Most turns in a picture."""
+
+
+def write_report(
+    store: Path | None,
+    out: Path,
+    *,
+    thread: str | None = None,
+    policies: str | None = None,
+    runs: str | None = None,
+    model: str | None = None,
+    since: str | None = None,
+    plots: Path | None = None,
+    content: bool = False,
+) -> dict[str, Any]:
+    """Write the report; ``{"report": "thread" | "comparison", "files": […], …}``.
+
+    Raises:
+        RequestError: the options contradict each other, or name what the store does not hold.
+        StoreError: the store cannot be read.
+    """
+    if sum(value is not None for value in (thread, policies, runs)) > 1:
+        raise RequestError("--thread, --compare and --runs exclude each other; give one of them")
+    if policies is None and runs is None and (model is not None or since is not None):
+        raise RequestError("--model and --since choose turns for --compare and --runs; a thread is reported as a whole")
+    with TurnStore(store) as turns:
+        if policies is not None or runs is not None:
+            sides = _sides(policies, runs, model, since)
+            page, seen = comparison_report(turns, *sides)
+            made: dict[str, Any] = {"report": "comparison", "a": asdict(seen.a), "b": asdict(seen.b)}
+            made |= {"prefill_speed_up": seen.prefill_speed_up, "note": seen.note}
+            names = (f"A {side_name(sides[0])}", f"B {side_name(sides[1])}")
+            files = [] if plots is None else plot_comparison(seen, names, plots / "comparison")
+        else:
+            thread = thread or _newest(turns)
+            page = thread_report(turns, thread, content=content)
+            fall = waterfall(turns.thread(thread, limit=-1), turns.spans(thread=thread, limit=-1))
+            made = {"report": "thread", "thread": thread, "seconds": fall.totals}
+            safe = re.sub(r"[^\w.-]+", "_", thread)[:80] or "thread"
+            files = [] if plots is None else _plot(turns, thread, plots / f"thread-{safe}")
+    _write(out, page)
+    return {**made, "files": [str(out), *map(str, files)]}
+
+
+def _sides(
+    policies: str | None, runs: str | None, model: str | None, since: str | None
+) -> tuple[TurnFilter, TurnFilter]:
+    names = [name.strip() for name in (policies or runs or "").split(",")]
+    if len(names) != 2 or not all(names):
+        option = "--compare" if policies is not None else "--runs"
+        raise RequestError(f"{option} needs two names, A,B, not {policies or runs!r}")
+    if policies is not None:
+        one, other = (TurnFilter(policy=name, model=model, since=since) for name in names)
+    else:
+        one, other = (TurnFilter(run=name, model=model, since=since) for name in names)
+    return one, other
+
+
+def _plot(store: TurnStore, thread: str, stem: Path) -> list[Path]:
+    """A picture of a thread's newest turns: of thousands it would be taller than any picture may be."""
+    turns = store.thread(thread, limit=PLOTTED)
+    title = thread if len(turns) < PLOTTED else f"{thread}, its newest {PLOTTED} turns"
+    return plot_thread(waterfall(turns, store.spans(thread=thread)), title, stem)
+
+
+def _newest(store: TurnStore) -> str:
+    threads = store.threads(limit=1)
+    if not threads:
+        raise RequestError("the store holds no thread; run a graph with a thread_id, or use --compare")
+    return threads[0].thread_id
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a report that cannot be finished leaves no half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -11,8 +11,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from mixquant_agents.dashboard.auth import Guard, check_address
-from mixquant_agents.dashboard.store_source import Source
+from mixquant_agents.dashboard.auth import AccessGuard, check_address
+from mixquant_agents.dashboard.store_source import StoreSource
 from mixquant_agents.errors import ConfigError, MissingDependencyError
 from mixquant_agents.telemetry.store.connection import default_store_path
 
@@ -47,7 +47,7 @@ def serve(
     """
     check_address(host, token)
     path = Path(store) if store is not None else default_store_path()
-    source = Source(path)
+    source = StoreSource(path)
     if source.exists():
         source.store()  # a file that is no store, or a newer one, is told at once
     try:
@@ -73,7 +73,7 @@ def serve(
     app.on_startup(begin)
     app.on_shutdown(end)
     app.add_static_files("/mixquant", str(STATIC))
-    app.add_middleware(Guard, token=token)
+    app.add_middleware(AccessGuard, token=token)
     declare_pages(watcher)
     # NiceGUI serves all its scripts, styles and fonts itself.
     ui.run(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from mixquant_agents.telemetry.store.reader import TurnStore
 
-__all__ = ["Source"]
+__all__ = ["StoreSource"]
 
 
-class Source:
+class StoreSource:
     """Opens the store when it is there, and again when the file was replaced."""
 
     def __init__(self, path: Path) -> None:

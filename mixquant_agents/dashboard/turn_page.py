@@ -16,13 +16,13 @@ from mixquant_agents.telemetry.analysis.prompt_diff import diverging_text
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
-__all__ = ["Said", "said", "turn_detail"]
+__all__ = ["Message", "message_view", "turn_detail"]
 
 ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Message:
     """One message as text. ``css`` is one of our own class names, never a foreign string."""
 
     role: str
@@ -32,14 +32,14 @@ class Said:
     calls: tuple[str, ...]
 
 
-def said(message: Any) -> Said:
+def message_view(message: Any) -> Message:
     """From a message of any shape: what was recorded came from models, tools and users, and may be malformed."""
     if not isinstance(message, Mapping):
-        return Said("?", "", "", _text(message), ())
+        return Message("?", "", "", _text(message), ())
     role = str(message.get("role", "?"))
     name = message.get("name")
     calls = message.get("tool_calls")
-    return Said(
+    return Message(
         role=f"{role} {name}" if name else role,
         css=role if role in ROLES else "",
         reasoning=_text(message.get("reasoning_content")),
@@ -79,9 +79,9 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
         prefix=store.prefix(turn),
         no_prefix=no_prefix,
         divergence=diverging_text(store.content(before), recorded) if before is not None else None,
-        messages=[said(message) for message in recorded.messages] if recorded is not None else None,
+        messages=[message_view(message) for message in recorded.messages] if recorded is not None else None,
         problem=recorded.problem if recorded is not None else None,
-        answer=said(recorded.answer) if recorded is not None and recorded.answer is not None else None,
+        answer=message_view(recorded.answer) if recorded is not None and recorded.answer is not None else None,
     )
 
 

@@ -20,8 +20,14 @@ from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
 __all__ = [
-    "filters_bar", "header", "overview_charts", "overview_page", "thread_link", "thread_page", "threads_page",
-    "trouble_page",
+    "error_page",
+    "filters_bar",
+    "header",
+    "overview_charts",
+    "overview_page",
+    "thread_link",
+    "thread_page",
+    "threads_page",
 ]  # fmt: skip
 
 PAGE = 50
@@ -159,7 +165,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     )
 
 
-def trouble_page(path: str, message: str | None, *, wrong: bool = False) -> Markup:
+def error_page(path: str, message: str | None, *, wrong: bool = False) -> Markup:
     """Waiting for a store that does not exist yet (``message`` is ``None``), or why it cannot be read, or (``wrong``)
     what is wrong with the address."""
     return render("error", path=path, message=message, waiting=message is None, wrong=wrong)

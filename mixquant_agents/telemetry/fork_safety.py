@@ -11,7 +11,7 @@ import os
 import weakref
 from typing import Protocol
 
-__all__ = ["FORK_SECONDS", "Forkable", "mind_forks"]
+__all__ = ["FORK_SECONDS", "Forkable", "notify_of_forks"]
 
 FORK_SECONDS = 5.0
 """Longest that a fork waits for a transaction to end."""
@@ -36,7 +36,7 @@ class Forkable(Protocol):
 _held: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
-def mind_forks(one: Forkable) -> None:
+def notify_of_forks(one: Forkable) -> None:
     """Tell ``one`` of every fork of this process."""
     _held.add(one)
 

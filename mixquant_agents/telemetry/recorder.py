@@ -31,7 +31,7 @@ from mixquant_agents.telemetry.events import (
     error_class,
     without_content,
 )
-from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, mind_forks
+from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, notify_of_forks
 from mixquant_agents.telemetry.protocols import NullRecorder, Recorder, Sink
 
 __all__ = ["NullRecorder", "QueueRecorder", "Recorder", "Sink"]
@@ -83,7 +83,7 @@ class QueueRecorder:
         self.problem: str | None = None
         """Why the last write failed, in one line; ``None`` while all is well."""
         _live.add(self)
-        mind_forks(self)
+        notify_of_forks(self)
 
     @property
     def wants_content(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from dashboard_help import make_turn
 
-from mixquant_agents.dashboard.auth import Guard, check_address
+from mixquant_agents.dashboard.auth import AccessGuard, check_address
 from mixquant_agents.dashboard.server import serve
 from mixquant_agents.errors import ConfigError, StoreError
 from mixquant_agents.telemetry import StoreRecorder
@@ -44,12 +44,12 @@ async def ask(
         "type": kind, "path": path, "query_string": query.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
-    await Guard(inner, token)(scope, None, send)  # type: ignore[arg-type] # never received from
+    await AccessGuard(inner, token)(scope, None, send)  # type: ignore[arg-type] # never received from
     answer = {name.decode(): value.decode() for name, value in said[0].get("headers", [])}
     return said[0].get("status", said[0]["type"]), answer
 
 
-async def test_without_a_token_only_loopback_names_are_answered() -> None:
+async def test_loopback_names_alone_are_answered_without_a_token() -> None:
     for host in ("127.0.0.1:8765", "localhost:8765", "[::1]:8765", "127.0.0.2"):
         assert (await ask(None, host=host))[0] == 200
     for host in ("evil.example:8765", "127.0.0.1.evil.example", "", "192.168.1.5:8765", "[::1", "a]b["):
@@ -65,7 +65,7 @@ async def test_pages_of_other_origins_reach_neither_pages_nor_sockets() -> None:
         assert (await ask(None, kind="websocket", origin=origin))[0] == "websocket.close"
 
 
-async def test_a_token_is_asked_for_everywhere() -> None:
+async def test_token_is_asked_for_everywhere() -> None:
     for path in ("/", "/threads", "/mixquant/app.css", "/_nicegui/x.js"):
         assert (await ask(TOKEN, path=path))[0] == 401
         assert (await ask(TOKEN, path=path, query="token=wrong"))[0] == 401
@@ -76,7 +76,7 @@ async def test_a_token_is_asked_for_everywhere() -> None:
     assert (await ask(TOKEN, kind="websocket", cookie=f"a=b; mixquant_token={TOKEN}"))[0] == "websocket.accept"
 
 
-async def test_the_token_leaves_the_address_for_a_cookie() -> None:
+async def test_token_leaves_the_address_for_a_cookie() -> None:
     status, headers = await ask(TOKEN, path="/threads", query=f"window=all&token={TOKEN}")
     assert status == 303
     assert headers["location"] == "/threads?window=all"
@@ -85,7 +85,7 @@ async def test_the_token_leaves_the_address_for_a_cookie() -> None:
     assert not headers.get("location", "").startswith("//"), "no way out to another host"
 
 
-async def test_answers_forbid_foreign_content() -> None:
+async def test_headers_forbid_foreign_content() -> None:
     _, headers = await ask(None)
     policy = headers["content-security-policy"]
     assert "default-src 'self'" in policy
@@ -97,7 +97,7 @@ async def test_answers_forbid_foreign_content() -> None:
     assert headers["x"] == "y"
 
 
-def test_addresses() -> None:
+def test_addresses_open_to_the_network_need_a_token() -> None:
     assert is_loopback("localhost")
     assert is_loopback("::1")
     assert not is_loopback("0.0.0.0")  # noqa: S104 # that is what is refused
@@ -111,7 +111,7 @@ def test_addresses() -> None:
         check_address("127.0.0.1", "short")
 
 
-def test_a_store_that_cannot_be_shown_is_told_at_once(tmp_path: Path) -> None:
+def test_store_that_cannot_be_shown_is_told_at_once(tmp_path: Path) -> None:
     newer, foreign = tmp_path / "newer.sqlite", tmp_path / "foreign.sqlite"
     connection = connect_writer(newer)
     connection.execute("PRAGMA user_version = 99")
@@ -126,7 +126,7 @@ def test_a_store_that_cannot_be_shown_is_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
+def test_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -42,7 +42,7 @@ def opened(browser: Any, address: str, holds: str) -> None:
     until(lambda: holds in text_of(browser), f"{holds!r} on {address}")
 
 
-def test_a_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
+def test_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
     opened(browser, f"{board.url}/?window=1h&policy=live-policy", "No turns match")
     # The page itself notes when a thread's name appears: asking it from outside takes its own time.
@@ -65,7 +65,7 @@ def test_a_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
     assert sorted(taken)[4] < 1.0, taken
 
 
-def test_drill_down_from_overview_to_messages(browser: Any, board: Dashboard) -> None:
+def test_links_lead_from_overview_to_messages(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
     opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
     browser.find_elements(By.CSS_SELECTOR, "main table a")[0].click()
@@ -84,7 +84,7 @@ def test_drill_down_from_overview_to_messages(browser: Any, board: Dashboard) ->
     assert shown.startswith("turn 1")
 
 
-def test_compare_two_policies(browser: Any, board: Dashboard) -> None:
+def test_policies_are_compared(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
     opened(browser, f"{board.url}/compare?window=30d&a.policy=exact&b.policy=mixquant-fp8", "Distributions")
     text = text_of(browser)
@@ -95,7 +95,7 @@ def test_compare_two_policies(browser: Any, board: Dashboard) -> None:
     until(lambda: "B uniform-fp8" in text_of(browser), "the other policy")
 
 
-def test_an_emulation_gets_no_speed_up(browser: Any, board: Dashboard) -> None:
+def test_emulation_gets_no_speed_up(browser: Any, board: Dashboard) -> None:
     for policy, emulated in (("exact", False), ("mixquant-nvfp4", True)):
         for _ in range(8):
             board.recorder.record(make_turn(model="tiny", policy=policy, emulated=emulated, thread_id=policy))
@@ -172,7 +172,7 @@ def utc(seconds: float) -> str:
     return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
 
 
-def test_no_request_leaves_the_machine(browser: Any, board: Dashboard) -> None:
+def test_requests_stay_on_the_machine(browser: Any, board: Dashboard) -> None:
     browser.get_log("performance")
     for page in ("/", "/threads", "/compare"):
         opened(browser, f"{board.url}{page}?window=30d", "Time")
@@ -190,7 +190,7 @@ def test_no_request_leaves_the_machine(browser: Any, board: Dashboard) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_readable_at_both_widths(browser: Any, board: Dashboard, width: int, dark: bool) -> None:
+def test_pages_are_readable_at_both_widths(browser: Any, board: Dashboard, width: int, dark: bool) -> None:
     resize(browser, width, dark=dark)
     opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
     thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
@@ -241,7 +241,7 @@ def test_theme_switch_is_kept(browser: Any, board: Dashboard) -> None:
     assert {before, after} == {"light", "dark"}
 
 
-def test_reachable_by_keyboard(browser: Any, board: Dashboard) -> None:
+def test_pages_are_reachable_by_keyboard(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
     opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
     body = browser.find_element(By.TAG_NAME, "body")
@@ -275,7 +275,7 @@ def test_focus_survives_a_live_update(browser: Any, board: Dashboard) -> None:
     until(lambda: browser.switch_to.active_element.get_attribute("id") == identity, "the focus where it was")
 
 
-def test_empty_then_first_turn_then_damaged(browser: Any, serve: Callable[..., str], tmp_path: Path) -> None:
+def test_page_follows_a_store_from_empty_to_damaged(browser: Any, serve: Callable[..., str], tmp_path: Path) -> None:
     store = tmp_path / "later.sqlite"
     url = serve(store)
     opened(browser, f"{url}/", "No turns yet")

@@ -12,7 +12,7 @@ from dashboard_help import make_turn
 from mixquant_agents.bench.overhead.store import fill
 from mixquant_agents.dashboard import formatting, views
 from mixquant_agents.dashboard.charts import line_chart, nice_ceiling
-from mixquant_agents.dashboard.reporting import write_report
+from mixquant_agents.dashboard.report import write_report
 from mixquant_agents.dashboard.timeline import waterfall
 from mixquant_agents.errors import RequestError
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_thread_s_report_is_self_contained(store: Path, tmp_path: Path) -> None:
+def test_thread_report_is_self_contained(store: Path, tmp_path: Path) -> None:
     thread = next(one for one in TurnStore(store).threads() if one.thread_id.startswith("synthetic")).thread_id
     made = write_report(store, tmp_path / "deep" / "r.html", thread=thread, plots=tmp_path / "plots")
     assert made["report"] == "thread"
@@ -69,7 +69,7 @@ def test_a_thread_s_report_is_self_contained(store: Path, tmp_path: Path) -> Non
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["r.html"]
 
 
-def test_content_only_when_asked_for_and_harmless(store: Path, tmp_path: Path) -> None:
+def test_report_content_only_when_asked_for_and_harmless(store: Path, tmp_path: Path) -> None:
     write_report(store, tmp_path / "r.html", thread=HOSTILE, content=True, plots=tmp_path)
     page = (tmp_path / "r.html").read_text()
     assert "secret &lt;/style&gt;&lt;script&gt;" in page
@@ -99,7 +99,7 @@ def test_lone_surrogates_and_endless_times_are_shown(tmp_path: Path) -> None:
     assert "odd \\udcff text" in (tmp_path / "r.html").read_text()
 
 
-def test_a_comparison_s_report(store: Path, tmp_path: Path) -> None:
+def test_comparison_report(store: Path, tmp_path: Path) -> None:
     made = write_report(store, tmp_path / "c.html", policies="exact,mixquant-fp8", plots=tmp_path)
     assert made["report"] == "comparison"
     assert made["prefill_speed_up"][0] > 1
@@ -119,7 +119,9 @@ def test_a_comparison_s_report(store: Path, tmp_path: Path) -> None:
         ({"since": "2026-01-31"}, "for --compare and --runs"),
     ],
 )
-def test_wrong_options_leave_no_file(store: Path, tmp_path: Path, options: dict[str, str], words: str) -> None:
+def test_report_with_wrong_options_leaves_no_file(
+    store: Path, tmp_path: Path, options: dict[str, str], words: str
+) -> None:
     with pytest.raises(RequestError, match=re.escape(words)):
         write_report(store, tmp_path / "r.html", **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
@@ -146,7 +148,7 @@ def test_counts_and_rates() -> None:
     assert nice_ceiling(0.0331) == 0.05
 
 
-def test_a_chart_escapes_and_breaks_at_the_unknown() -> None:
+def test_chart_escapes_and_breaks_at_the_unknown() -> None:
     chart = line_chart("<b>", ["<i>", "2", "3", "4"], [("<u>", "one", [1.0, None, 2.0, 3.0])], formatting.count)
     assert "<b>&lt;b&gt;</b>" in chart
     assert "<i>" not in chart
@@ -156,7 +158,7 @@ def test_a_chart_escapes_and_breaks_at_the_unknown() -> None:
     assert "nothing measured" in line_chart("x", [], [("", "one", [])], formatting.count)
 
 
-def test_the_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:
+def test_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:
     def at(seconds: float) -> str:
         return f"2026-03-01T{12 + int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}:{seconds % 60:09.6f}+00:00"
 

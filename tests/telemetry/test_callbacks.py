@@ -72,7 +72,7 @@ def graph_calling(*calls: tuple[str, dict[str, Any]]) -> Any:
 INPUT = {"messages": [("user", "hello")]}
 
 
-async def test_a_run_with_parallel_tools_is_complete() -> None:
+async def test_run_with_parallel_tools_is_complete() -> None:
     seen = Listening()
     config = {"callbacks": [TelemetryCallback(seen)], "configurable": {"thread_id": "t1"}}
     await graph_calling(("slow_add", {"a": 1, "b": 2}), ("slow_add", {"a": 3, "b": 4})).ainvoke(INPUT, config)
@@ -106,7 +106,7 @@ async def test_content_stays_out_unless_wanted() -> None:
     assert "hunter2" in (open_.of(SpanKind.TOOL)[0].arguments or "")
 
 
-async def test_a_cancelled_tool_is_told_as_cancelled_and_nothing_is_kept() -> None:
+async def test_cancelled_tool_is_told_as_cancelled_and_nothing_is_kept() -> None:
     seen = Listening()
     handler = TelemetryCallback(seen)
     task = asyncio.create_task(graph_calling(("endless", {})).ainvoke(INPUT, {"callbacks": [handler]}))

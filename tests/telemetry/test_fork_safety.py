@@ -57,7 +57,7 @@ LEAVING = textwrap.dedent(
 )
 
 
-def test_a_parent_that_leaves_first_takes_no_turn_of_its_child_along(tmp_path: Path) -> None:
+def test_parent_that_leaves_first_takes_no_turn_of_its_child_along(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     command = [sys.executable, "-c", LEAVING, str(path), str(Path(__file__).parent)]
     subprocess.run(command, check=True, timeout=120)  # noqa: S603 # our own code
@@ -71,7 +71,7 @@ def _in_child(parent: StoreRecorder) -> None:
     parent.close()
 
 
-def test_a_forked_child_records_too(tmp_path: Path) -> None:
+def test_forked_child_records_too(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)
     recorder.record(make_turn(turn_id="parent"))

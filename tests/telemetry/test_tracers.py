@@ -54,7 +54,7 @@ def model() -> MixQuantChatModel:
 
 @pytest.mark.parametrize("tracer", [Kept, KeptAsync])
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_the_first_token_is_told(tracer: type[Kept] | type[KeptAsync], streamed: bool) -> None:
+async def test_first_token_is_told(tracer: type[Kept] | type[KeptAsync], streamed: bool) -> None:
     kept = tracer()
     if streamed:
         async for _ in model().astream("hello", {"callbacks": [kept]}):
@@ -70,7 +70,7 @@ async def test_the_first_token_is_told(tracer: type[Kept] | type[KeptAsync], str
     assert (run.outputs or {})["generations"][0][0]["message"]["kwargs"]["usage_metadata"]["output_tokens"] >= 5
 
 
-def test_sync_invoke_tells_it_too() -> None:
+def test_first_token_is_told_by_sync_invoke_too() -> None:
     kept = Kept()
     model().invoke("hello", {"callbacks": [kept]})
     (run,) = kept.runs

@@ -19,7 +19,7 @@ from typing import Any
 
 from mixquant_agents.records import TurnRecord, percentile, utc_now
 from mixquant_agents.telemetry import RunLink, Span, SpanKind, StoreRecorder, TurnContent
-from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.collect import collect
 from mixquant_agents.telemetry.analysis.overview import overview
 from mixquant_agents.telemetry.recorder import Recorder
 from mixquant_agents.telemetry.store.filters import TurnFilter
@@ -187,7 +187,7 @@ def read_figures(path: Path, *, repeats: int = 40) -> dict[str, Any]:
         ]
     thread = _p95_ms(lambda n: (store.thread(threads[n]), store.spans(thread=threads[n])), len(threads))
     listed = _p95_ms(lambda n: store.threads(windows["7d"], limit=50, offset=50 * (n % 4)), repeats)
-    turns = gather(store, windows["all"]).total().turns
+    turns = collect(store, windows["all"]).total().turns
     store.close()
     return {
         "turns": turns,

@@ -16,7 +16,7 @@ from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.retention import MINUTES_KEPT_SECONDS, oldest
 from mixquant_agents.telemetry.store.rollups import counted_rows
 
-__all__ = ["Gathered", "gather", "level_for"]
+__all__ = ["Collected", "collect", "level_for"]
 
 EXACT_TURNS = 2_000
 """Up to this many turns are read one by one, and percentiles are exact."""
@@ -25,7 +25,7 @@ MOST_TURNS = 5_000
 
 
 @dataclass(slots=True)
-class Gathered:
+class Collected:
     """Aggregates of the chosen turns.
 
     Attributes:
@@ -73,14 +73,14 @@ def level_for(since_us: int, until_us: int, now_us: int) -> int:
     return HOUR if span <= 2 * DAY else QUARTER if span <= 10 * DAY else DAY
 
 
-def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -> Gathered:
+def collect(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -> Collected:
     """Collect the turns of ``chosen``. Without ``until`` the window ends now; without ``since`` it begins with the
     store's first turn."""
     now_us = int((time.time() if now is None else now) * 1e6)
     until_us = chosen.until_us if chosen.until_us is not None else now_us + 1
     ids = store.series_ids(chosen)
     since_us = chosen.since_us if chosen.since_us is not None else min(_first_us(store, until_us), until_us)
-    found = Gathered(level_for(since_us, until_us, now_us), since_us, until_us)
+    found = Collected(level_for(since_us, until_us, now_us), since_us, until_us)
     if chosen.by_series and _count(store, found, chosen, ids) > EXACT_TURNS:
         _from_rollups(store, found, chosen, ids)
         _widen(found, chosen, now_us)
@@ -89,7 +89,7 @@ def gather(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) ->
     return found
 
 
-def _widen(found: Gathered, chosen: TurnFilter, now_us: int) -> None:
+def _widen(found: Collected, chosen: TurnFilter, now_us: int) -> None:
     """Roll-ups answer for whole intervals: the window is theirs, so that rates are over the time that was counted."""
     width = found.level * 1_000_000
     if chosen.since is not None:
@@ -103,7 +103,7 @@ def _first_us(store: TurnStore, otherwise: int) -> int:
     return first if first is not None else otherwise
 
 
-def _window(found: Gathered, ids: list[int] | None) -> tuple[str, list[Any]]:
+def _window(found: Collected, ids: list[int] | None) -> tuple[str, list[Any]]:
     """Condition over ``rollups``: the intervals that touch the window."""
     first = found.since_us // 1_000_000 // found.level * found.level
     last = -(-found.until_us // 1_000_000)
@@ -123,7 +123,7 @@ def _count_in(column: str) -> str:
     return f"iif(typeof({column}) = 'integer' AND {column} BETWEEN 0 AND {MOST_COUNTED}, {column}, 0)"
 
 
-def _count(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> int:
+def _count(store: TurnStore, found: Collected, chosen: TurnFilter, ids: list[int] | None) -> int:
     where, values = _window(found, ids)
     table, column = "rollups", _count_in("turns")
     if chosen.status == "ok":
@@ -135,7 +135,7 @@ def _count(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int]
     return int(row[0])
 
 
-def _from_rollups(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
+def _from_rollups(store: TurnStore, found: Collected, chosen: TurnFilter, ids: list[int] | None) -> None:
     if chosen.status is None:
         found.parts = _parts(store, found, ids)
     elif chosen.status != "ok":
@@ -149,7 +149,7 @@ def _from_rollups(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: li
 
 
 def _parts(
-    store: TurnStore, found: Gathered, ids: list[int] | None, outcomes: tuple[int, ...] | None = None
+    store: TurnStore, found: Collected, ids: list[int] | None, outcomes: tuple[int, ...] | None = None
 ) -> dict[tuple[int, int], Aggregate]:
     where, values = _window(found, ids)
     table = "rollups"
@@ -167,7 +167,7 @@ def _parts(
     return parts
 
 
-def _from_turns(store: TurnStore, found: Gathered, chosen: TurnFilter, ids: list[int] | None) -> None:
+def _from_turns(store: TurnStore, found: Collected, chosen: TurnFilter, ids: list[int] | None) -> None:
     window = TurnFilter(thread=chosen.thread, run=chosen.run, status=chosen.status)
     where, values = window.where(ids)
     # The series index serves the window in time; thread, run and what went wrong have indexes of their own.

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mixquant_agents.records import COUNTS
-from mixquant_agents.telemetry.analysis.collect import Gathered, gather
-from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS, matched, side_by_side
+from mixquant_agents.telemetry.analysis.collect import Collected, collect
+from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS, side_by_side, speed_up
 from mixquant_agents.telemetry.store.aggregate import SUMMARIZED, Aggregate, bin_value
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import Series, TurnStore
@@ -127,12 +127,12 @@ def overview(store: TurnStore, chosen: TurnFilter | None = None, *, now: float |
         StoreError: the store cannot be read.
     """
     chosen = chosen or TurnFilter()
-    found = gather(store, chosen, now=now)
+    found = collect(store, chosen, now=now)
     series = store.series()
     total = found.total()
     minutes = (found.until_us - found.since_us) / 60e6
     # The baseline counts even where the filter chose another policy.
-    wide = found if chosen.policy is None else gather(store, replace(chosen, policy=None), now=now)
+    wide = found if chosen.policy is None else collect(store, replace(chosen, policy=None), now=now)
     ups, none = _speed_ups(wide, series, chosen.policy)
     return Overview(
         figures=_figures(found, total, series),
@@ -154,7 +154,7 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
         StoreError: the store cannot be read.
     """
     series = store.series()
-    sides = [gather(store, chosen, now=now) for chosen in (a, b)]
+    sides = [collect(store, chosen, now=now) for chosen in (a, b)]
     totals = [side.total() for side in sides]
     figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
     places = [_places(side, series) for side in sides]
@@ -166,7 +166,7 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
         note = "these turns do not say on which device they ran: no speed-up is given"
     elif not shared:
         note = "no model ran on the same device on both sides: no speed-up is given"
-    elif (match := matched(*(side_by_side([place[one] for one in shared]) for place in places))) is None:
+    elif (match := speed_up(*(side_by_side([place[one] for one in shared]) for place in places))) is None:
         note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
     return Comparison(
         a=figures[0],
@@ -197,7 +197,7 @@ def distribution(a: dict[int, int], b: dict[int, int], *, bars: int = 28) -> lis
     return [(bin_value(low + n * width + middle), shares[0][n], shares[1][n]) for n in range(count)]
 
 
-def _figures(found: Gathered, total: Aggregate, series: Sequence[Series]) -> Figures:
+def _figures(found: Collected, total: Aggregate, series: Sequence[Series]) -> Figures:
     present = {one for _, one in found.parts}
     return Figures(
         turns=total.turns,
@@ -231,7 +231,7 @@ def _point(start: int, aggregate: Aggregate) -> Point:
     )
 
 
-def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
+def _speed_ups(found: Collected, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
     """Speed-ups, or why there is none to show."""
     present = {one for _, one in found.parts}
     here = [one for one in series if one.id in present]
@@ -250,7 +250,7 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
         like = [one for one in here if _place(one) == place and not one.emulated]
         base = found.total([one.id for one in like if one.policy == BASELINE])
         mine = found.total([one.id for one in like if one.policy == name])
-        match = matched(base, mine)
+        match = speed_up(base, mine)
         if match is not None:
             ups.append(
                 SpeedUp(
@@ -271,7 +271,7 @@ def _speed_ups(found: Gathered, series: Sequence[Series], policy: str | None) ->
     return [], "the store holds no exact turns of the same model on the same device and of like size to compare with"
 
 
-def _places(found: Gathered, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
+def _places(found: Collected, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
     """Turns by model, engine and device; without those that do not say on which device they ran."""
     ids: dict[tuple[str, str, str], list[int]] = {}
     present = {one for _, one in found.parts}

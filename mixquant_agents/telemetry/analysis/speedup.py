@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mixquant_agents.telemetry.store.aggregate import Aggregate
 
-__all__ = ["STRATUM_TURNS", "Match", "matched", "side_by_side"]
+__all__ = ["STRATUM_TURNS", "Match", "side_by_side", "speed_up"]
 
 STRATUM_TURNS = 5
 """Fewest turns on each side for a size class to count in a speed-up."""
@@ -34,7 +34,7 @@ def side_by_side(places: Sequence[Aggregate]) -> Aggregate:
     return whole
 
 
-def matched(base: Aggregate, mine: Aggregate) -> Match | None:
+def speed_up(base: Aggregate, mine: Aggregate) -> Match | None:
     """Compare within the size classes that both sides fill; ``None`` where there is none."""
     shared = {
         name: (base.strata[name], stratum)

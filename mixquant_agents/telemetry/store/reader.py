@@ -17,7 +17,7 @@ from typing import Any
 from mixquant_agents.errors import StoreError
 from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.events import SpanKind, TurnContent
-from mixquant_agents.telemetry.fork_safety import mind_forks
+from mixquant_agents.telemetry.fork_safety import notify_of_forks
 from mixquant_agents.telemetry.store.aggregate import SUMMARIZED
 from mixquant_agents.telemetry.store.connection import connect_reader, default_store_path, explain
 from mixquant_agents.telemetry.store.content import unpack_content
@@ -71,7 +71,7 @@ class TurnStore:
         self._open: list[sqlite3.Connection] = []
         self._readers = 0
         self._closed = False
-        mind_forks(self)
+        notify_of_forks(self)
         with self.reading():
             pass
 

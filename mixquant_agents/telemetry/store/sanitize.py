@@ -11,14 +11,14 @@ from typing import Any
 
 from mixquant_agents.telemetry.events import Event, RunLink, TurnEvent
 
-__all__ = ["sane_event", "sane_value"]
+__all__ = ["sanitize_event", "sanitize_value"]
 
 LARGEST = 2**63 - 1
 LONGEST = 1_000_000
 """Characters of one field that are kept."""
 
 
-def sane_value(value: Any) -> Any:
+def sanitize_value(value: Any) -> Any:
     """``value`` as SQLite takes it: lone surrogates written out (``\\\\ud800``), what is no finite number and what does
     not fit into 64 bits unknown, text cut at a million characters."""
     if type(value) is str:  # an enum stays what it is
@@ -28,15 +28,15 @@ def sane_value(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > LARGEST:
         return None
     if isinstance(value, tuple):
-        return tuple(sane_value(one) for one in value)
+        return tuple(sanitize_value(one) for one in value)
     return value
 
 
-def sane_event(event: Event) -> Event:
+def sanitize_event(event: Event) -> Event:
     """The event with every field made writable."""
     if isinstance(event, TurnEvent):
-        clean = {name: sane_value(value) for name, value in event.turn}
-        return replace(event, turn=event.turn.model_copy(update=clean), trace_id=sane_value(event.trace_id))
+        clean = {name: sanitize_value(value) for name, value in event.turn}
+        return replace(event, turn=event.turn.model_copy(update=clean), trace_id=sanitize_value(event.trace_id))
     if isinstance(event, RunLink):
         return event
-    return replace(event, **{one.name: sane_value(getattr(event, one.name)) for one in fields(event)})
+    return replace(event, **{one.name: sanitize_value(getattr(event, one.name)) for one in fields(event)})

@@ -26,7 +26,7 @@ from mixquant_agents.telemetry.store.prefix_cache import BlockHasher, pack_hashe
 from mixquant_agents.telemetry.store.retention import Retention, retain
 from mixquant_agents.telemetry.store.rollups import RollupCache, write_rollups, write_threads
 from mixquant_agents.telemetry.store.rows import INSERT_TURN, SERIES, row_of, series_of, to_microseconds
-from mixquant_agents.telemetry.store.sanitize import sane_event, sane_value
+from mixquant_agents.telemetry.store.sanitize import sanitize_event, sanitize_value
 
 __all__ = ["Retention", "StoreSink"]
 
@@ -112,7 +112,7 @@ class StoreSink:
                 self._write_first(connection, count - count // 2)
                 return
             try:
-                self._transaction(connection, [sane_event(events[0])])
+                self._transaction(connection, [sanitize_event(events[0])])
             except BaseException as again:
                 if isinstance(again, _NO_EVENT_S_FAULT) or type(again) is sqlite3.DatabaseError:
                     raise
@@ -215,7 +215,7 @@ class StoreSink:
             root, node, tool_seconds = self._linker.turn(turn, started_us)
             if turn.tool_seconds_before is not None:
                 tool_seconds = turn.tool_seconds_before
-            root, node = sane_value(root), sane_value(node)
+            root, node = sanitize_value(root), sanitize_value(node)
             rows.append(row_of(number, turn, series, started_us, tool_seconds, root, node, event.trace_id))
             fresh.append((turn, series, started_us))
             hashes = event.block_hashes

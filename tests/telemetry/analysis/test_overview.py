@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from telemetry_help import at, make_turn, stored
 
 from mixquant_agents.records import TurnRecord
-from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.collect import collect
 from mixquant_agents.telemetry.analysis.overview import compare, overview
 from mixquant_agents.telemetry.store.aggregate import Aggregate, bin_of, bin_value, histogram_percentile
 from mixquant_agents.telemetry.store.filters import TurnFilter
@@ -21,7 +21,7 @@ from mixquant_agents.telemetry.store.rows import to_microseconds
 
 @settings(max_examples=60)
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e4), min_size=1, max_size=300), st.floats(0, 1))
-def test_a_histogram_is_at_most_two_percent_off(values: list[float], share: float) -> None:
+def test_histogram_is_at_most_two_percent_off(values: list[float], share: float) -> None:
     histogram: dict[int, int] = {}
     for value in values:
         histogram[bin_of(value)] = histogram.get(bin_of(value), 0) + 1
@@ -48,10 +48,10 @@ def test_rollups_say_the_same_as_the_turns(path: Path, monkeypatch: pytest.Monke
     store = stored(path, *turns)
     now = to_microseconds(at(600 * 500)) / 1e6
     for chosen in (TurnFilter(), TurnFilter(policy="exact"), TurnFilter(since=at(0), until=at(86400 * 2))):
-        slow = gather(store, chosen, now=now)
+        slow = collect(store, chosen, now=now)
         assert slow.values is not None
         monkeypatch.setattr("mixquant_agents.telemetry.analysis.collect.EXACT_TURNS", 0)
-        fast = gather(store, chosen, now=now)
+        fast = collect(store, chosen, now=now)
         monkeypatch.undo()
         assert fast.values is None
         one, two = slow.total(), fast.total()
@@ -80,9 +80,9 @@ def test_rollups_by_outcome_say_the_same_as_the_turns(path: Path, monkeypatch: p
     now = to_microseconds(at(400 * 700)) / 1e6
     for policy in (None, "exact"):
         chosen = TurnFilter(status=status, policy=policy)
-        slow = gather(store, chosen, now=now)
+        slow = collect(store, chosen, now=now)
         monkeypatch.setattr("mixquant_agents.telemetry.analysis.collect.EXACT_TURNS", 0)
-        fast = gather(store, chosen, now=now)
+        fast = collect(store, chosen, now=now)
         monkeypatch.undo()
         assert slow.values is not None
         assert fast.values is None
@@ -102,7 +102,7 @@ def test_rollups_by_outcome_say_the_same_as_the_turns(path: Path, monkeypatch: p
         assert not fast.truncated
 
 
-def test_a_rate_is_over_the_time_that_was_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rate_is_over_the_time_that_was_counted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = stored(path, *(make_turn(3000 + n) for n in range(60)))
     young = overview(store, now=to_microseconds(at(3060)) / 1e6)
     assert (young.since, young.turns_per_minute) == (at(3000), pytest.approx(60)), "from the first turn, not its hour"
@@ -112,7 +112,7 @@ def test_a_rate_is_over_the_time_that_was_counted(path: Path, monkeypatch: pytes
     assert late.turns_per_minute == pytest.approx(1)
 
 
-def test_a_speed_up_needs_one_known_device(path: Path) -> None:
+def test_speed_up_needs_one_known_device(path: Path) -> None:
     def run(policy: str, device: str | None, seconds: float) -> list[TurnRecord]:
         more = {"prefill_seconds": seconds, "delivery_seconds": 0.0, "ttft_seconds": 0.002 + seconds}
         return [make_turn(n, policy=policy, device=device, total_seconds=10.0, **more) for n in range(9)]
@@ -131,7 +131,7 @@ def test_a_speed_up_needs_one_known_device(path: Path) -> None:
     assert (up.device, up.prefill) == ("NVIDIA H200", pytest.approx(2.0))
 
 
-def test_a_comparison_never_mixes_models_or_devices(path: Path) -> None:
+def test_comparison_never_mixes_models_or_devices(path: Path) -> None:
     """Each model and device is compared with itself; what only one side ran does not count."""
 
     def run(policy: str, seconds: float, **more: Any) -> list[TurnRecord]:
@@ -151,7 +151,7 @@ def test_a_comparison_never_mixes_models_or_devices(path: Path) -> None:
     assert seen.matched_turns == (18, 18)
 
 
-def test_a_speed_up_needs_a_measured_baseline_of_like_size(path: Path) -> None:
+def test_speed_up_needs_a_measured_baseline_of_like_size(path: Path) -> None:
     def run(policy: str, tokens: int, per_token: float, **more: Any) -> list[TurnRecord]:
         return [
             make_turn(
@@ -181,7 +181,7 @@ def test_a_speed_up_needs_a_measured_baseline_of_like_size(path: Path) -> None:
     assert "emulation" in (emulated.note or "")
 
 
-def test_an_aggregate_merges_as_if_counted_at_once() -> None:
+def test_aggregate_merges_as_if_counted_at_once() -> None:
     turns = [make_turn(n, decode_tokens=n, error="x" if n % 2 else None) for n in range(10)]
     halves = Aggregate.of(turns[:4])
     halves.merge(Aggregate.of(turns[4:]))

@@ -47,7 +47,7 @@ def a_run(recorder: QueueRecorder, **outer: Any) -> None:
     recorder.close()
 
 
-def test_one_trace_with_the_right_tree(exported: tuple[QueueRecorder, InMemorySpanExporter]) -> None:
+def test_trace_is_one_tree(exported: tuple[QueueRecorder, InMemorySpanExporter]) -> None:
     recorder, exporter = exported
     a_run(recorder)
     spans = by_name(exporter)
@@ -77,7 +77,7 @@ def test_one_trace_with_the_right_tree(exported: tuple[QueueRecorder, InMemorySp
     assert dict(agent.attributes or {})["gen_ai.operation.name"] == "invoke_agent"
 
 
-def test_an_outer_span_is_continued(exported: tuple[QueueRecorder, InMemorySpanExporter]) -> None:
+def test_outer_span_is_continued(exported: tuple[QueueRecorder, InMemorySpanExporter]) -> None:
     recorder, exporter = exported
     a_run(recorder, trace_context={"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"})
     spans = by_name(exporter)
@@ -87,7 +87,7 @@ def test_an_outer_span_is_continued(exported: tuple[QueueRecorder, InMemorySpanE
     assert f"{parent.span_id:016x}" == "cd" * 8
 
 
-def test_a_trace_that_the_application_does_not_sample_is_not_exported(
+def test_trace_that_the_application_does_not_sample_is_not_exported(
     exported: tuple[QueueRecorder, InMemorySpanExporter],
 ) -> None:
     recorder, exporter = exported
@@ -97,7 +97,7 @@ def test_a_trace_that_the_application_does_not_sample_is_not_exported(
 
 
 @pytest.mark.parametrize("header", ["", "rubbish", "00-zz-yy-01", f"00-{'0' * 32}-{'0' * 16}-00"])
-def test_a_malformed_header_starts_a_trace_of_its_own(
+def test_malformed_header_starts_a_trace_of_its_own(
     exported: tuple[QueueRecorder, InMemorySpanExporter], header: str
 ) -> None:
     recorder, exporter = exported
@@ -133,7 +133,7 @@ def test_errors_and_cancellations(exported: tuple[QueueRecorder, InMemorySpanExp
     assert dict(spans["retrieval r"].attributes or {})["mixquant.cancelled"] is True
 
 
-def test_messages_only_with_content_recording() -> None:
+def test_messages_are_exported_only_with_content_recording() -> None:
     content = TurnContent(
         messages=[{"role": "user", "content": "hello"}, {"role": "tool", "tool_call_id": "c", "content": "42"}],
         answer={
@@ -156,7 +156,7 @@ def test_messages_only_with_content_recording() -> None:
             assert answer[0]["parts"][0]["name"] == "f"
 
 
-async def test_a_real_graph_inside_an_application_span(exported: tuple[QueueRecorder, InMemorySpanExporter]) -> None:
+async def test_real_graph_inside_an_application_span(exported: tuple[QueueRecorder, InMemorySpanExporter]) -> None:
     recorder, exporter = exported
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -179,7 +179,7 @@ class _Down(SpanExporter):
         raise ConnectionError("still down")
 
 
-def test_a_collector_that_is_down_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_collector_that_is_down_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
     recorder = QueueRecorder([SpanSink(_Down())])
     for _ in range(5):
         recorder.record(make_turn())

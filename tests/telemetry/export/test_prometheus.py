@@ -39,7 +39,7 @@ def test_unknown_values_are_not_counted_as_zero() -> None:
     assert registry.get_sample_value("mixquant_tokens_total", {**labels, "kind": "quantized"}) is None
 
 
-def test_two_sinks_share_one_registry() -> None:
+def test_sinks_share_one_registry() -> None:
     registry = CollectorRegistry()
     for _ in range(2):
         recorder = QueueRecorder([PrometheusSink(registry)])
@@ -67,7 +67,7 @@ def fetch(url: str, token: str | None = None) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def test_the_endpoint_and_its_token() -> None:
+def test_endpoint_and_its_token() -> None:
     registry = CollectorRegistry()
     PrometheusSink(registry).watch(lambda: 7)
     server = serve_metrics(0, registry=registry, token="a long enough secret")  # noqa: S106 # a test's
@@ -88,7 +88,7 @@ def test_the_endpoint_and_its_token() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "[::1]"])
-def test_a_connection_that_says_nothing_holds_up_nobody(host: str) -> None:
+def test_connection_that_says_nothing_holds_up_nobody(host: str) -> None:
     try:
         socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError:

@@ -127,13 +127,13 @@ def ask(url: str, query: str) -> list[dict[str, Any]]:
     return list(body["data"]["result"])
 
 
-def test_there_are_queries_to_try() -> None:
+def test_queries_to_try_exist() -> None:
     assert len(grafana_queries()) > 15
     assert len(doc_queries()) >= 6
 
 
 @pytest.mark.parametrize("query", grafana_queries() + doc_queries())
-def test_every_query_is_answered_with_a_number(prometheus: str, query: str) -> None:
+def test_query_is_answered_with_a_number(prometheus: str, query: str) -> None:
     filled = query.replace("$__rate_interval", "1m").replace("$model", ".+").replace("$policy", ".+")
     assert "$" not in filled
     found = ask(prometheus, filled)
@@ -142,7 +142,7 @@ def test_every_query_is_answered_with_a_number(prometheus: str, query: str) -> N
     assert all(value == value and value >= 0 for value in values), values  # NaN is no answer
 
 
-def test_the_answers_are_right(prometheus: str) -> None:
+def test_query_answers_are_right(prometheus: str) -> None:
     cached = ask(prometheus, 'sum(mixquant_tokens_total{kind="cached"}) / sum(mixquant_tokens_total{kind!="decode"})')
     assert float(cached[0]["value"][1]) == pytest.approx(0.8)
     (p95,) = ask(prometheus, 'histogram_quantile(0.95, sum by (le) (mixquant_ttft_seconds_bucket{policy="exact"}))')
@@ -154,7 +154,7 @@ def test_the_answers_are_right(prometheus: str) -> None:
     assert outcomes["failed"] == outcomes["aborted"] == outcomes["ok"] / 8
 
 
-def test_a_bucket_leads_to_the_trace_of_a_turn(prometheus: str) -> None:
+def test_bucket_leads_to_the_trace_of_a_turn(prometheus: str) -> None:
     values = {"query": "mixquant_ttft_seconds_bucket", "start": time.time() - 300, "end": time.time() + 5}
     address = f"{prometheus}/api/v1/query_exemplars?{urllib.parse.urlencode(values)}"
     with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 # our own address

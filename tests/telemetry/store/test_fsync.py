@@ -153,7 +153,7 @@ def at_the_cut(cut: Cut, folder: Path, rng: random.Random, arrived: float, rest:
     seed=st.integers(0, 2**32), arrived=st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]),
     rest=st.sampled_from(["zeros", "noise"]),
 )  # fmt: skip
-def test_a_power_cut_keeps_what_was_synced(
+def test_power_cut_keeps_what_was_synced(
     cuts: dict[str, Cut], moment: str, seed: int, arrived: float, rest: str
 ) -> None:
     cut = cuts[moment]
@@ -176,7 +176,7 @@ def test_a_power_cut_keeps_what_was_synced(
 
 
 @pytest.mark.parametrize("moment", ["writing", "moving the log into the database", "beginning the log anew"])
-def test_the_simulation_can_fail(cuts: dict[str, Cut], tmp_path: Path, moment: str) -> None:
+def test_simulation_can_fail(cuts: dict[str, Cut], tmp_path: Path, moment: str) -> None:
     """Without the last sync turns are lost: the cuts do reach what they are about."""
     cut = cuts[moment]
     unsynced = {"": cut.synced[""], "-wal": b""}
@@ -187,7 +187,7 @@ def test_the_simulation_can_fail(cuts: dict[str, Cut], tmp_path: Path, moment: s
     assert (cut.must <= found) is (moment == "beginning the log anew")
 
 
-def test_each_batch_is_synced_soon(tmp_path: Path) -> None:
+def test_batch_is_synced_soon(tmp_path: Path) -> None:
     """From commit to disk; how long the disk takes is its own affair, and told."""
     recorder = StoreRecorder(tmp_path / "turns.sqlite")
     for n in range(5):
@@ -202,7 +202,7 @@ def test_each_batch_is_synced_soon(tmp_path: Path) -> None:
     assert all(delay >= 0 for delay in delays)
 
 
-def test_a_store_behind_a_link_is_synced_too(synced_logs: list[bytes], tmp_path: Path) -> None:
+def test_store_behind_a_link_is_synced_too(synced_logs: list[bytes], tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     connect_writer(tmp_path / "real" / "turns.sqlite").close()
     link = tmp_path / "link.sqlite"
@@ -215,7 +215,7 @@ def test_a_store_behind_a_link_is_synced_too(synced_logs: list[bytes], tmp_path:
     assert len(TurnStore(link).turns()) == 1
 
 
-def test_a_new_store_gets_its_name_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_store_gets_its_name_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until it is synced no file has the store's name, so that a cut leaves none or a whole one."""
     path, seen = tmp_path / "turns.sqlite", []
     real = os.link
@@ -233,7 +233,7 @@ def test_a_new_store_gets_its_name_when_it_is_whole(tmp_path: Path, monkeypatch:
     assert [file.name for file in tmp_path.iterdir()] == ["turns.sqlite"]
 
 
-def test_where_no_hard_links_are_the_store_is_made_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_store_is_made_in_place_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError("no hard links here")
 

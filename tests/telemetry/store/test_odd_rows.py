@@ -130,7 +130,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by_turns", [True, False], ids=["turn by turn", "from roll-ups"])
-def test_no_odd_value_fails_a_page_a_report_or_recording(
+def test_odd_values_fail_no_page_no_report_and_no_recording(
     template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_turns: bool
 ) -> None:
     if not by_turns:

@@ -76,13 +76,13 @@ def side(tokens: int, cached: int | None, differs_at: int | None = None, policy:
         (side(1600, None), side(800, 0), "unknown", "did not report"),
     ],
 )
-def test_the_finding_says_why(turn: PrefixSide, before: PrefixSide, verdict: str, words: str) -> None:
+def test_prefix_finding_says_why(turn: PrefixSide, before: PrefixSide, verdict: str, words: str) -> None:
     finding = explain_prefix(turn, before)
     assert finding.verdict == verdict
     assert words in finding.reason
 
 
-def test_end_to_end_through_the_store(tmp_path: Path) -> None:
+def test_prefix_finding_through_the_store(tmp_path: Path) -> None:
     recorder = StoreRecorder(tmp_path / "turns.sqlite", content=True)
     first = list(range(480))
     changed = [*first[:100], 7, *first[101:], *range(50)]

@@ -16,14 +16,14 @@ from mixquant_agents.config import POLICY_PRESETS
 from mixquant_agents.errors import RequestError, StoreError
 from mixquant_agents.records import TurnRecord, percentile
 from mixquant_agents.telemetry import RunLink, Span, SpanKind, StoreRecorder, TurnContent
-from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.collect import collect
 from mixquant_agents.telemetry.store.connection import connect_writer
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import from_microseconds, to_microseconds
 
 
-def test_every_field_comes_back(path: Path) -> None:
+def test_fields_come_back_as_recorded(path: Path) -> None:
     full = make_turn(
         1.234567, recomputed_rows=3, preemptions=1, reasoning_tokens=7, aborted=True,
         error="EngineDeadError: gone", tool_calls=("a", "b, \"c\""), emulated=True, turn_index=4, finish_reason="abort",
@@ -37,7 +37,7 @@ def test_every_field_comes_back(path: Path) -> None:
     assert store.turn("nobody") is None
 
 
-def test_a_new_field_of_the_record_needs_a_column(path: Path) -> None:
+def test_new_field_of_the_record_needs_a_column(path: Path) -> None:
     connection = connect_writer(path)
     found = {
         row[0]
@@ -91,7 +91,7 @@ def test_threads_with_several_policies_are_one_line(path: Path) -> None:
     assert not store.threads(TurnFilter(status="bad"))
 
 
-def test_a_threads_sums_are_whole_however_old_their_parts(path: Path) -> None:
+def test_threads_sums_are_whole_however_old_their_parts(path: Path) -> None:
     early = make_turn(0, thread_id="long", policy="mixquant-fp8")
     between = [make_turn(n, thread_id=f"t{n}") for n in range(1, 70)]
     store = stored(path, early, *between, make_turn(100, thread_id="long"))
@@ -100,7 +100,7 @@ def test_a_threads_sums_are_whole_however_old_their_parts(path: Path) -> None:
     assert store.threads(TurnFilter(since=at(99)))[0].turns == 2, "a filter chooses threads, not parts of them"
 
 
-def test_a_page_of_threads_is_full_where_each_ran_under_many_policies(path: Path) -> None:
+def test_page_of_threads_is_full_where_each_ran_under_many_policies(path: Path) -> None:
     turns = [make_turn(n, thread_id=f"t{n // 8}", policy=list(POLICY_PRESETS)[n % 8]) for n in range(30 * 8)]
     store = stored(path, *turns)
     assert [one.thread_id for one in store.threads(limit=25)] == [f"t{n}" for n in range(29, 4, -1)]
@@ -148,7 +148,7 @@ def test_tool_time_before_a_turn_counts_parallel_tools_once(path: Path) -> None:
     assert len(store.spans(thread="thread")) == 5
 
 
-def test_a_link_names_the_agent_run_and_node(path: Path) -> None:
+def test_link_names_the_agent_run_and_node(path: Path) -> None:
     recorder = StoreRecorder(path)
     recorder.link(RunLink("call", "agent-run", "model", "node-run"))
     recorder.record(make_turn(0, run_id="call", turn_id="linked"))
@@ -163,12 +163,12 @@ def test_a_link_names_the_agent_run_and_node(path: Path) -> None:
     assert [turn.turn_id for turn in store.turns(TurnFilter(run="agent-run"))] == ["linked"]
 
 
-def test_the_same_turn_twice_is_one_turn(path: Path) -> None:
+def test_turn_recorded_twice_is_one_turn(path: Path) -> None:
     turn = make_turn(0, turn_id="twice")
     store = stored(path, turn, make_turn(1), turn)
     stored(path, turn)
     assert len(store.turns()) == 2
-    assert gather(store, TurnFilter()).total().turns == 2
+    assert collect(store, TurnFilter()).total().turns == 2
 
 
 def test_content_is_off_by_default_and_round_trips_when_on(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_content_is_off_by_default_and_round_trips_when_on(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("wrong", [{"since": "yesterday"}, {"until": "x"}, {"since": 1.7e9}, {"status": "fine"}])
-def test_a_filter_refuses_nonsense(wrong: dict[str, Any]) -> None:
+def test_filter_refuses_nonsense(wrong: dict[str, Any]) -> None:
     with pytest.raises(RequestError):
         TurnFilter(**wrong)
 
@@ -199,7 +199,7 @@ def test_reading_cannot_write(path: Path) -> None:
     assert len(store.turns()) == 1
 
 
-def test_no_reader_holds_up_the_writer(path: Path) -> None:
+def test_reader_holds_up_no_writer(path: Path) -> None:
     store = stored(path, make_turn())
     with store.reading() as connection:
         rows = connection.execute("SELECT * FROM turns")  # an open read transaction

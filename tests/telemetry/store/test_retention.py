@@ -12,7 +12,7 @@ from telemetry_help import at, make_turn
 
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import Retention, Span, SpanKind, StoreRecorder, TurnContent
-from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.collect import collect
 from mixquant_agents.telemetry.store.connection import connect_writer
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
@@ -49,7 +49,7 @@ def test_retention_by_age_deletes_all_that_belongs(path: Path) -> None:
     }
     assert counts == {"blocks": 10, "contents": 10, "spans": 9, "thread_stats": 11}
     assert [one.turns for one in store.threads(TurnFilter(thread="t5"))] == [1], "the half that stays is counted anew"
-    assert gather(store, TurnFilter(), now=now).total().turns == 11
+    assert collect(store, TurnFilter(), now=now).total().turns == 11
     assert connection.execute("SELECT min(start) FROM rollups WHERE level = 86400").fetchone()[
         0
     ] * 10**6 > to_microseconds(at(28 * 86400))
@@ -79,9 +79,7 @@ def test_retention_refuses_nonsense(wrong: dict[str, Any]) -> None:
         Retention(**wrong)
 
 
-def test_what_could_not_be_deleted_is_tried_again_without_a_new_turn(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_deletion_is_tried_again_without_a_new_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 
     def locked_once(*_: Any) -> int:

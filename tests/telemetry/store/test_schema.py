@@ -11,7 +11,7 @@ from telemetry_help import at, make_turn
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry import StoreRecorder
-from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.collect import collect
 from mixquant_agents.telemetry.store.connection import connect_reader, connect_writer
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
@@ -21,7 +21,7 @@ from mixquant_agents.telemetry.store.schema import APPLICATION_ID, MIGRATIONS, S
 pytestmark = pytest.mark.slow
 
 
-def test_a_newer_store_is_refused_and_untouched(tmp_path: Path) -> None:
+def test_newer_store_is_refused_and_untouched(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     connection = connect_writer(path)
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 5}")
@@ -60,7 +60,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
         StoreRecorder(file / "turns.sqlite").check()
 
 
-def test_an_old_store_is_migrated_with_its_turns(tmp_path: Path) -> None:
+def test_old_store_is_migrated_with_its_turns(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     with sqlite3.connect(path) as connection:
         connection.executescript(MIGRATIONS[0])
@@ -112,7 +112,7 @@ def test_failures_are_rolled_up_when_a_store_of_the_version_before_is_opened(tmp
         assert connection.execute("SELECT count(*) FROM series").fetchone()[0] == 3, "and an old writer writes on"
     now = to_microseconds(at(120 * 3600)) / 1e6
     for status in ("bad", "failed", "aborted", "ok", None):
-        one, other = (gather(TurnStore(path), TurnFilter(status=status), now=now) for path in (new, old))  # type: ignore[arg-type] # names of statuses
+        one, other = (collect(TurnStore(path), TurnFilter(status=status), now=now) for path in (new, old))  # type: ignore[arg-type] # names of statuses
         assert one.total().turns == other.total().turns > 0
     query = "SELECT * FROM bad_rollups ORDER BY level, start, series_id, outcome"
     with closing(sqlite3.connect(new)) as one, closing(sqlite3.connect(old)) as other:
@@ -121,7 +121,7 @@ def test_failures_are_rolled_up_when_a_store_of_the_version_before_is_opened(tmp
     assert len(rolled) > 100
 
 
-def test_a_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "turns.sqlite"
     connect_writer(path).close()
     broken = (*MIGRATIONS, "CREATE TABLE half (x); CREATE TABLE turns (again);")

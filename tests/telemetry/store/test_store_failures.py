@@ -90,7 +90,7 @@ def test_several_processes_write_one_file(tmp_path: Path) -> None:
         assert connection.execute("SELECT sum(turns) FROM rollups WHERE level = 3600").fetchone()[0] == 2400
 
 
-def test_a_process_that_leaves_takes_no_log_with_it(tmp_path: Path) -> None:
+def test_process_that_leaves_takes_no_log_with_it(tmp_path: Path) -> None:
     """The last connection to close a store deletes its log: nobody may take itself for the last while we write."""
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)
@@ -109,9 +109,7 @@ def test_a_process_that_leaves_takes_no_log_with_it(tmp_path: Path) -> None:
     recorder.close()
 
 
-def test_a_full_disk_keeps_what_was_committed_and_goes_on_later(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_full_disk_keeps_what_was_committed_and_goes_on_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "turns.sqlite"
     before, limits = make_turn(turn_id="before"), resource.getrlimit(resource.RLIMIT_FSIZE)
     recorder = StoreRecorder(path)
@@ -157,7 +155,7 @@ class _Full:
         raise RuntimeError("even closing fails")
 
 
-def test_a_failing_sink_is_told_once_and_stops_no_other(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_failing_sink_is_told_once_and_stops_no_other(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     from mixquant_agents.telemetry.store.writer import StoreSink
 
     path = tmp_path / "turns.sqlite"
@@ -173,7 +171,7 @@ def test_a_failing_sink_is_told_once_and_stops_no_other(caplog: pytest.LogCaptur
     assert "the disk is full" in told[0].getMessage()
 
 
-def test_a_read_only_file_and_folder(tmp_path: Path) -> None:
+def test_read_only_file_and_folder(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)
     recorder.record(make_turn(turn_id="kept"))
@@ -233,7 +231,7 @@ def test_overflow_is_counted_and_never_waits(tmp_path: Path) -> None:
     assert len(TurnStore(path).turns(limit=1000)) == 500 - recorder.dropped
 
 
-def test_after_close_turns_are_counted_not_raised(tmp_path: Path) -> None:
+def test_turns_after_close_are_counted_not_raised(tmp_path: Path) -> None:
     recorder = StoreRecorder(tmp_path / "turns.sqlite")
     recorder.record(make_turn())
     recorder.close()
@@ -242,7 +240,7 @@ def test_after_close_turns_are_counted_not_raised(tmp_path: Path) -> None:
     assert recorder.dropped == 1
 
 
-def test_a_record_that_cannot_be_written_does_not_take_others_along(tmp_path: Path) -> None:
+def test_record_that_cannot_be_written_does_not_take_others_along(tmp_path: Path) -> None:
     recorder = StoreRecorder(tmp_path / "turns.sqlite")
     recorder.record(make_turn(turn_id="good-1"))
     recorder.record(make_turn(turn_id="bad", started_at="not an instant"))
@@ -254,7 +252,7 @@ def test_a_record_that_cannot_be_written_does_not_take_others_along(tmp_path: Pa
     assert recorder.dropped == 1
 
 
-def test_a_deleted_file_is_made_again(tmp_path: Path) -> None:
+def test_deleted_file_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)
     recorder.record(make_turn())

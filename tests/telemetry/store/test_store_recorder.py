@@ -52,7 +52,7 @@ QUESTION = {"messages": [HumanMessage("Which of my notes mention the budget? " *
 
 
 @pytest.mark.parametrize("content", [False, True])
-async def test_a_graph_s_thread_is_complete(tmp_path: Path, content: bool) -> None:
+async def test_graph_thread_is_complete(tmp_path: Path, content: bool) -> None:
     recorder = StoreRecorder(tmp_path / "turns.sqlite", content=content)
     config = {"callbacks": [TelemetryCallback(recorder)], "configurable": {"thread_id": "t1"}}
     await agent(recorder).ainvoke(QUESTION, config)
@@ -106,7 +106,7 @@ async def test_failed_and_aborted_turns_are_recorded(tmp_path: Path) -> None:
         assert (turn.decode_tokens, turn.quantized_tokens) == (said, None)
 
 
-async def test_a_model_that_was_pickled_records_into_the_same_store(
+async def test_model_that_was_pickled_records_into_the_same_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -126,7 +126,7 @@ async def test_a_model_that_was_pickled_records_into_the_same_store(
     assert len(TurnStore(tmp_path / "turns.sqlite").turns()) == 2
 
 
-async def test_a_store_that_cannot_be_written_fails_no_turn(tmp_path: Path) -> None:
+async def test_store_that_cannot_be_written_fails_no_turn(tmp_path: Path) -> None:
     damaged = tmp_path / "turns.sqlite"
     damaged.write_bytes(b"no database" * 300)
     recorder = StoreRecorder(damaged)

@@ -13,7 +13,7 @@ from telemetry_help import at, make_turn
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry import Retention, RunLink, Span, SpanKind, StoreRecorder
-from mixquant_agents.telemetry.analysis.collect import gather
+from mixquant_agents.telemetry.analysis.collect import collect
 from mixquant_agents.telemetry.events import TurnEvent
 from mixquant_agents.telemetry.recorder import QueueRecorder
 from mixquant_agents.telemetry.store.connection import connect_writer, default_store_path
@@ -24,7 +24,7 @@ from mixquant_agents.telemetry.store.rows import to_microseconds
 from mixquant_agents.telemetry.store.writer import StoreSink
 
 
-def test_a_sink_that_raises_where_it_should_not_stops_no_other(path: Path) -> None:
+def test_sink_that_raises_anywhere_stops_no_other(path: Path) -> None:
     class Odd:
         def write(self, batch: Any) -> None: ...
 
@@ -45,7 +45,7 @@ def test_a_sink_that_raises_where_it_should_not_stops_no_other(path: Path) -> No
     assert len(TurnStore(path).turns()) == 3
 
 
-def test_what_waits_is_bounded_whatever_keeps_the_store_shut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pending_events_are_bounded_whatever_keeps_the_store_shut(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(_: Path) -> Any:
         raise PermissionError(13, "Permission denied")
 
@@ -61,7 +61,7 @@ def test_what_waits_is_bounded_whatever_keeps_the_store_shut(path: Path, monkeyp
     assert len(TurnStore(path).turns()) == 5
 
 
-def test_a_tilde_in_the_environment_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_in_the_environment_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MIXQUANT_STORE", "~/turns.sqlite")
     assert default_store_path() == tmp_path / "turns.sqlite"
@@ -91,7 +91,7 @@ def tool(**values: Any) -> Span:
         ({"prompt_tokens": None, "cached_tokens": None, "prefill_tokens": None}, {"prompt_tokens": None}),
     ],
 )
-def test_an_awkward_turn_is_kept_as_far_as_it_can_be(
+def test_awkward_turn_is_kept_as_far_as_it_can_be(
     tmp_path: Path, awkward: dict[str, Any], kept: dict[str, Any]
 ) -> None:
     path = tmp_path / "turns.sqlite"
@@ -110,11 +110,11 @@ def test_an_awkward_turn_is_kept_as_far_as_it_can_be(
     assert {name: getattr(turn, name) for name in kept} == kept
     if turn.thread_id:
         assert turn.turn_id in {one.turn_id for one in store.thread(turn.thread_id)}
-    assert gather(store, TurnFilter(until="9999-12-31T23:59:59.9Z")).total().turns == 4
+    assert collect(store, TurnFilter(until="9999-12-31T23:59:59.9Z")).total().turns == 4
 
 
 @pytest.mark.parametrize("awkward", [{"seconds": math.nan}, {"seconds": math.inf}, {"name": None}])
-def test_a_span_without_a_duration_or_name_is_left_out_and_counted(tmp_path: Path, awkward: dict[str, Any]) -> None:
+def test_span_without_a_duration_or_name_is_left_out_and_counted(tmp_path: Path, awkward: dict[str, Any]) -> None:
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)
     recorder.record(make_turn(turn_id="before"))
@@ -146,7 +146,7 @@ SECONDS = st.none() | st.floats(min_value=0)
         min_size=1, max_size=8,
     )
 )  # fmt: skip
-def test_no_turn_is_lost_whatever_it_holds(
+def test_turn_is_never_lost_whatever_it_holds(
     tmp_path_factory: pytest.TempPathFactory, turns: list[dict[str, Any]]
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "turns.sqlite"
@@ -158,7 +158,7 @@ def test_no_turn_is_lost_whatever_it_holds(
     assert len(TurnStore(path).turns()) == len(turns)
 
 
-def test_a_reader_refuses_what_no_store_can_hold(tmp_path: Path) -> None:
+def test_reader_refuses_what_no_store_can_hold(tmp_path: Path) -> None:
     connect_writer(tmp_path / "turns.sqlite").close()
     store = TurnStore(tmp_path / "turns.sqlite")
     with pytest.raises(StoreError):
@@ -168,7 +168,7 @@ def test_a_reader_refuses_what_no_store_can_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_turn_needs_is_still_known_when_writing_is_tried_again(tmp_path: Path) -> None:
+def test_links_and_tool_times_survive_a_retry(tmp_path: Path) -> None:
     """Link and tools came in an earlier batch than the turn whose writing failed at first."""
     path = tmp_path / "turns.sqlite"
     sink = StoreSink(path)
@@ -192,7 +192,7 @@ def test_what_a_turn_needs_is_still_known_when_writing_is_tried_again(tmp_path: 
     assert (turn.root_run_id, turn.node, turn.tool_seconds_before) == ("agent-run", "model", 2.0)
 
 
-def test_age_is_asked_of_the_time_though_the_clock_was_wrong(tmp_path: Path) -> None:
+def test_retention_asks_the_time_though_the_clock_was_wrong(tmp_path: Path) -> None:
     path, day = tmp_path / "turns.sqlite", 86_400
     recorder = StoreRecorder(path)
     for n in range(30):
@@ -208,7 +208,7 @@ def test_age_is_asked_of_the_time_though_the_clock_was_wrong(tmp_path: Path) -> 
     assert left == {f"future-{n}" for n in range(30)} | {f"d{n}" for n in range(20, 30)}
 
 
-def test_a_store_put_in_the_place_of_ours_is_written_from_then_on(tmp_path: Path) -> None:
+def test_store_put_in_the_place_of_ours_is_written_from_then_on(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
     recorder = StoreRecorder(path)
     recorder.record(make_turn(turn_id="old"))
