@@ -278,7 +278,8 @@ class TurnRecord(TurnCounts, TurnTimes):
         prefill_format, decode_format: formats actually used, after ``auto`` was resolved.
         device: what the engine ran on, as its capabilities name it; ``None`` where a remote engine does not say.
         emulated: quantized rows were computed by an emulation, whose times say nothing about speed.
-        tool_seconds_before: tool time since the turn before; ``None`` until the store knows it.
+        tool_seconds_before: tool time since the turn before of the same agent (a sub-agent's tools are its own, also
+            where several run side by side); ``None`` until the store knows it.
         tool_calls: names of the tools called, in order.
         aborted: the turn was cancelled before its end. Its prompt is counted from the first token on.
         error: one line, when the turn failed.

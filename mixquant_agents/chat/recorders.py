@@ -32,7 +32,7 @@ class Recorders:
             if isinstance(item, Recorder):
                 self._recorders.append(item)
             else:
-                own = QueueRecorder([_HookSink(item)], whole_errors=True, gather_seconds=0.001)
+                own = QueueRecorder([_HookSink(item)], gather_seconds=0.001)
                 self._own.append(own)
                 weakref.finalize(self, own.stop).atexit = False  # a model that is dropped leaves no thread behind
         self._recorders += self._own

@@ -129,7 +129,8 @@ def _figure(
 def histogram(
     title: str, bars: Sequence[tuple[float, float, float]], names: tuple[str, str], show: Callable[[float], str]
 ) -> Markup:
-    """Two distributions over the same log-spaced bars: A filled, B as an outline.
+    """Two distributions over the same log-spaced bars: A filled, B as an outline. The axis says that it is
+    logarithmic.
 
     Args:
         bars: ``(value, share of A, share of B)``.
@@ -153,11 +154,12 @@ def histogram(
             f"{escape(show(value))}: {a:.1%} of A, {b:.1%} of B</title></rect>"
         )
     outline.append(f"V{HEIGHT}")
+    ticks = "".join(f"<span>{escape(show(bars[n][0]))}</span>" for n in sorted({0, len(bars) // 2, len(bars) - 1}))
     parts.append(f'<path class="side-b" d="{"".join(outline)}"/>')
     return Markup(  # noqa: S704 # numbers and escaped text
-        f'<figure class="chart" role="img" aria-label="{escape(title)}, distributions of A and B"><figcaption>'
-        f'<b>{escape(title)}</b>{keys}</figcaption><div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'preserveAspectRatio="none" aria-hidden="true" focusable="false">{"".join(parts)}</svg></div>'
-        f'<div class="ends"><span>{escape(show(bars[0][0]))}</span><span>{escape(show(bars[-1][0]))}</span></div>'
-        "</figure>"
+        f'<figure class="chart" role="img" aria-label="{escape(title)}, distributions of A and B, logarithmic axis">'
+        f'<figcaption><b>{escape(title)}</b>{keys}</figcaption><div class="plot"><svg viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'preserveAspectRatio="none" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
+        f'<span class="top">{ceiling:.0%} of turns</span></div>'
+        f'<div class="ends">{ticks}</div><div class="axis-note">logarithmic time axis</div></figure>'
     )

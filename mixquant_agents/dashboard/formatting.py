@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
-__all__ = ["UNKNOWN", "clock", "count", "duration", "moment", "rate", "ratio", "share"]
+__all__ = ["UNKNOWN", "clock", "count", "duration", "interval", "moment", "rate", "ratio", "share"]
 
 UNKNOWN = "–"
 _THIN = "\u202f"
@@ -63,6 +63,14 @@ def share(value: float | None) -> str:
         return f"{percent:.0f}{_THIN}%"
     percent = min(99.9, max(0.1, percent))
     return f"{percent:.1f}{_THIN}%"
+
+
+def interval(seconds: int) -> str:
+    """The length of an interval in words: ``minute``, ``6 hours``, ``day``."""
+    for size, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds % size == 0:
+            return name if seconds == size else f"{seconds // size} {name}s"
+    return f"{seconds} seconds"
 
 
 def ratio(value: float | None) -> str:

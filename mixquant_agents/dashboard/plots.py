@@ -85,6 +85,7 @@ def plot_comparison(seen: Comparison, names: tuple[str, str], stem: Path) -> lis
         axes.bar(places, [a for _, a, _ in bars], width=0.96, color=SIDES[0], alpha=0.55, label=names[0])
         axes.step(places, [b for *_, b in bars], where="mid", color=SIDES[1], label=names[1])
         ends = (0, len(bars) // 2, len(bars) - 1)
+        axes.set_xlabel("logarithmic axis", fontsize=7)
         axes.set_xticks(ends, [formatting.duration(bars[n][0]) for n in ends], fontsize=8)
     for text in grid.flat[0].legend(fontsize=8, frameon=False).get_texts():
         text.set_parse_math(False)

@@ -1,16 +1,16 @@
 """A thread as a waterfall: turns with their phases, tools, gaps; long idle times are folded so that work stays
-visible."""
+visible. And where its time went: every instant is given to what ran then, so the parts add up to the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 from mixquant_agents.records import PHASES
 from mixquant_agents.telemetry.events import SpanKind
-from mixquant_agents.telemetry.store.linker import union_seconds
 from mixquant_agents.telemetry.store.reader import StoredSpan
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
@@ -29,6 +29,8 @@ FOLD_SHARE = 0.08
 """A gap longer than this share of the working time (and than half a second) is folded."""
 FOLD_WIDTH = 0.025
 """Width of a fold, share of the axis."""
+BEFORE_FIRST_TURN_US = 60_000_000
+"""Tools that ran longer before the first turn shown belong to turns that are not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One turn, tool or folded gap, in the order of time. ``offset``: seconds since the first row began."""
+    """One turn, tool or folded gap, in the order of time. ``offset``: seconds since the first row began; ``depth``: in
+    how many tools it ran (a sub-agent's turns run inside the tool that called it)."""
 
     kind: Literal["turn", "tool", "idle"]
     label: str
@@ -53,6 +56,7 @@ class Row:
     bars: tuple[Bar, ...]
     turn: StoredTurn | None = None
     span: StoredSpan | None = None
+    depth: int = 0
 
 
 @dataclass(slots=True)
@@ -60,8 +64,10 @@ class Waterfall:
     """Rows and where the time went.
 
     Attributes:
-        totals: seconds by phase of the turns, ``other`` (inside turns, unaccounted), ``tool`` (parallel tools counted
-            once), ``gap`` (inside an agent's run, neither model nor tool), ``idle`` (between runs).
+        totals: seconds by part: the phases of the turns, ``other`` (inside turns, unaccounted), ``tool`` (a tool's own
+            time, without the turns and tools that ran inside it), ``gap`` (inside an agent's run, neither model nor
+            tool), ``idle`` (between runs). What ran in parallel shares its time in equal parts: the totals add up to
+            ``seconds``.
         seconds: from the first beginning to the last end, folded time included.
         folded: long idle times are drawn short.
     """
@@ -74,10 +80,13 @@ class Waterfall:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """A turn or a tool, from ``start`` to ``stop`` (microseconds since the epoch), and the tools around it."""
+
     start: int
     stop: int
     turn: StoredTurn | None = None
     span: StoredSpan | None = None
+    around: tuple[str, ...] = ()
 
     @property
     def run(self) -> str | None:
@@ -88,12 +97,7 @@ class _Axis:
     """Maps microseconds to percent, with folds."""
 
     def __init__(self, items: Sequence[_Item]) -> None:
-        busy: list[list[int]] = []
-        for item in items:
-            if busy and item.start <= busy[-1][1]:
-                busy[-1][1] = max(busy[-1][1], item.stop)
-            else:
-                busy.append([item.start, item.stop])
+        busy = _covered((item.start, item.stop) for item in items)
         work = sum(stop - start for start, stop in busy) or 1
         limit = max(work * FOLD_SHARE, 500_000)
         self.folds = [(one[1], two[0]) for one, two in pairwise(busy) if two[0] - one[1] > limit]
@@ -117,44 +121,93 @@ class _Axis:
 
 
 def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Waterfall:
-    """Lay out a thread. Only tools and retrievals get rows of their own; nodes and agent runs frame them in time."""
-    items = [
-        _Item(turn.started_us, turn.started_us + round((turn.total_seconds or turn.ttft_seconds or 0) * 1e6), turn=turn)
-        for turn in turns
-    ]
-    first = min((item.start for item in items), default=None)
-    tools = [span for span in spans if span.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL)]
-    items += [
-        _Item(span.started_us, span.started_us + round(span.seconds * 1e6), span=span)
-        for span in tools
-        if first is None or span.started_us >= first - 60_000_000  # tools of turns that are not shown are not either
-    ]
-    items.sort(key=lambda item: (item.start, item.stop))
+    """Lay out a thread. Only tools and retrievals get rows of their own; nodes and agent runs frame them in time, and
+    say what ran inside what."""
+    items = _items(turns, spans)
     if not items:
         return Waterfall()
     axis = _Axis(items)
     result = Waterfall(seconds=(axis.end - axis.start) / 1e6, folded=bool(axis.folds))
-    folds = iter([*axis.folds, (1 << 80, 1 << 80)])
-    fold, last_run = next(folds), None
+    folds, last_run = list(axis.folds), None
     for item in items:
-        while item.start >= fold[1]:
-            left, right = axis.percent(fold[0]), axis.percent(fold[1])
-            seconds = (fold[1] - fold[0]) / 1e6
+        while folds and item.start >= folds[0][1]:
+            start, stop = folds.pop(0)
+            left, right = axis.percent(start), axis.percent(stop)
+            seconds = (stop - start) / 1e6
+            label = "idle" if item.run != last_run else "agent code"
             bar = Bar("unknown", left, right - left, seconds)
-            result.rows.append(
-                Row(
-                    "idle",
-                    "idle" if item.run != last_run else "agent code",
-                    (fold[0] - axis.start) / 1e6,
-                    seconds,
-                    (bar,),
-                )
-            )
-            fold = next(folds)
+            result.rows.append(Row("idle", label, (start - axis.start) / 1e6, seconds, (bar,)))
         result.rows.append(_row(item, axis))
         last_run = item.run
-    result.totals = _totals(items)
+    result.totals = _totals(items, spans)
     return result
+
+
+def _items(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> list[_Item]:
+    """Turns and tools in the order of time."""
+    tools = {span.span_id: span for span in spans if span.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL)}
+    parents = {span.span_id: span.parent_id for span in spans}
+
+    def around(parent: str | None, own: str | None = None) -> tuple[str, ...]:
+        return tuple(span_id for span_id in _chain(parent, parents) if span_id in tools and span_id != own)
+
+    items = [
+        _Item(
+            turn.started_us,
+            turn.started_us + sum(stop for _, stop in _segments(turn)[-1:]),
+            turn=turn,
+            around=around(turn.parent_id),
+        )
+        for turn in turns
+    ]
+    first = min((item.start for item in items), default=None)
+    items += [
+        _Item(
+            span.started_us,
+            span.started_us + round(span.seconds * 1e6),
+            span=span,
+            around=around(span.parent_id, span.span_id),
+        )
+        for span in tools.values()
+        if first is None or span.started_us >= first - BEFORE_FIRST_TURN_US
+    ]
+    return sorted(items, key=lambda item: (item.start, -item.stop if item.span is not None else 0, item.stop))
+
+
+def _chain(span_id: str | None, parents: Mapping[str, str | None]) -> Iterator[str]:
+    """A span and those around it, from the innermost on; a store that was tampered with may hold a circle."""
+    seen: set[str] = set()
+    while span_id is not None and span_id not in seen:
+        seen.add(span_id)
+        yield span_id
+        span_id = parents.get(span_id)
+
+
+def _segments(turn: StoredTurn) -> list[tuple[str, int]]:
+    """What a turn did, one after the other: ``(phase, end in microseconds since its start)``.
+
+    What is known is drawn: of a turn that was cut off, or that a remote engine ran, the time until the first token may
+    be known and not how it was spent.
+    """
+    segments: list[tuple[str, int]] = []
+    at = 0.0
+
+    def until(name: str, end: float | None) -> None:
+        nonlocal at
+        if end is not None and end > at:
+            at = end
+            segments.append((name, round(end * 1e6)))
+
+    total = turn.total_seconds
+    limit = float("inf") if total is None else total
+    for phase in PHASES:
+        if phase.phase == "later" and turn.ttft_seconds is not None:
+            until("unknown", min(turn.ttft_seconds, limit))
+        seconds = getattr(turn, phase.field)
+        if seconds:
+            until(phase.name, min(at + seconds, limit))
+    until("unknown", turn.ttft_seconds if total is None else total)
+    return segments
 
 
 def _row(item: _Item, axis: _Axis) -> Row:
@@ -162,35 +215,80 @@ def _row(item: _Item, axis: _Axis) -> Row:
     if item.span is not None:
         left = axis.percent(item.start)
         bar = Bar("tool", left, axis.percent(item.stop) - left, seconds)
-        return Row("tool", item.span.name, offset, seconds, (bar,), span=item.span)
+        return Row("tool", item.span.name, offset, seconds, (bar,), span=item.span, depth=len(item.around))
     turn = item.turn
     if turn is None:  # pragma: no cover - an item is a turn or a span
         raise AssertionError
-    bars, at = [], float(item.start)
-    phases: list[tuple[str, float | None]] = [(phase.name, getattr(turn, phase.field)) for phase in PHASES]
-    if all(value is None for _, value in phases):
-        phases = [("unknown", seconds)]
-    for phase, value in phases:
-        if value:
-            stop = min(at + value * 1e6, float(item.stop)) if item.stop > at else at
-            left = axis.percent(round(at))
-            bars.append(Bar(phase, left, max(0.0, axis.percent(round(stop)) - left), value))
-            at = stop
-    return Row("turn", f"turn {turn.turn_index}", offset, seconds, tuple(bars), turn=turn)
+    bars, at = [], item.start
+    for phase, end in _segments(turn):
+        stop = item.start + end
+        left = axis.percent(at)
+        bars.append(Bar(phase, left, max(0.0, axis.percent(stop) - left), (stop - at) / 1e6))
+        at = stop
+    if not bars:  # nothing is known but that it began
+        bars.append(Bar("unknown", axis.percent(item.start), 0.0, 0.0))
+    label = f"turn {turn.turn_index}"
+    return Row("turn", label, offset, seconds, tuple(bars), turn=turn, depth=len(item.around))
 
 
-def _totals(items: Sequence[_Item]) -> dict[str, float]:
-    turns = [item.turn for item in items if item.turn is not None]
-    totals = {phase.name: sum(getattr(turn, phase.field) or 0.0 for turn in turns) for phase in PHASES}
-    inside = sum(turn.total_seconds or 0.0 for turn in turns)
-    totals["other"] = max(0.0, inside - sum(totals.values()))
-    totals["tool"] = union_seconds([(item.start, item.stop) for item in items if item.span is not None])
-    totals["gap"] = totals["idle"] = 0.0
+def _covered(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The union of intervals, in order."""
+    union: list[tuple[int, int]] = []
+    for start, stop in sorted(intervals):
+        if union and start <= union[-1][1]:
+            union[-1] = union[-1][0], max(union[-1][1], stop)
+        else:
+            union.append((start, stop))
+    return union
+
+
+def _totals(items: Sequence[_Item], spans: Sequence[StoredSpan]) -> dict[str, float]:
+    """Seconds by part. Each instant belongs to the innermost of what ran then: a tool in which a turn runs does not
+    count beside it. Several that ran side by side share the instant in equal parts."""
+    totals = dict.fromkeys((name for name, _ in PARTS), 0.0)
+    changes: dict[int, list[tuple[int, _Item, str]]] = defaultdict(list)
+    for item in items:
+        at = item.start
+        segments = [("tool", item.stop - item.start)] if item.turn is None else _segments(item.turn)
+        for part, end in segments:
+            stop = item.start + end
+            if stop > at:
+                changes[at].append((1, item, part))
+                changes[stop].append((-1, item, part))
+                at = stop
+    running: dict[tuple[int, str], _Item] = {}
+    inside: defaultdict[str, int] = defaultdict(int)  # by tool: how many turns and tools run in it
+    instants = sorted(changes)
+    for now, then in pairwise([*instants, instants[-1] if instants else 0]):
+        for step, item, part in sorted(changes[now], key=lambda change: change[0]):
+            if step > 0:
+                running[id(item), part] = item
+            else:
+                running.pop((id(item), part), None)
+            for tool in item.around:
+                inside[tool] += step
+        innermost = [part for (_, part), item in running.items() if item.span is None or not inside[item.span.span_id]]
+        innermost = innermost or [part for _, part in running]  # spans that lie inside each other
+        for part in innermost:
+            totals["other" if part == "unknown" else part] += (then - now) / 1e6 / len(innermost)
+    frames = _covered(
+        (span.started_us, span.started_us + round(span.seconds * 1e6))
+        for span in spans
+        if span.kind in (SpanKind.AGENT, SpanKind.NODE)
+    )
+    for gap, same_run in _gaps(items):
+        framed = sum(max(0, min(stop, gap[1]) - max(start, gap[0])) for start, stop in frames)
+        inside_run = gap[1] - gap[0] if same_run else framed
+        totals["gap"] += inside_run / 1e6
+        totals["idle"] += (gap[1] - gap[0] - inside_run) / 1e6
+    return totals
+
+
+def _gaps(items: Sequence[_Item]) -> Iterator[tuple[tuple[int, int], bool]]:
+    """When neither a turn nor a tool ran, and whether what ran before and after belongs to one run."""
     end, run = items[0].stop, items[0].run
     for item in items[1:]:
         if item.start > end:
-            same = item.run is not None and item.run == run
-            totals["gap" if same else "idle"] += (item.start - end) / 1e6
+            yield (end, item.start), item.run is not None and item.run == run
         if item.stop >= end:
             end, run = item.stop, item.run
-    return totals

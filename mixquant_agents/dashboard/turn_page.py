@@ -64,21 +64,17 @@ def _text(value: Any) -> str:
 
 def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> Markup:
     """All figures of a turn, its prefix reuse, and, with ``content``, its messages where they were recorded."""
-    before = store.predecessor(turn)
+    prefix = store.prefix(turn)
+    earlier = store.turn(prefix.earlier_turn_id) if prefix is not None and prefix.earlier_turn_id is not None else None
     recorded = store.content(turn) if content else None
-    no_prefix = "The first turn of its thread: there is no prompt before it to reuse."
-    if before is not None:
-        no_prefix = "Not known: no block hashes were recorded for this turn or the one before."
-    elif turn.thread_id is None:
-        no_prefix = "Not known: the turn belongs to no thread."
     return render(
         "turn",
         turn=turn,
         shown=content,
         facts=_facts(turn),
-        prefix=store.prefix(turn),
-        no_prefix=no_prefix,
-        divergence=diverging_text(store.content(before), recorded) if before is not None else None,
+        prefix=prefix,
+        earlier=earlier,
+        divergence=diverging_text(store.content(earlier), recorded) if earlier is not None else None,
         messages=[message_view(message) for message in recorded.messages] if recorded is not None else None,
         problem=recorded.problem if recorded is not None else None,
         answer=message_view(recorded.answer) if recorded is not None and recorded.answer is not None else None,

@@ -84,7 +84,7 @@ def overview_charts(seen: Overview) -> list[Markup]:
     points = seen.points
     shown = formatting.clock if seen.interval_seconds == MINUTE else lambda at: formatting.moment(at)[:16]
     labels = [shown(point.at) for point in points]
-    unit = {60: "minute", 3_600: "hour", 21_600: "six hours"}.get(seen.interval_seconds, "day")
+    unit = formatting.interval(seen.interval_seconds)
     return [
         charts.line_chart(
             f"Turns per {unit}",

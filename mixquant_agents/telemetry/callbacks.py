@@ -61,6 +61,14 @@ class _Run:
     def top(self) -> _Run:
         return self.root or self
 
+    def agent(self) -> str | None:
+        """Id of the graph that runs this: the run around the nearest node; ``None``: that of the whole invocation."""
+        run: _Run | None = self
+        while run is not None and run.kind is not SpanKind.NODE:
+            run = run.parent
+        graph = run.parent if run is not None else None
+        return None if graph is None or graph is self.top else graph.run_id
+
     def around(self) -> str | None:
         """Id of the nearest recorded span around this run."""
         run = self.parent
@@ -157,7 +165,9 @@ class TelemetryCallback(BaseCallbackHandler):
             return  # a bare call: its turn is its own root
         around = parent.run_id if parent.kind is not None else parent.around()
         node = (metadata or {}).get("langgraph_node") or parent.node
-        self.recorder.link(RunLink(str(run_id), parent.top.run_id, node, around, parent.top.trace_context))
+        self.recorder.link(
+            RunLink(str(run_id), parent.top.run_id, node, around, parent.top.trace_context, parent.agent())
+        )
 
     # --- ends
 
@@ -267,6 +277,7 @@ class TelemetryCallback(BaseCallbackHandler):
                 call_id=run.call_id,
                 arguments=run.arguments,
                 result=_text(result) if content and result is not None else None,
+                agent_id=run.agent(),
                 trace_context=run.top.trace_context,
             )
         )

@@ -99,6 +99,7 @@ class Span:
         cancelled: it was interrupted rather than finished.
         call_id: id of the tool call that the model made.
         arguments, result: text; only with content recording on.
+        agent_id: as in :class:`RunLink`.
         trace_context: as in :class:`RunLink`.
     """
 
@@ -115,6 +116,7 @@ class Span:
     call_id: str | None = None
     arguments: str | None = None
     result: str | None = None
+    agent_id: str | None = None
     trace_context: Mapping[str, str] | None = None
 
 
@@ -128,6 +130,8 @@ class RunLink:
         node: name of the graph node, if any.
         parent_id: nearest span around the call.
         trace_context: W3C headers of the span around the whole invocation, if the caller had one.
+        agent_id: run of the graph that called the model. Tools and turns of one graph follow each other; those of
+            another, which may run beside it (sub-agents), do not. ``None``: the graph of the whole invocation.
     """
 
     run_id: str
@@ -135,6 +139,7 @@ class RunLink:
     node: str | None = None
     parent_id: str | None = None
     trace_context: Mapping[str, str] | None = None
+    agent_id: str | None = None
 
 
 Event = TurnEvent | Span | RunLink

@@ -50,7 +50,6 @@ class QueueRecorder:
     Args:
         sinks: called in order; a span sink goes before those that read ``trace_id``.
         content: keep messages, tool arguments and results. Off by default.
-        whole_errors: leave the words of errors too, where content is not kept: for sinks that are the program's own.
         queue_limit: most events waiting.
         gather_seconds: how long a batch gathers before it is written.
     """
@@ -60,13 +59,11 @@ class QueueRecorder:
         sinks: Iterable[Sink],
         *,
         content: bool = False,
-        whole_errors: bool = False,
         queue_limit: int = QUEUE_LIMIT,
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._sinks = tuple(sinks)
         self._content = content
-        self._whole_errors = content or whole_errors
         self._limit = queue_limit
         self._gather = gather_seconds
         self._queue: deque[Event] = deque()
@@ -114,7 +111,7 @@ class QueueRecorder:
         trace_context: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
     ) -> None:
-        if turn.error is not None and not self._whole_errors:
+        if turn.error is not None and not self._content:
             turn = turn.model_copy(update={"error": error_class(turn.error)})
         self._put(
             TurnEvent(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from telemetry_help import at, make_turn
 
-from mixquant_agents.engine.protocol import EngineRequest
+from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.telemetry import QueueRecorder, Span, SpanKind, StoreRecorder, TurnContent
 from mixquant_agents.telemetry.events import Event, TurnEvent, error_class
 from mixquant_agents.telemetry.store import TurnStore
@@ -88,7 +88,7 @@ def test_hook_that_leaves_is_called_for_every_turn(caplog: pytest.LogCaptureFixt
     recorders = Recorders([hook])
     request = EngineRequest(request_id="r", messages=[])
     for n in range(6):
-        recorders.record(make_turn(turn_id=f"t{n}"), request, dict, None, None)
+        recorders.record(make_turn(turn_id=f"t{n}"), request, dict)
     recorders.close()
     assert seen == [f"t{n}" for n in range(6)]
     assert [entry.levelno for entry in caplog.records] == [logging.WARNING]
@@ -112,7 +112,7 @@ def test_recorder_that_leaves_fails_no_turn() -> None:
 
         def close(self) -> None: ...
 
-    Recorders([Foreign()]).record(make_turn(), EngineRequest(request_id="r", messages=[]), dict, None, None)
+    Recorders([Foreign()]).record(make_turn(), EngineRequest(request_id="r", messages=[]), dict)
 
 
 class Unspeakable:

@@ -4,7 +4,7 @@ roll-ups."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ from mixquant_agents.telemetry.store.rollups import counted_rows
 
 __all__ = ["Collected", "collect", "level_for"]
 
+MOST_INTERVALS = 500
+"""Most points of a chart."""
 EXACT_TURNS = 2_000
 """Up to this many turns are read one by one, and percentiles are exact."""
 MOST_TURNS = 5_000
@@ -30,6 +32,7 @@ class Collected:
 
     Attributes:
         level: length of an interval, seconds.
+        now_us: the present, microseconds since the epoch: where a window ends that was to end later.
         since_us, until_us: the window, microseconds since the epoch; whole intervals where roll-ups answered.
         parts: aggregates by ``(start of the interval in seconds since the epoch, series id)``.
         values: every value by phase, where the turns were read one by one; ``None`` where roll-ups answered.
@@ -39,6 +42,7 @@ class Collected:
     level: int
     since_us: int
     until_us: int
+    now_us: int
     parts: dict[tuple[int, int], Aggregate] = field(default_factory=dict)
     values: dict[str, list[float]] | None = None
     truncated: bool = False
@@ -51,12 +55,20 @@ class Collected:
                 whole.merge(aggregate)
         return whole
 
-    def intervals(self) -> Iterator[tuple[int, Aggregate]]:
-        """Aggregates of all series together by interval, in the order of time."""
-        merged: dict[int, Aggregate] = {}
+    def intervals(self) -> tuple[int, list[tuple[int, Aggregate]]]:
+        """``(length, [(start, aggregate of all series)])``, seconds, from the first interval with a turn to the end of
+        the window. Intervals without turns are there: an hour in which nothing ran is not left out. Of very long
+        times several are taken together."""
+        if not self.parts:
+            return self.level, []
+        first = min(start for start, _ in self.parts)
+        last = max(max(start for start, _ in self.parts), (min(self.until_us, self.now_us) - 1) // 1_000_000)
+        length = self.level * -(-(last - first + 1) // (self.level * MOST_INTERVALS))
+        first -= first % length
+        merged = {start: Aggregate() for start in range(first, last + 1, length)}
         for (start, _), aggregate in self.parts.items():
-            merged.setdefault(start, Aggregate()).merge(aggregate)
-        yield from sorted(merged.items())
+            merged[start - start % length].merge(aggregate)
+        return length, list(merged.items())
 
     def percentile(self, name: str, share: float, total: Aggregate) -> float | None:
         """Exact where the turns were read, else from the histogram of ``total`` (at most 2 % off)."""
@@ -80,7 +92,7 @@ def collect(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -
     until_us = chosen.until_us if chosen.until_us is not None else now_us + 1
     ids = store.series_ids(chosen)
     since_us = chosen.since_us if chosen.since_us is not None else min(_first_us(store, until_us), until_us)
-    found = Collected(level_for(since_us, until_us, now_us), since_us, until_us)
+    found = Collected(level_for(since_us, until_us, now_us), since_us, until_us, now_us)
     if chosen.by_series and _count(store, found, chosen, ids) > EXACT_TURNS:
         _from_rollups(store, found, chosen, ids)
         _widen(found, chosen, now_us)

@@ -133,14 +133,15 @@ def overview(store: TurnStore, chosen: TurnFilter | None = None, *, now: float |
     minutes = (found.until_us - found.since_us) / 60e6
     # The baseline counts even where the filter chose another policy.
     wide = found if chosen.policy is None else collect(store, replace(chosen, policy=None), now=now)
+    length, intervals = found.intervals()
     ups, none = _speed_ups(wide, series, chosen.policy)
     return Overview(
         figures=_figures(found, total, series),
         turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
         since=from_microseconds(found.since_us),
         until=from_microseconds(found.until_us),
-        interval_seconds=found.level,
-        points=[_point(start, aggregate) for start, aggregate in found.intervals()],
+        interval_seconds=length,
+        points=[_point(start, aggregate) for start, aggregate in intervals],
         speed_ups=ups,
         no_speed_up=none,
         truncated=found.truncated,

@@ -10,13 +10,13 @@ from typing import Any
 
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import RunLink, Span, SpanKind
-from mixquant_agents.telemetry.store.rows import to_microseconds
+from mixquant_agents.telemetry.store.rows import TurnLinks, to_microseconds
 
 __all__ = ["Linker", "union_seconds"]
 
 LIMIT = 8_192
 SPANS = 1_024
-"""Most tool calls of a thread that wait for its next turn."""
+"""Most tool calls of an agent that wait for its next turn."""
 
 
 def union_seconds(intervals: list[tuple[int, int]]) -> float:
@@ -31,13 +31,17 @@ def union_seconds(intervals: list[tuple[int, int]]) -> float:
     return covered / 1e6
 
 
+_Agent = tuple[str | None, str | None]
+"""``(thread, agent)``: whose tools and turns follow each other."""
+
+
 class Linker:
-    """Remembers links by run and tool times by thread until the turn that they belong to."""
+    """Remembers links by run and tool times by agent until the turn that they belong to."""
 
     def __init__(self) -> None:
         self._links: OrderedDict[str, RunLink] = OrderedDict()
-        self._tools: OrderedDict[str, list[tuple[int, int]]] = OrderedDict()
-        self._undo: list[tuple[OrderedDict[str, Any], str, Any]] = []
+        self._tools: OrderedDict[_Agent, list[tuple[int, int]]] = OrderedDict()
+        self._undo: list[tuple[OrderedDict[Any, Any], Any, Any]] = []
 
     def keep(self) -> None:
         """What was taken since the last call was written."""
@@ -45,11 +49,11 @@ class Linker:
 
     def put_back(self) -> None:
         """What was taken since the last :meth:`keep` was not written, and comes again."""
-        for held, key, value in reversed(self._undo):
+        for remembered, key, value in reversed(self._undo):
             if value is None:
-                held.pop(key, None)
+                remembered.pop(key, None)
             else:
-                held[key] = value
+                remembered[key] = value
         self._undo.clear()
 
     def link(self, link: RunLink) -> None:
@@ -65,27 +69,31 @@ class Linker:
             return
         start = to_microseconds(span.started_at)
         interval = (start, start + round(span.seconds * 1e6))
-        known = self._tools.get(span.thread_id)
-        self._undo.append((self._tools, span.thread_id, known))
-        self._tools[span.thread_id] = [*(known or ()), interval][-SPANS:]
-        self._tools.move_to_end(span.thread_id)
+        agent = span.thread_id, span.agent_id
+        earlier = self._tools.get(agent)
+        self._undo.append((self._tools, agent, earlier))
+        self._tools[agent] = [*(earlier or ()), interval][-SPANS:]
+        self._tools.move_to_end(agent)
         if len(self._tools) > LIMIT:
             self._tools.popitem(last=False)
 
-    def turn(self, turn: TurnRecord, started_us: int) -> tuple[str | None, str | None, float | None]:
-        """``(root run, graph node, tool seconds since the turn before)`` of a turn; ``None`` where nothing is known."""
+    def turn(self, turn: TurnRecord, started_us: int) -> TurnLinks:
+        """What belongs to a turn that began at ``started_us`` (microseconds since the epoch)."""
         link = self._links.pop(turn.run_id, None) if turn.run_id is not None else None
-        if link is not None:
-            self._undo.append((self._links, link.run_id, link))
-        root, node = (link.root_run_id, link.node) if link is not None else (turn.run_id, None)
-        seconds = None
-        if turn.thread_id is not None and turn.thread_id in self._tools:
-            intervals = self._tools.pop(turn.thread_id)
-            self._undo.append((self._tools, turn.thread_id, intervals))
-            before = [(start, min(stop, started_us)) for start, stop in intervals if start < started_us]
-            later = [interval for interval in intervals if interval[0] >= started_us]
-            if later:
-                self._tools[turn.thread_id] = later
-            if before:
-                seconds = union_seconds(before)
-        return root, node, seconds
+        if link is None:
+            return TurnLinks(turn.run_id, tool_seconds=self._tool_seconds((turn.thread_id, None), started_us))
+        self._undo.append((self._links, link.run_id, link))
+        seconds = self._tool_seconds((turn.thread_id, link.agent_id), started_us)
+        return TurnLinks(link.root_run_id, link.node, link.parent_id, link.agent_id, seconds)
+
+    def _tool_seconds(self, agent: _Agent, started_us: int) -> float | None:
+        """Time that the agent's tools ran before a turn of it; they are not counted again."""
+        if agent[0] is None or agent not in self._tools:
+            return None
+        intervals = self._tools.pop(agent)
+        self._undo.append((self._tools, agent, intervals))
+        before = [(start, min(stop, started_us)) for start, stop in intervals if start < started_us]
+        later = [interval for interval in intervals if interval[0] >= started_us]
+        if later:
+            self._tools[agent] = later
+        return union_seconds(before) if before else None

@@ -137,6 +137,10 @@ class PrefixSide:
     prompt_tokens: int | None
     cached_tokens: int | None
     salted_with: tuple[str, ...] = ()
+    turn_id: str | None = None
+
+
+Verdict = Literal["reused", "diverged", "lost", "separate", "new", "unknown"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,46 +148,56 @@ class PrefixFinding:
     """The answer to "why was my prefix missed?".
 
     Attributes:
-        verdict: ``reused``: what could be reused was; ``diverged``: the prompt changed before its predecessor's end,
-            so nothing after that point can be reused; ``lost``: the prompt begins like its predecessor, yet the cache
+        verdict: ``reused``: what could be reused was; ``diverged``: the prompt changed before the earlier one's end,
+            so nothing after that point can be reused; ``lost``: the prompt begins like the earlier one, yet the cache
             did not have it; ``separate``: the two ran under another model, engine or policy, which never share
-            blocks; ``unknown``: the engine did not report cached tokens.
+            blocks; ``new``: the first turn of its agent, whose beginning no earlier prompt has; ``unknown``: the
+            engine did not report cached tokens.
         shared_tokens: leading tokens both prompts share, in whole blocks.
-        predecessor_tokens: tokens of the predecessor's prompt in whole blocks.
+        earlier_tokens: tokens of the earlier prompt in whole blocks.
         first_block: index of the first block that differs; ``None`` where none does.
         missed_tokens: shared tokens that were not found in the cache.
         reason: one sentence for a reader.
+        earlier_turn_id: the turn that this one was compared with.
     """
 
-    verdict: Literal["reused", "diverged", "lost", "separate", "unknown"]
+    verdict: Verdict
     shared_tokens: int
-    predecessor_tokens: int
+    earlier_tokens: int
     first_block: int | None
     missed_tokens: int | None
     reason: str
+    earlier_turn_id: str | None = None
 
 
-def explain_prefix(turn: PrefixSide, before: PrefixSide) -> PrefixFinding:
-    """Compare a turn's prompt with its predecessor's, and with what the cache gave."""
-    blocks = shared_blocks(turn.hashes, before.hashes)
-    shared, earlier = blocks * BLOCK_TOKENS, len(before.hashes) * BLOCK_TOKENS
-    first = blocks if blocks < min(len(turn.hashes), len(before.hashes)) else None
+def explain_prefix(turn: PrefixSide, earlier: PrefixSide, *, first_of_its_agent: bool = False) -> PrefixFinding:
+    """Compare a turn's prompt with an earlier one, and with what the cache gave.
+
+    Args:
+        first_of_its_agent: no turn of the same agent came before: its prompt need not go on from any.
+    """
+    blocks = shared_blocks(turn.hashes, earlier.hashes)
+    shared, whole = blocks * BLOCK_TOKENS, len(earlier.hashes) * BLOCK_TOKENS
+    first = blocks if blocks < min(len(turn.hashes), len(earlier.hashes)) else None
     missed = None if turn.cached_tokens is None else max(0, shared - turn.cached_tokens)
     short = missed is not None and missed >= ROUNDING_TOKENS
-    verdict: Literal["reused", "diverged", "lost", "separate", "unknown"]
-    if turn.salted_with != before.salted_with and (missed is None or short):
+    goes_on = first is None or whole - shared < BLOCK_TOKENS
+    verdict: Verdict
+    if turn.salted_with != earlier.salted_with and (missed is None or short):
         verdict = "separate"
         reason = (
-            f"the turn before ran under {' / '.join(before.salted_with)}, "
+            f"the earlier turn ran under {' / '.join(earlier.salted_with)}, "
             f"this one under {' / '.join(turn.salted_with)}: "
             "they never share cache blocks, because their keys and values differ"
         )
-    elif first is not None and earlier - shared >= BLOCK_TOKENS:
+    elif first_of_its_agent and not blocks:
+        verdict, reason = "new", "the first turn of its agent, and no earlier prompt begins like this one"
+    elif not goes_on and not first_of_its_agent:
         verdict = "diverged"
         reason = (
-            f"the prompt is equal to the one before up to token {shared} and differs in block {first} (tokens {shared} "
-            f"to {shared + BLOCK_TOKENS - 1}): from there on {earlier - shared} tokens of the old prompt could not be "
-            "reused"
+            f"the prompt is equal to the earlier one up to token {shared} and differs in block {first} (tokens "
+            f"{shared} to {shared + BLOCK_TOKENS - 1}): from there on {whole - shared} tokens of the earlier prompt "
+            "could not be reused"
         )
         if short:
             reason += f"; of the equal part {missed} tokens were missing from the cache too"
@@ -191,20 +205,30 @@ def explain_prefix(turn: PrefixSide, before: PrefixSide) -> PrefixFinding:
         verdict, reason = "unknown", "the engine did not report how many tokens came from its cache"
     elif short:
         verdict = "lost"
+        part = f"a whole earlier prompt ({shared} tokens)" if goes_on else f"{shared} tokens of an earlier one"
         reason = (
-            f"the prompt begins with the whole prompt before ({shared} tokens), yet {missed} of them were not in the "
-            "cache: evicted under load, the engine was restarted, or another cache salt was given"
+            f"the prompt begins with {part}, yet {missed} of them were not in the cache: evicted under load, the "
+            "engine was restarted, or another cache salt was given"
         )
     else:
-        verdict, reason = (
-            "reused",
-            f"the {shared} tokens shared with the prompt before were reused (up to one cache block)",
-        )
+        verdict = "reused"
+        reason = f"the prompt shares its first {shared} tokens with an earlier one, in whole blocks of {BLOCK_TOKENS}; "
+        reason += _reused(shared, turn.cached_tokens or 0)
     return PrefixFinding(
         verdict=verdict,
         shared_tokens=shared,
-        predecessor_tokens=earlier,
+        earlier_tokens=whole,
         first_block=first,
         missed_tokens=missed,
         reason=reason,
+        earlier_turn_id=earlier.turn_id,
     )
+
+
+def _reused(shared: int, cached: int) -> str:
+    """What came from the cache. Its blocks may end elsewhere than those that are compared."""
+    if cached > shared:
+        return f"the cache gave all of them, {cached} tokens in all"
+    if cached == shared:
+        return "the cache gave all of them"
+    return f"the cache gave {cached} of them, all but a part of its last block"

@@ -28,6 +28,7 @@ from mixquant_agents.telemetry.store.prefix_cache import (
     PrefixFinding,
     PrefixSide,
     explain_prefix,
+    shared_blocks,
     unpack_hashes,
 )
 from mixquant_agents.telemetry.store.rows import (
@@ -40,7 +41,7 @@ from mixquant_agents.telemetry.store.rows import (
     turn_of,
     whole_number,
 )
-from mixquant_agents.telemetry.store.schema import select_columns
+from mixquant_agents.telemetry.store.schema import columns_of, select_columns
 
 __all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
 
@@ -258,26 +259,79 @@ class TurnStore:
         return unpack_content(row[0]) if row else None
 
     def predecessor(self, turn: StoredTurn) -> StoredTurn | None:
-        """The turn before this one in its thread."""
+        """The turn before this one of the same agent in its thread: sub-agents have turns of their own."""
         if turn.thread_id is None:
             return None
-        query = f"{_SELECT} WHERE thread_id = ? AND started_us < ? ORDER BY started_us DESC LIMIT 1"
         with self.reading() as connection:
-            row = connection.execute(query, (turn.thread_id, turn.started_us)).fetchone()
+            agent = "agent_id" if "agent_id" in columns_of(connection, "turns") else "NULL"
+            query = (
+                f"{_SELECT} WHERE thread_id = ? AND {agent} IS ? AND started_us < ? ORDER BY started_us DESC LIMIT 1"
+            )
+            row = connection.execute(query, (turn.thread_id, turn.agent_id, turn.started_us)).fetchone()
         return turn_of(dict(row)) if row else None
 
     def prefix(self, turn: StoredTurn) -> PrefixFinding | None:
-        """Why (or that not) the prefix cache was missed; ``None`` without a predecessor or without block hashes."""
+        """Why (or that not) the prefix cache was missed; ``None`` where the block hashes of the turn, or of all before
+        it, were not recorded.
+
+        The turn is compared with the earlier one whose prompt has the longest beginning in common with its own: of the
+        same thread, or of the latest that ran on the same model under the same policy.
+        """
+        hashes = self._hashes_of(turn.number)
+        if hashes is None:
+            return None
         before = self.predecessor(turn)
-        if before is None:
-            return None
+        expected = before.number if before is not None else None
+        best: tuple[int, bool, bool, int] | None = None
         with self.reading() as connection:
-            query = "SELECT turn, hashes FROM blocks WHERE turn IN (?, ?)"
-            packed = {row[0]: row[1] for row in connection.execute(query, (turn.number, before.number))}
-        sides = [_side(one, packed.get(one.number)) for one in (turn, before)]
-        if sides[0] is None or sides[1] is None:
+            for number, same_series, packed in connection.execute(_EARLIER, self._earlier_than(connection, turn)):
+                earlier_hashes = _hashes(packed)
+                if earlier_hashes is not None:
+                    # Of equals: what the cache can share, then what a reader expects, then the latest.
+                    rank = shared_blocks(hashes, earlier_hashes), same_series == 1, number == expected, number
+                    best = rank if best is None else max(best, rank)
+        if best is None:
             return None
-        return explain_prefix(sides[0], sides[1])
+        # Where no prompt begins alike, the agent's own turn before is the one that changed.
+        number = expected if best[0] == 0 and expected is not None else best[3]
+        earlier, earlier_hashes = self._turn_by_number(number), self._hashes_of(number)
+        if earlier is None or earlier_hashes is None:
+            return None
+        return explain_prefix(_side(turn, hashes), _side(earlier, earlier_hashes), first_of_its_agent=before is None)
+
+    @staticmethod
+    def _earlier_than(connection: sqlite3.Connection, turn: StoredTurn) -> tuple[object, ...]:
+        """The values of :data:`_EARLIER`."""
+        row = connection.execute("SELECT series_id FROM turns WHERE id = ?", (turn.number,)).fetchone()
+        series = row[0] if row else None
+        in_thread = series, turn.thread_id, turn.started_us, CANDIDATES
+        return *in_thread, series, series, turn.started_us, CANDIDATES // 2
+
+    def _turn_by_number(self, number: int) -> StoredTurn | None:
+        with self.reading() as connection:
+            row = connection.execute(f"{_SELECT} WHERE turns.id = ?", (number,)).fetchone()
+        return turn_of(dict(row)) if row else None
+
+    def _hashes_of(self, number: int) -> Sequence[int] | None:
+        with self.reading() as connection:
+            row = connection.execute("SELECT hashes FROM blocks WHERE turn = ?", (number,)).fetchone()
+        return _hashes(row[0]) if row else None
+
+
+CANDIDATES = 200
+"""Most earlier turns of a thread that a prompt is compared with; half as many of other threads."""
+
+_EARLIER = """
+SELECT turn, same, hashes FROM (
+    SELECT id AS turn, series_id IS ? AS same FROM turns
+    WHERE thread_id = ? AND started_us < ? ORDER BY started_us DESC LIMIT ?
+) JOIN blocks USING (turn)
+UNION
+SELECT turn, same, hashes FROM (
+    SELECT id AS turn, series_id IS ? AS same FROM turns
+    WHERE series_id = ? AND started_us < ? ORDER BY started_us DESC LIMIT ?
+) JOIN blocks USING (turn)
+"""
 
 
 def _series(row: sqlite3.Row) -> Series:
@@ -295,11 +349,15 @@ def _series(row: sqlite3.Row) -> Series:
     )
 
 
-def _side(turn: StoredTurn, packed: bytes | None) -> PrefixSide | None:
-    if not isinstance(packed, bytes) or len(packed) % HASH_BYTES:
-        return None
+def _hashes(packed: object) -> Sequence[int] | None:
+    """What is packed in a row of ``blocks``; ``None`` where that cannot be read."""
+    return unpack_hashes(packed) if isinstance(packed, bytes) and len(packed) % HASH_BYTES == 0 else None
+
+
+def _side(turn: StoredTurn, hashes: Sequence[int]) -> PrefixSide:
     return PrefixSide(
-        hashes=unpack_hashes(packed),
+        turn_id=turn.turn_id,
+        hashes=hashes,
         prompt_tokens=turn.prompt_tokens,
         cached_tokens=turn.cached_tokens,
         salted_with=(turn.model, turn.engine, turn.policy),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
@@ -16,6 +17,7 @@ __all__ = [
     "SERIES",
     "UNREADABLE",
     "StoredTurn",
+    "TurnLinks",
     "from_microseconds",
     "number",
     "row_of",
@@ -31,7 +33,7 @@ SERIES = ("model", "engine", "policy", "prefill_format", "decode_format", "emula
 
 _SPECIAL = {*SERIES, "started_at", "tool_calls", "tool_seconds_before"}
 _PLAIN = tuple(name for name in TurnRecord.model_fields if name not in _SPECIAL)
-_BESIDE = ("tool_seconds_before", "root_run_id", "node", "trace_id")
+_BESIDE = ("tool_seconds_before", "root_run_id", "node", "trace_id", "parent_id", "agent_id")
 _COLUMNS = (
     "id",
     *_PLAIN,
@@ -48,7 +50,7 @@ LARGEST = 2**63 - 1
 _NUMBERS = {count.field for count in COUNTS} | {time.field for time in TIMES}
 _TEXTS = tuple(
     name
-    for name in (*_PLAIN, *SERIES, "root_run_id", "node", "trace_id")
+    for name in (*_PLAIN, *SERIES, "root_run_id", "node", "trace_id", "parent_id", "agent_id")
     if name not in {*_NUMBERS, "record_version", "turn_index", "aborted", "emulated"}
 )
 _NEVER_EMPTY = ("turn_id", "model", "engine", "policy")
@@ -83,19 +85,38 @@ def _names(tool_calls: tuple[str, ...]) -> str:
     return json.dumps(tool_calls)
 
 
+@dataclass(frozen=True, slots=True)
+class TurnLinks:
+    """What is known of a turn from what was recorded before it; ``None`` where nothing is.
+
+    Attributes:
+        root_run_id: the agent run it belongs to.
+        node: graph node that made the call.
+        parent_id: nearest span around the call.
+        agent_id: see :class:`~mixquant_agents.telemetry.events.RunLink`.
+        tool_seconds: how long tools of the same agent ran since its turn before.
+    """
+
+    root_run_id: str | None = None
+    node: str | None = None
+    parent_id: str | None = None
+    agent_id: str | None = None
+    tool_seconds: float | None = None
+
+
 def row_of(
     number: int,
     turn: TurnRecord,
     series: int,
     started_us: int,
     tool_seconds: float | None,
-    root_run_id: str | None,
-    node: str | None,
+    links: TurnLinks,
     trace_id: str | None,
 ) -> tuple[Any, ...]:
     """The values of :data:`INSERT_TURN`."""
     calls = _names(turn.tool_calls) if turn.tool_calls else None
-    return (number, *_plain(turn), series, started_us, calls, tool_seconds, root_run_id, node, trace_id)
+    beside = tool_seconds, links.root_run_id, links.node, trace_id, links.parent_id, links.agent_id
+    return (number, *_plain(turn), series, started_us, calls, *beside)
 
 
 class StoredTurn(TurnRecord):
@@ -106,12 +127,16 @@ class StoredTurn(TurnRecord):
         root_run_id: the agent run it belongs to (its own run where nothing says otherwise).
         node: graph node that made the call.
         trace_id: hex id of its OpenTelemetry trace.
+        parent_id: nearest span around the call.
+        agent_id: run of the graph that made the call, where that is not the whole invocation's.
     """
 
     number: int
     root_run_id: str | None = None
     node: str | None = None
     trace_id: str | None = None
+    parent_id: str | None = None
+    agent_id: str | None = None
 
     @property
     def started_us(self) -> int:

@@ -146,9 +146,15 @@ def select_columns(connection: sqlite3.Connection, wanted: Iterable[str]) -> str
 
 
 def add_missing_columns(connection: sqlite3.Connection) -> None:
-    """Give ``turns`` a column for every count and duration of a record. Call it inside a transaction."""
+    """Give ``turns`` a column for every count and duration of a record, and for what is known beside one. Call it
+    inside a transaction."""
     present = columns_of(connection, "turns")
-    for kind, fields in (("INTEGER", COUNTS), ("REAL", TIMES)):
-        for item in fields:
-            if item.field not in present:
-                connection.execute(f"ALTER TABLE turns ADD COLUMN {item.field} {kind}")
+    columns = {
+        **{count.field: "INTEGER" for count in COUNTS},
+        **{time.field: "REAL" for time in TIMES},
+        "parent_id": "TEXT",
+        "agent_id": "TEXT",
+    }
+    for name, kind in columns.items():
+        if name not in present:
+            connection.execute(f"ALTER TABLE turns ADD COLUMN {name} {kind}")

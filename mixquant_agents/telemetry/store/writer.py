@@ -12,6 +12,7 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from mixquant_agents.telemetry.store.linker import Linker
 from mixquant_agents.telemetry.store.prefix_cache import BlockHasher, pack_hashes
 from mixquant_agents.telemetry.store.retention import Retention, retain
 from mixquant_agents.telemetry.store.rollups import RollupCache, write_rollups, write_threads
-from mixquant_agents.telemetry.store.rows import INSERT_TURN, SERIES, row_of, series_of, to_microseconds
+from mixquant_agents.telemetry.store.rows import INSERT_TURN, SERIES, TurnLinks, row_of, series_of, to_microseconds
 from mixquant_agents.telemetry.store.sanitize import sanitize_event, sanitize_value
 
 __all__ = ["Retention", "StoreSink"]
@@ -212,11 +213,12 @@ class StoreSink:
                 continue
             number += 1
             series = self._series_id(connection, series_of(turn))
-            root, node, tool_seconds = self._linker.turn(turn, started_us)
+            links = self._linker.turn(turn, started_us)
+            tool_seconds = links.tool_seconds
             if turn.tool_seconds_before is not None:
                 tool_seconds = turn.tool_seconds_before
-            root, node = sanitize_value(root), sanitize_value(node)
-            rows.append(row_of(number, turn, series, started_us, tool_seconds, root, node, event.trace_id))
+            links = TurnLinks(*(sanitize_value(getattr(links, item.name)) for item in fields(links)))
+            rows.append(row_of(number, turn, series, started_us, tool_seconds, links, event.trace_id))
             fresh.append((turn, series, started_us))
             hashes = event.block_hashes
             if hashes is None and event.prompt_token_ids is not None:

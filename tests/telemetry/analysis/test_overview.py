@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry_help import at, make_turn, stored
 
+from mixquant_agents.dashboard.views import overview_charts
 from mixquant_agents.records import TurnRecord
-from mixquant_agents.telemetry.analysis.collect import collect
+from mixquant_agents.telemetry.analysis.collect import MOST_INTERVALS, collect
 from mixquant_agents.telemetry.analysis.overview import compare, overview
 from mixquant_agents.telemetry.store.aggregate import Aggregate, bin_of, bin_value, histogram_percentile
 from mixquant_agents.telemetry.store.filters import TurnFilter
@@ -60,7 +63,7 @@ def test_rollups_say_the_same_as_the_turns(path: Path, monkeypatch: pytest.Monke
             assert one.bins == two.bins
             assert two.sums == pytest.approx(one.sums)
             assert two.strata.keys() == one.strata.keys()
-            assert sum(part.turns for _, part in fast.intervals()) == one.turns
+            assert sum(part.turns for _, part in fast.intervals()[1]) == one.turns
             assert overview(store, chosen, now=now).figures.percentiles["ttft"][0] == pytest.approx(
                 two.percentile("ttft", 0.5), rel=0.05
             )
@@ -189,3 +192,34 @@ def test_aggregate_merges_as_if_counted_at_once() -> None:
     assert (halves.turns, halves.failed, halves.bins) == (whole.turns, whole.failed, whole.bins)
     assert halves.sums == pytest.approx(whole.sums)
     assert Aggregate.load(*whole.dump()) == whole
+
+
+def test_empty_intervals_are_shown(path: Path) -> None:
+    store = stored(path, *(make_turn(60 * minute) for minute in (0, 1, 1, 11)))
+    now = to_microseconds(at(60 * 14)) / 1e6
+    seen = overview(store, TurnFilter(since=at(0)), now=now)
+    assert seen.interval_seconds == 60
+    assert [point.turns for point in seen.points] == [1, 2, *[0] * 9, 1, 0, 0]
+    assert [point.at for point in seen.points] == [at(60 * minute) for minute in range(14)]
+    quiet = seen.points[5]
+    assert (quiet.ttft_p50, quiet.cache_hit_share, quiet.prefill_tokens_per_second) == (None, None, None)
+    chart = str(overview_charts(seen)[1])
+    assert chart.count('class="hit"') == 14
+    assert chart.count("<polyline") == 2, "p50 and p95 of the first two minutes"
+    assert chart.count("dot") == 2, "and of the last turn, alone"
+
+
+@settings(max_examples=30, deadline=None)
+@given(starts=st.lists(st.integers(0, 400 * 86_400), min_size=1, max_size=30), quiet=st.integers(1, 40_000 * 86_400))
+def test_intervals_are_few_and_hold_every_turn(starts: list[int], quiet: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = stored(Path(folder) / "turns.sqlite", *(make_turn(start) for start in starts))
+        now = to_microseconds(at(max(starts) + quiet)) / 1e6
+        seen = overview(store, now=now)
+        store.close()
+    assert sum(point.turns for point in seen.points) == len(starts)
+    assert len(seen.points) <= MOST_INTERVALS + 1
+    instants = [to_microseconds(point.at) for point in seen.points]
+    assert {later - earlier for earlier, later in pairwise(instants)} <= {seen.interval_seconds * 1_000_000}
+    assert instants[0] <= to_microseconds(at(min(starts)))
+    assert instants[-1] / 1e6 <= now < instants[-1] / 1e6 + seen.interval_seconds

@@ -1,0 +1,217 @@
+"""Where a thread's time went: for any tree of turns and tools the parts add up to the whole, and each agent's tools are
+its own. Turns that were cut off are drawn as far as they are known."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboard_help import make_turn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from langchain_core.runnables import RunnableConfig
+
+from mixquant_agents.dashboard.timeline import PARTS, waterfall
+from mixquant_agents.records import PHASES
+from mixquant_agents.telemetry import SpanKind, StoreRecorder
+from mixquant_agents.telemetry.store import StoredSpan, StoredTurn, TurnStore
+from mixquant_agents.telemetry.store.rows import from_microseconds, to_microseconds
+
+START = to_microseconds("2026-03-01T12:00:00Z")
+_ids = itertools.count()
+
+
+def turn(start: float, parent: str | None = None, **values: Any) -> StoredTurn:
+    """A turn ``start`` seconds into the thread; nothing is known of it but what ``values`` say."""
+    unknown = {time.field: None for time in PHASES} | dict.fromkeys(("ttft_seconds", "total_seconds"))
+    unknown |= {"itl_mean_seconds": None, "itl_p50_seconds": None, "itl_p95_seconds": None}
+    record = make_turn(started_at=from_microseconds(START + round(start * 1e6)), **{**unknown, **values})
+    return StoredTurn.model_construct(
+        **dict(record), number=next(_ids), root_run_id="root", node=None, trace_id=None, parent_id=parent, agent_id=None
+    )
+
+
+def span(
+    start: float, seconds: float, name: str, parent: str | None = None, kind: SpanKind | str = SpanKind.TOOL
+) -> StoredSpan:
+    return StoredSpan(
+        span_id=name, parent_id=parent, run_id="root", thread_id="thread", kind=kind, name=name,
+        started_us=START + round(start * 1e6), seconds=seconds, cancelled=False, error=None, arguments=None,
+        result=None,
+    )  # fmt: skip
+
+
+def measured(start: float, parent: str | None = None, **values: Any) -> StoredTurn:
+    """A turn of one second: 0.1 queue, 0.3 prefill, 0.6 decode."""
+    times = {
+        "queue_seconds": 0.1, "prefill_seconds": 0.3, "delivery_seconds": 0.0, "ttft_seconds": 0.4,
+        "decode_seconds": 0.6, "total_seconds": 1.0,
+    }  # fmt: skip
+    return turn(start, parent, **{**times, **values})
+
+
+seconds = st.integers(0, 3_000_000).map(lambda us: us / 1e6)
+unknown_or = st.one_of(st.none(), seconds)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> tuple[list[StoredTurn], list[StoredSpan]]:
+    """Turns and spans of any kind inside each other, side by side, or standing out of what they ran in."""
+    spans: list[StoredSpan] = []
+    kinds = st.sampled_from([*SpanKind, "of another version"])
+    for n in range(draw(st.integers(0, 8))):
+        parent = draw(st.sampled_from([None, "gone", *(one.span_id for one in spans), f"s{n + 1}"]))
+        spans.append(span(draw(seconds), draw(seconds), f"s{n}", parent, draw(kinds)))
+    turns = []
+    for _ in range(draw(st.integers(0, 6))):
+        parent = draw(st.sampled_from([None, "gone", *(one.span_id for one in spans)]))
+        values: dict[str, Any] = {phase.field: draw(unknown_or) for phase in PHASES}
+        known = [values[phase.field] for phase in PHASES if phase.phase == "first_token"]
+        values["ttft_seconds"] = draw(unknown_or) if None in known else sum(known)
+        rest = draw(unknown_or)
+        values["total_seconds"] = None if rest is None else (values["ttft_seconds"] or 0.0) + rest
+        turns.append(turn(draw(seconds), parent, aborted=draw(st.booleans()), **values))
+    return turns, spans
+
+
+@given(trees())
+@settings(max_examples=300, deadline=None)
+def test_parts_add_up_to_the_whole_for_any_tree(tree: tuple[list[StoredTurn], list[StoredSpan]]) -> None:
+    turns, spans = tree
+    fall = waterfall(turns, spans)
+    assert sum(fall.totals.values()) == pytest.approx(fall.seconds, abs=1e-6)
+    assert set(fall.totals) <= {name for name, _ in PARTS}
+    assert min(fall.totals.values(), default=0) >= 0
+    tools = [one for one in spans if one.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL)]
+    shown = [row for row in fall.rows if row.kind != "idle"]
+    assert len(shown) == len(turns) + len(tools)
+    assert all(row.bars for row in fall.rows)
+    for row in shown:  # the bars of a row follow each other and end where the row does
+        assert sum(bar.seconds for bar in row.bars) == pytest.approx(row.seconds, abs=1e-6)
+        for bar, following in itertools.pairwise(row.bars):
+            assert bar.left + bar.width == pytest.approx(following.left, abs=1e-6)
+
+
+def test_tool_counts_without_the_turns_inside_it() -> None:
+    spans = [
+        span(0, 5, "agent", kind=SpanKind.AGENT),
+        span(1, 3, "task", "agent"),
+        span(1.1, 2.8, "node", "task", SpanKind.NODE),
+        span(2.5, 0.5, "search", "node"),
+    ]
+    fall = waterfall([measured(0, "agent"), measured(1.25, "node"), measured(4, "agent")], spans)
+    assert fall.seconds == pytest.approx(5)
+    assert fall.totals["prefill"] == pytest.approx(0.9)
+    assert fall.totals["decode"] == pytest.approx(1.8)
+    # search, and what task did while neither a turn nor a tool ran in it: 0.25 + 0.25 + 1.0
+    assert fall.totals["tool"] == pytest.approx(0.5 + 1.5)
+    assert [(row.label, row.depth) for row in fall.rows] == [
+        ("turn 0", 0), ("task", 0), ("turn 0", 1), ("search", 1), ("turn 0", 0),
+    ]  # fmt: skip
+
+
+def test_parallel_agents_share_their_time() -> None:
+    spans = [span(0, 2, f"task-{n}", "agent") for n in range(4)]
+    turns = [measured(0.5, f"task-{n}") for n in range(4)]
+    fall = waterfall(turns, spans)
+    assert fall.seconds == pytest.approx(2)
+    assert fall.totals["tool"] == pytest.approx(1.0)
+    assert fall.totals["queue"] == pytest.approx(0.1)
+    assert fall.totals["prefill"] == pytest.approx(0.3)
+    assert fall.totals["decode"] == pytest.approx(0.6)
+
+
+def test_agent_code_is_told_from_idle_time() -> None:
+    spans = [span(0, 4, "agent", kind=SpanKind.AGENT)]
+    first, second, later = measured(0, "agent"), measured(3, "agent"), measured(10)
+    later = later.model_copy(update={"root_run_id": "another"})
+    fall = waterfall([first, second, later], spans)
+    assert (fall.totals["gap"], fall.totals["idle"]) == (pytest.approx(2), pytest.approx(6))
+
+
+@pytest.mark.parametrize(
+    ("known", "bars"),
+    [
+        # cut off while it wrote, as its client saw it: nobody says how the time until the first token was spent
+        (
+            {"ttft_seconds": 0.4, "decode_seconds": 0.5, "total_seconds": 1.0},
+            [("unknown", 0.4), ("decode", 0.5), ("unknown", 0.1)],
+        ),
+        ({"ttft_seconds": 0.4, "total_seconds": 1.0}, [("unknown", 0.4), ("unknown", 0.6)]),
+        ({"total_seconds": 1.0}, [("unknown", 1.0)]),
+        ({"queue_seconds": 0.2, "total_seconds": 1.0}, [("queue", 0.2), ("unknown", 0.8)]),
+        (
+            {"queue_seconds": 0.2, "ttft_seconds": 0.5, "total_seconds": 1.0},
+            [("queue", 0.2), ("unknown", 0.3), ("unknown", 0.5)],
+        ),
+        ({"ttft_seconds": 0.4}, [("unknown", 0.4)]),
+        ({"queue_seconds": 0.2}, [("queue", 0.2)]),
+        ({}, [("unknown", 0.0)]),
+    ],
+)  # fmt: skip
+def test_aborted_turn_is_drawn_from_what_is_known(known: dict[str, float], bars: list[tuple[str, float]]) -> None:
+    (row,) = waterfall([turn(0, aborted=True, **known)], []).rows
+    assert [(bar.phase, pytest.approx(bar.seconds)) for bar in row.bars] == bars
+    assert row.seconds == pytest.approx(sum(length for _, length in bars))
+
+
+async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
+    """Five sub-agents at once, each with a tool of its own length: what a turn says of the tools before it is what
+    that agent's tool took, by its own clock."""
+    from langchain.agents import create_agent
+    from langchain_core.tools import tool
+
+    from mixquant_agents import MixQuantChatModel, ScriptedEngine
+    from mixquant_agents.engine.scripted import ScriptedTurn
+    from mixquant_agents.telemetry.callbacks import TelemetryCallback
+
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    clock: dict[str, float] = {}
+
+    def model(*script: Any) -> MixQuantChatModel:
+        return MixQuantChatModel(engine=ScriptedEngine(list(script)), recorders=[recorder])
+
+    @tool
+    async def work(name: str, seconds: float) -> str:
+        """Work."""
+        began = time.monotonic()
+        await asyncio.sleep(seconds)
+        clock[name] = time.monotonic() - began
+        return "done"
+
+    @tool
+    async def task(name: str, seconds: float, config: RunnableConfig) -> str:
+        """Ask a sub-agent."""
+        calls = [{"name": "work", "args": {"name": name, "seconds": seconds}}]
+        agent = create_agent(model(ScriptedTurn(tool_calls=calls), "found"), [work], name=name)
+        state = await agent.ainvoke({"messages": [("user", name)]}, config)
+        return str(state["messages"][-1].content)
+
+    asked = [{"name": "task", "args": {"name": f"agent-{n}", "seconds": 0.05 + 0.1 * n}} for n in range(5)]
+    lead = create_agent(model(ScriptedTurn(tool_calls=asked), "all found"), [task], name="lead")
+    began = time.monotonic()
+    config = {"configurable": {"thread_id": "t"}, "callbacks": [TelemetryCallback(recorder)]}
+    await lead.ainvoke({"messages": [("user", "go")]}, config)
+    wall = time.monotonic() - began
+    recorder.close()
+    with TurnStore(tmp_path / "turns.sqlite") as store:
+        turns, spans = store.thread("t"), store.spans(thread="t")
+    works = sorted(span.seconds for span in spans if span.name == "work")
+    agents = {one.agent_id for one in turns}
+    assert len(turns) == 12
+    assert len(agents) == 6
+    before = sorted(one.tool_seconds_before for one in turns if one.agent_id and one.tool_seconds_before is not None)
+    assert before == pytest.approx(works, abs=1e-5)
+    assert before == pytest.approx(sorted(clock.values()), abs=0.02)
+    (last,) = [one for one in turns if one.agent_id is None and one.tool_seconds_before is not None]
+    tasks = [span for span in spans if span.name == "task"]
+    first, end = min(one.started_us for one in tasks), max(one.started_us + one.seconds * 1e6 for one in tasks)
+    assert last.tool_seconds_before == pytest.approx((end - first) / 1e6, abs=1e-3)
+    fall = waterfall(turns, spans)
+    assert sum(fall.totals.values()) == pytest.approx(fall.seconds, abs=1e-6)
+    assert fall.seconds <= wall
+    assert {row.depth for row in fall.rows} == {0, 1}
