@@ -11,18 +11,19 @@ import importlib
 import importlib.util
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 
 @pytest.fixture(scope="session")
-def kernels() -> types.ModuleType:
+def kernels() -> Iterator[types.ModuleType]:
     """The Triton kernels."""
     with pytest.MonkeyPatch.context() as patch:
         if not torch.cuda.is_available():
             patch.setenv("TRITON_INTERPRET", "1")
-        return importlib.import_module("mixquant_agents.quant.ops.rowwise_triton")
+        yield importlib.import_module("mixquant_agents.quant.ops.rowwise_triton")
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -111,51 +112,76 @@ def measure(
         ConfigError: no prompts, or fewer than one token.
         ModelNotFoundError, DamagedWeightsError: the model cannot be loaded.
     """
-    import torch
-
     if not prompts or tokens < 1:
         raise ConfigError(f"{len(prompts)} prompts and {tokens} tokens: give at least one of each")
-    chosen = FIDELITY_POLICIES if policies is None else policies
+    compared = FIDELITY_POLICIES if policies is None else policies
     network, tokenizer = _load(model)
-    device = next(network.parameters()).device
-    forced: list[tuple[Any, int]] = []
-    reference: list[Any] = []
-    total = len(prompts) * (len(chosen) + 1)
-    for i, prompt in enumerate(prompts):
-        progress("exact", i / total)
-        ids = _render(tokenizer, prompt).to(device)
-        answer = network.generate(ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        forced.append((answer, ids.shape[1]))
-        reference.append(_log_probs(network, answer, ids.shape[1]))
+    total = len(prompts) * (len(compared) + 1)
+    answers = []
+    for number, prompt in enumerate(prompts):
+        progress("exact", number / total)
+        answers.append(_ForcedAnswer.of(network, _render(tokenizer, prompt), tokens))
     results = []
-    for p, (name, policy) in enumerate(chosen.items()):
-        kls, agree = [], []
-        with _routed(network, policy) as plan_for:
-            for i, ((answer, prompt_len), exact) in enumerate(zip(forced, reference, strict=True)):
-                progress(name, (len(prompts) * (p + 1) + i) / total)
-                plan_for(answer.shape[1], prompt_len)
-                found = _log_probs(network, answer, prompt_len)
-                kls.append((exact.exp() * (exact - found)).sum(-1).clamp_min(0))
-                agree.append((exact.argmax(-1) == found.argmax(-1)).float())
-        by_prompt = torch.stack([kl.mean() for kl in kls])
-        results.append(
-            PolicyFidelity(
-                policy=name,
-                kl_mean=float(torch.cat(kls).mean()),
-                kl_first=float(torch.stack([kl[0] for kl in kls]).mean()),
-                kl_prompt_low=float(by_prompt.min()),
-                kl_prompt_high=float(by_prompt.max()),
-                top1_agreement=float(torch.cat(agree).mean()),
-            )
-        )
+    for number, (name, policy) in enumerate(compared.items(), start=1):
+
+        def report(done: int, name: str = name, before: int = number * len(prompts)) -> None:
+            progress(name, (before + done) / total)
+
+        results.append(_compare(network, name, policy, answers, report))
     return FidelityReport(
         model=model,
         dtype=str(network.dtype).removeprefix("torch."),
-        device=str(device),
+        device=str(network.device),
         prompts=len(prompts),
-        prompt_tokens=sum(length for _, length in forced),
+        prompt_tokens=sum(answer.prompt_len for answer in answers),
         answer_tokens=tokens * len(prompts),
         policies=tuple(results),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _ForcedAnswer:
+    """The exact model's greedy answer to one prompt.
+
+    Attributes:
+        ids: prompt and answer, ``[1, prompt_len + tokens]``.
+        log_probs: the exact model's, float32 ``[tokens, vocabulary]``, on the CPU.
+    """
+
+    ids: Any
+    prompt_len: int
+    log_probs: Any
+
+    @classmethod
+    def of(cls, network: Any, prompt_ids: Any, tokens: int) -> _ForcedAnswer:
+        prompt_ids = prompt_ids.to(network.device)
+        ids = network.generate(prompt_ids, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        prompt_len = prompt_ids.shape[1]
+        return cls(ids, prompt_len, _log_probs(network, ids, prompt_len))
+
+
+def _compare(
+    network: Any, name: str, policy: PrecisionPolicy, answers: Sequence[_ForcedAnswer], progress: Callable[[int], None]
+) -> PolicyFidelity:
+    """How far ``policy`` moves the distributions over the forced answers."""
+    import torch
+
+    divergences, agreements = [], []
+    with _routed(network, policy) as plan_for:
+        for number, answer in enumerate(answers):
+            progress(number)
+            plan_for(answer.ids.shape[1], answer.prompt_len)
+            exact, moved = answer.log_probs, _log_probs(network, answer.ids, answer.prompt_len)
+            divergences.append((exact.exp() * (exact - moved)).sum(-1).clamp_min(0))
+            agreements.append((exact.argmax(-1) == moved.argmax(-1)).float())
+    by_prompt = torch.stack([divergence.mean() for divergence in divergences])
+    return PolicyFidelity(
+        policy=name,
+        kl_mean=float(torch.cat(divergences).mean()),
+        kl_first=float(torch.stack([divergence[0] for divergence in divergences]).mean()),
+        kl_prompt_low=float(by_prompt.min()),
+        kl_prompt_high=float(by_prompt.max()),
+        top1_agreement=float(torch.cat(agreements).mean()),
     )
 
 

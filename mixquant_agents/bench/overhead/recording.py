@@ -29,6 +29,12 @@ __all__ = ["overhead_on_embedded", "overhead_on_engine", "overhead_on_scripted"]
 ANSWER = "The notes name three budgets, of which the second was raised in March. "
 
 
+WARM_TURNS = 50
+"""Turns of each side before any is counted."""
+
+Side = tuple[MixQuantChatModel, RunnableConfig]
+
+
 class _Nowhere(SpanExporter):
     """Takes spans like a collector that answers at once."""
 
@@ -38,10 +44,10 @@ class _Nowhere(SpanExporter):
 
 def _conversation(turns: int = 4) -> list[BaseMessage]:
     """About a thousand tokens of an agent's thread."""
-    said: list[BaseMessage] = [SystemMessage("You answer from the user's notes. " * 20)]
+    messages: list[BaseMessage] = [SystemMessage("You answer from the user's notes. " * 20)]
     for n in range(turns):
-        said += [HumanMessage(f"Question {n}: what do my notes say about the budget? " * 5), AIMessage(ANSWER * 8)]
-    return [*said, HumanMessage("And in one sentence?")]
+        messages += [HumanMessage(f"Question {n}: what do my notes say about the budget? " * 5), AIMessage(ANSWER * 8)]
+    return [*messages, HumanMessage("And in one sentence?")]
 
 
 def _recording(folder: Path) -> tuple[StoreRecorder, TelemetryCallback]:
@@ -62,69 +68,72 @@ def overhead_on_scripted(folder: Path, *, pairs: int = 1_500) -> dict[str, Any]:
     ``overhead_us_scripted_wall`` is what a turn takes longer by the clock, where one follows the other without a pause:
     the writer's thread then shares Python's lock with the turns.
     """
-    messages = _conversation()
     recorder, callback = _recording(folder)
     bare = MixQuantChatModel(engine=ScriptedEngine(lambda _: ANSWER))
-    full = MixQuantChatModel(engine=ScriptedEngine(lambda _: ANSWER), recorders=(recorder,))
+    recorded = MixQuantChatModel(engine=ScriptedEngine(lambda _: ANSWER), recorders=(recorder,))
     thread = RunnableConfig(configurable={"thread_id": "overhead"})
-    sides = ((bare, thread), (full, thread), (full, RunnableConfig({**thread, "callbacks": [callback]})))
-
-    async def timed(model: MixQuantChatModel, config: RunnableConfig) -> float:
-        began = time.thread_time()
-        await model.ainvoke(messages, config)
-        return (time.thread_time() - began) * 1e6
-
-    async def run() -> list[list[float]]:
-        taken: list[list[float]] = [[], [], []]
-        rng = random.Random(0)  # noqa: S311 # shuffles sides
-        for number in range(pairs + 50):
-            for side in rng.sample(range(3), 3):
-                one = await timed(*sides[side])
-                if number >= 50:  # warm by then
-                    taken[side].append(one)
-            if number % 50 == 0:
-                gc.collect()
-        return taken
-
-    async def by_the_clock(blocks: int = 26, turns: int = 60) -> list[float]:
-        """Mean microseconds a turn takes longer, per block."""
-        found = []
-        for block in range(blocks):
-            taken = {}
-            for side in (0, 1) if block % 2 else (1, 0):
-                recorder.flush(30)
-                gc.collect()
-                began = time.perf_counter()
-                for _ in range(turns):
-                    await sides[side][0].ainvoke(messages, sides[side][1])
-                taken[side] = (time.perf_counter() - began) / turns * 1e6
-            if block > 1:  # warm by then
-                found.append(taken[1] - taken[0])
-        return found
-
+    sides = [(bare, thread), (recorded, thread), (recorded, RunnableConfig({**thread, "callbacks": [callback]}))]
     gc.disable()
     try:
-        without, recorded, called = asyncio.run(run())
+        cpu_us = asyncio.run(_cpu_times(sides, pairs))
         recorder.flush(30)
         background = recorder.writer_seconds()
-        clock = asyncio.run(by_the_clock())
+        clock = asyncio.run(_wall_differences(sides[0], sides[1], recorder))
     finally:
         gc.enable()
     recorder.flush(30)
     recorder.close()
-    differences = [full - bare for full, bare in zip(recorded, without, strict=True)]
-    further = [full - bare for full, bare in zip(called, recorded, strict=True)]
+    differences = [more - less for more, less in zip(cpu_us[1], cpu_us[0], strict=True)]
+    callback_us = [more - less for more, less in zip(cpu_us[2], cpu_us[1], strict=True)]
     return {
         "overhead_us_scripted": round(statistics.median(differences), 1),
         "overhead_us_scripted_ci95": [round(bound, 1) for bound in _interval(differences)],
         "overhead_us_scripted_wall": round(statistics.median(clock), 1),
         "overhead_us_scripted_wall_ci95": [round(bound, 1) for bound in _interval(clock)],
-        "callback_us_scripted": round(statistics.median(further), 1),
-        "background_us_scripted": round(background / (2 * (pairs + 50)) * 1e6, 1),
-        "turn_us_scripted": round(statistics.median(without), 1),
+        "callback_us_scripted": round(statistics.median(callback_us), 1),
+        "background_us_scripted": round(background / (2 * (pairs + WARM_TURNS)) * 1e6, 1),
+        "turn_us_scripted": round(statistics.median(cpu_us[0]), 1),
         "overhead_scripted_turns": pairs,
         "overhead_scripted_dropped": recorder.dropped,
     }
+
+
+async def _cpu_times(sides: Sequence[Side], pairs: int) -> list[list[float]]:
+    """By side, microseconds of CPU time of this thread in each of ``pairs`` turns; the sides' order is shuffled."""
+    messages = _conversation()
+    times: list[list[float]] = [[] for _ in sides]
+    rng = random.Random(0)  # noqa: S311 # shuffles sides
+    for number in range(pairs + WARM_TURNS):
+        for side in rng.sample(range(len(sides)), len(sides)):
+            model, config = sides[side]
+            began = time.thread_time()
+            await model.ainvoke(messages, config)
+            if number >= WARM_TURNS:
+                times[side].append((time.thread_time() - began) * 1e6)
+        if number % 50 == 0:
+            gc.collect()
+    return times
+
+
+async def _wall_differences(
+    bare: Side, recorded: Side, recorder: StoreRecorder, blocks: int = 26, turns: int = 60
+) -> list[float]:
+    """Mean microseconds by the clock that a recorded turn takes longer, per block; the sides change who begins."""
+    messages = _conversation()
+    differences = []
+    for block in range(blocks):
+        means = {}
+        for side in (recorded, bare) if block % 2 == 0 else (bare, recorded):
+            model, config = side
+            recorder.flush(30)
+            gc.collect()
+            began = time.perf_counter()
+            for _ in range(turns):
+                await model.ainvoke(messages, config)
+            means[id(model)] = (time.perf_counter() - began) / turns * 1e6
+        if block > 1:  # warm by then
+            differences.append(means[id(recorded[0])] - means[id(bare[0])])
+    return differences
 
 
 async def overhead_on_engine(engine: Engine, folder: Path, *, pairs: int = 12, max_tokens: int = 24) -> dict[str, Any]:
