@@ -90,8 +90,8 @@ def _failing(entry: importlib.metadata.EntryPoint, error: Exception) -> Callable
 _GROUP_HELP = {"bench": "Measure: each command prints a table, or with --json one JSON object."}
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         typer.echo(f"mixquant-agents {__version__}")
         raise typer.Exit
 

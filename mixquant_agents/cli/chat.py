@@ -83,14 +83,14 @@ def _talk(
     turns: list[dict[str, Any]] = []
     for line in lines:
         messages.append(HumanMessage(line))
-        said: list[str] = []
+        pieces: list[str] = []
         turn: dict[str, Any] | None = None
         try:
             stream: Any = chat.stream(messages)
             with closing(stream):
                 for chunk in stream:
-                    said.append(str(chunk.text))
-                    out.print(said[-1], end="", soft_wrap=True)
+                    pieces.append(str(chunk.text))
+                    out.print(pieces[-1], end="", soft_wrap=True)
                     turn = chunk.response_metadata.get("turn", turn)
         except KeyboardInterrupt:
             if not interactive:
@@ -101,11 +101,11 @@ def _talk(
             messages.pop()
             out.print(f"\n{error}", style="red", soft_wrap=True)
             continue
-        messages.append(AIMessage("".join(said)))
+        messages.append(AIMessage("".join(pieces)))
         if turn is None:
             out.print("\n(stopped)", style="dim")
             continue
-        turns.append({"message": line, "answer": "".join(said), "turn": turn})
+        turns.append({"message": line, "answer": "".join(pieces), "turn": turn})
         out.print(f"\n{_summary(turn)}", style="dim", soft_wrap=True)
     return {
         "model": info.model,

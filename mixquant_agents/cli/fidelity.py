@@ -25,7 +25,7 @@ def command(
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_agents.errors import ConfigError
 
-    chosen = named_policies(policy or [])
+    policies = named_policies(policy or [])
     texts: tuple[str, ...] = PROMPTS
     if prompts is not None:
         try:
@@ -36,7 +36,7 @@ def command(
     with Progress(console=progress_console(), transient=True) as bar:
         task = bar.add_task("loading", total=1.0)
         report = measure(
-            model, chosen, texts, tokens, lambda what, share: bar.update(task, description=what, completed=share)
+            model, policies, texts, tokens, lambda what, share: bar.update(task, description=what, completed=share)
         )
     if as_json:
         print_json(report.model_dump(mode="json"))

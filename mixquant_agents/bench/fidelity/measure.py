@@ -223,8 +223,8 @@ def _log_probs(network: Any, answer: Any, prompt_len: int) -> Any:
     import torch
 
     with torch.inference_mode():
-        kept = answer.shape[1] - prompt_len + 1
-        logits = network(answer, logits_to_keep=kept, use_cache=False).logits[0, :-1]
+        positions = answer.shape[1] - prompt_len + 1
+        logits = network(answer, logits_to_keep=positions, use_cache=False).logits[0, :-1]
         return logits.float().log_softmax(-1).cpu()
 
 

@@ -128,10 +128,10 @@ class Kept:
             print(f"{time.monotonic() - self.started:6.1f} s  {name}: {str(what)[:200]}", flush=True)
             self.write()
 
-    def add(self, name: str, found: Answers) -> None:
+    def add(self, name: str, answers: Answers) -> None:
         with self.lock:
-            self.answers[name] = found
-        self.note(name, answered=len(found))
+            self.answers[name] = answers
+        self.note(name, answered=len(answers))
 
     def compared(self) -> dict[str, dict[int, dict[str, Any]]]:
         """Each pair of which both have answered."""
@@ -167,12 +167,12 @@ class Kept:
 
 def compared(mine: Answers, theirs: Answers, lengths: tuple[int, ...]) -> dict[int, dict[str, Any]]:
     """Per prompt: leading tokens that agree, and how clear ``theirs`` was where they part (None: they do not)."""
-    found = {}
+    rows = {}
     for n in lengths:
         (tokens, _), (other, margins) = mine[n], theirs[n]
         at = next((i for i, (x, y) in enumerate(zip(tokens, other, strict=True)) if x != y), len(tokens))
-        found[n] = {"same": at, "margin": round(margins[at], 3) if at < len(tokens) else None}
-    return found
+        rows[n] = {"same": at, "margin": round(margins[at], 3) if at < len(tokens) else None}
+    return rows
 
 
 def difference(mine: list[list[float]], theirs: list[list[float]]) -> dict[str, float]:
@@ -189,18 +189,18 @@ def strangers(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     family = [name for name in ALIKE if name in read]
     own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
     pairs = [(a, b) for a in family for b in family if a < b]
-    found = [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
+    unlike = [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
     two = read.get("exact-tp2", {})
     if "mixquant-tp2" in two and two["mixquant-tp2"]["rms"] > 1.1 * own:
-        found.append("mixquant-tp2 and exact-tp2")
+        unlike.append("mixquant-tp2 and exact-tp2")
     if "exact" in two and two["exact"]["rms"] > 0.5 * own:
-        found.append("exact-tp2 and exact")
-    return found
+        unlike.append("exact-tp2 and exact")
+    return unlike
 
 
-def apart(found: dict[int, dict[str, Any]]) -> list[int]:
+def apart(rows: dict[int, dict[str, Any]]) -> list[int]:
     """Prompts on which two engines part although it was no tie."""
-    return [n for n, row in found.items() if row["margin"] is not None and row["margin"] > TIE]
+    return [n for n, row in rows.items() if row["margin"] is not None and row["margin"] > TIE]
 
 
 def prompts_for(path: Path) -> dict[int, list[int]]:
@@ -219,8 +219,8 @@ def prompts_for(path: Path) -> dict[int, list[int]]:
 
 def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]:
     engines = {}
-    wanted = {name: each for group in groups for name, each in GROUPS[group].items()}
-    for name, (column, change, env) in wanted.items():
+    specs = {name: each for group in groups for name, each in GROUPS[group].items()}
+    for name, (column, change, env) in specs.items():
         model = disturbed(path, logs) if name.endswith("reloaded") else path
         arguments = {**column_arguments(column, model, 1.5, dummy=False), "max_model_len": 4096, **change}
         arguments["max_num_batched_tokens"] = 4096
@@ -234,8 +234,8 @@ def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]
 def answered(
     engine: EngineProcess, prompts: dict[int, list[int]], company: list[list[int]] | None = None, lora: str = ""
 ) -> Answers:
-    found = engine.ask(do="greedy", prompts=list(prompts.values()), answer=ANSWER, company=company, lora=lora)
-    return dict(zip(prompts, zip(found["answers"], found["margins"], strict=True), strict=True))
+    result = engine.ask(do="greedy", prompts=list(prompts.values()), answer=ANSWER, company=company, lora=lora)
+    return dict(zip(prompts, zip(result["answers"], result["margins"], strict=True), strict=True))
 
 
 def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kept: Kept, lora: str, path: Path) -> None:
@@ -281,8 +281,8 @@ def main(model: str, out: str, *rest: str) -> int:
             job.result()
     failed = kept.write()
     for pair, each in kept.compared().items():
-        told = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}
-        print(f"{pair}: {len(each) - len(told)} of {len(each)} the same;", told)
+        parted = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}
+        print(f"{pair}: {len(each) - len(parted)} of {len(each)} the same;", parted)
     for name, others in kept.read_alike().items():
         print(name, "reads long prompts unlike", {other: tuple(value.values()) for other, value in others.items()})
     broken = [name for name, note in kept.notes.items() if "error" in note]

@@ -45,8 +45,8 @@ def copy_rate() -> float:
     return float(2 * a.numel() * a.element_size() / (timed(lambda: b.copy_(a)) * 1e-6))
 
 
-def error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.double() - want.double()).norm() / want.double().norm())
+def error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((value.double() - expected.double()).norm() / expected.double().norm())
 
 
 def gemms(layers: list[Layer], out: dict[str, Any]) -> None:
@@ -96,13 +96,13 @@ def elementwise(out: dict[str, Any]) -> None:
             "silu_quant": timed(lambda: [kernels.silu_quantize_rows(a, FP8) for a in g], inner=sets),
         }  # fmt: skip
         for warps in (4, 8, 16):
-            kept, kernels._warps = kernels._warps, lambda _, w=warps: w
+            original, kernels._warps = kernels._warps, lambda _, w=warps: w
             row[f"silu_quant_w{warps}"] = timed(lambda: [kernels.silu_quantize_rows(a, FP8) for a in g], inner=sets)
             row[f"norm_quant_w{warps}"] = timed(
                 lambda: [kernels.norm_quantize_rows(a, b, gamma, 1e-6, FP8) for a, b in zip(x, r, strict=True)],
                 inner=sets)  # fmt: skip
             row[f"quant_4096_w{warps}"] = timed(lambda: [kernels.quantize_rows(a, FP8) for a in x], inner=sets)
-            kernels._warps = kept
+            kernels._warps = original
         out[str(m)] = row
         print(f"M={m}", {key: round(v, 1) for key, v in row.items()}, flush=True)
 

@@ -44,7 +44,7 @@ class MixedSession(TimedSession):
         while waiting:
             waiting -= {_own_name(output.request_id, names) for output in self.engine.step()}
         rows: list[dict[str, float]] = []
-        found: dict[str, list[float]] = {}
+        kernel_times: dict[str, list[float]] = {}
         for _ in range(repeats):
             for _ in range(4):
                 self.engine.step()
@@ -62,13 +62,13 @@ class MixedSession(TimedSession):
             longest = max(self._steps, key=lambda step: step.gpu_ms)
             rows.append({"total": total, "host": longest.host_ms, "gpu": longest.gpu_ms})
             for event in profiler.events() if kernels else ():
-                count = found.setdefault(event.name[:90], [0.0, 0.0])
+                count = kernel_times.setdefault(event.name[:90], [0.0, 0.0])
                 count[0] += 1 / repeats
                 count[1] += event.device_time_total / repeats
         self.engine.abort_request(list(names))
         for _ in self._run():
             pass
-        return {"rows": rows, "kernels": found}
+        return {"rows": rows, "kernels": kernel_times}
 
 
 def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
@@ -104,8 +104,8 @@ def main(out: str) -> None:
         for name, engine in engines.items():
             each[name] = {key: round(statistics.median(row[key] for row in rows[name]), 3) for key in rows[name][0]}
             print(tokens, name, each[name], flush=True)
-            found = engine.ask(do="mixed", tokens=tokens, repeats=5, kernels=True)["kernels"]
-            each[name]["kernels_us"] = {key: [round(value, 1) for value in pair] for key, pair in found.items()}
+            kernel_times = engine.ask(do="mixed", tokens=tokens, repeats=5, kernels=True)["kernels"]
+            each[name]["kernels_us"] = {key: [round(value, 1) for value in pair] for key, pair in kernel_times.items()}
     Path(out).write_text(json.dumps(result, indent=1) + "\n")
     for engine in engines.values():
         engine.close()

@@ -63,8 +63,8 @@ def parts(layers: list[Layer], m: int) -> dict[str, float]:
         weights, ids = scores.topk(CHOSEN)
         return weights / weights.sum(-1, keepdim=True), ids
 
-    chosen = [torch.bincount(route(layer)[1].flatten(), minlength=EXPERTS) for layer in layers]
-    ends = [counts.cumsum(0).to(torch.int32) for counts in chosen]
+    expert_counts = [torch.bincount(route(layer)[1].flatten(), minlength=EXPERTS) for layer in layers]
+    ends = [counts.cumsum(0).to(torch.int32) for counts in expert_counts]
     sorted_rows = torch.randn(m * CHOSEN, HIDDEN, device="cuda", dtype=x.dtype)
 
     def experts() -> None:
@@ -75,17 +75,17 @@ def parts(layers: list[Layer], m: int) -> dict[str, float]:
     def attend() -> torch.Tensor:
         return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-    found = {
+    times = {
         "linear_bf16": graph_microseconds(exact, inner=LAYERS),
         "linear_fp8": graph_microseconds(quantized, inner=LAYERS),
         "attention": graph_microseconds(attend),
         "router": graph_microseconds(lambda: [route(layer) for layer in layers], inner=LAYERS),
         "experts": graph_microseconds(experts, inner=LAYERS),
     }
-    whole = sum(value for name, value in found.items() if name != "linear_fp8")
-    found["experts_share"] = found["experts"] / whole
-    found["speedup_of_the_rest"] = whole / (whole - found["linear_bf16"] + found["linear_fp8"])
-    return found
+    whole = sum(value for name, value in times.items() if name != "linear_fp8")
+    times["experts_share"] = times["experts"] / whole
+    times["speedup_of_the_rest"] = whole / (whole - times["linear_bf16"] + times["linear_fp8"])
+    return times
 
 
 def main(path: str) -> None:

@@ -60,7 +60,7 @@ class TimedSession(Session):
         self._add([*prefix, *self._tokens(16)], 1)
         for _ in self._run():
             pass
-        found = []
+        rows = []
         for _ in range(repeats):
             prompt = [*prefix, *self._tokens(tokens)]
             self._steps.clear()
@@ -70,8 +70,8 @@ class TimedSession(Session):
             for instant, _ in self._run():
                 step = self._steps[0]
                 step.end.synchronize()
-                found.append([(asked - started) * 1e3, step.host_ms, step.gpu_ms, (instant - started) * 1e3])
-        return {"ms": found}
+                rows.append([(asked - started) * 1e3, step.host_ms, step.gpu_ms, (instant - started) * 1e3])
+        return {"ms": rows}
 
 
 def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
@@ -98,7 +98,7 @@ def policy(column: str) -> dict[str, Any]:
 
 
 def turns(engines: dict[str, EngineProcess], cases: list[tuple[int, int]], count: int, until: float) -> dict[str, Any]:
-    found: dict[str, dict[str, list[Any]]] = {}
+    results: dict[str, dict[str, list[Any]]] = {}
     for tokens, cached in cases:
         name = f"warm_{cached}_{tokens}" if cached else f"cold_{tokens}"
         rows: dict[str, list[Any]] = {column: [] for column in COLUMNS}
@@ -109,11 +109,11 @@ def turns(engines: dict[str, EngineProcess], cases: list[tuple[int, int]], count
                 if COLUMNS[column] == "ours":
                     engine.ask(do="policy", policy=policy(column))
                 rows[column].append(engine.ask(do="split", tokens=tokens, cached=cached, repeats=3)["ms"])
-        found[name] = rows
+        results[name] = rows
         print(name, *summary(rows), sep="\n  ", flush=True)
         if time.monotonic() > until:
             break
-    return found
+    return results
 
 
 def summary(rows: dict[str, list[Any]]) -> list[str]:

@@ -50,15 +50,15 @@ def synthetic_turns(
     """
     rng = random.Random(seed)  # noqa: S311 # made-up data, not secrets
     begin = (end or datetime.now(UTC)) - timedelta(days=days)
-    made = 0
-    while made < count:
-        now = begin + timedelta(days=days) * (made / count)
-        thread = f"synthetic-{seed}-{made:07d}"
+    number = 0
+    while number < count:
+        now = begin + timedelta(days=days) * (number / count)
+        thread = f"synthetic-{seed}-{number:07d}"
         policy = rng.choice(_POLICIES)
         tokens = [rng.randrange(50_000) for _ in range(rng.randint(600, 3_000))]
         with_tokens = rng.random() < 0.02 or count <= 5_000
         cached, run = 0, f"run-{thread}"
-        for index in range(min(rng.randint(4, 16), count - made)):
+        for index in range(min(rng.randint(4, 16), count - number)):
             missed = index > 0 and rng.random() < 0.02
             if missed:
                 cut = rng.randrange(16, len(tokens))
@@ -87,9 +87,9 @@ def synthetic_turns(
             call = f"{run}-call-{index}"
             tools.append(RunLink(call, run, "model", run))
             turn = _turn(rng, thread, call, index, policy, len(tokens), cached, now)
-            said = _content(index, turn) if content else None
-            yield turn, tools, list(tokens) if with_tokens else [], said
-            made += 1
+            turn_content = _content(index, turn) if content else None
+            yield turn, tools, list(tokens) if with_tokens else [], turn_content
+            number += 1
             cached = len(tokens) // 16 * 16
             tokens += [rng.randrange(50_000) for _ in range((turn.decode_tokens or 0) + rng.randint(40, 900))]
             now += timedelta(seconds=(turn.total_seconds or 0) + rng.uniform(0.005, 0.12))
@@ -159,8 +159,8 @@ def _p95_ms(call: Callable[[int], object], times: int) -> tuple[float, float]:
     return percentile(taken, 0.5) or 0.0, percentile(taken, 0.95) or 0.0
 
 
-def _overview(store: TurnStore, chosen: TurnFilter, _: int) -> object:
-    return overview(store, chosen)
+def _overview(store: TurnStore, turn_filter: TurnFilter, _: int) -> object:
+    return overview(store, turn_filter)
 
 
 def read_figures(path: Path, *, repeats: int = 40) -> dict[str, Any]:
@@ -177,7 +177,9 @@ def read_figures(path: Path, *, repeats: int = 40) -> dict[str, Any]:
         "all": window(None), "30d": window(30), "7d": window(7), "24h": window(1), "1h": window(1 / 24),
         "all, one policy": window(None, policy="exact"), "all, failures": window(None, status="bad"),
     }  # fmt: skip
-    by_window = {name: _p95_ms(partial(_overview, store, chosen), repeats)[1] for name, chosen in windows.items()}
+    by_window = {
+        name: _p95_ms(partial(_overview, store, turn_filter), repeats)[1] for name, turn_filter in windows.items()
+    }
     rng = random.Random(1)  # noqa: S311 # picks threads to read
     with store.reading() as connection:
         last = connection.execute("SELECT max(id) FROM turns").fetchone()[0]

@@ -82,7 +82,7 @@ async def measure(
     """
     progress(f"streaming {stream_tokens} tokens, {rounds} rounds against langchain_core's fake model")
     text = (_TEXT * (stream_tokens // len(_TEXT) + 1))[:stream_tokens]  # the fake model streams single characters
-    ours, fake, ratio = await _interleaved(
+    own_seconds, fake, ratio = await _interleaved(
         rounds, lambda: _ours(list(text)), lambda: _consumed(FakeListChatModel(responses=[text]))
     )
     progress(f"streaming tool calls of {tool_tokens} and {tool_tokens // 2} tokens, {rounds} rounds")
@@ -98,7 +98,7 @@ async def measure(
         leaked_tasks=tasks,
         rounds=rounds,
         stream_tokens=stream_tokens,
-        stream_seconds=ours,
+        stream_seconds=own_seconds,
         stream_baseline_seconds=fake,
         tool_tokens=tool_tokens,
         tool_seconds=whole,
@@ -119,12 +119,12 @@ async def _interleaved(rounds: int, first: Work, second: Work) -> tuple[float, f
     gc.freeze()  # what was there before is the program's, not the chat layer's: neither side pays for looking at it
     try:
         await first(), await second()
-        for place in range(rounds):
-            for side in (0, 1) if place % 2 else (1, 0):
+        for number in range(rounds):
+            for side in (0, 1) if number % 2 else (1, 0):
                 seconds[side].append(await (first, second)[side]())
     finally:
         gc.unfreeze()
-    ratios = [one / other for one, other in zip(*seconds, strict=True)]
+    ratios = [first_seconds / second_seconds for first_seconds, second_seconds in zip(*seconds, strict=True)]
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
 
@@ -156,7 +156,7 @@ def _call_of(tokens: int) -> list[str]:
     head = ["<tool_call>", "\n", '{"name": "', "write", "_file", '", "', "arguments", '": {"', "text", '": "']
     tail = ['"', "}", "}", "\n", "</tool_call>"]
     words = [" word", " and", " line", "\\n", " more"]
-    return [*head, *(words[place % len(words)] for place in range(tokens - len(head) - len(tail))), *tail]
+    return [*head, *(words[number % len(words)] for number in range(tokens - len(head) - len(tail))), *tail]
 
 
 async def leaks(streams: int, *, seed: int = 0) -> tuple[int, int, int]:
@@ -178,7 +178,7 @@ async def leaks(streams: int, *, seed: int = 0) -> tuple[int, int, int]:
                 await asyncio.sleep(0)
 
     readers = [
-        asyncio.create_task(read(draw.randrange(1, 180) if place % 3 == 0 else None)) for place in range(streams)
+        asyncio.create_task(read(draw.randrange(1, 180) if number % 3 == 0 else None)) for number in range(streams)
     ]
     results = await asyncio.gather(*readers, return_exceptions=True)
     for _ in range(3):  # generators that were left behind are closed by the loop's own tasks

@@ -54,29 +54,29 @@ class AgentRuns:
         return {"closed": _thin(self.closed), "open": _thin(self.opened), "rate": self.rate}
 
 
-def run_agents(ask: Ask, found: AgentRuns, runs: int, say: Callable[[str], None], keep: Callable[[], None]) -> None:
+def run_agents(ask: Ask, state: AgentRuns, runs: int, say: Callable[[str], None], keep: Callable[[], None]) -> None:
     """A closed loop of two turns each, four times, and ``runs`` at a fixed rate per engine, engines taking turns.
 
-    Both engines meet the same arrivals; each pair of runs has other ones. What ``found`` already holds is not run
+    Both engines meet the same arrivals; each pair of runs has other ones. What ``state`` already holds is not run
     again, so a later call adds pairs of new arrivals; ``keep`` is called after each pair.
     """
     turn = {"do": "agents", "agents": 32, "shared": 7168, "own": 1024, "new": 2048, "answer": ANSWER}
-    turn["seconds"] = found.seconds
+    turn["seconds"] = state.seconds
     orders = [(BASELINE, OURS), (OURS, BASELINE)]
-    for number in range(len(found.closed[OURS]), CLOSED):
+    for number in range(len(state.closed[OURS]), CLOSED):
         pair = {}
         for column in orders[number % 2]:
             pair[column] = ask(column, {**turn, "turns_each": TURNS})
             say(f"agents, closed loop, {column}: {pair[column]['tokens_per_s']:.0f} tokens/s")
-        _add(found.closed, pair)
+        _add(state.closed, pair)
         keep()
-    for seed in range(found.pairs, runs):
+    for seed in range(state.pairs, runs):
         pair = {}
         for column in orders[(seed + 1) % 2]:
-            pair[column] = ask(column, {**turn, "rate": found.rate, "seed": seed})
+            pair[column] = ask(column, {**turn, "rate": state.rate, "seed": seed})
             first, gaps = _p95(pair[column]["ttft_ms"]), _p95(pair[column]["itl_ms"])
-            say(f"agents, {found.rate:.2f} turns/s, {column}: p95 of TTFT {first:.0f} ms, of ITL {gaps:.1f} ms")
-        _add(found.opened, pair)
+            say(f"agents, {state.rate:.2f} turns/s, {column}: p95 of TTFT {first:.0f} ms, of ITL {gaps:.1f} ms")
+        _add(state.opened, pair)
         keep()
 
 
@@ -94,8 +94,8 @@ def _thin(runs: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
     def percentiles(values: Sequence[float]) -> dict[str, float]:
         if not len(values):
             return {}
-        found = np.percentile(np.asarray(values), [50, 95, 99])
-        return {name: round(float(value), 2) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
+        cuts = np.percentile(np.asarray(values), [50, 95, 99])
+        return {name: round(float(value), 2) for name, value in zip(("p50", "p95", "p99"), cuts, strict=True)}
 
     return {
         column: [{**run, "ttft_ms": percentiles(run["ttft_ms"]), "itl_ms": percentiles(run["itl_ms"])} for run in each]
@@ -103,13 +103,13 @@ def _thin(runs: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
     }
 
 
-def summary(found: AgentRuns) -> dict[str, Any]:
+def summary(agent_runs: AgentRuns) -> dict[str, Any]:
     """Ours over exact: tokens per second, and p95 of all runs' turns together.
 
     ``…_95`` is the 95 % interval: of the runs' ratios for tokens per second; for p95 see ``pooled_ratio``.
     ``…_pairs_95`` is that of each pair's own p95 ratio, another quantity: a p95 of few turns is nearly their maximum.
     """
-    closed, opened = found.closed, found.opened
+    closed, opened = agent_runs.closed, agent_runs.opened
     tokens = [o["tokens_per_s"] / e["tokens_per_s"] for e, o in zip(closed[BASELINE], closed[OURS], strict=True)]
     result: dict[str, Any] = {"tokens_per_s_ratio": round(statistics.fmean(tokens), 4)}
     if len(tokens) > 1:
@@ -127,5 +127,5 @@ def summary(found: AgentRuns) -> dict[str, Any]:
     return result
 
 
-def _ends(found: Mapping[str, float]) -> list[float]:
-    return [round(found["low95"], 4), round(found["high95"], 4)]
+def _ends(interval: Mapping[str, float]) -> list[float]:
+    return [round(interval["low95"], 4), round(interval["high95"], 4)]

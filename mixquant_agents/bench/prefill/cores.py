@@ -29,21 +29,21 @@ def _loop() -> float:
 def by_speed(measure: Callable[[], float] = _loop) -> list[int]:
     """This process's cores, the fastest first."""
     allowed = os.sched_getaffinity(0)
-    found = {}
+    seconds = {}
     try:
         for core in sorted(allowed):
             os.sched_setaffinity(0, {core})
-            found[core] = measure()
+            seconds[core] = measure()
     finally:
         os.sched_setaffinity(0, allowed)
-    return sorted(found, key=lambda core: found[core])
+    return sorted(seconds, key=lambda core: seconds[core])
 
 
 def pin_threads(cores: Sequence[int], tasks: Path = Path("/proc/self/task")) -> int:
     """The main thread on the first of ``cores``, all other threads on the rest; how many threads there are."""
     threads = [int(path.name) for path in tasks.iterdir()]
     for thread in threads:
-        wanted: Iterable[int] = cores[:1] if thread == os.getpid() else cores[1:] or cores
+        own_cores: Iterable[int] = cores[:1] if thread == os.getpid() else cores[1:] or cores
         with suppress(ProcessLookupError):  # it has ended meanwhile
-            os.sched_setaffinity(thread, wanted)
+            os.sched_setaffinity(thread, own_cores)
     return len(threads)

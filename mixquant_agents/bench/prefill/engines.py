@@ -90,8 +90,8 @@ class EngineProcess:
         if not line:
             tail = "".join(self._log.read_text(errors="replace").splitlines(keepends=True)[-15:])
             raise EngineStartError(f"engine {self.name!r} ended; its log ({self._log}) ends with:\n{tail}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        event: dict[str, Any] = json.loads(line)
+        return event
 
     def wait_for(self, *events: str) -> dict[str, Any]:
         """The next event of these kinds.
@@ -102,13 +102,13 @@ class EngineProcess:
         if "ready" in events and self._ready is not None:
             return self._ready
         while True:
-            found = self._read()
-            if found.get("event") == "ready":
-                self._ready = found
-            if found.get("event") == "failed":
-                raise EngineStartError(f"engine {self.name!r} did not start: {found['text']}; see {self._log}")
-            if found.get("event") in events:
-                return found
+            event = self._read()
+            if event.get("event") == "ready":
+                self._ready = event
+            if event.get("event") == "failed":
+                raise EngineStartError(f"engine {self.name!r} did not start: {event['text']}; see {self._log}")
+            if event.get("event") in events:
+                return event
 
     def go(self) -> None:
         """Let the engine start, which until now has only imported."""
@@ -122,12 +122,12 @@ class EngineProcess:
         """
         self._write(request)
         while True:
-            found = self._read()
-            if "result" in found:
-                result: dict[str, Any] = found["result"]
+            event = self._read()
+            if "result" in event:
+                result: dict[str, Any] = event["result"]
                 return result
-            if "error" in found:
-                raise EngineStartError(f"engine {self.name!r}: {found['error']}; see {self._log}")
+            if "error" in event:
+                raise EngineStartError(f"engine {self.name!r}: {event['error']}; see {self._log}")
 
     def close(self) -> None:
         """End the process."""

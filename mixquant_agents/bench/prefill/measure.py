@@ -59,8 +59,8 @@ class Measurements:
     def _tokens(self, count: int, seed: int | None = None) -> list[int]:
         random = self._random if seed is None else np.random.default_rng(seed)
         low, high = VOCABULARY
-        found: list[int] = random.integers(low, min(high, self._vocabulary), size=count).tolist()
-        return found
+        tokens: list[int] = random.integers(low, min(high, self._vocabulary), size=count).tolist()
+        return tokens
 
     def _add(self, tokens: list[int], answer: int, logprobs: int | None = None, lora: str = "") -> str:
         from vllm import SamplingParams
@@ -232,19 +232,19 @@ class Measurements:
         for group in [prompts] if company else [[prompt] for prompt in prompts]:
             ids: dict[str, list[int]] = {}
             clear: dict[str, list[float]] = {}
-            asked, waiting, steps = list(group), list(company or ()), 0
-            while asked or self.engine.has_unfinished_requests():
-                if asked and steps % 2 == 0:
-                    name = self._add(asked.pop(0), answer, logprobs=2, lora=lora)
+            unasked, waiting, steps = list(group), list(company or ()), 0
+            while unasked or self.engine.has_unfinished_requests():
+                if unasked and steps % 2 == 0:
+                    name = self._add(unasked.pop(0), answer, logprobs=2, lora=lora)
                     ids[name], clear[name] = [], []
-                elif not asked and waiting and steps % 4 == 1:
+                elif not unasked and waiting and steps % 4 == 1:
                     self._add(waiting.pop(), 1, lora=lora)
                 for output in self.engine.step():
                     name = _own_name(output.request_id, ids)
                     if name in ids:
                         ids[name].extend(output.outputs[0].token_ids)
-                        for place in output.outputs[0].logprobs or ():
-                            best, second = sorted((value.logprob for value in place.values()), reverse=True)[:2]
+                        for candidates in output.outputs[0].logprobs or ():
+                            best, second = sorted((value.logprob for value in candidates.values()), reverse=True)[:2]
                             clear[name].append(best - second)
                 steps += 1
             answers += ids.values()
@@ -255,20 +255,20 @@ class Measurements:
         """The log probability of each prompt's tokens but its first, read in one go and not from the prefix cache."""
         from vllm import SamplingParams
 
-        found: list[list[float]] = []
+        logprobs: list[list[float]] = []
         for prompt in prompts:
             self._count += 1
             params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True)
             self.engine.add_request(f"bench-{self._count}", {"prompt_token_ids": prompt}, params)
             for _, output in self._run():
                 places = zip(prompt[1:], (output.prompt_logprobs or [])[1:], strict=False)
-                found.append([place[token].logprob for token, place in places if place])
-        return {"logprobs": found}
+                logprobs.append([candidates[token].logprob for token, candidates in places if candidates])
+        return {"logprobs": logprobs}
 
 
-def _own_name(request_id: str, known: Container[str]) -> str:
+def _own_name(request_id: str, names: Container[str]) -> str:
     """The name a request was added under; vLLM may have appended a suffix."""
-    return request_id if request_id in known else request_id.rsplit("-", 1)[0]
+    return request_id if request_id in names else request_id.rsplit("-", 1)[0]
 
 
 def _adapter(folder: str) -> Any | None:

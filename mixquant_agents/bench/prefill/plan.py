@@ -136,15 +136,15 @@ def groups(
     names = list(dict.fromkeys(map(engine_of, columns)))
     base = [name for name in PAIR if name in names]
     others = sorted((name for name in names if name not in PAIR), key=lambda name: needed_gib(name, kv, config, gpus))
-    found: list[list[str]] = [base] if base else []
+    members: list[list[str]] = [base] if base else []
     for name in others:
-        if found and sum(needed_gib(each, kv, config, gpus) for each in [*found[-1], name]) <= room:
-            found[-1].append(name)
+        if members and sum(needed_gib(each, kv, config, gpus) for each in [*members[-1], name]) <= room:
+            members[-1].append(name)
         else:
-            found.append([OURS, name] if OURS in names else [name])
+            members.append([OURS, name] if OURS in names else [name])
     planned = []
-    for place, each in enumerate(found):
-        mine = [c for c in columns if engine_of(c) in each and (place == 0 or c in each)]
+    for number, each in enumerate(members):
+        mine = [c for c in columns if engine_of(c) in each and (number == 0 or c in each)]
         _fits(each, dict.fromkeys(each, kv), config, total_gib, gpus)
         planned.append(Group(tuple(mine), dict.fromkeys(each, kv), max_len, tuple(cases)))
     if agents and set(PAIR) <= set(names):

@@ -30,8 +30,8 @@ class _Runs:
 
     def columns(self, case: str) -> list[str]:
         """Who ran a case, in the order of the table."""
-        found = {column for run in self.runs for round_ in run.rounds for column in round_.get(case, {})}
-        return sorted(found, key=lambda column: COLUMNS.index(column) if column in COLUMNS else len(COLUMNS))
+        columns = {column for run in self.runs for round_ in run.rounds for column in round_.get(case, {})}
+        return sorted(columns, key=lambda column: COLUMNS.index(column) if column in COLUMNS else len(COLUMNS))
 
     def rounds_of(self, case: str, *columns: str) -> list[list[float]] | None:
         """Per column the median of each round, of the first run that has them all; ``None`` for under two rounds."""
@@ -47,15 +47,15 @@ class _Runs:
         pair = [per_turn(run.rounds, case, column, turns) for column in ("exact", OURS)] if run else [[], []]
         if len(pair[0]) < 2:
             return None
-        found: dict[str, Any] = {**speedup(*pair), "pairs": len(pair[0])}
+        gains: dict[str, Any] = {**speedup(*pair), "pairs": len(pair[0])}
         for other in ("exact_default", "uniform-fp8"):
             rounds = self.rounds_of(case, other, OURS)
             if rounds:
-                found[f"against_{other}"] = speedup(*rounds)
+                gains[f"against_{other}"] = speedup(*rounds)
         last = self.rounds_of(case, "exact", f"{OURS}-exact-last")
         if last:
-            found["exact_last"] = speedup(*last)
-        return found
+            gains["exact_last"] = speedup(*last)
+        return gains
 
 
 def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | None = None) -> dict[str, Any]:
@@ -69,13 +69,13 @@ def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | Non
     gains: dict[str, dict[str, Any]] = {}
     tpot: dict[str, float] = {}
     for case in all_runs.cases:
-        found = {}
+        by_column = {}
         for column in all_runs.columns(case):
             run = all_runs.having(case, column)
             if run is not None:
-                found[column] = per_round(run.rounds, case, column)
-        ms[case] = {column: round(statistics.median(values), 3) for column, values in found.items()}
-        detail[case] = {column: spread(values) for column, values in found.items()}
+                by_column[column] = per_round(run.rounds, case, column)
+        ms[case] = {column: round(statistics.median(values), 3) for column, values in by_column.items()}
+        detail[case] = {column: spread(values) for column, values in by_column.items()}
         gain = all_runs.gains(case)
         if gain is None:
             continue
@@ -99,8 +99,8 @@ def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | Non
 
 def table(result: Mapping[str, Any]) -> str:
     """For people: milliseconds per case and engine, and the speed-up over ``exact``."""
-    known = {engine for row in result["ms"].values() for engine in row}
-    engines = [name for name in COLUMNS if name in known]
+    measured = {engine for row in result["ms"].values() for engine in row}
+    engines = [name for name in COLUMNS if name in measured]
     lines = [
         "  ".join(["case".ljust(16), *(name.rjust(max(9, len(name))) for name in engines), "speed-up (95 % from)"])
     ]

@@ -180,8 +180,8 @@ def _steps(shape: ModelShape, rows: int, kind: Literal["exact", "fp8"]) -> float
 def _tiling(shape: ModelShape, rows: int, mode: Mode) -> float:
     """Time for an operation in products of this shape, over that in those the rate was measured on."""
     kind: Literal["exact", "fp8"] = "exact" if mode == "exact" else "fp8"
-    here, known = (_steps(s, rows, kind) * s.layers / s.weights for s in (shape, ModelShape.of("qwen3-8b")))
-    return here / known
+    here, reference = (_steps(s, rows, kind) * s.layers / s.weights for s in (shape, ModelShape.of("qwen3-8b")))
+    return here / reference
 
 
 def _chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
@@ -208,13 +208,13 @@ def _features(
     return products, attention, elements
 
 
-def seconds(shape: ModelShape, tokens: int, cached: int, mode: Mode, found: Fit, gpu: Gpu) -> float:
+def seconds(shape: ModelShape, tokens: int, cached: int, mode: Mode, fitted: Fit, gpu: Gpu) -> float:
     """Time to read ``tokens`` new tokens behind ``cached`` ones."""
-    base = GPUS[found.gpu]
-    products, attention, elements = _features(shape, tokens, cached, mode, gpu, found.gpu)
-    moved = found.elementwise["exact" if mode == "exact" else "fp8"] * elements
-    host = found.fixed + found.per_token * (tokens + cached)
-    return products + attention / (found.attention * gpu.bf16 / base.bf16) + moved / gpu.bandwidth + host
+    base = GPUS[fitted.gpu]
+    products, attention, elements = _features(shape, tokens, cached, mode, gpu, fitted.gpu)
+    moved = fitted.elementwise["exact" if mode == "exact" else "fp8"] * elements
+    host = fitted.fixed + fitted.per_token * (tokens + cached)
+    return products + attention / (fitted.attention * gpu.bf16 / base.bf16) + moved / gpu.bandwidth + host
 
 
 def _case(name: str) -> tuple[int, int]:
@@ -248,7 +248,7 @@ def fit(
 
 
 def held_out_errors(
-    ms: Mapping[str, Mapping[str, float]], shape: ModelShape, found: Fit, cases: Sequence[str] = FIT_CASES
+    ms: Mapping[str, Mapping[str, float]], shape: ModelShape, fitted: Fit, cases: Sequence[str] = FIT_CASES
 ) -> dict[str, dict[str, float]]:
     """Predicted over measured, less one, of every case of 512 and more new tokens that was not fitted."""
     errors: dict[str, dict[str, float]] = {}
@@ -257,7 +257,7 @@ def held_out_errors(
             continue
         tokens, cached = _case(name)
         errors[name] = {
-            column: seconds(shape, tokens, cached, mode, found, GPUS[found.gpu]) * 1e3 / row[column] - 1
+            column: seconds(shape, tokens, cached, mode, fitted, GPUS[fitted.gpu]) * 1e3 / row[column] - 1
             for mode, column in _MEASURED
         }
     return errors
@@ -271,12 +271,12 @@ def predict(model: str, gpu: str) -> dict[str, Any]:
     """
     if gpu not in GPUS:
         raise ConfigError(f"no data sheet for GPU {gpu!r}; choose one of {', '.join(GPUS)}")
-    shape, target, found = ModelShape.of(model), GPUS[gpu], FITS.get(gpu, H100)
+    shape, target, fitted = ModelShape.of(model), GPUS[gpu], FITS.get(gpu, H100)
     mode: Mode = "fp8" if target.fp4 is None else "nvfp4"
     rows = []
     for tokens in PAPER_5090:
-        exact = seconds(shape, tokens, 0, "exact", found, target)
-        quantized = seconds(shape, tokens, 0, mode, found, target)
+        exact = seconds(shape, tokens, 0, "exact", fitted, target)
+        quantized = seconds(shape, tokens, 0, mode, fitted, target)
         rows.append(
             {
                 "tokens": tokens,
@@ -296,7 +296,7 @@ def predict(model: str, gpu: str) -> dict[str, Any]:
         "gpu": target.name,
         "model": model,
         "format": mode,
-        "fitted_on": GPUS[found.gpu].name,
+        "fitted_on": GPUS[fitted.gpu].name,
         "rows": rows,
         "table": "\n".join(lines),
     }

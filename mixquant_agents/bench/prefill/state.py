@@ -48,11 +48,11 @@ class State:
         Raises:
             ConfigError: the file holds measurements of something else.
         """
-        held = {"gpus": 1, **self.info} if self.info else what  # files from before --gpus say nothing of it
+        stored = {"gpus": 1, **self.info} if self.info else what  # files from before --gpus say nothing of it
         for name, value in what.items():
-            if held.get(name, value) != value:
+            if stored.get(name, value) != value:
                 raise ConfigError(
-                    f"{self.path} holds a run with {name} {held[name]!r}, not {value!r}; give another --state"
+                    f"{self.path} holds a run with {name} {stored[name]!r}, not {value!r}; give another --state"
                 )
         self.info |= what
 

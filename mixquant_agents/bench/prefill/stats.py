@@ -47,14 +47,14 @@ def ratio_interval(ratios: Sequence[float]) -> dict[str, float]:
     logs = [math.log(ratio) for ratio in ratios]
     mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
     factor = _T_975[min(len(logs) - 1, len(_T_975)) - 1]
-    found = {
+    interval = {
         "median": statistics.median(ratios),
         "low95": math.exp(mean - factor * error),
         "high95": math.exp(mean + factor * error),
     }
     if len(ratios) >= 6:
-        found["median_low95"], found["median_high95"] = median_interval(ratios)
-    return found
+        interval["median_low95"], interval["median_high95"] = median_interval(ratios)
+    return interval
 
 
 def pooled_ratio(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], quantile: float = 0.95) -> dict[str, float]:
@@ -67,14 +67,14 @@ def pooled_ratio(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], quant
     Raises:
         ValueError: fewer than two pairs with values on both sides.
     """
-    found = [pair for pair in pairs if len(pair[0]) and len(pair[1])]
-    n = len(found)
+    whole_pairs = [pair for pair in pairs if len(pair[0]) and len(pair[1])]
+    n = len(whole_pairs)
     if n < 2:
         raise ValueError(f"an interval needs at least two pairs, not {n}")
     sides = []
     for side in (0, 1):
-        values = np.concatenate([np.asarray(pair[side], dtype=float) for pair in found])
-        owners = np.repeat(np.arange(n), [len(pair[side]) for pair in found])
+        values = np.concatenate([np.asarray(pair[side], dtype=float) for pair in whole_pairs])
+        owners = np.repeat(np.arange(n), [len(pair[side]) for pair in whole_pairs])
         order = np.argsort(values)
         sides.append((values[order], owners[order]))
 
@@ -94,9 +94,9 @@ def _weighted_quantile(ordered: npt.NDArray[Any], weights: npt.NDArray[Any], qua
     return float(ordered[np.searchsorted(total, quantile * total[-1])])
 
 
-def speedup(baseline: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """How many times faster ``ours`` is; each is one median per round, in the same order of rounds."""
-    return ratio_interval([b / o for b, o in zip(baseline, ours, strict=True)])
+def speedup(baseline: Sequence[float], candidate: Sequence[float]) -> dict[str, float]:
+    """How many times faster ``candidate`` is; each is one median per round, in the same order of rounds."""
+    return ratio_interval([b / o for b, o in zip(baseline, candidate, strict=True)])
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -108,11 +108,11 @@ def per_turn(
     rounds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], case: str, engine: str, turns: int
 ) -> list[float]:
     """The median of each turn: a round in which engines went back and forth ``turns`` times counts so many times."""
-    found = []
+    medians = []
     for values in (r[case][engine] for r in rounds if r.get(case, {}).get(engine)):
         each = len(values) // turns
-        found += [statistics.median(values[at : at + each]) for at in range(0, each * turns, each)]
-    return found
+        medians += [statistics.median(values[at : at + each]) for at in range(0, each * turns, each)]
+    return medians
 
 
 def per_round(rounds: Sequence[Mapping[str, Mapping[str, Sequence[float]]]], case: str, engine: str) -> list[float]:

@@ -30,7 +30,7 @@ class Session(Measurements):
         import torch
 
         model_bytes = self.engine.collective_rpc(_weight_bytes)[0]
-        found = {
+        status = {
             "start_seconds": self.start_seconds,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "weight_bytes": model_bytes,
@@ -39,8 +39,8 @@ class Session(Measurements):
             "device_free_bytes": torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None,
         }
         if plugin:
-            found["plugin"] = self.engine.collective_rpc("mixquant_status")[0]
-        return found
+            status["plugin"] = self.engine.collective_rpc("mixquant_status")[0]
+        return status
 
     def reload(self, path: str) -> dict[str, Any]:
         """Load the weights of another checkpoint of the same shape into the running engine."""

@@ -53,6 +53,6 @@ def command(
         table.add_column(name)
     for name, key, unit, target in _ROWS:
         value = result[key]
-        shown = "not run" if value is None else f"{value:,} {unit}".strip()
-        table.add_row(name, shown, "" if target is None else f"≤ {target} {unit}".strip())
+        text = "not run" if value is None else f"{value:,} {unit}".strip()
+        table.add_row(name, text, "" if target is None else f"≤ {target} {unit}".strip())
     result_console().print(table)

@@ -41,7 +41,7 @@ def command(
     PrecisionPolicy.of(policy)  # a wrong name is told before anything is prepared
     kinds = comma_list(tools)
     folder = demo.demo_folder(docs)
-    chosen = demo.demo_tools(folder, kinds)
+    demo_tools = demo.demo_tools(folder, kinds)
     # The built-in questions are about the built-in notes.
     usual = [text for wants, text in demo.QUESTIONS if wants in kinds and (docs is None or wants in _ANYWHERE)]
     questions = question or usual
@@ -50,13 +50,13 @@ def command(
         raise ConfigError(f"there is no built-in question for --tools {tools!r}{beside}; give one with --question")
     notes = progress_console()
     out = notes if as_json else result_console()
-    names = ", ".join(tool.name for tool in chosen) or "none"
+    names = ", ".join(tool.name for tool in demo_tools) or "none"
     notes.print(f"tools: {names}; files in {folder}", style="dim", soft_wrap=True)
 
     async def go() -> demo.DemoResult:
         engine = VllmEngine(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), max_num_seqs=4))
         try:
-            return await demo.run_demo(engine, chosen, questions, max_tokens=max_tokens, events=_narrate(out))
+            return await demo.run_demo(engine, demo_tools, questions, max_tokens=max_tokens, events=_narrate(out))
         finally:
             await engine.aclose()
 

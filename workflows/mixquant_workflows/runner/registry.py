@@ -61,10 +61,10 @@ def suite(name: str) -> Suite:
     """
     if name not in _SUITES:
         raise ConfigError(f"no benchmark suite {name!r}; choose one of {', '.join(_SUITES)}")
-    place, arguments = _SUITES[name]
-    module, kind = place.split(":")
-    made: Suite = getattr(importlib.import_module(f"mixquant_workflows.suites.{module}"), kind)(*arguments)
-    return made
+    target, arguments = _SUITES[name]
+    module, kind = target.split(":")
+    benchmark: Suite = getattr(importlib.import_module(f"mixquant_workflows.suites.{module}"), kind)(*arguments)
+    return benchmark
 
 
 def model_folder(model: str) -> str:

@@ -48,13 +48,13 @@ def _processor() -> str:
 
 def versions() -> dict[str, str]:
     """Of Python and of every package that a score may depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def session_note(command: str, **more: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def compare_runs(rows: Sequence[Row], first: Sequence[Row]) -> dict[str, dict[st
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for suite, policies in summarise(rows).items():
         for policy in policies:
-            mine, theirs = (_scores(some, suite, policy) for some in (rows, first))
+            mine, theirs = (_scores(run_rows, suite, policy) for run_rows in (rows, first))
             both = [case for case in mine if case in theirs]
             if not both:
                 raise ConfigError(f"the first run has no case of {suite} under {policy} in common with this one")
@@ -130,12 +130,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        report = json.loads(path.read_text())
     except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict) or not ({"suites", "peers", "runs"} & found.keys()):
+        report = None
+    if not isinstance(report, dict) or not ({"suites", "peers", "runs"} & report.keys()):
         raise ConfigError(f"{path} is no report of this command; name another file or remove it")
-    return found
+    return report
 
 
 def _rounded(value: Any) -> Any:

@@ -48,12 +48,12 @@ class ResultFile:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(first)
             return
-        found, *lines = map(_parsed, text.splitlines())
-        if not isinstance(found, dict) or found.get("run") != header:
-            raise ConfigError(f"{path} holds results of another run ({found}); name another file or remove it")
-        kept = [line for line in lines if isinstance(line, dict)]  # a kill may have cut a line: its case runs again
-        self.rows = [line for line in kept if "note" not in line]
-        self.notes = [line["note"] for line in kept if "note" in line]
+        stored, *lines = map(_parsed, text.splitlines())
+        if not isinstance(stored, dict) or stored.get("run") != header:
+            raise ConfigError(f"{path} holds results of another run ({stored}); name another file or remove it")
+        rows = [line for line in lines if isinstance(line, dict)]  # a kill may have cut a line: its case runs again
+        self.rows = [line for line in rows if "note" not in line]
+        self.notes = [line["note"] for line in rows if "note" in line]
         self._glue = "" if text.endswith("\n") else "\n"
 
     @classmethod
@@ -149,5 +149,5 @@ def _figures(rows: Sequence[Row], base: Sequence[Row], is_base: bool) -> dict[st
 
 def _total(turns: Sequence[Row], name: str) -> float | None:
     """Sum over turns; ``None`` where no turn knows it."""
-    known = [turn[name] for turn in turns if turn.get(name) is not None]
-    return sum(known) if known else None
+    values = [turn[name] for turn in turns if turn.get(name) is not None]
+    return sum(values) if values else None

@@ -65,10 +65,10 @@ async def run_suites(
     for suite in suites:
         cases = choose(suite.cases(), n, seed)
         done = results.done(suite.name, policy)
-        left = [case for case in cases if case.id not in done]
-        progress(suite.name, policy, len(cases) - len(left), len(cases))
+        unfinished = [case for case in cases if case.id not in done]
+        progress(suite.name, policy, len(cases) - len(unfinished), len(cases))
 
-        async def one(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
+        async def run_case(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
             async with slots:
                 row = await _run_case(suite, case, model, case_seconds, f"{suite.name}/{policy}/{case.id}")
             results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
@@ -76,8 +76,8 @@ async def run_suites(
 
         try:
             async with asyncio.TaskGroup() as group:
-                for case in left:
-                    group.create_task(one(case))
+                for case in unfinished:
+                    group.create_task(run_case(case))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 

@@ -63,8 +63,8 @@ class AgentsPlan:
 
     def header(self) -> dict[str, Any]:
         """What must be equal for a run to go on in the same file."""
-        chosen = {key: str(value) for key, value in asdict(self).items() if key not in _FREE}
-        return {**chosen, "weights": Path(model_folder(self.model)).name}
+        fixed = {key: str(value) for key, value in asdict(self).items() if key not in _FREE}
+        return {**fixed, "weights": Path(model_folder(self.model)).name}
 
     def chosen_suites(self) -> list[tuple[Suite, int | None]]:
         """Suites and cases of each: ``name``, or ``name:n`` where a suite has its own number.
@@ -276,6 +276,6 @@ def _without_scores(policies: dict[str, dict[str, Any]], left_out: int) -> dict[
             figures.pop(name, None)
         figures["turns_that_did_not_fit"] = left_out
         for name in ("ttft_p50_ms", "prefill_s", "decode_s", "task_p50_s"):
-            known = base.get(name) and figures[name] is not None
-            figures[f"{name}_vs_exact"] = figures[name] / base[name] if known else None
+            comparable = base.get(name) and figures[name] is not None
+            figures[f"{name}_vs_exact"] = figures[name] / base[name] if comparable else None
     return policies

@@ -34,8 +34,8 @@ def paired_ratio(
     pairs = list(zip(above, below, strict=True))
     ratios = []
     for _ in range(resamples):
-        one, other = zip(*draw.choices(pairs, k=len(pairs)), strict=True)
-        ratios.append(statistic(one) / statistic(other))
+        first, second = zip(*draw.choices(pairs, k=len(pairs)), strict=True)
+        ratios.append(statistic(first) / statistic(second))
     ratios.sort()
     return statistic(above) / statistic(below), (ratios[int(0.025 * resamples)], ratios[int(0.975 * resamples) - 1])
 

@@ -51,12 +51,12 @@ class TraceTurn:
 
 def _stream(name: str, begin: int, end: int) -> list[int]:
     """Blocks of 64 tokens, each drawn from its own seed, so that any part of a stream costs only its length."""
-    found: list[int] = []
+    prompt: list[int] = []
     for block in range(begin // 64, -(-end // 64)):
         draw = random.Random(f"{name}/{block}")  # noqa: S311 - the same tokens in every run
         tokens = [draw.randrange(100, 10_000) for _ in range(64)]
-        found += tokens[max(0, begin - 64 * block) : end - 64 * block]
-    return found
+        prompt += tokens[max(0, begin - 64 * block) : end - 64 * block]
+    return prompt
 
 
 def read_trace(path: Path, limit: int | None = None) -> list[list[TraceTurn]]:
@@ -100,8 +100,8 @@ def _from_store(path: Path, limit: int | None) -> list[list[TraceTurn]]:
                 if not record.prompt_tokens or not record.decode_tokens:
                     continue
                 shared = _first(before, record.cached_tokens or 0)
-                known = sum(end - begin for _, begin, end in shared)
-                prompt = (*shared, (f"{summary.thread_id}/{number}", 0, record.prompt_tokens - known))
+                cached = sum(end - begin for _, begin, end in shared)
+                prompt = (*shared, (f"{summary.thread_id}/{number}", 0, record.prompt_tokens - cached))
                 turns.append(TraceTurn(prompt, record.decode_tokens))
                 before = prompt
             if turns:
@@ -130,7 +130,7 @@ def _from_mooncake(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
             blocks = [str(block) for block in row.get("hash_ids") or ()]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}, request {number + 1}: {error!r}; Mooncake lines need input_length") from error
-        hashed = ((block, place * _MOONCAKE_BLOCK) for place, block in enumerate(blocks))
+        hashed = ((block, index * _MOONCAKE_BLOCK) for index, block in enumerate(blocks))
         runs = [(block, 0, min(_MOONCAKE_BLOCK, length - begin)) for block, begin in hashed if begin < length]
         rest = length - sum(end for _, _, end in runs)  # tokens without a hash are this request's own
         runs += [(f"own-{number}", 0, rest)] if rest else []
@@ -147,10 +147,10 @@ def _from_aiperf(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceT
             raise ConfigError(f"{path}, line {number + 1}: neither input_length (Mooncake) nor turns or text (AIPerf)")
         name, length, thread = str(row.get("session_id", f"line-{number}")), 0, []
         for turn in turns:
-            said = turn if isinstance(turn, str) else turn.get("text") or ""
+            text = turn if isinstance(turn, str) else turn.get("text") or ""
             words = turn.get("input_length") if isinstance(turn, dict) else None
             answer = int((turn.get("output_length") if isinstance(turn, dict) else 0) or _DEFAULT_ANSWER)
-            length += int(words or max(1, round(len(str(said).split()) * _WORDS_TO_TOKENS)))
+            length += int(words or max(1, round(len(str(text).split()) * _WORDS_TO_TOKENS)))
             thread.append(TraceTurn(((name, 0, length),), answer))
             length += answer
         threads.append(thread)

@@ -39,13 +39,13 @@ async def run_trace(
     emulated = engine.info.emulated
     finished = 0
 
-    async def one(number: int, thread: Sequence[TraceTurn]) -> None:
+    async def run_thread(number: int, thread: Sequence[TraceTurn]) -> None:
         nonlocal finished
         if str(number) not in done:
             async with slots:
                 began = time.monotonic()
                 turns = [
-                    await _turn(engine, turn, f"trace-{policy}-{number}-{place}") for place, turn in enumerate(thread)
+                    await _turn(engine, turn, f"trace-{policy}-{number}-{index}") for index, turn in enumerate(thread)
                 ]
                 for turn in turns:
                     turn["emulated"] = emulated
@@ -64,7 +64,7 @@ async def run_trace(
 
     async with asyncio.TaskGroup() as group:
         for number, thread in enumerate(threads):
-            group.create_task(one(number, thread))
+            group.create_task(run_thread(number, thread))
 
 
 async def _turn(engine: VllmEngine, turn: TraceTurn, request_id: str) -> dict[str, Any]:

@@ -68,8 +68,8 @@ class AaLcr:
         answer = str(last_answer(messages).text)
         judge = _Asked(self._judge or model)
         (verdict,) = await _benchmark().judge(_arguments(judge_model=judge), [question], [truth], [answer], None)
-        said = str(judge.messages[-1].text)[:60]
-        why = "" if verdict == 1 else f"judged {said!r}: {answer[:120]!r}"
+        judgement = str(judge.messages[-1].text)[:60]
+        why = "" if verdict == 1 else f"judged {judgement!r}: {answer[:120]!r}"
         return Verdict(
             score=float(verdict or 0), why=why, messages=messages, measures={"judged": float(verdict in (0, 1))}
         )

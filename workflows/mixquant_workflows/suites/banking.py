@@ -56,10 +56,10 @@ class BankingKnowledge:
         graph = retrieval_agent(model, index, system=_SYSTEM, max_chars=3_000)
         question = HumanMessage(f"The customer's situation, in the customer's own briefing:\n\n{case.data['needs']}")
         state = await graph.ainvoke({"messages": [question]})
-        wanted = set(case.data["documents"])
-        missing = wanted - {source["path"] for source in state["sources"]}
-        recall = 1 - len(missing) / len(wanted)
-        why = f"{len(missing)} of {len(wanted)} documents not found, such as {min(missing)}" if missing else ""
+        required = set(case.data["documents"])
+        missing = required - {source["path"] for source in state["sources"]}
+        recall = 1 - len(missing) / len(required)
+        why = f"{len(missing)} of {len(required)} documents not found, such as {min(missing)}" if missing else ""
         return Verdict(score=recall, why=why, messages=state["messages"], measures={"all_found": float(not missing)})
 
     def oracle(self, case: Case) -> list[Answer]:

@@ -52,11 +52,11 @@ class HotpotQa:
         answer = re.sub(r"\s*\[\d+(?:\s*,\s*\d+)*\]", "", str(last_answer(state["messages"]).text)).strip()
         metrics = await asyncio.to_thread(importlib.import_module, "transformers.data.metrics.squad_metrics")
         f1 = float(metrics.compute_f1(case.data["answer"], answer))
-        wanted = {title for title, _ in case.data["supporting_facts"]}
-        found = {source["path"] for source in state["sources"]}
+        gold = {title for title, _ in case.data["supporting_facts"]}
+        retrieved = {source["path"] for source in state["sources"]}
         measures = {
             "exact_match": float(metrics.compute_exact(case.data["answer"], answer)),
-            "recall": len(wanted & found) / len(wanted),
+            "recall": len(gold & retrieved) / len(gold),
         }
         why = "" if f1 == 1 else f"wanted {case.data['answer']!r}, got {answer[:120]!r}"
         return Verdict(score=f1, why=why, messages=state["messages"], measures=measures)

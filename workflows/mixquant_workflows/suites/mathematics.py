@@ -42,8 +42,8 @@ class Mathematics:
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         answer = await model.ainvoke([HumanMessage(_PROMPT.format(question=case.data["question"]))])
-        found, right = await asyncio.to_thread(_judge, str(answer.text), case.data["answer"])
-        why = "" if right else f"wanted {case.data['answer']}, got {found!r}"
+        extracted, right = await asyncio.to_thread(_judge, str(answer.text), case.data["answer"])
+        why = "" if right else f"wanted {case.data['answer']}, got {extracted!r}"
         return Verdict(score=float(right), why=why[:300], messages=[answer])
 
     def oracle(self, case: Case) -> list[Answer]:
@@ -58,10 +58,10 @@ def _judge(text: str, truth: str) -> tuple[str | None, bool]:
     except ImportError as error:
         needed = "math-verify latex2sympy2-extended antlr4-python3-runtime"
         raise MissingBenchmarkError(f"{_REQUIREMENT} needs: pip install --no-deps {needed} ({error})") from error
-    found = extract(text)
-    if found is None:
+    extracted = extract(text)
+    if extracted is None:
         return None, False
     # Off the main thread its alarm-based time limit cannot be used; the run has a time limit of its own.
     gold = checker.parse(truth, parsing_timeout=None)
-    prediction = checker.parse(f"${found}$", parsing_timeout=None)
-    return found, bool(checker.verify(gold, prediction, timeout_seconds=None))
+    prediction = checker.parse(f"${extracted}$", parsing_timeout=None)
+    return extracted, bool(checker.verify(gold, prediction, timeout_seconds=None))

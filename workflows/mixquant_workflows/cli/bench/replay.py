@@ -25,11 +25,11 @@ def command(
     from mixquant_workflows.runner.registry import suite as find
     from mixquant_workflows.runner.replay import replay
 
-    chosen = find(suite)
+    benchmark = find(suite)
     with Progress(console=progress_console(), transient=True) as bar:
         task = bar.add_task(f"replaying {suite}", total=None)
         result = asyncio.run(
-            replay(chosen, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total))
+            replay(benchmark, limit=limit, progress=lambda done, total: bar.update(task, completed=done, total=total))
         )
     if as_json:
         print_json(result)
@@ -37,7 +37,7 @@ def command(
         out = result_console()
         out.print(f"{suite}: {result['passed']} of {result['total']} ground truths pass")
         for name, reason in {**result["documented_misses"], **result["undocumented_misses"]}.items():
-            known = "upstream" if name in result["documented_misses"] else "UNEXPLAINED"
-            out.print(f"  {name} ({known}): {reason}")
+            kind = "upstream" if name in result["documented_misses"] else "UNEXPLAINED"
+            out.print(f"  {name} ({kind}): {reason}")
     if result["undocumented_misses"]:
         raise typer.Exit(1)

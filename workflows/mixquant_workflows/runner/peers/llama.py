@@ -116,8 +116,8 @@ async def llama_cpp(plan: PeersPlan) -> dict[str, Any]:
         if lines[-1].startswith(_MISSING):
             raise MissingDependencyError(lines[-1].removeprefix(_MISSING))
         raise EngineStartError(f"the process with llama.cpp ended with status {child.returncode}: {lines[-1][:300]}")
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result
 
 
 def _main() -> None:

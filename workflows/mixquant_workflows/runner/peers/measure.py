@@ -145,15 +145,15 @@ class _Run:
 
 def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
     """Ours over the peer's, turn by turn or round by round (the same texts), with intervals."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, key, statistic in (
         ("overhead_ratio", "overhead_ms", median),
         ("wall_ratio", "wall_s", median),
         ("tokens_ratio", "tokens_per_second", fmean),
     ):
         count = 16 if name == "tokens_ratio" else 1
-        found[f"{name}_{count}"], found[f"{name}_ci95"] = paired_ratio(ours[key], peer[key], statistic)
-    return found
+        result[f"{name}_{count}"], result[f"{name}_ci95"] = paired_ratio(ours[key], peer[key], statistic)
+    return result
 
 
 class _Sum(BaseModel):

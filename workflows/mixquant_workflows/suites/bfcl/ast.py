@@ -51,7 +51,7 @@ class BfclAst:
         self.categories = tuple(categories)
 
     def cases(self) -> list[Case]:
-        found: list[Case] = []
+        cases: list[Case] = []
         folder = package_folder("bfcl_eval", BFCL_REQUIREMENT)
         for category in self.categories:
             check_data(folder, BFCL[category], BFCL_REQUIREMENT)
@@ -65,8 +65,8 @@ class BfclAst:
                     "functions": bare["function"],
                     "truth": truth["ground_truth"] if truth else None,
                 }
-                found.append(Case(entry["id"], data))
-        return found
+                cases.append(Case(entry["id"], data))
+        return cases
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         messages = convert_to_messages(case.data["messages"])

@@ -47,14 +47,14 @@ class BfclMemory:
         entries = bfcl().load(self._category)
         truths = {truth["id"]: truth["ground_truth"] for truth in bfcl().truths(self._category)}
         self._before = {}
-        found: list[Case] = []
+        cases: list[Case] = []
         for entry in entries:
             if "prereq" in entry["id"]:
                 self._before.setdefault(entry["scenario"], []).append(entry)
             else:
                 truth = truths[entry["id"].replace(self._category, "memory")]
-                found.append(Case(entry["id"], {"entry": entry, "truth": truth}))
-        return found
+                cases.append(Case(entry["id"], {"entry": entry, "truth": truth}))
+        return cases
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         entry = case.data["entry"]

@@ -41,10 +41,10 @@ def call_of(values: Mapping[str, Sequence[Any]], properties: Mapping[str, Any], 
 
 
 def _first(options: Sequence[Any], description: Mapping[str, Any]) -> Any:
-    wanted = [option for option in options if option != ""]
-    if not wanted:
+    values = [option for option in options if option != ""]
+    if not values:
         return "" if description.get("type") == "string" and list(options) == [""] else _LEFT_OUT
-    value = wanted[0]
+    value = values[0]
     if description.get("type") in _RECORDS and isinstance(value, dict):
         return _fields(value)
     if isinstance(value, list) and (description.get("items") or {}).get("type") in _RECORDS:
@@ -53,8 +53,8 @@ def _first(options: Sequence[Any], description: Mapping[str, Any]) -> Any:
 
 
 def _fields(truth: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {key: _first(options, {}) if isinstance(options, list) else options for key, options in truth.items()}
-    return {key: value for key, value in chosen.items() if value is not _LEFT_OUT}
+    arguments = {key: _first(options, {}) if isinstance(options, list) else options for key, options in truth.items()}
+    return {key: value for key, value in arguments.items() if value is not _LEFT_OUT}
 
 
 def _java(value: Any, kind: str, inner: str | None) -> str:

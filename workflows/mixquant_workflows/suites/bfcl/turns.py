@@ -43,20 +43,20 @@ class BfclTurns:
         self.categories = tuple(categories)
 
     def cases(self) -> list[Case]:
-        found: list[Case] = []
+        cases: list[Case] = []
         folder = package_folder("bfcl_eval", BFCL_REQUIREMENT)
         for category in self.categories:
             check_data(folder, BFCL[category], BFCL_REQUIREMENT)
             for entry, truth in zip(bfcl().load(category), bfcl().truths(category), strict=True):
-                found.append(Case(entry["id"], {"entry": entry, "truth": truth["ground_truth"], "category": category}))
-        return found
+                cases.append(Case(entry["id"], {"entry": entry, "truth": truth["ground_truth"], "category": category}))
+        return cases
 
     async def run(self, case: Case, model: BaseChatModel) -> Verdict:
         entry = case.data["entry"]
         systems = Systems(entry, "long_context" in case.data["category"])
         functions = list(entry["function"])
         messages: list[AnyMessage] = []
-        made: list[list[list[str]]] = []
+        calls_by_turn: list[list[list[str]]] = []
         for number, turn in enumerate(entry["question"]):
             added = (entry.get("missed_function") or {}).get(str(number))
             if added:
@@ -73,10 +73,12 @@ class BfclTurns:
             )
             state = await graph.ainvoke({"messages": messages}, {"recursion_limit": 4 * bfcl().step_limit})
             new, messages = state["messages"][len(messages) :], state["messages"]
-            made.append([_texts(message) for message in new if isinstance(message, AIMessage) and message.tool_calls])
-        return Verdict(**self._check(case, made, systems), messages=messages)
+            calls_by_turn.append(
+                [_texts(message) for message in new if isinstance(message, AIMessage) and message.tool_calls]
+            )
+        return Verdict(**self._check(case, calls_by_turn, systems), messages=messages)
 
-    def _check(self, case: Case, made: list[list[list[str]]], systems: Systems) -> dict[str, Any]:
+    def _check(self, case: Case, calls_by_turn: list[list[list[str]]], systems: Systems) -> dict[str, Any]:
         """The official verdict on all calls, by turn and step. The checker runs them again on systems of its own, which
         must then be in the same state as ours: else the model saw other answers than it is judged by."""
         entry, truth, category = case.data["entry"], case.data["truth"], case.data["category"]
@@ -84,7 +86,7 @@ class BfclTurns:
         # state that an earlier run left behind.
         name = f"mixquant_{next(_run_numbers)}"
         try:
-            result = bfcl().turn_checker(copy.deepcopy(made), truth, copy.deepcopy(entry), category, name)
+            result = bfcl().turn_checker(copy.deepcopy(calls_by_turn), truth, copy.deepcopy(entry), category, name)
             theirs = {key: system for key, system in bfcl().state.items() if key.startswith(f"{name}_eval_")}
         finally:
             for key in [key for key in bfcl().state if key.startswith(name + "_")]:

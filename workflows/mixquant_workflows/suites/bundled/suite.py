@@ -56,16 +56,16 @@ class BundledTools:
                 missed += [f"the answer lacks {value!r}" for value in turn.expects if not holds(answer, value)]
             missed += await asyncio.to_thread(_wrong_files, Path(name, "files"), task)
             # What is said must have been worked out: an answer without the tools it needs is a guess.
-            made = {call["name"] for m in messages if isinstance(m, AIMessage) for call in m.tool_calls}
-            if not made:
+            called = {call["name"] for m in messages if isinstance(m, AIMessage) for call in m.tool_calls}
+            if not called:
                 missed.append("no tool was called")
         calls = sum(len(turn.calls) for turn in task.turns)
-        wanted = {call for turn in task.turns for call, _ in turn.calls}
+        required = {call for turn in task.turns for call, _ in turn.calls}
         return Verdict(
             score=float(not missed),
             why="; ".join(missed)[:300],
             messages=messages,
-            measures={"right_tools": len(wanted & made) / len(wanted), "calls_wanted": float(calls)},
+            measures={"right_tools": len(required & called) / len(required), "calls_wanted": float(calls)},
         )
 
     def oracle(self, case: Case) -> list[Answer]:

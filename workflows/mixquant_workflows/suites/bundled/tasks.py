@@ -43,11 +43,11 @@ def _task(line: str) -> Task:
     name, tools, says, calls, expects = (part.strip() for part in text.split(" | "))
     turns = tuple(
         UserTurn(
-            said.strip(),
+            question.strip(),
             tuple(_call(item) for item in called.split("; ") if item.strip()),
             tuple(value.strip() for value in expected.split(" & ") if value.strip()),
         )
-        for said, called, expected in zip(says.split("//"), calls.split("//"), expects.split("//"), strict=True)
+        for question, called, expected in zip(says.split("//"), calls.split("//"), expects.split("//"), strict=True)
     )
     path, _, content = state.partition(": ")
     return Task(name, tuple(tools.split()), turns, ((path.strip(), content.replace("\\n", "\n")),) if path else ())

@@ -59,8 +59,10 @@ def to_tau2(messages: Sequence[AnyMessage], side: Side = "assistant") -> list[An
                 if not message.tool_calls and not message.invalid_tool_calls:
                     converted.append(kind(role=speaker, content=str(message.text)))
                 continue
-            made = [package.ToolCall(id=c["id"], name=c["name"], arguments=c["args"], requestor=side) for c in calls]
-            converted.append(kind(role=speaker, tool_calls=made))
+            tool_calls = [
+                package.ToolCall(id=c["id"], name=c["name"], arguments=c["args"], requestor=side) for c in calls
+            ]
+            converted.append(kind(role=speaker, tool_calls=tool_calls))
             for call in calls:
                 answer = answered[str(call["id"])]
                 error = bool(answer.artifact["error"])

@@ -62,11 +62,11 @@ class Tau2:
         scripted = self._user == "scripted"
         user: User = ScriptedUser(task, environment) if scripted else ModelUser(task, environment, model)
         while True:
-            done, said = await user.next(messages)
-            trajectory += [*done, tau2().UserMessage(role="user", content=said)]
-            if said == STOP:
+            done, reply = await user.next(messages)
+            trajectory += [*done, tau2().UserMessage(role="user", content=reply)]
+            if reply == STOP:
                 break
-            asked = [*messages, HumanMessage(said)]
+            asked = [*messages, HumanMessage(reply)]
             state = await graph.ainvoke({"messages": asked}, {"recursion_limit": 4 * _MAX_STEPS})
             messages = state["messages"]
             trajectory += to_tau2(messages[len(asked) :])
@@ -127,5 +127,5 @@ class Tau2:
                     item.arguments for item in criteria.env_assertions or [] if item.func_name == "assert_task_status"
                 )
             ]
-        told = "Done. " + " ".join(str(info) for info in criteria.communicate_info or [])
-        return [*answers, told, *["Is there anything else?"] * 8]
+        final = "Done. " + " ".join(str(info) for info in criteria.communicate_info or [])
+        return [*answers, final, *["Is there anything else?"] * 8]

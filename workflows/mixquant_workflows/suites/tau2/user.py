@@ -49,7 +49,7 @@ class ScriptedUser:
             done += self._act(self._actions.pop(0), len(self._actions))
         if done:
             return done, "I have done that. Please go on if anything is left to do."
-        asked = [place for place, message in enumerate(messages) if isinstance(message, HumanMessage)]
+        asked = [index for index, message in enumerate(messages) if isinstance(message, HumanMessage)]
         acted = any(isinstance(message, ToolMessage) for message in messages[asked[-1] :]) if asked else False
         left = any(action.requestor == "user" for action in self._actions)
         finished = (acted and not left) or self._turns > (_MAX_TURNS if left else 3)
