@@ -21,7 +21,8 @@ from mixquant_agents.engine.vllm.parsers import (
     tag_model_of,
 )
 from mixquant_agents.engine.vllm.render import bundled_template
-from mixquant_agents.errors import ConfigError, EngineError
+from mixquant_agents.errors import ConfigError
+from tests.engine.byte_tokenizer import byte_tokenizer
 
 ADD = {
     "type": "function",
@@ -30,22 +31,15 @@ ADD = {
 HERMES = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<minimax:tool_call>", "</minimax:tool_call>"]
 MARKS += [f"<｜tool▁{part}｜>" for part in ("calls▁begin", "calls▁end", "call▁begin", "call▁end", "sep")]
+MARKS += ["<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>", "<|tool_call|>"]
+MARKS += ["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
 MARKS += ["<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>", "[TOOL_CALLS]", "<|python_tag|>"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """One token per byte, and one per marker."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    plain = Tokenizer(models.BPE(vocab={char: place for place, char in enumerate(alphabet)}, merges=[]))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=plain)
-    made.add_special_tokens({"additional_special_tokens": MARKS})
-    return made
+    return byte_tokenizer(special=MARKS)
 
 
 def read(parser: OutputParser, tokenizer: Any, text: str, prompt: str = "user: hi") -> dict[str, Any]:
@@ -198,10 +192,15 @@ def test_hermes_cost_is_linear(tokenizer: Any) -> None:
 
 
 def names(
-    template: str, model: str = "m", *, bundled: bool = False, form: str = "native", **settings: Any
+    template: str, model: str = "m", *, bundled: bool = False, form: str = "native", call: str = "", **settings: Any
 ) -> tuple[str | None, str | None]:
+    """``call``: what the template makes of the probe's call, ``probe(a="b")``."""
     renderer: Any = SimpleNamespace(
-        template=template, bundled=bundled, tool_form=form, tokenizer=settings.pop("tokenizer")
+        template=template,
+        bundled=bundled,
+        tool_form=form,
+        tokenizer=settings.pop("tokenizer"),
+        answer_text=lambda *_: call,
     )
     return parser_names(EngineConfig(model=model, **settings), renderer)
 
@@ -235,7 +234,7 @@ def test_tools_in_words_are_read_as_hermes(tokenizer: Any) -> None:
 def test_names_are_taken_or_refused(tokenizer: Any) -> None:
     assert names("", tool_parser="xlam", reasoning_parser="qwen3", tokenizer=tokenizer) == ("xlam", "qwen3")
     assert names("<tool_call> <think>", tool_parser=None, reasoning_parser=None, tokenizer=tokenizer) == (None, None)
-    with pytest.raises(ConfigError, match=r"tool_parser 'nope' is unknown; vLLM has: .*hermes"):
+    with pytest.raises(ConfigError, match=r"tool_parser 'nope' is unknown; there are: .*hermes"):
         names("", tool_parser="nope", tokenizer=tokenizer)
     with pytest.raises(ConfigError, match="reasoning_parser 'nope' is unknown"):
         names("", reasoning_parser="nope", tokenizer=tokenizer)
@@ -248,12 +247,98 @@ def test_a_parser_must_fit_the_tokenizer() -> None:
     assert names("<|python_tag|>", tokenizer=bare) == ("hermes", None)  # auto gives it up
 
 
-def test_a_parser_of_vllms_that_fails_is_told_in_our_words() -> None:
-    class Broken:
-        def parse_delta(self, *_: Any, **__: Any) -> Any:
-            raise IndexError("list index out of range")
+@pytest.mark.parametrize(
+    ("call", "parser"),
+    [
+        ('<tool_call>\n{"name": "probe", "arguments": {"a": "b"}}\n</tool_call>', "hermes"),
+        ("<tool_call>\n<function=probe>\n<parameter=a>\nb\n</parameter>\n</function>\n</tool_call>", "qwen3_coder"),
+        ('{"name": "probe", "parameters": {"a": "b"}}', "llama3_json"),
+        ("[probe(a='b')]", "pythonic"),
+        ("<function_calls>\nprobe(a='b')\n</function_calls>", "olmo3"),
+        ('<|tool_call|>[{"name": "probe", "arguments": {"a": "b"}}]', "granite"),
+        ('<TOOLCALL>[{"name": "probe", "arguments": {"a": "b"}}]</TOOLCALL>', "nemotron_json"),
+        ('<tool_calls>[{"name": "probe", "arguments": {"a": "b"}}]</tool_calls>', "hunyuan_a13b"),
+        ('Action:\n```json\n[{"tool_name": "probe", "parameters": {"a": "b"}}]\n```', "command_r"),
+        ('<|START_ACTION|>[{"tool_name": "probe", "parameters": {"a": "b"}}]<|END_ACTION|>', "cohere_command3"),
+        ('[{"name": "probe", "arguments": {"a": "b"}}]', "xlam"),
+        ('functools[{"name": "probe", "arguments": {"a": "b"}}]', "phi4_mini_json"),
+        ("<tool_call>probe\n<arg_key>a</arg_key>\n<arg_value>b</arg_value>\n</tool_call>", "glm47"),
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>probe\n```json\n"
+            '{"a": "b"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+            "deepseek_v3",
+        ),
+        (
+            '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>probe<｜tool▁sep｜>{"a": "b"}'
+            "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            "deepseek_v31",
+        ),
+        ('<|tool_call>call:probe{a:<|"|>b<|"|>}<tool_call|>', "gemma4"),
+        (' to=functions.probe<|channel|>commentary json<|message|>{"a": "b"}<|call|>', "openai"),
+    ],
+)
+def test_the_parser_is_proven_on_a_call_that_the_template_wrote(tokenizer: Any, call: str, parser: str) -> None:
+    source = "no marks"
+    assert names(source, call=call, tokenizer=tokenizer)[0] == parser
 
-    parser = object.__new__(VllmOutputParser)
-    parser._parser, parser._request, parser._started, parser._finished = Broken(), None, False, False
-    with pytest.raises(EngineError, match="parser failed on this answer: IndexError"):
-        parser.feed(TokenDelta(text="x"))
+
+class Broken:
+    """A parser of vLLM's that has had enough after the first word."""
+
+    def __init__(self) -> None:
+        self.words = 0
+
+    def parse_delta(self, text: str, *_: Any, **__: Any) -> Any:
+        self.words += 1
+        if self.words > 1:
+            raise IndexError("list index out of range")
+        return SimpleNamespace(content=text, tool_calls=None)
+
+
+def test_an_answer_on_which_vllms_parser_fails_is_text_from_there_on(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    parser = parser_of(tokenizer, "xlam")
+    assert isinstance(parser, VllmOutputParser)
+    parser._parser = Broken()
+    got = read(parser, tokenizer, "Just words.")
+    assert (got["content"], got["invalid"]) == ("Just words.", [])
+    assert "IndexError: list index out of range" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tool", "text"),
+    [
+        ("pythonic", "[add(a=one)]"),
+        ("phi4_mini_json", '{"name": "add", "arguments": {}}'),
+        ("llama3_json", '{"name": "add"'),
+    ],
+)
+def test_a_call_that_vllms_parser_drops_is_an_invalid_call(tokenizer: Any, tool: str, text: str) -> None:
+    got = read(parser_of(tokenizer, tool), tokenizer, text)
+    kept = got["content"] + got["arguments"] + "".join(raw for raw, _ in got["invalid"]) + "".join(got["names"])
+    for word in ("add", "one") if "one" in text else ("add",):
+        assert word in kept
+
+
+def test_a_thought_ends_at_a_call_of_any_syntax(tokenizer: Any) -> None:
+    text = "Look.\n<tool_call>\n<function=add>\n<parameter=a>1</parameter>\n</function>\n</tool_call>"
+    got = read(parser_of(tokenizer, "qwen3_coder", "qwen3"), tokenizer, text, "assistant\n<think>\n")
+    assert (got["reasoning"], got["names"], got["content"].strip()) == ("Look.", ["add"], "")
+    assert json.loads(got["arguments"]) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "names_", [("qwen3_coder", "qwen3"), ("deepseek_v3", "deepseek_r1"), ("minimax_m2", "minimax_m2")]
+)
+def test_an_answer_without_thoughts_is_content(tokenizer: Any, names_: tuple[str, str]) -> None:
+    got = read(parser_of(tokenizer, *names_), tokenizer, "Just words.")
+    assert (got["content"], got["reasoning"]) == ("Just words.", "")
+    got = read(parser_of(tokenizer, *names_), tokenizer, "Hm.</think>Just words.", "assistant\n<think>\n")
+    assert (got["content"], got["reasoning"]) == ("Just words.", "Hm.")
+
+
+def test_mistrals_id_behind_the_name_is_the_id() -> None:
+    tokenizer = byte_tokenizer(special=["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"])
+    got = read(parser_of(tokenizer, "mistral"), tokenizer, '[TOOL_CALLS]add[CALL_ID]abcDEF123[ARGS]{"a": 1}')
+    assert (got["names"], got["ids"], json.loads(got["arguments"])) == (["add"], ["abcDEF123"], {"a": 1})

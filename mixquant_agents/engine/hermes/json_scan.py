@@ -6,11 +6,14 @@ import json
 import re
 from typing import Any
 
-__all__ = ["ValueScanner"]
+__all__ = ["MARKER_STARTS", "ValueScanner"]
+
+MARKER_STARTS = "<`"
+"""Characters with which markers begin, and which JSON has in strings alone."""
 
 _IN_STRING = re.compile(r'[\\"]')
-_OUTSIDE = re.compile(r'["{}\[\]<]')
-_LITERAL_END = re.compile(r'[\s,}\]:{\["<]')
+_OUTSIDE = re.compile(rf'["{{}}\[\]{MARKER_STARTS}]')
+_LITERAL_END = re.compile(rf'[\s,}}\]:{{\["{MARKER_STARTS}]')
 
 
 class ValueScanner:
@@ -50,7 +53,8 @@ class ValueScanner:
 
     def feed(self, text: str, at: int) -> int:
         """Scan ``text`` from ``at`` (the first time: the value's first character); returns the index after the last
-        character of the value. A ``<`` outside strings is never JSON: the scan stops before it."""
+        character of the value. A character of ``MARKER_STARTS`` outside strings is never
+        JSON: the scan stops before it."""
         if not self._started:
             self._started = True
             self.container = text[at] in "{["
@@ -72,7 +76,7 @@ class ValueScanner:
                 self._escaped = True
             elif char == '"':
                 self._in_string = not self._in_string
-            elif char == "<":
+            elif char in MARKER_STARTS:
                 return at - 1
             else:
                 self._depth += 1 if char in "{[" else -1

@@ -1,25 +1,26 @@
 """Answers → content, reasoning and tool calls: which parser a model needs, and vLLM's parsers behind ``OutputParser``.
 
-Hermes calls and ``<think>`` blocks are read by the incremental parser of this library: vLLM's Hermes parser looks at
-the whole answer again with every token (2.4 to 2.8 times the work for twice the tokens) and drops what is no valid
-call. Every other syntax is read by vLLM's own parser.
+JSON calls between markers (``hermes.JSON_CALLS``), blocks of reasoning between tags, and harmony are read by the
+incremental parsers of this library: vLLM's Hermes parser looks at the whole answer again with every token (2.4 to 2.8
+times the work for twice the tokens) and drops what is no valid call; its harmony parser needs a vocabulary from the
+network; for some of these families it has none. Every other syntax is read by vLLM's own parser.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.base import (
-    Delta,
-    JsonObject,
-    ToolCallDelta,
-    ToolChoice,
-)
-from mixquant_agents.engine.hermes import HermesParser
+from mixquant_agents.engine.base import Delta, JsonObject, ToolCallDelta, ToolChoice
+from mixquant_agents.engine.harmony import HarmonyParser
+from mixquant_agents.engine.hermes import JSON_CALLS, THINK_CLOSE, THINK_OPEN, HermesParser, Markers
+from mixquant_agents.engine.hermes.thoughts import ThoughtSplitter
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
+from mixquant_agents.engine.vllm.families import THINK_TAGS, answer_markers, call_marks, reasoning_of, tool_parsers_of
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
 from mixquant_agents.engine.vllm.render import Renderer
 from mixquant_agents.errors import ConfigError, EngineError
@@ -28,94 +29,93 @@ __all__ = ["VllmOutputParser", "make_parser", "parser_names", "reasoning_counter
 
 logger = logging.getLogger("mixquant_agents.engine")
 
-_TOOL_MARKS = (
-    ("<|channel|>commentary", "openai"),
-    ("<function=", "qwen3_coder"),
-    ("<arg_key>", "glm45"),
-    ("<minimax:tool_call>", "minimax_m2"),
-    ("<|tool_calls_section_begin|>", "kimi_k2"),
-    ("<｜tool▁calls▁begin｜>", "deepseek_v3"),
-    ("<|START_ACTION|>", "cohere_command3"),
-    ("<seed:tool_call>", "seed_oss"),
-    ("[TOOL_CALLS]", "mistral"),
-    ("<|tool_call>call:", "gemma4"),
-    ("<start_function_call>", "functiongemma"),
-    ("<|python_tag|>", "llama3_json"),
-    ("<tool_call>", "hermes"),
-)
-"""What a chat template that knows this call syntax contains → vLLM's tool parser; the first match wins."""
-
-_REASONING_MARKS = (
-    ("<|channel|>analysis", "openai_gptoss"),
-    ("<|channel>thought", "gemma4"),
-    ("<seed:think>", "seed_oss"),
-    ("[THINK]", "mistral"),
-    ("<think>", None),  # by family, below
-)
-_THINK_FAMILIES = (
-    ("deepseek", "deepseek_r1"), ("glm", "glm45"), ("minimax", "minimax_m2"), ("kimi", "kimi_k2"),
-    ("nemotron", "nemotron_v3"), ("step3", "step3"), ("qwen", "qwen3"),
-)  # fmt: skip
-_THINK_TAGGED = frozenset({"qwen3", "deepseek_r1", "deepseek_v3", "glm45", "glm47", "nemotron_v3", "holo2", "step3"})
-"""Reasoning parsers of vLLM that read ``<think>…</think>``."""
+_PROBE: JsonObject = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "",
+        "parameters": {"type": "object", "properties": {"a": {"type": "string"}}},
+    },
+}
+_PROBE_CALL: JsonObject = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": "probe0001", "type": "function", "function": {"name": "probe", "arguments": '{"a": "b"}'}}],
+}
+_HARMONY = ("openai", "openai_gptoss")
 
 
 def parser_names(config: EngineConfig, renderer: Renderer) -> tuple[str | None, str | None]:
     """Names of the tool parser and the reasoning parser for this model.
 
     Raises:
-        ConfigError: a parser was named that the installed vLLM does not have.
+        ConfigError: a parser was named that neither the installed vLLM nor this library has, or that does not fit.
     """
     from vllm.reasoning import ReasoningParserManager
     from vllm.tool_parsers import ToolParserManager
 
-    tools = {*ToolParserManager.lazy_parsers, *ToolParserManager.tool_parsers}
+    tools = {*ToolParserManager.lazy_parsers, *ToolParserManager.tool_parsers, *JSON_CALLS}
     reasoners = {*ReasoningParserManager.lazy_parsers, *ReasoningParserManager.reasoning_parsers}
-    template = renderer.template or ""
     tool, reasoning = config.tool_parser, config.reasoning_parser
-    if tool == "auto":
-        marked = next((name for mark, name in _TOOL_MARKS if mark in template), None)
-        tool = marked if marked in tools and renderer.tool_form != "prompted" else "hermes"
-    elif tool is not None and tool not in tools:
-        raise ConfigError(f"tool_parser {tool!r} is unknown; vLLM has: {', '.join(sorted(tools))}")
-    wanted = config.tool_parser, config.reasoning_parser
-    if reasoning == "auto":
-        reasoning = _auto_reasoning(template, config.model, reasoners) if not renderer.bundled else None
-    elif reasoning is not None and reasoning not in reasoners:
+    if tool not in ("auto", None) and tool not in tools:
+        raise ConfigError(f"tool_parser {tool!r} is unknown; there are: {', '.join(sorted(tools))}")
+    if reasoning not in ("auto", None) and reasoning not in reasoners:
         raise ConfigError(f"reasoning_parser {reasoning!r} is unknown; vLLM has: {', '.join(sorted(reasoners))}")
-    return _fitting((tool, reasoning), wanted, renderer.tokenizer)
+    source = renderer.template or _renders_itself(renderer)
+    if reasoning == "auto":
+        reasoning = None if renderer.bundled else reasoning_of(source, config.model, reasoners)
+        if _misfit((None, reasoning), renderer.tokenizer) is not None:
+            reasoning = None
+    if tool == "auto":
+        tool = _proven(renderer, source, reasoning, tools)
+    problem = _misfit((tool, reasoning), renderer.tokenizer)
+    if problem is not None:
+        raise ConfigError(f"tool_parser {tool!r} and reasoning_parser {reasoning!r} do not fit: {problem}") from problem
+    return tool, reasoning
 
 
-def _fitting(
-    names: tuple[str | None, str | None], wanted: tuple[str | None, str | None], tokenizer: Any
-) -> tuple[str | None, str | None]:
-    """The same names, when vLLM's parsers find the tokens they need; those chosen by ``auto`` are given up otherwise.
+def _renders_itself(renderer: Renderer) -> str:
+    """What stands for the template's source where the tokenizer has none: the special tokens that mark calls."""
+    vocabulary = renderer.tokenizer.get_vocab()
+    return " ".join(mark for mark in ("[TOOL_CALLS]", "[THINK]") if mark in vocabulary)
 
-    Raises:
-        ConfigError: a parser that was asked for by name does not fit the tokenizer.
-    """
-    tool, reasoning = names
+
+def _proven(renderer: Renderer, source: str, reasoning: str | None, known: set[str]) -> str:
+    """The first tool parser that reads back a call which the template wrote; else the likeliest that fits."""
+    if renderer.tool_form == "prompted":
+        return "hermes"
+    try:
+        call = renderer.answer_text(_PROBE_CALL, [_PROBE])
+    except Exception:  # the template cannot write an answer that nothing follows
+        call = ""
+    likely, others = tool_parsers_of(source, call)
+    fitting = [
+        name for name in (*likely, *others) if name in known and _misfit((name, reasoning), renderer.tokenizer) is None
+    ]
+    proven = (name for name in fitting if call and _reads_back(name, renderer.tokenizer, call))
+    return next(proven, None) or next((name for name in fitting if name in likely), "hermes")
+
+
+def _reads_back(tool: str, tokenizer: Any, call: str) -> bool:
+    """Whether the parser finds the probe's call in its text."""
+    parser = make_parser((tool, None), tokenizer, [_PROBE], "auto")
+    ids = list(tokenizer.encode(call, add_special_tokens=False))
+    try:
+        outs = [parser.feed(TokenDelta(call, tuple(ids), finish_reason="stop", prompt_token_ids=())), parser.finish()]
+        pieces = [piece for out in outs for piece in out.tool_calls]
+        arguments = json.loads("".join(piece.arguments for piece in pieces))
+    except (EngineError, ValueError):
+        return False
+    return [piece.name for piece in pieces if piece.name] == ["probe"] and arguments == {"a": "b"}
+
+
+def _misfit(names: tuple[str | None, str | None], tokenizer: Any) -> Exception | None:
+    """Why these parsers do not go with the tokenizer; ``None`` where they do."""
     try:
         make_parser(names, tokenizer, [_PROBE], "auto")
-        reasoning_counter(reasoning, tokenizer)
+        reasoning_counter(names[1], tokenizer)
     except Exception as error:  # parsers raise what they like
-        if reasoning is not None and wanted[1] == "auto":
-            return _fitting((tool, None), wanted, tokenizer)
-        if tool != "hermes" and wanted[0] == "auto":
-            return _fitting(("hermes", reasoning), wanted, tokenizer)
-        raise ConfigError(f"tool_parser {tool!r} and reasoning_parser {reasoning!r} do not fit: {error}") from error
-    return names
-
-
-_PROBE: JsonObject = {"type": "function", "function": {"name": "probe", "parameters": {"type": "object"}}}
-
-
-def _auto_reasoning(template: str, model: str, known: set[str]) -> str | None:
-    for mark, name in _REASONING_MARKS:
-        if mark in template:
-            family = next((parser for part, parser in _THINK_FAMILIES if part in model.lower()), "qwen3")
-            chosen = name or family
-            return chosen if chosen in known else None
+        return error
     return None
 
 
@@ -125,6 +125,8 @@ def tag_model_of(tool_parser: str | None) -> str | None:
         return tool_parser
     from vllm.tool_parsers import ToolParserManager
 
+    if tool_parser not in {*ToolParserManager.lazy_parsers, *ToolParserManager.tool_parsers}:
+        return None  # one of ours
     name: str | None = ToolParserManager.get_tool_parser(tool_parser).structural_tag_model
     return name
 
@@ -138,10 +140,10 @@ def reasoning_counter(name: str | None, tokenizer: Any) -> Callable[[Sequence[in
     parser = ReasoningParserManager.get_reasoning_parser(name)(tokenizer)
     if type(parser).count_reasoning_tokens is ReasoningParser.count_reasoning_tokens:
         return None  # vLLM's default answers 0 for "cannot tell"
-    opening = tokenizer.encode("<think>", add_special_tokens=False)
+    opening = tokenizer.encode(THINK_OPEN, add_special_tokens=False)
 
     def count(prompt: Sequence[int], answer: Sequence[int]) -> int:
-        begun = opening if _ends_thinking(tokenizer, prompt) else []
+        begun = opening if _ends_thinking(tokenizer, prompt, THINK_OPEN) else []
         return int(parser.count_reasoning_tokens([*begun, *answer]))
 
     return count
@@ -161,26 +163,33 @@ def make_parser(
     """
     tool, reasoning = names
     active = tools_active(tools, choice) and tool is not None
-    hermes = not active or calls_in_hermes(tag_model_of(tool), choice)
-    if hermes and (reasoning is None or reasoning in _THINK_TAGGED):
-        return ThinkingHermesParser(tokenizer, tools=active, reasoning=reasoning is not None)
-    return VllmOutputParser(None if not active else "hermes" if hermes else tool, reasoning, tokenizer, tools, choice)
+    in_hermes = active and calls_in_hermes(tag_model_of(tool), choice)
+    if (tool in _HARMONY or reasoning in _HARMONY) and not in_hermes:
+        return HarmonyParser(tools=active)
+    syntax = tool if active and not in_hermes else "hermes"
+    markers = answer_markers(syntax, reasoning)
+    if markers is not None:
+        return ThinkingHermesParser(tokenizer, markers, tools=active, reasoning=reasoning is not None)
+    if reasoning in THINK_TAGS and syntax is not None:
+        return ThinkingVllmParser(syntax, THINK_TAGS[reasoning], tokenizer, tools, choice)
+    return VllmOutputParser(syntax if active else None, reasoning, tokenizer, tools, choice)
 
 
 class ThinkingHermesParser:
-    """:class:`HermesParser`, begun inside a ``<think>`` block where the prompt left one open."""
+    """:class:`HermesParser`, begun inside a block of reasoning where the prompt left one open."""
 
-    def __init__(self, tokenizer: Any, *, tools: bool, reasoning: bool) -> None:
+    def __init__(self, tokenizer: Any, markers: Markers, *, tools: bool, reasoning: bool) -> None:
         self._tokenizer = tokenizer
-        self._parser = HermesParser(tools=tools, reasoning=reasoning)
+        self._opening = markers.think_open
+        self._parser = HermesParser(tools=tools, reasoning=reasoning, markers=markers)
         self._fresh = reasoning
 
     def feed(self, delta: TokenDelta) -> Delta:
         """See :class:`OutputParser`."""
         if self._fresh:
             self._fresh = False
-            if delta.prompt_token_ids and _ends_thinking(self._tokenizer, delta.prompt_token_ids):
-                self._parser.feed(TokenDelta(text="<think>\n"))
+            if delta.prompt_token_ids and _ends_thinking(self._tokenizer, delta.prompt_token_ids, self._opening):
+                self._parser.feed(TokenDelta(text=f"{self._opening}\n"))
         return self._parser.feed(delta)
 
     def finish(self) -> Delta:
@@ -188,14 +197,63 @@ class ThinkingHermesParser:
         return self._parser.finish()
 
 
-def _ends_thinking(tokenizer: Any, prompt: Sequence[int]) -> bool:
-    """Whether the prompt's last tokens open a ``<think>`` block; templates do it at the very end."""
-    tail = tokenizer.decode(list(prompt[-8:]))
-    return bool(tail.rstrip().endswith("<think>"))
+def _ends_thinking(tokenizer: Any, prompt: Sequence[int], opening: str) -> bool:
+    """Whether the prompt's last tokens open a block of reasoning; templates do it at the very end."""
+    tail = tokenizer.decode(list(prompt[-24:]))
+    return bool(tail.rstrip().endswith(opening))
+
+
+class ThinkingVllmParser:
+    """Reasoning between tags, split off by this library, and vLLM's tool parser for what follows.
+
+    vLLM's reasoning parsers for such tags take an answer for reasoning from its first word on, whether or not the
+    prompt or the answer opens the block, and most of them take a call in an unclosed thought for a part of it.
+    """
+
+    def __init__(
+        self, tool: str, tags: tuple[str, str], tokenizer: Any, tools: Sequence[JsonObject], choice: ToolChoice
+    ) -> None:
+        self._tool, self._tags, self._tokenizer = tool, tags, tokenizer
+        self._thoughts: ThoughtSplitter | None = None
+        self._answer = VllmOutputParser(tool, None, tokenizer, tools, choice)
+
+    def feed(self, delta: TokenDelta) -> Delta:
+        """See :class:`OutputParser`."""
+        if self._thoughts is None:
+            begun = bool(delta.prompt_token_ids) and _ends_thinking(
+                self._tokenizer, delta.prompt_token_ids or (), self._tags[0]
+            )
+            self._thoughts = ThoughtSplitter(*self._tags, call_marks(self._tool), begun=begun)
+        elif self._thoughts.done:
+            return self._answer.feed(delta)
+        reasoning, rest = self._thoughts.feed(delta.text)
+        out = self._rest(rest, delta) if rest or delta.finish_reason is not None else Delta()
+        return replace(out, reasoning=reasoning + out.reasoning)
+
+    def finish(self) -> Delta:
+        """See :class:`OutputParser`."""
+        reasoning, rest = self._thoughts.finish() if self._thoughts is not None else ("", "")
+        out = self._rest(rest, TokenDelta()) if rest else Delta()
+        last = self._answer.finish()
+        return Delta(
+            out.content + last.content,
+            reasoning + out.reasoning + last.reasoning,
+            (*out.tool_calls, *last.tool_calls),
+            last.invalid_calls,
+        )
+
+    def _rest(self, text: str, delta: TokenDelta) -> Delta:
+        """What follows the thought, with tokens of its own: it may be a part of its delta."""
+        ids = delta.token_ids if text == delta.text else self._tokenizer.encode(text, add_special_tokens=False)
+        return self._answer.feed(replace(delta, text=text, token_ids=tuple(ids)))
 
 
 class VllmOutputParser:
-    """vLLM's tool and reasoning parsers for one answer. Their cost is theirs: some re-read the whole answer."""
+    """vLLM's tool and reasoning parsers for one answer. Their cost is theirs: some re-read the whole answer.
+
+    What they drop is not lost: an answer that they take for a call and cannot read is an invalid call, and one on which
+    they fail is content from there on.
+    """
 
     def __init__(
         self, tool: str | None, reasoning: str | None, tokenizer: Any, tools: Sequence[JsonObject], choice: ToolChoice
@@ -213,8 +271,13 @@ class VllmOutputParser:
             tool_choice="auto" if tool is not None else "none" if tools else None,
         )
         self._parser = parser_class(tokenizer, self._request.tools)
-        self._started = False
-        self._finished = False
+        self._tokenizer = tokenizer
+        self._names = frozenset(str(entry["function"]["name"]) for entry in tools)
+        self._markers = frozenset(tokenizer.get_added_vocab())
+        self._started = self._finished = self._failed = self._called = False
+        self._raw: list[str] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
 
     def feed(self, delta: TokenDelta) -> Delta:
         """See :class:`OutputParser`."""
@@ -223,24 +286,77 @@ class VllmOutputParser:
             self._started = True
             prompt = list(delta.prompt_token_ids or ())
         self._finished = delta.finish_reason is not None
-        return self._parsed(delta.text, list(delta.token_ids), prompt_token_ids=prompt, finished=self._finished)
+        self._raw.append(delta.text)
+        outs = []
+        steps = _single_tokens(delta, self._tokenizer)
+        for index, (text, ids) in enumerate(steps):
+            last = self._finished and index == len(steps) - 1
+            outs.append(self._parsed(text, ids, prompt_token_ids=prompt if index == 0 else None, finished=last))
+        return Delta(
+            "".join(out.content for out in outs),
+            "".join(out.reasoning for out in outs),
+            tuple(call for out in outs for call in out.tool_calls),
+        )
 
     def finish(self) -> Delta:
         """See :class:`OutputParser`. Calls that were cut off have been given out: who reads the pieces judges them."""
-        if self._finished or not self._started:
-            return Delta()
-        return self._parsed("", [], finished=True)
+        out = Delta() if self._finished or not self._started else self._parsed("", [], finished=True)
+        dropped = "" if self._called or self._failed else self._dropped()
+        return replace(out, invalid_calls=((dropped, "the model's call could not be read"),)) if dropped else out
 
     def _parsed(self, text: str, ids: list[int], **more: Any) -> Delta:
+        if self._failed:
+            return Delta(text)
         try:
             message = self._parser.parse_delta(text, ids, self._request, **more)
         except Exception as error:  # parsers raise what they like
-            raise EngineError(f"vLLM's parser failed on this answer: {type(error).__name__}: {error}") from error
+            logger.warning("vLLM's parser failed on an answer (%s: %s); the rest is text", type(error).__name__, error)
+            self._failed = True
+            return Delta(self._dropped() or text)
         if message is None:
             return Delta()
         calls = []
         for call in message.tool_calls or ():
             function = call.function
             arguments = (function.arguments if function else None) or ""
-            calls.append(ToolCallDelta(call.index, call.id, function.name if function else None, arguments))
-        return Delta(message.content or "", getattr(message, "reasoning", None) or "", tuple(calls))
+            call_id, name = self._named(call.id, function.name if function else None)
+            calls.append(ToolCallDelta(call.index, call_id, name, arguments))
+        content, reasoning = message.content or "", getattr(message, "reasoning", None) or ""
+        self._content.append(content)
+        self._reasoning.append(reasoning)
+        self._called = self._called or bool(calls)
+        return Delta(content, reasoning, tuple(calls))
+
+    def _named(self, call_id: str | None, name: str | None) -> tuple[str | None, str | None]:
+        """Id and name of a call. Mistral's v11 writes the id behind the name, which vLLM joins."""
+        if name is not None and name not in self._names and name[:-9] in self._names and name[-9:].isalnum():
+            return name[-9:], name[:-9]
+        return call_id, name
+
+    def _dropped(self) -> str:
+        """What the parser has given out neither as content nor as reasoning, without markers."""
+        rest = "".join(self._raw)
+        for given in ("".join(self._reasoning).strip(), "".join(self._content).strip()):
+            if given and given not in rest:
+                return ""  # it was given out changed, which is the parser's right
+            rest = rest.replace(given, "", 1) if given else rest
+        for marker in (*self._markers, THINK_OPEN, THINK_CLOSE):
+            rest = rest.replace(marker, "")
+        return rest.strip()
+
+
+def _single_tokens(delta: TokenDelta, tokenizer: Any) -> list[tuple[str, list[int]]]:
+    """The delta token by token (a character of several tokens stays whole): many of vLLM's parsers look for one marker
+    in each piece, and miss the second. The whole delta, where its text is not that of its tokens."""
+    whole = [(delta.text, list(delta.token_ids))]
+    if len(delta.token_ids) < 2:
+        return whole
+    steps: list[tuple[str, list[int]]] = []
+    rest, ids = delta.text, []
+    for token in delta.token_ids:
+        ids.append(token)
+        piece = tokenizer.decode(ids)
+        if piece and rest.startswith(piece):
+            steps.append((piece, ids))
+            rest, ids = rest[len(piece) :], []
+    return whole if rest or ids else steps

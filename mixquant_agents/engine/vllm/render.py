@@ -118,14 +118,17 @@ class Renderer:
 
     def _answer_text(self, answer: list[dict[str, Any]], tools: list[JsonObject], shape: Shape) -> str:
         question: dict[str, Any] = {"role": "user", "content": "question"}
-        text: dict[str, Any] = {"role": "assistant", "content": "zqendzq"}
 
         def written(*messages: dict[str, Any], generate: bool) -> str:
             return self._text([question, *messages], tools, {}, shape, generate=generate)
 
-        before, whole = written(generate=True), written(*answer, generate=False)
-        same = next((i for i, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before))
-        return whole[same:].removesuffix(written(text, generate=False).rpartition("zqendzq")[2])
+        whole = written(*answer, generate=False)
+        head, _, end = written({"role": "assistant", "content": "zqendzq"}, generate=False).rpartition("zqendzq")
+        start = max(_common(whole, head), _common(whole, written(generate=True)))
+        opening = max(whole.rfind("<", 0, start), whole.rfind("[", 0, start))
+        if opening >= 0 and re.fullmatch(r"[<\[][^\s>\]]*", whole[opening:start]):
+            start = opening  # never inside a marker
+        return whole[start:].removesuffix(end)
 
     def _source(self, *, with_tools: bool) -> str | None:
         names = ("tool_use", "default") if with_tools else ("default", "tool_use")
@@ -271,6 +274,12 @@ def _templates(tokenizer: Any, config: EngineConfig) -> dict[str, str]:
     if isinstance(own, dict):
         return {str(name): str(source) for name, source in own.items()}
     return {} if own is None else {"default": str(own)}
+
+
+def _common(first: str, second: str) -> int:
+    """Length of the beginning that both texts have."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def _thought_key(source: str | None) -> str:
