@@ -7,38 +7,85 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
-from typing import Any, Self
+from inspect import iscoroutinefunction
+from typing import Annotated, Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.callbacks.manager import BaseRunManager
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel, generate_from_stream
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable
+from langchain_core.prompt_values import PromptValue
+from langchain_core.runnables import Runnable, RunnableConfig
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
-from mixquant_agents.chat.call_options import DEFAULTS, call_settings
-from mixquant_agents.chat.calling import ScopedCalls
+from mixquant_agents.chat.call_options import DEFAULTS, TurnFields, call_settings
 from mixquant_agents.chat.core import combined_llm_output, give_reasons, llm_output
-from mixquant_agents.chat.engines import shared_engine
-from mixquant_agents.chat.langchain_errors import is_retryable, langchain_errors
+from mixquant_agents.chat.engine_source import (
+    DEFAULT_MODEL,
+    DEFAULT_POLICY,
+    ENGINE_SETTINGS,
+    EngineSource,
+    engine_source,
+)
+from mixquant_agents.chat.langchain_errors import is_retryable, langchain_error, langchain_errors
 from mixquant_agents.chat.loop_thread import loop_thread
-from mixquant_agents.chat.messages import ai_messages, to_engine
+from mixquant_agents.chat.messages import ai_messages, no_conversation, to_engine
 from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.request import engine_request, new_request_id
-from mixquant_agents.chat.run_context import current_scope, run_ids
+from mixquant_agents.chat.run_context import TurnScope, current_scope, run_ids, with_thread
+from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import Engine
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
+from mixquant_agents.telemetry import Recorder
+from mixquant_agents.validation import config_error
 
 __all__ = ["MixQuantChatModel"]
 
-_making = threading.Lock()
+_starting = threading.Lock()
+
+_STARTED_WITH = frozenset(
+    {"model", "policy", "engine", "engine_config", "engine_settings", "recorders", "base_url", "api_key", "max_retries"}
+)
+"""Fields whose change makes a copy start something of its own."""
+
+_FOLLOWING = {"model": DEFAULT_MODEL, "policy": DEFAULT_POLICY}
+"""Fields that follow from an engine, or from all its settings, where one is given; with their defaults."""
+
+_REPR_APART = frozenset({"model", "policy", "engine", "recorders", "profile", "api_key"})
 
 
-class MixQuantChatModel(ScopedCalls):
+class _Held:
+    """What a model has started. Copies of a model have it in common: what one of them closes, the next turn of any
+    starts anew. Two models are equal whatever they have started."""
+
+    engine: Engine | None = None
+    sink: Recorders | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Held)
+
+    __hash__ = object.__hash__
+
+
+class MixQuantChatModel(TurnFields, BaseChatModel):
     """A local chat model that reads quantized and writes exactly, with every turn measured.
 
     ::
@@ -78,6 +125,287 @@ class MixQuantChatModel(ScopedCalls):
     Raises:
         ConfigError: a setting is unknown, wrong, or given twice.
     """
+
+    model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)] = DEFAULT_MODEL
+    policy: PrecisionPolicy | str = DEFAULT_POLICY
+    engine: Any = Field(default=None, exclude=True, repr=False)
+    engine_config: EngineConfig | None = None
+    engine_settings: dict[str, Any] = Field(default_factory=dict)
+    recorders: tuple[Any, ...] = Field(default=(), exclude=True, repr=False)
+    streaming: bool = False
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+    max_retries: Annotated[int, Field(ge=0)] | None = None
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
+
+    _held: _Held = PrivateAttr(default_factory=_Held)
+
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise config_error(type(self).__name__, error) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        """Standard names become ours, and engine settings given directly go into ``engine_settings``."""
+        if not isinstance(data, dict):
+            return data
+        data = by_standard_names(data)
+        if (unknown := unknown_settings(cls.__name__, data, {*cls.model_fields, *ENGINE_SETTINGS})) is not None:
+            raise ConfigError(unknown)
+        direct = {name: value for name, value in data.items() if name in ENGINE_SETTINGS}
+        rest = {name: value for name, value in data.items() if name not in direct}
+        given = data.get("engine_settings", {})
+        if not isinstance(given, dict):
+            return rest  # pydantic says that they are none
+        if twice := sorted(given.keys() & {*direct, "model", "policy"}):
+            raise ConfigError(f"engine_settings holds {', '.join(twice)}; say it once, to the chat model itself")
+        return {**rest, "engine_settings": {**given, **direct}} if direct else data
+
+    @model_validator(mode="after")
+    def _settle(self) -> Self:
+        """Wrong settings fail here, not with the first turn."""
+        for recorder in self.recorders:
+            plain = callable(recorder) and not iscoroutinefunction(recorder)
+            if isinstance(recorder, type) or not (plain or isinstance(recorder, Recorder)):
+                raise ConfigError(
+                    f"recorders holds {recorder!r}; give telemetry recorders, or plain functions of a TurnRecord"
+                )
+        PrecisionPolicy.of(self.policy)
+        self._follow_engine()
+        return self
+
+    def _follow_engine(self) -> None:
+        """Model and policy of an engine that is given, or of all its settings."""
+        source = self._source
+        self.model = source.model
+        if source.policy is not None and self.engine_config is not None:
+            self.policy = source.policy
+
+    @property
+    def _source(self) -> EngineSource:
+        """Where the engine comes from, by the settings as they are now."""
+        defaults = {"model": DEFAULT_MODEL, "policy": DEFAULT_POLICY}
+        return engine_source(
+            {
+                name
+                for name, value in defaults.items()
+                if name in self.model_fields_set and getattr(self, name) != value
+            },
+            model=self.model,
+            policy=self.policy,
+            engine=self.engine,
+            engine_config=self.engine_config,
+            engine_settings=self.engine_settings,
+            base_url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key is not None else None,
+            max_retries=self.max_retries,
+        )
+
+    # -- what LangChain asks a model about itself --
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's name, as in records."""
+        return PrecisionPolicy.of(self.policy).name
+
+    @property
+    def model_name(self) -> str:
+        """:attr:`model`, by the name that others use."""
+        return self.model
+
+    @property
+    def _llm_type(self) -> str:
+        return "mixquant"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in DEFAULTS if name not in ("timeout", "user")}
+        settings = {name: value for name, value in fields.items() if value is not None}
+        return {"model": self.model, **self._source.identity, **settings}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = "mixquant"
+        if stop is None and (stop := [self.stop] if isinstance(self.stop, str) else self.stop):
+            params["ls_stop"] = stop
+        return params
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        profile = ModelProfile(
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            tool_call_streaming=True,
+            # With "yes" LangChain's agents hold the answer to a schema that the model never sees. With "no" they bind
+            # the schema as a tool, which it sees.
+            structured_output=False,
+        )
+        if (window := self._source.window) is not None:
+            profile["max_input_tokens"] = window
+        return profile
+
+    @property
+    def _knows_window(self) -> bool:
+        return self.profile is None or "max_input_tokens" in self.profile
+
+    @property
+    def _retries(self) -> int:
+        """Times to run a turn again; at a ``base_url`` the client sends its requests again itself."""
+        return (self.max_retries or 0) if self.base_url is None else 0
+
+    def _learn_window(self, window: int | None) -> None:
+        """The engine has said what it is: a window that was not known goes into the profile."""
+        if window is not None and self.profile is not None and "max_input_tokens" not in self.profile:
+            self.profile["max_input_tokens"] = window
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Model and policy, and whatever else was set; LangChain leaves out what is as by default."""
+        yield "model", self.model
+        if self.engine is not None:
+            yield "engine", type(self.engine).__name__
+        elif self.base_url is None:
+            yield "policy", self.policy_name
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if name == "metadata" and value is not None:
+                value = {key: inner for key, inner in value.items() if key != "lc_versions"} or None
+            if name in self.model_fields_set and name not in _REPR_APART and value is not None:
+                yield name, value
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """LangChain's form, which tracers show: the settings that were given.
+
+        A model with an engine or recorders of its owner's cannot be made again from text. LangChain asks the class
+        alone whether it can (``is_lc_serializable``), and relies on it for caches of answers; so the class says no.
+        """
+        if self.engine is not None or self.recorders:
+            return self.to_json_not_implemented()
+        given = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        kwargs = {
+            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for name, value in given.items()
+            if value is not None and name not in ("api_key", "profile", "callbacks", "cache", "rate_limiter")
+        }
+        return SerializedConstructor(lc=1, type="constructor", id=self.lc_id(), kwargs=kwargs)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the running engine and the recorders' threads: a copy in another process makes its own."""
+        state = super().__getstate__()
+        state["__pydantic_private__"] = {**(state.get("__pydantic_private__") or {}), "_held": _Held()}
+        return state
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy shares what the model has started, unless it is given another engine or other recorders.
+
+        Raises:
+            ConfigError: the change contradicts another setting.
+        """
+        copied = super().model_copy(update=update, deep=deep)
+        if not _STARTED_WITH.isdisjoint(update or ()):
+            copied._held = _Held()
+            if not {"engine", "engine_config"}.isdisjoint(update or ()):
+                for name in _FOLLOWING.keys() - (update or {}).keys():
+                    setattr(copied, name, _FOLLOWING[name])
+            copied._follow_engine()
+            if _but_window(self.profile) == _but_window(self._resolve_model_profile()):  # nobody typed one
+                copied.profile = copied._resolve_model_profile()
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """The copy talks to the same engine: models hold no state of their own."""
+        return self.model_copy()
+
+    # -- LangChain's entry points: note which call a turn belongs to, then do as LangChain does --
+
+    def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
+        try:
+            return super()._convert_input(model_input)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise langchain_error(no_conversation(model_input, error)) from error
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        scope = TurnScope(config)
+        with scope.entered():
+            return super().invoke(input, scope.config, stop=stop, **kwargs)
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        scope = TurnScope(config)
+        with scope.entered():
+            return await super().ainvoke(input, scope.config, stop=stop, **kwargs)
+
+    def stream_events(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return super().stream_events(input, with_thread(config), **kwargs)
+
+    def astream_events(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        return super().astream_events(input, with_thread(config), **kwargs)
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        scope = TurnScope(config)
+        chunks = super().stream(input, scope.config, stop=stop, **kwargs)
+        try:
+            with scope.entered():
+                first = next(chunks)
+            yield first
+            yield from chunks
+        finally:
+            scope.close(chunks)
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        scope = TurnScope(config)
+        chunks = super().astream(input, scope.config, stop=stop, **kwargs)
+        try:
+            with scope.entered():
+                first = await anext(chunks)
+            yield first
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await scope.aclose(chunks)
 
     # -- the four ways of generating, all through one driver --
 
@@ -169,6 +497,16 @@ class MixQuantChatModel(ScopedCalls):
                     tell.on_llm_new_token(message.content, chunk=chunk)
                 yield chunk
 
+    def _chunk(self, message: AIMessageChunk) -> ChatGenerationChunk:
+        """As LangChain streams it. Version 1 of its content numbers the blocks of text from 0 and joins what has one
+        number, so calls are numbered elsewhere."""
+        if self.output_version == "v1":
+            for piece in message.tool_call_chunks:
+                piece["index"] = (piece["index"] or 0) + 1_000
+        return ChatGenerationChunk(message=message)
+
+    # -- one turn --
+
     def _turn(
         self,
         messages: Sequence[BaseMessage],
@@ -189,7 +527,7 @@ class MixQuantChatModel(ScopedCalls):
                 thread_id=ids.thread_id,
                 timeout=wanted["timeout"],
             )
-        with _making:
+        with _starting:
             if self._held.sink is None:
                 self._held.sink = Recorders(self.recorders)
             recorders = self._held.sink
@@ -228,9 +566,9 @@ class MixQuantChatModel(ScopedCalls):
         if self.engine is not None:
             given: Engine = self.engine
             return given
-        with _making:
+        with _starting:
             if self._held.engine is None:
-                self._held.engine = shared_engine(self._config()) if self.base_url is None else self._server()
+                self._held.engine = self._source.engine()
             return self._held.engine
 
     # -- tools and structure --
@@ -323,7 +661,7 @@ class MixQuantChatModel(ScopedCalls):
     async def aclose(self) -> None:
         """Write what recorders still hold and release the engine. An engine given as ``engine=`` stays its owner's. The
         next turn starts anew. Idempotent."""
-        with _making:
+        with _starting:
             engine, self._held.engine = self._held.engine, None
             sink, self._held.sink = self._held.sink, None
         try:
@@ -366,3 +704,7 @@ def _with_reasons(result: LLMResult) -> LLMResult:
             if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                 give_reasons(generation.message)
     return result
+
+
+def _but_window(profile: ModelProfile | None) -> dict[str, Any]:
+    return {name: value for name, value in (profile or {}).items() if name != "max_input_tokens"}

@@ -91,7 +91,8 @@ def test_an_unknown_policy_is_named() -> None:
 
 def test_engine_settings_make_the_engines_config() -> None:
     model = MixQuantChatModel(model="m", policy="exact", max_model_len=4096, dtype="float32", seed=7)
-    assert model._config() == EngineConfig(model="m", policy="exact", max_model_len=4096, dtype="float32")
+    config = EngineConfig(model="m", policy="exact", max_model_len=4096, dtype="float32")
+    assert model._identifying_params["engine_config"] == config.fingerprint
     assert model.profile["max_input_tokens"] == 4096
     whole = MixQuantChatModel(engine_config=EngineConfig(model="n", policy="mixquant-fp8"))
     assert (whole.model, whole.policy_name) == ("n", "mixquant-fp8")
@@ -106,7 +107,7 @@ async def test_copies_and_dumps_are_sane() -> None:
     assert copy.deepcopy(model).engine is model.engine
     assert (await pickle.loads(pickle.dumps(model)).ainvoke("hi")).content == "x"  # noqa: S301 - our own bytes
     lazy = pickle.loads(pickle.dumps(MixQuantChatModel(model="m", max_model_len=512)))  # noqa: S301
-    assert lazy._config().max_model_len == 512
+    assert lazy == MixQuantChatModel(model="m", max_model_len=512)
 
 
 def test_traces_name_the_model() -> None:
@@ -129,7 +130,7 @@ async def test_the_shared_engine_is_made_once_with_the_first_turn(monkeypatch: p
         made.append(ScriptedEngine(["x"], cycle=True, model=config.model))
         return made[-1]
 
-    monkeypatch.setattr("mixquant_agents.chat.model.shared_engine", shared_engine)
+    monkeypatch.setattr(VllmEngine, "shared", shared_engine)
     model = MixQuantChatModel(max_model_len=512)
     assert made == []
     answers = await asyncio.gather(*(model.ainvoke("hi") for _ in range(4)), asyncio.to_thread(model.invoke, "hi"))
@@ -150,7 +151,7 @@ async def test_what_a_copy_closes_the_original_starts_anew(monkeypatch: pytest.M
         made.append(ScriptedEngine(["x"], cycle=True))
         return made[-1]
 
-    monkeypatch.setattr("mixquant_agents.chat.model.shared_engine", shared_engine)
+    monkeypatch.setattr(VllmEngine, "shared", shared_engine)
     records: list[Any] = []
     model = MixQuantChatModel(max_model_len=512, recorders=[records.append])
     await model.ainvoke("hi")
@@ -171,7 +172,7 @@ async def test_what_a_copy_closes_the_original_starts_anew(monkeypatch: pytest.M
 
 async def test_closing_releases_the_engine_though_a_recorder_keeps_it_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ScriptedEngine(["x"], cycle=True)
-    monkeypatch.setattr("mixquant_agents.chat.model.shared_engine", lambda _: engine)
+    monkeypatch.setattr(VllmEngine, "shared", lambda _: engine)
     slow = threading.Event()
     model = MixQuantChatModel(recorders=[lambda _: slow.wait(5)])
     await model.ainvoke("hi")
@@ -265,6 +266,12 @@ def test_copy_with_another_engine_has_its_profile() -> None:
     model = MixQuantChatModel(engine=ScriptedEngine(max_model_len=512))
     other = model.model_copy(update={"engine": ScriptedEngine(max_model_len=1024)})
     assert (model.profile["max_input_tokens"], other.profile["max_input_tokens"]) == (512, 1024)
+    named = model.model_copy(update={"engine": ScriptedEngine(model="other")})
+    assert (named.model, model.model) == ("other", "scripted")
+    local = model.model_copy(update={"engine": None, "max_tokens": 3})
+    assert (local.model, local.profile["max_input_tokens"]) == ("embedded", 8192)
+    with pytest.raises(ConfigError, match="base_url"):
+        model.model_copy(update={"base_url": "http://127.0.0.1:1/v1"})
     typed = MixQuantChatModel(engine=ScriptedEngine(), profile={"max_input_tokens": 7})
     assert typed.model_copy(update={"engine": ScriptedEngine()}).profile == {"max_input_tokens": 7}
 

@@ -1,0 +1,178 @@
+"""Where a chat model's engine comes from: its owner, a server's address, or the settings of a shared vLLM engine."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.base import Engine
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["DEFAULT_MODEL", "DEFAULT_POLICY", "ENGINE_SETTINGS", "EngineSource", "engine_source"]
+
+ENGINE_SETTINGS = frozenset(EngineConfig.model_fields) - {"model", "policy", "seed"}
+"""Settings of :class:`EngineConfig` that a chat model takes directly. Its ``seed`` is the sampling seed."""
+
+DEFAULT_MODEL, DEFAULT_POLICY = "embedded", "mixquant"
+
+
+class EngineSource(ABC):
+    """One way to come by an engine. Nothing starts before :meth:`engine`'s first turn.
+
+    Attributes:
+        model: the model's name, as in records.
+        policy: precision policy, or its preset's name; ``None`` where the engine's owner chose it.
+    """
+
+    model: str
+    policy: PrecisionPolicy | str | None = None
+
+    @abstractmethod
+    def engine(self) -> Engine:
+        """The engine, or a handle on one that others share."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What tells this engine's answers from another's, for caches of answers."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of the context window, as far as they are known before the start."""
+        return None
+
+
+class _Given(EngineSource):
+    """An engine of its owner's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.model = engine.info.model
+
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        info = self._engine.info
+        parts = {"engine": info.engine, "fingerprint": info.fingerprint, "base_url": info.base_url}
+        return {name: value for name, value in parts.items() if value is not None}
+
+    @property
+    def window(self) -> int | None:
+        return self._engine.info.max_model_len
+
+
+class _Local(EngineSource):
+    """The vLLM engine that all chat models with these settings share."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.vllm_args:
+            from mixquant_agents.engine.vllm.argument_names import check_names, installed_names
+
+            check_names(config.vllm_args, installed_names())
+        self._config = config
+        self.model, self.policy = config.model, config.policy
+
+    def engine(self) -> Engine:
+        from mixquant_agents.engine.vllm import VllmEngine
+
+        return VllmEngine.shared(self._config)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"policy": self._config.policy.name, "engine_config": self._config.fingerprint}
+
+    @property
+    def window(self) -> int | None:
+        if self._config.max_model_len is not None:
+            return self._config.max_model_len
+        from mixquant_agents.engine.vllm.context_window import context_window
+
+        return context_window(self._config)
+
+
+class _Server(EngineSource):
+    """A chat completions server."""
+
+    def __init__(self, model: str, base_url: str, settings: Mapping[str, Any]) -> None:
+        from mixquant_agents.engine.openai import OpenAIEngine
+
+        self._engine = OpenAIEngine(model, base_url=base_url, **settings)  # refuses wrong settings; sends nothing
+        self.model = model
+
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return _Given(self._engine).identity
+
+
+def engine_source(
+    said: Collection[str],
+    *,
+    model: str,
+    policy: PrecisionPolicy | str,
+    engine: Engine | None,
+    engine_config: EngineConfig | None,
+    engine_settings: Mapping[str, Any],
+    base_url: str | None,
+    api_key: str | None,
+    max_retries: int | None,
+) -> EngineSource:
+    """The source that a chat model's settings ask for.
+
+    Args:
+        said: names among ``model`` and ``policy`` that were given and are not as by default.
+
+    Raises:
+        ConfigError: a setting is wrong, or two contradict each other.
+    """
+    if engine is not None:
+        return _given(engine, said, model, engine_config, engine_settings, base_url, api_key)
+    if base_url is not None:
+        if engine_config is not None or engine_settings:
+            names = ", ".join(sorted(engine_settings)) or "engine_config"
+            raise ConfigError(f"base_url= names a server, which is started with {names} of its own; leave them out")
+        if "model" not in said:
+            raise ConfigError("base_url= needs model=, the name under which the server serves it")
+        given = {"api_key": api_key, "policy": policy if "policy" in said else None, "max_retries": max_retries}
+        return _Server(model, base_url, {name: value for name, value in given.items() if value is not None})
+    if engine_config is None:
+        return _Local(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), **engine_settings))
+    if engine_settings:
+        names = ", ".join(sorted(engine_settings))
+        raise ConfigError(f"engine_config= is given, so {names} must be given inside it")
+    if "model" in said and model != engine_config.model:
+        raise ConfigError(f"model={model!r}, but engine_config says {engine_config.model!r}; leave one out")
+    if "policy" in said and PrecisionPolicy.of(policy) != engine_config.policy:
+        named, other = PrecisionPolicy.of(policy).name, engine_config.policy.name
+        raise ConfigError(f"policy={named!r}, but engine_config says {other!r}; leave one out")
+    return _Local(engine_config)
+
+
+def _given(
+    engine: Any,
+    said: Collection[str],
+    model: str,
+    engine_config: EngineConfig | None,
+    engine_settings: Mapping[str, Any],
+    base_url: str | None,
+    api_key: str | None,
+) -> EngineSource:
+    if isinstance(engine, type) or not isinstance(engine, Engine):
+        what = "a class, make one of it" if isinstance(engine, type) else "no Engine"
+        raise ConfigError(f"engine={engine!r} is {what}; see mixquant_agents.engine.base")
+    source = _Given(engine)
+    if engine_config or engine_settings or "policy" in said:
+        raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
+    if "model" in said and model != source.model:
+        raise ConfigError(f"model={model!r}, but the engine given runs {source.model!r}; leave model out")
+    if base_url is not None:
+        raise ConfigError(f"engine= is given, so base_url={base_url!r} has no one to go to; leave one out")
+    if api_key is not None and engine.info.base_url is not None:
+        raise ConfigError("api_key is the engine's own to send; give it to OpenAIEngine(api_key=…)")
+    return source
