@@ -61,7 +61,7 @@ class World:
             for tool in [
                 calculator_tool(),
                 *file_tools(Folder(self.folder, max_file_bytes=100_000, max_total_bytes=200_000, max_files=50)),
-                *sql_tools(Database(self.database, seconds=0.1)),
+                *sql_tools(Database(self.database, seconds=0.3)),
                 python_tool(PythonJail(seconds=0.3, memory_bytes=256 * 2**20)),
                 search_tool(index),
                 read_tool(index),
