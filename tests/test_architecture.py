@@ -9,6 +9,9 @@ from __future__ import annotations
 import ast
 import collections
 import functools
+import io
+import re
+import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,13 @@ KNOWN: dict[str, set[str]] = {
         "mixquant_agents/telemetry: before_fork",
     },
     "module-level environment": set(),
+    "suppression without a reason": {
+        "mixquant_agents/chat/calling.py",
+        "mixquant_agents/dashboard/charts.py",
+        "mixquant_agents/engine/vllm/child.py",
+        "mixquant_agents/engine/vllm/stream.py",
+        "mixquant_agents/telemetry/store/reader.py",
+    },
     "prefix of three": {"mixquant_agents/telemetry/export: otel"},
 }
 
@@ -311,3 +321,18 @@ def test_every_package_stands_on_a_floor() -> None:
             if (path.suffix == ".py" and path.stem not in ("__init__", "__main__")) or (path / "__init__.py").exists()
         }
         assert tops == {name for name in layers if name.startswith(f"{package}.")}
+
+
+def test_suppressions_give_their_reason() -> None:
+    """Behind ``noqa`` and ``type: ignore`` stands why, on the same line or in a comment right above it."""
+    silent = set()
+    for name, path in shipped_files():
+        lines = path.read_text().splitlines()
+        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+            if token.type != tokenize.COMMENT or not re.search(r"# *(noqa|type: ignore)", token.string):
+                continue
+            reason = re.sub(r"#|noqa(: *[A-Z]+\d+(, *[A-Z]+\d+)*)?|type: ignore(\[[\w, -]+\])?", "", token.string)
+            above = lines[token.start[0] - 2].strip() if token.start[0] > 1 else ""
+            if not re.search(r"[a-z]{2}", reason) and not above.startswith("#"):
+                silent.add(name)
+    check_known("suppression without a reason", silent)

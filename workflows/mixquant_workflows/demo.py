@@ -137,7 +137,7 @@ async def run_demo(
     for question in questions:
         events.question(question)
         stream = graph.astream({"messages": [("user", question)]}, config, stream_mode=["messages", "updates"])
-        async with contextlib.aclosing(stream):  # type: ignore[type-var]
+        async with contextlib.aclosing(stream):  # type: ignore[type-var]  # typed as an iterator, made by a generator
             event: Any
             async for event in stream:
                 mode, item = event
