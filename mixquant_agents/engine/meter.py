@@ -1,6 +1,7 @@
-"""Client-side timing of one turn: what can be known without looking into the engine.
+"""The stopwatch of a turn: the only place where TTFT, inter-token latency and totals are computed.
 
-One clock (``time.monotonic``), one reading per delta; the cost of a token is one append.
+One clock (``time.monotonic``), one reading per delta; the cost of a token is one append. An engine that stamps its own
+instants on the same clock adds them, and the times then tell queue, prefill and delivery apart.
 """
 
 from __future__ import annotations
@@ -8,28 +9,49 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from mixquant_agents.records import TurnTimes, percentile
 
-__all__ = ["TurnMeter"]
+__all__ = ["EngineStamps", "TurnMeter"]
+
+_SLACK = 1e-6
+"""Seconds by which float sums may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStamps:
+    """Instants of one turn inside its engine, on the meter's clock; ``None`` where the engine did not stamp.
+
+    Attributes:
+        scheduled: the prompt was begun.
+        first_token, last_token: these tokens were made.
+    """
+
+    scheduled: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
 
 
 class TurnMeter:
-    """Stopwatch of one turn, started on construction.
+    """Stopwatch of one turn.
 
-    An inter-token latency (ITL) is the time between two deltas divided by the tokens of the later one: a delta of
-    several tokens counts once per token in the mean, and once in the percentiles.
+    An inter-token latency (ITL) is the time between two deltas, shared among the tokens of the later one: it counts
+    once for each of them, in the mean and in the percentiles.
+
+    Args:
+        submitted: when the turn was handed over, on ``clock``; by default now.
     """
 
     __slots__ = ("_clock", "_first", "_gaps", "_last", "_tokens", "submitted")
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, submitted: float | None = None) -> None:
         self._clock = clock
         self._first: float | None = None
-        self._last = 0.0
+        self._last: float | None = None
         self._tokens = 0
         self._gaps = array("d")
-        self.submitted = clock()
+        self.submitted = clock() if submitted is None else submitted
 
     @property
     def tokens(self) -> int:
@@ -40,40 +62,59 @@ class TurnMeter:
         """The present instant on this meter's clock, in seconds."""
         return self._clock()
 
-    def token(self, count: int = 1) -> None:
-        """``count`` tokens have just arrived together; 0 is ignored."""
+    def token(self, count: int = 1, at: float | None = None) -> None:
+        """``count`` tokens have arrived together, just now or ``at`` that instant; 0 is ignored."""
         if count < 1:
             return
-        now = self._clock()
-        if self._first is None:
+        now = self._clock() if at is None else at
+        if self._last is None:
             self._first = now
         else:
-            self._gaps.append((now - self._last) / count)
+            gap = (now - self._last) / count
+            if count == 1:
+                self._gaps.append(gap)
+            else:
+                self._gaps.extend([gap] * count)
         self._last = now
         self._tokens += count
 
-    def times(self) -> TurnTimes:
-        """The times up to now, as a client sees them: ``timing_source="client"``; queue and prefill are unknown."""
-        if self._first is None:
-            return TurnTimes(total_seconds=self._clock() - self.submitted, timing_source="client")
-        decode = self._last - self._first
+    def times(self, stamps: EngineStamps | None = None) -> TurnTimes:
+        """The times up to now.
+
+        Without stamps they are a client's: ``timing_source="client"``; queue, prefill and delivery are unknown. With
+        all of them they are the engine's, and decode runs from its first token to its last.
+        """
+        total = self._clock() - self.submitted
+        stamps = stamps or EngineStamps()
+        queue = _gap(self.submitted, stamps.scheduled)
+        prefill = _gap(stamps.scheduled, stamps.first_token)
+        delivery = _gap(stamps.first_token, self._first)
+        ttft = _gap(self.submitted, self._first)
+        whole = queue + prefill + delivery if None not in (queue, prefill, delivery) else None  # type: ignore[operator]
+        if whole is not None and whole > max(total, ttft or 0.0) + _SLACK:  # stamps of another clock tell nothing
+            queue = prefill = delivery = whole = None
+        stamped = _gap(stamps.first_token, stamps.last_token) if whole is not None else None
+        decode = stamped if stamped is not None else _gap(self._first, self._last)
+        spread = self._tokens > 1 and (stamped is not None or len(self._gaps) > 0)
+        by_engine = whole is not None or (self._first is None and queue is not None)
         return TurnTimes(
-            ttft_seconds=self._first - self.submitted,
+            queue_seconds=queue,
+            prefill_seconds=prefill,
+            delivery_seconds=delivery,
+            ttft_seconds=whole if whole is not None else ttft,
             decode_seconds=decode,
-            itl_mean_seconds=decode / (self._tokens - 1) if self._gaps else None,
+            itl_mean_seconds=decode / (self._tokens - 1) if decode is not None and spread else None,
             itl_p50_seconds=percentile(self._gaps, 0.5),
             itl_p95_seconds=percentile(self._gaps, 0.95),
-            total_seconds=self._clock() - self.submitted,
-            timing_source="client",
+            total_seconds=max(total, whole or 0.0),
+            timing_source="engine" if by_engine else "client",
         )
 
-    def engine_times(self, *, scheduled: float) -> TurnTimes:
-        """The times up to now when this process is the engine and began the prompt at ``scheduled`` (the same clock):
-        ``timing_source="engine"``; ``delivery_seconds`` is 0 because nothing is handed over."""
-        times = self.times().model_dump()
-        times["timing_source"] = "engine"
-        times["queue_seconds"] = scheduled - self.submitted
-        if self._first is not None:
-            times["prefill_seconds"] = self._first - scheduled
-            times["delivery_seconds"] = 0.0
-        return TurnTimes(**times)
+    def as_engine(self, *, scheduled: float) -> EngineStamps:
+        """The stamps where this process is the engine and began the prompt at ``scheduled``: nothing is handed over."""
+        return EngineStamps(scheduled, self._first, self._last)
+
+
+def _gap(start: float | None, end: float | None) -> float | None:
+    """Seconds from one instant to a later one; ``None`` where one of them is unknown."""
+    return max(0.0, end - start) if start is not None and end is not None else None

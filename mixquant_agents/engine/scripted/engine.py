@@ -215,7 +215,7 @@ class ScriptedEngine(SwitchableEngine):
             last = TokenDelta(
                 finish_reason=played.finish_reason,
                 counts=self._counts(len(ids), cached, played),
-                times=meter.engine_times(scheduled=scheduled),
+                times=meter.times(meter.as_engine(scheduled=scheduled)),
                 prompt_token_ids=ids,
             )
             yield parsed(last, parser)

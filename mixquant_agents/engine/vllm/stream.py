@@ -15,10 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixquant_agents.engine.base import FinishReason, TokenLogprob
+from mixquant_agents.engine.meter import EngineStamps, TurnMeter
 from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.counts import Counts, RowCounts
 from mixquant_agents.errors import EngineError
-from mixquant_agents.records import TurnCounts, TurnTimes, percentile
+from mixquant_agents.records import TurnCounts, TurnTimes
 
 __all__ = ["StepMeter", "logprobs_of", "run_turn"]
 
@@ -29,60 +30,38 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort"
 
 @dataclass(slots=True)
 class StepMeter:
-    """What the steps of the engine tell of one turn while it runs. Times in seconds, ``time.monotonic()``.
+    """What the steps of the engine tell of one turn while it runs. Instants in seconds, ``time.monotonic()``.
 
     Attributes:
         prompt_tokens: tokens of the prompt.
         submitted: when the turn was handed over.
         count_reasoning: counts reasoning tokens from the ids of prompt and answer; ``None`` where nobody can.
         answer: token ids so far, kept only for that.
-        receipts: when each engine step's output arrived in the owner's thread.
-        steps: tokens that arrived with each receipt.
     """
 
     prompt_tokens: int
     submitted: float
     cached_tokens: int | None = None
-    decode_tokens: int = 0
     count_reasoning: Callable[[Sequence[int], Sequence[int]], int] | None = None
     answer: list[int] = field(default_factory=list)
-    receipts: list[float] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
+    _meter: TurnMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._meter = TurnMeter(submitted=self.submitted)
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return self._meter.tokens
 
     def received(self, tokens: int, now: float) -> None:
-        """An engine step brought ``tokens`` tokens."""
-        self.decode_tokens += tokens
-        if tokens:
-            self.receipts.append(now)
-            self.steps.append(tokens)
+        """An engine step's output arrived in the owner's thread, with ``tokens`` tokens."""
+        self._meter.token(tokens, now)
 
     def times(self, stats: Any) -> TurnTimes:
-        """Times from the engine's stamps and own receipts; what the engine did not stamp is ``None``."""
-        now = time.monotonic()
-        scheduled, first, last = (
-            getattr(stats, name, 0.0) or None for name in ("scheduled_ts", "first_token_ts", "last_token_ts")
-        )
-        received = self.receipts[0] if self.receipts else None
-        queue = _gap(self.submitted, scheduled)
-        prefill = _gap(scheduled, first)
-        delivery = _gap(first, received)
-        known = queue is not None and prefill is not None and delivery is not None
-        gaps = _token_gaps(self.receipts, self.steps)
-        decode = _gap(first, last)
-        return TurnTimes(
-            queue_seconds=queue,
-            prefill_seconds=prefill,
-            delivery_seconds=delivery,
-            ttft_seconds=queue + prefill + delivery if known else _gap(self.submitted, received),  # type: ignore[operator]
-            decode_seconds=decode,
-            itl_mean_seconds=decode / (self.decode_tokens - 1)
-            if decode is not None and self.decode_tokens > 1
-            else None,
-            itl_p50_seconds=percentile(gaps, 0.5),
-            itl_p95_seconds=percentile(gaps, 0.95),
-            total_seconds=now - self.submitted,
-            timing_source="engine" if known else "client",
-        )
+        """Times from vLLM's stamps (0 where it did not stamp) and own receipts."""
+        names = ("scheduled_ts", "first_token_ts", "last_token_ts")
+        return self._meter.times(EngineStamps(*(getattr(stats, name, 0.0) or None for name in names)))
 
     def counts(
         self, rows: Counts | None, preemptions: int | None, *, plugin: bool, reasoning: int | None = None
@@ -116,18 +95,6 @@ class StepMeter:
             recomputed_rows=recomputed,
             preemptions=preemptions,
         )
-
-
-def _gap(start: float | None, end: float | None) -> float | None:
-    return max(0.0, end - start) if start is not None and end is not None else None
-
-
-def _token_gaps(receipts: Sequence[float], steps: Sequence[int]) -> list[float]:
-    """Seconds between tokens; a step that brought several tokens shares its gap among them."""
-    gaps: list[float] = []
-    for place in range(1, len(receipts)):
-        gaps += [(receipts[place] - receipts[place - 1]) / steps[place]] * steps[place]
-    return gaps
 
 
 async def run_turn(

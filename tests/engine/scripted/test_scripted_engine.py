@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 
 from mixquant_agents import ScriptedEngine
 from mixquant_agents.engine.base import Delta, Engine, EngineRequest, Sampling
-from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.engine.scripted.prompt import tokenize
 from mixquant_agents.errors import ContextOverflowError, EngineClosedError, EngineDeadError, RequestError
-from mixquant_agents.records import TurnCounts, TurnTimes
 
 USER = [{"role": "user", "content": "Add three and four, please. " * 8}]
 
@@ -164,36 +162,3 @@ async def test_closing_wakes_who_hangs_even_from_another_thread() -> None:
 @given(st.text())
 def test_tokens_join_to_the_text(text: str) -> None:
     assert "".join(tokenize(text)) == text
-
-
-@given(
-    st.lists(st.tuples(st.floats(0, 10), st.integers(0, 5)), max_size=30),
-    st.floats(0, 10),
-    st.booleans(),
-    st.floats(0, 1),
-)
-def test_the_meter_keeps_the_relations(
-    steps: list[tuple[float, int]], after: float, as_engine: bool, share: float
-) -> None:
-    """Whatever arrives when: the relations checked by :class:`TurnTimes` hold, and decode is the sum of the gaps."""
-    now = 100.0
-    meter = TurnMeter(clock=lambda: now)
-    arrivals: list[float] = []
-    for gap, tokens in steps:
-        now += gap
-        meter.token(tokens)
-        arrivals += [now] * bool(tokens)
-    now += after
-    first = arrivals[0] if arrivals else now
-    times = meter.engine_times(scheduled=100.0 + (first - 100.0) * share) if as_engine else meter.times()
-    assert isinstance(times, TurnTimes)
-    assert times.total_seconds == pytest.approx(now - 100.0)
-    if not arrivals:
-        assert times.ttft_seconds is None
-        return
-    assert times.ttft_seconds == pytest.approx(arrivals[0] - 100.0)
-    assert times.decode_seconds == pytest.approx(arrivals[-1] - arrivals[0])
-    if len(arrivals) > 1:
-        assert times.itl_mean_seconds == pytest.approx(times.decode_seconds / (meter.tokens - 1))
-        assert times.itl_p50_seconds <= times.itl_p95_seconds
-    assert TurnCounts(decode_tokens=meter.tokens).decode_tokens == sum(tokens for _, tokens in steps)
