@@ -136,3 +136,29 @@ def test_checkpoints_twins_stay_with_the_weights_they_belong_to(
         assert torch.equal(old, new)
     with pytest.raises(ConfigError, match=f"{name}.*prefill_checkpoint=.*start another engine"):
         model.reload(other)
+
+
+@pytest.mark.parametrize("place", ["fp8", "nvfp4"])
+def test_captured_layers_are_one_operation_for_the_compiler(
+    make: Callable[[PrecisionPolicy, DeviceInfo], Model], place: str
+) -> None:
+    """As vLLM compiles them: without a break, whatever the twin keeps, and the same in each mode."""
+    torch.manual_seed(0)
+    model = make(PrecisionPolicy.of(f"mixquant-{place}"), PLACES[place])
+    layer, method = model.up_proj, model.up_proj.quant_method
+    model.load(torch.randn(N, K))
+    method.process_weights_after_loading(layer)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    x = torch.randn(1, 5, K)
+    compiled = torch.compile(lambda rows: method.apply(layer, rows), backend=keep, fullgraph=True)
+    for step in (EXACT, QUANTIZED):
+        with steps.forced(step):
+            assert torch.equal(compiled(x), method.apply(layer, x))
+    (graph,) = graphs
+    calls = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert calls == ["mixquant.gpu_linear"]

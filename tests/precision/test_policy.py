@@ -1,0 +1,67 @@
+"""Policies: presets by name, and what is refused with the reason."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.formats import FORMATS, NumberFormat
+from mixquant_agents.precision.policy import POLICY_PRESETS, PolicyName, PrecisionPolicy
+
+
+def test_presets_by_name() -> None:
+    assert list(POLICY_PRESETS) == [
+        "exact", "mixquant", "mixquant-nvfp4", "mixquant-fp8", "mixquant-int8", "mixquant-mxfp4",
+        "uniform-nvfp4", "uniform-fp8", "uniform-int8", "uniform-mxfp4",
+    ]  # fmt: skip
+    assert list(POLICY_PRESETS) == list(get_args(PolicyName))
+    for name, policy in POLICY_PRESETS.items():
+        assert PrecisionPolicy.of(name) is policy
+        assert policy.name == name
+        assert policy.uniform == name.startswith("uniform")
+        assert policy.quantizes == (name != "exact")
+    assert len({policy.fingerprint for policy in POLICY_PRESETS.values()}) == len(POLICY_PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decode_format": "auto"}, "decode_format cannot be 'auto'"),
+        ({"prefill_format": "exact", "decode_format": "fp8"}, "exact prefill"),
+        ({"prefill_format": "nvfp4", "decode_format": "fp8"}, "prefill_format='nvfp4'"),
+        ({"reproducible": True, "row_threshold": 64}, "row_threshold 0, not 64"),
+        ({"prefill_format": "fp8", "prefill_checkpoint": "x"}, "prefill_format='nvfp4'"),
+        ({"weight_only": True}, "named quantized"),
+        (
+            {"prefill_format": "fp8", "decode_format": "fp8", "exact_last_token": True},
+            "exact_last_token=True with decode_format='fp8' is not supported",
+        ),
+        ({"row_threshold": -1}, "row_threshold"),
+        ({"precision": 4}, "no setting 'precision'"),
+    ],
+)
+def test_refused_policies_say_why(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PrecisionPolicy(**settings)
+
+
+@given(
+    prefill=st.sampled_from(list(FORMATS)),
+    threshold=st.one_of(st.just("auto"), st.integers(0, 4096)),
+    last=st.sampled_from(["auto", True, False]),
+    uniform=st.booleans(),
+)
+def test_legal_policies_survive_json(prefill: NumberFormat, threshold: object, last: object, uniform: bool) -> None:
+    policy = PrecisionPolicy(
+        prefill_format=prefill,
+        decode_format=prefill if uniform else NumberFormat.EXACT,
+        row_threshold=threshold,  # type: ignore[arg-type]
+        exact_last_token=False if uniform and last is True else last,  # type: ignore[arg-type]
+    )
+    again = PrecisionPolicy.model_validate_json(policy.model_dump_json())
+    assert again == policy
+    assert again.fingerprint == policy.fingerprint
