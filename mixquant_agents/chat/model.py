@@ -32,8 +32,8 @@ from pydantic import (
     model_validator,
 )
 
+from mixquant_agents.chat.accumulator import combined_llm_output, give_reasons, llm_output
 from mixquant_agents.chat.call_options import DEFAULTS, TurnFields, call_settings
-from mixquant_agents.chat.core import combined_llm_output, give_reasons, llm_output
 from mixquant_agents.chat.engine_source import (
     DEFAULT_MODEL,
     DEFAULT_POLICY,

@@ -1,8 +1,9 @@
-"""The async driver of a turn: engine → core → chunks, and one :class:`TurnRecord` whatever happens."""
+"""The async driver of a turn: engine → accumulator → chunks, and one :class:`TurnRecord` whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessageChunk
 
-from mixquant_agents.chat.core import TurnCore
+from mixquant_agents.chat.accumulator import AnswerAccumulator
 from mixquant_agents.chat.langchain_errors import langchain_error
 from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.tools import tool_name
@@ -20,6 +21,8 @@ from mixquant_agents.errors import EngineError, MixQuantError, TurnTimeoutError
 from mixquant_agents.records import TurnCounts, TurnRecord, utc_now
 
 __all__ = ["TurnPlan", "run_turn"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +49,23 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
         MixQuantError: as the engine raises it, and of LangChain's class for it, too.
         TurnTimeoutError: the turn took longer than ``plan.timeout``.
     """
-    turn = _Turn(plan, engine.info)
+    turn = _TurnState(plan, engine.info)
     request = plan.request
     try:
         await engine.start()
         turn.info = engine.info
-        turn.core = core = TurnCore(tuple(map(tool_name, request.tools)))
+        turn.accumulator = accumulator = AnswerAccumulator(tuple(map(tool_name, request.tools)))
         turn.started_at, turn.meter = utc_now(), (meter := TurnMeter())
         stream = engine.stream(request)
         try:
-            async for delta in stream if plan.timeout is None else _hurried(stream, plan.timeout):
+            async for delta in stream if plan.timeout is None else _with_deadline(stream, plan.timeout):
                 tokens = len(delta.token_ids)
                 turn.tokens += tokens
                 turn.counts = delta.counts or turn.counts
                 meter.token(tokens or bool(delta.content or delta.reasoning or delta.tool_calls))
                 if delta.finish_reason is not None:
-                    turn.last, turn.aborted = delta, delta.finish_reason == "abort"
-                chunk = core.feed(delta)
+                    turn.last_delta, turn.aborted = delta, delta.finish_reason == "abort"
+                chunk = accumulator.feed(delta)
                 if chunk is not None:
                     yield chunk
         finally:
@@ -76,7 +79,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
             raise langchain_error(error) from error.__cause__
         raise
     except BaseException:  # the reader left or was cancelled, or the program ends
-        turn.aborted = turn.aborted or turn.last is None
+        turn.aborted = turn.aborted or turn.last_delta is None
         raise
     finally:
         if recorders:
@@ -90,7 +93,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
             )
 
 
-async def _hurried(stream: AsyncIterator[Delta], seconds: float) -> AsyncGenerator[Delta, None]:
+async def _with_deadline(stream: AsyncIterator[Delta], seconds: float) -> AsyncGenerator[Delta, None]:
     """``stream``, ended by ``TurnTimeoutError`` when it is not through after ``seconds``."""
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
@@ -108,7 +111,7 @@ async def _hurried(stream: AsyncIterator[Delta], seconds: float) -> AsyncGenerat
         yield delta
 
 
-class _Turn:
+class _TurnState:
     """What is known of a turn while it runs."""
 
     def __init__(self, plan: TurnPlan, info: EngineInfo) -> None:
@@ -118,8 +121,8 @@ class _Turn:
         self._record: TurnRecord | None = None
         self.started_at = utc_now()
         self.meter = TurnMeter()
-        self.core: TurnCore | None = None
-        self.last: Delta | None = None
+        self.accumulator: AnswerAccumulator | None = None
+        self.last_delta: Delta | None = None
         self.tokens = 0
         self.counts = TurnCounts()
         self.aborted = False
@@ -127,25 +130,25 @@ class _Turn:
 
     @property
     def prompt_token_ids(self) -> Sequence[int] | None:
-        return self.last.prompt_token_ids if self.last is not None else None
+        return self.last_delta.prompt_token_ids if self.last_delta is not None else None
 
     def answer(self) -> dict[str, Any]:
         """What was said, in the engine's shape."""
-        return self.core.answer() if self.core is not None else {"role": "assistant", "content": ""}
+        return self.accumulator.answer() if self.accumulator is not None else {"role": "assistant", "content": ""}
 
     def finish(self) -> AIMessageChunk:
         """The last chunk: with the usage, and the record as plain JSON."""
-        core, last = self.core, self.last
-        if core is None or last is None:
+        accumulator, last_delta = self.accumulator, self.last_delta
+        if accumulator is None or last_delta is None:
             raise EngineError("the engine ended the answer without a finish reason; this is a fault of the engine")
-        core.close()
+        accumulator.close()
         metadata = {
-            "finish_reason": core.finish_reason,
+            "finish_reason": accumulator.finish_reason,
             "model_name": self.info.model,
             "model_provider": "mixquant",
             "turn": self.record().model_dump(mode="json"),
         }
-        return core.last(metadata, last.counts)
+        return accumulator.last(metadata, last_delta.counts)
 
     def record(self) -> TurnRecord:
         """The record; made once."""
@@ -154,28 +157,35 @@ class _Turn:
         return self._record
 
     def _make_record(self) -> TurnRecord:
-        plan, last, info = self._plan, self.last, self.info
-        times = last.times if last is not None else None
-        counts = self.counts.model_dump()
-        if last is None or last.counts is None:
-            counts["decode_tokens"] = self.tokens or None
-        return TurnRecord(
-            **counts,
-            **(times or self.meter.times()).model_dump(),
-            turn_id=self._id,
-            run_id=plan.run_id,
-            thread_id=plan.thread_id,
-            turn_index=plan.turn_index,
-            model=info.model,
-            engine=info.engine,
-            policy=info.policy,
-            prefill_format=info.prefill_format,
-            decode_format=info.decode_format,
-            emulated=info.emulated,
-            device=info.device,
-            started_at=self.started_at,
-            finish_reason="abort" if self.aborted else self.core.finish_reason if self.core is not None else None,
-            tool_calls=self.core.calls.names if self.core is not None else (),
-            aborted=self.aborted,
-            error=type(self.failure).__name__ if self.failure is not None else None,
-        )
+        plan, last_delta, info = self._plan, self.last_delta, self.info
+        counts, times = self.counts, last_delta.times if last_delta is not None else None
+        if last_delta is None or last_delta.counts is None:
+            counts = counts.model_copy(update={"decode_tokens": self.tokens or None})
+        finish_reason = self.accumulator.finish_reason if self.accumulator is not None else None
+        identity: dict[str, Any] = {
+            "turn_id": self._id,
+            "run_id": plan.run_id,
+            "thread_id": plan.thread_id,
+            "turn_index": plan.turn_index,
+            "model": str(info.model),
+            "engine": str(info.engine),
+            "policy": str(info.policy),
+            "started_at": self.started_at,
+            "finish_reason": "abort" if self.aborted else finish_reason,
+            "tool_calls": self.accumulator.calls.names if self.accumulator is not None else (),
+            "aborted": self.aborted,
+            "error": type(self.failure).__name__ if self.failure is not None else None,
+        }
+        try:
+            return TurnRecord(
+                **identity,
+                **counts.model_dump(),
+                **(times or self.meter.times()).model_dump(),
+                prefill_format=info.prefill_format,
+                decode_format=info.decode_format,
+                emulated=info.emulated,
+                device=info.device,
+            )
+        except Exception:  # an engine of others that counts or names itself in an odd way: the answer is worth more
+            log.warning("the engine %r gave counts or times that cannot be recorded", info.engine, exc_info=True)
+            return TurnRecord(**identity)

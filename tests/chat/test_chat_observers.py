@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -9,12 +10,11 @@ from chat_doubles import FULL, add, model_of, weather
 from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage
 
-from mixquant_agents import TurnRecord
+from mixquant_agents import MixQuantChatModel, TurnRecord
+from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.errors import (
-    EngineDeadError,
-    TurnTimeoutError,
-)
+from mixquant_agents.errors import EngineDeadError, TurnTimeoutError
+from mixquant_agents.records import TurnCounts
 
 
 class Tokens(BaseCallbackHandler):
@@ -213,3 +213,26 @@ async def test_a_turn_belongs_to_the_span_around_it() -> None:
     assert trace in inside.trace_context["traceparent"]
     assert trace in sync.trace_context["traceparent"]
     assert outside.trace_context is None
+
+
+class Odd(Engine):
+    """An engine of somebody else's whose books do not add up."""
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(engine="odd", model="m", emulated="perhaps")
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        yield Delta(content="The lake is deep.")
+        yield Delta(finish_reason="stop", counts=TurnCounts.model_construct(prompt_tokens=-3, decode_tokens="many"))
+
+
+async def test_answer_is_worth_more_than_its_record(caplog: pytest.LogCaptureFixture) -> None:
+    records: list[TurnRecord] = []
+    model = MixQuantChatModel(engine=Odd(), recorders=[records.append])
+    answer = await model.ainvoke("How deep?")
+    await model.aclose()
+    assert answer.content == "The lake is deep."
+    (record,) = records
+    assert (record.engine, record.prompt_tokens, record.emulated, record.finish_reason) == ("odd", None, None, "stop")
+    assert "cannot be recorded" in caplog.text

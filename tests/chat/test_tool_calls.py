@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk
 
-from mixquant_agents.chat.calls import seal
+from mixquant_agents.chat.tool_calls import seal
 from mixquant_agents.engine.scripted import ScriptedTurn
 
 json_values = st.recursive(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mixquant_agents.chat.core import TurnCore
+from mixquant_agents.chat.accumulator import AnswerAccumulator
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.base import NamedTool, ToolChoice
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta, parsed
@@ -162,7 +162,7 @@ def test_invalid_calls_are_kept(tokenizer: Any) -> None:
     ],
 )
 def test_a_call_that_was_cut_off_is_one_invalid_call(tokenizer: Any, tool: str, text: str) -> None:
-    core, parser = TurnCore(), parser_of(tokenizer, tool)
+    core, parser = AnswerAccumulator(), parser_of(tokenizer, tool)
     ids = tokenizer.encode(text)
     deltas = [TokenDelta(tokenizer.decode([token]), (token,)) for token in ids[:-1]]
     deltas.append(TokenDelta(tokenizer.decode(ids[-1:]), (ids[-1],), finish_reason="length"))

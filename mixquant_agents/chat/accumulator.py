@@ -1,4 +1,4 @@
-"""The incremental core of a turn: token deltas in, message chunks out. Pure: no clock, no event loop, no engine.
+"""The incremental core of a turn: the engine's deltas in, message chunks out. Pure: no clock, no event loop, no engine.
 
 Sync and async, streaming and not: every way through the chat model is this one.
 """
@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import ToolCallChunk, tool_call_chunk
 
-from mixquant_agents.chat.calls import CallBook, seal
 from mixquant_agents.chat.messages import REASONING, UNPARSED
+from mixquant_agents.chat.tool_calls import ToolCallAccumulator, seal
 from mixquant_agents.engine.base import Delta, TokenLogprob, ToolCallDelta, new_call_id
 from mixquant_agents.records import TurnCounts
 from mixquant_agents.unicode import SurrogateJoiner, well_formed
 
-__all__ = ["TurnCore", "combined_llm_output", "give_reasons", "llm_output", "usage_of"]
+__all__ = ["AnswerAccumulator", "combined_llm_output", "give_reasons", "llm_output", "usage_of"]
 
 
-class TurnCore:
+class AnswerAccumulator:
     """Turns one answer's deltas into message chunks.
 
     Args:
@@ -40,7 +40,7 @@ class TurnCore:
         self._reasoning: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._tail: dict[str, Any] | None = None
-        self.calls = CallBook(tools)
+        self.calls = ToolCallAccumulator(tools)
         self.finish_reason: str | None = None
 
     def feed(self, delta: Delta) -> AIMessageChunk | None:
@@ -132,18 +132,20 @@ def give_reasons(message: AIMessage) -> None:
 
 def usage_of(counts: TurnCounts | None) -> UsageMetadata | None:
     """LangChain's usage of one turn; ``None`` where the engine did not count."""
-    if counts is None or counts.prompt_tokens is None or counts.decode_tokens is None:
+    prompt, answer = (counts.prompt_tokens, counts.decode_tokens) if counts is not None else (None, None)
+    if counts is None or not _is_count(prompt) or not _is_count(answer):
         return None
-    usage = UsageMetadata(
-        input_tokens=counts.prompt_tokens,
-        output_tokens=counts.decode_tokens,
-        total_tokens=counts.prompt_tokens + counts.decode_tokens,
-    )
-    if counts.cached_tokens is not None:
+    usage = UsageMetadata(input_tokens=prompt, output_tokens=answer, total_tokens=prompt + answer)
+    if _is_count(counts.cached_tokens):
         usage["input_token_details"] = InputTokenDetails(cache_read=counts.cached_tokens)
-    if counts.reasoning_tokens is not None:
+    if _is_count(counts.reasoning_tokens):
         usage["output_token_details"] = OutputTokenDetails(reasoning=counts.reasoning_tokens)
     return usage
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    """An engine of others may count in its own way, which must not cost the answer."""
+    return isinstance(value, int) and value >= 0
 
 
 def _token_usage(usage: UsageMetadata) -> dict[str, int]:

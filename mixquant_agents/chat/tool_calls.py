@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from mixquant_agents.engine.base import ToolCallDelta, new_call_id
 from mixquant_agents.unicode import SurrogateJoiner, well_formed
 
-__all__ = ["CallBook", "seal"]
+__all__ = ["ToolCallAccumulator", "seal"]
 
 
 @dataclass(slots=True)
@@ -27,7 +27,7 @@ class _Call:
     surrogates: SurrogateJoiner = field(default_factory=SurrogateJoiner)
 
 
-class CallBook:
+class ToolCallAccumulator:
     """The calls of one answer, in order, as their pieces arrive.
 
     Args:
