@@ -33,7 +33,7 @@ KNOWN: dict[str, set[str]] = {
     },
     "module-level environment": set(),
     "suppression without a reason": {
-        "mixquant_agents/chat/calling.py",
+        "mixquant_agents/chat/model.py",
         "mixquant_agents/dashboard/charts.py",
         "mixquant_agents/engine/vllm/child.py",
         "mixquant_agents/engine/vllm/stream.py",
