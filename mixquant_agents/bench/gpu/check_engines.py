@@ -28,6 +28,7 @@ scales of their own: FP8's distance from exact must be what it is on one GPU, wi
 # ruff: noqa: T201 - a program
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -107,8 +108,8 @@ SCORED = ("exact", "exact-eager", *ALIKE, "int8", "nvfp4", "exact-tp2", "mixquan
 Answers = dict[int, tuple[list[int], list[float]]]
 
 
-class Kept:
-    """What is known so far, kept in the result file."""
+class Outcome:
+    """What the engines have answered so far; written to the result file after each answer."""
 
     def __init__(self, path: Path, model: str) -> None:
         self.path = path
@@ -145,7 +146,7 @@ class Kept:
             if name in self.answers and other in self.answers
         }
 
-    def read_alike(self) -> dict[str, dict[str, dict[str, float]]]:
+    def differences(self) -> dict[str, dict[str, dict[str, float]]]:
         """Root mean square and mean of the difference in log probability, of each two engines."""
         names = [name for name in SCORED if name in self.scores]
         return {a: {b: difference(self.scores[a], self.scores[b]) for b in names if b != a} for a in names}
@@ -153,9 +154,9 @@ class Kept:
     def write(self) -> dict[str, list[int]]:
         """The file; returns the prompts on which two engines part although it was no tie."""
         agree = self.compared()
-        failed = {pair: apart(each) for pair, each in agree.items() if apart(each)}
-        read = self.read_alike()
-        failed |= {f"{pair}, long prompts": list(LONG) for pair in strangers(read)}
+        failed = {pair: parted(each) for pair, each in agree.items() if parted(each)}
+        read = self.differences()
+        failed |= {f"{pair}, long prompts": list(LONG) for pair in unlike_pairs(read)}
         result = {"model": self.model, "answer": ANSWER, "tie": TIE, "threshold": THRESHOLD, "failed": failed,
                   "agree": agree, "long_prompts": read, "engines": self.notes, "answers": self.answers,
                   "scores": self.scores}  # fmt: skip
@@ -181,7 +182,7 @@ def difference(mine: list[list[float]], theirs: list[list[float]]) -> dict[str, 
     return {"rms": round(float(np.sqrt((apart**2).mean())), 4), "mean": round(float(apart.mean()), 5)}
 
 
-def strangers(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
+def unlike_pairs(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Pairs of FP8 engines that differ by more than the format does, which is how far they are from exact.
 
     Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
@@ -198,7 +199,7 @@ def strangers(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     return unlike
 
 
-def apart(rows: dict[int, dict[str, Any]]) -> list[int]:
+def parted(rows: dict[int, dict[str, Any]]) -> list[int]:
     """Prompts on which two engines part although it was no tie."""
     return [n for n, row in rows.items() if row["margin"] is not None and row["margin"] > TIE]
 
@@ -238,57 +239,71 @@ def answered(
     return dict(zip(prompts, zip(result["answers"], result["margins"], strict=True), strict=True))
 
 
-def examine(name: str, engine: EngineProcess, prompts: dict[int, list[int]], kept: Kept, lora: str, path: Path) -> None:
+def examine(
+    name: str, engine: EngineProcess, prompts: dict[int, list[int]], outcome: Outcome, lora: str, path: Path
+) -> None:
     """Ask one engine everything; whatever fails is noted and does not stop the others."""
     short = {n: tokens for n, tokens in prompts.items() if n <= THRESHOLD}
     longer = {n: tokens for n, tokens in prompts.items() if n > THRESHOLD}
     try:
-        kept.note(name, ready=round(engine.wait_for("ready")["start_seconds"], 1))
+        outcome.note(name, ready=round(engine.wait_for("ready")["start_seconds"], 1))
         before: list[list[float]] = []
         if name.endswith("reloaded"):
             before = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
-            kept.note(name, reloaded=engine.ask(do="reload", path=str(path)))
-        kept.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
+            outcome.note(name, reloaded=engine.ask(do="reload", path=str(path)))
+        outcome.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
         if name in BESIDE:
-            kept.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))
+            outcome.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))
         if name in SCORED:
             scores = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
-            with kept.lock:
-                kept.scores[name] = scores
+            with outcome.lock:
+                outcome.scores[name] = scores
             if before:
-                kept.note(name, moved=difference(before, scores))
+                outcome.note(name, moved=difference(before, scores))
         if name in FAMILY:
             fields = PrecisionPolicy.of("mixquant-fp8").model_dump(mode="json")
             engine.ask(do="policy", policy={**fields, "row_threshold": THRESHOLD, "exact_last_token": True})
-            kept.add(f"{name} last exact", answered(engine, longer))
-        kept.note(name, **engine.ask(do="status", plugin=not name.startswith("exact")))
+            outcome.add(f"{name} last exact", answered(engine, longer))
+        outcome.note(name, **engine.ask(do="status", plugin=not name.startswith("exact")))
     except Exception as error:
-        kept.note(name, error=f"{type(error).__name__}: {error}")
+        outcome.note(name, error=f"{type(error).__name__}: {error}")
     finally:
         engine.close()
 
 
-def main(model: str, out: str, *rest: str) -> int:
-    lora = rest[rest.index("--lora") + 1] if "--lora" in rest else ""
-    groups = [word for word in rest if word in GROUPS] or ["graphs", "formats"]
+def main(arguments: list[str] | None = None) -> int:
+    """Start the engines, ask them all, compare; 1 where some part without a tie or did not run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model's folder, or the name of a shape")
+    parser.add_argument("out", type=Path, help="result file; an existing one is added to")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; default: graphs formats")
+    parser.add_argument("--lora", default="", help="folder of a LoRA adapter, for the group features")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.groups if name not in GROUPS]:
+        parser.error(f"no group {unknown[0]!r}; choose among {', '.join(GROUPS)}")
+    groups, model = options.groups or ["graphs", "formats"], options.model
     path = random_model(model, Path(tempfile.mkdtemp())) if model in SHAPES else Path(model)
-    kept = Kept(Path(out), model)
+    if not (path / "config.json").is_file():
+        parser.error(f"no model folder {model!r}, and no shape of that name ({', '.join(SHAPES)})")
+    outcome = Outcome(options.out, model)
     prompts = prompts_for(path)
-    engines = start(groups, path, Path(out).parent)
+    engines = start(groups, path, options.out.parent)
     with ThreadPoolExecutor(len(engines)) as pool:  # nothing is timed, so all processes start and answer at once
-        jobs = [pool.submit(examine, name, engine, prompts, kept, lora, path) for name, engine in engines.items()]
+        jobs = [
+            pool.submit(examine, name, engine, prompts, outcome, options.lora, path) for name, engine in engines.items()
+        ]
         for job in jobs:
             job.result()
-    failed = kept.write()
-    for pair, each in kept.compared().items():
-        parted = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}
-        print(f"{pair}: {len(each) - len(parted)} of {len(each)} the same;", parted)
-    for name, others in kept.read_alike().items():
+    failed = outcome.write()
+    for pair, each in outcome.compared().items():
+        ties = {n: tuple(row.values()) for n, row in each.items() if row["margin"] is not None}
+        print(f"{pair}: {len(each) - len(ties)} of {len(each)} the same;", ties)
+    for name, others in outcome.differences().items():
         print(name, "reads long prompts unlike", {other: tuple(value.values()) for other, value in others.items()})
-    broken = [name for name, note in kept.notes.items() if "error" in note]
+    broken = [name for name, note in outcome.notes.items() if "error" in note]
     print("parted without a tie:", failed, "did not run:", broken)
     return 1 if failed or broken else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
