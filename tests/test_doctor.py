@@ -38,7 +38,7 @@ def test_missing_parts_are_problems_with_a_remedy(
     assert "why" not in said  # no table without formats
 
 
-def test_a_cache_that_is_none_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unusable_cache_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MIXQUANT_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(doctor, "_version", lambda name: None)

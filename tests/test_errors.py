@@ -6,7 +6,7 @@ import pickle
 from mixquant_agents import errors
 
 
-def test_the_docstring_lists_every_error_at_its_place() -> None:
+def test_docstring_lists_every_error_at_its_place() -> None:
     tree = inspect.getdoc(errors) or ""
     drawn: dict[str, str] = {}
     path: list[str] = []

@@ -33,7 +33,7 @@ def test_each_name_loads_from_its_home(name: str) -> None:
     assert name in home.__all__
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Engin'"):
         _ = mixquant_agents.Engin
 
@@ -56,7 +56,7 @@ def test_importing_is_cheap_and_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_the_chat_model_needs_neither_torch_nor_vllm() -> None:
+def test_chat_model_needs_neither_torch_nor_vllm() -> None:
     code = (
         "import sys; from mixquant_agents import MixQuantChatModel, ScriptedEngine; "
         "print(MixQuantChatModel(engine=ScriptedEngine(['ok'])).invoke('hi').content, "

@@ -26,7 +26,7 @@ def render(messages: list[dict[str, Any]], tools: list[Any] | None = None, gener
     return str(texts[0])
 
 
-def test_the_template_is_frozen() -> None:
+def test_template_is_frozen() -> None:
     """Prefix caches and the adapter's training data depend on every byte: change it only together with them."""
     digest = hashlib.sha256(TEMPLATE.encode()).hexdigest()
     assert digest == "bcab9d1f7a304fc74a8376c5639e84fe314abecd3da956d41f65058261867f75", (

@@ -83,17 +83,17 @@ def test_sigterm_unwinds_the_command(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_wrong_usage_exits_2() -> None:
+def test_usage_error_exits_2() -> None:
     assert app.run(["no-such-command"]) == 2
     assert app.run(["--no-such-option"]) == 2
 
 
-def test_every_listed_command_has_help() -> None:
+def test_commands_have_help() -> None:
     for path in app.COMMANDS:
         assert app.run([*path.split(), "--help"]) == 0
 
 
-def test_a_file_to_write_is_tried_before_the_work(tmp_path: Path) -> None:
+def test_output_file_is_tried_before_the_work(tmp_path: Path) -> None:
     output_file("--out", None)
     output_file("--out", tmp_path / "new" / "report.json")
     assert list((tmp_path / "new").iterdir()) == []  # tried, not made
@@ -127,9 +127,7 @@ def test_a_file_to_write_is_tried_before_the_work(tmp_path: Path) -> None:
         "bench store --store /etc/passwd",
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line_before_anything_starts(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_impossible_command_is_refused_before_anything_starts(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(shlex.split(line)) in (1, 2)
     out, err = capsys.readouterr()
     assert out == ""
@@ -138,19 +136,19 @@ def test_what_cannot_be_done_is_told_in_one_line_before_anything_starts(
     assert "a bug" not in said
 
 
-def test_a_prediction_is_written_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prediction_is_written_to_the_output_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "predicted.json"
     assert app.run(["bench", "prefill", "--predict", "h100", "--json", "--output", str(file)]) == 0
     assert json.loads(file.read_text()) == json.loads(capsys.readouterr().out)
 
 
-def test_the_installed_command_answers() -> None:
+def test_installed_command_answers() -> None:
     done = subprocess.run([sys.executable, "-m", "mixquant_agents", "--version"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout.startswith("mixquant-agents ")
 
 
-def test_names_and_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_prints_markup_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.table import Table
 
     table = Table("thread:key:[gpu]")
@@ -161,7 +159,7 @@ def test_names_and_answers_are_printed_as_they_are(capsys: pytest.CaptureFixture
     assert all(said in shown for said in ("thread:key:[gpu]", "a:key:b [bold]c", "x:key:y [/z]"))
 
 
-def test_a_model_whose_name_looks_like_markup_starts_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_name_like_markup_starts_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

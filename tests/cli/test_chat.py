@@ -12,7 +12,7 @@ from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import ContextOverflowError, RequestError
 
 
-def test_a_conversation_grows_and_each_turn_is_reported() -> None:
+def test_conversation_grows_and_each_turn_is_reported() -> None:
     engine = ScriptedEngine(["Hello [there].", "Fine."])
     out = Console(file=io.StringIO(), width=200, markup=False)
     result = _talk(engine, iter(["hi", "how are you?"]), "Be brief.", 16, 0.0, out)
@@ -37,7 +37,7 @@ class Interrupted(Console):
 
 
 @pytest.mark.parametrize("interactive", [True, False])
-def test_ctrl_c_ends_an_answer_or_where_nobody_sits_there_the_command(interactive: bool) -> None:
+def test_ctrl_c_ends_an_answer_or_the_command(interactive: bool) -> None:
     engine = ScriptedEngine([ScriptedTurn(text=["one ", "two ", "three"], token_seconds=0.05), "Yes."])
     out = Interrupted(file=io.StringIO())
     if not interactive:
@@ -52,7 +52,7 @@ def test_ctrl_c_ends_an_answer_or_where_nobody_sits_there_the_command(interactiv
     assert "(stopped)" in out.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_message_that_is_refused_ends_no_conversation_of_somebody_who_sits_there() -> None:
+def test_refused_message_ends_no_conversation() -> None:
     out = Console(file=io.StringIO(), width=300)
     engine = ScriptedEngine(["Yes.", "No."], max_model_len=120)
     said = ["short", "long " * 200, "short again"]
@@ -65,7 +65,7 @@ def test_a_message_that_is_refused_ends_no_conversation_of_somebody_who_sits_the
     assert [message["role"] for message in engine.requests[-1].messages] == ["user", "assistant", "user"]
 
 
-def test_what_is_no_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), encoding="utf-8"))
     with pytest.raises(RequestError, match="give UTF-8"):
         next(_lines(None))

@@ -46,7 +46,7 @@ def test_merge_adds_scale_times_b_a_in_float32(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"rows": 5}, {"name": "block.left"}, {"name": "block"}])
-def test_an_adapter_of_another_model_is_refused(tmp_path: pathlib.Path, wrong: dict[str, int]) -> None:
+def test_adapter_of_another_model_is_refused(tmp_path: pathlib.Path, wrong: dict[str, int]) -> None:
     _save(tmp_path, **wrong)
     with pytest.raises(DamagedWeightsError, match="do not fit"):
         merge(Tiny(), tmp_path)

@@ -105,7 +105,7 @@ def test_damage_is_found_and_rebuilt(tmp_path: pathlib.Path, damage: object) -> 
     assert intact(folder)
 
 
-def test_a_copy_with_other_times_is_intact(tmp_path: pathlib.Path) -> None:
+def test_copy_with_other_times_is_intact(tmp_path: pathlib.Path) -> None:
     folder = ensure(tmp_path, "m", PARTS, Builder(), quiet)
     os.utime(folder / "weights.bin", (1, 1))
     assert intact(folder)
@@ -186,7 +186,7 @@ def test_two_processes_build_once(tmp_path: pathlib.Path) -> None:
     assert intact(pathlib.Path(answers.pop()))
 
 
-def test_a_killed_build_leaves_no_folder_and_no_lock(tmp_path: pathlib.Path) -> None:
+def test_killed_build_leaves_no_folder_and_no_lock(tmp_path: pathlib.Path) -> None:
     process = _start(tmp_path, 60)
     assert process.stdout is not None
     assert process.stdout.readline() == "building\n"

@@ -15,7 +15,7 @@ from mixquant_agents.embedded.build import TEMPLATE
 from mixquant_agents.errors import DamagedWeightsError, ModelNotFoundError
 
 
-def test_the_installed_package_is_the_source() -> None:
+def test_installed_package_is_the_source() -> None:
     found = source.find_source()
     assert isinstance(found, source.PackageSource)
     assert found.version in source.GGUF_SHA256
@@ -44,7 +44,7 @@ def test_damaged_package_weights_are_refused(tmp_path: pathlib.Path) -> None:
         source.PackageSource(path, "0.0.0-unlisted").load()
 
 
-def test_the_weights_file_is_parsed_once() -> None:
+def test_weights_file_is_parsed_once() -> None:
     """And the reader is the package's own again afterwards."""
     import gguf
 
@@ -57,7 +57,7 @@ def test_the_weights_file_is_parsed_once() -> None:
 
 
 @pytest.mark.slow
-def test_the_prepared_model_is_whole_and_speaks_the_bundled_template(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepared_model_is_whole_and_speaks_the_bundled_template(capsys: pytest.CaptureFixture[str]) -> None:
     """Uses the user's cache, as the engine does, so that a test run prepares at most once."""
     folder = embedded.prepare()
     first = capsys.readouterr().out

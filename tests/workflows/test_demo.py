@@ -13,7 +13,7 @@ from mixquant_agents.errors import ConfigError
 from mixquant_workflows.demo import QUESTIONS, TOOLS, DemoEvents, demo_folder, demo_tools, run_demo
 
 
-def test_kinds_pick_the_tools_and_every_question_names_one() -> None:
+def test_demo_kinds_pick_the_tools() -> None:
     folder = demo_folder(None)
     assert [tool.name for tool in demo_tools(folder)] == [
         "calculator",
@@ -31,7 +31,7 @@ def test_kinds_pick_the_tools_and_every_question_names_one() -> None:
         demo_tools(Path("/no/such/folder"))
 
 
-async def test_calls_results_tokens_and_turns_are_reported_in_order() -> None:
+async def test_demo_events_come_in_order() -> None:
     engine = ScriptedEngine(
         [
             ScriptedTurn(tool_calls=[{"name": "calculator", "args": {"expression": "6*7"}}]),
@@ -65,7 +65,7 @@ async def test_calls_results_tokens_and_turns_are_reported_in_order() -> None:
 
 
 @pytest.mark.engine
-async def test_the_embedded_model_chooses_the_tool_itself(engine: Any) -> None:
+async def test_embedded_model_chooses_the_tool(engine: Any) -> None:
     called: list[str] = []
     events = DemoEvents(call=lambda name, arguments: called.append(name))
     result = await run_demo(engine, demo_tools(demo_folder(None)), [QUESTIONS[0][1], QUESTIONS[3][1]], events=events)

@@ -128,7 +128,7 @@ async def test_runs_on_the_scripted_engine(name: str, tmp_path: Path) -> None:
     await RUNS[name](tmp_path)
 
 
-async def test_the_example_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_example_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     readme = (FOLDER.parent / "README.md").read_text()
     program = readme.split("```python\n")[1].split("```")[0]
     asked: list[dict[str, Any]] = []

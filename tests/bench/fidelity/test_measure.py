@@ -48,7 +48,7 @@ def measured(model: str, **policies: PrecisionPolicy) -> dict[str, fidelity.Poli
     return {row.policy: row for row in report.policies}
 
 
-def test_coarser_formats_and_more_quantized_rows_move_answers_further(model: str) -> None:
+def test_divergence_grows_with_coarser_formats_and_more_rows(model: str) -> None:
     found = measured(
         model,
         everywhere=PrecisionPolicy.of("uniform-nvfp4"),
@@ -61,14 +61,14 @@ def test_coarser_formats_and_more_quantized_rows_move_answers_further(model: str
         assert row.kl_prompt_low <= row.kl_mean <= row.kl_prompt_high
 
 
-def test_ignoring_every_layer_gives_the_exact_model(model: str) -> None:
+def test_ignored_layers_leave_the_model_exact(model: str) -> None:
     nothing = PrecisionPolicy(prefill_format="nvfp4", ignored_layers=("re:.*",))
     row = measured(model, nothing=nothing)["nothing"]
     assert row.kl_mean < 1e-9
     assert row.top1_agreement == 1
 
 
-def test_the_model_is_exact_again_afterwards(model: str) -> None:
+def test_model_is_exact_again_afterwards(model: str) -> None:
     network, _ = fidelity._load(model)
     ids = torch.arange(10).unsqueeze(0)
     before = fidelity._log_probs(network, ids, 6)
@@ -78,7 +78,7 @@ def test_the_model_is_exact_again_afterwards(model: str) -> None:
     assert torch.equal(fidelity._log_probs(network, ids, 6), before)
 
 
-def test_the_first_token_feels_the_last_prompt_token_alone(model: str) -> None:
+def test_first_token_feels_the_last_prompt_token_alone(model: str) -> None:
     """Uniform and phase-aware agree there when both quantize the last prompt token; later tokens differ."""
     found = measured(
         model,

@@ -12,7 +12,7 @@ from mixquant_agents.cli.bench.turns import command
 pytestmark = pytest.mark.slow
 
 
-async def test_a_small_run_measures_everything_and_leaks_nothing() -> None:
+async def test_small_run_measures_everything_and_leaks_nothing() -> None:
     """Whether the targets hold is for ``mixquant bench turns`` to say, on a quiet machine."""
     told: list[str] = []
     result = await measure(rounds=2, stream_tokens=1000, tool_tokens=800, streams=16, progress=told.append)
@@ -23,13 +23,13 @@ async def test_a_small_run_measures_everything_and_leaks_nothing() -> None:
 
 
 @pytest.mark.parametrize("streams", [3, 64])
-async def test_a_third_is_cancelled(streams: int) -> None:
+async def test_third_is_cancelled(streams: int) -> None:
     requests, tasks, cancelled = await leaks(streams)
     assert (requests, tasks) == (0, 0)
     assert cancelled == -(-streams // 3)
 
 
-def test_the_command_prints_one_object() -> None:
+def test_command_prints_one_object() -> None:
     app = typer.Typer()
     app.command()(command)
     arguments = ["--json", "--rounds", "1", "--tokens", "100", "--tool-tokens", "100", "--streams", "3"]
