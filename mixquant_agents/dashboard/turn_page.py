@@ -87,6 +87,7 @@ def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
     times.append(("tools before", formatting.duration(turn.tool_seconds_before)))
     formats = f"{turn.prefill_format or formatting.UNKNOWN} / {turn.decode_format or formatting.UNKNOWN}"
     rest = [
+        ("engine", turn.engine),
         ("formats, prefill / decode", formats + (" (emulated)" if turn.emulated else "")),
         ("device", turn.device or formatting.UNKNOWN),
         ("finish reason", turn.finish_reason or formatting.UNKNOWN),

@@ -14,10 +14,9 @@ from mixquant_agents.engine.base import (
     ToolCallDelta,
     ToolChoice,
 )
-from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 
 Capabilities = EngineInfo
-OutputDelta = Delta
+TokenDelta = Delta
 
 __all__ = [
     "Capabilities",
@@ -27,8 +26,6 @@ __all__ = [
     "JsonObject",
     "Message",
     "NamedTool",
-    "OutputDelta",
-    "OutputParser",
     "Sampling",
     "TokenDelta",
     "TokenLogprob",
