@@ -152,9 +152,14 @@ def error_class(error: str) -> str:
     return error if error == TOOL_ERROR else name if _CLASS.fullmatch(name) else "error"
 
 
-def without_content(span: Span) -> Span:
-    """The span without what was said: no arguments, no result, of an error only its class."""
-    if span.error is None and span.arguments is None and span.result is None:
-        return span
-    error = None if span.error is None else error_class(span.error)
-    return replace(span, error=error, arguments=None, result=None)
+def without_content(event: Event) -> Event:
+    """The event without what was said: no messages, arguments or results, and of an error only its class."""
+    if isinstance(event, TurnEvent):
+        if event.turn.error is not None:
+            event.turn = event.turn.model_copy(update={"error": error_class(event.turn.error)})
+        event.content = None
+        return event
+    if isinstance(event, RunLink) or (event.error is None and event.arguments is None and event.result is None):
+        return event
+    error = None if event.error is None else error_class(event.error)
+    return replace(event, error=error, arguments=None, result=None)

@@ -28,7 +28,6 @@ from mixquant_agents.telemetry.events import (
     Span,
     TurnContent,
     TurnEvent,
-    error_class,
     without_content,
 )
 from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, notify_of_forks
@@ -111,8 +110,6 @@ class QueueRecorder:
         trace_context: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
     ) -> None:
-        if turn.error is not None and not self._content:
-            turn = turn.model_copy(update={"error": error_class(turn.error)})
         self._put(
             TurnEvent(
                 turn=turn,
@@ -125,7 +122,7 @@ class QueueRecorder:
         )
 
     def record_span(self, span: Span) -> None:
-        self._put(span if self._content else without_content(span))
+        self._put(span)
 
     def link(self, link: RunLink) -> None:
         self._put(link)
@@ -208,7 +205,8 @@ class QueueRecorder:
         batch: list[Event] = []
         while self._queue:
             self._taken += 1  # before it leaves the queue: flush() must find it in one of the two
-            batch.append(self._queue.popleft())
+            event = self._queue.popleft()
+            batch.append(event if self._content else without_content(event))
         return batch
 
     def _write(self, batch: list[Event]) -> float | None:

@@ -45,6 +45,19 @@ SUMMARIZED = tuple(time for time in TIMES if time.summarized)
 _SUMMARIZED_NAMES = tuple(time.name for time in SUMMARIZED)
 _summarized_values = attrgetter(*(time.field for time in SUMMARIZED))
 
+_terms = attrgetter(
+    "prompt_tokens",
+    "cached_tokens",
+    "prefill_tokens",
+    "quantized_tokens",
+    "exact_tokens",
+    "decode_tokens",
+    "prefill_seconds",
+    "decode_seconds",
+    "aborted",
+    "error",
+)
+"""What enters a sum of its own (see :class:`Counted`)."""
 _RELATED = {"cached_tokens", "quantized_tokens", "exact_tokens"}
 """Counts that are only summed where the count that they are a share of is known too."""
 _SUMMED = tuple(count for count in COUNTS if count.field not in _RELATED)
@@ -56,7 +69,7 @@ MOST_TURNS = 10**12
 
 _LOG = math.log(1.04)
 _FLOOR = 1e-6
-_log = math.log
+_log, _floor = math.log, math.floor
 
 
 def bin_of(seconds: float) -> int:
@@ -163,45 +176,41 @@ class Aggregate:
 
     def add(self, turn: Counted) -> None:
         """Count one turn."""
+        prompt, cached, prefill, quantized, exact, decode, prefill_seconds, decode_seconds, aborted, error = _terms(
+            turn
+        )
+        failed = error is not None
         self.turns += 1
-        self.aborted += turn.aborted
-        self.failed += turn.error is not None
+        self.aborted += aborted
+        self.failed += failed
         sums = self.sums
-        sums["both"] += turn.aborted and turn.error is not None
+        sums["both"] += aborted and failed
         for name, count in zip(_SUMMED_NAMES, _summed_values(turn), strict=True):
             if count is not None:
                 sums[name] += count
-        prompt, cached, prefill, decode = (
-            turn.prompt_tokens,
-            turn.cached_tokens,
-            turn.prefill_tokens,
-            turn.decode_tokens,
-        )
         if prompt is not None and cached is not None:
             sums["cached"] += cached
             sums["prompt_known"] += prompt
-        if prefill and turn.prefill_seconds:
+        if prefill and prefill_seconds:
             sums["prefill_rate_tokens"] += prefill
-            sums["prefill_rate_seconds"] += turn.prefill_seconds
-            if prompt is not None and turn.error is None and not turn.aborted:
-                self._stratum(stratum_of(prefill, prompt), _log(turn.prefill_seconds / prefill))
-        if turn.quantized_tokens is not None and turn.exact_tokens is not None:
-            sums["quantized"] += turn.quantized_tokens
-            sums["rows_known"] += turn.quantized_tokens + turn.exact_tokens
-        if decode is not None and decode > 1 and turn.decode_seconds:
+            sums["prefill_rate_seconds"] += prefill_seconds
+            if prompt is not None and not failed and not aborted:
+                self._stratum(stratum_of(prefill, prompt), _log(prefill_seconds / prefill))
+        if quantized is not None and exact is not None:
+            sums["quantized"] += quantized
+            sums["rows_known"] += quantized + exact
+        if decode is not None and decode > 1 and decode_seconds:
             # The first token is prefill's; decode_seconds cover the others.
             sums["decode_rate_tokens"] += decode - 1
-            sums["decode_rate_seconds"] += turn.decode_seconds
+            sums["decode_rate_seconds"] += decode_seconds
+        bins = self.bins
         for name, seconds in zip(_SUMMARIZED_NAMES, _summarized_values(turn), strict=True):
             if seconds is not None:
-                self._count(name, seconds)
-
-    def _count(self, name: str, seconds: float) -> None:
-        histogram = self.bins.get(name)
-        if histogram is None:
-            histogram = self.bins[name] = {}
-        number = bin_of(seconds)
-        histogram[number] = histogram.get(number, 0) + 1
+                histogram = bins.get(name)
+                if histogram is None:
+                    histogram = bins[name] = {}
+                number = _floor(_log(seconds if seconds > _FLOOR else _FLOOR) / _LOG)  # bin_of, without a call
+                histogram[number] = histogram.get(number, 0) + 1
 
     def _stratum(self, name: str, logarithm: float) -> None:
         stratum = self.strata.get(name)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from mixquant_agents.records import COUNTS, TIMES, TurnRecord
 
@@ -85,8 +84,7 @@ def _names(tool_calls: tuple[str, ...]) -> str:
     return json.dumps(tool_calls)
 
 
-@dataclass(frozen=True, slots=True)
-class TurnLinks:
+class TurnLinks(NamedTuple):
     """What is known of a turn from what was recorded before it; ``None`` where nothing is.
 
     Attributes:

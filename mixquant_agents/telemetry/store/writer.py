@@ -12,7 +12,6 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -217,7 +216,7 @@ class StoreSink:
             tool_seconds = links.tool_seconds
             if turn.tool_seconds_before is not None:
                 tool_seconds = turn.tool_seconds_before
-            links = TurnLinks(*(sanitize_value(getattr(links, item.name)) for item in fields(links)))
+            links = TurnLinks(*map(sanitize_value, links))
             rows.append(row_of(number, turn, series, started_us, tool_seconds, links, event.trace_id))
             fresh.append((turn, series, started_us))
             hashes = event.block_hashes

@@ -101,7 +101,8 @@ def test_failures_are_rolled_up_when_a_store_of_the_version_before_is_opened(tmp
         connection.execute("ATTACH ? AS new", (str(new),))
         connection.execute(f"INSERT INTO series SELECT {', '.join(('id', *SERIES[:-1]))} FROM new.series")  # noqa: S608 # our names
         for table in ("turns", "rollups", "thread_stats"):
-            connection.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")  # noqa: S608 # our names
+            columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"INSERT INTO {table} SELECT {columns} FROM new.{table}")  # noqa: S608 # our names
         connection.execute("DETACH new")
         reading = connection.execute("SELECT turn_id FROM turns ORDER BY id")  # an old reader in the middle of reading
         first = reading.fetchone()
