@@ -123,8 +123,8 @@ class AccessGuard:
 def _parts(address: str) -> tuple[str, str]:
     """Host name and network location of an address; nothing that could be asked for where it is malformed."""
     try:
-        found = urlsplit(address)
-        return found.hostname or "", found.netloc
+        parts = urlsplit(address)
+        return parts.hostname or "", parts.netloc
     except ValueError:
         return "", "[malformed"
 

@@ -63,10 +63,10 @@ def line_chart(
         else:
             parts += _strokes(css, values, step, ceiling)
     for n, label in enumerate(labels):
-        said = "; ".join(f"{name} {show(value)}" for name, _, values in lines if (value := values[n]) is not None)
+        text = "; ".join(f"{name} {show(value)}" for name, _, values in lines if (value := values[n]) is not None)
         parts.append(
             f'<rect class="hit" x="{n * step:.2f}" y="0" width="{step:.2f}" height="{HEIGHT}">'
-            f"<title>{escape(label)}: {escape(said or 'nothing')}</title></rect>"
+            f"<title>{escape(label)}: {escape(text or 'nothing')}</title></rect>"
         )
     svg = (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" aria-hidden="true" focusable="false">'
@@ -87,7 +87,7 @@ def _grid() -> str:
 
 def _strokes(css: str, values: Sequence[float | None], step: float, ceiling: float) -> list[str]:
     """Unbroken stretches as polylines; a value alone between unknown ones as a dot."""
-    found: list[str] = []
+    strokes: list[str] = []
     stretch: list[str] = []
     for n, value in enumerate((*values, None)):
         if value is not None:
@@ -95,11 +95,11 @@ def _strokes(css: str, values: Sequence[float | None], step: float, ceiling: flo
             continue
         if len(stretch) == 1:
             x, y = stretch[0].split(",")
-            found.append(f'<path class="{css} dot" d="M{x} {y}h0.01"/>')
+            strokes.append(f'<path class="{css} dot" d="M{x} {y}h0.01"/>')
         elif stretch:
-            found.append(f'<polyline class="{css}" points="{" ".join(stretch)}"/>')
+            strokes.append(f'<polyline class="{css}" points="{" ".join(stretch)}"/>')
         stretch = []
-    return found
+    return strokes
 
 
 def _figure(

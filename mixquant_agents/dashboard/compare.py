@@ -47,8 +47,8 @@ def compare_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     )
 
 
-def _shown(chosen: TurnFilter) -> dict[str, str | None]:
-    return {"policy": chosen.policy, "model": chosen.model, "run": chosen.run}
+def _shown(turn_filter: TurnFilter) -> dict[str, str | None]:
+    return {"policy": turn_filter.policy, "model": turn_filter.model, "run": turn_filter.run}
 
 
 def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:

@@ -31,10 +31,10 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
     figure = _figure(9.0, 0.8 + 0.24 * max(3, len(fall.rows)))
     axes = figure.add_subplot()
     shown: set[str] = set()
-    for place, row in enumerate(fall.rows):
+    for index, row in enumerate(fall.rows):
         if row.kind == "idle":
             axes.barh(
-                place,
+                index,
                 row.bars[0].width,
                 left=row.bars[0].left,
                 height=0.7,
@@ -48,7 +48,7 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
             shown.add(bar.phase)
             height, colour = 0.4 if row.kind == "tool" else 0.72, COLOURS.get(bar.phase, COLOURS["unknown"])
             axes.barh(
-                place,
+                index,
                 max(bar.width, 0.15),
                 left=bar.left,
                 height=height,
@@ -81,9 +81,9 @@ def plot_comparison(seen: Comparison, names: tuple[str, str], stem: Path) -> lis
         if not bars:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
             continue
-        places = range(len(bars))
-        axes.bar(places, [a for _, a, _ in bars], width=0.96, color=SIDES[0], alpha=0.55, label=names[0])
-        axes.step(places, [b for *_, b in bars], where="mid", color=SIDES[1], label=names[1])
+        positions = range(len(bars))
+        axes.bar(positions, [a for _, a, _ in bars], width=0.96, color=SIDES[0], alpha=0.55, label=names[0])
+        axes.step(positions, [b for *_, b in bars], where="mid", color=SIDES[1], label=names[1])
         ends = (0, len(bars) // 2, len(bars) - 1)
         axes.set_xlabel("logarithmic axis", fontsize=7)
         axes.set_xticks(ends, [formatting.duration(bars[n][0]) for n in ends], fontsize=8)

@@ -26,8 +26,8 @@ DEFAULT_WINDOW = "7d"
 
 def link(path: str, values: Mapping[str, str | None]) -> str:
     """An address with the parameters that are set."""
-    chosen = {name: value for name, value in values.items() if value}
-    return f"{path}?{urlencode(chosen)}" if chosen else path
+    given = {name: value for name, value in values.items() if value}
+    return f"{path}?{urlencode(given)}" if given else path
 
 
 def window_start(window: str) -> str | None:
@@ -43,10 +43,12 @@ def page_filter(query: Mapping[str, str]) -> tuple[TurnFilter, str]:
         RequestError: a parameter is not what its name asks for.
     """
     window = query.get("window") or DEFAULT_WINDOW
-    chosen = TurnFilter.from_mapping(query)
-    return (chosen if chosen.since is not None else replace(chosen, since=window_start(window))), window
+    turn_filter = TurnFilter.from_mapping(query)
+    if turn_filter.since is None:
+        turn_filter = replace(turn_filter, since=window_start(window))
+    return turn_filter, window
 
 
 def names_in(store: TurnStore) -> dict[str, list[str]]:
     series = store.series()
-    return {name: sorted({getattr(one, name) for one in series}) for name in ("policy", "model", "engine")}
+    return {name: sorted({getattr(entry, name) for entry in series}) for name in ("policy", "model", "engine")}

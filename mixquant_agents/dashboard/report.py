@@ -67,19 +67,19 @@ def comparison_report(store: TurnStore, a: TurnFilter, b: TurnFilter) -> tuple[s
         RequestError: one side holds no turn.
     """
     seen = compare(store, a, b)
-    for name, side, chosen in (("A", seen.a, a), ("B", seen.b, b)):
+    for name, side, turn_filter in (("A", seen.a, a), ("B", seen.b, b)):
         if not side.turns:
-            raise RequestError(f"{name} ({side_name(chosen)}) holds no turn; choose what the store holds")
+            raise RequestError(f"{name} ({side_name(turn_filter)}) holds no turn; choose what the store holds")
     names = (f"A {side_name(a)}", f"B {side_name(b)}")
     page = render("comparison", seen=seen, rows=comparison_rows(seen), charts=comparison_charts(seen, names))
     heading = render("heading", title=f"{names[0]} against {names[1]}")
     return _whole(f"{names[0]} against {names[1]}", heading + page, []), seen
 
 
-def side_name(chosen: TurnFilter) -> str:
+def side_name(turn_filter: TurnFilter) -> str:
     """What a side of a comparison is called."""
-    run = f"run {chosen.run}" if chosen.run else None
-    return " ".join(filter(None, (chosen.policy, chosen.model, run))) or "all policies"
+    run = f"run {turn_filter.run}" if turn_filter.run else None
+    return " ".join(filter(None, (turn_filter.policy, turn_filter.model, run))) or "all policies"
 
 
 def _anchor(turn: StoredTurn) -> str:

@@ -32,8 +32,8 @@ class StoreSource:
         """
         with self._lock:
             try:
-                found = os.stat(self.path)
-                identity = (found.st_dev, found.st_ino)
+                status = os.stat(self.path)
+                identity = (status.st_dev, status.st_ino)
             except OSError:
                 identity = None
             if self._store is None or identity != self._identity:

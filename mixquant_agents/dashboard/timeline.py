@@ -100,7 +100,7 @@ class _Axis:
         busy = _covered((item.start, item.stop) for item in items)
         work = sum(stop - start for start, stop in busy) or 1
         limit = max(work * FOLD_SHARE, 500_000)
-        self.folds = [(one[1], two[0]) for one, two in pairwise(busy) if two[0] - one[1] > limit]
+        self.folds = [(before[1], after[0]) for before, after in pairwise(busy) if after[0] - before[1] > limit]
         self.start = busy[0][0] if busy else 0
         self.end = busy[-1][1] if busy else 1
         plain = self.end - self.start - sum(stop - start for start, stop in self.folds)

@@ -53,10 +53,10 @@ def header(here: str, path: str, file: str) -> Markup:
 
 def filters_bar(store: TurnStore, action: str, query: Mapping[str, str]) -> Markup:
     """The filters, as a form whose address is the page's."""
-    chosen, window = page_filter(query)
+    turn_filter, window = page_filter(query)
     shown = {
         **dict.fromkeys(("policy", "model", "engine", "status", "thread", "run", "since", "until")),
-        **chosen.as_mapping(),
+        **turn_filter.as_mapping(),
     }
     if not query.get("since"):
         shown["since"] = None  # it came from the window
@@ -74,9 +74,9 @@ def filters_bar(store: TurnStore, action: str, query: Mapping[str, str]) -> Mark
 
 def overview_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """Figures, charts, newest turns."""
-    chosen, _ = page_filter(query)
-    seen = overview(store, chosen)
-    turns = store.turns(chosen, limit=12)
+    turn_filter, _ = page_filter(query)
+    seen = overview(store, turn_filter)
+    turns = store.turns(turn_filter, limit=12)
     return render("overview", seen=seen, charts=overview_charts(seen), turns=turns, turn_link=_turn_link)
 
 
@@ -123,20 +123,20 @@ def overview_charts(seen: Overview) -> list[Markup]:
 
 def threads_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """The list of threads."""
-    chosen, _ = page_filter(query)
+    turn_filter, _ = page_filter(query)
     digits = query.get("offset", "")
     offset = int(digits) if digits.isdecimal() and len(digits) < 10 else 0
-    found = store.threads(chosen, limit=PAGE + 1, offset=offset, search=query.get("search"))
+    threads = store.threads(turn_filter, limit=PAGE + 1, offset=offset, search=query.get("search"))
 
     def page(at: int) -> str:
         return link("/threads", {**query, "offset": str(at) if at else None})
 
     return render(
         "threads",
-        threads=found[:PAGE],
+        threads=threads[:PAGE],
         thread_link=thread_link,
         newer=page(max(0, offset - PAGE)) if offset else None,
-        older=page(offset + PAGE) if len(found) > PAGE else None,
+        older=page(offset + PAGE) if len(threads) > PAGE else None,
     )
 
 

@@ -33,27 +33,27 @@ class Forkable(Protocol):
         ...
 
 
-_held: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_holders: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
-def notify_of_forks(one: Forkable) -> None:
+def notify_of_forks(holder: Forkable) -> None:
     """Tell ``one`` of every fork of this process."""
-    _held.add(one)
+    _holders.add(holder)
 
 
 def _before() -> None:
-    for one in list(_held):
-        one.before_fork()
+    for holder in list(_holders):
+        holder.before_fork()
 
 
 def _in_parent() -> None:
-    for one in list(_held):
-        one.after_fork_in_parent()
+    for holder in list(_holders):
+        holder.after_fork_in_parent()
 
 
 def _in_child() -> None:
-    for one in list(_held):
-        one.after_fork_in_child()
+    for holder in list(_holders):
+        holder.after_fork_in_child()
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

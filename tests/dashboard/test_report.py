@@ -10,12 +10,10 @@ import pytest
 from dashboard_help import make_turn
 
 from mixquant_agents.bench.overhead.store import fill
-from mixquant_agents.dashboard import formatting, views
-from mixquant_agents.dashboard.charts import line_chart, nice_ceiling
+from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.report import write_report
-from mixquant_agents.dashboard.timeline import waterfall
 from mixquant_agents.errors import RequestError
-from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
+from mixquant_agents.telemetry import StoreRecorder, TurnContent
 from mixquant_agents.telemetry.store.reader import TurnStore
 
 pytestmark = pytest.mark.slow
@@ -125,62 +123,3 @@ def test_report_with_wrong_options_leaves_no_file(
     with pytest.raises(RequestError, match=re.escape(words)):
         write_report(store, tmp_path / "r.html", **options)  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (0, "0 s"), (8.4e-05, "84 µs"), (0.0123, "12.3 ms"), (0.9996, "1.00 s"), (1.25, "1.25 s"),
-     (12.34, "12.3 s"), (99.96, "1 min 40 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (200_000, "2 d 7 h")],
-)  # fmt: skip
-def test_durations(value: float | None, text: str) -> None:
-    assert formatting.duration(value).replace("\u202f", " ") == text
-
-
-def test_shares_never_round_to_certainty() -> None:
-    shown = [formatting.share(value).replace("\u202f", " ") for value in (None, 0, 0.00001, 0.5, 0.99999, 1)]
-    assert shown == ["–", "0 %", "0.1 %", "50.0 %", "99.9 %", "100 %"]
-
-
-def test_counts_and_rates() -> None:
-    shown = [formatting.count(value).replace("\u202f", " ") for value in (None, 0, 9999, 10_000, 1.234e6, 5e9)]
-    assert shown == ["–", "0", "9 999", "10.0 k", "1.23 M", "5.00 G"]
-    assert formatting.rate(0.123) == "0.12"
-    assert nice_ceiling(0.0331) == 0.05
-
-
-def test_chart_escapes_and_breaks_at_the_unknown() -> None:
-    chart = line_chart("<b>", ["<i>", "2", "3", "4"], [("<u>", "one", [1.0, None, 2.0, 3.0])], formatting.count)
-    assert "<b>&lt;b&gt;</b>" in chart
-    assert "<i>" not in chart
-    assert "<u>" not in chart
-    assert chart.count("<polyline") == 1
-    assert chart.count("dot") == 1
-    assert "nothing measured" in line_chart("x", [], [("", "one", [])], formatting.count)
-
-
-def test_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:
-    def at(seconds: float) -> str:
-        return f"2026-03-01T{12 + int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}:{seconds % 60:09.6f}+00:00"
-
-    recorder = StoreRecorder(tmp_path / "turns.sqlite")
-    recorder.record_span(
-        Span(kind=SpanKind.TOOL, name="tool", span_id="s", run_id="one", thread_id="t", started_at=at(0.6), seconds=0.2)
-    )
-    for start, run in ((0.0, "one"), (0.9, "one"), (3000.0, "two")):
-        recorder.record(make_turn(thread_id="t", started_at=at(start), run_id=run))
-    recorder.close()
-    store = TurnStore(tmp_path / "turns.sqlite")
-    fall = waterfall(store.thread("t"), store.spans(thread="t"))
-    assert [row.kind for row in fall.rows] == ["turn", "tool", "turn", "idle", "turn"]
-    assert fall.folded
-    assert fall.totals["tool"] == pytest.approx(0.2)
-    assert fall.totals["gap"] == pytest.approx(0.15)
-    assert fall.totals["idle"] == pytest.approx(3000 - 1.45)
-    assert fall.totals["prefill"] == pytest.approx(0.12)
-    assert fall.seconds == pytest.approx(3000.55)
-    bars = [bar for row in fall.rows for bar in row.bars]
-    assert all(-1e-9 <= bar.left <= bar.left + bar.width <= 100.001 for bar in bars)
-    assert bars[-1].left + bars[-1].width == pytest.approx(99.4, abs=1)
-    lefts = [row.bars[0].left for row in fall.rows]
-    assert lefts == sorted(lefts)
-    assert waterfall([], []).rows == []

@@ -17,7 +17,7 @@ from langchain_core.runnables import RunnableConfig
 
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.records import PHASES
-from mixquant_agents.telemetry import SpanKind, StoreRecorder
+from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder
 from mixquant_agents.telemetry.store import StoredSpan, StoredTurn, TurnStore
 from mixquant_agents.telemetry.store.rows import from_microseconds, to_microseconds
 
@@ -215,3 +215,31 @@ async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     assert sum(fall.totals.values()) == pytest.approx(fall.seconds, abs=1e-6)
     assert fall.seconds <= wall
     assert {row.depth for row in fall.rows} == {0, 1}
+
+
+def test_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:
+    def at(seconds: float) -> str:
+        return f"2026-03-01T{12 + int(seconds // 3600):02d}:{int(seconds % 3600 // 60):02d}:{seconds % 60:09.6f}+00:00"
+
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    recorder.record_span(
+        Span(kind=SpanKind.TOOL, name="tool", span_id="s", run_id="one", thread_id="t", started_at=at(0.6), seconds=0.2)
+    )
+    for start, run in ((0.0, "one"), (0.9, "one"), (3000.0, "two")):
+        recorder.record(make_turn(thread_id="t", started_at=at(start), run_id=run))
+    recorder.close()
+    store = TurnStore(tmp_path / "turns.sqlite")
+    fall = waterfall(store.thread("t"), store.spans(thread="t"))
+    assert [row.kind for row in fall.rows] == ["turn", "tool", "turn", "idle", "turn"]
+    assert fall.folded
+    assert fall.totals["tool"] == pytest.approx(0.2)
+    assert fall.totals["gap"] == pytest.approx(0.15)
+    assert fall.totals["idle"] == pytest.approx(3000 - 1.45)
+    assert fall.totals["prefill"] == pytest.approx(0.12)
+    assert fall.seconds == pytest.approx(3000.55)
+    bars = [bar for row in fall.rows for bar in row.bars]
+    assert all(-1e-9 <= bar.left <= bar.left + bar.width <= 100.001 for bar in bars)
+    assert bars[-1].left + bars[-1].width == pytest.approx(99.4, abs=1)
+    lefts = [row.bars[0].left for row in fall.rows]
+    assert lefts == sorted(lefts)
+    assert waterfall([], []).rows == []

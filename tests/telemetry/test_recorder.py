@@ -141,10 +141,10 @@ def end(thread: threading.Thread, wake: threading.Event) -> None:
     """End a thread as a debugger or a supervisor does. ``wake``: what it waits for, where no such exception reaches
     it."""
     assert thread.ident is not None
-    for _ in range(500):
+    for _ in range(50):  # a sink that is guarded may take one
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
         wake.set()
-        thread.join(0.01)
+        thread.join(0.5)
         if not thread.is_alive():
             return
     raise AssertionError("the thread goes on")

@@ -50,8 +50,8 @@ class Collected:
     def total(self, series: Sequence[int] | None = None) -> Aggregate:
         """Everything, or some series, in one aggregate."""
         whole = Aggregate()
-        for (_, one), aggregate in self.parts.items():
-            if series is None or one in series:
+        for (_, part), aggregate in self.parts.items():
+            if series is None or part in series:
                 whole.merge(aggregate)
         return whole
 
@@ -85,28 +85,28 @@ def level_for(since_us: int, until_us: int, now_us: int) -> int:
     return HOUR if span <= 2 * DAY else QUARTER if span <= 10 * DAY else DAY
 
 
-def collect(store: TurnStore, chosen: TurnFilter, *, now: float | None = None) -> Collected:
-    """Collect the turns of ``chosen``. Without ``until`` the window ends now; without ``since`` it begins with the
+def collect(store: TurnStore, turn_filter: TurnFilter, *, now: float | None = None) -> Collected:
+    """Collect the turns of ``turn_filter``. Without ``until`` the window ends now; without ``since`` it begins with the
     store's first turn."""
     now_us = int((time.time() if now is None else now) * 1e6)
-    until_us = chosen.until_us if chosen.until_us is not None else now_us + 1
-    ids = store.series_ids(chosen)
-    since_us = chosen.since_us if chosen.since_us is not None else min(_first_us(store, until_us), until_us)
-    found = Collected(level_for(since_us, until_us, now_us), since_us, until_us, now_us)
-    if chosen.by_series and _count(store, found, chosen, ids) > EXACT_TURNS:
-        _from_rollups(store, found, chosen, ids)
-        _widen(found, chosen, now_us)
+    until_us = turn_filter.until_us if turn_filter.until_us is not None else now_us + 1
+    ids = store.series_ids(turn_filter)
+    since_us = turn_filter.since_us if turn_filter.since_us is not None else min(_first_us(store, until_us), until_us)
+    collected = Collected(level_for(since_us, until_us, now_us), since_us, until_us, now_us)
+    if turn_filter.by_series and _count(store, collected, turn_filter, ids) > EXACT_TURNS:
+        _from_rollups(store, collected, turn_filter, ids)
+        _widen(collected, turn_filter, now_us)
     else:
-        _from_turns(store, found, chosen, ids)
-    return found
+        _from_turns(store, collected, turn_filter, ids)
+    return collected
 
 
-def _widen(found: Collected, chosen: TurnFilter, now_us: int) -> None:
+def _widen(collected: Collected, turn_filter: TurnFilter, now_us: int) -> None:
     """Roll-ups answer for whole intervals: the window is theirs, so that rates are over the time that was counted."""
-    width = found.level * 1_000_000
-    if chosen.since is not None:
-        found.since_us -= found.since_us % width
-    found.until_us = max(found.until_us, min(-(-found.until_us // width) * width, now_us + 1))
+    width = collected.level * 1_000_000
+    if turn_filter.since is not None:
+        collected.since_us -= collected.since_us % width
+    collected.until_us = max(collected.until_us, min(-(-collected.until_us // width) * width, now_us + 1))
 
 
 def _first_us(store: TurnStore, otherwise: int) -> int:
@@ -115,11 +115,11 @@ def _first_us(store: TurnStore, otherwise: int) -> int:
     return first if first is not None else otherwise
 
 
-def _window(found: Collected, ids: list[int] | None) -> tuple[str, list[Any]]:
+def _window(collected: Collected, ids: list[int] | None) -> tuple[str, list[Any]]:
     """Condition over ``rollups``: the intervals that touch the window."""
-    first = found.since_us // 1_000_000 // found.level * found.level
-    last = -(-found.until_us // 1_000_000)
-    where, values = "level = ? AND start >= ? AND start < ?", [found.level, first, last]
+    first = collected.since_us // 1_000_000 // collected.level * collected.level
+    last = -(-collected.until_us // 1_000_000)
+    where, values = "level = ? AND start >= ? AND start < ?", [collected.level, first, last]
     if ids is not None:
         where += f" AND series_id IN ({', '.join('?' * len(ids))})"
         values += ids
@@ -135,35 +135,35 @@ def _count_in(column: str) -> str:
     return f"iif(typeof({column}) = 'integer' AND {column} BETWEEN 0 AND {MOST_COUNTED}, {column}, 0)"
 
 
-def _count(store: TurnStore, found: Collected, chosen: TurnFilter, ids: list[int] | None) -> int:
-    where, values = _window(found, ids)
+def _count(store: TurnStore, collected: Collected, turn_filter: TurnFilter, ids: list[int] | None) -> int:
+    where, values = _window(collected, ids)
     table, column = "rollups", _count_in("turns")
-    if chosen.status == "ok":
+    if turn_filter.status == "ok":
         column += f" - max({_count_in('aborted')}, {_count_in('failed')})"
-    elif chosen.status is not None:
-        table, where = "bad_rollups", f"{where} AND outcome IN {_OUTCOMES[chosen.status]}"
+    elif turn_filter.status is not None:
+        table, where = "bad_rollups", f"{where} AND outcome IN {_OUTCOMES[turn_filter.status]}"
     with store.reading() as connection:
         row = connection.execute(f"SELECT ifnull(sum({column}), 0) FROM {table} WHERE {where}", values).fetchone()  # noqa: S608 # built above
     return int(row[0])
 
 
-def _from_rollups(store: TurnStore, found: Collected, chosen: TurnFilter, ids: list[int] | None) -> None:
-    if chosen.status is None:
-        found.parts = _parts(store, found, ids)
-    elif chosen.status != "ok":
-        found.parts = _parts(store, found, ids, _OUTCOMES[chosen.status])
+def _from_rollups(store: TurnStore, collected: Collected, turn_filter: TurnFilter, ids: list[int] | None) -> None:
+    if turn_filter.status is None:
+        collected.parts = _parts(store, collected, ids)
+    elif turn_filter.status != "ok":
+        collected.parts = _parts(store, collected, ids, _OUTCOMES[turn_filter.status])
     else:
-        bad = _parts(store, found, ids, _OUTCOMES["bad"])
-        for key, every in _parts(store, found, ids).items():
+        bad = _parts(store, collected, ids, _OUTCOMES["bad"])
+        for key, every in _parts(store, collected, ids).items():
             rest = every.without(bad[key]) if key in bad else every
             if rest.turns:
-                found.parts[key] = rest
+                collected.parts[key] = rest
 
 
 def _parts(
-    store: TurnStore, found: Collected, ids: list[int] | None, outcomes: tuple[int, ...] | None = None
+    store: TurnStore, collected: Collected, ids: list[int] | None, outcomes: tuple[int, ...] | None = None
 ) -> dict[tuple[int, int], Aggregate]:
-    where, values = _window(found, ids)
+    where, values = _window(collected, ids)
     table = "rollups"
     if outcomes is not None:
         table, where = "bad_rollups", f"{where} AND outcome IN {outcomes}"
@@ -171,34 +171,34 @@ def _parts(
     parts: dict[tuple[int, int], Aggregate] = {}
     with store.reading() as connection:
         for start, series, *rest in connection.execute(query, values):
-            one, known = Aggregate.load(*rest), parts.get((start, series))
-            if known is None:
-                parts[start, series] = one
+            part, earlier = Aggregate.load(*rest), parts.get((start, series))
+            if earlier is None:
+                parts[start, series] = part
             else:  # another outcome of the same interval
-                known.merge(one)
+                earlier.merge(part)
     return parts
 
 
-def _from_turns(store: TurnStore, found: Collected, chosen: TurnFilter, ids: list[int] | None) -> None:
-    window = TurnFilter(thread=chosen.thread, run=chosen.run, status=chosen.status)
+def _from_turns(store: TurnStore, collected: Collected, turn_filter: TurnFilter, ids: list[int] | None) -> None:
+    window = TurnFilter(thread=turn_filter.thread, run=turn_filter.run, status=turn_filter.status)
     where, values = window.where(ids)
     # The series index serves the window in time; thread, run and what went wrong have indexes of their own.
-    if ids is None and chosen.by_series and chosen.status in (None, "ok"):
+    if ids is None and turn_filter.by_series and turn_filter.status in (None, "ok"):
         where += " AND turns.series_id IN (SELECT id FROM series)"
     where += f" AND started_us >= ? AND started_us < ? ORDER BY started_us DESC LIMIT {MOST_TURNS + 1}"
     with store.reading() as connection:
-        rows = counted_rows(connection, where, (*values, found.since_us, found.until_us))
+        rows = counted_rows(connection, where, (*values, collected.since_us, collected.until_us))
     if len(rows) > MOST_TURNS:
-        found.truncated = True
+        collected.truncated = True
         rows.pop()
-    found.values = {}
-    width = found.level * 1_000_000
+    collected.values = {}
+    width = collected.level * 1_000_000
     for turn in rows:
-        key = (turn.started_us // width * found.level, turn.series_id)
-        aggregate = found.parts.get(key)
+        key = (turn.started_us // width * collected.level, turn.series_id)
+        aggregate = collected.parts.get(key)
         if aggregate is None:
-            aggregate = found.parts[key] = Aggregate()
+            aggregate = collected.parts[key] = Aggregate()
         aggregate.add(turn)
     for time_field in SUMMARIZED:
         values_of = [getattr(turn, time_field.field) for turn in rows]
-        found.values[time_field.name] = [value for value in values_of if value is not None]
+        collected.values[time_field.name] = [value for value in values_of if value is not None]

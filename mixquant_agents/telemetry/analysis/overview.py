@@ -120,31 +120,33 @@ class Comparison:
     note: str | None = None
 
 
-def overview(store: TurnStore, chosen: TurnFilter | None = None, *, now: float | None = None) -> Overview:
+def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: float | None = None) -> Overview:
     """Figures, points and speed-ups of the chosen turns.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    chosen = chosen or TurnFilter()
-    found = collect(store, chosen, now=now)
+    turn_filter = turn_filter or TurnFilter()
+    collected = collect(store, turn_filter, now=now)
     series = store.series()
-    total = found.total()
-    minutes = (found.until_us - found.since_us) / 60e6
+    total = collected.total()
+    minutes = (collected.until_us - collected.since_us) / 60e6
     # The baseline counts even where the filter chose another policy.
-    wide = found if chosen.policy is None else collect(store, replace(chosen, policy=None), now=now)
-    length, intervals = found.intervals()
-    ups, none = _speed_ups(wide, series, chosen.policy)
+    with_baseline = (
+        collected if turn_filter.policy is None else collect(store, replace(turn_filter, policy=None), now=now)
+    )
+    length, intervals = collected.intervals()
+    speed_ups, no_speed_up = _speed_ups(with_baseline, series, turn_filter.policy)
     return Overview(
-        figures=_figures(found, total, series),
+        figures=_figures(collected, total, series),
         turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
-        since=from_microseconds(found.since_us),
-        until=from_microseconds(found.until_us),
+        since=from_microseconds(collected.since_us),
+        until=from_microseconds(collected.until_us),
         interval_seconds=length,
         points=[_point(start, aggregate) for start, aggregate in intervals],
-        speed_ups=ups,
-        no_speed_up=none,
-        truncated=found.truncated,
+        speed_ups=speed_ups,
+        no_speed_up=no_speed_up,
+        truncated=collected.truncated,
     )
 
 
@@ -155,19 +157,19 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
         StoreError: the store cannot be read.
     """
     series = store.series()
-    sides = [collect(store, chosen, now=now) for chosen in (a, b)]
+    sides = [collect(store, turn_filter, now=now) for turn_filter in (a, b)]
     totals = [side.total() for side in sides]
     figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
-    places = [_places(side, series) for side in sides]
-    shared = sorted(places[0].keys() & places[1].keys())
-    match, note = None, None
-    if any(one.emulated for one in figures):
+    by_setup = [_by_setup(side, series) for side in sides]
+    shared = sorted(by_setup[0].keys() & by_setup[1].keys())
+    measured, note = None, None
+    if any(side.emulated for side in figures):
         note = "one side ran an emulation: its times say nothing about speed"
-    elif not places[0] and not places[1]:
+    elif not by_setup[0] and not by_setup[1]:
         note = "these turns do not say on which device they ran: no speed-up is given"
     elif not shared:
         note = "no model ran on the same device on both sides: no speed-up is given"
-    elif (match := speed_up(*(side_by_side([place[one] for one in shared]) for place in places))) is None:
+    elif (measured := speed_up(*(side_by_side([side[setup] for setup in shared]) for side in by_setup))) is None:
         note = f"no size class of prompts holds {STRATUM_TURNS} turns of both sides: no speed-up is given"
     return Comparison(
         a=figures[0],
@@ -175,8 +177,8 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
         distributions={
             time.name: distribution(*(total.bins.get(time.name, {}) for total in totals)) for time in SUMMARIZED
         },
-        prefill_speed_up=(match.ratio, match.low, match.high) if match is not None else None,
-        matched_turns=(match.base_turns, match.turns) if match is not None else (0, 0),
+        prefill_speed_up=(measured.ratio, measured.low, measured.high) if measured is not None else None,
+        matched_turns=(measured.base_turns, measured.turns) if measured is not None else (0, 0),
         note=note,
     )
 
@@ -198,24 +200,24 @@ def distribution(a: dict[int, int], b: dict[int, int], *, bars: int = 28) -> lis
     return [(bin_value(low + n * width + middle), shares[0][n], shares[1][n]) for n in range(count)]
 
 
-def _figures(found: Collected, total: Aggregate, series: Sequence[Series]) -> Figures:
-    present = {one for _, one in found.parts}
+def _figures(collected: Collected, total: Aggregate, series: Sequence[Series]) -> Figures:
+    present = {series_id for _, series_id in collected.parts}
     return Figures(
         turns=total.turns,
         aborted=total.aborted,
         failed=total.failed,
         bad=total.bad,
         percentiles={
-            time.name: (found.percentile(time.name, 0.5, total), found.percentile(time.name, 0.95, total))
+            time.name: (collected.percentile(time.name, 0.5, total), collected.percentile(time.name, 0.95, total))
             for time in SUMMARIZED
         },
-        exact=found.values is not None,
+        exact=collected.values is not None,
         prefill_tokens_per_second=total.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
         decode_tokens_per_second=total.ratio("decode_rate_tokens", "decode_rate_seconds"),
         cache_hit_share=total.ratio("cached", "prompt_known"),
         quantized_share=total.ratio("quantized", "rows_known"),
         tokens={count.name: total.count(count.name) for count in COUNTS},
-        emulated=any(one.emulated for one in series if one.id in present),
+        emulated=any(entry.emulated for entry in series if entry.id in present),
     )
 
 
@@ -232,56 +234,57 @@ def _point(start: int, aggregate: Aggregate) -> Point:
     )
 
 
-def _speed_ups(found: Collected, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
+def _speed_ups(collected: Collected, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
     """Speed-ups, or why there is none to show."""
-    present = {one for _, one in found.parts}
-    here = [one for one in series if one.id in present]
-    others = [one for one in here if one.policy != BASELINE and policy in (None, one.policy)]
-    if not others:
-        return [], None if not here or policy is not None else "all turns ran exact: there is nothing to compare"
-    if all(one.emulated for one in others):
+    present = {series_id for _, series_id in collected.parts}
+    present_series = [entry for entry in series if entry.id in present]
+    candidates = [entry for entry in present_series if entry.policy != BASELINE and policy in (None, entry.policy)]
+    if not candidates:
+        only_exact = present_series and policy is None
+        return [], "all turns ran exact: there is nothing to compare" if only_exact else None
+    if all(entry.emulated for entry in candidates):
         return [], "the quantized rows were emulated: their times say nothing about speed"
-    if all(one.device is None for one in others):
+    if all(entry.device is None for entry in candidates):
         return [], "these turns do not say on which device they ran: there is nothing to compare them with"
-    ups = []
-    for name, place in dict.fromkeys((one.policy, _place(one)) for one in others if not one.emulated):
-        model, engine, device = place
+    speed_ups = []
+    for name, setup in dict.fromkeys((entry.policy, _setup_of(entry)) for entry in candidates if not entry.emulated):
+        model, engine, device = setup
         if device is None:
             continue
-        like = [one for one in here if _place(one) == place and not one.emulated]
-        base = found.total([one.id for one in like if one.policy == BASELINE])
-        mine = found.total([one.id for one in like if one.policy == name])
-        match = speed_up(base, mine)
-        if match is not None:
-            ups.append(
+        comparable = [entry for entry in present_series if _setup_of(entry) == setup and not entry.emulated]
+        base = collected.total([entry.id for entry in comparable if entry.policy == BASELINE])
+        policy_turns = collected.total([entry.id for entry in comparable if entry.policy == name])
+        measured = speed_up(base, policy_turns)
+        if measured is not None:
+            speed_ups.append(
                 SpeedUp(
                     model=model,
                     engine=engine,
                     device=device,
                     policy=name,
-                    prefill=match.ratio,
-                    low=match.low,
-                    high=match.high,
-                    turns=match.turns,
-                    baseline_turns=match.base_turns,
-                    covered=match.covered,
+                    prefill=measured.ratio,
+                    low=measured.low,
+                    high=measured.high,
+                    turns=measured.turns,
+                    baseline_turns=measured.base_turns,
+                    covered=measured.covered,
                 )
             )
-    if ups:
-        return ups, None
+    if speed_ups:
+        return speed_ups, None
     return [], "the store holds no exact turns of the same model on the same device and of like size to compare with"
 
 
-def _places(found: Collected, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
+def _by_setup(collected: Collected, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
     """Turns by model, engine and device; without those that do not say on which device they ran."""
     ids: dict[tuple[str, str, str], list[int]] = {}
-    present = {one for _, one in found.parts}
-    for one in series:
-        if one.device is not None and one.id in present:
-            ids.setdefault((one.model, one.engine, one.device), []).append(one.id)
-    return {place: found.total(those) for place, those in ids.items()}
+    present = {series_id for _, series_id in collected.parts}
+    for entry in series:
+        if entry.device is not None and entry.id in present:
+            ids.setdefault((entry.model, entry.engine, entry.device), []).append(entry.id)
+    return {setup: collected.total(series_ids) for setup, series_ids in ids.items()}
 
 
-def _place(one: Series) -> tuple[str, str, str | None]:
+def _setup_of(entry: Series) -> tuple[str, str, str | None]:
     """What must be equal for two speeds to be compared."""
-    return one.model, one.engine, one.device
+    return entry.model, entry.engine, entry.device

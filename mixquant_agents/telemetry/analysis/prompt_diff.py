@@ -32,21 +32,23 @@ def diverging_text(old: TurnContent | None, new: TurnContent | None) -> Divergen
     if old is None or new is None:
         return None
     if old.prompt_text is not None and new.prompt_text is not None:
-        one, other = old.prompt_text, new.prompt_text
+        old_text, new_text = old.prompt_text, new.prompt_text
     else:
-        one, other = _flat(old), _flat(new)
-    point = _shared_length(one, other)
-    if point == len(one):
+        old_text, new_text = _flat(old), _flat(new)
+    point = _shared_length(old_text, new_text)
+    if point == len(old_text):
         return None
-    return Divergence(one[max(0, point - AROUND) : point], one[point : point + AROUND], other[point : point + AROUND])
+    return Divergence(
+        old_text[max(0, point - AROUND) : point], old_text[point : point + AROUND], new_text[point : point + AROUND]
+    )
 
 
-def _shared_length(one: str, other: str) -> int:
+def _shared_length(old_text: str, new_text: str) -> int:
     """Length of the common beginning, by bisection: slices compare at the speed of memory."""
-    low, high = 0, min(len(one), len(other))
+    low, high = 0, min(len(old_text), len(new_text))
     while low < high:
         middle = (low + high + 1) // 2
-        if one.startswith(other[low:middle], low):
+        if old_text.startswith(new_text[low:middle], low):
             low = middle
         else:
             high = middle - 1
@@ -62,7 +64,7 @@ def _flat(content: TurnContent) -> str:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    said = message.get("content") or ""
+    content = message.get("content") or ""
     calls = message.get("tool_calls")
-    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
     return text + (json.dumps(calls, ensure_ascii=False, default=str) if calls else "")

@@ -26,19 +26,19 @@ class Match:
     covered: float
 
 
-def side_by_side(places: Sequence[Aggregate]) -> Aggregate:
+def side_by_side(setups: Sequence[Aggregate]) -> Aggregate:
     """Several models or devices in one aggregate, whose size classes stay apart."""
     whole = Aggregate()
-    for number, place in enumerate(places):
-        whole.strata.update({f"{number}:{name}": values for name, values in place.strata.items()})
+    for number, setup in enumerate(setups):
+        whole.strata.update({f"{number}:{name}": values for name, values in setup.strata.items()})
     return whole
 
 
-def speed_up(base: Aggregate, mine: Aggregate) -> Match | None:
+def speed_up(base: Aggregate, policy_turns: Aggregate) -> Match | None:
     """Compare within the size classes that both sides fill; ``None`` where there is none."""
     shared = {
         name: (base.strata[name], stratum)
-        for name, stratum in mine.strata.items()
+        for name, stratum in policy_turns.strata.items()
         if name in base.strata and min(stratum[0], base.strata[name][0]) >= STRATUM_TURNS
     }
     turns = sum(after[0] for _, after in shared.values())
@@ -56,7 +56,7 @@ def speed_up(base: Aggregate, mine: Aggregate) -> Match | None:
         high=math.exp(mean + spread),
         base_turns=int(sum(before[0] for before, _ in shared.values())),
         turns=int(turns),
-        covered=turns / sum(stratum[0] for stratum in mine.strata.values()),
+        covered=turns / sum(stratum[0] for stratum in policy_turns.strata.values()),
     )
 
 

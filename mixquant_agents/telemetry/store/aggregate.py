@@ -87,10 +87,10 @@ def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | 
     total = sum(histogram.values())
     if not total:
         return None
-    place, seen = share * (total - 1), 0
+    rank, seen = share * (total - 1), 0
     for number in sorted(histogram):
         seen += histogram[number]
-        if seen > place:
+        if seen > rank:
             return bin_value(number)
     return None  # pragma: no cover - the counts add up to the total
 
@@ -233,16 +233,18 @@ class Aggregate:
                 histogram[number] = histogram.get(number, 0) + count
 
         for name, more in other.strata.items():
-            self.strata[name] = [one + two for one, two in zip(self.strata.get(name, (0, 0.0, 0.0)), more, strict=True)]
+            self.strata[name] = [
+                mine + theirs for mine, theirs in zip(self.strata.get(name, (0, 0.0, 0.0)), more, strict=True)
+            ]
 
     def without(self, part: Aggregate) -> Aggregate:
         """What remains when ``part``, which was counted here too, is taken away."""
         rest = Aggregate(self.turns - part.turns, self.aborted - part.aborted, self.failed - part.failed)
         rest.sums.update({name: max(0.0, value - part.sums.get(name, 0)) for name, value in self.sums.items()})
         for name, counts in self.bins.items():
-            gone = part.bins.get(name, {})
-            left = {number: count - gone.get(number, 0) for number, count in counts.items()}
-            rest.bins[name] = {number: count for number, count in left.items() if count > 0}
+            removed = part.bins.get(name, {})
+            remaining = {number: count - removed.get(number, 0) for number, count in counts.items()}
+            rest.bins[name] = {number: count for number, count in remaining.items() if count > 0}
         # Only turns that ended well are in strata: the part has none.
         rest.strata = {name: list(values) for name, values in self.strata.items()}
         return rest

@@ -142,19 +142,24 @@ class TurnStore:
             rows = connection.execute("SELECT * FROM series ORDER BY model, policy, id").fetchall()
         return [_series(row) for row in rows]
 
-    def series_ids(self, chosen: TurnFilter) -> list[int] | None:
-        """Ids of the series that model, policy and engine of ``chosen`` leave; ``None``: all."""
-        if chosen.model is None and chosen.policy is None and chosen.engine is None:
+    def series_ids(self, turn_filter: TurnFilter) -> list[int] | None:
+        """Ids of the series that model, policy and engine of ``turn_filter`` leave; ``None``: all."""
+        if turn_filter.model is None and turn_filter.policy is None and turn_filter.engine is None:
             return None
-        wanted = {name: value for name in ("model", "policy", "engine") if (value := getattr(chosen, name)) is not None}
-        return [one.id for one in self.series() if all(getattr(one, name) == value for name, value in wanted.items())]
+        names = ("model", "policy", "engine")
+        conditions = {name: value for name in names if (value := getattr(turn_filter, name)) is not None}
+        return [
+            entry.id
+            for entry in self.series()
+            if all(getattr(entry, name) == value for name, value in conditions.items())
+        ]
 
     def turns(
-        self, chosen: TurnFilter | None = None, *, limit: int = 100, before: int | None = None
+        self, turn_filter: TurnFilter | None = None, *, limit: int = 100, before: int | None = None
     ) -> list[StoredTurn]:
         """The newest turns first. ``before``: go on below this ``number`` (for pages)."""
-        chosen = chosen or TurnFilter()
-        where, values = chosen.where(self.series_ids(chosen))
+        turn_filter = turn_filter or TurnFilter()
+        where, values = turn_filter.where(self.series_ids(turn_filter))
         if before is not None:
             where += " AND turns.id < ?"
             values.append(before)
@@ -178,49 +183,49 @@ class TurnStore:
         return [turn_of(dict(row)) for row in reversed(rows)]
 
     def threads(
-        self, chosen: TurnFilter | None = None, *, limit: int = 50, offset: int = 0, search: str | None = None
+        self, turn_filter: TurnFilter | None = None, *, limit: int = 50, offset: int = 0, search: str | None = None
     ) -> list[ThreadSummary]:
         """Threads by the time of their last turn, the newest first. Sums cover the chosen series (model, policy,
         engine) of a thread; ``search`` is a part of the thread's name."""
-        chosen = chosen or TurnFilter()
+        turn_filter = turn_filter or TurnFilter()
         parts: list[str] = ["1"]
         values: list[Any] = []
-        if (ids := self.series_ids(chosen)) is not None:
+        if (ids := self.series_ids(turn_filter)) is not None:
             parts.append(f"series_id IN ({', '.join('?' * len(ids))})")
             values.extend(ids)
-        if chosen.status is not None:
-            parts.append("bad = 0" if chosen.status == "ok" else "bad > 0")
+        if turn_filter.status is not None:
+            parts.append("bad = 0" if turn_filter.status == "ok" else "bad > 0")
         summed, summed_values = " AND ".join(parts), tuple(values)
-        if chosen.since_us is not None:
+        if turn_filter.since_us is not None:
             parts.append("last_us >= ?")
-            values.append(chosen.since_us)
-        if chosen.until_us is not None:
+            values.append(turn_filter.since_us)
+        if turn_filter.until_us is not None:
             parts.append("first_us < ?")
-            values.append(chosen.until_us)
-        if chosen.thread is not None:
+            values.append(turn_filter.until_us)
+        if turn_filter.thread is not None:
             parts.append("thread_id = ?")
-            values.append(chosen.thread)
+            values.append(turn_filter.thread)
         if search:
             parts.append("instr(thread_id, ?) > 0")
             values.append(search)
         where = " AND ".join(parts)
         query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built above
-        wanted, window = offset + limit, (offset + limit) * 3 + 50
+        end, window = offset + limit, (offset + limit) * 3 + 50
         with self.reading() as connection:
             while True:  # a thread has one row per series, so it takes more rows than threads
-                found = [row[0] for row in connection.execute(query, (*values, window))]
-                threads = list(dict.fromkeys(found))
-                if len(threads) >= wanted or len(found) < window:
+                rows = [row[0] for row in connection.execute(query, (*values, window))]
+                threads = list(dict.fromkeys(rows))
+                if len(threads) >= end or len(rows) < window:
                     break
                 window *= 4
-            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads[offset:wanted]}
+            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads[offset:end]}
             for begin in range(offset, offset + len(merged), 10_000):
-                part = threads[begin : min(begin + 10_000, wanted)]
+                part = threads[begin : min(begin + 10_000, end)]
                 marks = ", ".join("?" * len(part))
                 sums = f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN ({marks}) ORDER BY last_us DESC"  # noqa: S608
                 for row in connection.execute(sums, (*summed_values, *part)):
                     merged[row["thread_id"]].append(row)
-        names = {one.id: one for one in self.series()}
+        names = {entry.id: entry for entry in self.series()}
         return [_summary(thread, rows, names) for thread, rows in merged.items() if rows]
 
     def spans(self, *, thread: str | None = None, run: str | None = None, limit: int = 2_000) -> list[StoredSpan]:
@@ -232,7 +237,7 @@ class TurnStore:
         return [span for row in reversed(rows) if (span := _span(row)) is not None]
 
     def percentiles(
-        self, field: str, shares: Sequence[float] = (0.5, 0.95, 0.99), chosen: TurnFilter | None = None
+        self, field: str, shares: Sequence[float] = (0.5, 0.95, 0.99), turn_filter: TurnFilter | None = None
     ) -> dict[float, float | None]:
         """Exact percentiles of a time (``"ttft"``, ``"queue"``, ``"prefill"``, ``"decode"``, ``"itl_mean"``,
         ``"total"`` …), seconds. Reads every chosen turn: for large stores prefer
@@ -244,8 +249,8 @@ class TurnStore:
         names = [time.name for time in SUMMARIZED]
         if field not in names:
             raise StoreError(f"no time is called {field!r}; choose one of {', '.join(names)}")
-        chosen = chosen or TurnFilter()
-        where, values = chosen.where(self.series_ids(chosen))
+        turn_filter = turn_filter or TurnFilter()
+        where, values = turn_filter.where(self.series_ids(turn_filter))
         with self.reading() as connection:
             column = select_columns(connection, (f"{field}_seconds",))
             rows = connection.execute(f"SELECT {column} FROM turns WHERE {where}", values).fetchall()  # noqa: S608 # constants
@@ -379,8 +384,8 @@ def _summary(thread: str, rows: list[sqlite3.Row], names: dict[int, Series]) -> 
         cached_tokens=sum(known("cached_tokens")),
         decode_tokens=sum(known("decode_tokens")),
         total_seconds=sum(number(row["total_seconds"]) or 0.0 for row in rows),
-        policies=tuple(dict.fromkeys(one.policy for one in series)),
-        models=tuple(dict.fromkeys(one.model for one in series)),
+        policies=tuple(dict.fromkeys(entry.policy for entry in series)),
+        models=tuple(dict.fromkeys(entry.model for entry in series)),
     )
 
 

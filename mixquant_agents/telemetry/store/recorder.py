@@ -42,8 +42,8 @@ class StoreRecorder(QueueRecorder):
         queue_limit: int = QUEUE_LIMIT,
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
-        chosen = Path(path) if path is not None else default_store_path()
-        self.path = chosen.absolute()  # it is opened later, when the program may work elsewhere
+        store_path = Path(path) if path is not None else default_store_path()
+        self.path = store_path.absolute()  # it is opened later, when the program may work elsewhere
         self._store = StoreSink(self.path, retention=retention, pending_limit=queue_limit)
         super().__init__((*sinks, self._store), content=content, queue_limit=queue_limit, gather_seconds=gather_seconds)
         self._again = partial(

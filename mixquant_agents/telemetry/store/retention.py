@@ -87,11 +87,11 @@ def _doomed(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int) -
     query = (
         "SELECT id, thread_id, started_us FROM turns WHERE series_id = ? AND started_us < ? ORDER BY started_us LIMIT ?"
     )
-    found: list[tuple[int, str | None, int]] = []
+    rows: list[tuple[int, str | None, int]] = []
     for (series,) in connection.execute("SELECT id FROM series").fetchall():
-        if len(found) < chunk:
-            found += connection.execute(query, (series, cutoff_us, chunk - len(found))).fetchall()
-    return found
+        if len(rows) < chunk:
+            rows += connection.execute(query, (series, cutoff_us, chunk - len(rows))).fetchall()
+    return rows
 
 
 def oldest(connection: sqlite3.Connection) -> int | None:

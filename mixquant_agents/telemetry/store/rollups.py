@@ -101,19 +101,19 @@ class RollupCache:
 
     def row(self, connection: sqlite3.Connection, table: str, level: int, key: tuple[int, ...]) -> Aggregate:
         """The roll-up to add to."""
-        known = self._rows.get((table, level, key))
-        if known is None:
-            found = connection.execute(_TABLES[table][0], (level, *key)).fetchone()
-            known = Aggregate.load(*found) if found else Aggregate()
-        self._made[table, level, key] = known
-        return known
+        aggregate = self._rows.get((table, level, key))
+        if aggregate is None:
+            row = connection.execute(_TABLES[table][0], (level, *key)).fetchone()
+            aggregate = Aggregate.load(*row) if row else Aggregate()
+        self._made[table, level, key] = aggregate
+        return aggregate
 
 
 def write_rollups(connection: sqlite3.Connection, fresh: Sequence[FreshTurn], cache: RollupCache) -> None:
     """Add turns to their minute, hour, six hours and day. The file's write lock makes reading and writing back safe."""
     cache.begin(connection)
     _merge(connection, "rollups", fresh, lambda turn: (), cache)
-    bad = [one for one in fresh if one[0].aborted or one[0].error is not None]
+    bad = [item for item in fresh if item[0].aborted or item[0].error is not None]
     if bad:
         _merge(connection, "bad_rollups", bad, _outcome, cache)
 

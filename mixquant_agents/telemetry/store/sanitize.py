@@ -28,7 +28,7 @@ def sanitize_value(value: Any) -> Any:
     if isinstance(value, int) and abs(value) > LARGEST:
         return None
     if isinstance(value, tuple):
-        return tuple(sanitize_value(one) for one in value)
+        return tuple(sanitize_value(item) for item in value)
     return value
 
 
@@ -39,4 +39,4 @@ def sanitize_event(event: Event) -> Event:
         return replace(event, turn=event.turn.model_copy(update=clean), trace_id=sanitize_value(event.trace_id))
     if isinstance(event, RunLink):
         return event
-    return replace(event, **{one.name: sanitize_value(getattr(event, one.name)) for one in fields(event)})
+    return replace(event, **{item.name: sanitize_value(getattr(event, item.name)) for item in fields(event)})

@@ -243,15 +243,15 @@ class StoreSink:
         return {row[0] for row in connection.execute(query, (json.dumps(turn_ids),))}
 
     def _series_id(self, connection: sqlite3.Connection, key: tuple[object, ...]) -> int:
-        found = self._series.get(key)
-        if found is None:
+        series_id = self._series.get(key)
+        if series_id is None:
             where = " AND ".join(f"{name} IS ?" for name in SERIES)
             names = ", ".join(SERIES)
             query = f"INSERT OR IGNORE INTO series ({names}) VALUES ({', '.join('?' * len(SERIES))})"  # noqa: S608 # constants
             connection.execute(query, key)
             row = connection.execute(f"SELECT id FROM series WHERE {where}", key).fetchone()  # noqa: S608 # constants
-            found = self._series[key] = int(row[0])
-        return found
+            series_id = self._series[key] = int(row[0])
+        return series_id
 
 
 def _guarded(make: Callable[..., _T], *arguments: Any) -> _T | None:
@@ -268,10 +268,10 @@ def _guarded(make: Callable[..., _T], *arguments: Any) -> _T | None:
 def _identity(path: Path) -> tuple[int, int] | None:
     """Which file has the name now; ``None``: none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _span_row(span: Span) -> tuple[object, ...]:
