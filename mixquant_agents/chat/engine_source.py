@@ -112,7 +112,7 @@ class _Server(EngineSource):
 
 
 def engine_source(
-    said: Collection[str],
+    explicit: Collection[str],
     *,
     model: str,
     policy: PrecisionPolicy | str,
@@ -126,37 +126,37 @@ def engine_source(
     """The source that a chat model's settings ask for.
 
     Args:
-        said: names among ``model`` and ``policy`` that were given and are not as by default.
+        explicit: names among ``model`` and ``policy`` that were given and are not as by default.
 
     Raises:
         ConfigError: a setting is wrong, or two contradict each other.
     """
     if engine is not None:
-        return _given(engine, said, model, engine_config, engine_settings, base_url, api_key)
+        return _given(engine, explicit, model, engine_config, engine_settings, base_url, api_key)
     if base_url is not None:
         if engine_config is not None or engine_settings:
             names = ", ".join(sorted(engine_settings)) or "engine_config"
             raise ConfigError(f"base_url= names a server, which is started with {names} of its own; leave them out")
-        if "model" not in said:
+        if "model" not in explicit:
             raise ConfigError("base_url= needs model=, the name under which the server serves it")
-        given = {"api_key": api_key, "policy": policy if "policy" in said else None, "max_retries": max_retries}
+        given = {"api_key": api_key, "policy": policy if "policy" in explicit else None, "max_retries": max_retries}
         return _Server(model, base_url, {name: value for name, value in given.items() if value is not None})
     if engine_config is None:
         return _Local(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), **engine_settings))
     if engine_settings:
         names = ", ".join(sorted(engine_settings))
         raise ConfigError(f"engine_config= is given, so {names} must be given inside it")
-    if "model" in said and model != engine_config.model:
+    if "model" in explicit and model != engine_config.model:
         raise ConfigError(f"model={model!r}, but engine_config says {engine_config.model!r}; leave one out")
-    if "policy" in said and PrecisionPolicy.of(policy) != engine_config.policy:
-        named, other = PrecisionPolicy.of(policy).name, engine_config.policy.name
-        raise ConfigError(f"policy={named!r}, but engine_config says {other!r}; leave one out")
+    if "policy" in explicit and PrecisionPolicy.of(policy) != engine_config.policy:
+        name, other_name = PrecisionPolicy.of(policy).name, engine_config.policy.name
+        raise ConfigError(f"policy={name!r}, but engine_config says {other_name!r}; leave one out")
     return _Local(engine_config)
 
 
 def _given(
     engine: Any,
-    said: Collection[str],
+    explicit: Collection[str],
     model: str,
     engine_config: EngineConfig | None,
     engine_settings: Mapping[str, Any],
@@ -167,9 +167,9 @@ def _given(
         what = "a class, make one of it" if isinstance(engine, type) else "no Engine"
         raise ConfigError(f"engine={engine!r} is {what}; see mixquant_agents.engine.base")
     source = _Given(engine)
-    if engine_config or engine_settings or "policy" in said:
+    if engine_config or engine_settings or "policy" in explicit:
         raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
-    if "model" in said and model != source.model:
+    if "model" in explicit and model != source.model:
         raise ConfigError(f"model={model!r}, but the engine given runs {source.model!r}; leave model out")
     if base_url is not None:
         raise ConfigError(f"engine= is given, so base_url={base_url!r} has no one to go to; leave one out")

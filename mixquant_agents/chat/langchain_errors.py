@@ -72,10 +72,10 @@ def langchain_error(error: MixQuantError) -> MixQuantError:
     """A copy of ``error`` that is also of LangChain's class for it; itself where it is one, or where there is none."""
     if isinstance(error, exceptions.LangChainException):
         return error
-    theirs: Any = getattr(exceptions, _counterpart(error), None)
-    if theirs is None:
+    langchain_class: Any = getattr(exceptions, _counterpart(error), None)
+    if langchain_class is None:
         return error
-    return _raised_as(copy.copy(error), theirs).with_traceback(error.__traceback__)
+    return _raised_as(copy.copy(error), langchain_class).with_traceback(error.__traceback__)
 
 
 def is_retryable(error: MixQuantError) -> bool:
@@ -86,7 +86,7 @@ def is_retryable(error: MixQuantError) -> bool:
 def _counterpart(error: MixQuantError) -> str:
     if isinstance(error, RemoteEngineError):
         return _remote_counterpart(error.status)
-    return next(name for ours in type(error).__mro__ if (name := _COUNTERPARTS.get(ours)) is not None)
+    return next(name for own_class in type(error).__mro__ if (name := _COUNTERPARTS.get(own_class)) is not None)
 
 
 def _remote_counterpart(status: int | None) -> str:
@@ -95,30 +95,34 @@ def _remote_counterpart(status: int | None) -> str:
     return _STATUSES.get(status, "ModelAPIError" if status >= 500 else "ModelInvalidRequestError")
 
 
-def _raised_as(error: MixQuantError, theirs: Any) -> MixQuantError:
-    ours: Any = type(error)
-    error.__class__ = _both(ours, theirs)  # several of ours cannot be made from args alone
+def _raised_as(error: MixQuantError, langchain_class: Any) -> MixQuantError:
+    own_class: Any = type(error)
+    error.__class__ = _both(own_class, langchain_class)  # several of ours cannot be made from args alone
     return error
 
 
 @functools.cache
-def _both(ours: Any, theirs: Any) -> Any:
+def _both(own_class: Any, langchain_class: Any) -> Any:
     """The class of both, under our name."""
-    return type(ours.__name__, (_BothError, ours, theirs), {"__module__": ours.__module__, "__doc__": ours.__doc__})
+    namespace = {"__module__": own_class.__module__, "__doc__": own_class.__doc__}
+    return type(own_class.__name__, (_BothError, own_class, langchain_class), namespace)
 
 
 class _BothError(Exception):
     """No module holds the classes made above, so their instances are copied and pickled by what they are made of."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _, ours, theirs = type(self).__bases__
+        _, own_class, langchain_class = type(self).__bases__
         plain: tuple[Any, ...] = super().__reduce__()  # type: ignore[assignment]  # typeshed allows a name here
-        return _restored, (ours, theirs, *plain[1:])
+        return _restored, (own_class, langchain_class, *plain[1:])
 
 
 def _restored(
-    ours: type[MixQuantError], theirs: type[Exception], args: tuple[Any, ...], state: dict[str, Any] | None = None
+    own_class: type[MixQuantError],
+    langchain_class: type[Exception],
+    args: tuple[Any, ...],
+    state: dict[str, Any] | None = None,
 ) -> MixQuantError:
-    error = ours(*args)
+    error = own_class(*args)
     error.__dict__.update(state or {})
-    return _raised_as(error, theirs)
+    return _raised_as(error, langchain_class)

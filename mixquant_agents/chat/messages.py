@@ -53,7 +53,7 @@ def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
     if not messages:
         raise InvalidMessagesError("there are no messages; give at least one")
     nameless = _nameless_calls(messages)
-    return [well_formed_json(_convert(message, place, nameless)) for place, message in enumerate(messages, 1)]
+    return [well_formed_json(_convert(message, number, nameless)) for number, message in enumerate(messages, 1)]
 
 
 def _nameless_calls(messages: Sequence[BaseMessage]) -> set[str]:
@@ -67,13 +67,13 @@ def no_conversation(given: object, error: Exception) -> InvalidMessagesError:
     """Why LangChain could not make messages of what the model was ``given``: which message it is, where one is."""
     why = str(error).partition("\n")[0].rstrip(".")  # a link to LangChain's pages follows
     if isinstance(given, Sequence) and not isinstance(given, str):
-        for place, message in enumerate(given, 1):
+        for number, message in enumerate(given, 1):
             if (broken := _broken_arguments(message)) is not None:
-                return InvalidMessagesError(f"message {place}: {broken}")
+                return InvalidMessagesError(f"message {number}: {broken}")
             try:
                 convert_to_messages([message])
             except (ValueError, TypeError, NotImplementedError):
-                return InvalidMessagesError(f"message {place} is none: {why}; give a text, or a message")
+                return InvalidMessagesError(f"message {number} is none: {why}; give a text, or a message")
     return InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages")
 
 
@@ -98,48 +98,48 @@ def _short(text: str, limit: int = 80) -> str:
     return repr(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
-def _convert(message: BaseMessage, place: int, nameless: Collection[str]) -> Message:
+def _convert(message: BaseMessage, number: int, nameless: Collection[str]) -> Message:
     match message:
         case AIMessage():
-            return _assistant(message, place)
+            return _assistant(message, number)
         case HumanMessage():
-            converted: dict[str, Any] = {"role": "user", "content": _text(message, place)}
+            converted: dict[str, Any] = {"role": "user", "content": _text(message, number)}
         case SystemMessage():
-            converted = {"role": "system", "content": _text(message, place)}
+            converted = {"role": "system", "content": _text(message, number)}
         case ToolMessage() if message.tool_call_id in nameless:
-            return {"role": "user", "content": _text(message, place)}
+            return {"role": "user", "content": _text(message, number)}
         case ToolMessage():
             converted = {
                 "role": "tool",
-                "content": _text(message, place),
+                "content": _text(message, number),
                 "tool_call_id": message.tool_call_id,
             }
         case FunctionMessage():
-            converted = {"role": "tool", "content": _text(message, place)}
+            converted = {"role": "tool", "content": _text(message, number)}
         case ChatMessage() if message.role in _ROLES:
-            converted = {"role": _ROLES[message.role], "content": _text(message, place)}
+            converted = {"role": _ROLES[message.role], "content": _text(message, number)}
         case _:
             what = f"role {message.role!r}" if isinstance(message, ChatMessage) else type(message).__name__
             raise InvalidMessagesError(
-                f"message {place} is a {what}, which no chat template renders; use system, human, ai or tool messages"
+                f"message {number} is a {what}, which no chat template renders; use system, human, ai or tool messages"
             )
     if message.name:
         converted["name"] = message.name
     return converted
 
 
-def _assistant(message: AIMessage, place: int) -> Message:
-    content = _text(message, place)
-    calls = [_call(call["id"], call["name"], _json(call["args"], place)) for call in message.tool_calls]
-    known = {call["id"] for call in message.tool_calls}
+def _assistant(message: AIMessage, number: int) -> Message:
+    content = _text(message, number)
+    calls = [_call(call["id"], call["name"], _json(call["args"], number)) for call in message.tool_calls]
+    call_ids = {call["id"] for call in message.tool_calls}
     for block in _blocks(message):  # other providers' messages may have their calls in the content alone
-        if block.get("type") in ("tool_call", "tool_use") and block.get("id") not in known:
+        if block.get("type") in ("tool_call", "tool_use") and block.get("id") not in call_ids:
             arguments = block.get("args", block.get("input", {}))
-            calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments, place)))
+            calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments, number)))
     raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED) or ()}
     for broken in message.invalid_tool_calls:
-        told = raw.get(broken.get("id"))
-        text = str(told if told is not None else broken.get("args") or "")
+        written = raw.get(broken.get("id"))
+        text = str(written if written is not None else broken.get("args") or "")
         if broken.get("name"):
             calls.append(_call(broken.get("id"), str(broken["name"]), _joined_escapes(text)))
         else:  # it never became a call: the model sees what it wrote
@@ -158,7 +158,7 @@ def _call(call_id: object, name: str, arguments: str) -> Message:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _json(value: object, place: int) -> str:
+def _json(value: object, number: int) -> str:
     """Arguments as strict JSON. What JSON has no word for: a number that is none becomes null, all else its text."""
     if isinstance(value, str):
         return _joined_escapes(value)
@@ -170,7 +170,7 @@ def _json(value: object, place: int) -> str:
         return well_formed(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
     except RecursionError:
         raise InvalidMessagesError(
-            f"message {place} holds a call whose arguments hold themselves, or are nested too deeply to be JSON"
+            f"message {number} holds a call whose arguments hold themselves, or are nested too deeply to be JSON"
         ) from None
 
 
@@ -199,9 +199,9 @@ def _joined_escapes(arguments: str) -> str:
 
 
 def _reasoning(message: AIMessage) -> str:
-    kept = message.additional_kwargs.get(REASONING)
-    if isinstance(kept, str):
-        return kept
+    reasoning = message.additional_kwargs.get(REASONING)
+    if isinstance(reasoning, str):
+        return reasoning
     blocks = (block for block in _blocks(message) if block.get("type") in _THOUGHTS)
     return "".join(str(block.get("reasoning") or block.get("thinking") or "") for block in blocks)
 
@@ -211,7 +211,7 @@ def _blocks(message: BaseMessage) -> list[Mapping[str, Any]]:
     return [] if isinstance(content, str) else [block for block in content if isinstance(block, dict)]
 
 
-def _text(message: BaseMessage, place: int) -> str:
+def _text(message: BaseMessage, number: int) -> str:
     """The text of a message. Blocks of an answer are one text in pieces; blocks of other messages are paragraphs.
 
     What a tool returned beside text is named in its place (``[image content]``): the user of an agent cannot take it
@@ -231,11 +231,11 @@ def _text(message: BaseMessage, place: int) -> str:
         elif kind == "refusal":
             texts.append(str(block.get("refusal") or ""))
         elif isinstance(message, ToolMessage | FunctionMessage):
-            texts.append(f"[{str(kind).removesuffix('_url')} content]" if kind else _json(block, place))
+            texts.append(f"[{str(kind).removesuffix('_url')} content]" if kind else _json(block, number))
         elif not (isinstance(message, AIMessage) and kind in (_CALLS | _THOUGHTS)):
             raise InvalidMessagesError(
-                f"message {place} ({message.type}) holds a content block of type {kind!r}; this model reads text only: "
-                "remove the block, or describe it in words"
+                f"message {number} ({message.type}) holds a content block of type {kind!r}; this model reads text "
+                "only: remove the block, or describe it in words"
             )
     return ("" if isinstance(message, AIMessage) else "\n").join(texts)
 

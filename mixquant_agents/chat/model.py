@@ -46,7 +46,7 @@ from mixquant_agents.chat.loop_thread import loop_thread
 from mixquant_agents.chat.messages import ai_messages, no_conversation, to_engine
 from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.request import engine_request, new_request_id
-from mixquant_agents.chat.run_context import TurnScope, current_scope, run_ids, with_thread
+from mixquant_agents.chat.run_context import RunContext, current_run_context, run_ids, with_thread
 from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
@@ -338,25 +338,25 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        scope = TurnScope(config)
-        with scope.entered():
-            return super().invoke(input, scope.config, stop=stop, **kwargs)
+        context = RunContext(config)
+        with context.entered():
+            return super().invoke(input, context.config, stop=stop, **kwargs)
 
     async def ainvoke(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        scope = TurnScope(config)
-        with scope.entered():
-            return await super().ainvoke(input, scope.config, stop=stop, **kwargs)
+        context = RunContext(config)
+        with context.entered():
+            return await super().ainvoke(input, context.config, stop=stop, **kwargs)
 
     def stream_events(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -364,7 +364,7 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
 
     def astream_events(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -372,40 +372,40 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
 
     def stream(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
-        scope = TurnScope(config)
-        chunks = super().stream(input, scope.config, stop=stop, **kwargs)
+        context = RunContext(config)
+        chunks = super().stream(input, context.config, stop=stop, **kwargs)
         try:
-            with scope.entered():
+            with context.entered():
                 first = next(chunks)
             yield first
             yield from chunks
         finally:
-            scope.close(chunks)
+            context.close(chunks)
 
     async def astream(
         self,
-        input: LanguageModelInput,  # noqa: A002
+        input: LanguageModelInput,  # noqa: A002 - LangChain's name
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[AIMessageChunk]:
-        scope = TurnScope(config)
-        chunks = super().astream(input, scope.config, stop=stop, **kwargs)
+        context = RunContext(config)
+        chunks = super().astream(input, context.config, stop=stop, **kwargs)
         try:
-            with scope.entered():
+            with context.entered():
                 first = await anext(chunks)
             yield first
             async for chunk in chunks:
                 yield chunk
         finally:
-            await scope.aclose(chunks)
+            await context.aclose(chunks)
 
     # -- the four ways of generating, all through one driver --
 
@@ -427,8 +427,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         chunks = self._chunks(messages, stop, run_manager, kwargs, run_manager)
-        if (scope := current_scope()) is not None:
-            scope.adopt(chunks)
+        if (context := current_run_context()) is not None:
+            context.adopt(chunks)
         return chunks
 
     async def _agenerate(
@@ -450,8 +450,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         chunks = self._achunks(messages, stop, run_manager, kwargs, run_manager)
-        if (scope := current_scope()) is not None:
-            scope.adopt(chunks)
+        if (context := current_run_context()) is not None:
+            context.adopt(chunks)
         return chunks
 
     def generate(self, *args: Any, **kwargs: Any) -> LLMResult:
@@ -515,7 +515,7 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         settings: Mapping[str, Any],
     ) -> AsyncGenerator[AIMessageChunk, None]:
         """Plan one turn; it runs when the generator is read."""
-        ids = run_ids(run_manager, current_scope())
+        ids = run_ids(run_manager, current_run_context())
         with langchain_errors():
             wanted = {name: getattr(self, name) for name in DEFAULTS} | call_settings(settings, stop)
             engine = self._resolve_engine()

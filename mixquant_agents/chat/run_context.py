@@ -16,12 +16,12 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
 
-__all__ = ["RunIds", "TurnScope", "current_scope", "run_ids", "with_thread"]
+__all__ = ["RunContext", "RunIds", "current_run_context", "run_ids", "with_thread"]
 
-_current: ContextVar[TurnScope | None] = ContextVar("mixquant_turn_scope", default=None)
+_current: ContextVar[RunContext | None] = ContextVar("mixquant_run_context", default=None)
 
 
-class TurnScope:
+class RunContext:
     """One call of the chat model.
 
     Attributes:
@@ -37,7 +37,7 @@ class TurnScope:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be the current scope. Never held across a ``yield`` of a generator, whose caller would see it."""
+        """Be the current context. Never held across a ``yield`` of a generator, whose caller would see it."""
         token = _current.set(self)
         try:
             yield
@@ -69,11 +69,11 @@ class RunIds(NamedTuple):
     thread_id: str | None
 
 
-def run_ids(run_manager: BaseRunManager | None, scope: TurnScope | None) -> RunIds:
+def run_ids(run_manager: BaseRunManager | None, context: RunContext | None) -> RunIds:
     """The ids of the turn being planned: from its run manager, its call, or the LangGraph node around it."""
-    config = scope.config if scope is not None else ensure_config()
+    config = context.config if context is not None else ensure_config()
     thread = config.get("configurable", {}).get("thread_id")
-    run_id = scope.run_id if scope is not None else None
+    run_id = context.run_id if context is not None else None
     parent = None
     if run_manager is not None:
         thread = thread or run_manager.metadata.get("thread_id")
@@ -90,6 +90,6 @@ def with_thread(config: RunnableConfig | None) -> RunnableConfig:
     return full
 
 
-def current_scope() -> TurnScope | None:
+def current_run_context() -> RunContext | None:
     """The call that is being planned."""
     return _current.get()

@@ -16,7 +16,7 @@ _ALIASES = {
     "request_timeout": "timeout",
     "stop_sequences": "stop",
 }
-"""Another name → ours."""
+"""Another name → renamed."""
 
 _HINTS = {
     "best_of": "an answer is drawn once; use batch",
@@ -42,21 +42,21 @@ def by_standard_names(given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: a setting is given by two names, or asks for what there is not.
     """
-    ours = dict(given)
+    renamed = dict(given)
     for alias, name in _ALIASES.items():
-        if alias not in ours:
+        if alias not in renamed:
             continue
-        value = ours.pop(alias)
+        value = renamed.pop(alias)
         if value is None:
             continue
-        if ours.get(name) not in (None, value):
-            raise ValueError(f"{alias}={value!r} and {name}={ours[name]!r} are one setting; say it once")
-        ours[name] = value
+        if renamed.get(name) not in (None, value):
+            raise ValueError(f"{alias}={value!r} and {name}={renamed[name]!r} are one setting; say it once")
+        renamed[name] = value
     for name, only in (("n", 1), ("stream_usage", True)):
-        value = ours.pop(name, None)
+        value = renamed.pop(name, None)
         if value is not None and value != only:
             raise ValueError(f"{name}={value!r} is refused: {_HINTS[name]}")
-    return ours
+    return renamed
 
 
 def unknown_settings(what: str, given: Collection[str], known: Collection[str]) -> str | None:

@@ -32,7 +32,7 @@ def said(result: dict[str, Any]) -> list[str]:
     return [message.type for message in result["messages"]]
 
 
-async def test_a_tool_agent_with_a_checkpointer() -> None:
+async def test_tool_agent_with_a_checkpointer() -> None:
     engine = ScriptedEngine([CALL, "It is 7.", "You asked for a sum."])
     agent = create_agent(
         MixQuantChatModel(engine=engine), [add], system_prompt="Be brief.", checkpointer=InMemorySaver()

@@ -36,7 +36,7 @@ async def settle(engine: ScriptedEngine) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_concurrent_streams_a_third_cancelled_leave_nothing() -> None:
+async def test_streams_leave_nothing_when_a_third_is_cancelled() -> None:
     records: list[TurnRecord] = []
     engine = engine_of(SLOW)
     model = MixQuantChatModel(engine=engine, recorders=[records.append])
@@ -70,7 +70,7 @@ async def test_concurrent_streams_a_third_cancelled_leave_nothing() -> None:
 
 
 @pytest.mark.slow
-async def test_many_rounds_do_not_grow() -> None:
+async def test_memory_does_not_grow_over_many_rounds() -> None:
     """Memory after many rounds of finished, cancelled and abandoned streams is what it was after a few."""
     engine = ScriptedEngine(lambda _: ScriptedTurn(text=["x"] * 20), keep_requests=8)
     model = MixQuantChatModel(engine=engine)
@@ -98,7 +98,7 @@ async def test_many_rounds_do_not_grow() -> None:
     assert grown < 60_000, f"{grown} bytes more after 60 rounds"
 
 
-async def test_cancelling_ainvoke_aborts_and_reraises() -> None:
+async def test_ainvoke_that_is_cancelled_aborts_and_reraises() -> None:
     engine = engine_of(HANGS)
     task = asyncio.create_task(MixQuantChatModel(engine=engine).ainvoke("go"))
     await asyncio.sleep(0.02)
@@ -109,7 +109,7 @@ async def test_cancelling_ainvoke_aborts_and_reraises() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-async def test_leaving_a_stream_aborts_when_it_is_closed() -> None:
+async def test_stream_that_is_left_aborts_when_it_is_closed() -> None:
     engine = engine_of(HANGS)
     stream = MixQuantChatModel(engine=engine).astream("go")
     await anext(stream)
@@ -117,7 +117,7 @@ async def test_leaving_a_stream_aborts_when_it_is_closed() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-async def test_an_abandoned_stream_is_collected() -> None:
+async def test_stream_that_is_abandoned_is_collected() -> None:
     engine = engine_of(HANGS)
     async for _ in MixQuantChatModel(engine=engine).astream("go"):
         break
@@ -125,7 +125,7 @@ async def test_an_abandoned_stream_is_collected() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-async def test_cancelling_v3_events_aborts() -> None:
+async def test_v3_events_that_are_cancelled_abort() -> None:
     engine = engine_of(HANGS)
     stream = await MixQuantChatModel(engine=engine).astream_events("go", version="v3")
     async for _ in stream:
@@ -135,7 +135,7 @@ async def test_cancelling_v3_events_aborts() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-def test_leaving_a_sync_stream_aborts_before_it_returns() -> None:
+def test_sync_stream_that_is_left_aborts_before_it_returns() -> None:
     engine = engine_of(HANGS)
     stream = MixQuantChatModel(engine=engine).stream("go")
     next(stream)
@@ -144,7 +144,7 @@ def test_leaving_a_sync_stream_aborts_before_it_returns() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-def test_a_forgotten_sync_stream_that_the_loops_own_thread_collects_does_not_stop_it() -> None:
+def test_loop_thread_survives_collecting_a_forgotten_sync_stream() -> None:
     engine = engine_of(HANGS)
 
     def forget() -> None:
@@ -162,7 +162,7 @@ def test_a_forgotten_sync_stream_that_the_loops_own_thread_collects_does_not_sto
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in ``invoke``: the turn does not go on behind the caller's back."""
     from mixquant_agents.chat import loop_thread
 
@@ -188,7 +188,7 @@ def test_an_interrupt_of_a_sync_call_aborts(monkeypatch: pytest.MonkeyPatch) -> 
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-def test_models_that_are_dropped_leave_no_threads_of_hooks() -> None:
+def test_hook_threads_end_with_a_dropped_model() -> None:
     def hooks() -> int:
         return sum(thread.name == "mixquant-recorder" for thread in threading.enumerate())
 
@@ -204,7 +204,7 @@ def test_models_that_are_dropped_leave_no_threads_of_hooks() -> None:
     assert (hooks(), len(records)) == (before, 8)
 
 
-async def test_closing_ends_the_threads_of_hooks() -> None:
+async def test_hook_threads_end_with_close() -> None:
     def alive() -> int:
         """Threads, but for those of asyncio's own pool: how many it keeps is a matter of timing."""
         return sum(not thread.name.startswith("asyncio_") for thread in threading.enumerate())
@@ -245,7 +245,7 @@ def graph_of(model: MixQuantChatModel) -> Any:
     return StateGraph(State).add_node("inner", inner).add_edge(START, "inner").add_edge("inner", END).compile()
 
 
-async def test_cancelling_a_graph_aborts_the_subgraphs_turn() -> None:
+async def test_graph_that_is_cancelled_aborts_the_subgraph_s_turn() -> None:
     engine = engine_of(HANGS)
     graph = graph_of(MixQuantChatModel(engine=engine))
     task = asyncio.create_task(graph.ainvoke({"messages": [("human", "go")]}))
@@ -260,7 +260,7 @@ async def test_cancelling_a_graph_aborts_the_subgraphs_turn() -> None:
     assert (engine.running, engine.aborted) == (0, 1)
 
 
-async def test_a_graph_streams_tokens_and_names_the_thread() -> None:
+async def test_graph_streams_tokens_and_names_the_thread() -> None:
     records: list[TurnRecord] = []
     model = MixQuantChatModel(engine=ScriptedEngine(["one two", "one two"]), recorders=[records.append])
     graph = graph_of(model)

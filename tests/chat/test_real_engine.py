@@ -28,7 +28,7 @@ async def idle(engine: VllmEngine) -> Any:
     return stats
 
 
-async def test_eight_of_sixteen_streams_cancelled(engine: VllmEngine) -> None:
+async def test_streams_of_which_half_are_cancelled(engine: VllmEngine) -> None:
     records: list[TurnRecord] = []
     model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=24, ignore_eos=True, recorders=[records.append])
     before = asyncio.all_tasks()
@@ -56,7 +56,7 @@ async def test_eight_of_sixteen_streams_cancelled(engine: VllmEngine) -> None:
             assert record.timing_source == "engine"
 
 
-async def test_an_agents_turns(engine: VllmEngine) -> None:
+async def test_agent_s_turns(engine: VllmEngine) -> None:
     """A forced call with valid arguments, its result, an answer: the second prompt finds the first in the cache."""
     model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
     question = HumanMessage("Search the documents for the policy presets. " * 3)
@@ -76,7 +76,7 @@ async def test_an_agents_turns(engine: VllmEngine) -> None:
     assert answered.usage_metadata["input_token_details"]["cache_read"] == second.cached_tokens
 
 
-async def test_sync_and_other_loops_share_the_engine(engine: VllmEngine) -> None:
+async def test_engine_is_shared_by_sync_callers_and_other_loops(engine: VllmEngine) -> None:
     model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=6)
     here = await model.ainvoke("Say yes.")
     there = await asyncio.to_thread(model.invoke, "Say yes.")
@@ -85,7 +85,7 @@ async def test_sync_and_other_loops_share_the_engine(engine: VllmEngine) -> None
     assert here.content == there.content == fresh.content == streamed
 
 
-async def test_tools_that_may_not_be_called_are_seen_and_not_called(engine: VllmEngine) -> None:
+async def test_tools_with_choice_none_are_seen_and_not_called(engine: VllmEngine) -> None:
     """The same prompt, so the same cache; where this model would call, it must find words."""
     question = "Search the documents for the policy presets. " * 3
     model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=32)

@@ -53,7 +53,7 @@ def refused(kind: type[MixQuantError], words: str, ask: Callable[[], Any]) -> No
         ({"chat_template_kwargs": "x"}, RequestError, "chat_template_kwargs"),
     ],
 )
-def test_what_a_turn_is_told_is_checked_alike_in_the_model_and_in_a_call(
+def test_option_is_checked_alike_in_the_model_and_in_a_call(
     settings: dict[str, Any], kind: type[MixQuantError], words: str
 ) -> None:
     refused(kind, f"call.{words}", lambda: model_of("x").invoke("hi", **settings))
@@ -77,21 +77,21 @@ def test_what_a_turn_is_told_is_checked_alike_in_the_model_and_in_a_call(
         ({"response_format": {"type": "json_object", "schema": 3}}, GrammarError, "3"),
     ],
 )
-def test_calls(settings: dict[str, Any], kind: type[MixQuantError], words: str) -> None:
+def test_call_is_refused(settings: dict[str, Any], kind: type[MixQuantError], words: str) -> None:
     refused(kind, words, lambda: model_of("x").invoke("hi", **settings))
 
 
 @pytest.mark.parametrize(
     "said", [None, 3, [3], [("poet", "x")], [{"role": "user"}], [{"content": "x"}], [HumanMessage([{"type": "image"}])]]
 )
-def test_what_is_no_conversation(said: Any) -> None:
+def test_input_that_is_no_conversation_is_refused(said: Any) -> None:
     refused(InvalidMessagesError, "", lambda: model_of("x").invoke(said))
     refused(InvalidMessagesError, "", lambda: list(model_of("x").stream(said)))
 
 
 @pytest.mark.parametrize("schema", [3, int, dict, "City", {"x": 1}])
 @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
-def test_what_is_no_schema(schema: Any, method: Any) -> None:
+def test_schema_that_is_none_is_refused(schema: Any, method: Any) -> None:
     refused(GrammarError, "is no schema", lambda: model_of("x").with_structured_output(schema, method=method))
 
 
@@ -100,7 +100,7 @@ def unknown(place: "Nowhere") -> str:  # type: ignore[name-defined] # noqa: F821
     return str(place)
 
 
-def test_what_is_no_tool() -> None:
+def test_tool_that_is_none_is_refused() -> None:
     for tools in ([3], ["add"], [dict], [{}]):
         refused(RequestError, "tool", lambda tools=tools: model_of("x").bind_tools(tools))
     with pytest.raises(RequestError, match="'Nowhere' is not defined"):
@@ -123,7 +123,7 @@ def test_what_is_no_tool() -> None:
         ({"seed": HUGE}, "seed"),
     ],
 )
-def test_models(settings: dict[str, Any], words: str) -> None:
+def test_model_setting_is_refused(settings: dict[str, Any], words: str) -> None:
     refused(ConfigError, words, lambda: MixQuantChatModel(**settings))
 
 
@@ -137,12 +137,12 @@ def test_models(settings: dict[str, Any], words: str) -> None:
         ({"reproducible": True, "row_threshold": 5}, "reproducible=True needs row_threshold 0, not 5"),
     ],
 )
-def test_policies(settings: dict[str, Any], words: str) -> None:
+def test_policy_setting_is_refused(settings: dict[str, Any], words: str) -> None:
     refused(ConfigError, words, lambda: PrecisionPolicy(**settings))
 
 
 @pytest.mark.parametrize("name", ["EXACT", "", None, 3, [], {}])
-def test_policy_names(name: Any) -> None:
+def test_policy_name_is_refused(name: Any) -> None:
     refused(UnknownPolicyError, f"no policy preset {name!r}", lambda: PrecisionPolicy.of(name))
 
 
@@ -155,7 +155,7 @@ def test_policy_names(name: Any) -> None:
         ({"model": "m", "capture_sizes": [0]}, "capture_sizes.0 = 0"),
     ],
 )
-def test_engine_settings(settings: dict[str, Any], words: str) -> None:
+def test_engine_setting_is_refused(settings: dict[str, Any], words: str) -> None:
     refused(ConfigError, f"EngineConfig.{words}", lambda: EngineConfig(**{"model": "m", **settings}))
 
 
@@ -174,7 +174,7 @@ def test_engine_settings(settings: dict[str, Any], words: str) -> None:
         ({"api_key": 3}, "api_key = 3"),
     ],
 )
-def test_remote_engines(settings: dict[str, Any], words: str) -> None:
+def test_remote_engine_setting_is_refused(settings: dict[str, Any], words: str) -> None:
     refused(ConfigError, f"OpenAIEngine.{words}", lambda: OpenAIEngine(**{"model": "m", **settings}))
 
 
@@ -191,12 +191,12 @@ def test_remote_engines(settings: dict[str, Any], words: str) -> None:
         (lambda: ScriptedTurn(finish_reason="done"), "'done'"),
     ],
 )
-def test_scripts(make: Callable[[], Any], words: str) -> None:
+def test_script_is_refused(make: Callable[[], Any], words: str) -> None:
     refused(ConfigError, words, make)
 
 
 @pytest.mark.parametrize("script", [[3], [None], lambda _: 3])
-def test_answers_that_are_none(script: Any) -> None:
+def test_scripted_answer_that_is_none_is_refused(script: Any) -> None:
     refused(
         RequestError, "the script's answer is", lambda: MixQuantChatModel(engine=ScriptedEngine(script)).invoke("hi")
     )

@@ -77,16 +77,16 @@ def memory_agent(
         return [SystemMessage(system + summary), *answered(state["messages"])]
 
     def recall(state: MemoryState) -> dict[str, Any]:
-        asked = state["messages"][-1]
-        found = notes.search(str(asked.text), recalled, owner)
-        if not isinstance(asked, HumanMessage) or not found or asked.additional_kwargs.get("recalled"):
+        question = state["messages"][-1]
+        hits = notes.search(str(question.text), recalled, owner)
+        if not isinstance(question, HumanMessage) or not hits or question.additional_kwargs.get("recalled"):
             return {}
-        text = "Notes:\n" + "\n".join(f"- {note}" for _, note in found) + "\n\n"
-        content = asked.content
+        text = "Notes:\n" + "\n".join(f"- {note}" for _, note in hits) + "\n\n"
+        content = question.content
         content = text + content if isinstance(content, str) else [{"type": "text", "text": text}, *content]
-        said = {"recalled": [number for number, _ in found], "said": str(asked.text)}
-        kept = {**asked.additional_kwargs, **said}
-        return {"messages": [asked.model_copy(update={"content": content, "additional_kwargs": kept})]}
+        marks = {"recalled": [number for number, _ in hits], "said": str(question.text)}
+        additional_kwargs = {**question.additional_kwargs, **marks}
+        return {"messages": [question.model_copy(update={"content": content, "additional_kwargs": additional_kwargs})]}
 
     def too_many(state: MemoryState) -> bool:
         task = this_task(state["messages"])
@@ -152,8 +152,8 @@ def _older_half(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     call)."""
     half = sum(len(str(message.text)) for message in messages) / 2
     size = 0
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         if size >= half and isinstance(message, HumanMessage):
-            return messages[:place]
+            return messages[:index]
         size += len(str(message.text))
     return []

@@ -71,15 +71,15 @@ def model_step(bound: Runnable[LanguageModelInput, AIMessage], system: str) -> R
 
 def answered(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
     """``messages``, with an answer to each call that never got one: its run was killed, and the user spoke on."""
-    found: list[AnyMessage] = []
-    begin = 0
-    for place, message in enumerate(messages):
+    complete: list[AnyMessage] = []
+    turn_start = 0
+    for index, message in enumerate(messages):
         if isinstance(message, HumanMessage):
-            before, begin = messages[begin:place], place
-            if any(isinstance(one, AIMessage) for one in before):
-                found += refuse_calls(before, "the call did not come to an end")
-        found.append(message)
-    return found
+            turn, turn_start = messages[turn_start:index], index
+            if any(isinstance(earlier, AIMessage) for earlier in turn):
+                complete += refuse_calls(turn, "the call did not come to an end")
+        complete.append(message)
+    return complete
 
 
 def one_by_one(tools: ToolNode) -> Runnable[MessagesState, Any]:
@@ -108,9 +108,9 @@ def one_by_one(tools: ToolNode) -> Runnable[MessagesState, Any]:
 
 def this_task(messages: Sequence[AnyMessage]) -> Sequence[AnyMessage]:
     """The messages since the user last spoke, that one included."""
-    for place in range(len(messages) - 1, -1, -1):
-        if isinstance(messages[place], HumanMessage) and messages[place].name != OWN:
-            return messages[place:]
+    for index in range(len(messages) - 1, -1, -1):
+        if isinstance(messages[index], HumanMessage) and messages[index].name != OWN:
+            return messages[index:]
     return messages
 
 

@@ -89,7 +89,7 @@ history = st.lists(st.sampled_from([HumanMessage("Tell me. " * 9), AIMessage("I 
     st.lists(st.tuples(history, turns, st.none() | st.integers(1, 10)), min_size=1, max_size=3),
     st.sampled_from(["exact", "mixquant-nvfp4", "mixquant-fp8"]),
 )
-def test_every_turn_is_recorded_once_and_adds_up(
+def test_records_are_one_a_turn_and_add_up(
     plan: list[tuple[list[BaseMessage], ScriptedTurn, int | None]], policy: str
 ) -> None:
     """Finished, failed or left in the middle: one record each, whose counters and times keep their relations."""

@@ -26,7 +26,7 @@ from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.errors import InvalidMessagesError
 
 
-def test_every_kind_of_message() -> None:
+def test_messages_of_every_kind() -> None:
     call = {"name": "f", "args": {"a": "ü"}, "id": "1"}
     assert to_engine(
         [
@@ -54,20 +54,20 @@ def test_every_kind_of_message() -> None:
     ]
 
 
-def test_what_only_other_programs_write_into_an_answer_is_read_all_the_same() -> None:
+def test_null_in_additional_kwargs_is_read() -> None:
     call = {"name": "book", "args": {"day": date(2026, 3, 1)}, "id": "1"}
     (said,) = to_engine([AIMessage("a", tool_calls=[call], additional_kwargs={"unparsed_tool_calls": None})])
     assert said["tool_calls"][0]["function"]["arguments"] == '{"day": "2026-03-01"}'
 
 
-def test_a_call_that_was_cut_off_before_its_arguments_is_shown_without_any() -> None:
+def test_call_cut_off_before_its_arguments_is_sent_without_any() -> None:
     broken = [{"name": "f", "args": "]", "id": "1", "error": None, "type": "invalid_tool_call"}]
     kept = {"unparsed_tool_calls": [{"id": "1", "text": "", "error": "cut off"}]}
     (said,) = to_engine([AIMessage("", invalid_tool_calls=broken, additional_kwargs=kept)])
     assert said["tool_calls"][0]["function"]["arguments"] == ""
 
 
-def test_blocks_are_flattened() -> None:
+def test_content_blocks_are_flattened() -> None:
     user = HumanMessage(["one", {"type": "text", "text": "two"}])
     answer = AIMessage(
         [
@@ -83,7 +83,7 @@ def test_blocks_are_flattened() -> None:
     assert second["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
 
 
-def test_a_call_in_both_places_is_one_call() -> None:
+def test_call_in_content_and_tool_calls_is_one_call() -> None:
     block = {"type": "tool_call", "id": "x", "name": "f", "args": {}}
     (message,) = to_engine([AIMessage(content_blocks=[block])])
     assert len(message["tool_calls"]) == 1
@@ -101,7 +101,7 @@ def test_a_call_in_both_places_is_one_call() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [HumanMessage, SystemMessage, AIMessage])
-def test_what_is_no_text_is_refused_by_name(kind: Any, block: dict[str, Any]) -> None:
+def test_block_that_is_no_text_is_refused_by_name(kind: Any, block: dict[str, Any]) -> None:
     with pytest.raises(InvalidMessagesError, match=rf"message 2 \(\w+\).*{block['type']}"):
         to_engine([HumanMessage("look"), kind([{"type": "text", "text": "at this"}, block])])
 
@@ -110,7 +110,7 @@ def test_what_is_no_text_is_refused_by_name(kind: Any, block: dict[str, Any]) ->
     ("messages", "words"),
     [([], "no messages"), ([RemoveMessage(id="1")], "RemoveMessage"), ([ChatMessage("x", role="poet")], "'poet'")],
 )
-def test_what_no_template_renders_is_refused(messages: list[BaseMessage], words: str) -> None:
+def test_message_that_no_template_renders_is_refused(messages: list[BaseMessage], words: str) -> None:
     with pytest.raises(InvalidMessagesError, match=words):
         to_engine(messages)
 
@@ -157,7 +157,7 @@ messages = st.one_of(
 
 @settings(max_examples=60)
 @given(st.lists(messages, min_size=1, max_size=5))
-def test_round_trip(given_messages: list[BaseMessage]) -> None:
+def test_messages_survive_a_checkpoint(given_messages: list[BaseMessage]) -> None:
     """Any order of messages keeps roles, texts, calls and reasoning; a checkpoint in between changes nothing."""
     sent = to_engine(given_messages)
     restored = messages_from_dict(messages_to_dict(given_messages))

@@ -42,7 +42,7 @@ TURNS = {
 
 
 @pytest.mark.parametrize("turn", TURNS.values(), ids=TURNS.keys())
-async def test_streamed_chunks_add_up_to_the_answer(turn: ScriptedTurn) -> None:
+async def test_chunks_of_every_way_add_up_to_the_answer(turn: ScriptedTurn) -> None:
     """Every way of calling gives the same message."""
 
     def fresh() -> Any:
@@ -63,7 +63,7 @@ async def test_streamed_chunks_add_up_to_the_answer(turn: ScriptedTurn) -> None:
     assert "turn" in chunks[-1].response_metadata
 
 
-async def test_a_full_answer() -> None:
+async def test_answer_holds_content_reasoning_calls_and_record() -> None:
     answer = await model_of(FULL).bind_tools([add, weather]).ainvoke("hi")
     assert answer.content == "I look."
     assert [(call["name"], call["args"]) for call in answer.tool_calls] == [(c["name"], c["args"]) for c in CALLS]
@@ -94,7 +94,7 @@ async def test_tool_call_chunks_have_stable_index_and_id() -> None:
         assert json.loads("".join(piece["args"] for piece in (first, *later))) == wanted["args"]
 
 
-async def test_a_call_that_was_cut_off_is_invalid_and_never_run() -> None:
+async def test_call_that_was_cut_off_is_invalid_and_never_run() -> None:
     call = {"name": "add", "args": {"a": 3, "b": 4}}
     model = model_of(ScriptedTurn(tool_calls=[call]), max_tokens=22)
     answer = await model.bind_tools([add]).ainvoke("hi")
@@ -108,14 +108,14 @@ async def test_a_call_that_was_cut_off_is_invalid_and_never_run() -> None:
     assert "not valid JSON" in kept["error"]
 
 
-async def test_without_tools_markers_are_text() -> None:
+async def test_markers_without_tools_are_text() -> None:
     text = '<tool_call>\n{"name": "f"}\n</tool_call>'
     assert (await model_of(text).ainvoke("hi")).content == text
     assert (await model_of(text).bind_tools([add], tool_choice="none").ainvoke("hi")).content == text
 
 
 @pytest.mark.parametrize("parsed", [False, True])
-async def test_an_answer_that_may_hold_no_calls_holds_none(parsed: bool) -> None:
+async def test_answer_that_may_hold_no_calls_holds_none(parsed: bool) -> None:
     """Whatever the model writes: it is text, and the finish reason does not speak of calls either."""
     model = model_of(ScriptedTurn(text="I look.", tool_calls=CALLS, parsed=parsed)).bind_tools(
         [add], tool_choice="none"
@@ -157,7 +157,7 @@ async def test_tokens_are_counted_by_the_engine() -> None:
     assert model_of("x", custom_get_token_ids=lambda text: [len(text)]).get_token_ids("abc") == [3]
 
 
-async def test_sync_calls_work_beside_a_running_loop_and_refuse_to_wait_for_themselves() -> None:
+async def test_sync_call_works_beside_a_running_loop_and_never_waits_for_itself() -> None:
     inner = model_of("inner")
     assert inner.invoke("hi").content == "inner"  # blocks this loop, as sync calls do, but does not deadlock
     outer = MixQuantChatModel(engine=ScriptedEngine(lambda _: inner.invoke("hi").content))

@@ -51,7 +51,9 @@ async def test_settings_reach_the_engine_and_calls_override_them() -> None:
         ({"response_format": {"type": "xml"}}, GrammarError, "xml"),
     ],
 )
-async def test_wrong_call_settings_are_refused(settings: dict[str, Any], error: type[Exception], words: str) -> None:
+async def test_call_settings_that_are_wrong_are_refused(
+    settings: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         await model_of("x").ainvoke("hi", **settings)
     with pytest.raises(error, match=words):
@@ -79,12 +81,12 @@ async def test_wrong_call_settings_are_refused(settings: dict[str, Any], error: 
         ({"engine_settings": {"model": "m", "policy": "exact"}}, "holds model, policy"),
     ],
 )
-def test_wrong_model_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+def test_model_settings_that_are_wrong_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         MixQuantChatModel(**settings)
 
 
-def test_an_unknown_policy_is_named() -> None:
+def test_policy_that_is_unknown_is_named() -> None:
     with pytest.raises(UnknownPolicyError, match="mixquant-nvfp4"):
         MixQuantChatModel(policy="mixquant-nvfp5")
 
@@ -123,7 +125,7 @@ async def test_context_managers_close_what_the_model_made() -> None:
     assert (await model.ainvoke("hi")).content == "x", "a given engine is not the model's to close"
 
 
-async def test_the_shared_engine_is_made_once_with_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shared_engine_is_made_once_with_the_first_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ScriptedEngine] = []
 
     def shared_engine(config: EngineConfig) -> ScriptedEngine:
@@ -144,7 +146,7 @@ async def test_the_shared_engine_is_made_once_with_the_first_turn(monkeypatch: p
     assert len(made) == 2
 
 
-async def test_what_a_copy_closes_the_original_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engine_that_a_copy_closed_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[ScriptedEngine] = []
 
     def shared_engine(config: EngineConfig) -> ScriptedEngine:
@@ -183,7 +185,7 @@ async def test_closing_releases_the_engine_though_a_recorder_keeps_it_waiting(mo
         await engine.stream(engine.requests[0]).asend(None)
 
 
-def test_a_cache_of_answers_tells_policies_and_servers_apart() -> None:
+def test_cache_of_answers_tells_policies_and_servers_apart() -> None:
     cache = InMemoryCache()
     said = [
         MixQuantChatModel(engine=ScriptedEngine([policy], policy=policy), cache=cache).invoke("hi").content

@@ -42,7 +42,7 @@ HEARD = ["one ", "two ", "three", ""]
 
 
 @pytest.mark.parametrize("handler", [Tokens, AsyncTokens])
-async def test_each_token_is_told_once(handler: Any) -> None:
+async def test_callbacks_hear_each_token_once(handler: Any) -> None:
     """``invoke`` tells its tokens too (tracers see the time to the first one), and streaming tells them once."""
     model = model_of(TOKENS)
     for call in ("ainvoke", "astream", "astream_events"):
@@ -70,14 +70,14 @@ def test_sync_callbacks_run_in_the_callers_thread() -> None:
         assert listener.threads == {threading.get_ident()}
 
 
-async def test_who_disabled_streaming_hears_no_tokens() -> None:
+async def test_callbacks_hear_no_tokens_where_streaming_is_disabled() -> None:
     listener = Tokens()
     await model_of(TOKENS, disable_streaming=True).ainvoke("hi", {"callbacks": [listener]})
     await model_of(TOKENS, disable_streaming="tool_calling").bind_tools([add]).ainvoke("hi", {"callbacks": [listener]})
     assert listener.heard == []
 
 
-async def test_records_know_run_thread_and_place() -> None:
+async def test_record_knows_run_thread_and_turn_index() -> None:
     records: list[TurnRecord] = []
     model = model_of("x", recorders=[records.append])
     history = [HumanMessage("a"), AIMessage("b"), HumanMessage("c"), AIMessage("d"), HumanMessage("e")]
@@ -99,7 +99,7 @@ async def test_records_know_run_thread_and_place() -> None:
         assert answer.response_metadata["turn"] == record.model_dump(mode="json")
 
 
-async def test_failed_turns_are_recorded_too() -> None:
+async def test_record_of_a_failed_turn() -> None:
     records: list[TurnRecord] = []
     model = model_of(ScriptedTurn(text=["a", "b", "c"], fail_after=2), recorders=[records.append])
     with pytest.raises(EngineDeadError):
@@ -110,7 +110,7 @@ async def test_failed_turns_are_recorded_too() -> None:
     assert (record.aborted, record.decode_tokens, record.prompt_tokens) == (False, 2, 10)
 
 
-async def test_a_timeout_aborts() -> None:
+async def test_timeout_aborts_the_turn() -> None:
     records: list[TurnRecord] = []
     model = model_of(ScriptedTurn(text=["a"], hang_after=1), recorders=[records.append], timeout=0.05)
     with pytest.raises(TurnTimeoutError, match=r"timeout=0\.05"):
@@ -121,7 +121,7 @@ async def test_a_timeout_aborts() -> None:
     assert (await model_of("fast", timeout=5).ainvoke("hi")).content == "fast"
 
 
-async def test_the_engines_own_timeout_is_not_the_turns() -> None:
+async def test_timeout_of_the_engine_is_not_the_turn_s() -> None:
     records: list[TurnRecord] = []
     model = model_of(TimeoutError("the tool server is slow"), recorders=[records.append], timeout=60)
     with pytest.raises(TimeoutError, match="tool server") as caught:
@@ -131,7 +131,7 @@ async def test_the_engines_own_timeout_is_not_the_turns() -> None:
     assert not records[0].aborted
 
 
-async def test_a_turn_that_the_engine_aborts_is_recorded_as_aborted() -> None:
+async def test_record_of_a_turn_that_the_engine_aborts() -> None:
     records: list[TurnRecord] = []
     model = model_of(ScriptedTurn(text="half an", finish_reason="abort"), recorders=[records.append])
     answer = await model.ainvoke("hi")
@@ -140,7 +140,7 @@ async def test_a_turn_that_the_engine_aborts_is_recorded_as_aborted() -> None:
     assert answer.response_metadata["turn"]["aborted"]
 
 
-async def test_a_turn_that_ends_with_the_program_is_no_good_one() -> None:
+async def test_record_of_a_turn_that_ends_with_the_program() -> None:
     records: list[TurnRecord] = []
     model = model_of(SystemExit(3), recorders=[records.append])
     with pytest.raises(SystemExit):
@@ -149,7 +149,7 @@ async def test_a_turn_that_ends_with_the_program_is_no_good_one() -> None:
     assert records[0].aborted
 
 
-async def test_a_recorder_can_neither_fail_nor_delay_a_turn(caplog: pytest.LogCaptureFixture) -> None:
+async def test_recorder_can_neither_fail_nor_delay_a_turn(caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         wants_content = True
 
@@ -200,7 +200,7 @@ async def test_recorders_get_the_content_they_ask_for() -> None:
     assert len(given["prompt_token_ids"]) > 10
 
 
-async def test_a_turn_belongs_to_the_span_around_it() -> None:
+async def test_trace_context_is_of_the_span_around_the_turn() -> None:
     from opentelemetry.sdk.trace import TracerProvider
 
     model = model_of("x")

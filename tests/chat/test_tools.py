@@ -37,12 +37,12 @@ async def test_tool_choice(choice: Any, wanted: Any) -> None:
 
 
 @pytest.mark.parametrize("choice", ["subtract", {"type": "function", "function": {"name": "subtract"}}, {"no": 1}, 3])
-def test_a_choice_that_is_none_is_refused(choice: Any) -> None:
+def test_tool_choice_that_is_none_is_refused(choice: Any) -> None:
     with pytest.raises(RequestError, match=r"subtract|tool_choice"):
         model_of("x").bind_tools([add], tool_choice=choice)
 
 
-async def test_every_kind_of_tool() -> None:
+async def test_tools_of_every_kind() -> None:
     schema = {"title": "plain", "description": "A schema.", "type": "object", "properties": {"x": {"type": "integer"}}}
     openai = {"type": "function", "function": {"name": "ready", "parameters": {"type": "object", "properties": {}}}}
     model = model_of("x").bind_tools([add, City, CityDict, weather, schema, openai])
@@ -86,7 +86,7 @@ async def test_json_mode_without_a_schema_is_any_object() -> None:
 
 
 @pytest.mark.parametrize("method", ["json_schema", "json_mode"])
-async def test_json_schemas_need_neither_a_title_nor_properties(method: Any) -> None:
+async def test_json_schema_needs_neither_a_title_nor_properties(method: Any) -> None:
     untitled = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
     model = model_of('{"x": 1}')
     assert await model.with_structured_output(untitled, method=method).ainvoke("hi") == {"x": 1}
@@ -98,7 +98,7 @@ async def test_json_schemas_need_neither_a_title_nor_properties(method: Any) -> 
 
 
 @pytest.mark.parametrize("nested", ["[" * 3000, "[" * 3000 + "]" * 3000 + "}"], ids=["cut off", "whole"])
-async def test_a_call_that_nests_without_end_is_invalid(nested: str) -> None:
+async def test_call_that_nests_without_end_is_invalid(nested: str) -> None:
     called = ScriptedTurn(tool_calls=[{"name": "add", "args": '{"a": ' + nested}])
     model = model_of(called).bind_tools([add])
     answer = await model.ainvoke("hi")
@@ -116,7 +116,7 @@ class Tree(BaseModel):
 
 
 @pytest.mark.parametrize("schema", [Tree, {"title": "Any", **Tree.model_json_schema()}], ids=["pydantic", "JSON"])
-async def test_a_schema_that_holds_itself_stays_whole(schema: Any) -> None:
+async def test_schema_that_holds_itself_stays_whole(schema: Any) -> None:
     model = model_of('{"name": "x"}')
     await model.with_structured_output(schema).ainvoke("hi")
     asked = request_of(model).schema
