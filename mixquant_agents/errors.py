@@ -30,6 +30,9 @@ untranslated: ``mixquant_agents.engine.vllm.errors`` is the one boundary.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 __all__ = [
     "ConfigError",
     "ContextOverflowError",
@@ -82,20 +85,26 @@ class ContextOverflowError(RequestError):
         prompt_tokens: tokens in the rendered prompt.
         max_model_len: tokens the context window holds, prompt and answer together.
         max_tokens: tokens asked for, if the caller named a number.
+        at_least: ``prompt_tokens`` is a lower bound: the prompt was too long to be tokenized at all.
     """
 
-    def __init__(self, prompt_tokens: int, max_model_len: int, max_tokens: int | None = None) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_model_len: int, max_tokens: int | None = None, *, at_least: bool = False
+    ) -> None:
+        self.at_least = at_least
         self.prompt_tokens = prompt_tokens
         self.max_model_len = max_model_len
         self.max_tokens = max_tokens
         wanted = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
+        number = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens{wanted}, but the context window holds {max_model_len} for prompt "
+            f"the prompt has {number} tokens{wanted}, but the context window holds {max_model_len} for prompt "
             "and answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
         )
 
-    def __reduce__(self) -> tuple[type[ContextOverflowError], tuple[int, int, int | None]]:
-        return type(self), (self.prompt_tokens, self.max_model_len, self.max_tokens)
+    def __reduce__(self) -> tuple[Any, ...]:
+        made = functools.partial(type(self), at_least=self.at_least)
+        return made, (self.prompt_tokens, self.max_model_len, self.max_tokens)
 
 
 class InvalidSamplingError(RequestError):

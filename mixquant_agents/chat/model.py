@@ -116,6 +116,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         sampling_extra: further sampling values by the engine's own names.
         reasoning_effort: how much to think, as the model's chat template or the server understands it.
         chat_template_kwargs: variables of the chat template (for example ``enable_thinking``).
+        schema_in_prompt: the model sees the JSON schema of a structured answer, at a fixed place of the prompt (the
+            default); ``False`` leaves it to the grammar alone.
         cache_salt: keeps this model's prefix cache apart from others'.
         user: who the answer is for, told to a server.
 
@@ -243,8 +245,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
             tool_calling=True,
             tool_choice=True,
             tool_call_streaming=True,
-            # With "yes" LangChain's agents hold the answer to a schema that the model never sees. With "no" they bind
-            # the schema as a tool, which it sees.
+            # With "no" LangChain's agents bind the schema as a tool, a form in which models were trained, and ask
+            # again where an answer breaks it.
             structured_output=False,
         )
         if (window := self._source.window) is not None:
@@ -589,7 +591,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
             tool_choice: ``"auto"`` (default), ``"none"`` (the model sees the tools and answers in words),
                 ``"any"``/``"required"``, or a tool's name.
             parallel_tool_calls: whether one answer may hold several calls (default: yes).
-            strict: write the schemas in OpenAI's strict form. Forced calls follow their schema in any case.
+            strict: write the schemas in OpenAI's strict form. Forced calls follow their schema in any case: by grammar,
+                and where a keyword is beyond it, a call that breaks it is an invalid one (``invalid_tool_calls``).
             kwargs: further settings of a call.
 
         Raises:
@@ -613,11 +616,15 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         """The model, answering in the form of ``schema``.
 
         Args:
-            schema: a pydantic class, TypedDict, JSON schema, or OpenAI function tool.
-            method: ``"json_schema"`` holds the answer to the schema by grammar; the model does not see the schema, so
-                say in the prompt what you want. ``"function_calling"`` forces a call of a tool with this schema, which
+            schema: a pydantic class, TypedDict, Enum or any other type that pydantic reads, a JSON schema, or an OpenAI
+                function tool.
+            method: ``"json_schema"`` holds the answer to the schema by grammar, and shows it to the model (see
+                ``schema_in_prompt``). ``"function_calling"`` forces a call of a tool with this schema, which
                 the model sees. ``"json_mode"`` does as ``"json_schema"`` on an engine with a grammar (any JSON object
                 where no schema is given); a remote server is asked for a JSON object of any form.
+                By every method the finished answer is checked against the whole schema, also against what no grammar
+                holds (``uniqueItems``, ``not``, ``if``, look-ahead …): an answer that breaks it, or is not complete
+                JSON, is an ``OutputParserException``.
             include_raw: return ``{"raw", "parsed", "parsing_error"}`` instead of raising.
             strict: see :meth:`bind_tools`.
 

@@ -10,6 +10,7 @@ from langchain_core.messages import BaseMessage
 
 from mixquant_agents.chat.call_options import SAMPLING
 from mixquant_agents.chat.messages import to_engine
+from mixquant_agents.chat.schema_prompt import with_schema
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.base import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
@@ -42,19 +43,23 @@ def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any],
     names = [tool_name(tool) for tool in tools]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
-    schema, json_mode = _schema(settings.get("response_format"))
+    schema, json_mode, checked = _schema(settings.get("response_format"))
     choice = engine_choice(settings.get("tool_choice"), tools)
     if schema is not None and choice not in ("auto", "none"):
         raise RequestError(
             "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
+    conversation = to_engine(messages)
+    if schema is not None and schema.keys() != {"type"} and settings.get("schema_in_prompt") is not False:
+        conversation = with_schema(conversation, schema, tools=bool(tools) and choice != "none")
     return EngineRequest(
         request_id=new_request_id(),
-        messages=to_engine(messages),
+        messages=conversation,
         tools=tools,
         tool_choice=choice,
         parallel_tool_calls=settings.get("parallel_tool_calls") is not False,
         schema=schema,
+        schema_checked=checked,
         json_mode=json_mode,
         sampling=_sampling(settings),
         reasoning_effort=settings.get("reasoning_effort"),
@@ -79,17 +84,18 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
     return Sampling(**drawn, stop=stop, logprobs=logprobs, extra=settings.get("sampling_extra") or {})
 
 
-def _schema(response_format: Any) -> tuple[JsonObject | None, bool]:
-    """The JSON schema of an OpenAI ``response_format`` (``None`` for plain text), and whether it asks for JSON mode."""
+def _schema(response_format: Any) -> tuple[JsonObject | None, bool, bool]:
+    """The JSON schema of an OpenAI ``response_format`` (``None`` for plain text), whether it asks for JSON mode, and
+    whether the finished answer will be checked (``"checked": True``, as ``with_structured_output`` says)."""
     match response_format:
         case None | {"type": "text"}:
-            return None, False
-        case {"type": "json_object", "schema": dict(schema)}:
-            return schema, True
+            return None, False, False
+        case {"type": "json_object", "schema": dict(schema), **rest}:
+            return schema, True, rest.get("checked") is True
         case {"type": "json_object", **rest} if "schema" not in rest:
-            return {"type": "object"}, True
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return schema, False
+            return {"type": "object"}, True, False
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}, **rest}:
+            return schema, False, rest.get("checked") is True
         case _:
             raise GrammarError(
                 f"response_format={response_format!r} is not understood; use with_structured_output, or "

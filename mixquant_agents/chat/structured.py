@@ -1,22 +1,29 @@
-"""``with_structured_output``: by grammar (the answer cannot be anything else), by a forced tool call, or JSON mode."""
+"""``with_structured_output``: by grammar (the answer cannot be anything else), by a forced tool call, or JSON mode.
+
+Whatever way, the finished answer is checked: it must be complete JSON, and satisfy the whole schema, also the parts
+that no grammar holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from operator import itemgetter
+import functools
+import json
+import operator
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage
-from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import BaseCumulativeTransformOutputParser, JsonOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel
+from pydantic import SkipValidation
 
+from mixquant_agents.chat.messages import UNPARSED
+from mixquant_agents.chat.output_schema import WRAPPED, OutputSchema, output_schema
 from mixquant_agents.errors import GrammarError
 
 __all__ = ["Method", "structured"]
@@ -42,98 +49,146 @@ def structured(
         raise GrammarError(f"method={method!r} is unknown; use 'json_schema', 'function_calling' or 'json_mode'")
     if schema is None and method != "json_mode":
         raise GrammarError(f"method={method!r} needs a schema; give one, or use method='json_mode'")
-    traced = {"kwargs": {"method": method, "strict": strict}, "schema": schema}
-    is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
-    parser: Any
-    if method == "function_calling":
-        name = _as_tool(schema)["function"]["name"]
+    output = output_schema(schema, strict) if schema is not None else None
+    traced = None
+    if output is not None:  # as JSON: LangChain's tracing reads fewer kinds of types
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": {"title": output.name, **output.schema}}
+    parser: Runnable[Any, Any]
+    if method == "function_calling" and output is not None:
         llm = bind_tools(
-            [schema], tool_choice=name, strict=strict, parallel_tool_calls=False, ls_structured_output_format=traced
+            [output.tool], tool_choice=output.name, parallel_tool_calls=False, ls_structured_output_format=traced
         )
-        if is_model:
-            parser = _WholePydanticCall(tools=[schema], first_tool_only=True)
-        else:
-            parser = _WholeJsonCall(key_name=name, first_tool_only=True)
+        parser = _Call(key_name=output.name, first_tool_only=True, output=output)
     else:
-        parser = _WholePydantic(pydantic_object=schema) if is_model else _WholeJson()
-        wanted: dict[str, Any] = {"type": "json_object"}
-        if method == "json_schema":
-            wanted = {"type": "json_schema", "json_schema": _named_schema(schema, strict)}
-        elif schema is not None:
-            wanted["schema"] = _named_schema(schema, strict)["schema"]
-        llm = bind(response_format=wanted, ls_structured_output_format=traced if schema is not None else None)
+        response_format: dict[str, Any] = {"type": "json_object"}
+        if output is not None:
+            response_format["checked"] = True
+            if method == "json_schema":
+                response_format |= {"type": "json_schema"}
+                response_format["json_schema"] = {"name": output.name, "schema": output.schema}
+            else:
+                response_format["schema"] = output.schema
+        llm = bind(response_format=response_format, ls_structured_output_format=traced)
+        parser = _Answer(output=output)
     chain: Runnable[LanguageModelInput, Any]
     if not include_raw:
         chain = llm | parser
         return chain
-    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    parsed = RunnablePassthrough.assign(parsed=operator.itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     chain = RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
     return chain
 
 
-def _named_schema(schema: Any, strict: bool | None) -> dict[str, Any]:
-    """``{"name", "schema"}``. A JSON schema needs no title here: it is no function that would need a name.
+class _CheckedAtEnd(BaseCumulativeTransformOutputParser[Any]):
+    """Streams JSON as it grows (LangChain repairs half an object), and checks it when it is whole."""
 
-    A schema is left as it is unless ``strict`` asks for another: LangChain writes references out, and where one leads
-    into itself (a tree) nothing of it would be left.
-    """
-    if isinstance(schema, Mapping) and _SCHEMA_KEYS & schema.keys() and not _FUNCTION_KEYS & schema.keys():
-        name = str(schema.get("title") or "answer")
-        if not strict or "properties" not in schema:  # of an array, an enum, a union LangChain keeps the title alone
-            return {"name": name, "schema": dict(schema)}
-        schema = {**schema, "title": name}
-    name = _as_tool(schema)["function"]["name"]
-    if not strict and isinstance(schema, type) and issubclass(schema, BaseModel):
-        return {"name": name, "schema": schema.model_json_schema()}
-    return {"name": name, "schema": convert_to_json_schema(schema, strict=strict)}
+    output: SkipValidation[OutputSchema | None] = None
+
+    def _transform(self, input: Iterator[str | BaseMessage]) -> Iterator[Any]:  # noqa: A002  LangChain's name
+        chunks: list[str | BaseMessage] = []
+        last: Any = _NOTHING
+
+        def kept() -> Iterator[str | BaseMessage]:
+            for chunk in input:
+                chunks.append(chunk)
+                yield chunk
+
+        for value in super()._transform(kept()):
+            if self.output is None or self.output.grows:
+                yield (last := value)
+        if chunks and (final := self.parse_result([_merged(chunks)])) != last:
+            yield final
+
+    async def _atransform(self, input: AsyncIterator[str | BaseMessage]) -> AsyncIterator[Any]:  # noqa: A002  as above
+        chunks: list[str | BaseMessage] = []
+        last: Any = _NOTHING
+
+        async def kept() -> AsyncIterator[str | BaseMessage]:
+            async for chunk in input:
+                chunks.append(chunk)
+                yield chunk
+
+        async for value in super()._atransform(kept()):
+            if self.output is None or self.output.grows:
+                yield (last := value)
+        if chunks and (final := self.parse_result([_merged(chunks)])) != last:
+            yield final
 
 
-_SCHEMA_KEYS = {"type", "properties", "enum", "const", "anyOf", "oneOf", "allOf", "$ref"}
-_FUNCTION_KEYS = {"function", "name", "toolSpec"}
-"""Keys by which a dict is a function with a schema inside, not a JSON schema."""
-
-
-def _as_tool(schema: Any) -> dict[str, Any]:
-    try:
-        return convert_to_openai_tool(schema)
-    except Exception as error:  # LangChain and pydantic have many ways to refuse
-        why = " ".join(str(error).split())
-        raise GrammarError(
-            f"{schema!r} is no schema ({why}); give a pydantic model, a TypedDict, or a JSON schema with a title"
-        ) from error
-
-
-class _Whole(BaseOutputParser[Any]):
-    """LangChain repairs half a JSON object, and takes half a call for none; an answer that was cut off must not pass
-    for a whole one."""
+class _Answer(_CheckedAtEnd, JsonOutputParser):
+    """The answer's JSON."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
-        message = result[0].message if isinstance(result[0], ChatGeneration) else None
-        if not partial and isinstance(message, AIMessage) and not message.tool_calls:
-            why = _CUT_OFF.get(message.response_metadata.get("finish_reason", ""))
-            if why is not None:
+        if partial:
+            return super().parse_result(result, partial=True)
+        text, message = result[0].text, _message(result)
+        value = _whole(text)
+        finish = message.response_metadata.get("finish_reason", "") if message is not None else ""
+        open_number = finish == "length" and isinstance(value, int | float) and not isinstance(value, bool)
+        if value is _NOTHING or open_number:
+            raise OutputParserException(f"the answer {_CUT_OFF.get(finish, _NO_JSON)}", llm_output=text)
+        return _read(self.output, value, text)
+
+
+class _Call(_CheckedAtEnd, JsonOutputKeyToolsParser):
+    """The arguments of the forced call."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        message = _message(result)
+        if not partial and message is not None and not message.tool_calls:
+            reasons = [item.get("error") for item in message.additional_kwargs.get(UNPARSED, ())]
+            finish = message.response_metadata.get("finish_reason", "")
+            if finish in _CUT_OFF or reasons:
+                why = _CUT_OFF.get(finish) or f"is no valid call: {'; '.join(map(str, reasons))}"
                 raise OutputParserException(f"the answer {why}", llm_output=result[0].text)
-        return super().parse_result(result, partial=partial)
+        value = super().parse_result(result, partial=partial)
+        if value is not None and self.output is not None and self.output.wrapped:
+            value = value.get(WRAPPED)
+        if partial or value is None:
+            return value
+        return _read(self.output, value, json.dumps(value))
 
 
+def _merged(chunks: Sequence[str | BaseMessage]) -> Generation:
+    """One answer of its pieces."""
+    if isinstance(chunks[0], BaseMessage):
+        message: Any = functools.reduce(operator.add, chunks)
+        return ChatGeneration(message=message)
+    return Generation(text="".join(map(str, chunks)))
+
+
+def _message(result: list[Generation]) -> AIMessage | None:
+    message = result[0].message if isinstance(result[0], ChatGeneration) else None
+    return message if isinstance(message, AIMessage) else None
+
+
+_NOTHING: Any = object()
+_FENCE = re.compile(r"```(?:json)?\s*\n?(.*?)```", re.DOTALL)
+_NO_JSON = "is not complete JSON; a stop word may have ended it, or the server does not hold its model to JSON"
 _CUT_OFF = {
     "length": "was cut off before its JSON was complete; raise max_tokens",
     "abort": "was aborted before its JSON was complete",
 }
 
 
-class _WholeJson(_Whole, JsonOutputParser):
-    """JSON as a dict."""
+def _whole(text: str) -> Any:
+    """The JSON value that ``text`` is, or holds in a Markdown fence; nothing is repaired."""
+    candidates = [text, *(match[1] for match in _FENCE.finditer(text))]
+    for candidate in candidates:
+        try:
+            return json.loads(candidate, strict=False)
+        except (ValueError, RecursionError):
+            continue
+    return _NOTHING
 
 
-class _WholePydantic(_Whole, PydanticOutputParser[Any]):
-    """JSON as an instance of a pydantic class."""
-
-
-class _WholeJsonCall(_Whole, JsonOutputKeyToolsParser):
-    """The arguments of a call as a dict."""
-
-
-class _WholePydanticCall(_Whole, PydanticToolsParser):
-    """The arguments of a call as an instance of a pydantic class."""
+def _read(output: OutputSchema | None, value: Any, text: str) -> Any:
+    if output is None:
+        return value
+    try:
+        return output.read(value)
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+        raise OutputParserException(
+            f"the answer breaks the schema {output.name!r}: {error}", llm_output=text
+        ) from error

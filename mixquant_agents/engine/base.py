@@ -96,6 +96,8 @@ class EngineRequest:
             stays in the prefix cache; the answer holds no calls.
         parallel_tool_calls: whether one answer may hold several calls.
         schema: JSON schema the answer must satisfy (grammar-constrained), or ``None``.
+        schema_checked: the caller checks the finished answer against ``schema``. Without it an engine refuses a schema
+            with parts that its grammar cannot hold.
         json_mode: the caller asked for JSON mode. An engine with a grammar of its own holds the answer to ``schema``
             all the same; a remote one asks its server for any JSON object, which is all that some servers know.
         sampling: how tokens are drawn.
@@ -115,6 +117,7 @@ class EngineRequest:
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     schema: JsonObject | None = None
+    schema_checked: bool = False
     json_mode: bool = False
     sampling: Sampling = Sampling()
     reasoning_effort: str | None = None

@@ -153,3 +153,17 @@ def test_the_environment_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert online == hub.HF_HUB_OFFLINE
     with start_environment("/tmp/some.log", local=False):
         assert "HF_HUB_OFFLINE" not in os.environ
+
+
+@pytest.mark.usefixtures("cpu")
+def test_grammar_backend_is_fixed_for_the_engines_life(folder: str) -> None:
+    for given in ({}, {"backend": "auto"}, {"backend": "xgrammar", "disable_any_whitespace": True}):
+        made = arguments(folder, vllm_args={"structured_outputs_config": given} if given else {})
+        assert made.structured_outputs_config.backend == "xgrammar"
+    for backend in ("guidance", "outlines", "lm-format-enforcer"):
+        with pytest.raises(ConfigError, match=f"{backend}.*xgrammar"):
+            arguments(folder, vllm_args={"structured_outputs_config": {"backend": backend}})
+    with pytest.raises(ConfigError, match="give a dict"):
+        arguments(folder, vllm_args={"structured_outputs_config": "guidance"})
+    with pytest.raises(ConfigError, match="nonsense"):
+        arguments(folder, vllm_args={"structured_outputs_config": {"nonsense": 1}})

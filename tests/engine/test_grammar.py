@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from mixquant_agents.engine.base import EngineRequest, NamedTool
-from mixquant_agents.engine.vllm.grammar import calls_in_hermes, grammar_of
+from mixquant_agents.engine.vllm.grammar import Grammar, calls_in_hermes, grammar_of
 from mixquant_agents.errors import GrammarError, RequestError
 
 
@@ -40,14 +39,12 @@ def compiler() -> Any:
     return xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(vocabulary, stop_token_ids=[256]))
 
 
-def accepts(compiler: Any, params: Any, text: str) -> bool:
+def accepts(compiler: Any, grammar: Grammar | None, text: str) -> bool:
     """Whether the grammar lets the whole ``text`` pass and end there."""
     import xgrammar
 
-    if params.structural_tag is not None:
-        compiled = compiler.compile_structural_tag(params.structural_tag)
-    else:
-        compiled = compiler.compile_json_schema(json.dumps(params.json))
+    assert grammar is not None
+    compiled = compiler.compile_structural_tag(grammar.tag)
     matcher = xgrammar.GrammarMatcher(compiled)
     return all(matcher.accept_token(byte) for byte in text.encode()) and matcher.accept_token(256)
 
@@ -89,18 +86,6 @@ def test_words_of_other_syntaxes(compiler: Any) -> None:
     assert grammar_of(WORDS, "llama") is None  # its call is plain JSON, which the prompt may ask for
     assert grammar_of(WORDS, "harmony") is None  # vLLM has no grammar for it
     assert grammar_of(WORDS, None) is None
-
-
-@pytest.mark.parametrize(("backend", "bars"), [("auto", True), ("xgrammar", True), ("guidance", False)])
-def test_words_are_barred_only_where_the_backend_can(backend: str, bars: bool) -> None:
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar
-
-    params = grammar_of(WORDS, "hermes", backend=backend)
-    assert (params is not None) is bars
-    if bars:
-        with pytest.raises(Exception, match="triggers"):
-            validate_guidance_grammar(SamplingParams(structured_outputs=params), tokenizer=None)
 
 
 def test_a_schema_stays_where_no_call_may_be(compiler: Any) -> None:
@@ -173,11 +158,11 @@ def test_models_without_a_grammar_are_forced_in_hermes_form(compiler: Any) -> No
 
 def test_a_syntax_of_vllm_uses_its_tag(compiler: Any) -> None:
     params = grammar_of(asked(tools=[tool("f")], tool_choice="required"), "qwen_3_coder")
-    assert "<function=f>" in params.structural_tag
+    assert "<function=f>" in params.tag
     assert not accepts(compiler, params, call("f", '{"a": 1}'))
     named = grammar_of(asked(tools=[tool("f"), tool("g")], tool_choice=NamedTool("g")), "qwen_3_coder")
-    assert "<function=g>" in named.structural_tag
-    assert "<function=f>" not in named.structural_tag
+    assert "<function=g>" in named.tag
+    assert "<function=f>" not in named.tag
 
 
 @pytest.mark.parametrize(
@@ -196,6 +181,20 @@ def test_a_syntax_of_vllm_uses_its_tag(compiler: Any) -> None:
             GrammarError,
             "drop tool_choice",
         ),
+        (
+            {"schema": {"type": "array", "uniqueItems": True}},
+            "hermes",
+            GrammarError,
+            "uniqueItems at #.*structured_output",
+        ),
+        ({"schema": {"$ref": "http://example.org/x"}}, "hermes", GrammarError, "outside the schema"),
+        (
+            {"tools": [{"function": {"name": "f", "parameters": {"$ref": "file:///x"}}}], "tool_choice": "required"},
+            "hermes",
+            GrammarError,
+            "tool 'f': .*outside the schema",
+        ),
+        ({"schema": {"x": {1, 2}}}, "hermes", GrammarError, "no JSON"),
         ({"tools": [tool("f")], "parallel_tool_calls": False}, None, GrammarError, "parallel_tool_calls=False"),
         ({"tools": [tool("f", strict=True)]}, None, GrammarError, "strict tools"),
     ],
@@ -203,3 +202,46 @@ def test_a_syntax_of_vllm_uses_its_tag(compiler: Any) -> None:
 def test_what_cannot_be_honoured_is_refused(fields: Any, model: str | None, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         grammar_of(asked(**fields), model)
+
+
+@pytest.mark.parametrize("tag_model", ["hermes", "qwen_3_coder"])
+def test_forced_arguments_keep_to_what_the_compiler_ignores(compiler: Any, tag_model: str) -> None:
+    parameters = {"type": "object", "properties": {"s": {"type": "string", "pattern": "^[a-z]+$", "maxLength": 3}}}
+    parameters |= {"required": ["s"], "allOf": [{"properties": {"n": {"type": "integer"}}}, {"required": ["n"]}]}
+    one = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    grammar = grammar_of(asked(tools=[one], tool_choice="required"), tag_model)
+
+    def written(text: str, number: str) -> str:
+        if tag_model == "hermes":
+            return call("f", f'{{"s": "{text}", "n": {number}}}')
+        values = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in (("s", text), ("n", number)))
+        return f"<tool_call>\n<function=f>\n{values}</function>\n</tool_call>"
+
+    assert accepts(compiler, grammar, written("abc", "1"))
+    assert not accepts(compiler, grammar, written("abcdef", "1"))
+    assert not accepts(compiler, grammar, written("abc", "x"))
+
+
+def test_schema_whose_answer_is_checked_is_taken_without_what_no_grammar_holds(compiler: Any) -> None:
+    schema = {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}
+    grammar = grammar_of(asked(schema=schema, schema_checked=True), "hermes")
+    assert accepts(compiler, grammar, "[1,1]")
+    assert not accepts(compiler, grammar, '["a"]')
+
+
+def test_grammars_make_no_noise(compiler: Any, capfd: Any) -> None:
+    marks = [{"type": "object", "properties": {"k": {"const": k}}, "required": ["k"]} for k in "ab"]
+    schema = {
+        "type": "object",
+        "properties": {
+            "union": {"oneOf": marks, "discriminator": {"propertyName": "k"}},
+            "overlap": {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 5}]},
+            "pattern": {"type": "string", "pattern": "^(?=a)[a-z]+$", "maxLength": 3},
+            "email": {"type": "string", "format": "email", "maxLength": 30},
+            "step": {"type": "number", "multipleOf": 0.5},
+            "both": {"allOf": [{"pattern": "^a"}, {"pattern": "b$"}], "type": "string"},
+        },
+    }
+    grammar = grammar_of(asked(schema=schema, schema_checked=True), "hermes")
+    assert accepts(compiler, grammar, '{"union":{"k":"b"},"step":1}')
+    assert capfd.readouterr().err == ""

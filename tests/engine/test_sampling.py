@@ -56,8 +56,19 @@ def test_extra_values_and_ours() -> None:
         (Sampling(extra={"output_kind": 0}), "always streamed"),
         (Sampling(extra={"temperature": 1.0}), "Sampling.temperature"),
         (Sampling(extra={"structured_outputs": {}}), "schema"),
+        (Sampling(extra={"logit_bias": {"many": 5}}), "logit_bias"),
+        (Sampling(extra={"logit_bias": [1]}), "logit_bias"),
+        (Sampling(extra={"allowed_token_ids": ["a"]}), "allowed_token_ids"),
+        (Sampling(extra={"bad_words": ["\ud800"]}), "bad_words"),
+        (Sampling(extra={"extra_args": {"x": object()}}), "extra_args"),
+        (Sampling(stop=("\ud800",)), "surrogate"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(sampling: Any, said: str) -> None:
     with pytest.raises(InvalidSamplingError, match=said):
         sampling_parameters(sampling, {}, 100)
+
+
+def test_bias_keys_may_be_text_as_json_has_them() -> None:
+    for bias in ({"42": 5}, {42: 5.0}):
+        assert sampling_parameters(Sampling(extra={"logit_bias": bias}), {}, 5).logit_bias == {42: 5.0}

@@ -118,12 +118,13 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
         "scheduling_policy": "priority",  # equal priorities run first come, first served; others are honoured
         "disable_log_stats": True,  # our own recorder takes its place; vllm_args can switch vLLM's metrics on
         "additional_config": {},
+        "structured_outputs_config": _structured_outputs(config),
     }
     if reasoning_parser:
         values["reasoning_parser"] = reasoning_parser  # grammars then begin after the reasoning
     values.update(policy_arguments(config.policy))
     values.update(_cpu_defaults(config, path) if current_platform.is_cpu() else _gpu_defaults(config))
-    extra = dict(config.vllm_args)
+    extra = {name: value for name, value in config.vllm_args.items() if name != "structured_outputs_config"}
     if isinstance(additional := extra.pop("additional_config", None), dict):
         values["additional_config"] = {**additional, **values["additional_config"]}
     values.update(extra)
@@ -140,6 +141,30 @@ def policy_arguments(policy: PrecisionPolicy) -> dict[str, Any]:
         "hf_overrides": {"quantization_config": {"quant_method": "mixquant", "policy": fields}},
         "additional_config": {"mixquant": policy.fingerprint},  # part of the compile cache's key
     }
+
+
+def _structured_outputs(config: EngineConfig) -> Any:
+    """vLLM's settings of constrained decoding, with one backend for the engine's whole life: with ``auto`` the first
+    constrained request would choose it for all that follow.
+
+    Raises:
+        ConfigError: another backend is asked for, or a setting is wrong.
+    """
+    from vllm.config import StructuredOutputsConfig
+
+    settings = config.vllm_args.get("structured_outputs_config", {})
+    if not isinstance(settings, dict):
+        raise ConfigError(f"vllm_args['structured_outputs_config'] is {settings!r}; give a dict")
+    backend = settings.get("backend", "auto")
+    if backend not in ("auto", "xgrammar"):
+        raise ConfigError(
+            f"structured_outputs_config sets backend={backend!r}; tool calls and schemas are held by structural tags, "
+            "which xgrammar alone reads: leave it out"
+        )
+    try:
+        return StructuredOutputsConfig(**{**settings, "backend": "xgrammar"})
+    except (TypeError, ValueError) as error:  # pydantic's, or an unknown name
+        raise ConfigError(f"vllm_args['structured_outputs_config'] is {settings!r}: {error}") from error
 
 
 def _cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:

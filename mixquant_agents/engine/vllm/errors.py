@@ -69,6 +69,8 @@ def turn_error(error: Exception, log_path: str | None = None) -> MixQuantError:
         if isinstance(cause, MixQuantError):
             return cause
         text = f"{type(cause).__name__}: {_one_line(str(cause))}"
+        if _raised_in(cause, ("serial_utils",)):
+            return RequestError(f"a value of the request cannot be sent to the engine's process: {text}")
     ours: type[MixQuantError] | None = None
     for base in type(error).__mro__:
         if ours := TURN_ERRORS.get(base.__name__):

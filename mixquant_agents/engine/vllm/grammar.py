@@ -12,21 +12,27 @@ no tools             the schema's, if there is one
 a named tool         exactly one call of it
 ==================  ====================================================================================
 
+A schema is first rewritten into what xgrammar holds (``engine/json_schema.py``). What it cannot hold is refused by
+name, or checked: by ``with_structured_output`` on the finished answer, by :class:`CheckedCalls` on a finished call.
+
 Models whose call syntax vLLM knows a tag for get that one; the others (and Hermes, whose tag in vLLM joins calls
 without the line break that chat templates put there) get the Hermes form.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mixquant_agents.engine.base import EngineRequest, JsonObject, NamedTool, ToolChoice
 from mixquant_agents.engine.hermes import CALL_OPEN
+from mixquant_agents.engine.json_schema import MAX_DEPTH, GrammarSchema, grammar_schema
 from mixquant_agents.errors import GrammarError, RequestError
 
-__all__ = ["calls_in_hermes", "grammar_of", "hermes_tag", "tools_active"]
+__all__ = ["Grammar", "calls_in_hermes", "checked_tools", "grammar_of", "hermes_tag", "rewritten", "tools_active"]
 
 _LISTS = ("triggered_tags", "tags_with_separator", "token_triggered_tags")
 
@@ -43,55 +49,142 @@ def calls_in_hermes(tag_model: str | None, choice: ToolChoice) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What holds one answer.
+
+    Attributes:
+        tag: xgrammar's structural tag, JSON: everything that constrains goes to vLLM in this one form, so that one
+            backend, the same for every request, can hold it.
+        weight: estimate of its states; see :class:`~mixquant_agents.engine.json_schema.GrammarSchema`.
+    """
+
+    tag: str
+    weight: int = 0
+
+
 def grammar_of(
-    request: EngineRequest,
-    tag_model: str | None,
-    one_token: Callable[[str], bool] = lambda marker: True,
-    backend: str = "auto",
-) -> Any | None:
-    """vLLM's ``StructuredOutputsParams`` for this request, or ``None``.
+    request: EngineRequest, tag_model: str | None, one_token: Callable[[str], bool] = lambda marker: True
+) -> Grammar | None:
+    """The grammar of the answer to this request, or ``None``. What it costs is not known yet: see
+    :class:`~mixquant_agents.engine.vllm.grammar_check.GrammarChecker`.
 
     Args:
         request: tools, choice, schema, parallel calls.
         tag_model: vLLM's name of the model's call syntax; ``None`` where it has no grammar for it.
         one_token: whether the model's tokenizer has one token for a marker.
-        backend: vLLM's setting of what enforces grammars; only xgrammar (which ``auto`` takes) can bar words. Under
-            others an answer without calls is left to the model, and a call in it is text.
 
     Raises:
         RequestError: the choice names no given tool, or forces a call without tools.
-        GrammarError: a schema is no JSON schema object, or a forced call and a schema exclude each other.
+        GrammarError: a schema is no JSON schema object; it has a keyword that no grammar holds, and nobody will check
+            the answer; or a forced call and a schema exclude each other.
     """
-    from vllm.sampling_params import StructuredOutputsParams
-
     tools, choice, schema = request.tools, request.tool_choice, request.schema
     _check(tools, choice, schema)
-    forced = choice == "required" or isinstance(choice, NamedTool)
+    answer = _answer_schema(request)
     if not tools_active(tools, choice):
-        if schema is not None:
-            return _schema_alone(dict(schema))
-        words = _words(tools, tag_model, one_token) if backend.startswith(("auto", "xgrammar")) else None
-        return StructuredOutputsParams(structural_tag=_tag(words)) if words is not None else None
+        if answer is not None:
+            return Grammar(_tag(_json_schema(answer.schema)), answer.weight)
+        words = _words(tools, tag_model, one_token)
+        return Grammar(_tag(words)) if words is not None else None
+    forced = _forced(choice)
     if forced and schema is not None:
         raise GrammarError("a forced tool call cannot also satisfy a JSON schema; drop tool_choice or the schema")
     single = isinstance(choice, NamedTool) or not request.parallel_tool_calls
     strict = any(_function(tool).get("strict") is True for tool in tools)
     if not (forced or strict or single or schema is not None):
         return None
-    wanted = [tool for tool in tools if not isinstance(choice, NamedTool) or _function(tool)["name"] == choice.name]
+    callable_tools = [
+        tool for tool in tools if not isinstance(choice, NamedTool) or _function(tool)["name"] == choice.name
+    ]
+    constrained, weight = _with_grammar_schemas(callable_tools)
     loose = choice == "auto" and schema is None
     if tag_model is None or tag_model == "hermes":
         if tag_model is None and not forced:
             what = "parallel_tool_calls=False" if single else "strict tools" if strict else "tools beside a schema"
             raise GrammarError(f"this model's call syntax has no grammar, so {what} cannot be honoured; force the call")
-        form = hermes_tag(wanted, loose=loose, all_strict=forced or single or not strict)
+        form = hermes_tag(constrained, loose=loose, all_strict=forced or single or not strict)
     else:
-        form = _vllm_tag(tag_model, wanted, "auto" if loose else choice)
+        form = _vllm_tag(tag_model, constrained, "auto" if loose else choice)
     if single:
         _stop_after_first(form)
-    if schema is not None:
-        form = {"type": "or", "elements": [_json_schema(dict(schema)), form]}
-    return StructuredOutputsParams(structural_tag=_tag(form))
+    if answer is not None:
+        form = {"type": "or", "elements": [_json_schema(answer.schema), form]}
+        weight += answer.weight
+    return Grammar(_tag(form), weight)
+
+
+def checked_tools(tools: Sequence[JsonObject], choice: ToolChoice) -> dict[str, JsonObject]:
+    """Parameters, by name, of the tools whose calls must follow a schema that the grammar does not hold altogether:
+    tools of a forced call and strict tools. Their calls are checked when they are complete."""
+    result: dict[str, JsonObject] = {}
+    for tool in tools if tools_active(tools, choice) else ():
+        function = _function(tool)
+        parameters = function.get("parameters")
+        promised = function.get("strict") is True if choice == "auto" else _forced(choice)
+        if promised and isinstance(parameters, dict) and rewritten(parameters).unenforced:
+            result[str(function["name"])] = parameters
+    return result
+
+
+def rewritten(schema: JsonObject) -> GrammarSchema:
+    """:func:`~mixquant_agents.engine.json_schema.grammar_schema` for the xgrammar that is installed; remembered."""
+    try:
+        text = json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise GrammarError(f"the schema is no JSON ({error}); give a dict of plain values") from error
+    except RecursionError:
+        raise GrammarError(f"the schema is nested deeper than {MAX_DEPTH} levels; flatten it") from None
+    return _rewritten(text)
+
+
+@functools.lru_cache(maxsize=512)
+def _rewritten(text: str) -> GrammarSchema:
+    return grammar_schema(json.loads(text), integer_multiples=_holds_integer_multiples())
+
+
+@functools.cache
+def _holds_integer_multiples() -> bool:
+    """Whether the installed xgrammar holds ``multipleOf`` of integers; versions before 0.2 ignore it."""
+    import xgrammar
+
+    vocabulary = [*(bytes([byte]) for byte in range(256)), b"</s>"]
+    compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo(vocabulary, stop_token_ids=[256]), max_threads=1)
+    matcher = xgrammar.GrammarMatcher(compiler.compile_json_schema('{"type": "integer", "multipleOf": 10}'))
+    return not (matcher.accept_token(ord("7")) and matcher.accept_token(256))
+
+
+def _answer_schema(request: EngineRequest) -> GrammarSchema | None:
+    if request.schema is None:
+        return None
+    answer = rewritten(request.schema)
+    if answer.unenforced and not request.schema_checked:
+        raise GrammarError(
+            f"no grammar holds these parts of the schema: {'; '.join(answer.unenforced)}; leave them out, or use "
+            "with_structured_output, which checks the answer"
+        )
+    return answer
+
+
+def _forced(choice: ToolChoice) -> bool:
+    return choice == "required" or isinstance(choice, NamedTool)
+
+
+def _with_grammar_schemas(tools: Sequence[JsonObject]) -> tuple[list[JsonObject], int]:
+    """The tools with parameters as the grammar holds them, and their weight."""
+    result: list[JsonObject] = []
+    weight = 0
+    for tool in tools:
+        function = _function(tool)
+        if function.get("parameters"):
+            try:
+                schema = rewritten(function["parameters"])
+            except GrammarError as error:
+                raise GrammarError(f"tool {function['name']!r}: {error}") from error
+            function = {**function, "parameters": schema.schema}
+            weight += schema.weight
+        result.append({**tool, "function": function})
+    return result, weight
 
 
 def _words(tools: Sequence[JsonObject], tag_model: str | None, one_token: Callable[[str], bool]) -> Any | None:
@@ -125,31 +218,8 @@ def _json_schema(schema: Any) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema, **limit}
 
 
-def _schema_alone(schema: dict[str, Any]) -> Any:
-    """The grammar of an answer that is JSON; vLLM picks another backend for what xgrammar cannot express."""
-    from vllm.sampling_params import StructuredOutputsParams
-    from vllm.v1.structured_output.backend_xgrammar import has_xgrammar_unsupported_json_features
-
-    if has_xgrammar_unsupported_json_features(schema):
-        return StructuredOutputsParams(json=schema)
-    return StructuredOutputsParams(structural_tag=_tag(_json_schema(schema)))
-
-
 def _tag(form: dict[str, Any]) -> str:
-    """The structural tag as vLLM takes it, checked here: vLLM reports an invalid one only in its own words.
-
-    Raises:
-        GrammarError: a schema in it cannot be turned into a grammar.
-    """
-    from xgrammar import Grammar
-
-    text = json.dumps({"type": "structural_tag", "format": form})
-    try:
-        Grammar.from_structural_tag(text)
-    except Exception as error:  # xgrammar raises RuntimeError, ValueError and classes of its own
-        cause = " ".join(str(error).split())
-        raise GrammarError(f"the schema cannot be turned into a grammar: {cause}") from error
-    return text
+    return json.dumps({"type": "structural_tag", "format": form})
 
 
 def _function(tool: JsonObject) -> JsonObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,20 +17,36 @@ from mixquant_agents.engine.base import (
     Message,
 )
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
+from mixquant_agents.engine.vllm.checked_calls import CheckedCalls
 from mixquant_agents.engine.vllm.counts import RowCounts
 from mixquant_agents.engine.vllm.errors import turn_error
-from mixquant_agents.engine.vllm.grammar import grammar_of, tools_active
+from mixquant_agents.engine.vllm.grammar import Grammar, checked_tools, grammar_of, tools_active
+from mixquant_agents.engine.vllm.grammar_check import GrammarChecker
+from mixquant_agents.engine.vllm.liveness import watch
 from mixquant_agents.engine.vllm.parsers import make_parser, reasoning_counter, tag_model_of
 from mixquant_agents.engine.vllm.recorder import EngineStats
-from mixquant_agents.engine.vllm.sampling import sampling_parameters
+from mixquant_agents.engine.vllm.render import Renderer
+from mixquant_agents.engine.vllm.sampling import encodable, sampling_parameters
 from mixquant_agents.engine.vllm.starting import StartControl
 from mixquant_agents.engine.vllm.stream import StepMeter, run_turn
 from mixquant_agents.engine.vllm.thread import EngineThread
-from mixquant_agents.errors import ConfigError, EngineDeadError, FormatRefusedError, MixQuantError, RequestError
+from mixquant_agents.errors import (
+    ConfigError,
+    ContextOverflowError,
+    EngineDeadError,
+    FormatRefusedError,
+    MixQuantError,
+    RequestError,
+)
 
 __all__ = ["RunningEngine", "assumed_info"]
 
+logger = logging.getLogger("mixquant_agents.engine")
+
 Post = Callable[[TokenDelta | BaseException], None]
+
+LARGE_PROMPT = 200_000
+"""Characters; tokenizing as many takes a fifth of a second."""
 
 
 class RunningEngine(EngineThread):
@@ -37,10 +54,14 @@ class RunningEngine(EngineThread):
 
     def __init__(self, config: EngineConfig, control: StartControl | None = None) -> None:
         self.policy = config.policy
+        self._grammars = GrammarChecker(self._vocabulary)
+        self._turns: dict[asyncio.Task[Any], Post] = {}
+        self._watch: asyncio.Task[None] | None = None
         super().__init__(config, control)
         self._rows: RowCounts | None = RowCounts(self.llm) if config.policy.quantizes else None
         self._tag_model = tag_model_of(self.tool_parser)
-        self._backend = str(self.llm.vllm_config.structured_outputs_config.backend)
+        self._large_renderer: Renderer | None = None
+        self._longest_token = _longest_token(self.renderer.tokenizer)
         self._count_reasoning = reasoning_counter(self.reasoning_parser, self.renderer.tokenizer)
         self._defaults: dict[str, Any] = dict(self.llm.model_config.get_diff_sampling_param())
 
@@ -51,6 +72,14 @@ class RunningEngine(EngineThread):
 
     async def turn(self, request: EngineRequest, submitted: float, post: Post) -> None:
         """Run one turn; every delta, or the error that ended it, goes to ``post``."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  narrows the type: a coroutine runs in a task
+        self._turns[task] = post
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.get_running_loop().create_task(
+                watch(self.processes, self.config.liveness_seconds, lambda: bool(self._turns), self._give_up),
+                name="mixquant-liveness",
+            )
         try:
             prompt, params, meter, options = await self._prepare(request, submitted)
             await run_turn(
@@ -60,12 +89,33 @@ class RunningEngine(EngineThread):
         except Exception as error:
             with suppress(RuntimeError):
                 post(self.translated(error))
+        finally:
+            del self._turns[task]
+
+    def _give_up(self) -> None:
+        """The engine's processes have stopped: end the turns that wait for them; the next call starts an engine."""
+        self.dead = True
+        error = EngineDeadError(
+            f"the engine's processes did nothing for {self.config.liveness_seconds:g} seconds (stopped, or hung in "
+            "a driver), so this turn was given up; the next call starts a new engine. liveness_seconds sets the limit; "
+            f"the engine's log is {self.log_path}"
+        )
+        for task, post in list(self._turns.items()):
+            with suppress(RuntimeError):
+                post(error)
+            task.cancel()
+
+    async def _release(self) -> None:
+        await self._grammars.close()
 
     async def _prepare(self, request: EngineRequest, submitted: float) -> tuple[Any, Any, StepMeter, dict[str, Any]]:
         """Render, check and convert one request; nothing reaches vLLM before all of it succeeded."""
         from vllm.inputs import tokens_input
+        from vllm.sampling_params import StructuredOutputsParams
 
+        _check_sendable(request)
         if request.prompt_token_ids is None:
+            self._check_characters(request)
             effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
             ids = await self.render(request.messages, request.tools, {**effort, **request.chat_template_kwargs})
         else:
@@ -73,8 +123,9 @@ class RunningEngine(EngineThread):
             if not ids:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
         self.renderer.check_length(len(ids), request.sampling.max_tokens)
-        grammar = grammar_of(request, self._tag_model, self.renderer.one_token, self._backend)
-        ours: dict[str, Any] = {} if grammar is None else {"structured_outputs": grammar}
+        ours: dict[str, Any] = {}
+        if (grammar := await self._grammar(request)) is not None:
+            ours["structured_outputs"] = StructuredOutputsParams(structural_tag=grammar.tag)
         if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
             ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
         room = self.renderer.max_model_len - len(ids)
@@ -90,18 +141,64 @@ class RunningEngine(EngineThread):
             options,
         )
 
+    async def _grammar(self, request: EngineRequest) -> Grammar | None:
+        """The grammar of the answer, tried; away from the loop, for a schema may be large."""
+        if not request.tools and request.schema is None and request.tool_choice == "auto":
+            return None
+        grammar = await asyncio.to_thread(grammar_of, request, self._tag_model, self.renderer.one_token)
+        if grammar is not None:
+            await self._grammars.check(grammar)
+        return grammar
+
+    def _vocabulary(self) -> str | None:
+        """xgrammar's view of the tokenizer, as JSON; ``None`` where it has none but vLLM's own (Mistral's)."""
+        from xgrammar import TokenizerInfo
+
+        try:
+            info = TokenizerInfo.from_huggingface(
+                self.renderer.tokenizer, vocab_size=self.llm.model_config.get_vocab_size()
+            )
+        except Exception as error:  # a tokenizer of another kind: grammars are then converted only
+            logger.debug("xgrammar does not know this tokenizer: %s", error)
+            return None
+        return str(info.serialize_json())
+
     async def render(
         self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
     ) -> list[int]:
-        """Token ids of the prompt; rendering runs beside the loop, one at a time."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self.pool, self.renderer.render, messages, tools, variables
-        )
+        """Token ids of the prompt. Rendering runs beside the loop, one prompt at a time; what is large has a tokenizer
+        and a thread of its own, so that nobody waits for it."""
+        loop = asyncio.get_running_loop()
+        if _characters(messages, tools) <= LARGE_PROMPT:
+            return await loop.run_in_executor(self.pool, self.renderer.render, messages, tools, variables)
+        return await loop.run_in_executor(self.large_pool, self._render_large, messages, tools, variables)
+
+    def _render_large(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
+    ) -> list[int]:
+        if self._large_renderer is None:  # tokenizers are not to be used from two threads at once
+            self._large_renderer = Renderer(self.model_path, self.config)
+        return self._large_renderer.render(messages, tools, variables)
+
+    def _check_characters(self, request: EngineRequest) -> None:
+        """Refuse what cannot fit whatever its tokens are, before it is tokenized.
+
+        Raises:
+            ContextOverflowError: it has more characters than the context window's tokens can hold.
+        """
+        if self._longest_token is None:
+            return
+        window = self.renderer.max_model_len
+        tokens = _characters(request.messages, ()) // self._longest_token
+        if tokens >= window:
+            raise ContextOverflowError(tokens, window, request.sampling.max_tokens, at_least=True)
 
     def parser(self, request: EngineRequest) -> OutputParser:
         """A fresh parser for the answer to ``request``."""
         names = self.tool_parser, self.reasoning_parser
-        return make_parser(names, self.renderer.tokenizer, request.tools, request.tool_choice)
+        parser = make_parser(names, self.renderer.tokenizer, request.tools, request.tool_choice)
+        schemas = checked_tools(request.tools, request.tool_choice)
+        return CheckedCalls(parser, schemas) if schemas else parser
 
     @property
     def info(self) -> EngineInfo:
@@ -180,3 +277,42 @@ def assumed_info(config: EngineConfig, window: int | None, policy: PrecisionPoli
         fingerprint=f"{config.fingerprint}:{policy.fingerprint}",
         token_ids=True,
     )
+
+
+def _check_sendable(request: EngineRequest) -> None:
+    """Refuse what the front end would note and then fail to send.
+
+    Raises:
+        RequestError: the priority is no 32-bit integer, or a text holds half a surrogate pair.
+    """
+    priority = request.priority
+    if not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
+        raise RequestError(f"priority={priority!r} is no integer of 32 bits; lower runs earlier, 0 is the default")
+    texts = {"cache_salt": request.cache_salt, "request_id": request.request_id}
+    texts |= {f"trace_context[{name!r}]": value for name, value in (request.trace_context or {}).items()}
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"{name} is {value!r}, not text")
+        if value is not None and not encodable(value):
+            raise RequestError(f"{name}={value!r} holds half of a surrogate pair; give Unicode text")
+
+
+def _characters(messages: Sequence[Message], tools: Sequence[JsonObject]) -> int:
+    """Characters of the texts that a template writes out; white space around a text may be cut off by it."""
+    total = sum(len(repr(tool)) for tool in tools)
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, list | tuple) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, dict) else part
+            total += len(text.strip()) if isinstance(text, str) else 0
+    return total
+
+
+def _longest_token(tokenizer: Any) -> int | None:
+    """Most characters of text that one token can stand for; ``None`` where the tokenizer does not tell."""
+    try:
+        longest = max(map(len, tokenizer.get_vocab()))
+    except Exception:  # tokenizers of many makers
+        return None
+    return 4 * longest  # Unicode normalization may join up to four characters into one

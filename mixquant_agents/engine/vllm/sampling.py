@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mixquant_agents.engine.base import Sampling
+from mixquant_agents.engine.base import JsonObject, Sampling
 from mixquant_agents.errors import InvalidSamplingError
 
-__all__ = ["sampling_parameters"]
+__all__ = ["encodable", "sampling_parameters"]
 
 _NAMED = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "presence_penalty", "frequency_penalty",
@@ -54,13 +54,50 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
         values["stop"] = list(sampling.stop)
     if sampling.ignore_eos:
         values["ignore_eos"] = True
-    values.update(sampling.extra)
+    values.update(_converted(sampling.extra, SamplingParams))
+    for name in ("stop", "bad_words"):
+        for word in values.get(name) or ():
+            if not encodable(word):
+                raise InvalidSamplingError(f"{name} holds {word!r}, half of a surrogate pair; no text has it")
     values.update(ours)
     try:
         return SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidSamplingError(f"invalid sampling value: {error}") from error
     except Exception as error:
         if type(error).__name__ == "VLLMValidationError":  # no ValueError any more since vLLM 0.3x
             raise InvalidSamplingError(f"invalid sampling value: {error}") from error
         raise
+
+
+def encodable(text: str) -> bool:
+    """Whether ``text`` is Unicode text: a Python string may also hold half a surrogate pair, which nothing can send."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _converted(extra: JsonObject, params: type) -> dict[str, Any]:
+    """The values of ``extra`` by the types that vLLM declares; keys of a dict may be text, as JSON has them.
+
+    Raises:
+        InvalidSamplingError: a value is of another type, or cannot be sent to the engine's process.
+    """
+    import msgspec
+
+    types = {field.name: field.type for field in msgspec.structs.fields(params)}
+    result = {}
+    for name, value in extra.items():
+        try:
+            msgspec.msgpack.encode(value)
+            result[name] = msgspec.convert(value, types[name], str_keys=True)
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidSamplingError(f"sampling extra {name!r} is {_short(value)}: {error}") from error
+    return result
+
+
+def _short(value: object, limit: int = 100) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -18,6 +18,7 @@ class StartControl:
 
     Attributes:
         given_up: somebody has closed the engine meanwhile.
+        processes: ids of the processes that the start has made here (vLLM's engine core; its workers are its own).
     """
 
     def __init__(self, model: str) -> None:
@@ -26,6 +27,7 @@ class StartControl:
         self._before: set[BaseProcess] | None = None
         self._launched = False
         self.given_up = False
+        self.processes: list[int] = []
 
     def check(self) -> None:
         """Called by the start between its stages.
@@ -47,6 +49,8 @@ class StartControl:
             self._launched = True
         finally:
             with self._lock:
+                made = set(multiprocessing.active_children()) - (self._before or set())
+                self.processes = [process.pid for process in made if process.pid is not None]
                 self._before = None
 
     def give_up(self) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -117,37 +117,43 @@ async def run_turn(
     """
     asked: asyncio.Future[Counts | None] | None = None
     seen, posted, ids = 0, False, tuple(prompt["prompt_token_ids"])
-    async with aclosing(llm.generate(prompt, params, request_id, **options)) as outputs:  # aborts however this ends
-        async for output in outputs:
-            completion = output.outputs[0]
-            tokens = tuple(completion.token_ids)
-            meter.received(len(tokens), time.monotonic())
-            if meter.count_reasoning is not None:
-                meter.answer += tokens
-            meter.cached_tokens = output.num_cached_tokens
-            if asked is None and rows is not None and tokens:
-                asked, seen = rows.ask(request_id), _preemptions(output.metrics, preempted)
-            if completion.finish_reason == "error":
-                raise EngineError("the engine gave up on this request after an internal error; its log says more")
-            delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
-            if not posted:  # parsers ask whether reasoning has begun; the counts are for turns that end early
-                known = meter.counts(None, None, plugin=rows is not None)
-                delta = replace(delta, prompt_token_ids=ids, counts=known)
-            if output.finished:
-                found = await rows.told(asked) if rows is not None and asked is not None else None
-                if rows is not None and _preemptions(output.metrics, preempted) != seen:
-                    found = await rows.told(rows.ask(request_id))  # rows may have run again after the first answer
-                own = getattr(output.metrics, "num_preemptions", None)
-                thought = meter.count_reasoning(ids, meter.answer) if meter.count_reasoning is not None else None
-                delta = replace(
-                    delta,
-                    finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
-                    counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought),
-                    times=meter.times(output.metrics),
-                    prompt_token_ids=ids,
-                )
-            post(delta)
-            posted = True
+    try:
+        async with aclosing(llm.generate(prompt, params, request_id, **options)) as outputs:  # aborts however this ends
+            async for output in outputs:
+                completion = output.outputs[0]
+                tokens = tuple(completion.token_ids)
+                meter.received(len(tokens), time.monotonic())
+                if meter.count_reasoning is not None:
+                    meter.answer += tokens
+                meter.cached_tokens = output.num_cached_tokens
+                if asked is None and rows is not None and tokens:
+                    asked, seen = rows.ask(request_id), _preemptions(output.metrics, preempted)
+                if completion.finish_reason == "error":
+                    raise EngineError("the engine gave up on this request after an internal error; its log says more")
+                delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
+                if not posted:  # parsers ask whether reasoning has begun; the counts are for turns that end early
+                    known = meter.counts(None, None, plugin=rows is not None)
+                    delta = replace(delta, prompt_token_ids=ids, counts=known)
+                if output.finished:
+                    found = await rows.told(asked) if rows is not None and asked is not None else None
+                    if rows is not None and _preemptions(output.metrics, preempted) != seen:
+                        found = await rows.told(rows.ask(request_id))  # rows may have run again after the first answer
+                    own = getattr(output.metrics, "num_preemptions", None)
+                    thought = meter.count_reasoning(ids, meter.answer) if meter.count_reasoning is not None else None
+                    delta = replace(
+                        delta,
+                        finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
+                        counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought),
+                        times=meter.times(output.metrics),
+                        prompt_token_ids=ids,
+                    )
+                post(delta)
+                posted = True
+    except BaseException:  # vLLM forgets a request that failed or was cancelled on its way to the engine core
+        if not llm.errored:
+            with suppress(Exception):
+                await llm.abort(request_id)
+        raise
 
 
 def _preemptions(metrics: Any, of_engine: Callable[[], int]) -> int:

@@ -74,6 +74,9 @@ class EngineThread:
         self.tool_parser: str | None = None
         self.reasoning_parser: str | None = None
         self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render")
+        self.large_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render-large")
+        self.model_path = ""
+        self.processes: list[int] = []
         self.log_path = str(Path(tempfile.gettempdir()) / f"mixquant-engine-{self.pid}-{next(_numbers)}.log")
         self.loop = asyncio.new_event_loop()
         self.stopping = False
@@ -109,6 +112,7 @@ class EngineThread:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.pool.shutdown(wait=False, cancel_futures=True)
+        self.large_pool.shutdown(wait=False, cancel_futures=True)
         if not self.dead:
             with suppress(OSError):
                 os.unlink(self.log_path)
@@ -128,6 +132,7 @@ class EngineThread:
                 control.check()
                 progress.enter("looking at the model")
                 path, local = model_path(config)
+                self.model_path = path
                 if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
                     check_hub(config)
                 with start_environment(self.log_path, local):
@@ -147,6 +152,7 @@ class EngineThread:
                             log_requests=False,
                             stat_loggers=[self.recorder.factory()],
                         )
+                    self.processes = control.processes
                 _quiet(by_user)  # starting configured the log anew
                 if config.policy.quantizes:
                     self.status = dict((await self.llm.collective_rpc("mixquant_status"))[0])
@@ -178,12 +184,16 @@ class EngineThread:
         self.renderer.max_model_len = made.model_config.max_model_len
         return made, guarded(Executor.get_class(made))
 
+    async def _release(self) -> None:
+        """End what was started beside the engine's processes."""
+
     async def _stop(self) -> None:
         me = asyncio.current_task()
         turns = [
             task for task in asyncio.all_tasks(self.loop) if task is not me and task.get_name().startswith("turn-")
         ]
         await _cancel(turns)
+        await self._release()
         if self.llm is not None:
             await asyncio.sleep(0)  # let the aborts leave
             self.llm.shutdown()
