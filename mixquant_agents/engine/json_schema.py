@@ -503,6 +503,8 @@ class _Rewriter:
             largest = len(prefix) if largest is None else min(largest, len(prefix))
         if largest is not None and least > largest:
             return False
+        if largest is not None and len(prefix) >= largest:
+            prefix, items = prefix[: int(largest)], False
         if prefix:
             result["prefixItems"] = prefix
         if items is False:
