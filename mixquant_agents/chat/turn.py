@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +57,7 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
         turn.info = engine.info
         turn.accumulator = accumulator = AnswerAccumulator(tuple(map(tool_name, request.tools)))
         turn.started_at, turn.meter = utc_now(), (meter := TurnMeter())
-        stream = engine.stream(request)
-        try:
+        async with aclosing(engine.stream(request)) as stream:
             async for delta in stream if plan.timeout is None else _with_deadline(stream, plan.timeout):
                 tokens = len(delta.token_ids)
                 turn.tokens += tokens
@@ -68,9 +68,6 @@ async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> Asyn
                 chunk = accumulator.feed(delta)
                 if chunk is not None:
                     yield chunk
-        finally:
-            if (close := getattr(stream, "aclose", None)) is not None:
-                await close()
         yield turn.finish()
     except Exception as error:
         turn.aborted = isinstance(error, TurnTimeoutError)

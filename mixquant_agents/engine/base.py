@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -230,8 +230,8 @@ class Engine(ABC):
         """Who this engine is, as far as it knows by now; complete once :meth:`start` has returned. Cheap."""
 
     @abstractmethod
-    def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
-        """Run one turn. Closing the iterator early, or cancelling the task that reads it, aborts the turn.
+    def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        """Run one turn. Closing the generator early, or cancelling the task that reads it, aborts the turn.
 
         Raises:
             RequestError: the request was wrong; nothing ran.

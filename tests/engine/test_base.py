@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class ParrotEngine(Engine):
     async def start(self) -> None:
         self.started += 1
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         text = str(request.messages[-1]["content"])
         if text == "die":
             raise EngineError("the parrot fell off its perch")
@@ -148,7 +148,7 @@ async def test_engine_that_says_the_least_has_defaults() -> None:
         def info(self) -> EngineInfo:
             return EngineInfo(engine="least", model="m")
 
-        async def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
+        async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
             yield Delta(content="ok", finish_reason="stop")
 
     async with Least() as engine:

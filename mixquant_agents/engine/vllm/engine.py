@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -86,7 +86,7 @@ class VllmEngine(SwitchableEngine):
         running = self._cell.running
         return running.info if running is not None else assumed_info(self.config, context_window(self.config))
 
-    async def stream(self, request: EngineRequest) -> AsyncIterator[Delta]:
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Run one turn; see :meth:`Engine.stream`. Closing the iterator aborts the turn in the engine.
 
         The answer is parsed here, in the caller's loop: the thread that owns the engine stays free.
