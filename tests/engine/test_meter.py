@@ -16,7 +16,7 @@ from mixquant_agents.records import TurnCounts, TurnTimes
     st.booleans(),
     st.floats(0, 1),
 )
-def test_the_meter_keeps_the_relations(
+def test_times_of_any_arrivals_keep_the_relations(
     steps: list[tuple[float, int]], after: float, as_engine: bool, share: float
 ) -> None:
     """Whatever arrives when: the relations checked by :class:`TurnTimes` hold, and decode is the sum of the gaps."""
@@ -85,7 +85,7 @@ instants = st.none() | st.floats(-5, 20)
 
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 3)), max_size=8), st.tuples(instants, instants, instants))
-def test_any_stamps_give_times_whose_relations_hold(steps: list[tuple[float, int]], stamps: tuple[Any, ...]) -> None:
+def test_times_of_any_stamps_keep_the_relations(steps: list[tuple[float, int]], stamps: tuple[Any, ...]) -> None:
     now, arrivals = 0.0, []
     for gap, tokens in steps:
         now += gap

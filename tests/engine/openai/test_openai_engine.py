@@ -29,7 +29,7 @@ async def read(engine: OpenAIEngine, request: EngineRequest | None = None) -> li
     return [delta async for delta in engine.stream(request or ask())]
 
 
-async def test_text_counts_and_times(server: Server, engine: OpenAIEngine) -> None:
+async def test_answer_has_text_counts_and_times(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [
         piece(role="assistant", content=""),
         piece(content="Hel"),
@@ -48,7 +48,7 @@ async def test_text_counts_and_times(server: Server, engine: OpenAIEngine) -> No
     assert engine.info.max_model_len == 4096
 
 
-async def test_what_the_server_does_not_count_is_unknown(server: Server, engine: OpenAIEngine) -> None:
+async def test_count_that_the_server_leaves_out_is_unknown(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [piece(content="x"), piece(finish="length"), usage(5, 1)]
     counts = (await read(engine))[-1].counts
     assert counts.cached_tokens is None
@@ -56,7 +56,7 @@ async def test_what_the_server_does_not_count_is_unknown(server: Server, engine:
     assert counts.reasoning_tokens is None
 
 
-async def test_a_whole_turn_through_the_chat_model(server: Server, engine: OpenAIEngine) -> None:
+async def test_turn_through_the_chat_model(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [
         piece(reasoning="So "),
         piece(reasoning_content="then."),
@@ -82,7 +82,7 @@ async def test_a_whole_turn_through_the_chat_model(server: Server, engine: OpenA
 
 
 @pytest.mark.parametrize("place", [0, None])
-async def test_calls_that_a_server_gives_one_index_stay_apart(server: Server, engine: OpenAIEngine, place: Any) -> None:
+async def test_calls_of_one_index_stay_apart(server: Server, engine: OpenAIEngine, place: Any) -> None:
     pieces = [call(place, name, "add", f'{{"a": {value}') for name, value in (("one", 1), ("two", 2))]
     server.chunks = [
         pieces[0],
@@ -95,7 +95,7 @@ async def test_calls_that_a_server_gives_one_index_stay_apart(server: Server, en
     assert [(one["id"], one["args"]) for one in answer.tool_calls] == [("one", {"a": 1}), ("two", {"a": 2})]
 
 
-async def test_a_server_that_calls_against_tool_choice_none(server: Server, engine: OpenAIEngine) -> None:
+async def test_call_against_tool_choice_none_is_invalid(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [piece(content="Well."), call(0, "call_a", "add", '{"a": 3}'), piece(finish="tool_calls")]
     answer = await MixQuantChatModel(engine=engine).bind_tools([ADD], tool_choice="none").ainvoke("hi")
     assert (answer.content, answer.tool_calls) == ("Well.", [])
@@ -155,14 +155,14 @@ async def test_settings_reach_the_server(server: Server, engine: OpenAIEngine) -
     assert server.bodies[3]["response_format"] == {"type": "json_object"}, "some servers know no more"
 
 
-async def test_logprobs(server: Server, engine: OpenAIEngine) -> None:
+async def test_logprobs_are_read(server: Server, engine: OpenAIEngine) -> None:
     top = [{"token": "a", "logprob": -0.1, "bytes": None}]
     content = [{"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": top}]
     server.chunks = [piece(content="a", logprobs={"content": content}), piece(finish="stop")]
     assert (await read(engine))[0].logprobs[0].top == (("a", -0.1),)
 
 
-async def test_cancelling_disconnects(server: Server, engine: OpenAIEngine) -> None:
+async def test_cancelled_turn_disconnects(server: Server, engine: OpenAIEngine) -> None:
     server.hang = True
     model = MixQuantChatModel(engine=engine)
     got = asyncio.Event()
@@ -179,7 +179,7 @@ async def test_cancelling_disconnects(server: Server, engine: OpenAIEngine) -> N
     await asyncio.wait_for(server.disconnected.wait(), 5)
 
 
-async def test_leaving_the_stream_disconnects(server: Server, engine: OpenAIEngine) -> None:
+async def test_stream_that_is_left_disconnects(server: Server, engine: OpenAIEngine) -> None:
     server.hang = True
     stream = engine.stream(ask())
     await anext(stream)
@@ -207,7 +207,7 @@ TOO_LONG = (
         (503, "busy", RemoteEngineError, "503"),
     ],
 )
-async def test_every_status_is_translated(
+async def test_status_is_translated(
     server: Server, engine: OpenAIEngine, status: int, message: str, kind: type[MixQuantError], words: str
 ) -> None:
     server.status = (status, {"error": {"message": message, "type": "x", "code": status}})
@@ -215,14 +215,14 @@ async def test_every_status_is_translated(
         await read(engine)
 
 
-async def test_an_error_in_the_stream(server: Server, engine: OpenAIEngine) -> None:
+async def test_error_in_the_stream_is_raised(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [piece(content="a"), {"error": {"message": "EngineCore died", "code": 500}}]
     with pytest.raises(RemoteEngineError, match="EngineCore died"):
         await read(engine)
 
 
 @pytest.mark.parametrize("break_off", [True, False], ids=["broken off", "ended early"])
-async def test_half_an_answer_is_an_error(server: Server, engine: OpenAIEngine, break_off: bool) -> None:
+async def test_answer_without_an_end_is_an_error(server: Server, engine: OpenAIEngine, break_off: bool) -> None:
     server.chunks, server.break_off, server.done = [piece(content="a")], break_off, False
     records: list[Any] = []
     model = MixQuantChatModel(engine=engine, recorders=[records.append])
@@ -233,7 +233,7 @@ async def test_half_an_answer_is_an_error(server: Server, engine: OpenAIEngine, 
     assert caught.value.__cause__ is not caught.value, "who walks along the causes comes to an end"
 
 
-async def test_no_server() -> None:
+async def test_server_that_is_none_cannot_be_reached() -> None:
     engine = OpenAIEngine("m", base_url="http://127.0.0.1:9/v1", max_retries=0)
     with pytest.raises(RemoteEngineError, match="cannot be reached"):
         await engine.start()
@@ -243,7 +243,7 @@ async def test_no_server() -> None:
 @pytest.mark.parametrize(
     ("path", "words"), [("/empty", None), ("/page", "not as a chat completions server"), ("/none", "ends in /v1")]
 )
-async def test_addresses_of_something_else(server: Server, path: str, words: str | None) -> None:
+async def test_address_of_something_else_is_told(server: Server, path: str, words: str | None) -> None:
     engine = OpenAIEngine("m", base_url=server.url.removesuffix("/v1") + path, max_retries=0)
     try:
         if words is None:
@@ -258,11 +258,11 @@ async def test_addresses_of_something_else(server: Server, path: str, words: str
         await engine.aclose()
 
 
-async def test_counting_tokens(server: Server, engine: OpenAIEngine) -> None:
+async def test_tokens_are_counted_by_the_server(server: Server, engine: OpenAIEngine) -> None:
     assert await engine.count_tokens([{"role": "user", "content": "one two three"}]) == 3
 
 
-async def test_closed_and_token_ids_are_refused(server: Server, engine: OpenAIEngine) -> None:
+async def test_token_ids_and_turns_of_a_closed_engine_are_refused(server: Server, engine: OpenAIEngine) -> None:
     with pytest.raises(RequestError, match="prompt_token_ids"):
         await read(engine, ask(prompt_token_ids=[1]))
     await engine.aclose()
@@ -270,7 +270,7 @@ async def test_closed_and_token_ids_are_refused(server: Server, engine: OpenAIEn
         await read(engine)
 
 
-async def test_several_loops_share_one_engine(server: Server, engine: OpenAIEngine) -> None:
+async def test_engine_serves_several_loops(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [piece(content="Hello"), piece(finish="stop"), usage(1, 1)]
     model = MixQuantChatModel(engine=engine)
     here = await model.ainvoke("hi")

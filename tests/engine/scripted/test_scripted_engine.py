@@ -29,7 +29,7 @@ def said(deltas: list[Delta]) -> str:
     return "".join(delta.content for delta in deltas)
 
 
-async def test_it_is_an_engine_and_plays_in_order() -> None:
+async def test_answers_come_in_order() -> None:
     engine = ScriptedEngine(["one", ScriptedTurn(text=["t", "w", "o"])])
     assert isinstance(engine, Engine)
     assert said(await play(engine)) == "one"
@@ -41,7 +41,7 @@ async def test_it_is_an_engine_and_plays_in_order() -> None:
     assert (engine.running, engine.finished, engine.aborted, len(engine.requests)) == (0, 3, 0, 3)
 
 
-async def test_a_function_answers_and_a_list_can_cycle() -> None:
+async def test_script_may_be_a_function_or_cycle() -> None:
     async def script(request: EngineRequest) -> str:
         await asyncio.sleep(0)
         return str(request.messages[0]["content"])[:3]
@@ -79,7 +79,7 @@ async def test_cached_tokens_grow_over_an_agents_turns() -> None:
     assert all(one.cached_tokens % 16 == 0 for one in counts)
 
 
-async def test_salts_keep_the_cache_apart() -> None:
+async def test_cache_salts_keep_prompts_apart() -> None:
     engine = ScriptedEngine("x", cycle=True)
     await play(engine, ask(cache_salt="a"))
     assert (await play(engine, ask(cache_salt="b")))[-1].counts.cached_tokens == 0
@@ -97,7 +97,7 @@ async def test_rows_follow_the_policy(policy: str, exact_rows: int | None, emula
     assert engine.info.emulated is emulated
 
 
-async def test_times_add_up() -> None:
+async def test_times_add_up_to_the_script() -> None:
     turn = ScriptedTurn(text=["a", "b", "c"], queue_seconds=0.02, prefill_seconds=0.03, token_seconds=0.01)
     times = (await play(ScriptedEngine([turn])))[-1].times
     assert times.timing_source == "engine"
@@ -107,7 +107,7 @@ async def test_times_add_up() -> None:
     assert times.total_seconds >= times.ttft_seconds + times.decode_seconds - 1e-6
 
 
-async def test_sampling_is_honoured() -> None:
+async def test_sampling_settings_are_honoured() -> None:
     limits = Sampling(max_tokens=2, logprobs=2)
     *tokens, last = await play(ScriptedEngine([ScriptedTurn(text=["a", "b", "c"])]), ask(sampling=limits))
     assert (len(tokens), last.finish_reason) == (2, "length")
@@ -119,7 +119,7 @@ async def test_sampling_is_honoured() -> None:
     assert said(only).count("<tool_call>") == 1
 
 
-async def test_failures() -> None:
+async def test_failures_come_where_the_script_says() -> None:
     turn = ScriptedTurn(text=["a", "b"], fail_after=1)
     engine = ScriptedEngine([turn, ValueError("mine"), "ok"])
     stream = engine.stream(ask())
@@ -133,7 +133,7 @@ async def test_failures() -> None:
         await play(ScriptedEngine(["x"], max_model_len=16))
 
 
-async def test_an_abandoned_turn_is_aborted() -> None:
+async def test_turn_that_is_left_is_aborted() -> None:
     engine = ScriptedEngine([ScriptedTurn(text=["a", "b"], hang_after=1)], cycle=True)
     stream = engine.stream(ask())
     await anext(stream)
@@ -148,7 +148,7 @@ async def test_an_abandoned_turn_is_aborted() -> None:
     assert (engine.running, engine.aborted) == (0, 2)
 
 
-async def test_closing_wakes_who_hangs_even_from_another_thread() -> None:
+async def test_hanging_turn_is_woken_by_closing_from_another_thread() -> None:
     engine = ScriptedEngine([ScriptedTurn(hang_after=0)])
     task = asyncio.create_task(play(engine))
     await asyncio.sleep(0.01)
