@@ -268,17 +268,17 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
             self.profile["max_input_tokens"] = window
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        """Model and policy, and whatever else was set; LangChain leaves out what is as by default."""
+        """Model and policy, and whatever else is not as by default."""
         yield "model", self.model
         if self.engine is not None:
             yield "engine", type(self.engine).__name__
         elif self.base_url is None:
             yield "policy", self.policy_name
-        for name in type(self).model_fields:
-            value = getattr(self, name)
+        for name, field in type(self).model_fields.items():
+            value, default = getattr(self, name), field.get_default(call_default_factory=True)
             if name == "metadata" and value is not None:
                 value = {key: inner for key, inner in value.items() if key != "lc_versions"} or None
-            if name in self.model_fields_set and name not in _REPR_APART and value is not None:
+            if name not in _REPR_APART and value != default:
                 yield name, value
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:

@@ -4,10 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from langchain_core.messages import HumanMessage
+from langchain_core import exceptions
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 
 from mixquant_agents import MixQuantChatModel, TurnRecord, VllmEngine
+from mixquant_agents.errors import ContextOverflowError
 
 pytestmark = pytest.mark.engine
 
@@ -106,3 +108,33 @@ async def test_json_mode_is_a_grammar(engine: VllmEngine) -> None:
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
     chain = model.with_structured_output({**schema, "additionalProperties": False}, method="json_mode")
     assert set(await chain.ainvoke("Is water wet?")) == {"ok"}
+
+
+async def test_text_of_any_kind_keeps_a_thread_going(engine: VllmEngine) -> None:
+    """Half of a surrogate pair, controls, unassigned and private characters: in every kind of message."""
+    odd = "cut \ud83d, turned \ude00\ud83d, \x00\x07\x1b[31m\u202e\u0378\ue000\U0010ffff\ufeff"
+    call = {"name": "search", "args": {odd: odd}, "id": "call 1"}
+    history = [
+        SystemMessage(odd),
+        HumanMessage(odd),
+        AIMessage(odd, tool_calls=[call], additional_kwargs={"reasoning_content": odd}),
+        ToolMessage(odd, tool_call_id="call 1", name="search"),
+        HumanMessage([{"type": "text", "text": odd}, odd]),
+    ]
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=4)
+    for asked in (model, model.bind_tools([search])):
+        answer = await asked.ainvoke(history)
+        assert answer.usage_metadata["output_tokens"] > 0
+        answer.content.encode()
+        assert (await asked.ainvoke([*history, answer, HumanMessage("go on")])).usage_metadata["output_tokens"] > 0
+    assert await model.aget_num_tokens_from_messages(history) > 0
+
+
+async def test_window_told_before_the_start_is_the_engine_s(engine: VllmEngine) -> None:
+    before = MixQuantChatModel(engine=VllmEngine(engine.config)).profile["max_input_tokens"]
+    await engine.start()
+    assert before == engine.info.max_model_len
+    text = "word " * (before + 1)
+    with pytest.raises(exceptions.ContextOverflowError) as caught:
+        await MixQuantChatModel(engine=engine).ainvoke(text)
+    assert isinstance(caught.value, ContextOverflowError)
