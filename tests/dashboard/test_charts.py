@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mixquant_agents.dashboard import formatting
-from mixquant_agents.dashboard.charts import histogram, line_chart
+from mixquant_agents.dashboard.charts import histogram, line_chart, nice_ceiling
 
 
 def test_chart_escapes_and_breaks_at_the_unknown() -> None:
@@ -25,3 +25,7 @@ def test_histogram_says_that_its_axis_is_logarithmic() -> None:
     ] * 3
     assert "50% of turns" in chart
     assert "neither side" in histogram("Decode", [], ("A", "B"), formatting.duration)
+
+
+def test_axis_ends_at_a_round_number() -> None:
+    assert [nice_ceiling(value) for value in (0.0331, 0.05, 1.01, 7, 0)] == [0.05, 0.05, 2.0, 10.0, 1.0]
