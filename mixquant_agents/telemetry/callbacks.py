@@ -14,8 +14,9 @@ The turns themselves are recorded by the chat model; this handler only says whic
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from mixquant_agents.telemetry.recorder import Recorder
 from mixquant_agents.telemetry.trace_context import active_trace_context
 
 __all__ = ["TelemetryCallback", "observing"]
+
+log = logging.getLogger(__name__)
 
 ROOT_LIMIT = 4_096
 """Most agent runs followed at once; beyond it the oldest (whose end was never told) is forgotten."""
@@ -93,6 +96,7 @@ class TelemetryCallback(BaseCallbackHandler):
         self.recorder = recorder
         self._runs: dict[str, _Run] = {}
         self._roots: dict[str, _Run] = {}
+        self._failed = False
 
     # --- beginnings
 
@@ -165,9 +169,8 @@ class TelemetryCallback(BaseCallbackHandler):
             return  # a bare call: its turn is its own root
         around = parent.run_id if parent.kind is not None else parent.around()
         node = (metadata or {}).get("langgraph_node") or parent.node
-        self.recorder.link(
-            RunLink(str(run_id), parent.top.run_id, node, around, parent.top.trace_context, parent.agent())
-        )
+        link = RunLink(str(run_id), parent.top.run_id, node, around, parent.top.trace_context, parent.agent())
+        self._hand_over(self.recorder.link, link)
 
     # --- ends
 
@@ -262,7 +265,8 @@ class TelemetryCallback(BaseCallbackHandler):
         if error is not None and not interrupted:
             # Without content recording the message stays out: it may quote what the tool was working on.
             problem = f"{type(error).__name__}: {_text(error)}"[:500] if content else type(error).__name__
-        self.recorder.record_span(
+        self._hand_over(
+            self.recorder.record_span,
             Span(
                 kind=run.kind,
                 name=run.name,
@@ -279,8 +283,20 @@ class TelemetryCallback(BaseCallbackHandler):
                 result=_text(result) if content and result is not None else None,
                 agent_id=run.agent(),
                 trace_context=run.top.trace_context,
-            )
+            ),
         )
+
+    def _hand_over(self, take: Callable[[Any], None], event: Any) -> None:
+        """Give an event to the recorder. LangChain catches what a handler raises, but not ``SystemExit`` and its like:
+        a recorder of somebody's must not end the run that it observes."""
+        try:
+            take(event)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            if not self._failed:  # told once
+                self._failed = True
+                log.warning("the recorder %r failed; runs go on", self.recorder, exc_info=True)
 
 
 def _text(value: Any) -> str:

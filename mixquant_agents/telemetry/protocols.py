@@ -73,7 +73,7 @@ class Sink(Protocol):
         ...
 
     def lost(self) -> int:
-        """Turns given up."""
+        """Events given up."""
         ...
 
     def close(self) -> None:

@@ -275,4 +275,4 @@ _live: weakref.WeakSet[QueueRecorder] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     for recorder in list(_live):
-        recorder.close()
+        QueueRecorder._guarded(recorder.close)

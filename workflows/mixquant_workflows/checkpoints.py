@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -40,7 +41,7 @@ class SqliteCheckpoints(BaseCheckpointSaver[str]):
     """LangGraph's own ``SqliteSaver``, usable from event loops too: async calls run in a thread.
 
     To survive a kill between two steps, run the graph with ``durability="sync"``; resume with
-    ``graph.invoke(None, config)`` and the same ``thread_id``.
+    ``graph.invoke(None, config)`` and the same ``thread_id``. A new file is its owner's alone (mode 600).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -51,6 +52,10 @@ class SqliteCheckpoints(BaseCheckpointSaver[str]):
                 "keeping a graph's state needs langgraph-checkpoint-sqlite: pip install langgraph-checkpoint-sqlite"
             ) from error
         super().__init__()
+        if os.fspath(path) != ":memory:":
+            # A conversation is its owner's alone. What cannot be made is told when SQLite opens it.
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             self._connection = sqlite3.connect(os.fspath(path), check_same_thread=False)
             self._saver = SqliteSaver(self._connection)

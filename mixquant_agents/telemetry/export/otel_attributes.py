@@ -8,6 +8,7 @@ from typing import Any
 
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.events import Span, SpanKind, TurnEvent
+from mixquant_agents.telemetry.export.sink import clean_text
 
 __all__ = ["agent_attributes", "chat_attributes", "tool_attributes"]
 
@@ -121,7 +122,7 @@ def _error_type(span: Span) -> str | None:
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: clean_text(value) for name, value in values.items() if value is not None}
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

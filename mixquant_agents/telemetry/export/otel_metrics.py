@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from mixquant_agents.errors import MissingDependencyError
-from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent
+from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent, error_class
 from mixquant_agents.telemetry.export.buckets import FIRST_TOKEN, PER_TOKEN, TOKENS, WHOLE
+from mixquant_agents.telemetry.export.sink import ExportSink, clean_text
 
 try:
     from opentelemetry.metrics import Histogram, MeterProvider
@@ -27,7 +29,7 @@ _SECONDS = (
 )
 
 
-class OtelMetricsSink:
+class OtelMetricsSink(ExportSink):
     """Records ``gen_ai.*`` metrics into a meter provider, which exports them as it was set up to.
 
     Args:
@@ -43,23 +45,13 @@ class OtelMetricsSink:
         self._tokens = histogram("gen_ai.client.token.usage", "{token}", "Tokens used, by type.", TOKENS)
         self._times = [(histogram(name, "s", text, bounds), field) for name, field, bounds, text in _SECONDS]
 
-    def write(self, batch: Sequence[Event]) -> None:
-        """Record a batch."""
-        for event in batch:
-            if isinstance(event, TurnEvent):
-                self._turn(event)
-            elif isinstance(event, Span) and event.kind is SpanKind.TOOL:
-                self._times[0][0].record(
-                    event.seconds, {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": event.name}
-                )
-
-    def retry_seconds(self) -> float | None:
-        """Never fails."""
-        return None
-
-    def lost(self) -> int:
-        """Never loses."""
-        return 0
+    def take(self, event: Event) -> None:
+        """Record an event."""
+        if isinstance(event, TurnEvent):
+            self._turn(event)
+        elif isinstance(event, Span) and event.kind is SpanKind.TOOL:
+            labels = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": clean_text(event.name)}
+            self._times[0][0].record(event.seconds, labels)
 
     def close(self) -> None:
         """The provider is its owner's to shut down."""
@@ -68,17 +60,17 @@ class OtelMetricsSink:
         turn = event.turn
         labels: dict[str, Any] = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": turn.engine,
-            "gen_ai.request.model": turn.model,
-            "gen_ai.response.model": turn.model,
-            "mixquant.policy": turn.policy,
+            "gen_ai.provider.name": clean_text(turn.engine),
+            "gen_ai.request.model": clean_text(turn.model),
+            "gen_ai.response.model": clean_text(turn.model),
+            "mixquant.policy": clean_text(turn.policy),
         }
         for kind, tokens in (("input", turn.prompt_tokens), ("output", turn.decode_tokens)):
             if tokens is not None:
                 self._tokens.record(tokens, {**labels, "gen_ai.token.type": kind})
         if turn.error is not None:
-            labels["error.type"] = turn.error.split(":")[0]
+            labels["error.type"] = clean_text(error_class(turn.error))
         for histogram, field in self._times:
             seconds = getattr(turn, field)
-            if seconds is not None:
+            if seconds is not None and math.isfinite(seconds):  # one endless time would spoil the sum for good
                 histogram.record(seconds, labels)

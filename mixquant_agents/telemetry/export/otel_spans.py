@@ -11,6 +11,7 @@ of OpenInference, that vocabulary's names for kind, tokens and cache reads.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
@@ -21,6 +22,7 @@ from mixquant_agents.errors import MissingDependencyError
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import Event, RunLink, Span, SpanKind, TurnEvent
 from mixquant_agents.telemetry.export.otel_attributes import agent_attributes, chat_attributes, tool_attributes
+from mixquant_agents.telemetry.export.sink import ExportSink, clean_text
 from mixquant_agents.telemetry.store.rows import to_microseconds
 
 try:
@@ -42,7 +44,7 @@ LINK_LIMIT = 8_192
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 
 
-class SpanSink:
+class SpanSink(ExportSink):
     """Turns events into spans for a processor or an exporter.
 
     Args:
@@ -57,25 +59,16 @@ class SpanSink:
         self._scope = InstrumentationScope("mixquant_agents", __version__)
         self._links: OrderedDict[str, RunLink] = OrderedDict()
 
-    def write(self, batch: Sequence[Event]) -> None:
-        """Make and hand over the spans of a batch."""
-        for event in batch:
-            if isinstance(event, RunLink):
-                self._links[event.run_id] = event
-                if len(self._links) > LINK_LIMIT:
-                    self._links.popitem(last=False)
-            elif isinstance(event, TurnEvent):
-                self._turn(event)
-            else:
-                self._span(event)
-
-    def retry_seconds(self) -> float | None:
-        """The processor retries by itself."""
-        return None
-
-    def lost(self) -> int:
-        """The processor counts what it drops by itself."""
-        return 0
+    def take(self, event: Event) -> None:
+        """Make and hand over the span of an event. The processor retries, and counts what it drops, by itself."""
+        if isinstance(event, RunLink):
+            self._links[event.run_id] = event
+            if len(self._links) > LINK_LIMIT:
+                self._links.popitem(last=False)
+        elif isinstance(event, TurnEvent):
+            self._turn(event)
+        else:
+            self._span(event)
 
     def close(self) -> None:
         """Hand over what is left."""
@@ -94,7 +87,8 @@ class SpanSink:
         if link is not None and link.parent_id is not None:
             parent = _context(trace, _span_id(link.parent_id), flags)
         start = to_microseconds(turn.started_at) * 1000
-        ttft, total = turn.ttft_seconds, turn.total_seconds or turn.ttft_seconds or 0.0
+        ttft = turn.ttft_seconds if turn.ttft_seconds is not None and math.isfinite(turn.ttft_seconds) else None
+        total = turn.total_seconds if turn.total_seconds is not None and math.isfinite(turn.total_seconds) else ttft
         events = [] if ttft is None else [SpanEvent("gen_ai.first_token", timestamp=start + round(ttft * 1e9))]
         event.trace_id = f"{trace:032x}"
         self._emit(
@@ -104,7 +98,7 @@ class SpanSink:
             _kind_of(turn),
             chat_attributes(event, link.node if link is not None else None),
             start,
-            total,
+            total or 0.0,
             turn.error,
             events,
         )
@@ -140,14 +134,14 @@ class SpanSink:
     ) -> None:
         self._processor.on_end(
             ReadableSpan(
-                name,
+                clean_text(name),
                 context=context,
                 parent=parent,
                 resource=self._resource,
                 attributes=attributes,
                 events=events,
                 kind=kind,
-                status=Status(StatusCode.ERROR, error) if error is not None else Status(),
+                status=Status(StatusCode.ERROR, clean_text(error)) if error is not None else Status(),
                 start_time=start_ns,
                 end_time=start_ns + round(seconds * 1e9),
                 instrumentation_scope=self._scope,

@@ -27,9 +27,10 @@ metric by itself. Buckets carry the trace id of an example (OpenMetrics exemplar
 from __future__ import annotations
 
 import hmac
+import math
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -38,6 +39,7 @@ from mixquant_agents.errors import ConfigError, MissingDependencyError
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.events import Event, Span, SpanKind, TurnEvent
 from mixquant_agents.telemetry.export.buckets import FIRST_TOKEN, PER_TOKEN, WHOLE
+from mixquant_agents.telemetry.export.sink import ExportSink, clean_text
 from mixquant_agents.telemetry.loopback import is_loopback
 
 try:
@@ -60,7 +62,7 @@ _PARTS = [count for count in COUNTS if count.role == "part"]
 _DETAILS = [count for count in COUNTS if count.role == "detail"]
 
 
-class PrometheusSink:
+class PrometheusSink(ExportSink):
     """Counts turns and tools. Give one instance to a recorder's ``sinks``.
 
     Args:
@@ -77,21 +79,12 @@ class PrometheusSink:
         """Serve a recorder's count of lost events: ``sink.watch(lambda: recorder.dropped)``."""
         self._metrics["lost"].set_function(dropped)
 
-    def write(self, batch: Sequence[Event]) -> None:
-        """Count a batch."""
-        for event in batch:
-            if isinstance(event, TurnEvent):
-                self._turn(event)
-            elif isinstance(event, Span) and event.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL):
-                self._tool(event)
-
-    def retry_seconds(self) -> float | None:
-        """Never fails."""
-        return None
-
-    def lost(self) -> int:
-        """Never loses."""
-        return 0
+    def take(self, event: Event) -> None:
+        """Count an event."""
+        if isinstance(event, TurnEvent):
+            self._turn(event)
+        elif isinstance(event, Span) and event.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL):
+            self._tool(event)
 
     def close(self) -> None:
         """The metrics stay registered: what was counted is still asked for."""
@@ -101,7 +94,7 @@ class PrometheusSink:
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
-            child = self._children[key] = self._metrics[metric].labels(*labels)
+            child = self._children[key] = self._metrics[metric].labels(*map(clean_text, labels))
         return child
 
     def _turn(self, event: TurnEvent) -> None:
@@ -118,11 +111,13 @@ class PrometheusSink:
         exemplar = {"trace_id": event.trace_id} if event.trace_id is not None else None
         for name, time in _HISTOGRAMS:
             seconds = getattr(turn, time.field)
-            if seconds is not None:
+            if seconds is not None and math.isfinite(seconds):  # one endless time would spoil the sum for good
                 self._child(name, *labels).observe(seconds, exemplar)
 
     def _tool(self, span: Span) -> None:
         name = span.name
+        if not math.isfinite(span.seconds):
+            raise ValueError(f"the span {name!r} took {span.seconds} seconds")
         if name not in self._tools:
             if len(self._tools) >= TOOL_LIMIT:
                 name = "other"
