@@ -19,6 +19,7 @@ class Markers:
             ``tool_name``) and ``arguments`` (or ``parameters``).
         think_open, think_close: around reasoning, at the beginning of the answer.
         more_opens: other spellings of ``call_open``.
+        in_list: ``call_open`` has opened a list of calls, which needs no closing marker.
         silent: markers around content, which are not part of it.
     """
 
@@ -27,6 +28,7 @@ class Markers:
     think_open: str = THINK_OPEN
     think_close: str = THINK_CLOSE
     more_opens: tuple[str, ...] = ()
+    in_list: bool = False
     silent: tuple[str, ...] = ()
 
 
@@ -42,6 +44,7 @@ JSON_CALLS: dict[str, Markers] = {
     ),
     "command_r": Markers("Action:\n```json", "```", more_opens=("Action: ```json", "Action:```json")),
     "granite_list": Markers("<|tool_call|>", "<|/tool_call|>"),
+    "phi4_mini_json": Markers("functools[", "<|/tool_call|>", in_list=True),
     "nemotron_json": Markers("<TOOLCALL>", "</TOOLCALL>"),
     "hunyuan_a13b": Markers("<tool_calls>", "</tool_calls>"),
 }

@@ -214,7 +214,11 @@ class HermesParser:
             if text[at] == "[" and not self._list and not self._block:
                 self._list = True
                 return at + 1
-            if self._list and text[at] in ",]":
+            if self._list and text[at] == ",":
+                return at + 1
+            if self._list and text[at] == "]":
+                self._close(call, "", out)
+                self._dangling = (*self._dangling, self._markers.call_close)
                 return at + 1
         at = call.feed(text, at, out)
         if at == len(text):
@@ -241,7 +245,8 @@ class HermesParser:
         return at + 1
 
     def _open_call(self) -> None:
-        self._call, self._list, self._block = JsonCall(self._named, self._new_id), False, 0
+        self._call, self._block = JsonCall(self._named, self._new_id), 0
+        self._list = self._markers.in_list
 
     def _close(self, call: JsonCall, tail: str, out: Pieces, *, ended: bool = False) -> None:
         """The call ends: by its marker or another call, or because the answer has ended."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 from mixquant_agents.engine.hermes import HERMES, JSON_CALLS, THINK_CLOSE, THINK_OPEN, Markers
 
@@ -151,4 +152,4 @@ def answer_markers(tool: str | None, reasoning: str | None) -> Markers | None:
         return calls
     silent = (*calls.silent, "<answer>", "</answer>") if reasoning == "hunyuan_a13b" else calls.silent
     opens, closes = THINK_TAGS[reasoning]
-    return Markers(calls.call_open, calls.call_close, opens, closes, more_opens=calls.more_opens, silent=silent)
+    return replace(calls, think_open=opens, think_close=closes, silent=silent)

@@ -67,7 +67,7 @@ def parser_names(config: EngineConfig, renderer: Renderer) -> tuple[str | None, 
         if _misfit((None, reasoning), renderer.tokenizer) is not None:
             reasoning = None
     if tool == "auto":
-        tool = _proven(renderer, source, reasoning, tools)
+        tool = _proven(renderer, source, tools)
     problem = _misfit((tool, reasoning), renderer.tokenizer)
     if problem is not None:
         raise ConfigError(f"tool_parser {tool!r} and reasoning_parser {reasoning!r} do not fit: {problem}") from problem
@@ -80,7 +80,7 @@ def _renders_itself(renderer: Renderer) -> str:
     return " ".join(mark for mark in ("[TOOL_CALLS]", "[THINK]") if mark in vocabulary)
 
 
-def _proven(renderer: Renderer, source: str, reasoning: str | None, known: set[str]) -> str:
+def _proven(renderer: Renderer, source: str, known: set[str]) -> str:
     """The first tool parser that reads back a call which the template wrote; else the likeliest that fits."""
     if renderer.tool_form == "prompted":
         return "hermes"
@@ -90,21 +90,28 @@ def _proven(renderer: Renderer, source: str, reasoning: str | None, known: set[s
         call = ""
     likely, others = tool_parsers_of(source, call)
     fitting = [
-        name for name in (*likely, *others) if name in known and _misfit((name, reasoning), renderer.tokenizer) is None
+        name for name in (*likely, *others) if name in known and _misfit((name, None), renderer.tokenizer) is None
     ]
-    proven = (name for name in fitting if call and _reads_back(name, renderer.tokenizer, call))
-    return next(proven, None) or next((name for name in fitting if name in likely), "hermes")
+    reads = {name: _reads_back(name, renderer.tokenizer, call) for name in fitting} if call else {}
+    proven = (name for name in fitting if reads.get(name))
+    unproven = (name for name in fitting if name in likely and reads.get(name) is None)
+    return next(proven, None) or next(unproven, "hermes")
 
 
-def _reads_back(tool: str, tokenizer: Any, call: str) -> bool:
-    """Whether the parser finds the probe's call in its text."""
+def _reads_back(tool: str, tokenizer: Any, call: str) -> bool | None:
+    """Whether the parser finds the probe's call in its text; ``None`` where it finds no call at all."""
     parser = make_parser((tool, None), tokenizer, [_PROBE], "auto")
     ids = list(tokenizer.encode(call, add_special_tokens=False))
     try:
         outs = [parser.feed(TokenDelta(call, tuple(ids), finish_reason="stop", prompt_token_ids=())), parser.finish()]
         pieces = [piece for out in outs for piece in out.tool_calls]
+    except EngineError:
+        return False
+    if not pieces:
+        return None
+    try:
         arguments = json.loads("".join(piece.arguments for piece in pieces))
-    except (EngineError, ValueError):
+    except ValueError:
         return False
     return [piece.name for piece in pieces if piece.name] == ["probe"] and arguments == {"a": "b"}
 
@@ -251,8 +258,8 @@ class ThinkingVllmParser:
 class VllmOutputParser:
     """vLLM's tool and reasoning parsers for one answer. Their cost is theirs: some re-read the whole answer.
 
-    What they drop is not lost: an answer that they take for a call and cannot read is an invalid call, and one on which
-    they fail is content from there on.
+    What they drop is not lost: an answer that names a tool and in which they find no call is an invalid call, any other
+    is content, and so is an answer from where they fail.
     """
 
     def __init__(
@@ -302,7 +309,11 @@ class VllmOutputParser:
         """See :class:`OutputParser`. Calls that were cut off have been given out: who reads the pieces judges them."""
         out = Delta() if self._finished or not self._started else self._parsed("", [], finished=True)
         dropped = "" if self._called or self._failed else self._dropped()
-        return replace(out, invalid_calls=((dropped, "the model's call could not be read"),)) if dropped else out
+        if not dropped:
+            return out
+        if any(name in dropped for name in self._names):
+            return replace(out, invalid_calls=((dropped, "the model's call could not be read"),))
+        return replace(out, content=out.content + dropped)
 
     def _parsed(self, text: str, ids: list[int], **more: Any) -> Delta:
         if self._failed:

@@ -50,13 +50,26 @@ class Renderer:
     def __init__(self, path: str, config: EngineConfig) -> None:
         from vllm.tokenizers import get_tokenizer
 
-        self.tokenizer: Any = get_tokenizer(
-            config.vllm_args.get("tokenizer", path),
-            tokenizer_mode=config.vllm_args.get("tokenizer_mode", "auto"),
-            trust_remote_code=config.trust_remote_code,
-            revision=config.revision,
+        self._hold(
+            get_tokenizer(
+                config.vllm_args.get("tokenizer", path),
+                tokenizer_mode=config.vllm_args.get("tokenizer_mode", "auto"),
+                trust_remote_code=config.trust_remote_code,
+                revision=config.revision,
+            ),
+            config,
         )
-        self.templates = _templates(self.tokenizer, config)
+
+    @classmethod
+    def of(cls, tokenizer: Any, config: EngineConfig) -> Renderer:
+        """A renderer with a tokenizer that is loaded already."""
+        renderer = cls.__new__(cls)
+        renderer._hold(tokenizer, config)
+        return renderer
+
+    def _hold(self, tokenizer: Any, config: EngineConfig) -> None:
+        self.tokenizer = tokenizer
+        self.templates = _templates(tokenizer, config)
         self.bundled = self.template == bundled_template()
         self.max_model_len = 0
         self._shapes: dict[str, tuple[Shape, ...]] = {}
@@ -98,6 +111,16 @@ class Renderer:
                     refusal = refusal or error
         raise _refused(plain, f"{type(refusal).__name__}: {refusal}") from refusal
 
+    def shape_of(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject] = (), variables: JsonObject | None = None
+    ) -> Shape:
+        """The shape in which these messages go to the template.
+
+        Raises:
+            InvalidMessagesError: there is none in which it keeps them.
+        """
+        return self._fitting(plain_messages(messages), bool(tools), dict(variables or {}))[0]
+
     def one_token(self, marker: str) -> bool:
         """Whether the tokenizer has one token for ``marker``."""
         return len(self.tokenizer.encode(marker, add_special_tokens=False)) == 1
@@ -114,7 +137,13 @@ class Renderer:
     def answer_text(self, message: Message, tools: Sequence[JsonObject] = ()) -> str:
         """How the template writes this answer: its text, without the role before it and the end behind it. It shows
         the form in which the model calls."""
-        return self._answer_text(plain_messages([message]), [mended(tool) for tool in tools], self._base)
+        question: dict[str, Any] = {"role": "user", "content": "question"}
+        answer = plain_messages([message])
+        try:
+            shape = self._fitting([question, *answer], bool(tools), {})[0]
+        except InvalidMessagesError:  # a conversation that nothing follows, which some refuse
+            shape = self._base
+        return self._answer_text(answer, [mended(tool) for tool in tools], shape)
 
     def _answer_text(self, answer: list[dict[str, Any]], tools: list[JsonObject], shape: Shape) -> str:
         question: dict[str, Any] = {"role": "user", "content": "question"}
@@ -147,6 +176,22 @@ class Renderer:
                 return None
             known |= names
         return known
+
+    @functools.cached_property
+    def _takes_no_tools(self) -> bool:
+        """Whether the template takes ``None`` for "no tools"; some count them without asking."""
+        if not self.templates:
+            return True
+        question = [{"role": "user", "content": "question"}]
+        try:
+            self.tokenizer.apply_chat_template(
+                question, tools=None, tokenize=False, chat_template=self._source(with_tools=False)
+            )
+        except TypeError:
+            return False
+        except Exception:  # it refuses the question for other reasons
+            return True
+        return True
 
     @functools.cached_property
     def _base(self) -> Shape:
@@ -243,15 +288,14 @@ class Renderer:
             example=self._example(shape) if shape.tools == "listed" and tools else None,
             syntax=call_syntax(source or "") or "hermes",
         )
-        of_jinja = {} if source is None else {"chat_template": source, "return_dict": False}
-        return self.tokenizer.apply_chat_template(
-            ready,
-            tools=native_tools or None,
-            add_generation_prompt=generate,
-            tokenize=tokenize,
-            **of_jinja,
-            **settings,
+        if source is not None:
+            settings = {**settings, "chat_template": source, "return_dict": False}
+        rendered = functools.partial(
+            self.tokenizer.apply_chat_template, ready, add_generation_prompt=generate, tokenize=tokenize, **settings
         )
+        if native_tools or self._takes_no_tools:
+            return rendered(tools=native_tools or None)
+        return rendered(tools=[])
 
     def _example(self, shape: Shape) -> str:
         """A call in the template's own form."""

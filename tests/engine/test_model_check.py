@@ -1,0 +1,88 @@
+"""The case list of ``mixquant doctor --model``: families × cases, on short templates in their manner."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixquant_agents.cli import app
+from mixquant_agents.engine.vllm.chat_format.shape import _OPTIONS, Shape
+from mixquant_agents.engine.vllm.model_check import _ADAPTATIONS, CASES, check_template
+from tests.engine.chat_format.families import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def report_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    reports: dict[str, dict[str, Any]] = {}
+
+    def report(family: str) -> dict[str, Any]:
+        if family not in reports:
+            path = tmp_path_factory.mktemp("templates") / "template.jinja"
+            path.write_text(FAMILIES[family].template)
+            reports[family] = check_template(path)
+        return reports[family]
+
+    return report
+
+
+@pytest.mark.parametrize("case", [case.name for case in CASES])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_case_holds_for_every_family(report_of: Any, family: str, case: str) -> None:
+    row = next(row for row in report_of(family)["cases"] if row["case"] == case)
+    assert not row["wrong"], row["detail"]
+    assert row["prompt"] == ("adapted" if case in FAMILIES[family].adapted else "own"), row["detail"]
+    assert row["answer"] in (None, "read")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parsers_are_found_by_the_template(report_of: Any, family: str) -> None:
+    report = report_of(family)
+    assert (report["tool_parser"], report["reasoning_parser"]) == FAMILIES[family].parsers
+    assert report["problems"] == []
+
+
+def test_every_adaptation_has_its_words() -> None:
+    standard = Shape()
+    differing = {(name, value) for name, options in _OPTIONS.items() for value, _ in options}
+    differing |= {("tools", form) for form in ("listed", "spoken", "prompted")}
+    assert set(_ADAPTATIONS) == differing
+    assert set(_OPTIONS) | {"tools"} == set(Shape.__slots__)
+    assert not any(getattr(standard, name) == value for name, value in differing)
+
+
+def test_the_command_says_what_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "phi.jinja"
+    path.write_text(FAMILIES["Phi 3"].template)
+    assert app.run(["doctor", "--chat-template", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "phi  calls read by hermes, thoughts by nobody" in shown
+    assert "tools in words" in shown
+    assert app.run(["doctor", "--chat-template", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tools"] == "prompted"
+
+
+def test_what_does_not_hold_is_a_problem_and_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd.jinja"
+    path.write_text(FAMILIES["Qwen 2.5"].template.replace("<tool_call>", "CALL").replace("</tool_call>", "DONE"))
+    assert app.run(["doctor", "--chat-template", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert any(problem.startswith("call and result: ") for problem in report["problems"])
+
+
+def test_a_model_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert app.run(["doctor", "--model", str(tmp_path / "gone")]) == 1
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_a_models_folder_is_checked_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.engine.byte_tokenizer import byte_tokenizer
+
+    byte_tokenizer(FAMILIES["Qwen 3"].template, ["<think>", "</think>", "<tool_call>"]).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    assert app.run(["doctor", "--model", str(tmp_path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["tool_parser"], report["reasoning_parser"]) == ("hermes", "qwen3")
+    assert {case["prompt"] for case in report["cases"]} == {"own"}
