@@ -82,23 +82,29 @@ class ContextOverflowError(RequestError):
     """The prompt does not fit the context window.
 
     Attributes:
-        prompt_tokens: tokens in the rendered prompt.
-        max_model_len: tokens the context window holds, prompt and answer together.
+        prompt_tokens: tokens in the rendered prompt; ``None`` where a server does not say.
+        max_model_len: tokens the context window holds, prompt and answer together; ``None`` likewise.
         max_tokens: tokens asked for, if the caller named a number.
         at_least: ``prompt_tokens`` is a lower bound: the prompt was too long to be tokenized at all.
     """
 
     def __init__(
-        self, prompt_tokens: int, max_model_len: int, max_tokens: int | None = None, *, at_least: bool = False
+        self,
+        prompt_tokens: int | None,
+        max_model_len: int | None,
+        max_tokens: int | None = None,
+        *,
+        at_least: bool = False,
     ) -> None:
         self.at_least = at_least
         self.prompt_tokens = prompt_tokens
         self.max_model_len = max_model_len
         self.max_tokens = max_tokens
         wanted = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
-        number = f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
+        number = "more" if prompt_tokens is None else f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
+        window = "fewer" if max_model_len is None else str(max_model_len)
         super().__init__(
-            f"the prompt has {number} tokens{wanted}, but the context window holds {max_model_len} for prompt "
+            f"the prompt has {number} tokens{wanted}, but the context window holds {window} for prompt "
             "and answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
         )
 

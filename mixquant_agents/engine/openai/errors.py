@@ -29,6 +29,13 @@ _PROMPT = re.compile(
     r"(\d+) input tokens|(\d+) in the messages|(\d+) tokens from the input|(\d+) of text input|(\d+) `inputs` tokens"
     r"|resulted in (\d+) tokens|contains (?:at least )?(\d+)|(?:input|request) \((\d+) tokens|the first (\d+) tokens"
 )
+_OVERFLOW = re.compile(
+    r"context[ _](?:length|window|size)[ _](?:is |was )?exceeded|exceeds? [\w' ]{0,40}context"
+    r"|(?:prompt|input) is too long"
+    r"|reduce the length of the (?:messages|input|prompt)|exceed_context_size",
+    re.IGNORECASE,
+)
+"""Words, codes and types of servers that tell no numbers."""
 _MOST_WORDS = 500
 """Characters of a server's words in a message."""
 _SHORTEST_KEY = 6
@@ -94,7 +101,7 @@ def server_error(body: Any, *, url: str, struck: Struck, max_tokens: int | None 
     words = struck(server_words(body) or repr(body))
     code = body.get("code", body.get("status")) if isinstance(body, dict) else None
     status = code if isinstance(code, int) and 400 <= code < 600 else None
-    return _overflow(words, max_tokens) or RemoteEngineError(f"{url} reported an error: {words}", status=status)
+    return _overflow(words, body, max_tokens) or RemoteEngineError(f"{url} reported an error: {words}", status=status)
 
 
 def server_words(body: Any) -> str:
@@ -130,7 +137,7 @@ def _status_error(
             f"{url} refused the key: {said}; give OpenAIEngine(api_key=…)", status=error.status_code
         )
     if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError) or error.status_code == 413:
-        return _overflow(said, max_tokens) or RequestError(f"{url} refused the request: {said}")
+        return _overflow(said, error.body, max_tokens) or RequestError(f"{url} refused the request: {said}")
     return RemoteEngineError(f"{url} answered {error.status_code}: {said}", status=error.status_code)
 
 
@@ -139,13 +146,24 @@ def _timed_out(error: BaseException) -> bool:
     return isinstance(error, TimeoutError) or any(base.__name__ == "TimeoutException" for base in type(error).__mro__)
 
 
-def _overflow(said: str, max_tokens: int | None) -> ContextOverflowError | None:
-    """vLLM, OpenAI and others say in words how many tokens there were and how many fit."""
-    limit, prompt = _LIMIT.search(said), _PROMPT.search(said)
-    if limit is None or prompt is None or "characters" in said:
+def _overflow(said: str, body: Any, max_tokens: int | None) -> ContextOverflowError | None:
+    """The overflow that a server reports, with the tokens that there were and that fit, as far as it tells them."""
+    details = body if isinstance(body, dict) else {}
+    limit, prompt = _number(_LIMIT, said), _number(_PROMPT, said)
+    if "characters" in said:  # vLLM's estimate of a prompt too long to be tokenized
+        prompt = None
+    named = any(_OVERFLOW.search(str(text)) for text in (said, details.get("code"), details.get("type")))
+    if not named and (limit is None or prompt is None):
         return None
-    tokens, window = (int(next(filter(None, match.groups()))) for match in (prompt, limit))
-    return ContextOverflowError(tokens, window, max_tokens)
+    own = {
+        name: value for name in ("n_prompt_tokens", "n_ctx") if isinstance(value := details.get(name), int)
+    }  # llama.cpp
+    return ContextOverflowError(own.get("n_prompt_tokens", prompt), own.get("n_ctx", limit), max_tokens)
+
+
+def _number(pattern: re.Pattern[str], said: str) -> int | None:
+    match = pattern.search(said)
+    return int(next(filter(None, match.groups()))) if match is not None else None
 
 
 def sent_texts(messages: Sequence[Any]) -> list[str]:

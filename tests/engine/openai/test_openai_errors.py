@@ -1,5 +1,6 @@
 """What went wrong is told in words that hold neither keys nor prompts, and sent to nobody else."""
 
+import pickle
 import traceback
 from typing import Any
 
@@ -154,6 +155,30 @@ async def test_overflow_in_the_words_of_servers(
     error = await error_of(engine)
     assert isinstance(error, ContextOverflowError)
     assert (error.prompt_tokens, error.max_model_len) == (tokens, window)
+
+
+@pytest.mark.parametrize(
+    ("details", "tokens", "window"),
+    [
+        ({"message": "Please reduce the length of the messages or completion."}, None, None),
+        ({"message": "too large", "code": "context_length_exceeded"}, None, None),
+        ({"message": "This model's maximum context length is 4096 tokens. However, your prompt contains at least 90000 "
+          "characters. Please reduce the length of the input prompt."}, None, 4096),
+        ({"message": "the request exceeds the available context size", "type": "exceed_context_size_error",
+          "n_prompt_tokens": 5000, "n_ctx": 4096}, 5000, 4096),
+        ({"message": "prompt is too long: 210000 tokens > 200000 maximum"}, None, None),
+    ],
+)  # fmt: skip
+async def test_overflow_of_which_not_all_is_told(
+    server: Server, engine: OpenAIEngine, details: dict[str, Any], tokens: int | None, window: int | None
+) -> None:
+    server.status = 400, {"error": details}
+    error = await error_of(engine)
+    assert isinstance(error, ContextOverflowError)
+    assert (error.prompt_tokens, error.max_model_len) == (tokens, window)
+    assert "None" not in str(error)
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert (str(copied), copied.max_model_len) == (str(error), window)
 
 
 async def test_refusal_that_is_no_overflow_stays_a_refusal(server: Server, engine: OpenAIEngine) -> None:
