@@ -33,7 +33,6 @@ KNOWN: dict[str, set[str]] = {
     },
     "module-level environment": set(),
     "suppression without a reason": {
-        "mixquant_agents/chat/model.py",
         "mixquant_agents/dashboard/charts.py",
         "mixquant_agents/engine/vllm/child.py",
         "mixquant_agents/engine/vllm/stream.py",
@@ -45,6 +44,7 @@ KNOWN: dict[str, set[str]] = {
 FOREIGN = {
     "HF_HUB_OFFLINE": "huggingface_hub's constants",
     "GPUModelRunner": "vLLM's runner modules: one of two, by release",
+    "__metadata__": "typing's Annotated",
     "_inheriting": "multiprocessing's process, while it is being spawned",
     "body": "openai's APIError",
     "get_chat_template": "transformers' tokenizers; mistral's have none",
@@ -70,7 +70,6 @@ FOREIGN = {
 """Attributes that ``getattr`` may ask for by a constant name, and whose they are; no class of ours defines them."""
 
 FOREIGN_HERE = {
-    "mixquant_agents/chat: aclose": "any async iterator: generators have it, others need not",
     "mixquant_agents/engine/vllm: chat_template": "vLLM's tokenizer wrappers",
     "mixquant_agents/engine/vllm: head_dim": "a checkpoint's configuration",
     "mixquant_agents/engine/vllm: reasoning": "the delta of vLLM's own reasoning parsers",

@@ -1,4 +1,4 @@
-"""What one turn can be told: as fields of the chat model, and again by each call. Checked alike in both places."""
+"""Options of a turn: fields of the chat model, which each call may override. Checked alike in both places."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mixquant_agents.errors import InvalidSamplingError, RequestError
 from mixquant_agents.unicode import has_lone_surrogate
 from mixquant_agents.validation import readable
 
-__all__ = ["DEFAULTS", "SAMPLING", "CallFields", "TurnFields", "call_settings"]
+__all__ = ["MODEL_OPTIONS", "SAMPLING_OPTIONS", "CallOptions", "ModelOptions", "checked_options"]
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def _encodable(value: T) -> T:
 Encodable = AfterValidator(_encodable)
 
 
-class TurnFields(BaseModel):
+class ModelOptions(BaseModel):
     """Fields of :class:`~mixquant_agents.chat.model.MixQuantChatModel` that a call may override; documented there."""
 
     temperature: Annotated[Number, Field(ge=0)] | None = None
@@ -53,7 +53,7 @@ class TurnFields(BaseModel):
     timeout: Annotated[Number, Field(gt=0)] | None = None
 
 
-SAMPLING = (
+SAMPLING_OPTIONS = (
     "temperature",
     "top_p",
     "top_k",
@@ -68,14 +68,14 @@ SAMPLING = (
 )
 """Fields that go to :class:`~mixquant_agents.engine.base.Sampling` under the same name."""
 
-DEFAULTS = tuple(TurnFields.model_fields)
+MODEL_OPTIONS = tuple(ModelOptions.model_fields)
 """All fields of the chat model that a call may override."""
 
-_DRAWN = {*SAMPLING, "stop", "logprobs", "top_logprobs", "sampling_extra"}
+_ABOUT_SAMPLING = {*SAMPLING_OPTIONS, "stop", "logprobs", "top_logprobs", "sampling_extra"}
 
 
-class CallFields(TurnFields):
-    """Everything that a call may say."""
+class CallOptions(ModelOptions):
+    """All options of a call."""
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -89,25 +89,25 @@ class CallFields(TurnFields):
     stream: Any = None
 
 
-def call_settings(given: Mapping[str, Any], stop: Sequence[str] | None = None) -> dict[str, Any]:
-    """The settings of one call that are not ``None``, checked.
+def checked_options(given: Mapping[str, Any], stop: Sequence[str] | None = None) -> dict[str, Any]:
+    """The options of one call that are not ``None``, by our names, checked.
 
     Raises:
         InvalidSamplingError: a sampling value is of a wrong type or out of range.
         RequestError: another setting is, or is unknown.
     """
-    told = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in given.items() if value is not None}
     if stop is not None:
-        told["stop"] = stop
+        options["stop"] = stop
     try:
-        told = by_standard_names(told)
+        options = by_standard_names(options)
     except ValueError as error:
         raise RequestError(str(error)) from None
-    if (unknown := unknown_settings("a call", told, CallFields.model_fields)) is not None:
+    if (unknown := unknown_settings("a call", options, CallOptions.model_fields)) is not None:
         raise RequestError(unknown)
     try:
-        checked = CallFields(**told)
+        checked = CallOptions(**options)
     except ValidationError as error:
-        drawn = any(item["loc"][0] in _DRAWN for item in error.errors())
-        raise (InvalidSamplingError if drawn else RequestError)(readable("call", error)) from None
-    return {name: getattr(checked, name) for name in told}
+        about_sampling = any(item["loc"][0] in _ABOUT_SAMPLING for item in error.errors())
+        raise (InvalidSamplingError if about_sampling else RequestError)(readable("call", error)) from None
+    return {name: getattr(checked, name) for name in options}

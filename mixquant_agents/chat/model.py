@@ -33,7 +33,7 @@ from pydantic import (
 )
 
 from mixquant_agents.chat.accumulator import combined_llm_output, give_reasons, llm_output
-from mixquant_agents.chat.call_options import DEFAULTS, TurnFields, call_settings
+from mixquant_agents.chat.call_options import MODEL_OPTIONS, ModelOptions, checked_options
 from mixquant_agents.chat.engine_source import (
     DEFAULT_MODEL,
     DEFAULT_POLICY,
@@ -72,20 +72,20 @@ _FOLLOWING = {"model": DEFAULT_MODEL, "policy": DEFAULT_POLICY}
 _REPR_APART = frozenset({"model", "policy", "engine", "recorders", "profile", "api_key"})
 
 
-class _Held:
+class _Started:
     """What a model has started. Copies of a model have it in common: what one of them closes, the next turn of any
     starts anew. Two models are equal whatever they have started."""
 
     engine: Engine | None = None
-    sink: Recorders | None = None
+    recorders: Recorders | None = None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held)
+        return isinstance(other, _Started)
 
     __hash__ = object.__hash__
 
 
-class MixQuantChatModel(TurnFields, BaseChatModel):
+class MixQuantChatModel(ModelOptions, BaseChatModel):
     """A local chat model that reads quantized and writes exactly, with every turn measured.
 
     ::
@@ -141,7 +141,7 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", protected_namespaces=())
 
-    _held: _Held = PrivateAttr(default_factory=_Held)
+    _started: _Started = PrivateAttr(default_factory=_Started)
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -225,7 +225,7 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in DEFAULTS if name not in ("timeout", "user")}
+        fields = {name: getattr(self, name) for name in MODEL_OPTIONS if name not in ("timeout", "user")}
         settings = {name: value for name, value in fields.items() if value is not None}
         return {"model": self.model, **self._source.identity, **settings}
 
@@ -300,7 +300,7 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
     def __getstate__(self) -> dict[Any, Any]:
         """Without the running engine and the recorders' threads: a copy in another process makes its own."""
         state = super().__getstate__()
-        state["__pydantic_private__"] = {**(state.get("__pydantic_private__") or {}), "_held": _Held()}
+        state["__pydantic_private__"] = {**(state.get("__pydantic_private__") or {}), "_started": _Started()}
         return state
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -311,7 +311,7 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         """
         copied = super().model_copy(update=update, deep=deep)
         if not _STARTED_WITH.isdisjoint(update or ()):
-            copied._held = _Held()
+            copied._started = _Started()
             if not {"engine", "engine_config"}.isdisjoint(update or ()):
                 for name in _FOLLOWING.keys() - (update or {}).keys():
                     setattr(copied, name, _FOLLOWING[name])
@@ -418,8 +418,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        tell = run_manager if self._tells_tokens(run_manager, kwargs) else None
-        return _result(generate_from_stream(self._chunks(messages, stop, run_manager, kwargs, tell)))
+        listener = run_manager if self._reports_tokens(run_manager, kwargs) else None
+        return _result(generate_from_stream(self._chunks(messages, stop, run_manager, kwargs, listener)))
 
     def _stream(
         self,
@@ -440,8 +440,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        tell = run_manager if self._tells_tokens(run_manager, kwargs) else None
-        async with aclosing(self._achunks(messages, stop, run_manager, kwargs, tell)) as chunks:
+        listener = run_manager if self._reports_tokens(run_manager, kwargs) else None
+        async with aclosing(self._achunks(messages, stop, run_manager, kwargs, listener)) as chunks:
             return _result(generate_from_stream(iter([chunk async for chunk in chunks])))
 
     def _astream(
@@ -472,15 +472,15 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
         run_manager: BaseRunManager | None,
-        settings: Mapping[str, Any],
-        tell: AsyncCallbackManagerForLLMRun | None,
+        call_options: Mapping[str, Any],
+        listener: AsyncCallbackManagerForLLMRun | None,
     ) -> AsyncGenerator[ChatGenerationChunk, None]:
-        """One turn's chunks; ``tell`` hears each token."""
-        async with aclosing(self._turn(messages, stop, run_manager, settings)) as turn:
+        """One turn's chunks; ``listener`` hears each token."""
+        async with aclosing(self._turn(messages, stop, run_manager, call_options)) as turn:
             async for message in turn:
                 chunk = self._chunk(message)
-                if tell is not None:
-                    await tell.on_llm_new_token(message.content, chunk=chunk)
+                if listener is not None:
+                    await listener.on_llm_new_token(message.content, chunk=chunk)
                 yield chunk
 
     def _chunks(
@@ -488,15 +488,15 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
         run_manager: BaseRunManager | None,
-        settings: Mapping[str, Any],
-        tell: CallbackManagerForLLMRun | None,
+        call_options: Mapping[str, Any],
+        listener: CallbackManagerForLLMRun | None,
     ) -> Generator[ChatGenerationChunk, None, None]:
         """:meth:`_achunks` for callers without an event loop; callbacks run in the caller's thread."""
-        with closing(loop_thread().iterate(self._turn(messages, stop, run_manager, settings))) as turn:
+        with closing(loop_thread().iterate(self._turn(messages, stop, run_manager, call_options))) as turn:
             for message in turn:
                 chunk = self._chunk(message)
-                if tell is not None:
-                    tell.on_llm_new_token(message.content, chunk=chunk)
+                if listener is not None:
+                    listener.on_llm_new_token(message.content, chunk=chunk)
                 yield chunk
 
     def _chunk(self, message: AIMessageChunk) -> ChatGenerationChunk:
@@ -514,25 +514,25 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         messages: Sequence[BaseMessage],
         stop: Sequence[str] | None,
         run_manager: BaseRunManager | None,
-        settings: Mapping[str, Any],
+        call_options: Mapping[str, Any],
     ) -> AsyncGenerator[AIMessageChunk, None]:
         """Plan one turn; it runs when the generator is read."""
         ids = run_ids(run_manager, current_run_context())
         with langchain_errors():
-            wanted = {name: getattr(self, name) for name in DEFAULTS} | call_settings(settings, stop)
+            options = {name: getattr(self, name) for name in MODEL_OPTIONS} | checked_options(call_options, stop)
             engine = self._resolve_engine()
             plan = TurnPlan(
-                request=engine_request(messages, wanted, model=self.model),
+                request=engine_request(messages, options, model=self.model),
                 turn_index=ai_messages(messages),
                 run_id=ids.run_id,
                 parent_run_id=ids.parent_run_id,
                 thread_id=ids.thread_id,
-                timeout=wanted["timeout"],
+                timeout=options["timeout"],
             )
         with _starting:
-            if self._held.sink is None:
-                self._held.sink = Recorders(self.recorders)
-            recorders = self._held.sink
+            if self._started.recorders is None:
+                self._started.recorders = Recorders(self.recorders)
+            recorders = self._started.recorders
         if not self._retries and self._knows_window:
             return run_turn(engine, plan, recorders)
         return self._attempts(engine, plan, recorders)
@@ -556,11 +556,11 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
                     raise
             plan = replace(plan, request=replace(plan.request, request_id=new_request_id()))
 
-    def _tells_tokens(self, run_manager: BaseRunManager | None, settings: Mapping[str, Any]) -> bool:
+    def _reports_tokens(self, run_manager: BaseRunManager | None, call_options: Mapping[str, Any]) -> bool:
         """Whether ``invoke`` reports its tokens, so that tracers see the time to the first one. Who switched streaming
         off does not want them."""
         off = self.disable_streaming
-        disabled = off is True or (off == "tool_calling" and bool(settings.get("tools")))
+        disabled = off is True or (off == "tool_calling" and bool(call_options.get("tools")))
         listeners = [] if run_manager is None else [h for h in run_manager.handlers if not h.ignore_llm]
         return bool(listeners) and not disabled
 
@@ -569,9 +569,9 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
             given: Engine = self.engine
             return given
         with _starting:
-            if self._held.engine is None:
-                self._held.engine = self._source.engine()
-            return self._held.engine
+            if self._started.engine is None:
+                self._started.engine = self._source.engine()
+            return self._started.engine
 
     # -- tools and structure --
 
@@ -600,8 +600,8 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         """
         converted = engine_tools(tools, strict=strict)
         engine_choice(tool_choice, converted)
-        chosen = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
-        given = {name: value for name, value in chosen.items() if value is not None}
+        choices = {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}
+        given = {name: value for name, value in choices.items() if value is not None}
         return self.bind(tools=converted, **given, **kwargs)
 
     def with_structured_output(
@@ -669,11 +669,11 @@ class MixQuantChatModel(TurnFields, BaseChatModel):
         """Write what recorders still hold and release the engine. An engine given as ``engine=`` stays its owner's. The
         next turn starts anew. Idempotent."""
         with _starting:
-            engine, self._held.engine = self._held.engine, None
-            sink, self._held.sink = self._held.sink, None
+            engine, self._started.engine = self._started.engine, None
+            recorders, self._started.recorders = self._started.recorders, None
         try:
-            if sink is not None:
-                await asyncio.to_thread(sink.close)
+            if recorders is not None:
+                await asyncio.to_thread(recorders.close)
         finally:  # even where the wait for a slow recorder is cancelled
             if engine is not None:
                 await engine.aclose()

@@ -1,4 +1,4 @@
-"""Settings of one call: what the model was made with, overridden by what the call says → an engine request."""
+"""Options of one call: what the model was made with, overridden by what the call says → an engine request."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from langchain_core.messages import BaseMessage
 
-from mixquant_agents.chat.call_options import SAMPLING
+from mixquant_agents.chat.call_options import SAMPLING_OPTIONS
 from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.chat.schema_prompt import with_schema
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.base import EngineRequest, JsonObject, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 from mixquant_agents.telemetry.trace_context import active_trace_context
+from mixquant_agents.unicode import well_formed_json
 
 __all__ = ["engine_request", "new_request_id"]
 
@@ -24,64 +25,65 @@ def new_request_id() -> str:
     return f"turn-{uuid.uuid4().hex}"
 
 
-def engine_request(messages: Sequence[BaseMessage], settings: Mapping[str, Any], *, model: str) -> EngineRequest:
+def engine_request(messages: Sequence[BaseMessage], options: Mapping[str, Any], *, model: str) -> EngineRequest:
     """The request of one call.
 
     Args:
-        settings: the model's own settings, overridden by the call's (:func:`call_settings`).
-        model: the name that ``settings["model"]`` must have, if it is there.
+        options: the model's own, overridden by the call's (:func:`checked_options`).
+        model: the name that ``options["model"]`` must have, if it is there.
 
     Raises:
         RequestError: a setting contradicts another.
         InvalidMessagesError: see :func:`to_engine`.
     """
-    if settings.get("model", model) != model:
+    if options.get("model", model) != model:
         raise RequestError(
-            f"this chat model runs {model!r} and cannot answer as {settings['model']!r}; make another MixQuantChatModel"
+            f"this chat model runs {model!r} and cannot answer as {options['model']!r}; make another MixQuantChatModel"
         )
-    tools = engine_tools(settings.get("tools", ()))
+    tools = engine_tools(options.get("tools", ()))
     names = [tool_name(tool) for tool in tools]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RequestError(f"several tools are called {', '.join(map(repr, twice))}; give each its own name")
-    schema, json_mode, checked = _schema(settings.get("response_format"))
-    choice = engine_choice(settings.get("tool_choice"), tools)
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise RequestError(f"several tools are called {', '.join(map(repr, repeated))}; give each its own name")
+    schema, json_mode, checked = _schema(options.get("response_format"))
+    choice = engine_choice(options.get("tool_choice"), tools)
     if schema is not None and choice not in ("auto", "none"):
         raise RequestError(
             "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
+    schema = well_formed_json(schema)
     conversation = to_engine(messages)
-    if schema is not None and schema.keys() != {"type"} and settings.get("schema_in_prompt") is not False:
+    if schema is not None and schema.keys() != {"type"} and options.get("schema_in_prompt") is not False:
         conversation = with_schema(conversation, schema, tools=bool(tools) and choice != "none")
     return EngineRequest(
         request_id=new_request_id(),
         messages=conversation,
         tools=tools,
         tool_choice=choice,
-        parallel_tool_calls=settings.get("parallel_tool_calls") is not False,
+        parallel_tool_calls=options.get("parallel_tool_calls") is not False,
         schema=schema,
         schema_checked=checked,
         json_mode=json_mode,
-        sampling=_sampling(settings),
-        reasoning_effort=settings.get("reasoning_effort"),
-        chat_template_kwargs=settings.get("chat_template_kwargs") or {},
-        cache_salt=settings.get("cache_salt"),
-        priority=settings.get("priority") or 0,
-        user=settings.get("user"),
-        trace_context=settings.get("trace_context") or active_trace_context(),
+        sampling=_sampling(options),
+        reasoning_effort=options.get("reasoning_effort"),
+        chat_template_kwargs=options.get("chat_template_kwargs") or {},
+        cache_salt=options.get("cache_salt"),
+        priority=options.get("priority") or 0,
+        user=options.get("user"),
+        trace_context=options.get("trace_context") or active_trace_context(),
     )
 
 
-def _sampling(settings: Mapping[str, Any]) -> Sampling:
-    stop = settings.get("stop") or ()
+def _sampling(options: Mapping[str, Any]) -> Sampling:
+    stop = options.get("stop") or ()
     stop = (stop,) if isinstance(stop, str) else tuple(stop)
     if not all(stop):
         raise InvalidSamplingError(f"stop={list(stop)!r} holds ''; every stop word must have a character")
-    top, wanted = settings.get("top_logprobs"), settings.get("logprobs")
-    if top and wanted is False:
+    top, asked_for = options.get("top_logprobs"), options.get("logprobs")
+    if top and asked_for is False:
         raise InvalidSamplingError(f"top_logprobs={top} needs logprobs=True")
-    logprobs = top if top is not None else 0 if wanted else None
-    drawn = {name: settings[name] for name in SAMPLING if settings.get(name) is not None}
-    return Sampling(**drawn, stop=stop, logprobs=logprobs, extra=settings.get("sampling_extra") or {})
+    logprobs = top if top is not None else 0 if asked_for else None
+    sampling = {name: options[name] for name in SAMPLING_OPTIONS if options.get(name) is not None}
+    return Sampling(**sampling, stop=stop, logprobs=logprobs, extra=options.get("sampling_extra") or {})
 
 
 def _schema(response_format: Any) -> tuple[JsonObject | None, bool, bool]:

@@ -20,6 +20,7 @@ from langchain_core.output_parsers import BaseCumulativeTransformOutputParser, J
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
 from pydantic import SkipValidation
 
 from mixquant_agents.chat.messages import UNPARSED
@@ -51,8 +52,8 @@ def structured(
         raise GrammarError(f"method={method!r} needs a schema; give one, or use method='json_mode'")
     output = output_schema(schema, strict) if schema is not None else None
     traced = None
-    if output is not None:  # as JSON: LangChain's tracing reads fewer kinds of types
-        traced = {"kwargs": {"method": method, "strict": strict}, "schema": {"title": output.name, **output.schema}}
+    if output is not None:
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": _traced_schema(schema, output)}
     parser: Runnable[Any, Any]
     if method == "function_calling" and output is not None:
         llm = bind_tools(
@@ -78,6 +79,14 @@ def structured(
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     chain = RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
     return chain
+
+
+def _traced_schema(schema: Any, output: OutputSchema) -> dict[str, Any]:
+    """The schema in traces: as LangChain writes it, whose suites compare it; ours where it cannot read the type."""
+    try:
+        return convert_to_json_schema(schema)
+    except Exception:  # LangChain and pydantic have many ways to refuse
+        return {"title": output.name, **output.schema}
 
 
 class _CheckedAtEnd(BaseCumulativeTransformOutputParser[Any]):

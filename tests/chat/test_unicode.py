@@ -168,3 +168,11 @@ def test_half_that_a_model_escapes_keeps_its_thread_going() -> None:
     said = engine.requests[-1].messages
     assert [message["content"] for message in said if message["role"] == "tool"] == ["a?"]
     assert [message["content"] for message in engine.requests[1].messages if message["role"] == "tool"] == ["a\ufffd"]
+
+
+def test_schemas_are_cleaned() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string", "description": f"cut {HALF}"}}}
+    model = model_of('{"x": "y"}')
+    assert model.with_structured_output(schema).invoke("hi") == {"x": "y"}
+    request = request_of(model)
+    json.dumps([request.schema, list(request.messages)], ensure_ascii=False).encode()
