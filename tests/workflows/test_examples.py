@@ -104,10 +104,15 @@ async def scripted_engine(tmp_path: Path) -> None:
     assert "1591" in await load("scripted").main()
 
 
+async def own_engine(tmp_path: Path) -> None:
+    assert await load("own_engine").main() == "Here I am."
+
+
 RUNS: dict[str, Callable[[Path], Any]] = {
     "first_turn": first_turn,
     "many_agents": many_agents,
     "mcp_server": mcp_server,
+    "own_engine": own_engine,
     "memory": memory,
     "records": records,
     "resume": resume,
