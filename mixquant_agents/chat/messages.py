@@ -57,10 +57,10 @@ def to_engine(messages: Sequence[BaseMessage]) -> list[Message]:
 
 
 def _nameless_calls(messages: Sequence[BaseMessage]) -> set[str]:
-    """Ids of invalid calls that name no tool: they are sent as text, so there is no call that an answer could belong
-    to."""
-    invalid = (call for message in messages if isinstance(message, AIMessage) for call in message.invalid_tool_calls)
-    return {call["id"] for call in invalid if call["id"] is not None and not call["name"]}
+    """Ids of calls that name no tool: they are sent as text, so there is no call that an answer could belong to."""
+    answers = (message for message in messages if isinstance(message, AIMessage))
+    calls = (call for answer in answers for call in (*answer.tool_calls, *answer.invalid_tool_calls))
+    return {call["id"] for call in calls if call["id"] is not None and not call["name"]}
 
 
 def no_conversation(given: object, error: Exception) -> InvalidMessagesError:
@@ -130,10 +130,12 @@ def _convert(message: BaseMessage, number: int, nameless: Collection[str]) -> Me
 
 def _assistant(message: AIMessage, number: int) -> Message:
     content = _text(message, number)
-    calls = [_call(call["id"], call["name"], _json(call["args"], number)) for call in message.tool_calls]
+    calls = [
+        _call(call["id"], call["name"], _json(call["args"], number)) for call in message.tool_calls if call["name"]
+    ]
     call_ids = {call["id"] for call in message.tool_calls}
     for block in _blocks(message):  # other providers' messages may have their calls in the content alone
-        if block.get("type") in ("tool_call", "tool_use") and block.get("id") not in call_ids:
+        if block.get("type") in ("tool_call", "tool_use") and block.get("name") and block.get("id") not in call_ids:
             arguments = block.get("args", block.get("input", {}))
             calls.append(_call(block.get("id"), str(block.get("name")), _json(arguments, number)))
     raw = {item.get("id"): item.get("text") for item in message.additional_kwargs.get(UNPARSED) or ()}

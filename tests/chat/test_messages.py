@@ -235,3 +235,10 @@ def test_arguments_that_hold_themselves_name_the_message() -> None:
     message.tool_calls[0]["args"] = args
     with pytest.raises(InvalidMessagesError, match="message 2 holds a call whose arguments hold themselves"):
         to_engine([HumanMessage("hi"), message])
+
+
+def test_call_without_name_and_its_answer_are_no_call() -> None:
+    """As older threads hold them, and other programs: no server takes a function without a name."""
+    phantom = AIMessage("Well.", tool_calls=[{"name": "", "args": {}, "id": "1"}])
+    sent = to_engine([HumanMessage("hi"), phantom, ToolMessage("no such tool", tool_call_id="1")])
+    assert sent[1:] == [{"role": "assistant", "content": "Well."}, {"role": "user", "content": "no such tool"}]
