@@ -42,6 +42,9 @@ MAX_PARTS = 5_000
 MAX_NODES = 20_000
 """Subschemas after rewriting; merging copies."""
 
+MAX_MERGED = 100_000
+"""Characters of schemas that are merged into one: where each merge meets itself again inside, they double."""
+
 MAX_LISTED = 1_000
 """Multiples in a range that are written out."""
 
@@ -99,7 +102,13 @@ def grammar_schema(schema: Mapping[str, Any], *, integer_multiples: bool = True)
     root = _modern(dict(schema))
     _check_schema(root)
     rewriter = _Rewriter(root, integer_multiples)
-    rewritten = rewriter.rewrite(root, "#")
+    try:
+        rewritten = rewriter.rewrite(root, "#")
+    except RecursionError:  # each time around it would be merged with something else
+        raise GrammarError(
+            "the schema refers to itself with keywords beside the $ref (or in an allOf), and no end of it is in sight; "
+            "write the $ref alone"
+        ) from None
     if rewritten is False:
         raise GrammarError("no value satisfies the schema; correct its required, enum, const or false parts")
     assert isinstance(rewritten, dict)  # noqa: S101  narrows the type: False was refused above
@@ -217,6 +226,7 @@ class _Rewriter:
         self._integer_multiples = integer_multiples
         self._definitions: dict[str, Schema] = {}
         self._names: dict[str, str] = {}
+        self._merging: dict[str, str] = {}
         self._nodes = 0
         self._validator = _validator(root)
 
@@ -249,7 +259,7 @@ class _Rewriter:
         if "enum" in schema or "const" in schema:
             return self._listed(schema)
         if "$ref" in schema or "allOf" in schema:
-            return self.rewrite(self._merged(schema, path), path)
+            return self._merged_once(schema, path)
         for keyword in ("anyOf", "oneOf"):
             if keyword in schema:
                 return self._alternatives(schema, keyword, path)
@@ -282,6 +292,23 @@ class _Rewriter:
         if self._definitions[name] is False:
             return False
         return {"$ref": f"#/$defs/{name}"}
+
+    def _merged_once(self, schema: Mapping[str, Any], path: str) -> Schema:
+        """What a merge gives. One that meets itself inside (a reference with keywords beside it, in a tree) becomes a
+        definition."""
+        key = json.dumps(schema, sort_keys=True)
+        if len(key) > MAX_MERGED:
+            raise RecursionError
+        if (name := self._merging.get(key)) is not None:
+            self._definitions.setdefault(name, {})
+            return {"$ref": f"#/$defs/{name}"}
+        name = self._merging[key] = f"m{self._nodes}"
+        result = self.rewrite(self._merged(schema, path), path)
+        del self._merging[key]
+        if name not in self._definitions:
+            return result
+        self._definitions[name] = result
+        return False if result is False else {"$ref": f"#/$defs/{name}"}
 
     def _target(self, reference: str, path: str) -> Any:
         """What a reference leads to in this document (RFC 6901 pointers, percent-encoded or not, and anchors)."""

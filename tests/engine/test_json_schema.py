@@ -218,6 +218,18 @@ def test_recursive_schema_stays_recursive() -> None:
     }  # fmt: skip
     assert accepts(tree, '{"value":1,"children":[{"value":2,"children":[]}]}')
     assert not accepts(tree, '{"value":1,"children":[{}]}')
+    beside = {"$defs": {"n": {**tree["$defs"]["node"], "properties": {  # type: ignore[dict-item, index]  # plain JSON
+        "value": NUMBER, "next": {"$ref": "#/$defs/n", "minProperties": 1},
+    }}}, "$ref": "#/$defs/n"}  # fmt: skip
+    assert accepts(beside, '{"value":1,"next":{"value":2,"next":{"value":3}}}')
+    assert not accepts(beside, '{"value":1,"next":{"value":2,"next":{}}}')
+    growing = {"$defs": {"x": {"properties": {"a": {"allOf": [{"$ref": "#/$defs/x"}, {"$ref": "#/$defs/y"}]}}}}}
+    growing |= {"$ref": "#/$defs/x"}
+    growing["$defs"]["y"] = {"properties": {"a": {"allOf": [{"$ref": "#/$defs/y"}, {"$ref": "#/$defs/x"}]}}}
+    try:
+        assert not accepts(growing, '{"a":{"a":1}}')
+    except GrammarError as error:
+        assert "refers to itself" in str(error)  # noqa: PT017  either is right
     endless = {"$defs": {"x": {"allOf": [{"$ref": "#/$defs/x"}]}}, "$ref": "#/$defs/x"}
     assert grammar_schema(endless) is not None
 
