@@ -170,9 +170,10 @@ def _json(value: object, number: int) -> str:
         pass
     try:
         return well_formed(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False))
-    except RecursionError:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, an object that holds itself
+        why = "they hold themselves, or are nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise InvalidMessagesError(
-            f"message {number} holds a call whose arguments hold themselves, or are nested too deeply to be JSON"
+            f"message {number} holds a call whose arguments cannot be written as JSON: {why}"
         ) from None
 
 

@@ -233,8 +233,14 @@ def test_arguments_that_hold_themselves_name_the_message() -> None:
     args["a"] = args
     message = AIMessage("", tool_calls=[{"name": "f", "args": {}, "id": "1"}])
     message.tool_calls[0]["args"] = args
-    with pytest.raises(InvalidMessagesError, match="message 2 holds a call whose arguments hold themselves"):
+    with pytest.raises(InvalidMessagesError, match=r"message 2 holds a call whose arguments.*hold themselves"):
         to_engine([HumanMessage("hi"), message])
+
+
+def test_number_without_end_names_the_message() -> None:
+    message = AIMessage("", tool_calls=[{"name": "f", "args": {"n": 10**5000}, "id": "1"}])
+    with pytest.raises(InvalidMessagesError, match=r"message 1 holds a call whose arguments.*digits"):
+        to_engine([message])
 
 
 def test_call_without_name_and_its_answer_are_no_call() -> None:
