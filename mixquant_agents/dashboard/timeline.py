@@ -46,8 +46,13 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One turn, tool or folded gap, in the order of time. ``offset``: seconds since the first row began; ``depth``: in
-    how many tools it ran (a sub-agent's turns run inside the tool that called it)."""
+    """One turn, tool or folded gap, in the order of time.
+
+    Attributes:
+        offset: seconds since the first row began.
+        depth: in how many tools it ran: a sub-agent's turns run inside the tool that called it.
+        agent: name of the sub-agent whose turn it is; ``None`` for the agent of the whole run.
+    """
 
     kind: Literal["turn", "tool", "idle"]
     label: str
@@ -57,6 +62,7 @@ class Row:
     turn: StoredTurn | None = None
     span: StoredSpan | None = None
     depth: int = 0
+    agent: str | None = None
 
 
 @dataclass(slots=True)
@@ -77,6 +83,11 @@ class Waterfall:
     seconds: float = 0.0
     folded: bool = False
 
+    @property
+    def agents(self) -> dict[int, str]:
+        """Names of the sub-agents, by the number of their turns."""
+        return {row.turn.number: row.agent for row in self.rows if row.turn is not None and row.agent is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class _Item:
@@ -87,6 +98,7 @@ class _Item:
     turn: StoredTurn | None = None
     span: StoredSpan | None = None
     around: tuple[str, ...] = ()
+    agent: str | None = None
 
     @property
     def run(self) -> str | None:
@@ -151,12 +163,20 @@ def _items(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> list[_It
     def around(parent: str | None, own: str | None = None) -> tuple[str, ...]:
         return tuple(span_id for span_id in _chain(parent, parents) if span_id in tools and span_id != own)
 
+    agents = {span.span_id: span for span in spans if span.kind == SpanKind.AGENT}
+
+    def agent_of(turn: StoredTurn) -> str | None:
+        runs = (agents[span_id] for span_id in _chain(turn.parent_id, parents) if span_id in agents)
+        nearest = next(runs, None)
+        return None if nearest is None or nearest.parent_id is None else nearest.name
+
     items = [
         _Item(
             turn.started_us,
             turn.started_us + sum(stop for _, stop in _segments(turn)[-1:]),
             turn=turn,
             around=around(turn.parent_id),
+            agent=agent_of(turn),
         )
         for turn in turns
     ]
@@ -228,7 +248,7 @@ def _row(item: _Item, axis: _Axis) -> Row:
     if not bars:  # nothing is known but that it began
         bars.append(Bar("unknown", axis.percent(item.start), 0.0, 0.0))
     label = f"turn {turn.turn_index}"
-    return Row("turn", label, offset, seconds, tuple(bars), turn=turn, depth=len(item.around))
+    return Row("turn", label, offset, seconds, tuple(bars), turn=turn, depth=len(item.around), agent=item.agent)
 
 
 def _covered(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -209,6 +209,8 @@ class TelemetryCallback(BaseCallbackHandler):
     ) -> _Run:
         parent = self._runs.get(str(parent_run_id)) if parent_run_id is not None else None
         thread = (metadata or {}).get("thread_id", parent.thread if parent is not None else None)
+        if kind is SpanKind.NODE and parent is not None and parent.kind is None:
+            parent.kind = SpanKind.AGENT  # what has nodes is a graph: here one inside another run, a sub-agent
         run = _Run(
             root=parent.top if parent is not None else None,
             parent=parent,

@@ -36,7 +36,7 @@ class SpanKind(enum.StrEnum):
     """What a span timed."""
 
     AGENT = "agent"
-    """One whole run of a graph or chain."""
+    """One whole run of a graph or chain; a graph inside another one, such as a sub-agent, too."""
     NODE = "node"
     """One node of a graph."""
     TOOL = "tool"

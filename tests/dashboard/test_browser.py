@@ -218,6 +218,25 @@ def test_pages_are_readable_at_both_widths(browser: Any, board: Dashboard, width
     resize(browser, 1280)
 
 
+@pytest.mark.parametrize("width", [1440, 1280, 1024, 390])
+def test_every_column_is_in_sight(browser: Any, board: Dashboard, width: int) -> None:
+    """Also where turns failed and a policy is emulated."""
+    resize(browser, width)
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
+    addresses = (f"{board.url}/?window=30d", f"{board.url}/threads?window=30d", thread)
+    for address, holds in zip(addresses, ("Newest turns", "Threads, newest first", "Waterfall"), strict=True):
+        opened(browser, address, holds)
+        cut = browser.execute_script(
+            "return [...document.querySelectorAll('.sheet')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+            ".map(e => e.innerText.slice(0, 200))"
+        )
+        assert not cut, address
+        picture(browser, f"columns-{holds.split(',')[0].lower().replace(' ', '-')}-{width}")
+        resize(browser, width)
+    resize(browser, 1280)
+
+
 def contrast(one: str, other: str) -> float:
     """WCAG contrast ratio of two ``rgb(…)`` colours."""
 

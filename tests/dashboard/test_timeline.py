@@ -215,6 +215,10 @@ async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     assert sum(fall.totals.values()) == pytest.approx(fall.seconds, abs=1e-6)
     assert fall.seconds <= wall
     assert {row.depth for row in fall.rows} == {0, 1}
+    assert sorted(fall.agents.values()) == sorted(2 * [f"agent-{n}" for n in range(5)])
+    for one in turns:
+        if one.agent_id is not None:
+            assert {span.span_id: span.name for span in spans}[one.agent_id] == fall.agents[one.number]
 
 
 def test_waterfall_folds_idle_times_and_adds_up(tmp_path: Path) -> None:
