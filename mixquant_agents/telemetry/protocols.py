@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnContent
 
-__all__ = ["NullRecorder", "Recorder", "Sink"]
+__all__ = ["ForkAwareSink", "NullRecorder", "Recorder", "Sink"]
 
 
 @runtime_checkable
@@ -78,4 +78,17 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Release what is held."""
+        ...
+
+
+@runtime_checkable
+class ForkAwareSink(Protocol):
+    """A sink that holds what must not be open while the process forks."""
+
+    def before_fork(self) -> None:
+        """Let go of it; it is opened again when it is needed."""
+        ...
+
+    def after_fork_in_child(self) -> None:
+        """What is pending is the parent's."""
         ...

@@ -31,7 +31,7 @@ from mixquant_agents.telemetry.events import (
     without_content,
 )
 from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, notify_of_forks
-from mixquant_agents.telemetry.protocols import NullRecorder, Recorder, Sink
+from mixquant_agents.telemetry.protocols import ForkAwareSink, NullRecorder, Recorder, Sink
 
 __all__ = ["NullRecorder", "QueueRecorder", "Recorder", "Sink"]
 
@@ -183,7 +183,8 @@ class QueueRecorder:
         self._held = self._busy.acquire(timeout=FORK_SECONDS)
         if self._held:
             for sink in self._sinks:
-                self._guarded(getattr(sink, "before_fork", _nothing))
+                if isinstance(sink, ForkAwareSink):
+                    self._guarded(sink.before_fork)
 
     def after_fork_in_parent(self) -> None:
         """Go on; sinks open again what they closed."""
@@ -199,7 +200,8 @@ class QueueRecorder:
         self._dropped = self._taken = self._written = 0
         self.problem = None
         for sink in self._sinks:
-            self._guarded(getattr(sink, "after_fork_in_child", _nothing))
+            if isinstance(sink, ForkAwareSink):
+                self._guarded(sink.after_fork_in_child)
 
     def _drain(self) -> list[Event]:
         batch: list[Event] = []
@@ -263,10 +265,6 @@ class QueueRecorder:
 def _line(error: BaseException) -> str:
     """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-
-
-def _nothing() -> None:
-    """For sinks that need not know of forks."""
 
 
 _live: weakref.WeakSet[QueueRecorder] = weakref.WeakSet()

@@ -55,6 +55,12 @@ _left_to_parents: list[sqlite3.Connection] = []
 _SPAN_KINDS = {kind.value: kind for kind in SpanKind}
 
 
+class _PerThread(threading.local):
+    """What each thread has of its own."""
+
+    connection: sqlite3.Connection | None = None
+
+
 class TurnStore:
     """The turns in a SQLite store, for reading. Safe to use from several threads.
 
@@ -67,7 +73,7 @@ class TurnStore:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path) if path is not None else default_store_path()
-        self._local = threading.local()
+        self._local = _PerThread()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []
         self._readers = 0
@@ -98,7 +104,7 @@ class TurnStore:
         with self._lock:
             self._readers += 1
         try:
-            connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+            connection = self._local.connection
             if connection is None:
                 connection = connect_reader(self.path)
                 connection.row_factory = sqlite3.Row
@@ -119,7 +125,7 @@ class TurnStore:
             for connection in self._open:
                 connection.close()
             self._open.clear()
-            self._local = threading.local()
+            self._local = _PerThread()
 
     def after_fork_in_parent(self) -> None:
         """Connections are opened again when they are needed."""
@@ -129,7 +135,7 @@ class TurnStore:
         """The same, with a lock of its own; what the parent was reading with is neither used nor closed here."""
         _left_to_parents.extend(self._open)
         self._open, self._readers = [], 0
-        self._lock, self._local = threading.Lock(), threading.local()
+        self._lock, self._local = threading.Lock(), _PerThread()
 
     def change_counter(self) -> int:
         """A number that changes, for the calling thread, whenever any process committed to the store."""
@@ -287,19 +293,22 @@ class TurnStore:
             return None
         before = self.predecessor(turn)
         expected = before.number if before is not None else None
-        best: tuple[int, bool, bool, int] | None = None
         with self.reading() as connection:
-            for number, same_series, packed in connection.execute(_EARLIER, self._earlier_than(connection, turn)):
-                earlier_hashes = _hashes(packed)
-                if earlier_hashes is not None:
-                    # Of equals: what the cache can share, then what a reader expects, then the latest.
-                    rank = shared_blocks(hashes, earlier_hashes), same_series == 1, number == expected, number
-                    best = rank if best is None else max(best, rank)
+            candidates = connection.execute(_EARLIER, self._earlier_than(connection, turn)).fetchall()
+            # The agent's own turn before may lie behind many of others.
+            candidates += connection.execute("SELECT turn, 0, hashes FROM blocks WHERE turn = ?", (expected,))
+        best: tuple[int, bool, bool, int] | None = None
+        for candidate, same_series, packed in candidates:
+            earlier_hashes = _hashes(packed)
+            if earlier_hashes is not None:
+                # Of equals: what the cache can share, then what a reader expects, then the latest.
+                rank = shared_blocks(hashes, earlier_hashes), same_series == 1, candidate == expected, candidate
+                best = rank if best is None else max(best, rank)
         if best is None:
             return None
         # Where no prompt begins alike, the agent's own turn before is the one that changed.
-        number = expected if best[0] == 0 and expected is not None else best[3]
-        earlier, earlier_hashes = self._turn_by_number(number), self._hashes_of(number)
+        compared = expected if best[0] == 0 and expected is not None else best[3]
+        earlier, earlier_hashes = self._turn_by_number(compared), self._hashes_of(compared)
         if earlier is None or earlier_hashes is None:
             return None
         return explain_prefix(_side(turn, hashes), _side(earlier, earlier_hashes), first_of_its_agent=before is None)
@@ -310,7 +319,7 @@ class TurnStore:
         row = connection.execute("SELECT series_id FROM turns WHERE id = ?", (turn.number,)).fetchone()
         series = row[0] if row else None
         in_thread = series, turn.thread_id, turn.started_us, CANDIDATES
-        return *in_thread, series, series, turn.started_us, CANDIDATES // 2
+        return *in_thread, series, series, turn.started_us, CANDIDATES // 4
 
     def _turn_by_number(self, number: int) -> StoredTurn | None:
         with self.reading() as connection:
@@ -323,8 +332,8 @@ class TurnStore:
         return _hashes(row[0]) if row else None
 
 
-CANDIDATES = 200
-"""Most earlier turns of a thread that a prompt is compared with; half as many of other threads."""
+CANDIDATES = 100
+"""Most earlier turns of a thread that a prompt is compared with; a quarter as many of any thread."""
 
 _EARLIER = """
 SELECT turn, same, hashes FROM (
