@@ -335,3 +335,16 @@ def test_suppressions_give_their_reason() -> None:
             if not re.search(r"[a-z]{2}", reason) and not above.startswith("#"):
                 silent.add(name)
     check_known("suppression without a reason", silent)
+
+
+def test_test_folders_mirror_the_source() -> None:
+    """``tests/engine/vllm`` tests ``mixquant_agents/engine/vllm``; tools and workflows have a folder of their own."""
+    apart = {"gpu": "needs a GPU", "langchain_standard": "LangChain's own tests of any chat model"}
+    tests = ROOT / "tests"
+    for folder in sorted(path for path in tests.rglob("*") if path.is_dir() and path.name != "__pycache__"):
+        top, *rest = folder.relative_to(tests).parts
+        if top in apart or not any(folder.glob("*.py")):
+            continue
+        root = {"tools": SHIPPED["mixquant_tools"], "workflows": SHIPPED["mixquant_workflows"]}.get(top)
+        source = root.joinpath(*rest) if root else SHIPPED["mixquant_agents"].joinpath(top, *rest)
+        assert source.is_dir(), f"{folder.relative_to(ROOT)} tests no folder of the source"
