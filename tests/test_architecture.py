@@ -35,14 +35,16 @@ KNOWN: dict[str, set[str]] = {
     "suppression without a reason": {
         "mixquant_agents/dashboard/charts.py",
         "mixquant_agents/engine/vllm/child.py",
+        "mixquant_agents/engine/vllm/model_check.py",
         "mixquant_agents/engine/meter.py",
         "mixquant_agents/telemetry/store/reader.py",
     },
     "test folder without a source": {"tests/engine/chat_format"},
-    "prefix of three": {"mixquant_agents/telemetry/export: otel"},
+    "prefix of three": {"mixquant_agents/engine/vllm: grammar", "mixquant_agents/telemetry/export: otel"},
 }
 
 FOREIGN = {
+    "__metadata__": "a type of typing: Annotated has it",
     "HF_HUB_OFFLINE": "huggingface_hub's constants",
     "GPUModelRunner": "vLLM's runner modules: one of two, by release",
     "__metadata__": "typing's Annotated",
