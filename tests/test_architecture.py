@@ -44,7 +44,6 @@ KNOWN: dict[str, set[str]] = {
 }
 
 FOREIGN = {
-    "__metadata__": "a type of typing: Annotated has it",
     "HF_HUB_OFFLINE": "huggingface_hub's constants",
     "GPUModelRunner": "vLLM's runner modules: one of two, by release",
     "__metadata__": "typing's Annotated",
