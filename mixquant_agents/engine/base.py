@@ -153,10 +153,12 @@ def new_call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Delta:
     """What an engine emits: the next pieces of the answer, parsed, and the tokens that brought them. Any part may be
     empty: a parser holds text back until it is certain what it is.
+
+    Made for each token, so it is not frozen, which would cost three times as much. Who receives one owns it.
 
     Attributes:
         content, reasoning: next pieces of text.

@@ -32,7 +32,7 @@ class OutputParser(Protocol):
     """Incremental: total cost linear in the text. One parser serves one answer."""
 
     def feed(self, delta: TokenDelta) -> Delta:
-        """The content, reasoning and calls that became certain with ``delta``."""
+        """The content, reasoning and calls that became certain with ``delta``, in a delta made for it."""
         ...
 
     def finish(self) -> Delta:
@@ -42,27 +42,14 @@ class OutputParser(Protocol):
 
 def parsed(raw: TokenDelta, parser: OutputParser) -> Delta:
     """The delta of ``raw``; with the last one goes out what the parser held back."""
-    pieces = parser.feed(raw)
-    if raw.finish_reason is None:
-        return Delta(
-            pieces.content,
-            pieces.reasoning,
-            pieces.tool_calls,
-            pieces.invalid_calls,
-            raw.token_ids,
-            raw.logprobs,
-            counts=raw.counts,
-        )
-    held = parser.finish()
-    return Delta(
-        pieces.content + held.content,
-        pieces.reasoning + held.reasoning,
-        pieces.tool_calls + held.tool_calls,
-        pieces.invalid_calls + held.invalid_calls,
-        raw.token_ids,
-        raw.logprobs,
-        raw.finish_reason,
-        raw.counts,
-        raw.times,
-        raw.prompt_token_ids,
-    )
+    delta = parser.feed(raw)
+    delta.token_ids, delta.logprobs, delta.counts = raw.token_ids, raw.logprobs, raw.counts
+    if raw.finish_reason is not None:
+        held = parser.finish()
+        delta.content += held.content
+        delta.reasoning += held.reasoning
+        delta.tool_calls += held.tool_calls
+        delta.invalid_calls += held.invalid_calls
+        delta.finish_reason, delta.times = raw.finish_reason, raw.times
+        delta.prompt_token_ids = raw.prompt_token_ids
+    return delta
