@@ -36,8 +36,9 @@ class PrecisionPolicy(FrozenConfig):
         decode_format: format of decode rows; equal to ``prefill_format`` it makes a *uniform* policy.
         row_threshold: a step with at most this many rows runs exact altogether, because quantizing would cost more than
             it saves. ``"auto"`` measures it at start on a GPU and is 0 on a CPU, where nothing is saved by emulation.
-        exact_last_token: run the last prompt token exact, as the paper's deployment does. ``"auto"``: on for NVFP4, off
-            for FP8 and INT8, because it costs a full pass over the exact weights.
+        exact_last_token: run the last prompt token exact, as the paper's deployment does. ``"auto"``: on for 4-bit
+            formats, off for FP8 and INT8, because it costs a full pass over the exact weights. Off in uniform policies,
+            where ``True`` is refused.
         ignored_layers: names of Linear layers (full, or a ``re:`` pattern) that stay exact in both phases.
         weight_only: quantize weights but not activations (W4A16 for NVFP4). For studies of where the error comes from.
         reproducible: a row's precision never depends on what else is in the batch (threshold 0).
