@@ -26,19 +26,9 @@ PACKAGES = {**SHIPPED, "mixquant_training": ROOT / "training" / "mixquant_traini
 
 KNOWN: dict[str, set[str]] = {
     "import circle": set(),
-    "getattr on our own object": {
-        "mixquant_agents/quant: runtime",
-        "mixquant_agents/telemetry: after_fork_in_child",
-        "mixquant_agents/telemetry: before_fork",
-    },
+    "getattr on our own object": set(),
     "module-level environment": set(),
-    "suppression without a reason": {
-        "mixquant_agents/dashboard/charts.py",
-        "mixquant_agents/engine/vllm/child.py",
-        "mixquant_agents/engine/vllm/model_check.py",
-        "mixquant_agents/engine/meter.py",
-        "mixquant_agents/telemetry/store/reader.py",
-    },
+    "suppression without a reason": set(),
     "test folder without a source": {"tests/engine/chat_format"},
     "prefix of three": {"mixquant_agents/engine/vllm: grammar", "mixquant_agents/telemetry/export: otel"},
 }
@@ -79,7 +69,7 @@ FOREIGN_HERE = {
     "mixquant_agents/quant: __name__": "a class or a module of vLLM",
     "mixquant_agents/quant: name": "vLLM's compilation mode: an enum or a number, by release",
     "mixquant_agents/quant: quant_config": "vLLM's configuration",
-    "mixquant_agents/telemetry: connection": "threading.local, which a thread finds empty",
+    "mixquant_agents/quant: runtime": "the configuration of any quantization method; only ours has a runtime",
     "mixquant_agents/telemetry: content": "what any tool gave",
     "mixquant_agents/telemetry: status": "what any tool gave",
     "mixquant_tools: text": "a part of an MCP result",

@@ -138,6 +138,7 @@ def histogram(
     keys = f'<span class="key side-a">{escape(names[0])}</span><span class="key side-b">{escape(names[1])}</span>'
     if not bars:
         body = '<p class="nothing">neither side has measured this</p>'
+        # The title is escaped, and the body is ours.
         return Markup(f'<figure class="chart"><figcaption><b>{escape(title)}</b></figcaption>{body}</figure>')  # noqa: S704
     ceiling = max(max(a, b) for _, a, b in bars) or 1.0
     step = WIDTH / len(bars)

@@ -75,7 +75,7 @@ def _enter() -> bool:
 _watched = _enter()
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor  # noqa: E402  after the redirection
-from vllm.v1.executor.uniproc_executor import UniProcExecutor  # noqa: E402
+from vllm.v1.executor.uniproc_executor import UniProcExecutor  # noqa: E402  likewise
 
 
 def _watch_sentinel() -> None:

@@ -328,6 +328,7 @@ def _as_asked(text: str, tool: str | None, answer: Message) -> str:
     if tool != "pythonic":
         return text
     try:
+        # What is no list of calls has no such attributes and is caught below.
         values = [word.value for call in ast.parse(text, mode="eval").body.elts for word in call.keywords]  # type: ignore[attr-defined]
         if all(isinstance(value, ast.Constant) for value in values):
             return text

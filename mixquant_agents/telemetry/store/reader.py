@@ -228,6 +228,7 @@ class TurnStore:
             for begin in range(offset, offset + len(merged), 10_000):
                 part = threads[begin : min(begin + 10_000, end)]
                 marks = ", ".join("?" * len(part))
+                # Conditions are built from constants, values are bound.
                 sums = f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN ({marks}) ORDER BY last_us DESC"  # noqa: S608
                 for row in connection.execute(sums, (*summed_values, *part)):
                     merged[row["thread_id"]].append(row)
