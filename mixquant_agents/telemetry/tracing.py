@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from mixquant_agents.telemetry.export.otel_spans import SpanSink, otlp_span_sink
+from mixquant_agents.telemetry.export.otel.spans import SpanSink, otlp_span_sink
 
 __all__ = ["SpanSink", "otlp_span_sink"]

@@ -29,7 +29,7 @@ from langgraph.prebuilt import ToolNode
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.telemetry import QueueRecorder
 from mixquant_agents.telemetry.callbacks import TelemetryCallback
-from mixquant_agents.telemetry.export.otel_spans import otlp_span_sink
+from mixquant_agents.telemetry.export.otel.spans import otlp_span_sink
 
 PORT, GRPC_PORT = 16_006, 14_317
 URL = f"http://127.0.0.1:{PORT}"

@@ -21,7 +21,7 @@ import mixquant_agents
 from mixquant_agents.dashboard.views import overview_page, thread_page
 from mixquant_agents.telemetry import QueueRecorder, StoreRecorder
 from mixquant_agents.telemetry.analysis.overview import overview
-from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.otel.spans import SpanSink
 from mixquant_agents.telemetry.export.prometheus import PrometheusSink
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
@@ -48,7 +48,7 @@ from mixquant_agents.dashboard.views import thread_page
 from mixquant_agents.telemetry.export.prometheus import PrometheusSink
 from mixquant_agents.telemetry.analysis.overview import overview
 from mixquant_agents.telemetry.store.reader import TurnStore
-from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.otel.spans import SpanSink
 
 assert Path(records.__file__).is_relative_to(sys.argv[2]), records.__file__
 path = Path(sys.argv[1])

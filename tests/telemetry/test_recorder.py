@@ -237,7 +237,7 @@ def test_server_echo_stays_out_unless_content_is_wanted(path: Path, content: boo
 
     from mixquant_agents.dashboard.report import thread_report
     from mixquant_agents.dashboard.views import overview_page, thread_page
-    from mixquant_agents.telemetry.export.otel_metrics import OtelMetricsSink
+    from mixquant_agents.telemetry.export.otel.metrics import OtelMetricsSink
     from mixquant_agents.telemetry.metrics import PrometheusSink
     from mixquant_agents.telemetry.tracing import SpanSink
 

@@ -21,7 +21,7 @@ from mixquant_agents.engine.base import Engine
 from mixquant_agents.engine.scripted import ScriptedEngine
 from mixquant_agents.telemetry import StoreRecorder
 from mixquant_agents.telemetry.callbacks import TelemetryCallback
-from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.otel.spans import SpanSink
 from mixquant_agents.telemetry.export.prometheus import PrometheusSink
 
 __all__ = ["overhead_on_embedded", "overhead_on_engine", "overhead_on_scripted"]

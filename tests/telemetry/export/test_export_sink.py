@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from telemetry_help import at, make_turn
 
 from mixquant_agents.telemetry import QueueRecorder, Span, SpanKind, TurnContent
-from mixquant_agents.telemetry.export.otel_metrics import OtelMetricsSink
+from mixquant_agents.telemetry.export.otel.metrics import OtelMetricsSink
 from mixquant_agents.telemetry.metrics import PrometheusSink
 from mixquant_agents.telemetry.tracing import SpanSink
 

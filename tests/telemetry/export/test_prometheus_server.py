@@ -23,7 +23,7 @@ from telemetry_help import make_turn
 
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry import QueueRecorder, Span, SpanKind
-from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.otel.spans import SpanSink
 from mixquant_agents.telemetry.export.prometheus import PrometheusSink, serve_metrics
 
 pytestmark = pytest.mark.prometheus

@@ -15,7 +15,7 @@ from test_callbacks import INPUT, graph_calling
 
 from mixquant_agents.telemetry import QueueRecorder, RunLink, Span, SpanKind, TurnContent
 from mixquant_agents.telemetry.callbacks import TelemetryCallback
-from mixquant_agents.telemetry.export.otel_spans import SpanSink
+from mixquant_agents.telemetry.export.otel.spans import SpanSink
 from mixquant_agents.telemetry.store.rows import to_microseconds
 
 

@@ -21,7 +21,7 @@ from mixquant_agents._version import __version__
 from mixquant_agents.errors import MissingDependencyError
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import Event, RunLink, Span, SpanKind, TurnEvent
-from mixquant_agents.telemetry.export.otel_attributes import agent_attributes, chat_attributes, tool_attributes
+from mixquant_agents.telemetry.export.otel.attributes import agent_attributes, chat_attributes, tool_attributes
 from mixquant_agents.telemetry.export.sink import ExportSink, clean_text
 from mixquant_agents.telemetry.store.rows import to_microseconds
 
