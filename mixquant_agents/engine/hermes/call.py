@@ -96,10 +96,12 @@ class JsonCall:
         """The call is over; ``None``, or why it is none. A whole call without arguments gets ``{}``."""
         if self._name is None:
             return self._reason
-        if self._broken:  # the reader of the arguments sees what made the object none
+        if self._broken and self._has_arguments:  # the reader of the arguments sees what made the object none
             self._arguments("".join(self._broken), out)
         elif not self._has_arguments and self._place in (("done",) if ended else ("done", "comma")):
             self._arguments("{}", out)
+        elif not self._has_arguments:
+            self._arguments("".join(self._raw), out)
         return None
 
     def _between(self, text: str, at: int) -> int:

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from mixquant_agents.engine.hermes import HERMES, JSON_CALLS, THINK_CLOSE, THINK_OPEN, Markers
+from mixquant_agents.engine.hermes.json_scan import ValueScanner
 
-__all__ = ["THINK_TAGS", "answer_markers", "call_marks", "reasoning_of", "tool_parsers_of"]
+__all__ = ["THINK_TAGS", "answer_markers", "behind_calls", "call_marks", "reasoning_of", "tool_parsers_of"]
 
 _CALL_MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("<|channel|>commentary", ("openai",)),
@@ -96,7 +97,7 @@ THINK_TAGS: dict[str, tuple[str, str]] = {
 
 
 _CALL_BEGINS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4"), ("<tool_call>",)),
+    **dict.fromkeys(("qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4", "hermes"), ("<tool_call>",)),
     **dict.fromkeys(("deepseek_v3", "deepseek_v31"), ("<｜tool▁calls▁begin｜>",)),
     "minimax_m2": ("<minimax:tool_call>",),
     "kimi_k2": ("<|tool_calls_section_begin|>",),
@@ -106,6 +107,51 @@ _CALL_BEGINS: dict[str, tuple[str, ...]] = {
     "olmo3": ("<function_calls>",),
     "granite": ("<|tool_call|>",),
 }
+
+
+_CALL_ENDS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4", "hermes"), ("</tool_call>",)),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v31"), ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")),
+    "minimax_m2": ("</minimax:tool_call>",),
+    "kimi_k2": ("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    "seed_oss": ("</seed:tool_call>",),
+    "lfm2": ("<|tool_call_end|>",),
+    "olmo3": ("</function_calls>",),
+    "gemma4": ("<tool_call|>",),
+}
+
+
+_VALUE = re.compile(r"\{|\[\s*(?:\{|\w+\()")
+"""Where JSON, a list of it, or a list of Python calls begins."""
+
+
+def behind_calls(raw: str, tool: str) -> tuple[str, str, list[str]]:
+    """``(an unfinished call, text behind the last call, values)`` of an answer with calls; one of the two is ``""``.
+    The values are the texts in brackets where calls have no closing marker.
+
+    Args:
+        raw: the answer.
+        tool: name of the tool parser. Where its calls have no closing marker they are JSON or Python in brackets.
+    """
+    begin = max((raw.rfind(mark) for mark in call_marks(tool)), default=-1)
+    ends = _CALL_ENDS.get(tool)
+    if ends is not None:
+        end = max(raw.rfind(mark) + len(mark) if mark in raw else -1 for mark in ends)
+        return (raw[max(begin, 0) :], "", []) if end <= begin else ("", raw[end:], [])
+    at, values = max(begin, 0), list[str]()
+    while (bracket := _VALUE.search(raw, at)) is not None:
+        if values and raw[at : bracket.start()].strip(" \n\t;,"):
+            break  # words, and behind them something in brackets
+        scanner, at = ValueScanner(), bracket.start()
+        while not scanner.done and at < len(raw):
+            step = scanner.feed(raw, at)
+            if step == at:
+                break
+            at = step
+        if not scanner.done:
+            return raw[max(begin, 0) :], "", values
+        values.append(raw[bracket.start() : at])
+    return ("", raw[at:], values) if values else (raw[max(begin, 0) :], "", [])
 
 
 def tool_parsers_of(source: str, call: str) -> tuple[list[str], list[str]]:

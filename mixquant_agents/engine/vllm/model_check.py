@@ -211,7 +211,10 @@ def _check(case: Case, renderer: Renderer, names: tuple[str | None, str | None])
         return row | {"prompt": "refused", "detail": str(error), "wrong": bool(own)}
     if prompt not in own:
         changes = _changes(renderer.shape_of(case.messages, tools))
-        row |= {"prompt": "adapted", "detail": ", ".join(changes) or "the template's own, with a hole filled"}
+        row |= {
+            "prompt": "adapted",
+            "detail": ", ".join(changes) or "only in what the template gets beside the messages",
+        }
     if case.answer is not None:
         row |= _answer(case, renderer, names, prompt)
     return row
@@ -221,7 +224,7 @@ def _own_prompts(renderer: Renderer, messages: Sequence[Message], tools: Sequenc
     """What the maker's own code gives: calls' arguments as objects, as transformers documents them, or as text."""
     sources = renderer.templates
     forms: tuple[Callable[[str], Any], ...] = (json.loads, str)
-    for form, key in product(forms, ("reasoning_content", "thinking", "reasoning")):
+    for form, key, no_tools in product(forms, ("reasoning_content", "thinking", "reasoning"), (None, [])):
         given = [
             {
                 **{key if name == "reasoning_content" else name: value for name, value in message.items()},
@@ -237,7 +240,7 @@ def _own_prompts(renderer: Renderer, messages: Sequence[Message], tools: Sequenc
         try:
             ids = renderer.tokenizer.apply_chat_template(
                 given,
-                tools=[dict(tool) for tool in tools] or None,
+                tools=[dict(tool) for tool in tools] or no_tools,
                 add_generation_prompt=True,
                 tokenize=True,
                 **({"return_dict": False} if sources else {}),

@@ -10,17 +10,26 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.base import Delta, JsonObject, ToolCallDelta, ToolChoice
+from mixquant_agents.engine.base import Delta, JsonObject, ToolCallDelta, ToolChoice, new_call_id
 from mixquant_agents.engine.harmony import HarmonyParser
 from mixquant_agents.engine.hermes import JSON_CALLS, THINK_CLOSE, THINK_OPEN, HermesParser, Markers
 from mixquant_agents.engine.hermes.thoughts import ThoughtSplitter
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
-from mixquant_agents.engine.vllm.families import THINK_TAGS, answer_markers, call_marks, reasoning_of, tool_parsers_of
+from mixquant_agents.engine.vllm.chat_format.messages import json_object
+from mixquant_agents.engine.vllm.families import (
+    THINK_TAGS,
+    answer_markers,
+    behind_calls,
+    call_marks,
+    reasoning_of,
+    tool_parsers_of,
+)
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
 from mixquant_agents.engine.vllm.render import Renderer
 from mixquant_agents.errors import ConfigError, EngineError
@@ -281,7 +290,10 @@ class VllmOutputParser:
         self._tokenizer = tokenizer
         self._names = frozenset(str(entry["function"]["name"]) for entry in tools)
         self._markers = frozenset(tokenizer.get_added_vocab())
-        self._started = self._finished = self._failed = self._called = False
+        self._tool = tool
+        self._started = self._finished = self._failed = False
+        self._arguments: dict[int, list[str]] = {}
+        """Of each call so far."""
         self._raw: list[str] = []
         self._content: list[str] = []
         self._reasoning: list[str] = []
@@ -308,12 +320,45 @@ class VllmOutputParser:
     def finish(self) -> Delta:
         """See :class:`OutputParser`. Calls that were cut off have been given out: who reads the pieces judges them."""
         out = Delta() if self._finished or not self._started else self._parsed("", [], finished=True)
-        dropped = "" if self._called or self._failed else self._dropped()
+        if self._arguments and not self._failed:
+            return self._with_rest(out)
+        dropped = "" if self._failed else self._dropped()
         if not dropped:
             return out
         if any(name in dropped for name in self._names):
             return replace(out, invalid_calls=((dropped, "the model's call could not be read"),))
         return replace(out, content=out.content + dropped)
+
+    def _with_rest(self, out: Delta) -> Delta:
+        """An answer with calls: a last call that was cut off is told from one without arguments, and words behind it
+        are content."""
+        unfinished, behind, values = behind_calls("".join(self._raw), self._tool or "")
+        if self._tool in ("llama3_json", "llama4_json"):
+            out = replace(out, tool_calls=(*out.tool_calls, *self._overlooked(values)))
+        index = max(self._arguments)
+        arguments = "".join(self._arguments[index])
+        if unfinished:
+            before, _, rest = unfinished.rpartition(arguments) if arguments.strip("{}") else ("", "", unfinished)
+            if json_object(arguments or "-") is None or not before:
+                return replace(out, tool_calls=(*out.tool_calls, ToolCallDelta(index, arguments=rest)))
+            behind = rest
+        for marker in self._markers:
+            behind = behind.replace(marker, "")
+        words = behind.strip().strip("`").strip()
+        known = "".join(self._content)
+        return (
+            out if not words or words in known or _half_a_marker(words) else replace(out, content=out.content + behind)
+        )
+
+    def _overlooked(self, values: list[str]) -> list[ToolCallDelta]:
+        """Calls as JSON objects that follow one another: vLLM reads on behind a semicolon alone."""
+        calls = []
+        for index, text in enumerate(values[len(self._arguments) :], max(self._arguments) + 1):
+            value = json_object(text) or {}
+            if value.get("name") in self._names:
+                arguments = json.dumps(value.get("parameters", value.get("arguments", {})), ensure_ascii=False)
+                calls.append(ToolCallDelta(index, new_call_id(), value["name"], arguments))
+        return calls
 
     def _parsed(self, text: str, ids: list[int], **more: Any) -> Delta:
         if self._failed:
@@ -332,10 +377,10 @@ class VllmOutputParser:
             arguments = (function.arguments if function else None) or ""
             call_id, name = self._named(call.id, function.name if function else None)
             calls.append(ToolCallDelta(call.index, call_id, name, arguments))
+            self._arguments.setdefault(call.index, []).append(arguments)
         content, reasoning = message.content or "", getattr(message, "reasoning", None) or ""
         self._content.append(content)
         self._reasoning.append(reasoning)
-        self._called = self._called or bool(calls)
         return Delta(content, reasoning, tuple(calls))
 
     def _named(self, call_id: str | None, name: str | None) -> tuple[str | None, str | None]:
@@ -354,6 +399,11 @@ class VllmOutputParser:
         for marker in (*self._markers, THINK_OPEN, THINK_CLOSE):
             rest = rest.replace(marker, "")
         return rest.strip()
+
+
+def _half_a_marker(words: str) -> bool:
+    """Whether an answer that was cut off ended inside a closing marker."""
+    return re.fullmatch(r"</?[\w:|｜▁]*|\]|\)\]?", words) is not None
 
 
 def _single_tokens(delta: TokenDelta, tokenizer: Any) -> list[tuple[str, list[int]]]:

@@ -33,7 +33,8 @@ def parse(text: str, markers: Markers, step: int = 1) -> tuple[str, str, list[An
 def test_lists_of_calls(family: str, keys: tuple[str, str], count: int) -> None:
     markers = JSON_CALLS[family]
     calls = [{keys[0]: f"f{index}", keys[1]: {"a": "[<`"}} for index in range(count)]
-    text = f"So:\n{markers.call_open}{json.dumps(calls, indent=1)}\n{markers.call_close}\n"
+    listed = json.dumps(calls, indent=1)
+    text = f"So:\n{markers.call_open}{listed[1:] if markers.in_list else listed}\n{markers.call_close}\n"
     expected = [(f"f{index}", {"a": "[<`"}) for index in range(count)]
     for step in (1, 3, len(text)):
         assert parse(text, markers, step) == ("So:", "", expected, 0)
@@ -42,7 +43,8 @@ def test_lists_of_calls(family: str, keys: tuple[str, str], count: int) -> None:
 @pytest.mark.parametrize("family", JSON_CALLS)
 def test_a_list_without_its_end_is_read(family: str) -> None:
     markers = JSON_CALLS[family]
-    text = f'{markers.call_open}[{{"name": "f", "arguments": {{}}}}]'
+    bracket = "" if markers.in_list else "["
+    text = f'{markers.call_open}{bracket}{{"name": "f", "arguments": {{}}}}]'
     assert parse(text, markers) == ("", "", [("f", {})], 0)
 
 
