@@ -90,8 +90,9 @@ class TurnMeter:
         prefill = _gap(stamps.scheduled, stamps.first_token)
         delivery = _gap(stamps.first_token, self._first)
         ttft = _gap(self.submitted, self._first)
-        # mypy does not see that none of the three is None.
-        whole = queue + prefill + delivery if None not in (queue, prefill, delivery) else None  # type: ignore[operator]
+        whole = None
+        if queue is not None and prefill is not None and delivery is not None:
+            whole = queue + prefill + delivery
         if whole is not None and whole > max(total, ttft or 0.0) + _SLACK:  # stamps of another clock tell nothing
             queue = prefill = delivery = whole = None
         stamped = _gap(stamps.first_token, stamps.last_token) if whole is not None else None
