@@ -206,7 +206,8 @@ async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     assert len(agents) == 6
     before = sorted(one.tool_seconds_before for one in turns if one.agent_id and one.tool_seconds_before is not None)
     assert before == pytest.approx(works, abs=1e-5)
-    assert before == pytest.approx(sorted(clock.values()), abs=0.02)
+    # A span holds the tool's own time, and what LangChain did around it: a busy machine takes its time for that.
+    assert all(own <= told < own + 1 for own, told in zip(sorted(clock.values()), before, strict=True))
     (last,) = [one for one in turns if one.agent_id is None and one.tool_seconds_before is not None]
     tasks = [span for span in spans if span.name == "task"]
     first, end = min(one.started_us for one in tasks), max(one.started_us + one.seconds * 1e6 for one in tasks)
