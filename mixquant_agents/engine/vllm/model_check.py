@@ -332,7 +332,7 @@ def _as_asked(text: str, tool: str | None, answer: Message) -> str:
         return text
     try:
         # What is no list of calls has no such attributes and is caught below.
-        values = [word.value for call in ast.parse(text, mode="eval").body.elts for word in call.keywords]  # type: ignore[attr-defined]
+        values = [word.value for call in ast.parse(text, mode="eval").body.elts for word in call.keywords]  # type: ignore[attr-defined]  # of ast.parse: any tree
         if all(isinstance(value, ast.Constant) for value in values):
             return text
     except (SyntaxError, AttributeError):
