@@ -6,7 +6,6 @@ Overhead is wall time of a turn minus the engine's own prefill and decode time, 
 from __future__ import annotations
 
 import asyncio
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +153,12 @@ class _Comparison:
 
 
 def _arguments(plan: PeersPlan) -> list[str]:
-    """What makes the server run as our engine does: float32, eager, the same window and batch, the same template (and
-    threads, see :mod:`~mixquant_workflows.runner.peers.server`)."""
-    template = importlib.resources.files("mixquant_agents") / "templates" / "hermes.jinja"
+    """What makes the server run as our engine does: float32, eager, the same window and batch (and threads, see
+    :mod:`~mixquant_workflows.runner.peers.server`). Both take the template from the model's folder."""
     return [
         *("--served-model-name", "model", "--dtype", "float32", "--enforce-eager"),
         *("--max-model-len", str(plan.max_model_len), "--max-num-seqs", str(plan.agents)),
-        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--chat-template", str(template)),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
         *("--generation-config", "vllm", "--kv-cache-memory-bytes", str(2**30)),
     ]
 
