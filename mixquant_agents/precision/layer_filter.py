@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.formats import NumberFormat
 
-__all__ = ["in_block", "is_ignored", "parts_of"]
+__all__ = ["format_named", "in_block", "is_ignored", "parts_of"]
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _NEVER = re.compile(
@@ -52,6 +53,15 @@ def is_ignored(prefix: str, patterns: Sequence[str], fused: Mapping[str, Sequenc
     return bool(hits)
 
 
+def format_named(names: Sequence[str], formats: Sequence[tuple[str, NumberFormat]]) -> NumberFormat | None:
+    """The format that the first pattern to match one of ``names`` gives; ``None`` where none does.
+
+    Patterns are as in :func:`is_ignored`. ``names`` are those of one part: its own, and that of the layer it is in.
+    """
+    matches = (number_format for pattern, number_format in formats if any(_named(name, (pattern,)) for name in names))
+    return next(matches, None)
+
+
 def _named(name: str, patterns: Sequence[str]) -> bool:
     for pattern in patterns:
         if pattern.startswith("re:"):
@@ -59,7 +69,7 @@ def _named(name: str, patterns: Sequence[str]) -> bool:
                 if re.match(pattern[3:], name):
                     return True
             except re.error as error:
-                raise ConfigError(f"ignored_layers: {pattern!r} is no regular expression: {error}") from None
+                raise ConfigError(f"{pattern!r} is no regular expression: {error}") from None
         elif name == pattern or name.endswith(f".{pattern}"):
             return True
     return False

@@ -52,16 +52,19 @@ class RowRule:
         first: the first position that may be quantized; those before it stay exact.
         threshold: a step with at most this many rows runs exact altogether.
         mixed: so does one with at most this many rows of which some would be exact and some not.
+        last_exact_from: with ``BEFORE_LAST``, shorter prompts are quantized to their end.
     """
 
     reach: Reach
     first: int = 0
     threshold: int = 0
     mixed: int = 0
+    last_exact_from: int = 0
 
     def interval(self, num_prompt_tokens: int) -> Interval:
         """The quantized positions of a request with such a prompt, whatever the size of its steps."""
-        return self.first, num_prompt_tokens + self.reach.value
+        short = self.reach is Reach.BEFORE_LAST and num_prompt_tokens < self.last_exact_from
+        return self.first, num_prompt_tokens + (0 if short else self.reach.value)
 
     @property
     def always(self) -> bool:
@@ -143,11 +146,12 @@ def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     """Route the rows of a step, given its requests in row order."""
     rows = quantized = 0
     first, reach = rule.first, rule.reach.value
+    short = rule.last_exact_from if rule.reach is Reach.BEFORE_LAST else 0
     intervals = []
     for _, num_prompt_tokens, computed, scheduled in requests:
         # RowRule.interval, cut to the step's rows; written out, since decode steps have many requests of one row.
         rows += scheduled
-        stop = num_prompt_tokens + reach
+        stop = num_prompt_tokens + (reach if num_prompt_tokens >= short else 0)
         if computed >= stop:
             intervals.append(_NO_ROW)
             continue

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mixquant_agents.errors import UnknownPolicyError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
+from mixquant_agents.precision.recipe import PLAIN, BlockScales, Recipe, WeightRounding
 from mixquant_agents.validation import FrozenConfig
 
 __all__ = ["POLICY_PRESETS", "PolicyName", "PrecisionPolicy"]
@@ -39,20 +41,46 @@ class PrecisionPolicy(FrozenConfig):
         exact_last_token: run the last prompt token exact, as the paper's deployment does. ``"auto"``: on for 4-bit
             formats, off for FP8 and INT8, because it costs a full pass over the exact weights. Off in uniform policies,
             where ``True`` is refused.
+        exact_last_token_from: prompts shorter than this many tokens have no exact last token after all: its cost, one
+            pass over the exact weights, is a smaller share of a longer prompt's.
+        exact_first_tokens: so many tokens at a prompt's beginning stay exact. Those that the prefix cache holds cost
+            nothing again.
+        formats: number formats of single projections or layers, ``{"k_proj": "fp8", "v_proj": "fp8"}``: a name as in
+            ``ignored_layers`` and the format of its quantized rows (``"exact"`` for none). The first that matches
+            counts; a layer that none names has ``prefill_format``. Of layers that vLLM runs as one (q, k, v; gate, up)
+            the parts may differ: such a layer is split along its outputs.
+        weight_rounding, weight_scales, activation_scales, residual_channels: see
+            :class:`~mixquant_agents.precision.recipe.Recipe`; for layers in NVFP4.
         ignored_layers: names of Linear layers (full, or a ``re:`` pattern) that stay exact in both phases.
         weight_only: quantize weights but not activations (W4A16 for NVFP4). For studies of where the error comes from.
         reproducible: a row's precision never depends on what else is in the batch (threshold 0).
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
+        calibration: folder that ``mixquant calibrate`` wrote for the same model: scales of activations for NVFP4, and
+            twins rounded by GPTQ. ``"auto"``: the cached one of this model where there is one; without any, activations
+            are scaled by 1. ``None``: never.
     """
 
     prefill_format: NumberFormat = NumberFormat.AUTO
     decode_format: NumberFormat = NumberFormat.EXACT
     row_threshold: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     exact_last_token: Literal["auto"] | bool = "auto"  # noqa: S105 - a token of text, not a secret
+    exact_last_token_from: Annotated[int, Field(ge=0)] = 0
+    exact_first_tokens: Annotated[int, Field(ge=0)] = 0
+    formats: tuple[tuple[str, NumberFormat], ...] = ()
+    weight_rounding: WeightRounding = "nearest"
+    weight_scales: BlockScales = "max"
+    activation_scales: BlockScales = "max"
+    residual_channels: Annotated[int, Field(ge=0)] = 0
     ignored_layers: tuple[str, ...] = ()
     weight_only: bool = False
     reproducible: bool = False
     prefill_checkpoint: str | None = None
+    calibration: Literal["auto"] | str | None = "auto"
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _formats_by_name(cls, value: Any) -> Any:
+        return tuple(value.items()) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> PrecisionPolicy:
@@ -73,15 +101,37 @@ class PrecisionPolicy(FrozenConfig):
                 "a request that are quantized are one run of positions, and a uniform policy quantizes them on both "
                 "sides of that token; leave exact_last_token 'auto', or decode_format 'exact'"
             )
+        if self.uniform and self.exact_first_tokens:
+            raise ValueError(
+                f"exact_first_tokens={self.exact_first_tokens} with decode_format={self.decode_format.value!r}: a "
+                "uniform policy quantizes every row; leave it 0"
+            )
+        if self.formats:
+            if self.prefill_format in (NumberFormat.AUTO, NumberFormat.EXACT):
+                raise ValueError(
+                    f"formats needs a named quantized prefill_format for all other layers, not "
+                    f"{self.prefill_format.value!r}"
+                )
+            for layer, layer_format in self.formats:
+                if layer_format is NumberFormat.AUTO:
+                    raise ValueError(f"formats: {layer!r} cannot be 'auto'; name a format, or 'exact'")
+        if self.recipe != PLAIN and self.prefill_format is not NumberFormat.NVFP4:
+            raise ValueError(
+                f"weight_rounding, weight_scales, activation_scales and residual_channels are NVFP4's, not "
+                f"{self.prefill_format.value!r}'s; leave them as they are"
+            )
+        if self.recipe.needs_calibration and self.calibration is None:
+            raise ValueError("weight_rounding='gptq' and residual_channels need a calibration, which is None")
         spec = FORMATS.get(self.prefill_format)
         if self.prefill_checkpoint is not None and not (spec and spec.has_checkpoints):
             names = " or ".join(repr(name.value) for name, spec in FORMATS.items() if spec.has_checkpoints)
             raise ValueError(f"prefill_checkpoint needs prefill_format={names}")
-        for layer in self.ignored_layers:
+        named = [("ignored_layers", layer) for layer in self.ignored_layers]
+        for field, layer in [*named, *(("formats", layer) for layer, _ in self.formats)]:
             try:
                 re.compile(layer.removeprefix("re:"))
             except re.error as error:
-                raise ValueError(f"ignored_layers holds {layer!r}, which is no pattern: {error}") from None
+                raise ValueError(f"{field} holds {layer!r}, which is no pattern: {error}") from None
         if self.weight_only and spec is None:
             raise ValueError("weight_only=True needs a named quantized prefill_format")
         return self
@@ -95,6 +145,11 @@ class PrecisionPolicy(FrozenConfig):
     def uniform(self) -> bool:
         """Whether both phases use the same quantized format."""
         return self.quantizes and self.decode_format is self.prefill_format
+
+    @property
+    def recipe(self) -> Recipe:
+        """How layers in NVFP4 are rounded."""
+        return Recipe(self.weight_rounding, self.weight_scales, self.activation_scales, self.residual_channels)
 
     @property
     def name(self) -> str:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
-from mixquant_agents.precision.layer_filter import is_ignored
+from mixquant_agents.precision.layer_filter import format_named, is_ignored, parts_of
 from mixquant_agents.precision.plan import Reach, RowRule
 from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.recipe import PLAIN, Recipe
 from mixquant_agents.precision.support import DeviceInfo, FormatStatus, format_support
 
-__all__ = ["LayerFormat", "ResolvedPolicy", "resolve"]
+__all__ = ["LayerFormat", "PartFormats", "ResolvedPolicy", "RoutedFormat", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +24,38 @@ class LayerFormat:
         number_format: a quantized format.
         emulated: in wide arithmetic on rounded values, not in the device's own arithmetic of the format.
         weight_only: weights are rounded, activations are not.
+        recipe: how, beyond the nearest value.
     """
 
     number_format: NumberFormat
     emulated: bool
     weight_only: bool = False
+    recipe: Recipe = PLAIN
 
     @property
     def name(self) -> str:
         """For people, for example ``"nvfp4-emulated-weight-only"`` or ``"fp8-native"``."""
         kind = "emulated" if self.emulated else "native"
-        return f"{self.number_format.value}-{kind}" + ("-weight-only" if self.weight_only else "")
+        return f"{self.number_format.value}-{kind}" + ("-weight-only" if self.weight_only else "") + self.recipe.name
+
+
+@dataclass(frozen=True, slots=True)
+class PartFormats:
+    """How the quantized rows of a layer run that vLLM made of several: one format for each, in their order.
+
+    Attributes:
+        parts: not all equal; ``None``: the part's rows stay exact.
+    """
+
+    parts: tuple[LayerFormat | None, ...]
+
+    @property
+    def name(self) -> str:
+        """For people, for example ``"nvfp4-native + fp8-native + fp8-native"``."""
+        return " + ".join("exact" if part is None else part.name for part in self.parts)
+
+
+RoutedFormat = LayerFormat | PartFormats
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +89,21 @@ class ResolvedPolicy:
         """How quantized rows run in a layer that the policy does not single out; ``None``: it quantizes nothing."""
         if not self.quantizes:
             return None
-        return LayerFormat(self.prefill_format, self.emulated, self.policy.weight_only)
+        return self._in(self.prefill_format)
 
-    def layer_format(self, prefix: str, fused: Mapping[str, Sequence[str]]) -> LayerFormat | None:
+    def _in(self, number_format: NumberFormat) -> LayerFormat:
+        recipe = self.policy.recipe if number_format is NumberFormat.NVFP4 else PLAIN
+        return LayerFormat(number_format, self.emulated, self.policy.weight_only, recipe)
+
+    @property
+    def formats(self) -> tuple[LayerFormat, ...]:
+        """All formats that layers may have: the default first; none where nothing is quantized."""
+        if not self.quantizes:
+            return ()
+        named = [name for _, name in self.policy.formats if name is not NumberFormat.EXACT]
+        return tuple(self._in(name) for name in dict.fromkeys((self.prefill_format, *named)))
+
+    def layer_format(self, prefix: str, fused: Mapping[str, Sequence[str]]) -> RoutedFormat | None:
         """How quantized rows run in the layer ``prefix``; ``None`` where every row stays exact.
 
         Args:
@@ -79,12 +113,25 @@ class ResolvedPolicy:
         Raises:
             ConfigError: only some parts of a fused layer are ignored.
         """
-        return None if is_ignored(prefix, self.policy.ignored_layers, fused) else self.default_format
+        if not self.quantizes or is_ignored(prefix, self.policy.ignored_layers, fused):
+            return None
+        if not self.policy.formats:
+            return self.default_format
+        named = [format_named((part, prefix), self.policy.formats) for part in parts_of(prefix, fused)]
+        parts = tuple(map(self._named, named))
+        return parts[0] if len(set(parts)) == 1 else PartFormats(parts)
+
+    def _named(self, number_format: NumberFormat | None) -> LayerFormat | None:
+        if number_format is NumberFormat.EXACT:
+            return None
+        return self._in(number_format or self.prefill_format)
 
     def rule(self, measured_threshold: int = 0, mixed_threshold: int = 0) -> RowRule:
         """The row rule; ``measured_threshold`` stands in where the policy left it to measurement."""
         return RowRule(
             self._reach(),
+            first=self.policy.exact_first_tokens if self.quantizes else 0,
+            last_exact_from=self.policy.exact_last_token_from,
             threshold=measured_threshold if self.row_threshold is None else self.row_threshold,
             mixed=mixed_threshold,
         )
@@ -128,6 +175,14 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
         support = FormatStatus(
             "emulated", "weight_only=True has no kernel here: rows are multiplied in wide arithmetic"
         )
+    for number_format in dict.fromkeys(name for _, name in policy.formats):
+        own = format_support(number_format, device)
+        if support.status == "native" and own.status == "emulated":
+            # One engine routes in captured graphs or in Python, for all of its layers.
+            support = FormatStatus("emulated", f"formats names {number_format.value!r}: {own.reason}")
+    setting = policy.recipe.without_kernel
+    if setting and support.status == "native":
+        support = FormatStatus("emulated", f"{setting} has no kernel here: rows are multiplied in wide arithmetic")
     quantizes = prefill is not NumberFormat.EXACT
     decode = policy.decode_format
     if not quantizes:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mixquant_agents.precision.resolve import LayerFormat
+from mixquant_agents.precision.resolve import RoutedFormat
 from mixquant_agents.quant.twins.base import Twin
 
 __all__ = ["RoutedLayer"]
@@ -21,7 +21,7 @@ class RoutedLayer(Protocol):
     """
 
     prefix: str
-    layer_format: LayerFormat | None
+    layer_format: RoutedFormat | None
 
     @property
     def weight(self) -> torch.Tensor:
@@ -39,5 +39,5 @@ class RoutedLayer(Protocol):
     def twin_bytes(self) -> int:
         """Bytes of all twins of this layer."""
 
-    def use(self, layer_format: LayerFormat | None) -> None:
+    def use(self, layer_format: RoutedFormat | None) -> None:
         """Route as ``layer_format`` says from now on; its twin is built if it is not there yet."""

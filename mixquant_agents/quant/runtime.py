@@ -12,7 +12,7 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.layer_filter import parts_of
 from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.resolve import LayerFormat, resolve
+from mixquant_agents.precision.resolve import RoutedFormat, resolve
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.counters import RowCounter
 from mixquant_agents.quant.formats.registry import twin_of
@@ -69,10 +69,10 @@ class Runtime:
         self._fused = fused or {}
         self.resolved = resolve(policy, device)
         default = self.resolved.default_format
-        twin = None if default is None else twin_of(default)
-        if twin is not None:
+        twins = [twin_of(layer_format) for layer_format in self.resolved.formats]
+        for twin in twins:
             twin.prepare()  # refuse before weights are loaded
-        self.captured = twin is not None and twin.captured
+        self.captured = bool(twins) and all(twin.captured for twin in twins)
         self.router = Router(self.resolved, (graphs or GraphSettings(1, False)) if self.captured else None)
         self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
         self.counter = RowCounter()
@@ -88,7 +88,7 @@ class Runtime:
 
     # --- layers -------------------------------------------------------------------------------------------------------
 
-    def layer_format(self, prefix: str) -> LayerFormat | None:
+    def layer_format(self, prefix: str) -> RoutedFormat | None:
         """How quantized rows run in the layer ``prefix``; ``None`` where every row stays exact.
 
         Raises:
@@ -133,8 +133,8 @@ class Runtime:
                 f"({self.resolved.policy.prefill_checkpoint!r}); start another engine"
             )
         resolved = resolve(policy, self.device)
-        if resolved.default_format is not None:
-            twin_of(resolved.default_format).prepare()
+        for layer_format in resolved.formats:
+            twin_of(layer_format).prepare()
         formats = [resolved.layer_format(layer.prefix, self._fused) for layer in self.layers]
         changed = any(layer.layer_format != new for layer, new in zip(self.layers, formats, strict=True))
         if changed and not self.switchable:
@@ -190,7 +190,8 @@ class Runtime:
         """Plain JSON; see ``vllm/worker_rpc.py``."""
         resolved, default = self.resolved, self.resolved.default_format
         weights = {} if model is None else {p.data_ptr(): p for p in model.parameters()}
-        twins = {} if default is None else twin_of(default).status()
+        twins = {name: value for each in resolved.formats for name, value in twin_of(each).status().items()}
+        names = [layer.layer_format.name for layer in self.layers if layer.layer_format is not None]
         return {
             "policy": resolved.policy.name,
             "fingerprint": resolved.policy.fingerprint,
@@ -205,6 +206,7 @@ class Runtime:
             "weight_only": resolved.policy.weight_only,
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,
+            "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},
             "twin_bytes": sum(layer.twin_bytes for layer in self.layers),
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),
             **({"gpu": {**self.router.status(), **twins}} if self.captured else {}),

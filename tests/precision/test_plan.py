@@ -14,7 +14,7 @@ requests = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60), st.integer
     lambda batch: [RequestRows(f"r{i}", *values) for i, values in enumerate(batch)]
 )
 reaches = st.sampled_from(Reach)
-rules = st.builds(RowRule, reaches, st.integers(0, 8), st.integers(0, 40))
+rules = st.builds(RowRule, reaches, st.integers(0, 8), st.integers(0, 40), last_exact_from=st.integers(0, 50))
 
 
 def by_hand(batch: list[RequestRows], rule: RowRule) -> list[bool]:
@@ -28,7 +28,8 @@ def by_hand(batch: list[RequestRows], rule: RowRule) -> list[bool]:
             elif position < last:
                 rows.append(True)
             elif position == last:
-                rows.append(rule.reach in (Reach.PROMPT, Reach.EVERYTHING))
+                short = rule.reach is Reach.BEFORE_LAST and request.num_prompt_tokens < rule.last_exact_from
+                rows.append(short or rule.reach in (Reach.PROMPT, Reach.EVERYTHING))
             else:
                 rows.append(rule.reach is Reach.EVERYTHING)
     return rows if len(rows) > rule.threshold else [False] * len(rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mixquant_agents.config import POLICY_PRESETS, NumberFormat, PrecisionPolicy
-from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.precision.plan import Reach
-from mixquant_agents.precision.resolve import LayerFormat, resolve
+from mixquant_agents.precision.resolve import LayerFormat, PartFormats, resolve
 from mixquant_agents.precision.support import DeviceInfo, format_support
 
 CPU = DeviceInfo("cpu", "cpu")
@@ -126,3 +126,81 @@ def test_layer_formats_by_name() -> None:
 def test_unknown_device_is_refused_with_a_remedy() -> None:
     with pytest.raises(FormatRefusedError, match=r"TPU v5e.*policy 'exact'"):
         resolve(PrecisionPolicy.of("mixquant-fp8"), TPU)
+
+
+KV_FP8 = PrecisionPolicy(prefill_format="nvfp4", formats={"k_proj": "fp8", "v_proj": "fp8"})
+FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+
+def test_parts_of_a_fused_layer_have_formats_of_their_own() -> None:
+    resolved = resolve(KV_FP8, B200)
+    nvfp4, fp8 = (LayerFormat(NumberFormat(name), emulated=False) for name in ("nvfp4", "fp8"))
+    qkv = resolved.layer_format("model.layers.3.self_attn.qkv_proj", FUSED)
+    assert qkv == PartFormats((nvfp4, fp8, fp8))
+    assert qkv is not None
+    assert qkv.name == "nvfp4-native + fp8-native + fp8-native"
+    assert resolved.layer_format("model.layers.3.mlp.gate_up_proj", FUSED) == nvfp4
+    assert resolved.layer_format("model.layers.3.self_attn.k_proj", {}) == fp8, "a model that vLLM does not fuse"
+    assert resolved.formats == (nvfp4, fp8)
+
+
+def test_first_pattern_that_names_a_part_or_its_layer_counts() -> None:
+    policy = PrecisionPolicy(
+        prefill_format="nvfp4", formats=(("k_proj", "nvfp4"), ("re:.*layers\\.0\\.", "fp8"), ("re:.*", "exact"))
+    )
+    resolved = resolve(policy, B200)
+    nvfp4, fp8 = (LayerFormat(NumberFormat(name), emulated=False) for name in ("nvfp4", "fp8"))
+    assert resolved.layer_format("model.layers.0.self_attn.qkv_proj", FUSED) == PartFormats((fp8, nvfp4, fp8))
+    assert resolved.layer_format("model.layers.1.self_attn.qkv_proj", FUSED) == PartFormats((None, nvfp4, None))
+    assert resolved.layer_format("model.layers.0.mlp.down_proj", FUSED) == fp8
+    assert resolved.layer_format("model.layers.1.mlp.down_proj", FUSED) is None
+
+
+def test_one_emulated_format_makes_all_of_them_emulated() -> None:
+    resolved = resolve(KV_FP8, H100)
+    assert resolved.emulated
+    assert all(layer_format.emulated for layer_format in resolved.formats)
+    mxfp4 = PrecisionPolicy(prefill_format="nvfp4", formats={"v_proj": "mxfp4"})
+    assert resolve(mxfp4, B200).emulated
+    assert "mxfp4" in (resolve(mxfp4, B200).reason or "")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"activation_scales": "4/6"}, {"residual_channels": 64}], ids=["activations", "residual"]
+)
+def test_recipes_without_a_kernel_are_emulated_and_say_so(fields: dict[str, object]) -> None:
+    policy = PrecisionPolicy.model_validate({"prefill_format": "nvfp4", **fields})
+    resolved = resolve(policy, B200)
+    assert resolved.emulated
+    assert next(iter(fields)) in (resolved.reason or "")
+    assert not resolve(PrecisionPolicy(prefill_format="nvfp4", weight_scales="4/6"), B200).emulated
+
+
+def test_exact_tokens_at_both_ends_become_the_row_rule() -> None:
+    policy = PrecisionPolicy(prefill_format="nvfp4", exact_first_tokens=16, exact_last_token_from=1000)
+    rule = resolve(policy, B200).rule()
+    assert rule.interval(999) == (16, 999)
+    assert rule.interval(1000) == (16, 999)
+    assert rule.interval(2000) == (16, 1999)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"formats": {"k_proj": "fp8"}}, "named quantized prefill_format"),
+        ({"prefill_format": "nvfp4", "formats": {"k_proj": "auto"}}, "cannot be 'auto'"),
+        ({"prefill_format": "nvfp4", "formats": {"re:(": "fp8"}}, "formats holds"),
+        ({"prefill_format": "nvfp4", "formats": {"k_proj": "fp9"}}, "fp9"),
+        ({"prefill_format": "fp8", "weight_scales": "4/6"}, "are NVFP4's"),
+        ({"prefill_format": "nvfp4", "weight_rounding": "gptq", "calibration": None}, "need a calibration"),
+        ({"prefill_format": "nvfp4", "decode_format": "nvfp4", "exact_first_tokens": 4}, "quantizes every row"),
+    ],
+)
+def test_policies_that_contradict_themselves_are_refused(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PrecisionPolicy(**fields)  # type: ignore[arg-type]
+
+
+def test_formats_survive_json() -> None:
+    assert PrecisionPolicy(**KV_FP8.model_dump(mode="json")) == KV_FP8
+    assert hash(KV_FP8) == hash(PrecisionPolicy.model_validate_json(KV_FP8.model_dump_json()))

@@ -37,7 +37,19 @@ from typing import Any, Literal
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["FIT_CASES", "GPUS", "Fit", "Gpu", "ModelShape", "fit", "held_out_errors", "predict", "seconds"]
+__all__ = [
+    "FIT_CASES",
+    "GPUS",
+    "Fit",
+    "Gpu",
+    "Mode",
+    "ModelShape",
+    "fit",
+    "held_out_errors",
+    "predict",
+    "product_seconds",
+    "seconds",
+]
 
 Mode = Literal["exact", "fp8", "nvfp4"]
 CHUNK = 8192
@@ -215,6 +227,14 @@ def seconds(shape: ModelShape, tokens: int, cached: int, mode: Mode, fitted: Fit
     moved = fitted.elementwise["exact" if mode == "exact" else "fp8"] * elements
     host = fitted.fixed + fitted.per_token * (tokens + cached)
     return products + attention / (fitted.attention * gpu.bf16 / base.bf16) + moved / gpu.bandwidth + host
+
+
+def product_seconds(n: int, k: int, rows: int, mode: Mode, fitted: Fit, gpu: Gpu) -> float:
+    """Time of one product ``[rows, k] x [k, n]`` in chunks, at the rate of all of a layer's together: what a part of it
+    takes in another format. The tiling of single products is left out."""
+    base = GPUS[fitted.gpu]
+    scale = {"exact": gpu.bf16 / base.bf16, "fp8": gpu.fp8 / base.fp8, "nvfp4": (gpu.fp4 or 0.0) / base.fp8}[mode]
+    return sum(2 * new * n * k / (_rate(mode, new, fitted.gpu) * scale) for new, _ in _chunks(rows, 0))
 
 
 def _case(name: str) -> tuple[int, int]:

@@ -9,9 +9,10 @@ import torch
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.recipe import Recipe
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.twins.base import Twin
-from mixquant_agents.quant.twins.emulated import EmulatedTwin
+from mixquant_agents.quant.twins.emulated import EmulatedTwin, Rounding
 
 __all__ = ["Format"]
 
@@ -50,11 +51,12 @@ class Format(ABC):
         """
         raise FormatRefusedError(f"{self.name.value} cannot use a prefill_checkpoint; leave it out")
 
-    def emulated(self, name: str, *, weight_only: bool) -> EmulatedTwin:
-        """A twin that computes the format in wide arithmetic, on any device."""
-        return EmulatedTwin(name, self.split_weight, None if weight_only else self.split_rows, self.split_adopted)
+    def emulated(self, name: str, *, weight_only: bool, recipe: Recipe) -> EmulatedTwin:
+        """A twin that computes the format in wide arithmetic, on any device. ``recipe`` is NVFP4's."""
+        rounding = Rounding(self.split_weight, None if weight_only else self.split_rows, self.split_adopted)
+        return EmulatedTwin(name, rounding)
 
-    def native(self) -> Twin[Any]:
+    def native(self, name: str, *, recipe: Recipe) -> Twin[Any]:
         """The twin that multiplies in the format's own arithmetic.
 
         Raises:

@@ -1,7 +1,8 @@
 """NVFP4: E2M1 in blocks of 16 with E4M3 block scales below one global scale.
 
-A weight has one global scale, as vLLM's kernels want it; activations have a power of two per row, so that no row's
-rounding depends on another's.
+Weights and activations each have one global scale, as vLLM's kernels take it. That of a weight follows from its
+values. That of a layer's activations is a power of two fixed before the first request, so that no row's rounding
+depends on another's: from a calibration, or 1 without one. Emulation and kernels compute the same.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import torch
 
 from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.recipe import Recipe
 from mixquant_agents.quant.formats.base import Format
 from mixquant_agents.quant.numerics import nvfp4
+from mixquant_agents.quant.twins.emulated import EmulatedTwin, Rounding
 from mixquant_agents.quant.twins.nvfp4 import Nvfp4Twin
 
 __all__ = ["FORMAT", "Nvfp4Format"]
@@ -22,8 +25,8 @@ class Nvfp4Format(Format):
     name = NumberFormat.NVFP4
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
-        """See :func:`mixquant_agents.quant.numerics.nvfp4.quantize`."""
-        return nvfp4.dequantize(nvfp4.quantize(x, nvfp4.row_global_scale(x)))
+        """See :func:`mixquant_agents.quant.numerics.nvfp4.quantize`; with a global scale of 1."""
+        return nvfp4.dequantize(nvfp4.quantize(x, torch.ones((), device=x.device)))
 
     def reference_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """With one global scale."""
@@ -31,7 +34,7 @@ class Nvfp4Format(Format):
 
     def split_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`~mixquant_agents.quant.formats.base.Format`."""
-        return nvfp4.split_rows(x)
+        return nvfp4.split_scaled(x, torch.ones((), device=x.device))
 
     def split_weight(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`~mixquant_agents.quant.formats.base.Format`."""
@@ -42,9 +45,32 @@ class Nvfp4Format(Format):
         unscaled = weight._replace(global_scale=torch.ones_like(weight.global_scale))
         return nvfp4.dequantize(unscaled), 1.0 / weight.global_scale
 
-    def native(self) -> Nvfp4Twin:
+    def emulated(self, name: str, *, weight_only: bool, recipe: Recipe) -> EmulatedTwin:
+        """See :class:`~mixquant_agents.quant.formats.base.Format`."""
+        rounding = Rounding(
+            _split_weight_4_6 if recipe.weight_scales == "4/6" else _split_weight,
+            None if weight_only else self.split_rows,
+            self.split_adopted,
+            scaled=_split_scaled_4_6 if recipe.activation_scales == "4/6" else nvfp4.split_scaled,
+            residual_channels=recipe.residual_channels,
+        )
+        return EmulatedTwin(name, rounding, variant=recipe.weight_rounding)
+
+    def native(self, name: str, *, recipe: Recipe) -> Nvfp4Twin:
         """Through vLLM's kernels."""
-        return Nvfp4Twin()
+        return Nvfp4Twin(name, recipe=recipe)
+
+
+def _split_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return nvfp4.split_tensor(weight)
+
+
+def _split_weight_4_6(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return nvfp4.split_tensor(weight, four_over_six=True)
+
+
+def _split_scaled_4_6(x: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return nvfp4.split_scaled(x, global_scale, four_over_six=True)
 
 
 FORMAT = Nvfp4Format()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from mixquant_agents.precision.formats import NumberFormat
-from mixquant_agents.precision.resolve import LayerFormat
+from mixquant_agents.precision.resolve import LayerFormat, PartFormats, RoutedFormat
 from mixquant_agents.quant.formats.base import Format
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.emulated import EmulatedTwin
+from mixquant_agents.quant.twins.parts import PartsTwin, segments
 
 __all__ = ["emulated_twin", "format_of", "twin_of"]
 
@@ -22,20 +24,30 @@ def format_of(name: NumberFormat) -> Format:
     return number_format
 
 
-@functools.cache
-def twin_of(layer_format: LayerFormat) -> Twin[Any]:
+def twin_of(layer_format: RoutedFormat, widths: Sequence[int] = ()) -> Twin[Any]:
     """The twin by which a layer of this format runs its quantized rows; one object for each.
 
+    Args:
+        layer_format: of the layer.
+        widths: outputs of the layer's parts, where their formats differ.
+
     Raises:
-        FormatRefusedError: there is no native form of the format.
+        FormatRefusedError: there is no native form of a format, or the layer has not as many parts as it has formats.
     """
+    return _twin_of(layer_format, tuple(widths) if isinstance(layer_format, PartFormats) else ())
+
+
+@functools.cache
+def _twin_of(layer_format: RoutedFormat, widths: tuple[int, ...]) -> Twin[Any]:
+    if isinstance(layer_format, PartFormats):
+        return PartsTwin(layer_format.name, segments(layer_format, widths, twin_of))
     if layer_format.emulated:
         return emulated_twin(layer_format)
-    return format_of(layer_format.number_format).native()
+    return format_of(layer_format.number_format).native(layer_format.name, recipe=layer_format.recipe)
 
 
 @functools.cache
 def emulated_twin(layer_format: LayerFormat) -> EmulatedTwin:
     """The twin that computes the layer's format in wide arithmetic."""
     number_format = format_of(layer_format.number_format)
-    return number_format.emulated(layer_format.name, weight_only=layer_format.weight_only)
+    return number_format.emulated(layer_format.name, weight_only=layer_format.weight_only, recipe=layer_format.recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.recipe import Recipe
 from mixquant_agents.quant.formats.base import Format
 from mixquant_agents.quant.numerics import rowwise
 from mixquant_agents.quant.twins.rowwise import RowwiseTwin
@@ -29,6 +30,6 @@ class RowwiseFormat(Format):
         """See :class:`~mixquant_agents.quant.formats.base.Format`."""
         return rowwise.split(x, self.dtype)
 
-    def native(self) -> RowwiseTwin:
+    def native(self, name: str, *, recipe: Recipe) -> RowwiseTwin:
         """See :class:`~mixquant_agents.quant.formats.base.Format`."""
-        return RowwiseTwin(f"{self.name.value}-native", self.dtype, *self._products)
+        return RowwiseTwin(name, self.dtype, *self._products)

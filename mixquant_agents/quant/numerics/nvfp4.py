@@ -9,6 +9,7 @@ Sources: OCP MX v1.0 §5.3.3 (E2M1), §5.3.1 (E4M3); NVIDIA, "Introducing NVFP4"
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,21 +19,28 @@ from mixquant_agents.quant.numerics.peaks import peaks
 from mixquant_agents.quant.numerics.rowwise import E4M3_MAX
 
 __all__ = [
+    "ACTIVATION_MARGIN",
     "BLOCK",
     "Nvfp4Tensor",
     "block_scales",
     "dequantize",
-    "global_scale_for",
     "quantize",
     "round_values",
-    "row_global_scale",
-    "split_rows",
+    "split_scaled",
     "split_tensor",
+    "static_global_scale",
     "tensor_global_scale",
 ]
 
 BLOCK = 16
-_ONE_SIXTH = 1.0 / E2M1_MAX
+_TOP, _LOWER_TOP = E2M1_MAX, 4.0
+"""What a block's largest magnitude becomes: 6, or with 4/6 scales 4, where E2M1's steps are finer."""
+
+_LOWER_E4M3_MAX = 256.0
+"""Largest block scale that leaves room for the 1.5 times larger one of a block that ends at 4 (arXiv 2512.02010)."""
+
+ACTIVATION_MARGIN = 4.0
+"""How far above the largest magnitude that calibration saw the range of activations ends, at least."""
 
 
 class Nvfp4Tensor(NamedTuple):
@@ -55,61 +63,78 @@ class Nvfp4Tensor(NamedTuple):
         return Nvfp4Tensor(self.packed.to(device), self.scales.to(device), self.global_scale.to(device), self.columns)
 
 
-def tensor_global_scale(x: torch.Tensor) -> torch.Tensor:
-    """FP32 ``[]`` that maps the largest magnitude of ``x`` to the top of the range, 448·6; 1 for an all-zero ``x``."""
+def tensor_global_scale(x: torch.Tensor, four_over_six: bool = False) -> torch.Tensor:
+    """FP32 ``[]`` that maps the largest magnitude of ``x`` to the top of the range, 448·6 (256·6 where blocks may end
+    at 4); 1 for an all-zero ``x``."""
     peak = x.abs().amax().float()
-    return torch.where(peak > 0, E4M3_MAX * E2M1_MAX / peak, torch.ones_like(peak))
+    top = (_LOWER_E4M3_MAX if four_over_six else E4M3_MAX) * E2M1_MAX
+    return torch.where(peak > 0, top / peak, torch.ones_like(peak))
 
 
-def row_global_scale(x: torch.Tensor) -> torch.Tensor:
-    """FP32 ``[R, 1]`` for ``[R, K]``: :func:`global_scale_for` of each row's largest magnitude."""
-    return global_scale_for(x.abs().amax(dim=-1, keepdim=True).float())
-
-
-def global_scale_for(peak: torch.Tensor) -> torch.Tensor:
-    """The power of two that brings each of ``peak`` (float32, any shape) into the top binade of the range; 1 for 0.
+def static_global_scale(peak: float, margin: float = ACTIVATION_MARGIN) -> float:
+    """The largest power of two with which ``margin · peak`` is still in the range, 448·6; 1 for a peak of 0.
 
     A power of two shifts exponents only: wherever a global scale of 1 neither saturates nor underflows, every value
-    rounds as it would with 1. Each row depends on itself alone, never on its batch.
+    rounds as it would with 1. Set before the first request, it makes no row depend on another.
     """
-    _, exponent = torch.frexp(E4M3_MAX * E2M1_MAX / peak)  # mantissa in [0.5, 1), so the floor of log2 is exponent - 1
-    scale = torch.ldexp(torch.ones_like(peak), (exponent - 1).clamp(-100, 100))
-    return torch.where(peak > 0, scale, torch.ones_like(peak))
+    if not 0 < peak < math.inf:
+        return 1.0
+    _, exponent = math.frexp(E4M3_MAX * E2M1_MAX / (margin * peak))  # mantissa in [0.5, 1): floor of log2, plus 1
+    return math.ldexp(1.0, max(-60, min(60, exponent - 1)))
 
 
-def block_scales(block_peaks: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales of blocks whose largest magnitudes are ``block_peaks`` (float32 ``[R, B, 1]``).
+def block_scales(
+    block_peaks: torch.Tensor, global_scale: torch.Tensor, top: float = _TOP
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales of blocks whose largest magnitudes are ``block_peaks`` (float32 ``[R, B, 1]``) and are to become ``top``.
 
     Returns:
         scales, float8_e4m3fn ``[R, B, 1]``, and what values are multiplied by before they are rounded, float32
         ``[R, B, 1]``: 0 where the scale underflowed to 0.
     """
     per_block = global_scale.unsqueeze(-1) if global_scale.ndim == 2 else global_scale
-    scales = (per_block * (block_peaks * _ONE_SIXTH)).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    scales = (per_block * (block_peaks * (1.0 / top))).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
     wide = scales.float()
     factor = torch.where(wide == 0, torch.zeros_like(wide), 1.0 / (wide * (1.0 / per_block)))
     return scales, factor
 
 
-def round_values(x: torch.Tensor, global_scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def round_values(
+    x: torch.Tensor, global_scale: torch.Tensor, four_over_six: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The E2M1 values and block scales of ``x``.
 
     Args:
         x: ``[R, K]``, any float dtype.
         global_scale: float32 ``[]`` or ``[R, 1]``.
+        four_over_six: a block's largest magnitude becomes 6 or 4, whichever leaves the smaller squared error.
 
     Returns:
         E2M1 values as float32 ``[R, ceil(K/16), 16]``, and block scales as float8_e4m3fn ``[R, ceil(K/16), 1]``. A
         block whose scale underflows to 0 has all values 0.
     """
     parts = blocks(x, BLOCK).float()
-    scales, factor = block_scales(parts.abs().amax(dim=-1, keepdim=True), global_scale)
-    return round_e2m1(parts * factor), scales
+    block_peaks = parts.abs().amax(dim=-1, keepdim=True)
+    scales, factor = block_scales(block_peaks, global_scale)
+    values = round_e2m1(parts * factor)
+    if not four_over_six:
+        return values, scales
+    lower, factor = block_scales(block_peaks, global_scale, _LOWER_TOP)
+    finer = round_e2m1(parts * factor)
+    per_block = global_scale.unsqueeze(-1) if global_scale.ndim == 2 else global_scale
+    better = _loss(finer * lower.float(), parts, per_block) < _loss(values * scales.float(), parts, per_block)
+    chosen = torch.where(better, lower.view(torch.uint8), scales.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return torch.where(better, finer, values), chosen
 
 
-def quantize(x: torch.Tensor, global_scale: torch.Tensor) -> Nvfp4Tensor:
-    """Quantize ``[R, K]`` along K. ``global_scale`` as in :func:`round_values`."""
-    values, scales = round_values(x, global_scale)
+def _loss(grid: torch.Tensor, parts: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
+    """Squared error of each block ``[R, B, 1]``."""
+    return (grid / global_scale - parts).square().sum(dim=-1, keepdim=True)
+
+
+def quantize(x: torch.Tensor, global_scale: torch.Tensor, four_over_six: bool = False) -> Nvfp4Tensor:
+    """Quantize ``[R, K]`` along K; see :func:`round_values`."""
+    values, scales = round_values(x, global_scale, four_over_six)
     return Nvfp4Tensor(pack(values.flatten(1)), scales.squeeze(-1), global_scale, x.shape[-1])
 
 
@@ -120,21 +145,26 @@ def dequantize(q: Nvfp4Tensor, dtype: torch.dtype = torch.float32) -> torch.Tens
     return (values * per_block.unsqueeze(-1)).flatten(1)[:, : q.columns].to(dtype)
 
 
-def split_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def split_tensor(x: torch.Tensor, four_over_six: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Rounded with one scale for the whole of ``x`` ``[R, K]``, fast: grid float32 ``[R, K]``, scale float32 ``[]``."""
-    return _split(x, by_row=False)
+    return split_scaled(x, tensor_global_scale(x, four_over_six), four_over_six)
 
 
-def split_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounded with a power-of-two scale per row, fast: grid float32 ``[R, K]``, scales float32 ``[R, 1]``."""
-    return _split(x, by_row=True)
-
-
-def _split(x: torch.Tensor, by_row: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def split_scaled(
+    x: torch.Tensor, global_scale: torch.Tensor, four_over_six: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounded with ``global_scale`` (float32 ``[]``), fast: grid float32 ``[R, K]``, and its inverse."""
     parts = blocks(x, BLOCK).float()
     block_peaks = peaks(parts)
-    global_scale = global_scale_for(block_peaks.amax(dim=1)) if by_row else tensor_global_scale(block_peaks)
-    scales, factor = block_scales(block_peaks, global_scale)
+    grid = _grid(parts, block_peaks, global_scale, _TOP)
+    if four_over_six:
+        finer = _grid(parts, block_peaks, global_scale, _LOWER_TOP)
+        better = _loss(finer, parts, global_scale) < _loss(grid, parts, global_scale)
+        grid = torch.where(better, finer, grid)
+    return grid.flatten(1)[:, : x.shape[1]], 1.0 / global_scale
+
+
+def _grid(parts: torch.Tensor, block_peaks: torch.Tensor, global_scale: torch.Tensor, top: float) -> torch.Tensor:
+    scales, factor = block_scales(block_peaks, global_scale, top)
     # E2M1 times E4M3 needs 6 significant bits: exact in bfloat16, float16 and float32.
-    grid = round_e2m1_(parts * factor).mul_(scales.float()).flatten(1)
-    return grid[:, : x.shape[1]], 1.0 / global_scale
+    return round_e2m1_(parts * factor).mul_(scales.float())

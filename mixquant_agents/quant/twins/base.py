@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.ops.sources import ExactRows, RowSource
+from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 
 __all__ = ["Twin"]
 
@@ -29,7 +30,7 @@ class Twin(ABC, Generic[State]):
     all others.
     """
 
-    captured: ClassVar[bool] = False
+    captured: bool = False
     """The product runs as one operation that CUDA graphs can hold; others are chosen among in Python at each step."""
 
     name: str
@@ -59,10 +60,14 @@ class Twin(ABC, Generic[State]):
         """Bytes of the state of an ``[N, K]`` weight of ``dtype``."""
 
     @abstractmethod
-    def build(self, weight: torch.Tensor) -> State:
-        """The state of ``weight`` ``[N, K]`` (any float dtype; it is not changed)."""
+    def build(self, weight: torch.Tensor, calibration: LayerCalibration = UNCALIBRATED) -> State:
+        """The state of ``weight`` ``[N, K]`` (any float dtype; it is not changed).
 
-    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype) -> State:
+        Raises:
+            FormatRefusedError: it takes more of a calibration than there is.
+        """
+
+    def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype, calibration: LayerCalibration = UNCALIBRATED) -> State:
         """The state with exactly the values of a weight that was quantized before, for a layer of ``dtype``.
 
         Raises:

@@ -1,24 +1,26 @@
 """NVFP4 twin through vLLM's own kernels (Blackwell): packed E2M1 codes, swizzled E4M3 block scales, one global scale.
 
 Weights are quantized from the exact ones at load time by :mod:`mixquant_agents.quant.formats.nvfp4`; activations by
-vLLM's kernel, with a global scale of 1, so that no row's rounding depends on another row (a scale of the whole tensor
-would couple the requests of a batch). vLLM's selector picks the kernel. It falls back to Marlin, which multiplies in 16
-bits (W4A16), or to an emulation where there are no FP4 tensor cores: neither is taken.
+vLLM's kernel, with a global scale fixed at load, so that no row's rounding depends on another row (a scale of the whole
+tensor would couple the requests of a batch). vLLM's selector picks the kernel. It falls back to Marlin, which
+multiplies in 16 bits (W4A16), or to an emulation where there are no FP4 tensor cores: neither is taken.
 
 Written for and checked against vLLM's sources and its emulation on a CPU; it has not run on a Blackwell GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.precision.recipe import PLAIN, Recipe
 from mixquant_agents.quant.numerics import nvfp4
 from mixquant_agents.quant.ops.sources import ExactRows, RowSource
 from mixquant_agents.quant.twins.base import Twin
+from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 
 __all__ = ["Holder", "Nvfp4Twin", "select_kernel"]
 
@@ -32,17 +34,18 @@ class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
     weight: torch.Tensor
     weight_scale: torch.Tensor
 
-    def __init__(self, quantized: nvfp4.Nvfp4Tensor, kernel: Any) -> None:
+    def __init__(self, quantized: nvfp4.Nvfp4Tensor, kernel: Any, activation_scale: float = 1.0) -> None:
+        """``activation_scale``: the global scale of the layer's inputs, a power of two; encodes."""
         super().__init__()
         n, k = quantized.packed.shape[0], quantized.columns
-        one = torch.ones((), dtype=torch.float32, device=quantized.packed.device)
+        encode = torch.tensor(activation_scale, dtype=torch.float32, device=quantized.packed.device)
         self.weight = torch.nn.Parameter(quantized.packed, requires_grad=False)
         self.weight_scale = torch.nn.Parameter(quantized.scales, requires_grad=False)
         # vLLM's names: the global scale here decodes, its inverse encodes.
         self.weight_global_scale = torch.nn.Parameter(1.0 / quantized.global_scale, requires_grad=False)
-        self.input_global_scale = torch.nn.Parameter(one, requires_grad=False)
-        self.input_global_scale_inv = torch.nn.Parameter(one.clone(), requires_grad=False)
-        self.alpha = torch.nn.Parameter(1.0 / quantized.global_scale, requires_grad=False)
+        self.input_global_scale = torch.nn.Parameter(1.0 / encode, requires_grad=False)
+        self.input_global_scale_inv = torch.nn.Parameter(encode, requires_grad=False)
+        self.alpha = torch.nn.Parameter(1.0 / quantized.global_scale * (1.0 / encode), requires_grad=False)
         self.output_size_per_partition = n
         self.input_size_per_partition = k
         self.logical_widths = [n]
@@ -76,12 +79,23 @@ class Nvfp4Twin(Twin[Holder]):
     """W4A4. The state is what vLLM's kernels want: a layer with packed codes uint8 ``[N', K'/2]``, block scales and
     global scales, as the kernel lays them out."""
 
-    captured: ClassVar[bool] = True
-    name = "nvfp4-native"
+    captured = True
 
-    def __init__(self, kernel: Any | None = None) -> None:
-        """``kernel``: vLLM's; selected when it is first needed where ``None``."""
+    def __init__(self, name: str = "nvfp4-native", kernel: Any | None = None, *, recipe: Recipe = PLAIN) -> None:
+        """
+        Args:
+            name: see :class:`~mixquant_agents.quant.twins.base.Twin`.
+            kernel: vLLM's; selected when it is first needed where ``None``.
+            recipe: how weights are rounded; its other parts have no kernel.
+        """
+        self.name = name
         self._kernel = kernel
+        self._recipe = recipe
+
+    @property
+    def build_key(self) -> Hashable:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        return self.name, self._recipe
 
     def prepare(self) -> None:
         """Choose vLLM's kernel now, so that a GPU without one is refused before weights are loaded.
@@ -104,11 +118,23 @@ class Nvfp4Twin(Twin[Holder]):
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: half a byte a code, one a block of 16."""
         return n * k // 2 + n * k // 16
 
-    def build(self, weight: torch.Tensor) -> Holder:
+    def build(self, weight: torch.Tensor, calibration: LayerCalibration = UNCALIBRATED) -> Holder:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
-        return self._hold(nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight)))
+        return self._hold(self._rounded(weight, calibration), calibration)
 
-    def adopt(self, weight: nvfp4.Nvfp4Tensor, dtype: torch.dtype) -> Holder:
+    def _rounded(self, weight: torch.Tensor, calibration: LayerCalibration) -> nvfp4.Nvfp4Tensor:
+        if self._recipe.weight_rounding != "nearest":
+            if calibration.twin is None:
+                raise FormatRefusedError(
+                    f"{self.name!r} needs a calibration with rounded twins: run mixquant calibrate"
+                )
+            return calibration.twin.to(weight.device)
+        four_over_six = self._recipe.weight_scales == "4/6"
+        return nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight, four_over_six), four_over_six)
+
+    def adopt(
+        self, weight: nvfp4.Nvfp4Tensor, dtype: torch.dtype, calibration: LayerCalibration = UNCALIBRATED
+    ) -> Holder:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`.
 
         Raises:
@@ -119,11 +145,11 @@ class Nvfp4Twin(Twin[Holder]):
                 "the prefill_checkpoint has different global scales in layers that vLLM runs as one (q, k, v; gate, "
                 "up), and NVFP4 kernels take one; quantize it with shared scales, or leave it out"
             )
-        return self._hold(weight)
+        return self._hold(weight, calibration)
 
-    def _hold(self, quantized: nvfp4.Nvfp4Tensor) -> Holder:
+    def _hold(self, quantized: nvfp4.Nvfp4Tensor, calibration: LayerCalibration) -> Holder:
         self.prepare()
-        return Holder(quantized, self._kernel)
+        return Holder(quantized, self._kernel, calibration.activation_scale)
 
     def tensors(self, state: Holder) -> Mapping[str, torch.Tensor]:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""

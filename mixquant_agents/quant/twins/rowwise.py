@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,7 @@ from mixquant_agents.quant.ops.gemm import PRODUCTS, GemmTable, Product, scaled_
 from mixquant_agents.quant.ops.sources import ExactRows, PlainRows, RowSource
 from mixquant_agents.quant.timing import replay_microseconds
 from mixquant_agents.quant.twins.base import Twin
+from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 
 __all__ = ["Codes", "RowwiseTwin"]
 
@@ -29,7 +30,7 @@ class Codes(NamedTuple):
 class RowwiseTwin(Twin[Codes]):
     """8-bit codes with one scale per row on both sides. Quantization is fused into the norm or activation before it."""
 
-    captured: ClassVar[bool] = True
+    captured = True
 
     def __init__(self, name: str, dtype: torch.dtype, *products: str) -> None:
         """
@@ -55,7 +56,7 @@ class RowwiseTwin(Twin[Codes]):
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         return n * k + 4 * n
 
-    def build(self, weight: torch.Tensor) -> Codes:
+    def build(self, weight: torch.Tensor, calibration: LayerCalibration = UNCALIBRATED) -> Codes:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         return Codes(*PlainRows(weight).quantized(self.dtype))
 

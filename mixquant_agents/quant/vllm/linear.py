@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.platforms import current_platform
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.precision.resolve import LayerFormat
+from mixquant_agents.precision.resolve import RoutedFormat
 from mixquant_agents.quant.formats.registry import twin_of
 from mixquant_agents.quant.ops import linear as _ops  # noqa: F401 - registers torch.ops.mixquant.gpu_*
 from mixquant_agents.quant.ops.eager import eager_linear
@@ -38,10 +38,11 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self._runtime = runtime
         self.prefix = prefix
         self.layer_format = runtime.layer_format(prefix)
-        self._twin = None if self.layer_format is None else twin_of(self.layer_format)
+        self._widths: tuple[int, ...] = ()
+        self._twin: Twin[Any] | None = None  # once the widths of the layer's parts are known
         self._states: dict[Hashable, tuple[Twin[Any], Any]] = {}
         self._weight: torch.Tensor | None = None
-        self._captured = self._twin is not None and self._twin.captured  # plain: compiled code reads it
+        self._captured = False  # plain: compiled code reads it
         # Keep the twin known to the routed operations, by the first weight and by the latest.
         self._registered: tuple[RegisteredTwin, ...] = ()
 
@@ -87,6 +88,8 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             OutOfMemoryError: the device has no room for the twins.
         """
         n, k = sum(output_partition_sizes), input_size_per_partition
+        self._widths = tuple(output_partition_sizes)
+        self.use(self.layer_format)
         if self._twin is not None:
             self._twin.check(n, k, self.prefix)
             if self._runtime.checkpoint is not None:
@@ -134,10 +137,10 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
                 "engine, with a checkpoint of the new weights or without one: twins made here follow their weights"
             )
 
-    def use(self, layer_format: LayerFormat | None) -> None:
+    def use(self, layer_format: RoutedFormat | None) -> None:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
         self.layer_format = layer_format
-        self._twin = None if layer_format is None else twin_of(layer_format)
+        self._twin = None if layer_format is None else twin_of(layer_format, self._widths)
         self._captured = self._twin is not None and self._twin.captured
         if self._twin is not None and self._weight is not None and self._twin.build_key not in self._states:
             self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self._weight))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
@@ -22,7 +24,8 @@ def sample(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 
 
 def scale_of(name: str, x: torch.Tensor) -> torch.Tensor:
-    return {"one": ONE, "tensor": nvfp4.tensor_global_scale(x), "row": nvfp4.row_global_scale(x)}[name]
+    static = torch.tensor(nvfp4.static_global_scale(float(x.abs().max())))
+    return {"one": ONE, "tensor": nvfp4.tensor_global_scale(x), "static": static}[name]
 
 
 def test_e2m1_rounds_to_the_nearest_value_and_ties_to_the_even_code() -> None:
@@ -44,7 +47,7 @@ def test_e2m1_agrees_with_vllm_on_a_dense_grid() -> None:
 
 
 @pytest.mark.parametrize("columns", [16, 64, 1008])
-@pytest.mark.parametrize("scale", ["one", "tensor"])
+@pytest.mark.parametrize("scale", ["one", "tensor", "static"])
 def test_nvfp4_agrees_with_vllm_bit_for_bit(columns: int, scale: str) -> None:
     x = sample(37, columns)
     global_scale = scale_of(scale, x)
@@ -81,15 +84,15 @@ def test_packing_order_is_that_of_compressed_tensors_and_vllm() -> None:
 
 @pytest.mark.parametrize("columns", AWKWARD)
 @pytest.mark.parametrize("rows", AWKWARD[:-1])
-@pytest.mark.parametrize("scale", ["tensor", "row"])
+@pytest.mark.parametrize("scale", ["tensor", "static"])
 def test_nvfp4_error_is_within_half_a_step(rows: int, columns: int, scale: str) -> None:
-    x = sample(rows, columns)
+    x = sample(rows, columns) if scale == "tensor" else sample(1, columns).repeat(rows, 1)
     q = nvfp4.quantize(x, scale_of(scale, x))
     assert q.packed.shape == (rows, -(-columns // 16) * 8)
     assert q.scales.shape == (rows, -(-columns // 16))
     back = nvfp4.dequantize(q)
     assert back.shape == x.shape
-    if scale == "row":
+    if scale == "static":
         # Half of E2M1's widest step (2 of 6) of the block's largest magnitude, and the scale's own half step of 1/16.
         peak = e2m1.blocks(x, 16).abs().amax(-1).repeat_interleave(16, dim=1)[:, :columns]
         assert ((back - x).abs() <= peak * (1 / 6 + 1 / 16)).all()
@@ -104,22 +107,50 @@ def test_ragged_last_block_is_quantized_as_if_padded_with_zeros() -> None:
     )
 
 
-def test_row_scales_are_powers_of_two_that_fill_the_range() -> None:
-    x = sample(200, 48)
-    x[7] = 0
-    x[8, :] = 2688.0
-    scale = nvfp4.row_global_scale(x)
-    peak = x.abs().amax(1, keepdim=True) * scale
-    mantissa, _ = torch.frexp(scale)
-    assert (mantissa == 0.5).all()
-    assert scale[7] == 1
-    assert scale[8] == 1
-    filled = peak[peak > 0]
-    assert (filled <= 2688).all()
-    assert (filled > 1344).all()
+@pytest.mark.parametrize("peak", [1e-30, 2e-4, 0.006, 0.09, 1.0, 700.0, 2688.0, 1e6])
+def test_static_scale_is_the_power_of_two_that_leaves_the_margin(peak: float) -> None:
+    scale = nvfp4.static_global_scale(peak)
+    assert math.frexp(scale)[0] == 0.5
+    if 2.0**-60 < scale < 2.0**60:
+        assert 1344 < scale * peak * nvfp4.ACTIVATION_MARGIN <= 2688
 
 
-def test_row_scale_rounds_like_a_global_scale_of_one_wherever_that_is_in_range() -> None:
+@pytest.mark.parametrize("peak", [0.0, math.inf, math.nan])
+def test_static_scale_of_nothing_is_one(peak: float) -> None:
+    assert nvfp4.static_global_scale(peak) == 1
+
+
+@pytest.mark.parametrize("four_over_six", [False, True])
+@pytest.mark.parametrize("size", [3e-9, 1e-4, 0.005, 0.08, 1.0, 900.0, 1e5])
+@pytest.mark.parametrize("exponent", [-4, 0, 3, 12])
+def test_fast_rounding_equals_the_plain_one_bit_for_bit(size: float, exponent: int, four_over_six: bool) -> None:
+    x = torch.randn(24, 80, generator=torch.Generator().manual_seed(5)) * size
+    x[3], x[4, ::2] = 0, torch.tensor(size * 1e-3)
+    scale = torch.tensor(2.0**exponent)
+    grid, decode = nvfp4.split_scaled(x, scale, four_over_six)
+    assert torch.equal(grid * decode, nvfp4.dequantize(nvfp4.quantize(x, scale, four_over_six)))
+
+
+def test_four_over_six_never_loses_and_mostly_gains() -> None:
+    w = torch.randn(64, 256, generator=torch.Generator().manual_seed(6))
+    scale = nvfp4.tensor_global_scale(w, four_over_six=True)
+    losses = []
+    for chosen in (False, True):
+        back = nvfp4.dequantize(nvfp4.quantize(w, scale, chosen))
+        losses.append(e2m1.blocks((back - w).square(), 16).sum(-1))
+    assert (losses[1] <= losses[0]).all()
+    assert (losses[1] < losses[0]).float().mean() > 0.2
+
+
+def test_static_scale_saves_blocks_that_a_scale_of_one_loses() -> None:
+    x = torch.randn(32, 64, generator=torch.Generator().manual_seed(7)) * 1e-3
+    lost = nvfp4.dequantize(nvfp4.quantize(x, ONE))
+    kept = nvfp4.dequantize(nvfp4.quantize(x, scale_of("static", x)))
+    assert (lost - x).norm() / x.norm() > 0.3
+    assert (kept - x).norm() / x.norm() < 0.12
+
+
+def test_static_scale_rounds_like_a_global_scale_of_one_wherever_that_is_in_range() -> None:
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(3)) * 8
-    one, row = (nvfp4.dequantize(nvfp4.quantize(x, s)) for s in (ONE, nvfp4.row_global_scale(x)))
-    assert torch.equal(one, row)
+    one, static = (nvfp4.dequantize(nvfp4.quantize(x, s)) for s in (ONE, scale_of("static", x)))
+    assert torch.equal(one, static)

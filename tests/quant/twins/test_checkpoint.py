@@ -61,7 +61,7 @@ def test_twin_has_exactly_the_checkpoints_values(tmp_path: pathlib.Path, layout:
     # ModelOpt stores the reciprocal of the scale: one rounding of float32 more
     torch.testing.assert_close(nvfp4.dequantize(read), expected, rtol=2**-22, atol=0)
     state = EMULATED.adopt(read, torch.float32)
-    grid, scale = state
+    grid, scale = state.grid, state.scale
     torch.testing.assert_close(grid * (scale.unsqueeze(1) if scale.ndim else scale), expected, rtol=2**-22, atol=0)
     x = torch.randn(5, K, generator=torch.Generator().manual_seed(9))
     weight_only = emulated_twin(LayerFormat(NumberFormat.NVFP4, emulated=True, weight_only=True))
@@ -160,7 +160,7 @@ def test_native_twin_passes_codes_on_and_refuses_differing_scales(tmp_path: path
         def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
             pass
 
-    twin = Nvfp4Twin(Kernel())
+    twin = Nvfp4Twin(kernel=Kernel())
     read = saved(tmp_path, tensors("compressed-tensors")).read(NAMES)
     state = twin.adopt(read, torch.bfloat16)
     codes, scales = state.weight, state.weight_scale

@@ -21,7 +21,7 @@ from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
 @pytest.fixture
 def twin() -> Nvfp4Twin:
-    return Nvfp4Twin(EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig()))
+    return Nvfp4Twin(kernel=EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])

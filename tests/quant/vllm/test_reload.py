@@ -66,8 +66,8 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[PrecisionPolicy, DeviceIn
         monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: 0)
         monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: 1)
     kernel = EmulationNvFp4LinearKernel(NvFp4LinearLayerConfig())  # a CPU has no other
-    monkeypatch.setattr(nvfp4_format.Nvfp4Format, "native", lambda self: Nvfp4Twin(kernel))
-    registry.twin_of.cache_clear()
+    monkeypatch.setattr(nvfp4_format.Nvfp4Format, "native", lambda self, name, recipe: Nvfp4Twin(name, kernel))
+    registry._twin_of.cache_clear()
 
     def made(policy: PrecisionPolicy, place: DeviceInfo) -> Model:
         config = MixQuantConfig(policy)

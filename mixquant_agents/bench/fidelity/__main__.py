@@ -1,0 +1,61 @@
+"""``python -m mixquant_agents.bench.fidelity MODEL --out FILE``: the study, without the command line's dependencies."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+from mixquant_agents.bench.fidelity.report import rounded, table
+from mixquant_agents.bench.fidelity.study import Settings, run
+from mixquant_agents.quant.calibration.network import load
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default="embedded")
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--prompts", type=int, default=defaults.prompts)
+    parser.add_argument("--plain", type=int, default=defaults.plain)
+    parser.add_argument("--tokens", type=int, default=defaults.tokens)
+    parser.add_argument("--calibration", type=int, default=defaults.calibration)
+    parser.add_argument("--turns", type=int, default=defaults.turns)
+    parser.add_argument("--no-layers", action="store_true")
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--rows", type=int, default=defaults.rows)
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        options.prompts,
+        options.plain,
+        options.tokens,
+        options.calibration,
+        not options.no_layers,
+        options.turns,
+        tuple(options.only),
+        options.seed,
+        options.rows,
+    )
+    started = time.perf_counter()
+
+    def progress(what: str, share: float) -> None:
+        print(f"[{time.perf_counter() - started:6.1f} s] {share:4.0%} {what}", file=sys.stderr, flush=True)  # noqa: T201
+
+    progress("loading", 0.0)
+    network, tokenizer = load(options.model, options.dtype)
+    command = "python -m mixquant_agents.bench.fidelity " + " ".join(arguments or sys.argv[1:])
+    report = {"command": command, **rounded(run(network, tokenizer, settings, progress).json())}
+    if options.out is not None:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))  # noqa: T201 - the result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""One thread, many turns: does what is lost in reading grow with the history?
+
+With prefix caching, decode's own KV is kept: the answers of earlier turns stay as they were written, exact, and only
+what came from outside is quantized (``kept``). An engine pair, or a history whose rendering changes, reads its own
+answers again, in NVFP4 (``reread``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mixquant_agents.bench.fidelity.answers import Prompt, compare, reference
+from mixquant_agents.bench.fidelity.recipes import StudyRecipe
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.quant.calibration.contexts import Conversation, conversations
+from mixquant_agents.quant.calibration.network import prompt_ids, routed
+
+if TYPE_CHECKING:
+    from mixquant_agents.bench.fidelity.study import Settings, _Study
+
+__all__ = ["TURNS", "by_turn"]
+
+TURNS = (1, 2, 5, 20)
+RECIPES = ("plain", "kv-fp8", "kv-fp8+gptq-paired+w46")
+
+
+def by_turn(study: _Study, named: Mapping[str, StudyRecipe], settings: Settings) -> dict[str, dict[str, float]]:
+    """Mean KL over the answer of each of :data:`TURNS`, by recipe and by what becomes of earlier answers.
+
+    Answers are the conversations' own, forced like all others.
+    """
+    from mixquant_agents.bench.fidelity.study import EMULATION
+
+    threads = conversations(3 * settings.turns, "measured", settings.seed + 1, turns=(21, 21))[2::3]
+    found: dict[str, dict[str, float]] = {}
+    for turn in TURNS:
+        made = [_until(study.tokenizer, thread, turn) for thread in threads]
+        exact = reference(study.network, [prompt for prompt, _ in made], settings.rows)
+        kept = {prompt.ids: own for prompt, own in made}
+        for name in RECIPES:
+            recipe = named[name]
+            resolved = resolve(recipe.policy, EMULATION)
+            known = study.calibration(recipe.calibration, recipe.policy.weight_scales == "4/6")
+            for way in ("kept", "reread"):
+                study.progress(f"turn {turn}: {name}, answers {way}")
+
+                def spans(
+                    prompt: Prompt, lies: dict[tuple[int, ...], list[tuple[int, int]]] = kept, way: str = way
+                ) -> list[tuple[int, int]]:
+                    own = lies[prompt.ids] if way == "kept" else []
+                    edges = [0, *(edge for span in own for edge in span), len(prompt.ids) - 1]
+                    # Each turn's last prompt token runs exact, and so does the answer behind it.
+                    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+                with routed(study.network, resolved, known) as plan:
+                    loss = compare(study.network, exact, plan, spans)
+                total = sum(float(kl.sum()) for kl in loss.kl.values())
+                count = sum(kl.numel() for kl in loss.kl.values())
+                found.setdefault(f"{name}, answers {way}", {})[str(turn)] = total / max(1, count)
+    return found
+
+
+def _until(tokenizer: Any, thread: Conversation, turn: int) -> tuple[Prompt, list[tuple[int, int]]]:
+    """The thread up to the model's final answer of turn ``turn``, and where its own earlier answers lie, each with the
+    last prompt token before it."""
+    messages, ends = list(thread.messages), []
+    for number, message in enumerate(messages):
+        if message["role"] == "assistant" and message["content"]:
+            ends.append(number)
+    last = ends[turn - 1]
+    ids = prompt_ids(tokenizer, messages[:last], thread.tools)
+    whole = _without_prompt(tokenizer, messages[: last + 1], thread.tools)
+    own = []
+    for number, message in enumerate(messages[:last]):
+        if message["role"] == "assistant":
+            start = len(prompt_ids(tokenizer, messages[:number], thread.tools))
+            stop = len(_without_prompt(tokenizer, messages[: number + 1], thread.tools))
+            own.append((start - 1, stop))
+    return Prompt("turns", tuple(ids), 0, tuple(whole[len(ids) :])), own
+
+
+def _without_prompt(tokenizer: Any, messages: Any, tools: Any) -> list[int]:
+    return list(tokenizer.apply_chat_template(messages, tools=list(tools), return_dict=True)["input_ids"])

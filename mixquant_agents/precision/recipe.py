@@ -1,0 +1,60 @@
+"""How weights and activations are rounded to NVFP4, beyond taking the nearest value: the parts of a recipe. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["PLAIN", "BlockScales", "Recipe", "WeightRounding"]
+
+BlockScales = Literal["max", "4/6"]
+"""``"max"``: a block's largest magnitude becomes 6, the largest E2M1 value. ``"4/6"``: 6 or 4, whichever leaves the
+smaller squared error (arXiv 2512.02010)."""
+
+WeightRounding = Literal["nearest", "gptq"]
+"""``"gptq"``: column by column, each column's error carried on to those after it by the inputs' second moments (arXiv
+2210.17323). Needs a calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What of a layer's rounding the policy singles out. The defaults are the plain form.
+
+    Attributes:
+        weight_rounding: how values of the twin are rounded.
+        weight_scales: how block scales of the twin are chosen.
+        activation_scales: how block scales of activations are chosen. No kernel does ``"4/6"``: it is emulated.
+        residual_channels: for so many input channels, those with the largest activations, what rounding leaves is
+            rounded too and multiplied once more (arXiv 2601.07475). Emulated; needs a calibration.
+    """
+
+    weight_rounding: WeightRounding = "nearest"
+    weight_scales: BlockScales = "max"
+    activation_scales: BlockScales = "max"
+    residual_channels: int = 0
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the model's own activations have to be seen first."""
+        return self.weight_rounding == "gptq" or self.residual_channels > 0
+
+    @property
+    def without_kernel(self) -> str | None:
+        """The setting that no kernel here computes; ``None``: the native path computes all of it."""
+        if self.activation_scales != "max":
+            return f"activation_scales={self.activation_scales!r}"
+        return f"residual_channels={self.residual_channels}" if self.residual_channels else None
+
+    @property
+    def name(self) -> str:
+        """What differs from the plain form, for example ``"-gptq-w46"``; empty for the plain one."""
+        parts = [
+            "-gptq" if self.weight_rounding == "gptq" else "",
+            "-w46" if self.weight_scales == "4/6" else "",
+            "-a46" if self.activation_scales == "4/6" else "",
+            f"-r{self.residual_channels}" if self.residual_channels else "",
+        ]
+        return "".join(parts)
+
+
+PLAIN = Recipe()

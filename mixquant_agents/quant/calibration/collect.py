@@ -1,0 +1,176 @@
+"""What calibration sees: the largest magnitude of every input channel, and the inputs' second moments."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mixquant_agents.precision.resolve import ResolvedPolicy
+from mixquant_agents.quant.calibration.gptq import gptq, moved
+from mixquant_agents.quant.calibration.network import Batch, Group, groups, routed
+from mixquant_agents.quant.numerics import nvfp4
+from mixquant_agents.quant.twins.calibrated import LayerCalibration
+
+__all__ = ["Seen", "collect", "layer_calibrations"]
+
+AT_ONCE = 2 * 10**8
+"""Numbers of float32 that layers rounded side by side may take together, about."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """Inputs of one group, as far as calibration saw them.
+
+    Attributes:
+        peaks: float32 ``[K]``, the largest magnitude of each channel in the exact model.
+        second: ``E[x xᵀ]`` ``[K, K]`` of the inputs that the twin will meet.
+        cross: ``E[x qᵀ]`` ``[K, K]``, of exact inputs and those that the twin will meet; ``None``: they are the same.
+        rows: how many there were.
+    """
+
+    peaks: torch.Tensor
+    second: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+    rows: int = 0
+
+
+@dataclass(slots=True)
+class _Tap:
+    """Inputs of all groups in one pass."""
+
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def on(self, members: Sequence[Group]) -> Iterator[None]:
+        handles = [group.layers[0].register_forward_pre_hook(self._hook(group.name)) for group in members]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str) -> Callable[[Any, Any], None]:
+        def hook(_: Any, args: Any) -> None:
+            self.inputs[name] = args[0].detach().reshape(-1, args[0].shape[-1])
+
+        return hook
+
+
+def collect(
+    network: Any,
+    made: Sequence[Batch],
+    *,
+    moments: bool,
+    quantized: ResolvedPolicy | None = None,
+    scales: Mapping[str, LayerCalibration] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, Seen]:
+    """Run ``network`` over ``made`` and look at the inputs of each group.
+
+    Args:
+        network: see :func:`~mixquant_agents.quant.calibration.network.load`.
+        made: calibration text.
+        moments: second moments too.
+        quantized: where given, each batch runs once more with every row quantized, and the moments are of the rounded
+            inputs of that pass.
+        scales: for that pass, see :func:`~mixquant_agents.quant.calibration.network.routed`.
+        progress: told the share done.
+    """
+    members = groups(network)
+    seen: dict[str, Seen] = {}
+    for number, batch in enumerate(made):
+        progress(number / len(made))
+        real = batch.mask([[(0, length)] for length in batch.lengths]).flatten().to(batch.ids.device)
+        exact = _inputs(network, batch, members, real)
+        for name, x in exact.items():
+            own = seen.setdefault(name, Seen(torch.zeros(x.shape[1], device=x.device)))
+            own.peaks = torch.maximum(own.peaks, x.abs().amax(0).float())
+            own.rows += x.shape[0]
+        if not moments:
+            continue
+        rounded = exact
+        if quantized is not None:
+            with routed(network, quantized, scales) as plan:
+                plan(batch.step(torch.ones(batch.ids.shape, dtype=torch.bool)))
+                rounded = _inputs(network, batch, members, real)
+            for name, x in rounded.items():
+                known = (scales or {}).get(name)
+                scale = torch.tensor(1.0 if known is None else known.activation_scale, device=x.device)
+                grid, decode = nvfp4.split_scaled(x, scale)
+                rounded[name] = grid * decode
+        for name, x in rounded.items():
+            own = seen[name]
+            second = x.float().T @ x.float()
+            own.second = second if own.second is None else own.second + second
+            if quantized is not None:
+                cross = exact[name].float().T @ x.float()
+                own.cross = cross if own.cross is None else own.cross + cross
+    return seen
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator, unused-ignore] # torch is untyped here
+def _inputs(network: Any, batch: Batch, members: Sequence[Group], real: torch.Tensor) -> dict[str, torch.Tensor]:
+    tap = _Tap()
+    with tap.on(members):
+        network(batch.ids, use_cache=False, logits_to_keep=1)
+    return {name: x[real] for name, x in tap.inputs.items()}
+
+
+def layer_calibrations(
+    network: Any,
+    seen: Mapping[str, Seen],
+    *,
+    twins: bool,
+    four_over_six: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> dict[str, LayerCalibration]:
+    """What each group's twin is built with: the scale of its inputs, its channels by rank, and its rounded weight.
+
+    Args:
+        network: see :func:`~mixquant_agents.quant.calibration.network.load`.
+        seen: see :func:`collect`; with second moments where ``twins``.
+        twins: round the weights by GPTQ.
+        four_over_six: block scales of these end at 6 or at 4.
+        progress: told the share done.
+    """
+    members = groups(network)
+    rounded = _rounded(members, seen, four_over_six, progress) if twins else {}
+    return {
+        group.name: LayerCalibration(
+            nvfp4.static_global_scale(float(seen[group.name].peaks.max())),
+            seen[group.name].peaks.argsort(descending=True),
+            rounded.get(group.name),
+        )
+        for group in members
+    }
+
+
+def _rounded(
+    members: Sequence[Group], seen: Mapping[str, Seen], four_over_six: bool, progress: Callable[[float], None]
+) -> dict[str, nvfp4.Nvfp4Tensor]:
+    """GPTQ's twins of all groups whose inputs are blocks of 16, those of one shape side by side."""
+    by_shape: dict[tuple[int, int], list[Group]] = {}
+    for group in members:
+        shape = sum(group.widths), group.layers[0].weight.shape[1]
+        if shape[1] % nvfp4.BLOCK == 0:
+            by_shape.setdefault(shape, []).append(group)
+    twins: dict[str, nvfp4.Nvfp4Tensor] = {}
+    for (n, k), same in by_shape.items():
+        together = max(1, AT_ONCE // (n * k + 3 * k * k))
+        for first in range(0, len(same), together):
+            progress(len(twins) / len(members))
+            part = same[first : first + together]
+            weights, seconds = [], []
+            for group in part:
+                own, weight = seen[group.name], group.weight()
+                if own.second is None:
+                    raise ValueError(f"second moments of {group.name!r} were not collected")
+                weights.append(weight if own.cross is None else moved(weight, own.second, own.cross))
+                seconds.append(own.second)
+            made = gptq(torch.stack(weights), torch.stack(seconds), four_over_six=four_over_six)
+            twins |= {group.name: twin for group, twin in zip(part, made, strict=True)}
+    return twins

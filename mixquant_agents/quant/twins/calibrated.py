@@ -1,0 +1,29 @@
+"""What a calibration knows of one Linear."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
+
+__all__ = ["UNCALIBRATED", "LayerCalibration"]
+
+
+class LayerCalibration(NamedTuple):
+    """Of a weight ``[N, K]``.
+
+    Attributes:
+        activation_scale: the global scale of its inputs in NVFP4, a power of two; encodes.
+        channels: int64 ``[C]``, input channels by falling largest magnitude; ``None``: not seen.
+        twin: the weight rounded beforehand (GPTQ); ``None``: round the weight itself.
+    """
+
+    activation_scale: float = 1.0
+    channels: torch.Tensor | None = None
+    twin: Nvfp4Tensor | None = None
+
+
+UNCALIBRATED = LayerCalibration()
+"""A global scale of 1 neither saturates nor underflows where a block's largest magnitude is between 0.094 and 2,688."""
