@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
-from mixquant_agents.engine.vllm.thread import EngineThread
+from mixquant_agents.engine.vllm.core import RunningEngine
 
 sys.path.extend(sorted({str(path.parent) for path in Path(__file__).parent.glob("*/**/*.py")}))
 """Helpers lie beside the tests that use them and are imported by their name."""
@@ -38,16 +38,16 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _at_most_two_engines() -> Iterator[None]:
-    """The session's engine and its successor (``test_lifecycle.py``); the scripts there see that they start none."""
+    """The session's engine and its successor (``engine/vllm/test_lifecycle.py``); the scripts there start none."""
     started: list[EngineConfig] = []
-    start = EngineThread.__init__
+    start = RunningEngine.__init__
 
-    def counted(engine: EngineThread, config: EngineConfig, *more: Any) -> None:
+    def counted(engine: RunningEngine, config: EngineConfig, *more: Any) -> None:
         start(engine, config, *more)
         started.append(config)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EngineThread, "__init__", counted)
+        patch.setattr(RunningEngine, "__init__", counted)
         yield
     assert len(started) <= 2, started
 

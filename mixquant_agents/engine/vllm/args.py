@@ -13,8 +13,8 @@ from typing import Any
 
 from mixquant_agents.config import CAPTURE_SIZES, EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm.argument_names import check_names
+from mixquant_agents.engine.vllm.checkpoint import context_length, kv_bytes_per_token, model_config
 from mixquant_agents.engine.vllm.context_window import CPU_CONTEXT_CAP
-from mixquant_agents.engine.vllm.model import context_length, kv_bytes_per_token, model_config
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
 __all__ = ["engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
@@ -36,7 +36,8 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
         log_path: file that vLLM's processes write to.
         local: the model is a folder, so nothing needs to be fetched from a hub.
     """
-    from mixquant_agents.engine.vllm.child import ENV_LOG
+    from mixquant_agents.engine.vllm.child_process import ENV_LOG
+    from mixquant_agents.engine.vllm.leftovers import socket_folder
 
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ""
     ours = {
@@ -53,6 +54,8 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
         ours["HF_HUB_OFFLINE"] = "1"
         _import_hub()
     _quiet_tracker()
+    if (folder := socket_folder()) is not None:
+        ours["VLLM_RPC_BASE_PATH"] = folder
     added = {name: value for name, value in ours.items() if name not in os.environ}
     added[ENV_LOG] = f"{os.getpid()}:{log_path}"
     os.environ.update(added)

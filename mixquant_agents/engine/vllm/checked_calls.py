@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from mixquant_agents.engine.base import Delta, JsonObject, ToolCallDelta
@@ -25,12 +26,13 @@ class CheckedCalls:
 
     Args:
         parser: what reads the answer.
-        schemas: parameters of the tools to check, by name.
+        schemas: gives the parameters of the tools to check, by name; asked for with the first call, when the engine has
+            long read them for its grammar.
     """
 
-    def __init__(self, parser: OutputParser, schemas: Mapping[str, JsonObject]) -> None:
+    def __init__(self, parser: OutputParser, schemas: Callable[[], Mapping[str, JsonObject]]) -> None:
         self._parser = parser
-        self._schemas = schemas
+        self._schemas = functools.cache(schemas)
         self._held: dict[int, _Call] = {}
 
     def feed(self, delta: TokenDelta) -> Delta:
@@ -43,7 +45,7 @@ class CheckedCalls:
         calls, invalid = list(out.tool_calls), list(out.invalid_calls)
         for call in self._held.values():
             name, arguments = str(call.first.name), "".join(call.arguments)
-            problem = _problem(self._schemas[name], arguments)
+            problem = _problem(self._schemas()[name], arguments)
             if problem is None:
                 calls.append(replace(call.first, arguments=arguments))
             else:
@@ -55,7 +57,7 @@ class CheckedCalls:
     def _without_held(self, out: Delta) -> Delta:
         passed = []
         for piece in out.tool_calls:
-            if piece.name is not None and piece.name in self._schemas:
+            if piece.name is not None and piece.name in self._schemas():
                 self._held.setdefault(piece.index, _Call(piece))
             if (call := self._held.get(piece.index)) is not None:
                 call.arguments.append(piece.arguments)

@@ -20,23 +20,24 @@ from mixquant_agents.engine.base import (
 )
 from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.vllm.context_window import context_window
-from mixquant_agents.engine.vllm.recorder import EngineStats
-from mixquant_agents.engine.vllm.running import RunningEngine, assumed_info
-from mixquant_agents.engine.vllm.shared import EngineCell, acquire
+from mixquant_agents.engine.vllm.core import RunningEngine, assumed_info
+from mixquant_agents.engine.vllm.registry import EngineHandle, acquire
+from mixquant_agents.engine.vllm.stats import EngineStats
 from mixquant_agents.errors import EngineClosedError
 
 __all__ = ["EngineStats", "VllmEngine"]
 
 
 class VllmEngine(SwitchableEngine):
-    """One vLLM engine in the caller's hands: an owned child process, no server, no port.
+    """One vLLM engine in the caller's hands: owned child processes, no server. These talk to each other over sockets,
+    and over ports of the loopback interface that torch and vLLM open for themselves.
 
     Starts at first use. Safe from several event loops and threads; turns run concurrently. ``VllmEngine(config)`` owns
     its engine; :meth:`shared` hands out the engine of all callers with equal settings.
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        self._hold(config, EngineCell(config), shared=False)
+        self._hold(config, EngineHandle(config), shared=False)
 
     @classmethod
     def shared(cls, config: EngineConfig) -> VllmEngine:
@@ -54,21 +55,21 @@ class VllmEngine(SwitchableEngine):
         """This handle: an engine of its own is more than a copy of settings asks for."""
         return self
 
-    def _hold(self, config: EngineConfig, cell: EngineCell, *, shared: bool) -> None:
-        self.config, self._cell, self._shared, self._closed = config, cell, shared, False
-        self._forgotten = weakref.finalize(self, cell.forgotten)
-        self._forgotten.atexit = False
+    def _hold(self, config: EngineConfig, handle: EngineHandle, *, shared: bool) -> None:
+        self.config, self._handle, self._shared, self._closed = config, handle, shared, False
+        self._finalizer = weakref.finalize(self, handle.release)
+        self._finalizer.atexit = False
 
     @property
     def start_seconds(self) -> float | None:
         """How long the start took; ``None`` before it."""
-        running = self._cell.running
+        running = self._handle.running
         return running.start_seconds if running is not None else None
 
     @property
     def policy(self) -> PrecisionPolicy:
         """The precision policy in force."""
-        running = self._cell.running
+        running = self._handle.running
         return running.policy if running is not None else self.config.policy
 
     async def start(self) -> None:
@@ -83,7 +84,7 @@ class VllmEngine(SwitchableEngine):
     @property
     def info(self) -> EngineInfo:
         """What this engine is: by its settings, and once it runs with ``auto`` resolved."""
-        running = self._cell.running
+        running = self._handle.running
         return running.info if running is not None else assumed_info(self.config, context_window(self.config))
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
@@ -125,7 +126,7 @@ class VllmEngine(SwitchableEngine):
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""
         engine = await self._engine()
-        return len(await asyncio.wrap_future(engine.submit(engine.render(messages, tools, {}))))
+        return len(await asyncio.wrap_future(engine.submit(engine.prompts.render(messages, tools, {}))))
 
     async def stats(self) -> EngineStats:
         """State of the scheduler after its newest step, and the requests the front end waits for."""
@@ -153,22 +154,22 @@ class VllmEngine(SwitchableEngine):
     async def aclose(self) -> None:
         """Release the engine; the last holder ends its processes. Idempotent."""
         if self._let_go():
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._cell.close))
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._handle.close))
 
     def close(self) -> None:
         """:meth:`aclose` for callers without an event loop (blocking)."""
         if self._let_go():
-            self._cell.close()
+            self._handle.close()
 
     def _let_go(self) -> bool:
         """Whether this handle still held its engine."""
         self._closed = True
-        return self._forgotten.detach() is not None
+        return self._finalizer.detach() is not None
 
     async def _engine(self) -> RunningEngine:
         if self._closed:
             raise EngineClosedError(f"this engine for {self.config.model!r} was closed; make a new one")
-        return await self._cell.engine()
+        return await self._handle.engine()
 
 
 def _copy(config: EngineConfig, shared: bool, closed: bool) -> VllmEngine:

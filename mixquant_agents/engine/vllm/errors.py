@@ -184,7 +184,7 @@ def start_error(error: Exception, config: EngineConfig, log_path: str) -> MixQua
 
 def start_error_from_text(own: str, log: str, config: EngineConfig, log_path: str) -> MixQuantError:
     """The same, from text alone: ``own`` describes the exception raised here, ``log`` is the processes' output."""
-    from mixquant_agents.engine.vllm.child import GUARD_MARK
+    from mixquant_agents.engine.vllm.child_process import GUARD_MARK
 
     if GUARD_MARK in log:
         return MainGuardError(

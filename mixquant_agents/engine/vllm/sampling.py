@@ -6,8 +6,9 @@ from typing import Any
 
 from mixquant_agents.engine.base import JsonObject, Sampling
 from mixquant_agents.errors import InvalidSamplingError
+from mixquant_agents.unicode import has_lone_surrogate
 
-__all__ = ["encodable", "sampling_parameters"]
+__all__ = ["sampling_parameters"]
 
 _NAMED = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "min_tokens", "presence_penalty", "frequency_penalty",
@@ -56,9 +57,8 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
         values["ignore_eos"] = True
     values.update(_converted(sampling.extra, SamplingParams))
     for name in ("stop", "bad_words"):
-        for word in values.get(name) or ():
-            if not encodable(word):
-                raise InvalidSamplingError(f"{name} holds {word!r}, half of a surrogate pair; no text has it")
+        if has_lone_surrogate(values.get(name)):
+            raise InvalidSamplingError(f"{name}={values[name]!r} holds half of a surrogate pair; no text has it")
     values.update(ours)
     try:
         return SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
@@ -68,15 +68,6 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
         if type(error).__name__ == "VLLMValidationError":  # no ValueError any more since vLLM 0.3x
             raise InvalidSamplingError(f"invalid sampling value: {error}") from error
         raise
-
-
-def encodable(text: str) -> bool:
-    """Whether ``text`` is Unicode text: a Python string may also hold half a surrogate pair, which nothing can send."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _converted(extra: JsonObject, params: type) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def call(name: str, arguments: Any) -> str:
 
 def read(text: str, cuts: list[int] = []) -> tuple[str, list[tuple[str, Any]], list[str]]:  # noqa: B006  never written to
     """Content, calls and reasons of invalid calls, where the text comes in pieces."""
-    parser = CheckedCalls(HermesParser(), {"f": SCHEMA})
+    parser = CheckedCalls(HermesParser(), lambda: {"f": SCHEMA})
     edges = [0, *sorted(cut for cut in cuts if cut < len(text)), len(text)]
     outs = [parser.feed(TokenDelta(text[a:b])) for a, b in itertools.pairwise(edges)]
     outs.append(parser.finish())
@@ -54,7 +54,7 @@ def test_call_that_breaks_its_schema_is_invalid_however_it_is_cut(cuts: list[int
 
 
 def test_other_parts_of_the_answer_are_passed_on_at_once() -> None:
-    parser = CheckedCalls(HermesParser(), {"f": SCHEMA})
+    parser = CheckedCalls(HermesParser(), lambda: {"f": SCHEMA})
     assert parser.feed(TokenDelta("<think>\nHm.")).reasoning == "Hm."
     assert parser.feed(TokenDelta("\n</think>\nSo.")) == Delta("So.")
 
@@ -71,7 +71,7 @@ def test_tools_that_are_checked_are_those_with_a_promise() -> None:
 @pytest.mark.parametrize("arguments", ['{"s": [1', "[]", "7"])
 def test_what_is_no_object_is_left_to_the_reader_of_calls(arguments: str) -> None:
     text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}'
-    parser = CheckedCalls(HermesParser(), {"f": SCHEMA})
+    parser = CheckedCalls(HermesParser(), lambda: {"f": SCHEMA})
     out = parser.feed(TokenDelta(text))
     assert out.tool_calls == ()
     last = parser.finish()

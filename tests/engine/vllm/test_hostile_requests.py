@@ -48,7 +48,7 @@ async def test_unsendable_request_is_refused_and_leaves_nothing(
 
 
 async def test_failure_on_the_way_to_the_core_leaves_nothing(engine: VllmEngine, monkeypatch: Any) -> None:
-    running = engine._cell.running
+    running = engine._handle.running
     assert running is not None
     core = running.llm.engine_core
 
@@ -135,7 +135,7 @@ async def test_cancelled_turn_ends_the_work_on_its_schema(engine: VllmEngine) ->
     fields = {"tools": [tool("^((a{1,300}b?){1,7}c{1,300}){1,9}$")], "tool_choice": "required"}
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(read(engine, **fields), 0.2)
-    running = engine._cell.running
+    running = engine._handle.running
     assert running is not None
     await asyncio.sleep(0.2)
     assert running._grammars._helper is None

@@ -16,7 +16,7 @@ import pytest
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.args import physical_memory
-from mixquant_agents.engine.vllm.starting import StartControl
+from mixquant_agents.engine.vllm.startup import StartControl
 from mixquant_agents.errors import (
     ConfigError,
     DamagedWeightsError,
@@ -126,16 +126,16 @@ async def test_a_format_that_the_worker_refuses(folder: Path, capfd: pytest.Capt
 def test_a_start_that_was_given_up_ends_at_its_next_stage() -> None:
     control = StartControl("m")
     control.check()
-    assert not control.give_up()
-    control.given_up = False
+    assert not control.cancel_start()
+    control.cancelled = False
     with suppress(ZeroDivisionError), control.launching():
-        assert control.give_up()  # there may be processes at any moment: ask again
+        assert control.cancel_start()  # there may be processes at any moment: ask again
         raise ZeroDivisionError
-    assert not control.give_up()  # the launch failed, and has cleared away its own
-    control.given_up = False
+    assert not control.cancel_start()  # the launch failed, and has cleared away its own
+    control.cancelled = False
     with control.launching():
         pass
-    assert control.give_up()  # they are there, and the start ends them: wait for it
+    assert control.cancel_start()  # they are there, and the start ends them: wait for it
     for stage in (control.check, control.launching().__enter__):
         with pytest.raises(EngineClosedError, match="'m' was closed while it was starting"):
             stage()

@@ -10,14 +10,14 @@ import threading
 from contextlib import suppress
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.vllm.running import RunningEngine
-from mixquant_agents.engine.vllm.starting import StartControl
+from mixquant_agents.engine.vllm.core import RunningEngine
+from mixquant_agents.engine.vllm.startup import StartControl
 from mixquant_agents.errors import EngineClosedError
 
-__all__ = ["EngineCell", "acquire", "close_all"]
+__all__ = ["EngineHandle", "acquire", "close_all"]
 
 
-class EngineCell:
+class EngineHandle:
     """A place for one engine: started on first use, started again after its death, closed with its last reference."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -28,7 +28,7 @@ class EngineCell:
         self._start: concurrent.futures.Future[RunningEngine] | None = None
         self._control = StartControl(config.model)
         with _registry_lock:
-            _cells.add(self)
+            _handles.add(self)
 
     @property
     def running(self) -> RunningEngine | None:
@@ -42,7 +42,7 @@ class EngineCell:
         """The running engine; starts one if need be. Many callers, from any loops, wait for one start.
 
         Raises:
-            EngineClosedError: the cell was closed.
+            EngineClosedError: the handle was closed.
             MixQuantError: the start failed; the next call tries again.
         """
         if (running := self.running) is not None and not self.closed:
@@ -81,12 +81,12 @@ class EngineCell:
         engine.close()
         start.set_exception(EngineClosedError(f"the engine for {self.config.model!r} was closed; make a new one"))
 
-    def begin_anew(self) -> None:
+    def reset_after_fork(self) -> None:
         """In a forked child: what runs or starts is the parent's; the next turn here starts an engine of its own."""
         _left_to_parents.append(self._start)
         self._lock, self._start, self._control = threading.Lock(), None, StartControl(self.config.model)
 
-    def forgotten(self) -> None:
+    def release(self) -> None:
         """A holder is gone without having closed: it counts no more, but what runs goes on, for others or for later."""
         with _registry_lock:
             self.references -= 1
@@ -97,7 +97,7 @@ class EngineCell:
             self.references -= 1
             if self.references > 0:
                 return
-            _cells.discard(self)
+            _handles.discard(self)
             if _shared.get(self.config.fingerprint) is self:
                 del _shared[self.config.fingerprint]
         self.end()
@@ -114,27 +114,27 @@ class EngineCell:
         if started:
             with suppress(Exception):  # a start that failed left nothing to close
                 start.result().close()
-        while not start.done() and control.give_up() and wait:
+        while not start.done() and control.cancel_start() and wait:
             concurrent.futures.wait([start], 0.25)
 
 
 _registry_lock = threading.RLock()
 """Taken by the garbage collector too, wherever it happens to run."""
-_cells: set[EngineCell] = set()
-_shared: dict[str, EngineCell] = {}
+_handles: set[EngineHandle] = set()
+_shared: dict[str, EngineHandle] = {}
 
 
-def acquire(config: EngineConfig) -> EngineCell:
-    """The shared cell for these settings, with one more reference."""
+def acquire(config: EngineConfig) -> EngineHandle:
+    """The shared handle for these settings, with one more reference."""
     key = config.fingerprint
     with _registry_lock:
-        if (cell := _shared.get(key)) is not None:
-            cell.references += 1
-            return cell
-    made = EngineCell(config)
+        if (handle := _shared.get(key)) is not None:
+            handle.references += 1
+            return handle
+    made = EngineHandle(config)
     with _registry_lock:
         if (other := _shared.setdefault(key, made)) is not made:
-            _cells.discard(made)
+            _handles.discard(made)
             other.references += 1
     return other
 
@@ -146,11 +146,11 @@ def close_all(*, wait: bool = True) -> None:
         wait: also wait for the end of engines that are just starting; else their processes end with this one.
     """
     with _registry_lock:
-        cells = list(_cells)
-        _cells.clear()
+        handles = list(_handles)
+        _handles.clear()
         _shared.clear()
-    for cell in cells:
-        cell.end(wait=wait)
+    for handle in handles:
+        handle.end(wait=wait)
 
 
 _left_to_parents: list[object] = []
@@ -161,8 +161,8 @@ def _forget() -> None:
     """A forked child has the objects but neither threads nor the right to close the parent's engines."""
     global _registry_lock
     _registry_lock = threading.RLock()
-    for cell in _cells:
-        cell.begin_anew()
+    for handle in _handles:
+        handle.reset_after_fork()
 
 
 atexit.register(close_all, wait=False)

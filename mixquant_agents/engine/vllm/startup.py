@@ -17,7 +17,7 @@ class StartControl:
     """One start, seen from the threads that wait for it.
 
     Attributes:
-        given_up: somebody has closed the engine meanwhile.
+        cancelled: somebody has closed the engine meanwhile.
         processes: ids of the processes that the start has made here (vLLM's engine core; its workers are its own).
     """
 
@@ -26,7 +26,7 @@ class StartControl:
         self._lock = threading.Lock()
         self._before: set[BaseProcess] | None = None
         self._launched = False
-        self.given_up = False
+        self.cancelled = False
         self.processes: list[int] = []
 
     def check(self) -> None:
@@ -35,7 +35,7 @@ class StartControl:
         Raises:
             EngineClosedError: it has been given up.
         """
-        if self.given_up:
+        if self.cancelled:
             raise EngineClosedError(f"the engine for {self._model!r} was closed while it was starting")
 
     @contextmanager
@@ -53,7 +53,7 @@ class StartControl:
                 self.processes = [process.pid for process in made if process.pid is not None]
                 self._before = None
 
-    def give_up(self) -> bool:
+    def cancel_start(self) -> bool:
         """End the engine core that this start has made, if any; its workers end with it. Usable from any thread, and to
         be called again while it says so: the core may be about to be made.
 
@@ -61,7 +61,7 @@ class StartControl:
             Whether there are, or may soon be, processes to wait for.
         """
         with self._lock:
-            self.given_up, before = True, self._before
+            self.cancelled, before = True, self._before
         if before is None:
             return self._launched  # the start ends its processes itself, as nobody wants them any more
         for process in set(multiprocessing.active_children()) - before:

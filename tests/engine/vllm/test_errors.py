@@ -11,7 +11,7 @@ import pytest
 
 from mixquant_agents import errors as tree
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.vllm.child import GUARD_MARK
+from mixquant_agents.engine.vllm.child_process import GUARD_MARK
 from mixquant_agents.engine.vllm.errors import TURN_ERRORS, start_error, start_error_from_text, turn_error
 
 CONFIG = EngineConfig(model="some/model", revision="abc", policy="mixquant-fp8")

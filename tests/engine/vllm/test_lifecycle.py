@@ -21,7 +21,7 @@ import pytest
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.base import Delta, EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
-from mixquant_agents.engine.vllm.model import model_path
+from mixquant_agents.engine.vllm.checkpoint import model_path
 from mixquant_agents.errors import EngineDeadError
 
 SHAPE = {
@@ -58,7 +58,7 @@ def core(way, owner, said):
             time.sleep(0.01)
     if way == "pipe":
         del os.pidfd_open
-    from mixquant_agents.engine.vllm import child
+    from mixquant_agents.engine.vllm import child_process as child
     child.GuardedMultiprocExecutor()._init_executor()
     worker = multiprocessing.Process(target=work, daemon=True)
     worker.start()
@@ -204,7 +204,8 @@ def test_a_parent_killed_while_its_engine_starts_leaves_nothing(tiny: Path) -> N
     out, err = process.communicate()
     assert out == ""
     assert "Engine ready" not in err
-    Path(tempfile.gettempdir(), f"mixquant-engine-{process.pid}-1.log").unlink()
+    for log in Path(tempfile.gettempdir()).glob(f"mixquant-engine-{process.pid}-*.log"):
+        log.unlink()
 
 
 @pytest.mark.slow

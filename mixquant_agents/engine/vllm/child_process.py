@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import threading
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
+
+from mixquant_agents.engine.vllm.leftovers import FOLDER_PREFIX
 
 __all__ = ["ENV_LOG", "GUARD_MARK", "guarded", "report_missing_guard"]
 
@@ -37,7 +41,7 @@ def report_missing_guard() -> None:
 
 def _redirect(path: str) -> None:
     """Send this process's stdout and stderr (and those of the workers it will start) to the engine's log."""
-    target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
@@ -48,6 +52,9 @@ def _end_with(handles: list[Any]) -> None:
     wait(handles)
     for worker in multiprocessing.active_children():
         worker.kill()
+    folder = Path(os.environ.get("VLLM_RPC_BASE_PATH", ""))
+    if folder.name.startswith(FOLDER_PREFIX):  # the parent was killed: it cannot remove its sockets any more
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

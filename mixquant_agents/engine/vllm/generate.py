@@ -17,11 +17,11 @@ from typing import Any
 from mixquant_agents.engine.base import FinishReason, TokenLogprob
 from mixquant_agents.engine.meter import EngineStamps, TurnMeter
 from mixquant_agents.engine.parsing import TokenDelta
-from mixquant_agents.engine.vllm.counts import Counts, RowCounts
+from mixquant_agents.engine.vllm.row_counts import Counts, RowCountClient
 from mixquant_agents.errors import EngineError
 from mixquant_agents.records import TurnCounts, TurnTimes
 
-__all__ = ["StepMeter", "logprobs_of", "run_turn"]
+__all__ = ["StepMeter", "generate", "logprobs_of"]
 
 logger = logging.getLogger("mixquant_agents.engine")
 
@@ -97,13 +97,13 @@ class StepMeter:
         )
 
 
-async def run_turn(
+async def generate(
     llm: Any,
     prompt: Any,
     params: Any,
     request_id: str,
     meter: StepMeter,
-    rows: RowCounts | None,
+    rows: RowCountClient | None,
     preempted: Callable[[], int],
     post: Callable[[TokenDelta], None],
     **options: Any,

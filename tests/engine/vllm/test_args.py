@@ -13,7 +13,7 @@ import pytest
 
 from mixquant_agents.config import CAPTURE_SIZES, EngineConfig
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
-from mixquant_agents.engine.vllm.child import ENV_LOG
+from mixquant_agents.engine.vllm.child_process import ENV_LOG
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
 SHAPE = {"model_type": "llama", "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}

@@ -11,14 +11,14 @@ import asyncio
 import logging
 from typing import Any
 
-__all__ = ["RowCounts"]
+__all__ = ["RowCountClient"]
 
 logger = logging.getLogger("mixquant_agents.engine")
 
 Counts = dict[str, int]
 
 
-class RowCounts:
+class RowCountClient:
     """Batches ``mixquant_row_counts`` calls. Lives on the owner's loop."""
 
     def __init__(self, llm: Any) -> None:

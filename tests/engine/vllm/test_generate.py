@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents.engine.parsing import TokenDelta
-from mixquant_agents.engine.vllm.counts import RowCounts
-from mixquant_agents.engine.vllm.stream import StepMeter, run_turn
+from mixquant_agents.engine.vllm.generate import StepMeter, generate
+from mixquant_agents.engine.vllm.row_counts import RowCountClient
 from mixquant_agents.errors import EngineError
 
 
@@ -68,9 +68,9 @@ def rows_of(quantized: int, exact: int, recomputed: int = 0, preemptions: int = 
 async def play(llm: FakeLlm, prompt: int = 10, *, rows: bool = True, preempted: Any = lambda: 0) -> list[TokenDelta]:
     deltas: list[TokenDelta] = []
     meter = StepMeter(prompt, time.monotonic() - 10)
-    counter = RowCounts(llm) if rows else None
+    counter = RowCountClient(llm) if rows else None
     ids = {"prompt_token_ids": list(range(prompt))}
-    await run_turn(llm, ids, None, "r1", meter, counter, preempted, deltas.append)
+    await generate(llm, ids, None, "r1", meter, counter, preempted, deltas.append)
     return deltas
 
 
@@ -138,7 +138,7 @@ async def test_without_the_plugin_every_row_is_exact() -> None:
 
 async def test_requests_of_one_step_share_a_call() -> None:
     llm = FakeLlm([], {"a": rows_of(1, 0), "b": rows_of(2, 0)})
-    rows = RowCounts(llm)
+    rows = RowCountClient(llm)
     found = await asyncio.gather(rows.ask("a"), rows.ask("b"), rows.ask("c"))
     assert llm.calls == [("mixquant_row_counts", ["a", "b", "c"])]
     assert found == [rows_of(1, 0), rows_of(2, 0), None]
@@ -192,7 +192,7 @@ async def test_a_reader_that_fails_closes_the_stream() -> None:
         raise RuntimeError("Event loop is closed")
 
     with pytest.raises(RuntimeError):
-        await run_turn(llm, {"prompt_token_ids": [1] * 4}, None, "r", StepMeter(4, 0.0), None, lambda: 0, post)
+        await generate(llm, {"prompt_token_ids": [1] * 4}, None, "r", StepMeter(4, 0.0), None, lambda: 0, post)
     assert llm.ended == "closed"
 
 

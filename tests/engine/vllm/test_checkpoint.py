@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.vllm.model import check_weights, context_length, kv_bytes_per_token, model_path
+from mixquant_agents.engine.vllm.checkpoint import check_weights, context_length, kv_bytes_per_token, model_path
 from mixquant_agents.errors import DamagedWeightsError, ModelNotFoundError
 
 

@@ -18,8 +18,8 @@ import pytest
 
 from mixquant_agents import MixQuantChatModel
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.vllm import VllmEngine, close_all, shared
-from mixquant_agents.engine.vllm.starting import StartControl
+from mixquant_agents.engine.vllm import VllmEngine, close_all, registry
+from mixquant_agents.engine.vllm.startup import StartControl
 from mixquant_agents.errors import EngineClosedError, ModelNotFoundError
 
 
@@ -43,16 +43,16 @@ class StubEngine:
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[StubEngine]]:
-    before, apart = dict(shared._shared), set(shared._cells)
-    shared._shared.clear()
-    shared._cells.clear()
+    before, apart = dict(registry._shared), set(registry._handles)
+    registry._shared.clear()
+    registry._handles.clear()
     StubEngine.made, StubEngine.failures = [], []
-    monkeypatch.setattr(shared, "RunningEngine", StubEngine)
+    monkeypatch.setattr(registry, "RunningEngine", StubEngine)
     yield StubEngine
-    shared._shared.clear()
-    shared._cells.clear()
-    shared._shared.update(before)
-    shared._cells.update(apart)
+    registry._shared.clear()
+    registry._handles.clear()
+    registry._shared.update(before)
+    registry._handles.update(apart)
 
 
 CONFIG = EngineConfig(model="some/model")
@@ -151,7 +151,7 @@ def hold(stub: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         event.wait(5)
         return stub(config, control)
 
-    monkeypatch.setattr(shared, "RunningEngine", held)
+    monkeypatch.setattr(registry, "RunningEngine", held)
     return event
 
 
@@ -207,7 +207,7 @@ async def test_closing_waits_until_a_start_that_has_launched_has_ended(
         time.sleep(0.2)
         return stub(config, control)
 
-    monkeypatch.setattr(shared, "RunningEngine", late)
+    monkeypatch.setattr(registry, "RunningEngine", late)
     engine = VllmEngine(CONFIG)
     starting = asyncio.create_task(engine.start())
     await asyncio.to_thread(launched.wait, 5)
@@ -223,7 +223,7 @@ async def test_a_forked_child_forgets_the_parents_engines(stub: Any) -> None:
     child = os.fork()
     if child == 0:
         close_all()  # must not touch the parent's engine, nor wait for its threads
-        os._exit(0 if not shared._shared and stub.made[0].closed == 0 else 1)
+        os._exit(0 if not registry._shared and stub.made[0].closed == 0 else 1)
     assert (await asyncio.to_thread(os.waitpid, child, 0))[1] == 0
     await engine.aclose()
 
@@ -236,7 +236,9 @@ def test_a_forked_child_starts_an_engine_of_its_own(stub: Any) -> None:
         right = False
         try:
             asyncio.run(engine.start())
-            right = [made.closed for made in stub.made] == [0, 0] and VllmEngine.shared(CONFIG)._cell is engine._cell
+            right = [made.closed for made in stub.made] == [0, 0] and VllmEngine.shared(
+                CONFIG
+            )._handle is engine._handle
         finally:
             os._exit(0 if right else 1)
     assert os.waitpid(child, 0)[1] == 0

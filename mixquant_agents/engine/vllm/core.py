@@ -1,0 +1,477 @@
+"""The running engine: one thread that owns an event loop and the ``AsyncLLM`` living on it.
+
+``AsyncLLM`` belongs to one loop, agents have many. So callers cross over: coroutines come in by
+``run_coroutine_threadsafe``, results go back by ``call_soon_threadsafe``. Nothing polls, but for a look at the engine's
+processes, once a second while turns wait for them.
+
+Coroutine methods here run on the owner's loop; callers :meth:`~RunningEngine.submit` them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.base import EngineInfo, EngineRequest
+from mixquant_agents.engine.parsing import OutputParser, TokenDelta
+from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
+from mixquant_agents.engine.vllm.checked_calls import CheckedCalls
+from mixquant_agents.engine.vllm.checkpoint import check_hub, model_path
+from mixquant_agents.engine.vllm.errors import start_error, turn_error
+from mixquant_agents.engine.vllm.generate import StepMeter, generate
+from mixquant_agents.engine.vllm.grammar import Grammar, checked_tools, grammar_of, tools_active
+from mixquant_agents.engine.vllm.grammar_check import GrammarChecker
+from mixquant_agents.engine.vllm.leftovers import (
+    descendants,
+    end_processes,
+    segments_of,
+    socket_folder,
+    sockets_in,
+    unlink,
+)
+from mixquant_agents.engine.vllm.liveness import watch
+from mixquant_agents.engine.vllm.parsers import make_parser, parser_names, reasoning_counter, tag_model_of
+from mixquant_agents.engine.vllm.progress import start_progress
+from mixquant_agents.engine.vllm.prompts import Prompts
+from mixquant_agents.engine.vllm.render import Renderer
+from mixquant_agents.engine.vllm.row_counts import RowCountClient
+from mixquant_agents.engine.vllm.sampling import sampling_parameters
+from mixquant_agents.engine.vllm.startup import StartControl
+from mixquant_agents.engine.vllm.stats import EngineStats, StatsRecorder
+from mixquant_agents.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineDeadError,
+    FormatRefusedError,
+    MissingDependencyError,
+    MixQuantError,
+    RequestError,
+)
+from mixquant_agents.unicode import has_lone_surrogate
+
+__all__ = ["RunningEngine", "assumed_info"]
+
+logger = logging.getLogger("mixquant_agents.engine")
+T = TypeVar("T")
+Post = Callable[[TokenDelta | BaseException], None]
+
+_starting = threading.Lock()
+"""A start changes the environment that its processes inherit, so starts happen one after the other."""
+
+SHUTDOWN_SECONDS = 2.0
+"""vLLM's processes hold nothing to save. After so long they are killed; CPU workers never end by themselves."""
+
+
+class RunningEngine:
+    """One engine, from start to end: turns, statistics, policy. A dead one is replaced, never revived.
+
+    Attributes:
+        llm: vLLM's ``AsyncLLM``; touched only on the owner's loop.
+        loop: the owner's event loop.
+        policy: the precision policy in force.
+        renderer: messages → token ids.
+        start_seconds: how long the start took.
+        status: the plugin's answer to ``mixquant_status``, or ``{}`` without the plugin.
+        processes: ids of vLLM's engine core, and of what else the start made in this process.
+        log_path: what vLLM's processes write; kept where the engine died.
+    """
+
+    def __init__(self, config: EngineConfig, control: StartControl | None = None) -> None:
+        """Start the engine and wait for it (blocking, seconds to minutes).
+
+        Raises:
+            ConfigError: a setting cannot be honoured.
+            EngineStartError: the engine did not start.
+            EngineClosedError: the start was cancelled through ``control``.
+        """
+        if _in_bootstrap():
+            from mixquant_agents.engine.vllm.child_process import report_missing_guard
+
+            report_missing_guard()
+        self.config = config
+        self.policy = config.policy
+        self.pid = os.getpid()
+        self.recorder = StatsRecorder()
+        self.dead = False
+        self.start_seconds = 0.0
+        self.status: dict[str, Any] = {}
+        self.llm: Any = None
+        self.prompts: Prompts
+        self.tool_parser: str | None = None
+        self.reasoning_parser: str | None = None
+        self.processes: list[int] = []
+        self._tree: list[Any] = []
+        self._left_behind: frozenset[str] = frozenset()
+        log, self.log_path = tempfile.mkstemp(prefix=f"mixquant-engine-{self.pid}-", suffix=".log")
+        os.close(log)
+        self._grammars = GrammarChecker(self._vocabulary)
+        self._turns: dict[asyncio.Task[Any], Post] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self.loop = asyncio.new_event_loop()
+        self.stopping = False
+        self._gate = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="mixquant-engine", daemon=True)
+        self._thread.start()
+        try:
+            self.submit(self._start(control or StartControl(config.model))).result()
+        except BaseException:
+            self.close()
+            raise
+        llm: Any = self.llm
+        self._rows: RowCountClient | None = RowCountClient(llm) if config.policy.quantizes else None
+        self._tag_model = tag_model_of(self.tool_parser)
+        self._count_reasoning = reasoning_counter(self.reasoning_parser, self.renderer.tokenizer)
+        self._defaults: dict[str, Any] = dict(llm.model_config.get_diff_sampling_param())
+
+    @property
+    def renderer(self) -> Renderer:
+        """Messages → token ids; of ordinary prompts."""
+        return self.prompts.renderer
+
+    # -- the thread --
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run ``work`` on the owner's loop; usable from any thread. Cancelling the future cancels the work.
+
+        Raises:
+            EngineClosedError: the engine is being closed.
+        """
+        with self._gate:
+            if self.stopping:
+                work.close()
+                raise EngineClosedError(f"the engine for {self.config.model!r} was closed; make a new one")
+            return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def close(self) -> None:
+        """End the engine's processes and the thread (blocking). Idempotent; not to be called on the owner's loop."""
+        with self._gate:
+            if self.stopping or self.pid != os.getpid():
+                return
+            self.stopping = True
+        with suppress(concurrent.futures.CancelledError):
+            asyncio.run_coroutine_threadsafe(self._stop(), self.loop).result()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        unlink(self._left_behind)
+        if not self.dead:
+            unlink([self.log_path])
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    # -- start and end --
+
+    async def _start(self, control: StartControl) -> None:
+        config = self.config
+        by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
+        try:
+            with _starting, start_progress(config.model) as progress:
+                control.check()
+                progress.enter("looking at the model")
+                path, local = model_path(config)
+                if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
+                    check_hub(config)
+                with start_environment(self.log_path, local):
+                    control.check()
+                    progress.enter("importing vLLM")
+                    _quiet(by_user)
+                    arguments, executor = self._vllm_arguments(path)
+                    _quiet(by_user)
+                    progress.enter("starting the engine's processes (weights, KV cache)")
+                    from vllm.v1.engine.async_llm import AsyncLLM
+
+                    folder = socket_folder()
+                    sockets = sockets_in(folder)
+                    with control.launching():
+                        self.llm = AsyncLLM(
+                            vllm_config=arguments,
+                            executor_class=executor,
+                            log_stats=bool(config.vllm_args.get("disable_log_stats", True)) is False,
+                            log_requests=False,
+                            stat_loggers=[self.recorder.factory()],
+                        )
+                    self.processes = control.processes
+                    self._tree = descendants(self.processes)
+                    self._left_behind = (sockets_in(folder) - sockets) | segments_of(self._tree)
+                _quiet(by_user)  # starting configured the log anew
+                if config.policy.quantizes:
+                    self.status = dict((await self.llm.collective_rpc("mixquant_status"))[0])
+                self.start_seconds = progress.seconds
+        except MixQuantError:
+            raise
+        except Exception as error:
+            control.check()
+            self.dead = True  # keeps the log
+            raise start_error(error, config, self.log_path) from error
+
+    def _vllm_arguments(self, path: str) -> tuple[Any, type]:
+        """vLLM's configuration and the guarded executor class; also prepares the renderer."""
+        try:
+            import vllm  # noqa: F401  the check that it is there
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"vLLM cannot be imported ({error}); install mixquant-agents[gpu] or mixquant-agents[cpu]"
+            ) from error
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.executor import Executor
+
+        from mixquant_agents.engine.vllm.child_process import guarded
+
+        self.prompts = Prompts(Renderer(path, self.config), lambda: Renderer(path, self.config))
+        self.tool_parser, self.reasoning_parser = parser_names(self.config, self.renderer)
+        arguments = engine_arguments(self.config, path, self.reasoning_parser)
+        made = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+        self.renderer.max_model_len = made.model_config.max_model_len
+        return made, guarded(Executor.get_class(made))
+
+    async def _stop(self) -> None:
+        me = asyncio.current_task()
+        await _cancel(list(self._turns))
+        await self._grammars.close()
+        if self.llm is not None:
+            self.prompts.close()
+            await asyncio.sleep(0)  # let the aborts leave
+            processes = {*self._tree, *descendants(self.processes)}  # where the core is dead, its workers may live on
+            self.llm.shutdown(timeout=SHUTDOWN_SECONDS)
+            self.llm = None
+            end_processes(processes, SHUTDOWN_SECONDS)
+        await _cancel([task for task in asyncio.all_tasks(self.loop) if task is not me])
+
+    # -- turns --
+
+    @property
+    def alive(self) -> bool:
+        """Whether a turn may be handed over (read from any thread)."""
+        return not self.dead and self.llm is not None and not self.llm.errored
+
+    async def turn(self, request: EngineRequest, submitted: float, post: Post) -> None:
+        """Run one turn; every delta, or the error that ended it, goes to ``post``."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  narrows the type: a coroutine runs in a task
+        self._turns[task] = post
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.get_running_loop().create_task(
+                watch(self.processes, self.config.liveness_seconds, lambda: bool(self._turns), self._end_stalled_turns),
+                name="mixquant-liveness",
+            )
+        try:
+            prompt, params, meter, options = await self._prepare(request, submitted)
+            await generate(
+                self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted, post,
+                **options,
+            )  # fmt: skip
+        except Exception as error:
+            with suppress(RuntimeError):
+                post(self.translated(error))
+        finally:
+            del self._turns[task]
+
+    def _end_stalled_turns(self) -> None:
+        """The engine's processes have stopped: end the turns that wait for them; the next call starts an engine."""
+        self.dead = True
+        error = EngineDeadError(
+            f"the engine's processes did nothing for {self.config.liveness_seconds:g} seconds (stopped, or hung in "
+            "a driver), so this turn was given up; the next call starts a new engine. liveness_seconds sets the limit; "
+            f"the engine's log is {self.log_path}"
+        )
+        for task, post in list(self._turns.items()):
+            with suppress(RuntimeError):
+                post(error)
+            task.cancel()
+
+    async def _prepare(self, request: EngineRequest, submitted: float) -> tuple[Any, Any, StepMeter, dict[str, Any]]:
+        """Render, check and convert one request; nothing reaches vLLM before all of it succeeded."""
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import StructuredOutputsParams
+
+        _check_sendable(request)
+        if request.prompt_token_ids is None:
+            self.prompts.check_characters(request.messages, request.sampling.max_tokens)
+            effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+            ids = await self.prompts.render(request.messages, request.tools, {**effort, **request.chat_template_kwargs})
+        else:
+            ids = list(request.prompt_token_ids)
+            if not ids:
+                raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
+        self.renderer.check_length(len(ids), request.sampling.max_tokens)
+        ours: dict[str, Any] = {}
+        if (grammar := await self._grammar(request)) is not None:
+            ours["structured_outputs"] = StructuredOutputsParams(structural_tag=grammar.tag)
+        if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
+            ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
+        room = self.renderer.max_model_len - len(ids)
+        params = sampling_parameters(request.sampling, self._defaults, room, **ours)
+        salt = f"{self.policy.fingerprint}:{request.cache_salt}" if request.cache_salt else self.policy.fingerprint
+        options: dict[str, Any] = {"priority": request.priority}
+        if request.trace_context and self.llm.observability_config.otlp_traces_endpoint:
+            options["trace_headers"] = dict(request.trace_context)
+        return (
+            tokens_input(ids, cache_salt=salt),
+            params,
+            StepMeter(len(ids), submitted, count_reasoning=self._count_reasoning),
+            options,
+        )
+
+    async def _grammar(self, request: EngineRequest) -> Grammar | None:
+        """The grammar of the answer, tried; away from the loop, for a schema may be large."""
+        if not request.tools and request.schema is None and request.tool_choice == "auto":
+            return None
+        grammar = await asyncio.to_thread(grammar_of, request, self._tag_model, self.renderer.one_token)
+        if grammar is not None:
+            await self._grammars.check(grammar)
+        return grammar
+
+    def _vocabulary(self) -> str | None:
+        """xgrammar's view of the tokenizer, as JSON; ``None`` where it has none but vLLM's own (Mistral's)."""
+        from xgrammar import TokenizerInfo
+
+        try:
+            info = TokenizerInfo.from_huggingface(
+                self.renderer.tokenizer, vocab_size=self.llm.model_config.get_vocab_size()
+            )
+        except Exception as error:  # a tokenizer of another kind: grammars are then converted only
+            logger.debug("xgrammar does not know this tokenizer: %s", error)
+            return None
+        return str(info.serialize_json())
+
+    def parser(self, request: EngineRequest) -> OutputParser:
+        """A fresh parser for the answer to ``request``."""
+        names = self.tool_parser, self.reasoning_parser
+        parser = make_parser(names, self.renderer.tokenizer, request.tools, request.tool_choice)
+        if request.tool_choice == "none" or not request.tools:
+            return parser
+        return CheckedCalls(parser, lambda: checked_tools(request.tools, request.tool_choice))
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is, with ``auto`` resolved by the plugin."""
+        from vllm.platforms import current_platform
+
+        status = self.status
+        return replace(
+            assumed_info(self.config, self.renderer.max_model_len, self.policy),
+            prefill_format=status.get("prefill_format", "exact"),
+            decode_format=status.get("decode_format", "exact"),
+            emulated=bool(status.get("emulated", False)),
+            device="cpu" if current_platform.is_cpu() else current_platform.get_device_name(),
+            reasoning=self.reasoning_parser is not None,
+        )
+
+    async def stats(self) -> EngineStats:
+        """The scheduler's newest state."""
+        recorder = self.recorder
+        return EngineStats(
+            running=recorder.running,
+            waiting=recorder.waiting,
+            kv_cache_usage=recorder.kv_cache_usage,
+            unfinished=self.llm.output_processor.get_num_unfinished_requests(),
+            preempted=recorder.preempted,
+        )
+
+    async def set_policy(self, policy: PrecisionPolicy) -> dict[str, Any]:
+        """Switch the plugin's mode; see :meth:`VllmEngine.set_policy`."""
+        if self._rows is None:
+            raise ConfigError(
+                "this engine runs without the plugin, because its policy is 'exact'; start it with a quantizing policy "
+                "to switch later"
+            )
+        busy = self.llm.output_processor.get_num_unfinished_requests()
+        if busy:
+            raise ConfigError(f"the policy cannot change while {busy} turns are running; wait for their end")
+        try:
+            answers = await self.llm.collective_rpc("mixquant_set_policy", args=(policy.model_dump(mode="json"),))
+        except Exception as error:
+            ours = self.translated(error)
+            if isinstance(ours, EngineDeadError):
+                raise ours from error
+            raise FormatRefusedError(f"policy {policy.name!r} is refused by the running engine: {error}") from error
+        self.policy, self.status = policy, dict(answers[0])
+        return self.status
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes."""
+        try:
+            await self.llm.reset_prefix_cache()
+        except Exception as error:
+            raise self.translated(error) from error
+
+    def translated(self, error: Exception) -> MixQuantError:
+        """Our error for vLLM's; a dead engine is marked, so that the next call starts another."""
+        ours = turn_error(error, self.log_path)
+        if isinstance(ours, EngineDeadError):
+            self.dead = True
+        return ours
+
+
+def assumed_info(config: EngineConfig, window: int | None, policy: PrecisionPolicy | None = None) -> EngineInfo:
+    """What an engine with these settings is, as far as it is known before it starts.
+
+    Args:
+        window: its context window in tokens, as far as known.
+        policy: the policy in force, where it is not the one of the start any more.
+    """
+    policy = policy or config.policy
+    return EngineInfo(
+        engine="vllm",
+        model=config.model,
+        policy=policy.name,
+        max_model_len=window,
+        fingerprint=f"{config.fingerprint}:{policy.fingerprint}",
+        token_ids=True,
+    )
+
+
+def _check_sendable(request: EngineRequest) -> None:
+    """Refuse what the front end would note and then fail to send.
+
+    Raises:
+        RequestError: the priority is no 32-bit integer, or a text holds half a surrogate pair.
+    """
+    priority = request.priority
+    if not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
+        raise RequestError(f"priority={priority!r} is no integer of 32 bits; lower runs earlier, 0 is the default")
+    texts = {"cache_salt": request.cache_salt, "request_id": request.request_id}
+    texts |= {f"trace_context[{name!r}]": value for name, value in (request.trace_context or {}).items()}
+    for name, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"{name} is {value!r}, not text")
+        if has_lone_surrogate(value):
+            raise RequestError(f"{name}={value!r} holds half of a surrogate pair; give Unicode text")
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _in_bootstrap() -> bool:
+    """Whether a process spawned by vLLM is importing a script that starts engines at import."""
+    import multiprocessing
+
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
+def _quiet(by_user: bool) -> None:
+    """Keep vLLM's own log in this process off stdout, and silent: its errors reach the caller as exceptions."""
+    if by_user:
+        return
+    logging.getLogger("vllm").setLevel(logging.CRITICAL)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # a CPU has no Triton, and needs none
+    for handler in logging.getLogger("vllm").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(sys.stderr)

@@ -1,0 +1,90 @@
+"""Prompts beside the owner's loop: ordinary ones on one thread, large ones on another, impossible ones not at all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from mixquant_agents.engine.base import JsonObject, Message
+from mixquant_agents.engine.vllm.render import Renderer
+from mixquant_agents.errors import ContextOverflowError
+
+__all__ = ["LARGE_PROMPT", "Prompts"]
+
+LARGE_PROMPT = 200_000
+"""Characters; tokenizing as many takes a fifth of a second."""
+
+
+class Prompts:
+    """Renders for one engine. A tokenizer is not to be used from two threads at once, so large prompts have one of
+    their own, made with the first of them.
+
+    Args:
+        renderer: of ordinary prompts.
+        another: makes the renderer of large ones.
+    """
+
+    def __init__(self, renderer: Renderer, another: Callable[[], Renderer]) -> None:
+        self.renderer = renderer
+        self._another = another
+        self._large_renderer: Renderer | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render")
+        self._large_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render-large")
+        self._longest_token = _longest_token(renderer.tokenizer)
+
+    async def render(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
+    ) -> list[int]:
+        """Token ids of the prompt; see :meth:`Renderer.render`. Nobody waits for a large prompt of somebody else."""
+        loop = asyncio.get_running_loop()
+        if _characters(messages, tools) <= LARGE_PROMPT:
+            return await loop.run_in_executor(self._pool, self.renderer.render, messages, tools, variables)
+        return await loop.run_in_executor(self._large_pool, self._render_large, messages, tools, variables)
+
+    def check_characters(self, messages: Sequence[Message], max_tokens: int | None) -> None:
+        """Refuse what cannot fit whatever its tokens are, before it is tokenized.
+
+        Raises:
+            ContextOverflowError: it has more characters than the context window's tokens can hold.
+        """
+        if self._longest_token is None:
+            return
+        window = self.renderer.max_model_len
+        tokens = _characters(messages, ()) // self._longest_token
+        if tokens >= window:
+            raise ContextOverflowError(tokens, window, max_tokens, at_least=True)
+
+    def close(self) -> None:
+        """Give up what is waiting."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._large_pool.shutdown(wait=False, cancel_futures=True)
+
+    def _render_large(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
+    ) -> list[int]:
+        if self._large_renderer is None:
+            self._large_renderer = self._another()
+        return self._large_renderer.render(messages, tools, variables)
+
+
+def _characters(messages: Sequence[Message], tools: Sequence[JsonObject]) -> int:
+    """Characters of the texts that a template writes out; white space around a text may be cut off by it."""
+    total = sum(len(repr(tool)) for tool in tools)
+    for message in messages:
+        content = message.get("content")
+        parts = content if isinstance(content, list | tuple) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, dict) else part
+            total += len(text.strip()) if isinstance(text, str) else 0
+    return total
+
+
+def _longest_token(tokenizer: Any) -> int | None:
+    """Most characters of text that one token can stand for; ``None`` where the tokenizer does not tell."""
+    try:
+        longest = max(map(len, tokenizer.get_vocab()))
+    except Exception:  # tokenizers of many makers
+        return None
+    return 4 * longest  # Unicode normalization may join up to four characters into one
