@@ -30,7 +30,7 @@ KNOWN: dict[str, set[str]] = {
     "module-level environment": set(),
     "suppression without a reason": set(),
     "test folder without a source": {"tests/engine/chat_format"},
-    "prefix of three": {"mixquant_agents/engine/vllm: grammar"},
+    "prefix of three": set(),
 }
 
 FOREIGN = {

@@ -8,8 +8,8 @@ Reading order:
 2. ``registry``: which engines exist; shared, counted, replaced when dead. ``startup``: a start that can be cancelled.
 3. ``core``: ``RunningEngine``, the thread that owns ``AsyncLLM``; start, turn, end.
 4. On the way in: ``args``, ``argument_names`` and ``checkpoint`` (what vLLM is started with), ``prompts``, ``render``
-   and ``chat_format`` (messages → tokens), ``sampling``, ``grammar`` and ``grammar_check`` (what an answer may be).
-5. On the way out: ``generate`` (vLLM's outputs → deltas), ``row_counts``, ``parsers``, ``checked_calls``.
+   and ``chat_format`` (messages → tokens), ``sampling``, ``grammar`` (what an answer may be).
+5. On the way out: ``generate`` (vLLM's outputs → deltas), ``row_counts``, ``parsers``.
 6. When something goes wrong: ``errors`` (vLLM's → ours), ``liveness``, ``child_process``, ``leftovers``.
 """
 

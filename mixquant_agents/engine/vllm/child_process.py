@@ -41,7 +41,7 @@ def report_missing_guard() -> None:
 
 def _redirect(path: str) -> None:
     """Send this process's stdout and stderr (and those of the workers it will start) to the engine's log."""
-    target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    target = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)

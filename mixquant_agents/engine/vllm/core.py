@@ -25,12 +25,12 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineInfo, EngineRequest
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
-from mixquant_agents.engine.vllm.checked_calls import CheckedCalls
 from mixquant_agents.engine.vllm.checkpoint import check_hub, model_path
 from mixquant_agents.engine.vllm.errors import start_error, turn_error
 from mixquant_agents.engine.vllm.generate import StepMeter, generate
 from mixquant_agents.engine.vllm.grammar import Grammar, checked_tools, grammar_of, tools_active
-from mixquant_agents.engine.vllm.grammar_check import GrammarChecker
+from mixquant_agents.engine.vllm.grammar.checked_calls import CheckedCalls
+from mixquant_agents.engine.vllm.grammar.checker import GrammarChecker
 from mixquant_agents.engine.vllm.leftovers import (
     descendants,
     end_processes,

@@ -67,7 +67,7 @@ def grammar_of(
     request: EngineRequest, tag_model: str | None, one_token: Callable[[str], bool] = lambda marker: True
 ) -> Grammar | None:
     """The grammar of the answer to this request, or ``None``. What it costs is not known yet: see
-    :class:`~mixquant_agents.engine.vllm.grammar_check.GrammarChecker`.
+    :class:`~mixquant_agents.engine.vllm.grammar.checker.GrammarChecker`.
 
     Args:
         request: tools, choice, schema, parallel calls.

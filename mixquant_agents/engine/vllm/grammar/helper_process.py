@@ -1,4 +1,4 @@
-"""The process that tries expensive grammars: ``python -m mixquant_agents.engine.vllm.grammar_helper SECONDS BYTES``.
+"""The process that tries expensive grammars: ``python -m … SECONDS BYTES``.
 
 Reads JSON lines: first xgrammar's ``TokenizerInfo`` (or ``null``), then structural tags. Answers each tag with one line
 ``{"error": …, "convert_seconds": …}``. A tag that takes more CPU time or memory than allowed ends the process, which is
@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 
-from mixquant_agents.engine.vllm.grammar_check import reason
+from mixquant_agents.engine.vllm.grammar.checker import reason
 
 
 def main() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from mixquant_agents.engine.base import Delta, NamedTool
 from mixquant_agents.engine.hermes import HermesParser
 from mixquant_agents.engine.parsing import TokenDelta
-from mixquant_agents.engine.vllm.checked_calls import CheckedCalls
 from mixquant_agents.engine.vllm.grammar import checked_tools
+from mixquant_agents.engine.vllm.grammar.checked_calls import CheckedCalls
 
 SCHEMA = {"type": "object", "properties": {"s": {"type": "array", "uniqueItems": True}}, "required": ["s"]}
 

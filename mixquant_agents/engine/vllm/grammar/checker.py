@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from mixquant_agents.engine.vllm.grammar import Grammar
+from mixquant_agents.engine.vllm.grammar.structural_tag import Grammar
 from mixquant_agents.errors import GrammarError
 
 __all__ = ["GrammarChecker"]
@@ -130,7 +130,7 @@ class GrammarChecker:
             return self._helper
         vocabulary = await asyncio.to_thread(self._vocabulary)
         self._helper = helper = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "mixquant_agents.engine.vllm.grammar_helper",
+            sys.executable, "-P", "-m", "mixquant_agents.engine.vllm.grammar.helper_process",
             str(COMPILE_SECONDS), str(EXTRA_BYTES),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             limit=2**20,
