@@ -1,43 +1,24 @@
-"""JSON schemas as a grammar can hold them, and the check of a finished answer against the whole schema.
-
-A grammar compiler (xgrammar) follows only part of JSON Schema, and ignores the rest without an error: ``not``,
-``if``, ``uniqueItems``, a look-ahead in a pattern, keywords beside ``$ref`` or ``anyOf``. So a schema is rewritten
-before it gets there:
-
-* what can be said in other words is: ``allOf`` and keywords beside ``$ref`` and ``anyOf`` are merged, lengths move into
-  a pattern, a ``const`` or ``enum`` is filtered by the keywords beside it, references get plain names;
-* what cannot is left out of the grammar and named in :attr:`GrammarSchema.unenforced`: the caller checks the answer
-  with :func:`violation`, or refuses the request;
-* what no answer can satisfy, and what nobody here can look up (a reference to another document), is refused.
-
-A grammar may be narrower than its schema, never wider: an object has no properties beside the listed ones unless
-``additionalProperties`` says so, and a schema that only has keywords of one type means that type.
-
-Formats that the compiler does not know are comments, as JSON Schema says. Pure: imports neither vllm nor xgrammar.
-"""
+"""The schema on its way to the grammar compiler."""
 
 from __future__ import annotations
 
 import functools
 import json
 import math
-import re
-import re._constants as regex  # type: ignore[import-not-found]  # typeshed lacks it; the public sre_parse is deprecated
-import re._parser as regex_parser  # type: ignore[import-not-found]  # as above
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
+from mixquant_agents.engine.json_schema.drafts import modern
+from mixquant_agents.engine.json_schema.keywords import CONSTRAINTS, FORMATS, Schema, constraints, types_of
+from mixquant_agents.engine.json_schema.merge import NotMergedError, merge
+from mixquant_agents.engine.json_schema.patterns import Pattern, pattern_of
+from mixquant_agents.engine.json_schema.validation import MAX_DEPTH, check_schema, check_size, validator
+from mixquant_agents.engine.json_schema.weight import weight
 from mixquant_agents.errors import GrammarError
 
-__all__ = ["FORMATS", "MAX_DEPTH", "GrammarSchema", "grammar_schema", "violation"]
-
-MAX_DEPTH = 64
-"""Levels of nesting in a schema; the cost of a grammar grows with the cube of it."""
-
-MAX_PARTS = 5_000
-"""Objects in a schema; values of an ``enum`` are free."""
+__all__ = ["GrammarSchema", "grammar_schema"]
 
 MAX_NODES = 20_000
 """Subschemas after rewriting; merging copies."""
@@ -47,30 +28,6 @@ MAX_MERGED = 100_000
 
 MAX_LISTED = 1_000
 """Multiples in a range that are written out."""
-
-FORMATS = frozenset(
-    {"email", "date", "time", "date-time", "duration", "ipv4", "ipv6", "hostname", "uuid", "uri", "uri-reference"}
-    | {"uri-template", "json-pointer", "relative-json-pointer"}
-)
-"""Formats that xgrammar has a grammar for."""
-
-_TYPES = ("null", "boolean", "object", "array", "number", "string")
-_KEYWORDS_OF: dict[str, tuple[str, ...]] = {
-    kind: tuple(keywords.split())
-    for kind, keywords in {
-        "object": "properties patternProperties additionalProperties propertyNames required minProperties "
-        "maxProperties dependentRequired dependentSchemas unevaluatedProperties",
-        "array": "items prefixItems minItems maxItems uniqueItems contains minContains maxContains unevaluatedItems",
-        "string": "pattern format minLength maxLength",
-        "number": "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf",
-    }.items()
-}
-_ANY_TYPE = ("type", "enum", "const", "not", "if", "then", "else", "anyOf", "oneOf", "allOf", "$ref")
-_CONSTRAINTS = frozenset((*_ANY_TYPE, *(keyword for keywords in _KEYWORDS_OF.values() for keyword in keywords)))
-"""Keywords that constrain a value. Every other one is a comment, or holds definitions."""
-
-_LOWER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
-_UPPER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +55,9 @@ def grammar_schema(schema: Mapping[str, Any], *, integer_multiples: bool = True)
         GrammarError: it is no JSON schema, is nested deeper than :data:`MAX_DEPTH`, refers to another document, holds a
             pattern that cannot be read, or no value satisfies it. The message names the keyword and its path.
     """
-    _check_size(schema)
-    root = _modern(dict(schema))
-    _check_schema(root)
+    check_size(schema)
+    root = modern(dict(schema))
+    check_schema(root)
     rewriter = _Rewriter(root, integer_multiples)
     try:
         rewritten = rewriter.rewrite(root, "#")
@@ -115,106 +72,8 @@ def grammar_schema(schema: Mapping[str, Any], *, integer_multiples: bool = True)
     definitions = rewriter.used(rewritten)
     if definitions:
         rewritten = {**rewritten, "$defs": definitions}
-    weight = sum(map(_weight, (rewritten, *definitions.values())))
-    return GrammarSchema(rewritten, tuple(dict.fromkeys(rewriter.unenforced)), weight)
-
-
-def violation(schema: Mapping[str, Any], value: Any) -> str | None:
-    """What is wrong with ``value`` by the whole ``schema`` (``"path: reason"``); ``None`` if it satisfies it, or if the
-    schema leads to another document (:func:`grammar_schema` refuses such a one)."""
-    from jsonschema.exceptions import best_match  # type: ignore[import-untyped]  # it has no stubs
-    from referencing.exceptions import Unresolvable
-
-    try:
-        error = best_match(_validator(_modern(dict(schema))).iter_errors(value))
-    except RecursionError:
-        return "#: the answer is nested too deeply to be checked"
-    except (Unresolvable, re.error):  # a schema that only a server of its own can read
-        return None
-    if error is None:
-        return None
-    path = "/".join(str(part) for part in error.absolute_path)
-    return f"#/{path}: {error.message}"
-
-
-def _validator(root: Mapping[str, Any]) -> Any:
-    """A validator that never fetches anything: jsonschema's own would ask the network for a reference it lacks."""
-    from jsonschema import Draft202012Validator, FormatChecker  # type: ignore[import-untyped]  # it has no stubs
-    from referencing import Registry
-
-    schema = {key: value for key, value in root.items() if key != "$schema"}
-    formats = FormatChecker(formats=FORMATS & FormatChecker.checkers.keys())
-    return Draft202012Validator(schema, registry=Registry(), format_checker=formats)
-
-
-def _check_schema(root: dict[str, Any]) -> None:
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-
-    error = best_match(Draft202012Validator(Draft202012Validator.META_SCHEMA).iter_errors(root))
-    if error is not None:
-        path = "/".join(str(part) for part in error.absolute_path)
-        raise GrammarError(f"the schema is no JSON schema: at #/{path}: {error.message}")
-
-
-def _check_size(schema: Any) -> None:
-    level, depth, parts = [schema], 0, 0
-    while level:
-        if depth > 2 * MAX_DEPTH:  # a level of a schema is two of JSON: the keyword and the name in it
-            raise GrammarError(f"the schema is nested deeper than {MAX_DEPTH} levels; flatten it")
-        following: list[Any] = []
-        for value in level:
-            if isinstance(value, Mapping):
-                parts += 1
-                following.extend(value.values())
-            elif isinstance(value, list | tuple):
-                following.extend(value)
-        if parts > MAX_PARTS:
-            raise GrammarError(f"the schema has more than {MAX_PARTS} parts; simplify it (an enum may be long)")
-        level, depth = following, depth + 1
-
-
-def _modern(schema: Any) -> Any:
-    """The same schema in the words of draft 2020-12, where it uses those of drafts 4 to 7."""
-    if not isinstance(schema, Mapping):
-        return schema
-    result: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"):
-            value = {name: _modern(part) for name, part in value.items()} if isinstance(value, Mapping) else value
-        elif key in ("allOf", "anyOf", "oneOf", "prefixItems"):
-            value = [_modern(part) for part in value] if isinstance(value, list | tuple) else value
-        elif key in _SUBSCHEMAS:
-            value = [_modern(part) for part in value] if isinstance(value, list | tuple) else _modern(value)
-        elif isinstance(value, tuple):
-            value = list(value)
-        result[key] = value
-    if isinstance(result.get("items"), list):
-        result["prefixItems"] = result.pop("items")
-        if "additionalItems" in result:
-            result["items"] = result.pop("additionalItems")
-    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(result.get(exclusive), bool) and result.pop(exclusive) and bound in result:
-            result[exclusive] = result.pop(bound)
-    dependencies = result.pop("dependencies", None)
-    if isinstance(dependencies, Mapping):
-        for name, needed in dependencies.items():
-            kind = "dependentRequired" if isinstance(needed, list | tuple) else "dependentSchemas"
-            result[kind] = {**result.get(kind, {}), name: _modern(needed)}
-    return result
-
-
-_SUBSCHEMAS = frozenset(
-    {"items", "additionalItems", "additionalProperties", "propertyNames", "contains", "not", "if", "then", "else"}
-    | {"unevaluatedItems", "unevaluatedProperties"}
-)
-
-
-class _NotMergedError(Exception):
-    """Two schemas have no common one that a grammar can hold."""
-
-
-Schema = dict[str, Any] | bool
+    total = sum(map(weight, (rewritten, *definitions.values())))
+    return GrammarSchema(rewritten, tuple(dict.fromkeys(rewriter.unenforced)), total)
 
 
 class _Rewriter:
@@ -228,7 +87,7 @@ class _Rewriter:
         self._names: dict[str, str] = {}
         self._merging: dict[str, str] = {}
         self._nodes = 0
-        self._validator = _validator(root)
+        self._validator = validator(root)
 
     def used(self, rewritten: Any) -> dict[str, Any]:
         """The definitions that ``rewritten`` leads to."""
@@ -250,11 +109,11 @@ class _Rewriter:
             )
         if schema is False:
             return False
-        if schema is True or not _CONSTRAINTS & schema.keys():
+        if schema is True or not CONSTRAINTS & schema.keys():
             self._refuse_unknown(schema, path)
             return {}
         self._refuse_unknown(schema, path)
-        if "$ref" in schema and not _constraints(schema, "$ref"):
+        if "$ref" in schema and not constraints(schema, "$ref"):
             return self._reference(schema["$ref"], path)
         if "enum" in schema or "const" in schema:
             return self._listed(schema)
@@ -264,7 +123,7 @@ class _Rewriter:
             if keyword in schema:
                 return self._alternatives(schema, keyword, path)
         schema = self._checked_later(schema, path)
-        types = _types(schema)
+        types = types_of(schema)
         if "type" in schema and not types:
             return False
         parts = [part for kind in types if (part := self._of_type(kind, schema, path)) is not False]
@@ -343,7 +202,7 @@ class _Rewriter:
     def _listed(self, schema: Mapping[str, Any]) -> Schema:
         """``enum`` and ``const``: the values that satisfy everything beside them."""
         values = [schema["const"]] if "const" in schema else list(schema["enum"])
-        if not _constraints(schema, "const" if "const" in schema else "enum"):
+        if not constraints(schema, "const" if "const" in schema else "enum"):
             return {"enum": values} if values else False
         if "$ref" in schema:
             self._target(schema["$ref"], "an enum or const")
@@ -356,14 +215,14 @@ class _Rewriter:
     def _merged(self, schema: Mapping[str, Any], path: str) -> Schema:
         """One schema for ``schema``, its ``$ref`` and its ``allOf``; not yet rewritten."""
         own = {key: value for key, value in schema.items() if key not in ("$ref", "allOf")}
-        parts: list[Any] = [own] if _constraints(own) else []
+        parts: list[Any] = [own] if constraints(own) else []
         if "$ref" in schema:
             parts.append({"$ref": schema["$ref"]})
         parts += schema.get("allOf", ())
         try:
             flat = [self._flat(part, path, 0) for part in parts]
-            merged: Schema = functools.reduce(_merge, flat) if flat else {}
-        except _NotMergedError as error:
+            merged: Schema = functools.reduce(merge, flat) if flat else {}
+        except NotMergedError as error:
             keyword = "allOf" if "allOf" in schema else "the keywords beside $ref"
             self.unenforced.append(f"{keyword} ({error}) at {path}")
             return _first_useful(parts)
@@ -374,17 +233,17 @@ class _Rewriter:
         if not isinstance(part, Mapping) or not ({"$ref", "allOf"} & part.keys()):
             return dict(part) if isinstance(part, Mapping) else bool(part)
         if depth > MAX_DEPTH:
-            raise _NotMergedError("$ref leads into itself")
+            raise NotMergedError("$ref leads into itself")
         own = {key: value for key, value in part.items() if key not in ("$ref", "allOf")}
-        parts: list[Schema] = [own] if _constraints(own) else []
+        parts: list[Schema] = [own] if constraints(own) else []
         if "$ref" in part:
             parts.append(self._flat(self._target(part["$ref"], path), path, depth + 1))
         parts += [self._flat(branch, path, depth + 1) for branch in part.get("allOf", ())]
-        return functools.reduce(_merge, parts) if parts else {}
+        return functools.reduce(merge, parts) if parts else {}
 
     def _alternatives(self, schema: Mapping[str, Any], keyword: str, path: str) -> Schema:
         """``anyOf``/``oneOf``; keywords beside it go into each branch."""
-        beside = {key: value for key, value in schema.items() if key in _CONSTRAINTS and key != keyword}
+        beside = {key: value for key, value in schema.items() if key in CONSTRAINTS and key != keyword}
         branches = [branch for branch in schema[keyword] if branch is not False]
         parts: list[dict[str, Any]] = []
         for index, branch in enumerate(branches):
@@ -407,11 +266,11 @@ class _Rewriter:
         """Whether no value can satisfy two branches, as far as that is plain: by type, or by a constant property."""
         try:
             flat = [self._flat(branch, path, 0) for branch in branches]
-        except _NotMergedError:
+        except NotMergedError:
             return False
         if not all(isinstance(branch, dict) for branch in flat):
             return False
-        kinds = [set(_types(branch)) for branch in flat if isinstance(branch, dict)]
+        kinds = [set(types_of(branch)) for branch in flat if isinstance(branch, dict)]
         if all(kinds) and sum(map(len, kinds)) == len(set().union(*kinds)):
             return not {"integer", "number"} <= set().union(*kinds)
         marks = [_constants(branch) for branch in flat if isinstance(branch, dict)]
@@ -466,7 +325,7 @@ class _Rewriter:
         for name in required:
             if name not in named:
                 named[name] = True if additional is None else additional
-                if fitting := [part for pattern, part in patterns.items() if _searches(pattern, name, path)]:
+                if fitting := [part for pattern, part in patterns.items() if pattern_of(pattern, path).searches(name)]:
                     named[name] = {"allOf": fitting}
         properties: dict[str, Any] = {}
         for name, part in named.items():
@@ -484,8 +343,9 @@ class _Rewriter:
         others = {}
         for pattern, part in patterns.items():
             rewritten = self.rewrite(part, f"{path}/patternProperties/{pattern}")
-            if rewritten is not False and self._plain_pattern(pattern, f"{path}/patternProperties"):
-                others[pattern] = rewritten
+            held = self._held_pattern(pattern, f"{path}/patternProperties")
+            if rewritten is not False and held is not None:
+                others[held.whole()] = rewritten
         if others:
             result["patternProperties"] = others
             if properties or len(others) > 1:
@@ -550,18 +410,17 @@ class _Rewriter:
         if largest is not None and least > largest:
             return False
         bounded = least > 0 or largest is not None
-        pattern = schema.get("pattern")
+        source = schema.get("pattern")
         known_format = schema.get("format") in FORMATS
-        if pattern is not None and self._plain_pattern(pattern, path):
+        if source is not None and (pattern := self._held_pattern(source, path)) is not None:
             if known_format:
                 self.unenforced.append(f"format (beside pattern) at {path}")
             if bounded:
-                fitted = _with_length(pattern, least, None if largest is None else int(largest))
+                fitted = pattern.with_length(least, None if largest is None else int(largest))
                 if fitted is None:
                     self.unenforced.append(f"minLength/maxLength (beside pattern) at {path}")
                 pattern = fitted or pattern
-            result["pattern"] = _anchored_pattern(pattern)
-            return result
+            return {**result, "pattern": pattern.whole()}
         if known_format:
             result["format"] = schema["format"]
             if bounded:
@@ -595,32 +454,17 @@ class _Rewriter:
         self.unenforced.append(f"multipleOf at {path}")
         return result
 
-    def _plain_pattern(self, pattern: str, path: str) -> bool:
-        """Whether a grammar holds ``pattern``; notes it where not.
+    def _held_pattern(self, source: str, path: str) -> Pattern | None:
+        """The pattern, where a grammar holds it; notes it where not.
 
         Raises:
             GrammarError: nobody here can read it.
         """
-        reason = _pattern_problem(pattern, path)
-        if reason is not None:
-            self.unenforced.append(f"pattern ({reason}) at {path}")
-        return reason is None
-
-
-def _constraints(schema: Any, *besides: str) -> set[str]:
-    """Keywords of a schema that constrain a value, but for some."""
-    return (
-        {key for key in schema if key in _CONSTRAINTS and key not in besides} if isinstance(schema, Mapping) else set()
-    )
-
-
-def _types(schema: Mapping[str, Any]) -> list[str]:
-    """Types a schema allows: as it says, or those that its keywords are about; none where it says nothing."""
-    declared = schema.get("type")
-    if declared is not None:
-        kinds = [declared] if isinstance(declared, str) else list(dict.fromkeys(declared))
-        return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
-    return [kind for kind in _TYPES if any(keyword in schema for keyword in _KEYWORDS_OF.get(kind, ()))]
+        pattern = pattern_of(source, path)
+        if pattern.problem is not None:
+            self.unenforced.append(f"pattern ({pattern.problem}) at {path}")
+            return None
+        return pattern
 
 
 def _references(node: Any) -> list[str]:
@@ -675,288 +519,3 @@ def _first_useful(parts: Sequence[Any]) -> Schema:
     """The part that says most: the others are checked on the answer."""
     mappings: list[dict[str, Any]] = [dict(part) for part in parts if isinstance(part, Mapping)]
     return max(mappings, key=lambda part: len(part.get("properties", ())) + ("$ref" in part))
-
-
-def _merge(a: Schema, b: Schema) -> Schema:
-    """One schema for "both ``a`` and ``b``"; parts that meet inside become ``allOf`` again.
-
-    Raises:
-        _NotMergedError: two keywords have no common form.
-    """
-    if a is False or b is False:
-        return False
-    if a is True:
-        return b
-    if b is True:
-        return a
-    assert isinstance(a, dict) and isinstance(b, dict)  # noqa: S101, PT018  narrows the types
-    _check_closed(a, b)
-    result: dict[str, Any] = dict(a)
-    for key, value in b.items():
-        if key not in result or result[key] == value:
-            result[key] = value
-        elif key not in _CONSTRAINTS and key not in ("minContains", "maxContains"):
-            continue  # a comment
-        else:
-            result[key] = _both(key, result[key], value)
-    return result if result.get("type") != [] else False
-
-
-def _both(key: str, first: Any, second: Any) -> Any:
-    match key:
-        case "type":
-            return _common_types(first, second)
-        case "properties" | "patternProperties":
-            both = {name: {"allOf": [first[name], second[name]]} for name in first if name in second}
-            return {**first, **second, **both}
-        case "required":
-            return list(dict.fromkeys((*first, *second)))
-        case "enum":
-            listed = [json.dumps(value, sort_keys=True) for value in second]
-            return [value for value in first if json.dumps(value, sort_keys=True) in listed]
-        case "items" | "additionalProperties" | "propertyNames":
-            return {"allOf": [first, second]}
-        case "not":
-            return {"anyOf": [first, second]}
-        case "dependentRequired":
-            return {**first, **second} if not first.keys() & second.keys() else _unmerged(key)
-        case "uniqueItems":
-            return True
-        case "anyOf" if len(first) * len(second) <= _MAX_ALTERNATIVES:
-            return [{"allOf": [one, other]} for one in first for other in second]
-        case _ if key in _LOWER:
-            return max(first, second)
-        case _ if key in _UPPER:
-            return min(first, second)
-        case "multipleOf" if isinstance(first, int) and isinstance(second, int):
-            return math.lcm(first, second)
-        case _:
-            return _unmerged(key)
-
-
-_MAX_ALTERNATIVES = 64
-
-
-def _unmerged(key: str) -> Any:
-    raise _NotMergedError(f"{key} stands in several parts")
-
-
-def _check_closed(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """Refuse where what one part says of further properties is about properties that the other names."""
-    for one, other in ((a, b), (b, a)):
-        if one.get("additionalProperties", True) is True:
-            continue
-        named = one.get("properties", {}).keys()
-        if other.get("properties", {}).keys() - named or other.get("patternProperties"):
-            raise _NotMergedError("additionalProperties of one part is about properties of another")
-    for one, other in ((a, b), (b, a)):
-        if "prefixItems" in one and "items" in other:
-            raise _NotMergedError("prefixItems of one part meet items of another")
-
-
-def _common_types(first: Any, second: Any) -> list[str]:
-    names = [[kinds] if isinstance(kinds, str) else list(kinds) for kinds in (first, second)]
-    common = []
-    for kind in names[0]:
-        if kind in names[1] or (kind == "integer" and "number" in names[1]):
-            common.append(kind)
-        elif kind == "number" and "integer" in names[1]:
-            common.append("integer")
-    return common
-
-
-# -- patterns --
-
-
-def _parsed(pattern: str) -> Any:
-    return regex_parser.parse(pattern)
-
-
-def _searches(pattern: str, text: str, path: str) -> bool:
-    try:
-        return re.search(pattern, text) is not None
-    except re.error as error:
-        raise GrammarError(f"pattern {pattern!r} at {path} cannot be read ({error})") from error
-
-
-_UNHELD = {
-    regex.ASSERT: "look-around",
-    regex.ASSERT_NOT: "look-around",
-    regex.GROUPREF: "a back reference",
-    regex.GROUPREF_EXISTS: "a conditional group",
-    regex.ATOMIC_GROUP: "an atomic group",
-    regex.POSSESSIVE_REPEAT: "a possessive repetition",
-}
-
-
-def _pattern_problem(pattern: str, path: str) -> str | None:
-    """Why a grammar cannot hold a pattern, or ``None``.
-
-    Raises:
-        GrammarError: it is no regular expression that can be read here.
-    """
-    try:
-        tree = _parsed(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise GrammarError(f"pattern {pattern!r} at {path} cannot be read ({error})") from error
-    if tree.state.flags & ~re.UNICODE.value:
-        return "flags"
-    return _problem(list(tree), top=True)
-
-
-def _problem(nodes: Sequence[Any], *, top: bool) -> str | None:
-    for index, (operator, argument) in enumerate(nodes):
-        if operator in _UNHELD:
-            return _UNHELD[operator]
-        if operator is regex.AT:
-            outer = top and (
-                (argument in (regex.AT_BEGINNING, regex.AT_BEGINNING_STRING) and index == 0)
-                or (argument in (regex.AT_END, regex.AT_END_STRING) and index == len(nodes) - 1)
-            )
-            if not outer:
-                return "a word boundary or an anchor inside"
-        elif operator in (regex.LITERAL, regex.NOT_LITERAL):
-            if operator is regex.LITERAL and _needs_escape(argument):
-                return "a character that JSON escapes"
-        elif operator is regex.IN:
-            negated = bool(argument) and argument[0][0] is regex.NEGATE
-            for kind, value in argument:
-                low, high = value if kind is regex.RANGE else (value, value)
-                if kind in (regex.LITERAL, regex.RANGE) and not negated and _escapes_within(low, high):
-                    return "a character that JSON escapes"
-        elif operator in (regex.MAX_REPEAT, regex.MIN_REPEAT):
-            if reason := _problem(list(argument[2]), top=False):
-                return reason
-        elif operator is regex.SUBPATTERN:
-            if argument[1] or argument[2]:
-                return "flags"
-            if reason := _problem(list(argument[3]), top=False):
-                return reason
-        elif operator is regex.BRANCH:
-            for branch in argument[1]:
-                if reason := _problem(list(branch), top=False):
-                    return reason
-    return None
-
-
-def _needs_escape(code: int) -> bool:
-    return code < 0x20 or code in (0x22, 0x5C)
-
-
-def _escapes_within(low: int, high: int) -> bool:
-    return low < 0x20 or any(low <= code <= high for code in (0x22, 0x5C))
-
-
-def _anchored_pattern(pattern: str) -> str:
-    """``pattern`` for a compiler that matches the whole string: JSON Schema looks for it anywhere."""
-    nodes = list(_parsed(pattern))
-    begins = bool(nodes) and nodes[0][0] is regex.AT
-    ends = bool(nodes) and nodes[-1][0] is regex.AT
-    body = pattern if begins or ends or len(nodes) < 2 or nodes[0][0] is not regex.BRANCH else f"({pattern})"
-    if len(nodes) == 1 and nodes[0][0] is regex.BRANCH:
-        body = f"({pattern})"
-    return ("" if begins else "^.*") + body + ("" if ends else ".*$")
-
-
-def _with_length(pattern: str, least: int, largest: int | None) -> str | None:
-    """``pattern`` that also keeps the length, where it is a row of characters of which one is repeated without bound;
-    ``None`` elsewhere. ``^[a-z][a-z0-9_]*$`` with ``maxLength`` 8 is ``^[a-z][a-z0-9_]{0,7}$``."""
-    nodes = list(_parsed(pattern))
-    if len(nodes) < 3 or nodes[0][0] is not regex.AT or nodes[-1][0] is not regex.AT:
-        return None
-    widths = [_width(node) for node in nodes[1:-1]]
-    variable = [index for index, (low, high) in enumerate(widths) if low != high]
-    if not variable:
-        low = sum(width[0] for width in widths)
-        return pattern if least <= low and (largest is None or low <= largest) else None
-    tokens = _atoms(pattern[1:-1])
-    if len(variable) != 1 or tokens is None or len(tokens) != len(widths):
-        return None
-    index = variable[0]
-    operator, argument = nodes[1 + index]
-    if operator not in (regex.MAX_REPEAT, regex.MIN_REPEAT) or _width_of(argument[2]) != (1, 1):
-        return None
-    fixed = sum(width[0] for position, width in enumerate(widths) if position != index)
-    fewest = max(int(argument[0]), least - fixed)
-    times = math.inf if argument[1] is regex.MAXREPEAT else int(argument[1])
-    times = times if largest is None else min(times, largest - fixed)
-    if times < fewest:
-        return None
-    tokens[index] = (tokens[index][0], f"{{{fewest},{'' if times == math.inf else int(times)}}}")
-    return "^" + "".join(atom + count for atom, count in tokens) + "$"
-
-
-def _atoms(body: str) -> list[tuple[str, str]] | None:
-    """A row of single characters and classes with their repetitions; ``None`` where there is anything else."""
-    piece = re.compile(
-        r"(\[\^?\]?(?:\\.|[^\]\\])*\]|\\[dwsDWS]|\\[^a-zA-Z0-9]|[^\\\[\](){}*+?|^$])([*+?]|\{\d*,?\d*\})?\??"
-    )
-    atoms, at = [], 0
-    while at < len(body):
-        match = piece.match(body, at)
-        if match is None:
-            return None
-        atoms.append((match[1], match[2] or ""))
-        at = match.end()
-    return atoms
-
-
-def _width(node: Any) -> tuple[int, float]:
-    operator, argument = node
-    if operator in (regex.LITERAL, regex.NOT_LITERAL, regex.IN, regex.ANY, regex.CATEGORY):
-        return 1, 1
-    if operator in (regex.MAX_REPEAT, regex.MIN_REPEAT):
-        low, high = _width_of(argument[2])
-        most = math.inf if argument[1] is regex.MAXREPEAT else int(argument[1])
-        return int(argument[0]) * low, high * most if high else 0
-    if operator is regex.SUBPATTERN:
-        return _width_of(argument[3])
-    return 0, math.inf
-
-
-def _width_of(nodes: Any) -> tuple[int, float]:
-    widths = [_width(node) for node in nodes]
-    return sum(low for low, _ in widths), sum(high for _, high in widths)
-
-
-# -- what a grammar costs --
-
-
-def _weight(schema: Any, factor: int = 1) -> int:
-    """States of a grammar for a rewritten schema, roughly: bounded repetitions multiply what they repeat."""
-    if not isinstance(schema, dict):
-        return factor
-    total: int = factor * (1 + len(schema.get("enum", ())))
-    if "pattern" in schema:
-        total += factor * _pattern_weight(list(_parsed(schema["pattern"])))
-    total += factor * max(schema.get("maxLength", 0), schema.get("minLength", 0))
-    repeats = max(schema.get("maxItems", 0), schema.get("minItems", 0), 1)
-    optional = len(schema.get("properties", ())) - len(schema.get("required", ()))
-    total += factor * max(optional, 0) ** 2 // 2
-    for part in schema.get("properties", {}).values():
-        total += _weight(part, factor)
-    for part in (
-        *schema.get("anyOf", ()),
-        *schema.get("prefixItems", ()),
-        *schema.get("patternProperties", {}).values(),
-    ):
-        total += _weight(part, factor)
-    for keyword, times in (("items", repeats), ("additionalProperties", 1), ("propertyNames", 1)):
-        if keyword in schema:
-            total += _weight(schema[keyword], factor * times)
-    return total
-
-
-def _pattern_weight(nodes: Sequence[Any]) -> int:
-    total = 0
-    for operator, argument in nodes:
-        if operator in (regex.MAX_REPEAT, regex.MIN_REPEAT):
-            times = argument[0] if argument[1] is regex.MAXREPEAT else argument[1]
-            total += max(1, int(times)) * _pattern_weight(list(argument[2]))
-        elif operator is regex.SUBPATTERN:
-            total += _pattern_weight(list(argument[3]))
-        elif operator is regex.BRANCH:
-            total += sum(_pattern_weight(list(branch)) for branch in argument[1])
-        else:
-            total += 1
-    return total
