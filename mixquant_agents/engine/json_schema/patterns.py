@@ -49,13 +49,13 @@ class Pattern:
 
     Attributes:
         source: as it was given.
-        body: its nodes, without the anchors at its ends.
+        nodes: what it consists of, without the anchors at its ends.
         begins, ends: whether it has them.
         problem: why no grammar holds it; ``None`` where one does.
     """
 
     source: str
-    body: tuple[Node, ...]
+    nodes: tuple[Node, ...]
     begins: bool
     ends: bool
     problem: str | None
@@ -66,7 +66,7 @@ class Pattern:
 
     def whole(self) -> str:
         """The pattern of all strings in which it occurs, for a compiler that matches the whole string."""
-        body = _written(self.body) if self.begins and self.ends else f"({_written(self.body)})"
+        body = _written(self.nodes) if self.begins and self.ends else f"({_written(self.nodes)})"
         return "^" + ("" if self.begins else ".*") + body + ("" if self.ends else ".*") + "$"
 
     def with_length(self, least: int, largest: int | None) -> Pattern | None:
@@ -74,13 +74,13 @@ class Pattern:
         numbers; ``None`` elsewhere. ``^[a-z][a-z0-9_]*$`` with at most 8 is ``^[a-z][a-z0-9_]{0,7}$``."""
         if not (self.begins and self.ends):
             return None
-        widths = [_width([node]) for node in self.body]
+        widths = [_width([node]) for node in self.nodes]
         varying = [index for index, (low, high) in enumerate(widths) if low != high]
         if not varying:
             length = sum(low for low, _ in widths)
             return self if least <= length and (largest is None or length <= largest) else None
         index = varying[0]
-        operator, argument = self.body[index]
+        operator, argument = self.nodes[index]
         if len(varying) > 1 or operator not in _REPEATS or _width(argument[2]) != (1, 1):
             return None
         fixed = sum(low for position, (low, _) in enumerate(widths) if position != index)
@@ -90,7 +90,7 @@ class Pattern:
         if times < fewest:
             return None
         bounded = (operator, (fewest, regex.MAXREPEAT if times == math.inf else int(times), argument[2]))
-        return replace(self, body=(*self.body[:index], bounded, *self.body[index + 1 :]))
+        return replace(self, nodes=(*self.nodes[:index], bounded, *self.nodes[index + 1 :]))
 
 
 def pattern_of(source: str, path: str) -> Pattern:
