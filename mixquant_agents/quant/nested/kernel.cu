@@ -133,7 +133,9 @@ __device__ __forceinline__ void multiply(const Chunk& c, unsigned long long toke
 #pragma unroll
       for (int s = 0; s < 4; s++) wgmma(&acc[r][0][0], w[s], tokens + a * (MT * 8) + s * 2);
       asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+      // Fragments are registers: those of the next group but one are the same, so only one group may be under way,
+      // and none where every group uses the same.
+      asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(A * RT > 1 ? 1 : 0) : "memory");
     }
 }
 #else

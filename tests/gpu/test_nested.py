@@ -1,0 +1,80 @@
+"""The product with nested weights, against float64 and bit for bit where tokens pick single weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mixquant_agents.quant.nested.layout import NestedWeight, nest
+from mixquant_agents.quant.nested.product import NestedProduct, nested_linear
+from mixquant_agents.quant.nested.tiling import CUTS, Tiling
+
+pytestmark = pytest.mark.gpu
+
+N, K = 512, 2048
+TILINGS = [tiling for cuts in CUTS.values() for tiling in cuts if tiling.fits(N, K)]
+
+
+def wild_weight() -> torch.Tensor:
+    """Rows of very different size, one weight in fifty of any finite bits, a row of zeros and one of bit patterns."""
+    patterns = torch.arange(65536, device="cuda", dtype=torch.int32)
+    finite = patterns[(patterns & 0x7F80) != 0x7F80].to(torch.int16).view(torch.bfloat16)
+    scales = 2.0 ** torch.randint(-60, 60, (N, 1), device="cuda")
+    weight = (torch.randn(N, K, device="cuda") * scales).bfloat16()
+    drawn = finite[torch.randint(0, finite.numel(), (N, K), device="cuda")]
+    weight = torch.where(torch.rand(N, K, device="cuda") < 0.02, drawn, weight)
+    weight[3], weight[5] = finite[:K], 0.0
+    return weight
+
+
+@pytest.fixture(scope="module")
+def nested() -> tuple[torch.Tensor, NestedWeight]:
+    torch.manual_seed(0)
+    weight = (torch.randn(N, K, device="cuda") * 0.02).bfloat16()
+    weight[torch.rand(N, K, device="cuda") < 0.01] *= 2.0**-20
+    return weight, nest(weight)
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_one_hot_tokens_give_weights_back_bit_for_bit(tiling: Tiling) -> None:
+    torch.manual_seed(1)
+    weight = wild_weight()
+    nested = nest(weight)
+    tokens = 8 * tiling.nt
+    for first in range(0, K, tokens):
+        x = torch.zeros(tokens, K, device="cuda", dtype=torch.bfloat16)
+        x[torch.arange(tokens), first + torch.arange(tokens)] = 1
+        assert torch.equal(nested_linear(x, nested, tiling).T, weight[:, first : first + tokens])
+
+
+@pytest.mark.parametrize("tiling", TILINGS, ids=str)
+def test_product_is_float32_rounded_once(tiling: Tiling, nested: tuple[torch.Tensor, NestedWeight]) -> None:
+    weight, held = nested
+    bias = torch.randn(N, device="cuda").bfloat16()
+    for rows in {1, 3, 4 * tiling.nt + 1, 8 * tiling.nt - 1, 8 * tiling.nt}:
+        x = torch.randn(rows, K, device="cuda").bfloat16()
+        y = nested_linear(x, held, tiling, bias)
+        expected = x.double() @ weight.double().T + bias.double()
+        assert (y.double() - expected).norm() / expected.norm() < 2.5e-3
+        assert torch.equal(y, nested_linear(x, held, tiling, bias))
+
+
+def test_rows_do_not_depend_on_each_other(nested: tuple[torch.Tensor, NestedWeight]) -> None:
+    _, held = nested
+    x = torch.randn(64, K, device="cuda").bfloat16()
+    for tiling in TILINGS:
+        tokens = 8 * tiling.nt
+        full = nested_linear(x[:tokens].contiguous(), held, tiling)
+        other = x[:tokens].clone()
+        other[1:] = float("nan")
+        assert torch.equal(nested_linear(other, held, tiling)[0], full[0])
+
+
+def test_product_takes_the_fastest_tiling_that_fits(nested: tuple[torch.Tensor, NestedWeight]) -> None:
+    weight, held = nested
+    product = NestedProduct()
+    x = torch.randn(5, K, device="cuda").bfloat16()
+    torch.testing.assert_close(product(x, held), torch.nn.functional.linear(x, weight), rtol=0.02, atol=0.02)
+    assert product.tiling(5, held) is product.tiling(8, held)
+    with pytest.raises(ValueError, match="1 to 64 rows, not 65"):
+        product.tiling(65, held)
