@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixquant_agents.quant.nested.layout import NestedWeight, nest
-from mixquant_agents.quant.nested.product import NestedProduct, nested_linear
+from mixquant_agents.quant.nested.product import NestedProduct, compile_tilings, nested_linear
 from mixquant_agents.quant.nested.tiling import CUTS, Tiling
 
 pytestmark = pytest.mark.gpu
@@ -30,12 +30,14 @@ def wild_weight() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def nested() -> tuple[torch.Tensor, NestedWeight]:
     torch.manual_seed(0)
+    compile_tilings(TILINGS)
     weight = (torch.randn(N, K, device="cuda") * 0.02).bfloat16()
     weight[torch.rand(N, K, device="cuda") < 0.01] *= 2.0**-20
     return weight, nest(weight)
 
 
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
+@pytest.mark.usefixtures("nested")
 def test_one_hot_tokens_give_weights_back_bit_for_bit(tiling: Tiling) -> None:
     torch.manual_seed(1)
     weight = wild_weight()

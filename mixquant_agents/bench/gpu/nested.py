@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
 from mixquant_agents.quant.nested.layout import NestedWeight, nest, rebuild
-from mixquant_agents.quant.nested.product import nested_linear
+from mixquant_agents.quant.nested.product import compile_tilings, nested_linear
 from mixquant_agents.quant.nested.tiling import CUTS, token_tiles
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}  # (N, K)
@@ -75,6 +75,8 @@ def one_product(rows: int, weights: Weights) -> dict[str, Any]:
 
 def main(out: str, *rows: str) -> int:
     torch.manual_seed(0)
+    counts = [int(count) for count in rows] or list(ROWS)
+    compile_tilings(cut for tiles in {token_tiles(count) for count in counts} for cut in CUTS[tiles])
     weights = {name: layers(n, k) for name, (n, k) in SHAPES.items()}
     plain = sum(2 * weight.numel() for held in weights.values() for weight, _ in held)
     result: dict[str, Any] = {
@@ -86,7 +88,7 @@ def main(out: str, *rows: str) -> int:
         "kernel_over_cublas": {},
         "products": {},
     }
-    for count in map(int, rows or map(str, ROWS)):
+    for count in counts:
         products = {name: one_product(count, held) for name, held in weights.items()}
         cublas, nested = (sum(p[key] for p in products.values()) for key in ("cublas_us", "nested_us"))
         result["kernel_over_cublas"][str(count)] = round(cublas / nested, 3)
