@@ -52,9 +52,10 @@ def nested_linear(
 
 
 def compile_tilings(tilings: Iterable[Tiling], device: int = 0) -> None:
-    """Compile and load the kernels of ``tilings`` now, side by side; about half a second each on a core."""
+    """Compile the kernels of ``tilings`` now, side by side; about half a second each on a core."""
+    capability = torch.cuda.get_device_capability(device)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda tiling: _kernel(tiling, device), tilings))
+        list(pool.map(lambda tiling: _compile(tiling, capability), tilings))
 
 
 class NestedProduct:
@@ -99,7 +100,7 @@ def _kernel(tiling: Tiling, device: int) -> Any:
     from cuda.bindings import driver
 
     with torch.cuda.device(device):
-        torch.cuda.current_stream()  # the context exists
+        torch.empty(1, device="cuda")  # this thread has the device's context
         module = _checked(driver.cuModuleLoadData(_compile(tiling, torch.cuda.get_device_capability(device))))
         function = _checked(driver.cuModuleGetFunction(module, b"nested_linear"))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
