@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "dashboard": "dashboard",
     "report": "report",
     "fidelity": "fidelity",
+    "calibrate": "calibrate",
     "bench prefill": "bench.prefill",
     "bench turns": "bench.turns",
     "bench store": "bench.store",

@@ -55,9 +55,8 @@ class PrecisionPolicy(FrozenConfig):
         weight_only: quantize weights but not activations (W4A16 for NVFP4). For studies of where the error comes from.
         reproducible: a row's precision never depends on what else is in the batch (threshold 0).
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
-        calibration: folder that ``mixquant calibrate`` wrote for the same model: scales of activations for NVFP4, and
-            twins rounded by GPTQ. ``"auto"``: the cached one of this model where there is one; without any, activations
-            are scaled by 1. ``None``: never.
+        calibration: folder that ``mixquant calibrate`` wrote for the same model, ``"auto"`` for the one in the cache:
+            scales of activations for NVFP4, and twins rounded by GPTQ. ``None``: activations are scaled by 1.
     """
 
     prefill_format: NumberFormat = NumberFormat.AUTO
@@ -75,7 +74,7 @@ class PrecisionPolicy(FrozenConfig):
     weight_only: bool = False
     reproducible: bool = False
     prefill_checkpoint: str | None = None
-    calibration: Literal["auto"] | str | None = "auto"
+    calibration: str | None = None
 
     @field_validator("formats", mode="before")
     @classmethod
@@ -121,7 +120,14 @@ class PrecisionPolicy(FrozenConfig):
                 f"{self.prefill_format.value!r}'s; leave them as they are"
             )
         if self.recipe.needs_calibration and self.calibration is None:
-            raise ValueError("weight_rounding='gptq' and residual_channels need a calibration, which is None")
+            raise ValueError(
+                "weight_rounding='gptq' and residual_channels need a calibration: run mixquant calibrate once, and set "
+                "calibration='auto'"
+            )
+        if self.prefill_checkpoint is not None and self.weight_rounding != "nearest":
+            raise ValueError(
+                "weight_rounding='gptq' and prefill_checkpoint each bring the twins; leave one of them out"
+            )
         spec = FORMATS.get(self.prefill_format)
         if self.prefill_checkpoint is not None and not (spec and spec.has_checkpoints):
             names = " or ".join(repr(name.value) for name, spec in FORMATS.items() if spec.has_checkpoints)

@@ -14,11 +14,13 @@ from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import RoutedFormat, resolve
 from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant.calibration.store import Calibration
 from mixquant_agents.quant.counters import RowCounter
 from mixquant_agents.quant.formats.registry import twin_of
 from mixquant_agents.quant.layer import RoutedLayer
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.step import EXACT, StepPlan, forced_step
+from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 from mixquant_agents.quant.twins.checkpoint import TwinCheckpoint
 from mixquant_agents.quant.twins.memory import TwinMemory
 
@@ -41,6 +43,7 @@ class Runtime:
         layers: the routed layers, in the model's order.
         counter: rows per request.
         checkpoint: where twins are read from, if not made from the weights.
+        calibration: what is known of the layers' activations, if anything.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Runtime:
         switchable: bool,
         fused: Mapping[str, Sequence[str]] | None = None,
         graphs: GraphSettings | None = None,
+        model: str | None = None,
     ) -> None:
         """
         Args:
@@ -59,6 +63,7 @@ class Runtime:
             switchable: the engine is eager, so that twins may change after the model was built.
             fused: vLLM's fused layers and their parts, ``{"qkv_proj": ["q_proj", "k_proj", "v_proj"]}``.
             graphs: what the engine's captured graphs ask of routing, should the twins run inside them.
+            model: the checkpoint's folder, for its calibration.
 
         Raises:
             FormatRefusedError: the device cannot run the policy, or lacks what its twins need.
@@ -75,6 +80,7 @@ class Runtime:
         self.captured = bool(twins) and all(twin.captured for twin in twins)
         self.router = Router(self.resolved, (graphs or GraphSettings(1, False)) if self.captured else None)
         self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
+        self.calibration = Calibration.of(policy, model)
         self.counter = RowCounter()
         self.layers: list[RoutedLayer] = []
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
@@ -99,6 +105,14 @@ class Runtime:
     def parts_of(self, prefix: str) -> list[str]:
         """Names that a checkpoint has for the layer ``prefix``."""
         return parts_of(prefix, self._fused)
+
+    def calibration_of(self, prefix: str, n: int, k: int) -> LayerCalibration:
+        """What is known of the layer ``prefix``, ``[n, k]`` on this rank.
+
+        Raises:
+            FormatRefusedError: the policy's calibration does not have it.
+        """
+        return UNCALIBRATED if self.calibration is None else self.calibration.layer(prefix, n, k)
 
     def reserve(self, nbytes: int) -> None:
         """A twin of ``nbytes`` is going to be built, once all weights are read.
@@ -131,6 +145,13 @@ class Runtime:
             raise ConfigError(
                 f"prefill_checkpoint={policy.prefill_checkpoint!r} is not what this engine was started with "
                 f"({self.resolved.policy.prefill_checkpoint!r}); start another engine"
+            )
+        same = (policy.calibration, policy.weight_rounding, policy.weight_scales)
+        running = self.resolved.policy
+        if policy.calibration and same != (running.calibration, running.weight_rounding, running.weight_scales):
+            raise ConfigError(
+                f"calibration={policy.calibration!r} with weight_rounding={policy.weight_rounding!r} is not what this "
+                "engine was started with; start another engine"
             )
         resolved = resolve(policy, self.device)
         for layer_format in resolved.formats:
@@ -204,6 +225,7 @@ class Runtime:
             "row_threshold": self.router.rule.threshold,
             "exact_last_token": resolved.exact_last_token,
             "weight_only": resolved.policy.weight_only,
+            "calibration": None if self.calibration is None else str(self.calibration.path),
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},

@@ -169,7 +169,7 @@ def test_one_emulated_format_makes_all_of_them_emulated() -> None:
     "fields", [{"activation_scales": "4/6"}, {"residual_channels": 64}], ids=["activations", "residual"]
 )
 def test_recipes_without_a_kernel_are_emulated_and_say_so(fields: dict[str, object]) -> None:
-    policy = PrecisionPolicy.model_validate({"prefill_format": "nvfp4", **fields})
+    policy = PrecisionPolicy.model_validate({"prefill_format": "nvfp4", "calibration": "auto", **fields})
     resolved = resolve(policy, B200)
     assert resolved.emulated
     assert next(iter(fields)) in (resolved.reason or "")

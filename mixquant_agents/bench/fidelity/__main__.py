@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.perf_counter()
 
     def progress(what: str, share: float) -> None:
-        print(f"[{time.perf_counter() - started:6.1f} s] {share:4.0%} {what}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"[{time.perf_counter() - started:6.1f} s] {share:4.0%} {what}", file=sys.stderr, flush=True)  # noqa: T201 - a script without the command line's console
 
     progress("loading", 0.0)
     network, tokenizer = load(options.model, options.dtype)
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     report = {"command": command, **rounded(run(network, tokenizer, settings, progress).json())}
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))  # noqa: T201 - the result
+    print(table(report))  # noqa: T201 - the result goes to stdout
 
 
 if __name__ == "__main__":

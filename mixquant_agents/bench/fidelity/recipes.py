@@ -8,8 +8,18 @@ from typing import Literal
 
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.support import DeviceInfo
 
-__all__ = ["BASELINE", "CalibrationKind", "StudyRecipe", "layer_sources", "recipes", "sources", "worst_layers"]
+__all__ = [
+    "BASELINE",
+    "EMULATION",
+    "CalibrationKind",
+    "StudyRecipe",
+    "layer_sources",
+    "recipes",
+    "sources",
+    "worst_layers",
+]
 
 CalibrationKind = Literal["none", "scales", "gptq", "gptq-paired"]
 """What a recipe takes of calibration: nothing (activations are scaled by 1), scales of activations, twins rounded by
@@ -17,6 +27,9 @@ GPTQ for the exact model's inputs, or for those that a quantizing engine meets."
 
 _NVFP4, _FP8, _EXACT = NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.EXACT
 _KV = (("k_proj", _FP8), ("v_proj", _FP8))
+EMULATION = DeviceInfo("cpu", "emulation")
+"""Fidelity is about rounding, so formats are emulated on any device."""
+
 BASELINE = "uniform-nvfp4"
 """What loss is removed from: NVFP4 in both phases."""
 
@@ -41,7 +54,7 @@ class StudyRecipe:
 
 
 def _nvfp4(**fields: object) -> PrecisionPolicy:
-    return PrecisionPolicy.model_validate({"prefill_format": _NVFP4, **fields})
+    return PrecisionPolicy.model_validate({"prefill_format": _NVFP4, "calibration": "auto", **fields})
 
 
 def recipes() -> dict[str, StudyRecipe]:
@@ -71,8 +84,8 @@ def recipes() -> dict[str, StudyRecipe]:
     }
     made = {
         BASELINE: StudyRecipe(_nvfp4(decode_format=_NVFP4)),
-        "uniform-nvfp4-unscaled": StudyRecipe(_nvfp4(decode_format=_NVFP4), "none"),
-        "plain-unscaled": StudyRecipe(_nvfp4(), "none"),
+        "uniform-nvfp4-unscaled": StudyRecipe(_nvfp4(decode_format=_NVFP4, calibration=None), "none"),
+        "plain-unscaled": StudyRecipe(_nvfp4(calibration=None), "none"),
         **{name: StudyRecipe(policy) for name, policy in plain.items()},
         "mxfp4": StudyRecipe(PrecisionPolicy.of("mixquant-mxfp4")),
         "fp8": StudyRecipe(PrecisionPolicy.of("mixquant-fp8")),

@@ -19,6 +19,7 @@ from mixquant_agents.bench.fidelity.answers import Divergence, Prompt, Reference
 from mixquant_agents.bench.fidelity.cost import added_time, flops_by_format
 from mixquant_agents.bench.fidelity.recipes import (
     BASELINE,
+    EMULATION,
     CalibrationKind,
     StudyRecipe,
     layer_sources,
@@ -26,11 +27,11 @@ from mixquant_agents.bench.fidelity.recipes import (
     sources,
     worst_layers,
 )
+from mixquant_agents.bench.fidelity.turns import by_turn
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.plan import Reach
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
-from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration.collect import Seen, collect, layer_calibrations
 from mixquant_agents.quant.calibration.contexts import Conversation, conversations, plain_texts
 from mixquant_agents.quant.calibration.network import batches, groups, prompt_ids, routed
@@ -42,9 +43,6 @@ __all__ = ["Settings", "StudyResult", "prompts_of", "run"]
 
 EARLY, LATE = 8, 16
 """Answer tokens: the first by itself, early ones up to here, late ones from here on."""
-
-EMULATION = DeviceInfo("cpu", "emulation")
-"""Fidelity is about rounding, so formats are emulated on any device."""
 
 Progress = Callable[[str, float], None]
 
@@ -152,6 +150,10 @@ class _Study:
             )
         return self.calibrations[key]
 
+    def calibration_of(self, recipe: StudyRecipe) -> Mapping[str, LayerCalibration] | None:
+        """What the twins of ``recipe`` are built with."""
+        return self.calibration(recipe.calibration, recipe.policy.weight_scales == "4/6")
+
     def _look(self, kind: CalibrationKind) -> Mapping[str, Seen]:
         if kind not in self._seen:
             paired = None
@@ -176,8 +178,7 @@ class _Study:
     def divergence(self, recipe: StudyRecipe, exact: Reference) -> tuple[Divergence, ResolvedPolicy]:
         """How far ``recipe`` is from the reference."""
         resolved = resolve(recipe.policy, EMULATION)
-        four_over_six = recipe.policy.weight_scales == "4/6"
-        known = self.calibration(recipe.calibration, four_over_six)
+        known = self.calibration_of(recipe)
         build = _exact_weights if recipe.exact_weights else _twin
         with routed(self.network, resolved, known, build) as plan:
             found = compare(self.network, exact, plan, lambda prompt: [self.span(recipe, resolved, prompt)])
@@ -276,9 +277,16 @@ def run(
         row["kl_removed"] = 1 - row["kl"] / base["kl"]
         row["first_removed"] = 1 - row["kl_first"] / base["kl_first"]
     if settings.turns:
-        from mixquant_agents.bench.fidelity.turns import by_turn
-
-        result.turns = by_turn(study, named, settings)
+        result.turns = by_turn(
+            network,
+            tokenizer,
+            named,
+            study.calibration_of,
+            count=settings.turns,
+            seed=settings.seed,
+            rows=settings.rows,
+            progress=progress,
+        )
     result.head["seconds"] = round(time.perf_counter() - started, 1)
     return result
 

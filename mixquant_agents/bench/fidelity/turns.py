@@ -7,17 +7,15 @@ answers again, in NVFP4 (``reread``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from mixquant_agents.bench.fidelity.answers import Prompt, compare, reference
-from mixquant_agents.bench.fidelity.recipes import StudyRecipe
+from mixquant_agents.bench.fidelity.recipes import EMULATION, StudyRecipe
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.quant.calibration.contexts import Conversation, conversations
 from mixquant_agents.quant.calibration.network import prompt_ids, routed
-
-if TYPE_CHECKING:
-    from mixquant_agents.bench.fidelity.study import Settings, _Study
+from mixquant_agents.quant.twins.calibrated import LayerCalibration
 
 __all__ = ["TURNS", "by_turn"]
 
@@ -25,25 +23,42 @@ TURNS = (1, 2, 5, 20)
 RECIPES = ("plain", "kv-fp8", "kv-fp8+gptq-paired+w46")
 
 
-def by_turn(study: _Study, named: Mapping[str, StudyRecipe], settings: Settings) -> dict[str, dict[str, float]]:
+def by_turn(
+    network: Any,
+    tokenizer: Any,
+    named: Mapping[str, StudyRecipe],
+    calibration_of: Callable[[StudyRecipe], Mapping[str, LayerCalibration] | None],
+    *,
+    count: int,
+    seed: int,
+    rows: int,
+    progress: Callable[[str, float], None],
+) -> dict[str, dict[str, float]]:
     """Mean KL over the answer of each of :data:`TURNS`, by recipe and by what becomes of earlier answers.
 
     Answers are the conversations' own, forced like all others.
-    """
-    from mixquant_agents.bench.fidelity.study import EMULATION
 
-    threads = conversations(3 * settings.turns, "measured", settings.seed + 1, turns=(21, 21))[2::3]
+    Args:
+        network, tokenizer: see :func:`~mixquant_agents.quant.calibration.network.load`.
+        named: recipes; those of :data:`RECIPES` are followed.
+        calibration_of: what a recipe's twins are built with.
+        count: threads.
+        seed: of the threads.
+        rows: tokens of a batch.
+        progress: told what is being done and the share done.
+    """
+    threads = conversations(3 * count, "measured", seed + 1, turns=(21, 21))[2::3]
     found: dict[str, dict[str, float]] = {}
     for turn in TURNS:
-        made = [_until(study.tokenizer, thread, turn) for thread in threads]
-        exact = reference(study.network, [prompt for prompt, _ in made], settings.rows)
+        made = [_until(tokenizer, thread, turn) for thread in threads]
+        exact = reference(network, [prompt for prompt, _ in made], rows)
         kept = {prompt.ids: own for prompt, own in made}
         for name in RECIPES:
             recipe = named[name]
             resolved = resolve(recipe.policy, EMULATION)
-            known = study.calibration(recipe.calibration, recipe.policy.weight_scales == "4/6")
+            known = calibration_of(recipe)
             for way in ("kept", "reread"):
-                study.progress(f"turn {turn}: {name}, answers {way}")
+                progress(f"turn {turn}: {name}, answers {way}", TURNS.index(turn) / len(TURNS))
 
                 def spans(
                     prompt: Prompt, lies: dict[tuple[int, ...], list[tuple[int, int]]] = kept, way: str = way
@@ -53,8 +68,8 @@ def by_turn(study: _Study, named: Mapping[str, StudyRecipe], settings: Settings)
                     # Each turn's last prompt token runs exact, and so does the answer behind it.
                     return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
-                with routed(study.network, resolved, known) as plan:
-                    loss = compare(study.network, exact, plan, spans)
+                with routed(network, resolved, known) as plan:
+                    loss = compare(network, exact, plan, spans)
                 total = sum(float(kl.sum()) for kl in loss.kl.values())
                 count = sum(kl.numel() for kl in loss.kl.values())
                 found.setdefault(f"{name}, answers {way}", {})[str(turn)] = total / max(1, count)

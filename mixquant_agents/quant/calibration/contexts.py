@@ -258,7 +258,11 @@ def conversations(count: int, split: Split, seed: int = 0, turns: tuple[int, int
     """
     rng = random.Random(f"{split}-{seed}")  # noqa: S311 - sampling text is not cryptography
     kinds: tuple[Kind, ...] = ("question", "result", "turns")
-    return [_conversation(rng, kinds[number % 3], split, turns) for number in range(count)]
+    made: dict[str, Conversation] = {}
+    while len(made) < count:  # one that came before is drawn again
+        conversation = _conversation(rng, kinds[len(made) % 3], split, turns)
+        made.setdefault(repr(conversation.messages), conversation)
+    return list(made.values())
 
 
 def _conversation(rng: random.Random, kind: Kind, split: Split, turns: tuple[int, int]) -> Conversation:

@@ -20,6 +20,7 @@ from mixquant_agents.quant.ops import linear as _ops  # noqa: F401 - registers t
 from mixquant_agents.quant.ops.eager import eager_linear
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.twins.base import Twin
+from mixquant_agents.quant.twins.calibrated import LayerCalibration
 from mixquant_agents.quant.twins.registry import RegisteredTwin, register
 from mixquant_agents.quant.vllm.context import current_step
 
@@ -127,9 +128,15 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
 
     def _renew(self, weight: torch.Tensor) -> None:
         checkpoint = self._runtime.checkpoint
+        calibration = self._runtime.calibration
+        if self._states and calibration is not None and not torch.equal(weight, self.weight):
+            raise ConfigError(
+                f"the weights loaded anew for {self.prefix!r} are others than those that {calibration.path} was made "
+                "of; start another engine, with a calibration of the new weights or without one"
+            )
         if checkpoint is None:
             for twin, state in self._states.values():
-                twin.renew(state, twin.build(weight))
+                twin.renew(state, twin.build(weight, self._calibration()))
         elif self._states and not torch.equal(weight, self.weight):
             raise ConfigError(
                 f"the weights loaded anew for {self.prefix!r} are others than this engine started with, and "
@@ -148,9 +155,13 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
     def _built(self, twin: Twin[Any], weight: torch.Tensor) -> Any:
         checkpoint = self._runtime.checkpoint
         if checkpoint is None:
-            return twin.build(weight)
+            return twin.build(weight, self._calibration())
         read = checkpoint.read(self._runtime.parts_of(self.prefix))
-        return twin.adopt(read.to(weight.device), weight.dtype)
+        return twin.adopt(read.to(weight.device), weight.dtype, self._calibration())
+
+    def _calibration(self) -> LayerCalibration:
+        n, k = self.weight.shape
+        return self._runtime.calibration_of(self.prefix, n, k)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` ``[..., K]`` to ``[..., N]``."""

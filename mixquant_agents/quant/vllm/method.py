@@ -125,6 +125,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
             switchable=current_platform.is_cpu() and eager,
             fused=self.packed_modules_mapping,
             graphs=graph_hooks.settings_of(vllm_config),
+            model=vllm_config.model_config.model,
         )
         if runtime.captured:
             graph_hooks.install()
