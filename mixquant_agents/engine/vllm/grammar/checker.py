@@ -133,7 +133,7 @@ class GrammarChecker:
             sys.executable, "-P", "-m", "mixquant_agents.engine.vllm.grammar.helper_process",
             str(COMPILE_SECONDS), str(EXTRA_BYTES),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            limit=2**20,
+            limit=2**20, start_new_session=True,  # Ctrl-C in a terminal is for the owner
         )  # fmt: skip
         if helper.stdin is not None:
             helper.stdin.write(json.dumps(vocabulary).encode() + b"\n")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import resource
-import signal
 import sys
 import time
 
@@ -26,7 +25,6 @@ def main() -> None:
     if vocabulary is not None:
         info = xgrammar.TokenizerInfo.deserialize_json(vocabulary)
         compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the owner
     for line in sys.stdin:
         _limit(seconds, extra)
         print(json.dumps(_try(compiler, json.loads(line))), flush=True)  # noqa: T201  the answer goes to the pipe
