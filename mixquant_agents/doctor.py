@@ -25,7 +25,8 @@ def examine() -> dict[str, Any]:
     """Look at this machine; starts no engine.
 
     Returns:
-        A JSON object: ``device``, ``formats`` (name → ``status`` and ``reason``), ``auto`` (what policy ``mixquant``
+        A JSON object: ``device``, ``formats`` (name → ``status`` and ``reason``), ``kernels`` (native formats: the
+        kernel, and its error against the reference, or the ``problem``), ``auto`` (what policy ``mixquant``
         does here and why), ``versions``, ``memory_bytes``, ``cores``, ``embedded`` (source and cache of the embedded
         model), ``problems`` (what stops an engine from starting, each with its remedy).
     """
@@ -75,8 +76,34 @@ def _device() -> dict[str, Any]:
     return {
         "device": device.name,
         "formats": formats,
+        "kernels": _kernels(device),
         "auto": {"prefill_format": automatic.prefill_format.value, "reason": automatic.reason},
     }
+
+
+def _kernels(device: DeviceInfo) -> dict[str, Any]:
+    """Of each format that this device runs natively: the kernel where vLLM chooses one, and the error of a product."""
+    native = [name for name in FORMATS if format_support(name, device).status == "native"]
+    if not native:
+        return {}
+    import torch
+
+    from mixquant_agents.precision.resolve import LayerFormat
+    from mixquant_agents.quant.formats.registry import twin_of
+    from mixquant_agents.quant.kernel_check import Unit, check
+
+    weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
+    found: dict[str, Any] = {}
+    for name in native:
+        layer_format = LayerFormat(name, emulated=False)
+        try:
+            twin = twin_of(layer_format)
+            twin.prepare()
+            errors = check([Unit("a layer of 512x1024", layer_format, twin, weight, twin.build(weight))]).errors
+            found[name.value] = {"kernel": twin.status().get("kernel"), "error": max(errors.values())}
+        except (MixQuantError, ImportError, RuntimeError) as error:  # what a doctor is for: say it, go on
+            found[name.value] = {"kernel": None, "error": None, "problem": str(error).splitlines()[0]}
+    return found
 
 
 def _processor() -> str:

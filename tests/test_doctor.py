@@ -14,7 +14,9 @@ def test_json_has_the_named_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["doctor", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["device"]
-    assert set(report["formats"]) == {"exact", "nvfp4", "fp8", "int8"}
+    assert set(report["formats"]) == {"exact", "nvfp4", "fp8", "int8", "mxfp4"}
+    native = {name for name, support in report["formats"].items() if support["status"] == "native"}
+    assert set(report["kernels"]) == native - {"exact"}
     for support in report["formats"].values():
         assert support["status"] in ("native", "emulated", "refused")
         assert (support["reason"] is None) == (support["status"] == "native")

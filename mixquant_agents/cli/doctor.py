@@ -96,6 +96,10 @@ def _machine(*, as_json: bool) -> dict[str, Any]:
     if report["auto"] is not None:
         reason = f": {report['auto']['reason']}" if report["auto"]["reason"] else ""
         out.print(f"policy 'mixquant' reads in {report['auto']['prefill_format']}{reason}", soft_wrap=True)
+    for name, found in report.get("kernels", {}).items():
+        kernel = f" ({found['kernel']})" if found["kernel"] else ""
+        agrees = found.get("problem") or f"its product agrees with the reference within {found['error']:.2g}"
+        out.print(f"{name}{kernel}: {agrees}", soft_wrap=True)
     embedded = report["embedded"]
     out.print(f"embedded model: {embedded['source']} (cache {embedded['cache'] or 'none'})", soft_wrap=True)
     out.print(", ".join(f"{name} {version}" for name, version in report["versions"].items()), style="dim")

@@ -17,6 +17,7 @@ from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration.store import Calibration
 from mixquant_agents.quant.counters import RowCounter
 from mixquant_agents.quant.formats.registry import twin_of
+from mixquant_agents.quant.kernel_check import KernelCheck, check, first_of_each_shape, units_of
 from mixquant_agents.quant.layer import RoutedLayer
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.step import EXACT, StepPlan, forced_step
@@ -43,6 +44,7 @@ class Runtime:
         layers: the routed layers, in the model's order.
         counter: rows per request.
         checkpoint: where twins are read from, if not made from the weights.
+        kernels: what the products' check at start found, where they are the device's own.
         calibration: what is known of the layers' activations, if anything.
     """
 
@@ -84,6 +86,7 @@ class Runtime:
         self.counter = RowCounter()
         self.layers: list[RoutedLayer] = []
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
+        self.kernels: KernelCheck | None = None
         self._step: StepPlan | None = None
         self._planned = False
         self._serving = False
@@ -131,6 +134,18 @@ class Runtime:
     def captured_layers(self) -> list[RoutedLayer]:
         """The layers whose twins run inside captured graphs."""
         return [layer for layer in self.layers if layer.layer_format is not None and layer.twin.captured]
+
+    def check_kernels(self) -> None:
+        """Hold the device's products against our references, on one layer of each shape.
+
+        Raises:
+            FormatRefusedError: one of them is wrong.
+        """
+        layers = first_of_each_shape(self.captured_layers)
+        units = (
+            unit for layer in layers for unit in units_of(layer, self.calibration_of(layer.prefix, *layer.weight.shape))
+        )
+        self.kernels = check(units)
 
     # --- policy -------------------------------------------------------------------------------------------------------
 
@@ -212,6 +227,7 @@ class Runtime:
         resolved, default = self.resolved, self.resolved.default_format
         weights = {} if model is None else {p.data_ptr(): p for p in model.parameters()}
         twins = {name: value for each in resolved.formats for name, value in twin_of(each).status().items()}
+        kernels = {} if self.kernels is None else self.kernels.status()
         names = [layer.layer_format.name for layer in self.layers if layer.layer_format is not None]
         return {
             "policy": resolved.policy.name,
@@ -231,7 +247,7 @@ class Runtime:
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},
             "twin_bytes": sum(layer.twin_bytes for layer in self.layers),
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),
-            **({"gpu": {**self.router.status(), **twins}} if self.captured else {}),
+            **({"gpu": {**self.router.status(), **twins, **kernels}} if self.captured else {}),
         }
 
 

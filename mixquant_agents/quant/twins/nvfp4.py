@@ -10,7 +10,7 @@ Written for and checked against vLLM's sources and its emulation on a CPU; it ha
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibratio
 
 __all__ = ["Holder", "Nvfp4Twin", "select_kernel"]
 
-_REFUSED = ("Marlin", "Humming", "Emulation")
-"""Kernels that do not multiply in FP4: weight-only ones, and software."""
+_REFUSED = ("A16", "Marlin", "Humming", "Emulation")
+"""Kernels that do not multiply in FP4: weight-only ones, and software. Of the others the numbers are checked at start:
+see :mod:`mixquant_agents.quant.kernel_check`."""
 
 
 class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
@@ -54,25 +55,53 @@ class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
 
 
 def select_kernel() -> Any:
-    """vLLM's NVFP4 kernel for this GPU.
+    """vLLM's NVFP4 kernel for this GPU: the first of its list that multiplies in FP4.
 
     Raises:
-        FormatRefusedError: vLLM has none that multiplies in FP4 here.
+        FormatRefusedError: vLLM has none.
     """
-    try:
-        from vllm.model_executor.kernels.linear import init_nvfp4_linear_kernel
+    passed: list[str] = []
+    while True:
+        try:
+            kernel = _vllm_kernel(passed)
+        except (ImportError, ValueError, AssertionError) as error:
+            more = f"; passed over {', '.join(passed)}, which do not multiply in FP4" if passed else ""
+            raise FormatRefusedError(
+                f"vLLM has no NVFP4 kernel for this GPU ({error}{more}); use policy 'mixquant-fp8'"
+            ) from error
+        name = type(kernel).__name__
+        if not any(word in name for word in _REFUSED):
+            return kernel
+        if name in passed:  # vLLM is set to it, whatever is disabled
+            raise FormatRefusedError(
+                f"vLLM chose {name} for NVFP4, which does not multiply in FP4 (weight-only or software); use policy "
+                "'mixquant-fp8'"
+            )
+        passed.append(name)
 
-        kernel = init_nvfp4_linear_kernel()
-    except (ImportError, ValueError) as error:
-        raise FormatRefusedError(
-            f"vLLM has no NVFP4 kernel for this GPU ({error}); use policy 'mixquant-fp8'"
-        ) from error
-    name = type(kernel).__name__
-    if any(word in name for word in _REFUSED):
-        raise FormatRefusedError(
-            f"vLLM chose {name} for NVFP4, which does not multiply in FP4 (W4A16 or software); use 'mixquant-fp8'"
-        )
-    return kernel
+
+def _vllm_kernel(disabled: Sequence[str]) -> Any:
+    """What vLLM's selector takes with these kernels disabled, beside those that the user disabled."""
+    from vllm.model_executor.kernels import linear
+
+    settings = linear.envs
+    linear.envs = _Settings(settings, disabled)
+    try:
+        return linear.init_nvfp4_linear_kernel()
+    finally:
+        linear.envs = settings
+
+
+class _Settings:
+    """vLLM's settings, with more kernels disabled: the selector reads them at each call."""
+
+    def __init__(self, settings: Any, disabled: Sequence[str]) -> None:
+        self._settings = settings
+        self._disabled = disabled
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._settings, name)
+        return [*(value or ()), *self._disabled] if name == "VLLM_DISABLED_KERNELS" else value
 
 
 class Nvfp4Twin(Twin[Holder]):
@@ -161,3 +190,7 @@ class Nvfp4Twin(Twin[Holder]):
         """See :class:`~mixquant_agents.quant.twins.base.Twin`. vLLM's kernels quantize activations themselves."""
         out: torch.Tensor = state.kernel.apply_weights(state, source.rows_with(exact), bias)
         return out
+
+    def status(self) -> dict[str, Any]:
+        """vLLM's kernel."""
+        return {} if self._kernel is None else {"kernel": type(self._kernel).__name__}

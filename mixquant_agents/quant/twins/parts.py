@@ -21,7 +21,7 @@ from mixquant_agents.quant.ops.sources import ExactRows, PlainRows, RowSource
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 
-__all__ = ["ExactTwin", "PartsTwin", "Segment", "segments"]
+__all__ = ["ExactTwin", "PartsTwin", "Segment", "rows_of", "segments"]
 
 
 class ExactTwin(Twin[torch.Tensor]):
@@ -122,7 +122,7 @@ class PartsTwin(Twin[tuple[Any, ...]]):
         rows, states = 0, []
         for segment in self.segments:
             part = weight[rows : rows + segment.width]
-            own = calibration._replace(twin=_rows_of(calibration.twin, rows, segment.width))
+            own = calibration._replace(twin=rows_of(calibration.twin, torch.arange(rows, rows + segment.width)))
             states.append(segment.twin.build(part, own))
             rows += segment.width
         return tuple(states)
@@ -181,9 +181,11 @@ class PartsTwin(Twin[tuple[Any, ...]]):
         return {name: value for segment in self.segments for name, value in segment.twin.status().items()}
 
 
-def _rows_of(weight: Nvfp4Tensor | None, first: int, count: int) -> Nvfp4Tensor | None:
+def rows_of(weight: Nvfp4Tensor | None, index: torch.Tensor) -> Nvfp4Tensor | None:
+    """The rows ``index`` (int64, on the CPU) of a quantized weight."""
     if weight is None:
         return None
-    rows = slice(first, first + count)
-    scale = weight.global_scale[rows] if weight.global_scale.ndim else weight.global_scale
-    return Nvfp4Tensor(weight.packed[rows], weight.scales[rows], scale, weight.columns)
+    own = index.to(weight.packed.device)
+    scale = weight.global_scale[own] if weight.global_scale.ndim else weight.global_scale
+    scales = weight.scales.view(torch.uint8)[own].view(torch.float8_e4m3fn)
+    return Nvfp4Tensor(weight.packed[own], scales, scale, weight.columns)

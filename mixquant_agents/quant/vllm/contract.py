@@ -310,7 +310,9 @@ CONTRACT: tuple[Need, ...] = (
         group="gpu",
     ),
     *_need("multiplies in 8 bits", "vllm._custom_ops", "cutlass_scaled_mm", parameters=("a", "b"), group="gpu"),
-    *_need("multiplies in NVFP4", "vllm.model_executor.kernels.linear", "init_nvfp4_linear_kernel", group="gpu"),
+    *_need(
+        "multiplies in NVFP4", "vllm.model_executor.kernels.linear", "init_nvfp4_linear_kernel", "envs", group="gpu"
+    ),
     *_need(
         "multiplies in NVFP4",
         "vllm.model_executor.kernels.linear.nvfp4.base",

@@ -233,6 +233,10 @@ def _prepare(runtime: Runtime, device: torch.device) -> None:
         return
     from mixquant_agents.quant.autotune import measure
 
+    runtime.check_kernels()
+    if runtime.kernels is not None:
+        worst = max(runtime.kernels.errors.values(), default=0.0)
+        _log.info("mixquant: products agree with their references within %.2g of a row's length", worst)
     runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows)))
     if runtime.router.thresholds.microseconds:
         torch.cuda.empty_cache()
