@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixquant_agents.quant.formats import fp8
 from mixquant_agents.quant.nested import layout
 from mixquant_agents.quant.nested.layout import ORDER, nest, ordered, rebuild
+from mixquant_agents.quant.numerics import rowwise
 
 
 def bits_of(weight: torch.Tensor) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_codes_are_as_good_an_fp8_twin_as_those_with_a_free_scale() -> None:
     def error(approximation: torch.Tensor, exact: torch.Tensor) -> float:
         return float((approximation - exact).norm() / exact.norm())
 
-    codes, scales = fp8.quantize(weight)
+    codes, scales = rowwise.quantize(weight, torch.float8_e4m3fn)
     free = error(codes.float() * scales, weight.float())
     assert error(twin, expected) < 1.02 * free
 
