@@ -11,7 +11,7 @@ import pytest
 from mixquant_agents.cli import app
 from mixquant_agents.engine.vllm.chat_format.shape import _OPTIONS, Shape
 from mixquant_agents.engine.vllm.model_check import _ADAPTATIONS, CASES, check_template
-from tests.engine.chat_format.families import FAMILIES
+from tests.engine.vllm.chat_format.families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_a_model_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_models_folder_is_checked_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.engine.byte_tokenizer import byte_tokenizer
+    from tests.engine.vllm.byte_tokenizer import byte_tokenizer
 
     byte_tokenizer(FAMILIES["Qwen 3"].template, ["<think>", "</think>", "<tool_call>"]).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')

@@ -22,7 +22,7 @@ from mixquant_agents.engine.vllm.parsers import (
 )
 from mixquant_agents.engine.vllm.render import bundled_template
 from mixquant_agents.errors import ConfigError
-from tests.engine.byte_tokenizer import byte_tokenizer
+from tests.engine.vllm.byte_tokenizer import byte_tokenizer
 
 ADD = {
     "type": "function",

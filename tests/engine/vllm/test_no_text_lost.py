@@ -15,7 +15,7 @@ from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.model_check import TOOL, _stand_in
 from mixquant_agents.engine.vllm.parsers import make_parser, parser_names
 from mixquant_agents.engine.vllm.render import Renderer
-from tests.engine.chat_format.families import FAMILIES
+from tests.engine.vllm.chat_format.families import FAMILIES
 
 CALL = {"id": "abcDEF123", "type": "function", "function": {"name": "depth", "arguments": '{"lake": "Inari"}'}}
 HERMES = '<tool_call>\n{"name": "depth", "arguments": {"lake": "Inari"}}\n</tool_call>'

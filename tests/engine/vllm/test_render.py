@@ -15,8 +15,8 @@ import pytest
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.render import Renderer, bundled_template
 from mixquant_agents.errors import ConfigError, ContextOverflowError, InvalidMessagesError, RequestError
-from tests.engine.byte_tokenizer import byte_tokenizer
-from tests.engine.chat_format.family_templates import TEMPLATES
+from tests.engine.vllm.byte_tokenizer import byte_tokenizer
+from tests.engine.vllm.chat_format.family_templates import TEMPLATES
 
 TOOL = {
     "type": "function",
