@@ -15,15 +15,30 @@ def command(
     policy: Annotated[list[str] | None, typer.Option(help="Policy to compare; repeatable. Default: all.")] = None,
     prompts: Annotated[pathlib.Path | None, typer.Option(help="File, one prompt a line. Default: built in.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Length of each forced answer.")] = 64,
+    agents: Annotated[int, typer.Option(min=0, help="Compare recipes on so many agent prompts instead.")] = 0,
+    recipe: Annotated[list[str] | None, typer.Option(help="With --agents: recipe; repeatable. Default: all.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option(help="With --agents: the result, as JSON.")] = None,
+    plot: Annotated[pathlib.Path | None, typer.Option(help="With --agents: a picture (.png, .svg, .pdf).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure how far each precision policy's answers move from the exact model's (KL divergence, top-1 agreement)."""
+    """Measure how far each precision policy's answers move from the exact model's (KL divergence, top-1 agreement).
+
+    With --agents: recipes for NVFP4 on agent contexts, by source, position and turn, with their predicted cost.
+    """
+    from mixquant_agents.errors import ConfigError
+
+    if agents:
+        if policy or prompts:
+            raise ConfigError("--agents compares recipes on prompts of its own; leave --policy and --prompts out")
+        _agents(model, agents, tokens, tuple(recipe or ()), out, plot, as_json=as_json)
+        return
+    if recipe or out or plot:
+        raise ConfigError("--recipe, --out and --plot are of the study on agent prompts; add --agents 100")
     from rich.progress import Progress
 
     from mixquant_agents.bench.fidelity.measure import measure, named_policies
     from mixquant_agents.bench.fidelity.prompts import PROMPTS
     from mixquant_agents.cli.output import print_json, progress_console, result_console
-    from mixquant_agents.errors import ConfigError
 
     policies = named_policies(policy or [])
     texts: tuple[str, ...] = PROMPTS
@@ -50,3 +65,46 @@ def command(
         spread = f"{row.kl_prompt_low:.3f} to {row.kl_prompt_high:.3f}"
         table.add_row(row.policy, f"{row.kl_mean:.3f}", f"{row.kl_first:.3f}", spread, f"{row.top1_agreement:.3f}")
     result_console().print(table)
+
+
+def _agents(
+    model: str,
+    count: int,
+    tokens: int,
+    only: tuple[str, ...],
+    out: pathlib.Path | None,
+    plot: pathlib.Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    import json
+
+    from rich.progress import Progress
+
+    from mixquant_agents.bench.fidelity.plots import save
+    from mixquant_agents.bench.fidelity.report import rounded, table
+    from mixquant_agents.bench.fidelity.study import Settings, known_recipes, run
+    from mixquant_agents.cli.arguments import output_file
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.quant.calibration.network import load
+
+    known_recipes(only)
+    output_file("--out", out)
+    output_file("--plot", plot)
+    settings = Settings(prompts=count, tokens=tokens, only=only)
+    with Progress(console=progress_console(), transient=True) as bar:
+        task = bar.add_task("loading", total=1.0)
+        network, tokenizer = load(model)
+        result = run(
+            network, tokenizer, settings, lambda what, share: bar.update(task, description=what, completed=share)
+        )
+    command = f"mixquant fidelity --model {model} --agents {count} --tokens {tokens}"
+    report = {"command": command + "".join(f" --recipe {name}" for name in only), **rounded(result.json())}
+    if out is not None:
+        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if plot is not None:
+        save(report, plot)
+    if as_json:
+        print_json(report)
+    else:
+        result_console().print(table(report), soft_wrap=True, markup=False, highlight=False)

@@ -15,6 +15,7 @@ __all__ = [
     "EMULATION",
     "CalibrationKind",
     "StudyRecipe",
+    "fused_fp8",
     "layer_sources",
     "recipes",
     "sources",
@@ -59,7 +60,8 @@ def _nvfp4(**fields: object) -> PrecisionPolicy:
 
 def recipes() -> dict[str, StudyRecipe]:
     """All recipes by name; the baseline first."""
-    kv, w46, a46 = {"formats": _KV}, {"weight_scales": "4/6"}, {"activation_scales": "4/6"}
+    kv, qkv = {"formats": _KV}, {"formats": (("qkv_proj", _FP8),)}
+    w46, a46 = {"weight_scales": "4/6"}, {"activation_scales": "4/6"}
     gptq = {"weight_rounding": "gptq"}
     plain = {
         "plain": _nvfp4(),
@@ -75,7 +77,8 @@ def recipes() -> dict[str, StudyRecipe]:
         "v-fp8": _nvfp4(formats={"v_proj": _FP8}),
         "kv-fp8": _nvfp4(**kv),
         "kv-exact": _nvfp4(formats={"k_proj": _EXACT, "v_proj": _EXACT}),
-        "qkv-fp8": _nvfp4(formats={"qkv_proj": _FP8}),
+        "qkv-fp8": _nvfp4(**qkv),
+        "qkv-fp8+first-16-exact": _nvfp4(**qkv, exact_first_tokens=16),
         "attention-fp8": _nvfp4(formats={"qkv_proj": _FP8, "o_proj": _FP8}),
         "kv-fp8+down-fp8": _nvfp4(formats=(*_KV, ("down_proj", _FP8))),
         "kv-fp8+first-16-exact": _nvfp4(**kv, exact_first_tokens=16),
@@ -93,6 +96,8 @@ def recipes() -> dict[str, StudyRecipe]:
         "int8": StudyRecipe(PrecisionPolicy.of("mixquant-int8")),
         "static-exact": StudyRecipe(_nvfp4(), static_exact=True),
         "kv-fp8+static-exact": StudyRecipe(_nvfp4(**kv), static_exact=True),
+        "qkv-fp8+gptq": StudyRecipe(_nvfp4(**qkv, **gptq), "gptq"),
+        "qkv-fp8+gptq+static-exact": StudyRecipe(_nvfp4(**qkv, **gptq), "gptq", static_exact=True),
     }
     for kind in ("gptq", "gptq-paired"):
         rounded = {
@@ -138,6 +143,13 @@ def worst_layers(ranked: Sequence[int], count: int, base: StudyRecipe) -> StudyR
     blocks = tuple((_block(number), _FP8) for number in sorted(ranked[:count]))
     policy = base.policy.model_copy(update={"formats": blocks + base.policy.formats})
     return StudyRecipe(policy, base.calibration, base.static_exact)
+
+
+def fused_fp8(ranked: Sequence[int], count: int, rounding: CalibrationKind = "scales") -> StudyRecipe:
+    """q, k and v in FP8 in the first ``count`` blocks of ``ranked``, all else in NVFP4."""
+    formats = tuple((f"{_block(number)}.*qkv_proj$", _FP8) for number in sorted(ranked[:count]))
+    fields: dict[str, object] = {"weight_rounding": "gptq"} if rounding == "gptq" else {}
+    return StudyRecipe(_nvfp4(formats=formats, **fields), rounding)
 
 
 def _block(number: int) -> str:

@@ -22,6 +22,7 @@ from mixquant_agents.bench.fidelity.recipes import (
     EMULATION,
     CalibrationKind,
     StudyRecipe,
+    fused_fp8,
     layer_sources,
     recipes,
     sources,
@@ -39,7 +40,7 @@ from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
 from mixquant_agents.quant.twins.emulated import Grid
 
-__all__ = ["Settings", "StudyResult", "prompts_of", "run"]
+__all__ = ["Settings", "StudyResult", "known_recipes", "prompts_of", "run"]
 
 EARLY, LATE = 8, 16
 """Answer tokens: the first by itself, early ones up to here, late ones from here on."""
@@ -118,6 +119,18 @@ def prompts_of(tokenizer: Any, asked: Sequence[Conversation], plain: Sequence[st
         ids = tokenizer(text).input_ids
         made.append(Prompt("plain", tuple(ids[: max(2, len(ids) // 2)]), 0))
     return made
+
+
+def known_recipes(only: Sequence[str] = ()) -> dict[str, StudyRecipe]:
+    """All recipes by name.
+
+    Raises:
+        ConfigError: one of ``only`` is not among them.
+    """
+    named = recipes()
+    if unknown := [name for name in only if name not in named]:
+        raise ConfigError(f"no recipe {unknown[0]!r}; choose from {', '.join(named)}")
+    return named
 
 
 class _Study:
@@ -244,9 +257,7 @@ def run(
         ConfigError: an unknown recipe, or nothing to measure.
     """
     started = time.perf_counter()
-    named = recipes()
-    if unknown := [name for name in settings.only if name not in named]:
-        raise ConfigError(f"no recipe {unknown[0]!r}; choose from {', '.join(named)}")
+    named = known_recipes(settings.only)
     if settings.prompts + settings.plain < 1 or settings.tokens < 2:
         raise ConfigError(f"{settings.prompts + settings.plain} prompts and {settings.tokens} tokens: give 1 and 2")
     study = _Study(network, tokenizer, settings, progress)
@@ -268,6 +279,9 @@ def run(
         for count in (1, 2, 4, 8):
             todo[f"worst-{count}-fp8"] = worst_layers(ranked, count, named["plain"])
             todo[f"kv-fp8+worst-{count}-fp8"] = worst_layers(ranked, count, named["kv-fp8"])
+        most = round(0.6 * blocks)  # what the time budget of 3 % allows by the roofline
+        todo[f"qkv-fp8-in-worst-{most}"] = fused_fp8(ranked, most)
+        todo[f"qkv-fp8-in-worst-{most}+gptq"] = fused_fp8(ranked, most, "gptq")
     for number, (name, recipe) in enumerate(todo.items()):
         progress(name, number / len(todo))
         found, resolved = study.divergence(recipe, exact)

@@ -20,7 +20,7 @@ from mixquant_agents.quant.twins.calibrated import LayerCalibration
 __all__ = ["TURNS", "by_turn"]
 
 TURNS = (1, 2, 5, 20)
-RECIPES = ("plain", "kv-fp8", "kv-fp8+gptq-paired+w46")
+RECIPES = ("plain", "kv-fp8", "qkv-fp8+gptq")
 
 
 def by_turn(

@@ -1,0 +1,159 @@
+"""The study of recipes, on a small random model: batches change nothing, costs are counted, rows are whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mixquant_agents.bench.fidelity.answers import Prompt, compare, reference
+from mixquant_agents.bench.fidelity.cost import LENGTHS, added_time, flops_by_format
+from mixquant_agents.bench.fidelity.plots import save
+from mixquant_agents.bench.fidelity.recipes import BASELINE, EMULATION, recipes
+from mixquant_agents.bench.fidelity.report import rounded, table
+from mixquant_agents.bench.fidelity.study import Settings, run
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.quant.calibration.network import FUSED, groups, load, routed
+
+pytestmark = pytest.mark.slow
+
+TEMPLATE = (
+    "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}"
+    "{% for message in messages %}<{{ message.role }}> {{ message.content }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a Llama of two layers, 64 wide, a word tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("tiny")
+    words = ["<unk>", "</s>", *(f"w{i}" for i in range(300))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106 - no password
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")  # noqa: S106 - no password
+    made.chat_template = TEMPLATE
+    made.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=302,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        eos_token_id=1,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def prompts() -> list[Prompt]:
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(2, 300, (count,), generator=generator).tolist())
+
+    return [Prompt("question", drawn(length), 5, drawn(answer)) for length, answer in ((9, 4), (31, 2), (17, 6))]
+
+
+@pytest.mark.parametrize("name", [BASELINE, "plain", "kv-fp8", "fp8"])
+def test_padding_and_company_change_nothing(model: str, name: str) -> None:
+    network, _ = load(model)
+    resolved = resolve(recipes()[name].policy, EMULATION)
+
+    def spans(prompt: Prompt) -> list[tuple[int, int]]:
+        first, stop = resolved.rule().interval(len(prompt.ids))
+        return [(first, min(stop, len(prompt.whole)))]
+
+    found = []
+    for rows in (10_000, 1):  # all in one batch, and each alone
+        exact = reference(network, prompts(), rows)
+        assert len(exact.made) == (1 if rows > 1 else 3)
+        with routed(network, resolved) as plan:
+            found.append(compare(network, exact, plan, spans).kl)
+    for number, prompt in enumerate(prompts()):
+        assert found[0][number].shape == (len(prompt.answer),)
+        torch.testing.assert_close(found[0][number], found[1][number], rtol=2e-2, atol=1e-5)
+
+
+def test_exact_rows_are_exact(model: str) -> None:
+    network, _ = load(model)
+    exact = reference(network, prompts())
+    with routed(network, resolve(recipes()["kv-fp8"].policy, EMULATION)) as plan:
+        nothing = compare(network, exact, plan, lambda prompt: [])
+        first_only = compare(network, exact, plan, lambda prompt: [(len(prompt.ids), len(prompt.whole))])
+    assert max(float(kl.max()) for kl in nothing.kl.values()) < 1e-9
+    assert all(float(kl[0]) < 1e-9 and float(kl[1:].max()) > 1e-6 for kl in first_only.kl.values())
+
+
+def test_shares_of_arithmetic_are_those_of_the_projections(model: str) -> None:
+    members = groups(load(model)[0])
+    total = sum(sum(group.widths) * group.layers[0].weight.shape[1] for group in members)
+    kv = 2 * 2 * 32 * 64
+    shares = flops_by_format(members, resolve(recipes()["kv-fp8"].policy, EMULATION), rows=0.5)
+    assert shares["fp8"] == pytest.approx(0.5 * kv / total)
+    assert shares["nvfp4"] == pytest.approx(0.5 * (1 - kv / total))
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_added_time_grows_with_what_is_not_in_nvfp4(model: str) -> None:
+    members = groups(load(model)[0])
+
+    def added(name: str) -> dict[str, float]:
+        return added_time(members, resolve(recipes()[name].policy, EMULATION))
+
+    assert set(added("plain").values()) == {0.0}
+    assert list(added("plain")) == [str(length) for length in LENGTHS]
+    for small, large in (("o-fp8", "attention-fp8"), ("kv-fp8", "kv-exact"), ("kv-fp8", "kv-fp8+down-fp8")):
+        assert all(0 < a < b for a, b in zip(added(small).values(), added(large).values(), strict=True))
+
+
+def test_whole_study_names_every_figure(model: str, tmp_path: pathlib.Path) -> None:
+    network, tokenizer = load(model)
+    names = ("plain", "kv-fp8", "qkv-fp8+gptq", "kv-fp8+static-exact")
+    settings = Settings(prompts=4, plain=1, tokens=4, calibration=3, turns=1, only=names)
+    report = rounded(run(network, tokenizer, settings).json())
+    assert {BASELINE, *names, "worst-1-fp8", "qkv-fp8-in-worst-1+gptq"} <= set(report["recipes"])
+    for row in report["recipes"].values():
+        low, high = row["kl_ci95"]
+        assert 0 <= low <= row["kl"] <= high
+        assert 0 <= row["top1"] <= 1
+        assert math.isfinite(row["first_removed"])
+        assert 0 < row["rows_quantized"] <= 1
+    assert report["recipes"]["kv-fp8+static-exact"]["rows_quantized"] < report["recipes"]["kv-fp8"]["rows_quantized"]
+    assert list(report["layers"].values()) == sorted(report["layers"].values(), reverse=True)
+    assert set(report["turns"]["plain, answers kept"]) == {"1", "2", "5", "20"}
+    assert "kv-fp8+static-exact" in table(report)
+
+
+def test_layers_of_any_model_are_grouped_as_vllm_runs_them(model: str) -> None:
+    made = groups(load(model)[0])
+    assert [group.name.rpartition(".")[2] for group in made[:4]] == ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    assert made[0].widths == (64, 32, 32)
+    assert made[0].weight().shape == (128, 64)
+    policy = PrecisionPolicy(prefill_format="nvfp4", formats={"k_proj": "fp8"})
+    assert resolve(policy, EMULATION).layer_format(made[0].name, FUSED) is not None
+
+
+def test_unknown_recipes_are_refused(model: str) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'kv-fp9'"):
+        run(*load(model), Settings(only=("kv-fp9",)))
+
+
+def test_published_result_draws_a_picture(tmp_path: pathlib.Path) -> None:
+    report = json.loads((pathlib.Path(__file__).parents[3] / "docs/results/fidelity.json").read_text())
+    assert report["prompts"] >= 100
+    save(report, tmp_path / "fidelity.svg")
+    drawn = (tmp_path / "fidelity.svg").read_text()
+    assert "<svg" in drawn
+    assert len(drawn) > 10_000
