@@ -4,7 +4,8 @@ A row of a forward pass is *prefill* iff its absolute position is below ``num_pr
 the policy's prefill format, the others exact. Reading order: :mod:`mixquant_agents.precision` (which rows), ``formats``
 (the numbers), ``twins`` (a weight's quantized copy and how rows pass through it), ``step`` and ``router`` (how one step
 runs), ``ops`` (the routed product and its kernels), ``runtime`` (a worker's state), ``autotune`` (from which size on
-quantizing pays), ``vllm`` (what vLLM sees, and what is hooked of it).
+quantizing pays), ``kernel_check`` (products against references), ``calibration`` (what a model's activations tell),
+``vllm`` (what vLLM sees, and what is hooked of it).
 
 Importing this package loads neither torch nor vllm; :func:`register` loads what vLLM has loaded by then.
 """
