@@ -101,7 +101,12 @@ def _kernels(device: DeviceInfo) -> dict[str, Any]:
             twin.prepare()
             errors = check([Unit("a layer of 512x1024", layer_format, twin, weight, twin.build(weight))]).errors
             found[name.value] = {"kernel": twin.status().get("kernel"), "error": max(errors.values())}
-        except (MixQuantError, ImportError, RuntimeError) as error:  # what a doctor is for: say it, go on
+        except (
+            MixQuantError,
+            ImportError,
+            AttributeError,
+            RuntimeError,
+        ) as error:  # what a doctor is for: say it, go on
             found[name.value] = {"kernel": None, "error": None, "problem": str(error).splitlines()[0]}
     return found
 
