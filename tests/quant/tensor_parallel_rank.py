@@ -22,6 +22,7 @@ def main(rank: int, world: int, file: str) -> None:
     from mixquant_agents.config import PrecisionPolicy
     from mixquant_agents.quant.ops.sources import PlainRows
     from mixquant_agents.quant.runtime import Runtime
+    from mixquant_agents.quant.step import QUANTIZED, forced
     from mixquant_agents.quant.vllm.method import MixQuantConfig, device_info
 
     vllm_config = VllmConfig(device_config=DeviceConfig("cpu"))
@@ -63,13 +64,16 @@ def main(rank: int, world: int, file: str) -> None:
             (qkv, torch.cat([part(q), part(k), part(v)])),
             (up, torch.cat([part(gate_w), part(up_w)])),
         ):
-            torch.testing.assert_close(module(x)[0], twin.product(PlainRows(x), twin.build(shard)))
+            with forced(QUANTIZED):
+                out = module(x)[0]
+            torch.testing.assert_close(out, twin.product(PlainRows(x), twin.build(shard)))
         hidden = torch.randn(7, 48, generator=generator)
         shards = [
             (hidden.chunk(world, 1)[r].contiguous(), down_w.chunk(world, 1)[r].contiguous()) for r in range(world)
         ]
         expected_sum = sum(twin.product(PlainRows(h), twin.build(w)) for h, w in shards)
-        out = down(shards[rank][0])[0]
+        with forced(QUANTIZED):
+            out = down(shards[rank][0])[0]
         torch.testing.assert_close(out, expected_sum, rtol=1e-5, atol=1e-5)
         error = (out - linear(hidden, down_w)).norm() / linear(hidden, down_w).norm()
         assert 0.01 < error < 0.3, f"not the rounded product: relative error {error:.3f}"

@@ -25,6 +25,9 @@ _RESERVED = {
 }
 
 
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
 def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int, **ours: Any) -> Any:
     """``SamplingParams`` for one turn.
 
@@ -48,7 +51,11 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
         if name in ours and sampling.extra[name] != ours[name]:
             raise InvalidSamplingError(f"sampling extra {name!r} is {ours[name]!r} for tools; leave it out")
     values: dict[str, Any] = {name: value for name, value in defaults.items() if name in known}
-    values.update({name: value for name in _NAMED if (value := getattr(sampling, name)) is not None})
+    named = {name: value for name in _NAMED if (value := getattr(sampling, name)) is not None}
+    for name, value in named.items():
+        if isinstance(value, int) and not _INT64_MIN <= value <= _INT64_MAX:
+            raise InvalidSamplingError(f"{name}={value} is no number of 64 bits, which is what the engine can be sent")
+    values.update(named)
     values.setdefault("max_tokens", room)
     values["max_tokens"] = min(values["max_tokens"], room) if sampling.max_tokens is None else values["max_tokens"]
     if sampling.stop:

@@ -62,6 +62,9 @@ def test_extra_values_and_ours() -> None:
         (Sampling(extra={"bad_words": ["\ud800"]}), "bad_words"),
         (Sampling(extra={"extra_args": {"x": object()}}), "extra_args"),
         (Sampling(stop=("\ud800",)), "surrogate"),
+        (Sampling(seed=2**70), "seed"),
+        (Sampling(seed=-(2**63) - 1), "seed"),
+        (Sampling(max_tokens=2**63), "max_tokens"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(sampling: Any, said: str) -> None:
