@@ -39,7 +39,7 @@ _MARKERS = re.compile(
     r"|</?SYS>>"
     r"|/?(?=[A-Za-z][A-Za-z0-9]{0,60}_)\w{2,60}(?<!_t)>"  # <start_of_turn>, <file_sep>; size_t is a type
     r"|/?(?:seed|minimax):|/?[a-z]{1,20}:(?:[a-z]{1,20}_[a-z_]{1,40}>|think|invoke|tool)"
-    r"|/?(?:tool_[a-z]{1,20}|arg_(?:key|value)|think|invoke)\b|(?:function|param(?:eter)?)(?: ?name)?="
+    r"|/?(?:tool_[a-z]|arg_(?:key|value)|think|invoke)|(?:function|param(?:eter)?)(?: ?name)?="
     r"|/param(?:eter)?>"
     r"|/?(?i:s|bos|eos|pad|unk|mask|cls|sep|sop|eop|eoa|eoh|eod|eot|thought|answer|tools?|toolcall|toolresponse"
     r"|functions?|reponame|filename|image|assistant|system|user|role|response|(?:unused|ctrl|reserved)\d{1,5}|mask:\d{1,3})>"
@@ -51,7 +51,7 @@ _MARKERS = re.compile(
     r"|[A-Z_]{0,30}(?:TOOL|PROMPT)[A-Z_]{0,30}|control_\d{1,4})\]"  # Mistral, GLM
     r")"
     r"|\](?=~!?[a-z]?[\[\]]|<\][a-z]{1,20}\[>\[)"  # ]~b], ]~!b[ and ]<]minimax[>[ of MiniMax
-    r"|｜(?=[\w▁]{1,40}｜(?!>))",  # DeepSeek's ｜DSML｜ within a tag
+    r"|｜(?=[\w▁]{1,40}｜)",  # DeepSeek's ｜DSML｜ is a token of its own, in a tag or not
     re.ASCII,
 )
 _CONTROL = re.compile(
