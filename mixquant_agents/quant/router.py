@@ -22,6 +22,10 @@ __all__ = ["GraphSettings", "Router"]
 MAX_EXACT_ROWS = 64
 """Exact rows inside a captured graph. Up to here a product costs what reading the weights costs, whatever the rows."""
 
+MAX_DRAFT_ROWS = 128
+"""The same where a writing request has several rows, its drafts: they cost a little more, and without a slot for them
+the whole step would leave its graph."""
+
 LARGEST_SHARE = 0.4
 """Beyond that an exact row costs its own product again; from this share on, quantizing all others saves nothing."""
 
@@ -39,6 +43,12 @@ class GraphSettings:
     max_num_seqs: int
     full_graphs: bool
     decode_rows: int = 1
+
+    @property
+    def exact_rows(self) -> int:
+        """Exact rows that a captured mixed step has room for: every writer's, drafts included, to a limit."""
+        rows = -(-self.max_num_seqs * self.decode_rows // 16) * 16
+        return min(MAX_EXACT_ROWS if self.decode_rows == 1 else MAX_DRAFT_ROWS, rows)
 
 
 @dataclass(slots=True)
@@ -76,7 +86,7 @@ class Router:
             ConfigError: a uniform policy with a threshold, which captured graphs cannot honour.
         """
         self.settings = settings
-        self.capacity = 0 if settings is None else min(MAX_EXACT_ROWS, -(-settings.max_num_seqs // 16) * 16)
+        self.capacity = 0 if settings is None else settings.exact_rows
         self._check(resolved)
         self._follow(resolved)
         self.thresholds = self._measured = _given(resolved)

@@ -73,6 +73,24 @@ def test_few_rows_each_are_left_to_the_full_graph_of_speculative_decoding() -> N
     assert mode(router, (50, 3, 5), (10, 20, 4), DECODE) is Mode.MIXED
 
 
+@pytest.mark.parametrize(
+    ("writers", "drafts", "slot"), [(8, 0, 16), (64, 0, 64), (256, 0, 64), (8, 3, 32), (32, 3, 128), (64, 3, 128)]
+)
+def test_slot_of_exact_rows_holds_every_writers_drafts(writers: int, drafts: int, slot: int) -> None:
+    """Whoever guessed the drafts: n-gram, a trained head, the twin."""
+    settings = GraphSettings(writers, True, decode_rows=1 + drafts)
+    assert make_router(settings=settings).capacity == slot
+
+
+def test_writers_with_drafts_stay_in_the_graph_of_a_mixed_step() -> None:
+    """Eight writers of four rows are 32 exact rows; 16 places would hold four of them."""
+    router = make_router(settings=GraphSettings(8, True, decode_rows=4))
+    step = route(router, (2000, 0, 1000), *[(10, 20, 4)] * 7)
+    assert step.exact_rows is router.exact_rows_buffer
+    assert step.exact_rows is not None
+    assert step.exact_rows.tolist() == [*range(1000, 1028), -1, -1, -1, -1]
+
+
 def test_eager_engines_have_no_full_graph_to_replay() -> None:
     router = make_router(fp8(row_threshold=1), settings=GraphSettings(256, False))
     assert mode(router, (50, 3, 1), (50, 7, 1)) is Mode.QUANTIZED
