@@ -3,6 +3,7 @@
 Kernels have been silently wrong: CUTLASS's NVFP4 on some SM120 cards, and kernels that read 4-bit weights but multiply
 in 16 bits. A name says little, so the numbers decide. The reference is the emulation of the same format, on some
 outputs of each shape of layer; the rows are ordinary, zero, large, tiny, with one large value, and fill no whole tile.
+They run once as a few rows and once as many, which kernels and our choice among products treat differently.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.resolve import LayerFormat, PartFormats
 from mixquant_agents.quant.formats.registry import emulated_twin
 from mixquant_agents.quant.layer import RoutedLayer
+from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
@@ -31,6 +33,9 @@ LIMIT = 0.05
 BF16 (0.004) and by a tie now and then; one that leaves activations in 16 bits by 0.1."""
 
 _ROWS = 37
+_COPIES = (1, 14)
+"""The rows are multiplied this often in one product: 37 rows, and 518, which end in a tile of 6."""
+
 _OUTPUTS = 64
 """So many of the first and of the last outputs are compared, and the one with the largest weight: with it, a weight's
 global scale is that of the whole."""
@@ -47,6 +52,8 @@ class Unit:
         weight: exact, ``[N, K]``.
         state: the twin's.
         calibration: that the state was built with.
+        adopted: the quantized weight that the state holds, where it was not made of ``weight`` but read from a
+            checkpoint.
     """
 
     name: str
@@ -55,11 +62,12 @@ class Unit:
     weight: torch.Tensor
     state: Any
     calibration: LayerCalibration = UNCALIBRATED
+    adopted: Nvfp4Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KernelCheck:
-    """What was found.
+    """The errors of products.
 
     Attributes:
         errors: largest error of a row, of its length, by format and shape.
@@ -74,11 +82,19 @@ class KernelCheck:
         return {"kernel_errors": {name: float(f"{error:.2g}") for name, error in self.errors.items()}}
 
 
-def units_of(layer: RoutedLayer, calibration: LayerCalibration = UNCALIBRATED) -> Iterator[Unit]:
-    """The products of a layer: one, or one for each of its segments; none where it stays exact."""
+def units_of(
+    layer: RoutedLayer, calibration: LayerCalibration = UNCALIBRATED, adopted: Nvfp4Tensor | None = None
+) -> Iterator[Unit]:
+    """The products of a layer: one, or one for each of its segments; none where it stays exact.
+
+    Args:
+        layer: with its twin.
+        calibration: that the twin was built with.
+        adopted: what it was read from a checkpoint as, if it was.
+    """
     layer_format = layer.layer_format
     if isinstance(layer_format, LayerFormat):
-        yield Unit(layer.prefix, layer_format, layer.twin, layer.weight, layer.state, calibration)
+        yield Unit(layer.prefix, layer_format, layer.twin, layer.weight, layer.state, calibration, adopted)
     elif isinstance(layer_format, PartFormats) and isinstance(layer.twin, PartsTwin):
         first = 0
         for segment, state in zip(layer.twin.segments, layer.state, strict=True):
@@ -92,7 +108,8 @@ def units_of(layer: RoutedLayer, calibration: LayerCalibration = UNCALIBRATED) -
 
 def sample_rows(k: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """``[37, k]``: what kernels get wrong is at the edges, so they are among the rows."""
-    x = torch.randn(_ROWS, k, generator=torch.Generator().manual_seed(0))
+    # Named: vLLM changes the default device and dtype while it builds a model.
+    x = torch.randn(_ROWS, k, generator=torch.Generator("cpu").manual_seed(0), device="cpu", dtype=torch.float32)
     x[3] = 0
     x[5] *= 300.0
     x[7] *= 0.02
@@ -107,7 +124,7 @@ def check(units: Iterable[Unit]) -> KernelCheck:
     """Compare one product of each format and shape.
 
     Raises:
-        FormatRefusedError: a product is wrong; names the kernel, the shape and by how much.
+        FormatRefusedError: a product is wrong, or does not run; names the kernel, the shape and by how much.
     """
     started = time.perf_counter()
     errors: dict[str, float] = {}
@@ -116,36 +133,61 @@ def check(units: Iterable[Unit]) -> KernelCheck:
             n, k = unit.weight.shape
             key = f"{unit.layer_format.name} {n}x{k}"
             if key not in errors:
-                errors[key] = error = _error(unit)
+                try:
+                    errors[key] = error = _error(unit)
+                except RuntimeError as problem:
+                    reason = str(problem).strip().partition("\n")[0]
+                    raise _refused(unit, key, f"does not run on this device: {reason}") from problem
                 if not error <= LIMIT:
-                    raise _refused(unit, key, error)
+                    wrong = f"is wrong on this device: its largest error is {error:.2g} of a row's length, the limit"
+                    raise _refused(unit, key, f"{wrong} {LIMIT}")
     return KernelCheck(errors, time.perf_counter() - started)
 
 
 def _error(unit: Unit) -> float:
-    n, k = unit.weight.shape
-    peak = unit.weight.abs().amax(dim=1).argmax().cpu()
-    index = torch.cat([torch.arange(min(n, _OUTPUTS)), torch.arange(max(0, n - _OUTPUTS), n), peak.reshape(1)]).unique()
-    x = sample_rows(k, unit.weight.device, unit.weight.dtype)
-    product = unit.twin.product(PlainRows(x), unit.state)[:, index.to(x.device)].float()
-    reference = emulated_twin(dataclasses.replace(unit.layer_format, emulated=True))
-    known = unit.calibration._replace(twin=rows_of(unit.calibration.twin, index))
-    state = reference.build(unit.weight[index.to(x.device)].float(), known)
-    expected = reference.product(PlainRows(x.float()), state)
+    index = _outputs_of(unit.weight)
+    x = sample_rows(unit.weight.shape[1], unit.weight.device, unit.weight.dtype)
+    expected = _expected(unit, x, index)
     length = expected.norm(dim=1)
-    difference = (product - expected).norm(dim=1)
-    # A row that the format rounds to zero altogether must be zero.
-    error = torch.where(length > 0, difference / length.clamp_min(1e-30), torch.where(difference > 0, torch.inf, 0.0))
-    return float("inf") if error.isnan().any() else float(error.max())
+    worst = 0.0
+    for copies in _COPIES:
+        product = unit.twin.product(PlainRows(x.repeat(copies, 1)), unit.state)
+        difference = (product[:, index].float().unflatten(0, (copies, -1)) - expected).norm(dim=2)
+        # A row that the format rounds to zero altogether must be zero.
+        of_zero = torch.where(difference > 0, torch.inf, 0.0)
+        error = torch.where(length > 0, difference / length.clamp_min(1e-30), of_zero)
+        worst = max(worst, float("inf") if error.isnan().any() else float(error.max()))
+    return worst
 
 
-def _refused(unit: Unit, key: str, error: float) -> FormatRefusedError:
+def _outputs_of(weight: torch.Tensor) -> torch.Tensor:
+    """Which outputs are compared: int64, on the weight's device."""
+    n = weight.shape[0]
+    count = min(n, _OUTPUTS)
+    peak = torch.maximum(weight.amax(dim=1), -weight.amin(dim=1)).argmax().reshape(1)
+    first, last = (torch.arange(*ends, device=weight.device) for ends in ((0, count), (n - count, n)))
+    return torch.cat([first, last, peak]).unique()
+
+
+def _expected(unit: Unit, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The reference: float32 ``[rows, outputs]``."""
+    own = index.cpu()
+    reference = emulated_twin(dataclasses.replace(unit.layer_format, emulated=True))
+    calibration = unit.calibration._replace(twin=rows_of(unit.calibration.twin, own))
+    adopted = rows_of(unit.adopted, own)
+    if adopted is not None:
+        state = reference.adopt(adopted.to(x.device), torch.float32, calibration)
+    else:
+        state = reference.build(unit.weight[index].float(), calibration)
+    return reference.product(PlainRows(x.float()), state)
+
+
+def _refused(unit: Unit, key: str, why: str) -> FormatRefusedError:
     kernel = unit.twin.status().get("kernel")
     named = f"{kernel} " if kernel else ""
     remedy = f"set VLLM_DISABLED_KERNELS={kernel} to try vLLM's next, or " if kernel else ""
     return FormatRefusedError(
-        f"the {named}product of {unit.name!r} ({key}) is wrong on this device: its largest error is {error:.2g} of a "
-        f"row's length, the limit {LIMIT}; {remedy}use policy 'exact', or another format"
+        f"the {named}product of {unit.name!r} ({key}) {why}; {remedy}use policy 'exact', or another format"
     )
 
 

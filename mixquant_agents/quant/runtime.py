@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration.store import Calibration
 from mixquant_agents.quant.counters import RowCounter
 from mixquant_agents.quant.formats.registry import twin_of
-from mixquant_agents.quant.kernel_check import KernelCheck, check, first_of_each_shape, units_of
+from mixquant_agents.quant.kernel_check import KernelCheck, Unit, check, first_of_each_shape, units_of
 from mixquant_agents.quant.layer import RoutedLayer
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.step import EXACT, StepPlan, forced_step
@@ -142,10 +142,11 @@ class Runtime:
             FormatRefusedError: one of them is wrong.
         """
         layers = first_of_each_shape(self.captured_layers)
-        units = (
-            unit for layer in layers for unit in units_of(layer, self.calibration_of(layer.prefix, *layer.weight.shape))
-        )
-        self.kernels = check(units)
+        self.kernels = check(unit for layer in layers for unit in self._units(layer))
+
+    def _units(self, layer: RoutedLayer) -> Iterator[Unit]:
+        adopted = None if self.checkpoint is None else self.checkpoint.read(self.parts_of(layer.prefix))
+        return units_of(layer, self.calibration_of(layer.prefix, *layer.weight.shape), adopted)
 
     # --- policy -------------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,27 @@ from __future__ import annotations
 
 import sys
 
+import pytest
 import torch
 from torch.nn.functional import linear
 
 K, HEADS, KV_HEADS, HEAD = 64, 8, 2, 16
+
+
+def refuse_together(rank: int) -> None:
+    """A product that is wrong on one rank stops every rank, and says whose it is."""
+    from mixquant_agents.errors import FormatRefusedError
+    from mixquant_agents.quant.vllm.graph_hooks import _check_kernels
+
+    class Runtime:
+        kernels = None
+
+        def check_kernels(self) -> None:
+            if rank == 1:
+                raise FormatRefusedError("the product is wrong")
+
+    with pytest.raises(FormatRefusedError, match="rank 1: the product is wrong"):
+        _check_kernels(Runtime())
 
 
 def main(rank: int, world: int, file: str) -> None:
@@ -77,6 +94,7 @@ def main(rank: int, world: int, file: str) -> None:
         torch.testing.assert_close(out, expected_sum, rtol=1e-5, atol=1e-5)
         error = (out - linear(hidden, down_w)).norm() / linear(hidden, down_w).norm()
         assert 0.01 < error < 0.3, f"not the rounded product: relative error {error:.3f}"
+        refuse_together(rank)
     print("ok")
 
 

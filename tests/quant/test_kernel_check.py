@@ -139,6 +139,54 @@ def test_wrong_8_bit_product_is_refused(layer_format: LayerFormat, monkeypatch: 
         check([unit])
 
 
+def test_product_wrong_for_many_rows_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels work by tiles, and few rows may have a product of their own."""
+    twin = RowwiseTwin(FP8.name, torch.float8_e4m3fn, "torch")
+    unit, right = unit_of(twin, FP8, weight_of()), twin.product
+    monkeypatch.setattr(
+        twin, "product", lambda source, state: right(source, state) * (1.1 if len(source.rows()) > 500 else 1)
+    )
+    with pytest.raises(FormatRefusedError, match="is wrong on this device"):
+        check([unit])
+
+
+def test_product_that_does_not_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = RowwiseTwin(FP8.name, torch.float8_e4m3fn, "torch")
+    unit = unit_of(twin, FP8, weight_of())
+
+    def product(source: Any, state: Any) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available\nand more")
+
+    monkeypatch.setattr(twin, "product", product)
+    with pytest.raises(FormatRefusedError, match="does not run on this device: no kernel image is available; use"):
+        check([unit])
+
+
+def test_twin_of_a_checkpoint_is_held_against_the_checkpoint() -> None:
+    """Its codes are not those that the exact weight rounds to."""
+    weight = weight_of()
+    read = nvfp4.quantize(weight * 1.2, nvfp4.tensor_global_scale(weight * 1.2))
+    twin = Nvfp4Twin(kernel=right_kernel())
+    layer: Any = SimpleNamespace(
+        prefix="a.o_proj", layer_format=NVFP4, twin=twin, weight=weight, state=twin.adopt(read, weight.dtype)
+    )
+    assert max(check(units_of(layer, UNCALIBRATED, read)).errors.values()) < 0.006
+    with pytest.raises(FormatRefusedError, match="is wrong"):
+        check(units_of(layer))
+
+
+def test_default_device_and_dtype_do_not_matter() -> None:
+    """vLLM sets both while it builds a model."""
+    unit = unit_of(RowwiseTwin(FP8.name, torch.float8_e4m3fn, "torch"), FP8, weight_of())
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            assert max(check([unit]).errors.values()) < 0.006
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_segments_of_a_split_layer_are_checked_each() -> None:
     weight = weight_of(128, 64)
     formats = PartFormats((NVFP4, FP8, FP8))

@@ -254,6 +254,13 @@ CONTRACT: tuple[Need, ...] = (
         "GroupCoordinator.broadcast_object",
         group="gpu",
     ),
+    *_need(
+        "refuses a wrong product on all ranks",
+        "vllm.distributed.parallel_state",
+        "GroupCoordinator.world_size",
+        "GroupCoordinator.cpu_group",
+        group="gpu",
+    ),
     *_need("fuses quantization", "vllm.compilation.backends", "CompilerManager", group="gpu"),
     *_need(
         "fuses quantization",

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.ops.fusion import FUSE_FROM, fuse
 from mixquant_agents.quant.router import GraphSettings, Router
@@ -233,19 +234,55 @@ def _prepare(runtime: Runtime, device: torch.device) -> None:
         return
     from mixquant_agents.quant.autotune import measure
 
-    runtime.check_kernels()
+    runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows)))
+    _check_kernels(runtime)  # now that it is known which products run
+    torch.cuda.empty_cache()
+    if runtime.router.thresholds.microseconds:
+        _log.info("mixquant: %s", runtime.router.describe())
+
+
+def _check_kernels(runtime: Runtime) -> None:
+    """On every rank; what one refuses all refuse, or the others would wait for it in the next collective.
+
+    Raises:
+        FormatRefusedError: a product is wrong.
+    """
+    problem = None
+    try:
+        runtime.check_kernels()
+    except FormatRefusedError as error:
+        problem = str(error)
+    problems = _of_all_ranks(problem)
+    for rank, each in enumerate(problems):
+        if each is not None:
+            raise FormatRefusedError(each if len(problems) == 1 else f"rank {rank}: {each}")
     if runtime.kernels is not None:
         worst = max(runtime.kernels.errors.values(), default=0.0)
-        _log.info("mixquant: products agree with their references within %.2g of a row's length", worst)
-    runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows)))
-    if runtime.router.thresholds.microseconds:
-        torch.cuda.empty_cache()
-        _log.info("mixquant: %s", runtime.router.describe())
+        _log.info(
+            "mixquant: products agree with their references within %.2g of a row's length (%.1f s)",
+            worst,
+            runtime.kernels.seconds,
+        )
+
+
+def _several_ranks() -> bool:
+    return bool(torch.distributed.is_initialized()) and torch.distributed.get_world_size() > 1
+
+
+def _of_all_ranks(problem: str | None) -> list[str | None]:
+    if not _several_ranks():
+        return [problem]
+    from vllm.distributed.parallel_state import get_world_group
+
+    group = get_world_group()
+    problems: list[str | None] = [None] * group.world_size
+    torch.distributed.all_gather_object(problems, problem, group=group.cpu_group)
+    return problems
 
 
 def _agreed(thresholds: Thresholds) -> Thresholds:
     """Rank 0's, so that all ranks of a tensor-parallel group route alike."""
-    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+    if not _several_ranks():
         return thresholds
     from vllm.distributed.parallel_state import get_world_group
 
