@@ -1,7 +1,8 @@
 """Which rows of one engine step run quantized. Pure; numpy is loaded only where a mask of rows is asked for.
 
 The rule, once: the quantized positions of a request are an interval ``[first, stop)`` of absolute positions. ``stop``
-lies before the last prompt token, which produces the first answer token, or behind it, or nowhere (a uniform policy).
+lies before the last prompt token, which produces the first answer token, or some tokens before it, or behind it, or
+nowhere (a uniform policy).
 A row is quantized iff its position is in that interval; what else is in the batch, how the prompt is cut in chunks and
 whether a row runs again after a preemption make no difference. Counts are sums of overlaps of intervals.
 """
@@ -52,6 +53,7 @@ class RowRule:
         first: the first position that may be quantized; those before it stay exact.
         threshold: a step with at most this many rows runs exact altogether.
         mixed: so does one with at most this many rows of which some would be exact and some not.
+        last: with ``BEFORE_LAST``, so many tokens at the prompt's end stay exact.
         last_exact_from: with ``BEFORE_LAST``, shorter prompts are quantized to their end.
     """
 
@@ -60,11 +62,17 @@ class RowRule:
     threshold: int = 0
     mixed: int = 0
     last_exact_from: int = 0
+    last: int = 1
+
+    @property
+    def offset(self) -> int:
+        """Where the quantized positions end, from the end of the prompt."""
+        return -self.last if self.reach is Reach.BEFORE_LAST else self.reach.value
 
     def interval(self, num_prompt_tokens: int) -> Interval:
         """The quantized positions of a request with such a prompt, whatever the size of its steps."""
         short = self.reach is Reach.BEFORE_LAST and num_prompt_tokens < self.last_exact_from
-        return self.first, num_prompt_tokens + (0 if short else self.reach.value)
+        return self.first, num_prompt_tokens + (0 if short else self.offset)
 
     @property
     def always(self) -> bool:
@@ -145,13 +153,13 @@ class RowPlan:
 def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     """Route the rows of a step, given its requests in row order."""
     rows = quantized = 0
-    first, reach = rule.first, rule.reach.value
+    first, offset = rule.first, rule.offset
     short = rule.last_exact_from if rule.reach is Reach.BEFORE_LAST else 0
     intervals = []
     for _, num_prompt_tokens, computed, scheduled in requests:
         # RowRule.interval, cut to the step's rows; written out, since decode steps have many requests of one row.
         rows += scheduled
-        stop = num_prompt_tokens + (reach if num_prompt_tokens >= short else 0)
+        stop = num_prompt_tokens + (offset if num_prompt_tokens >= short else 0)
         if computed >= stop:
             intervals.append(_NO_ROW)
             continue

@@ -43,6 +43,8 @@ class PrecisionPolicy(FrozenConfig):
             where ``True`` is refused.
         exact_last_token_from: prompts shorter than this many tokens have no exact last token after all: its cost, one
             pass over the exact weights, is a smaller share of a longer prompt's.
+        exact_last_tokens: where the last prompt token runs exact, so many of the last ones do: a pass over the exact
+            weights costs the same for a few dozen rows as for one.
         exact_first_tokens: so many tokens at a prompt's beginning stay exact. Those that the prefix cache holds cost
             nothing again.
         formats: number formats of single projections or layers, ``{"k_proj": "fp8", "v_proj": "fp8"}``: a name as in
@@ -64,6 +66,7 @@ class PrecisionPolicy(FrozenConfig):
     row_threshold: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     exact_last_token: Literal["auto"] | bool = "auto"  # noqa: S105 - a token of text, not a secret
     exact_last_token_from: Annotated[int, Field(ge=0)] = 0
+    exact_last_tokens: Annotated[int, Field(ge=1)] = 1
     exact_first_tokens: Annotated[int, Field(ge=0)] = 0
     formats: tuple[tuple[str, NumberFormat], ...] = ()
     weight_rounding: WeightRounding = "nearest"
@@ -99,6 +102,12 @@ class PrecisionPolicy(FrozenConfig):
                 f"exact_last_token=True with decode_format={self.decode_format.value!r} is not supported: the rows of "
                 "a request that are quantized are one run of positions, and a uniform policy quantizes them on both "
                 "sides of that token; leave exact_last_token 'auto', or decode_format 'exact'"
+            )
+        if self.exact_last_tokens > 1 and (self.uniform or self.exact_last_token is False):
+            reason = f"decode_format={self.decode_format.value!r}" if self.uniform else "exact_last_token=False"
+            raise ValueError(
+                f"exact_last_tokens={self.exact_last_tokens} with {reason}: no prompt token at the end runs exact; "
+                "leave it 1"
             )
         if self.uniform and self.exact_first_tokens:
             raise ValueError(

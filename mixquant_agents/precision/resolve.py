@@ -66,7 +66,7 @@ class ResolvedPolicy:
         policy: what was asked for.
         prefill_format, decode_format: what runs; ``AUTO`` no more.
         emulated: quantized rows are computed in wide arithmetic on rounded values. Never faster than exact.
-        exact_last_token: the last prompt token runs exact.
+        exact_last_token: the last prompt token runs exact, or as many of the last as the policy says.
         row_threshold: a step with at most so many rows runs exact; ``None``: to be measured on the device.
         reason: why ``auto`` chose exact, or why the format is emulated.
     """
@@ -131,6 +131,7 @@ class ResolvedPolicy:
         return RowRule(
             self._reach(),
             first=self.policy.exact_first_tokens if self.quantizes else 0,
+            last=self.policy.exact_last_tokens,
             last_exact_from=self.policy.exact_last_token_from,
             threshold=measured_threshold if self.row_threshold is None else self.row_threshold,
             mixed=mixed_threshold,
@@ -191,6 +192,8 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
         exact_last = FORMATS[prefill].keeps_last_token_exact and decode is NumberFormat.EXACT
     else:
         exact_last = policy.exact_last_token
+    if quantizes and policy.exact_last_tokens > 1:
+        exact_last = True
     threshold: int | None
     if policy.reproducible:
         threshold = 0

@@ -14,20 +14,23 @@ requests = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 60), st.integer
     lambda batch: [RequestRows(f"r{i}", *values) for i, values in enumerate(batch)]
 )
 reaches = st.sampled_from(Reach)
-rules = st.builds(RowRule, reaches, st.integers(0, 8), st.integers(0, 40), last_exact_from=st.integers(0, 50))
+rules = st.builds(
+    RowRule, reaches, st.integers(0, 8), st.integers(0, 40), last_exact_from=st.integers(0, 50), last=st.integers(1, 9)
+)
 
 
 def by_hand(batch: list[RequestRows], rule: RowRule) -> list[bool]:
     """The rule, row by row, as the documentation says it."""
     rows = []
     for request in batch:
-        last = request.num_prompt_tokens - 1
+        end = request.num_prompt_tokens
+        last = end - rule.last if rule.reach is Reach.BEFORE_LAST else end - 1
         for position in range(request.num_computed_tokens, request.num_computed_tokens + request.num_scheduled_tokens):
             if position < rule.first or rule.reach is Reach.NOTHING:
                 rows.append(False)
             elif position < last:
                 rows.append(True)
-            elif position == last:
+            elif position < end:
                 short = rule.reach is Reach.BEFORE_LAST and request.num_prompt_tokens < rule.last_exact_from
                 rows.append(short or rule.reach in (Reach.PROMPT, Reach.EVERYTHING))
             else:

@@ -41,6 +41,8 @@ def test_presets_by_name() -> None:
             "exact_last_token=True with decode_format='fp8' is not supported",
         ),
         ({"row_threshold": -1}, "row_threshold"),
+        ({"prefill_format": "nvfp4", "exact_last_tokens": 16, "exact_last_token": False}, "no prompt token at the end"),
+        ({"prefill_format": "nvfp4", "decode_format": "nvfp4", "exact_last_tokens": 2}, "decode_format='nvfp4'"),
         ({"precision": 4}, "no setting 'precision'"),
     ],
 )

@@ -10,6 +10,7 @@ import time
 
 from mixquant_agents.bench.fidelity.report import rounded, table
 from mixquant_agents.bench.fidelity.study import Settings, run
+from mixquant_agents.quant.calibration.distill import Training
 from mixquant_agents.quant.calibration.network import load
 
 __all__ = ["main"]
@@ -27,21 +28,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calibration", type=int, default=defaults.calibration)
     parser.add_argument("--turns", type=int, default=defaults.turns)
     parser.add_argument("--no-layers", action="store_true")
+    parser.add_argument("--no-units", action="store_true")
+    parser.add_argument("--no-sources", action="store_true")
+    parser.add_argument("--lessons", type=int, default=defaults.lessons)
+    parser.add_argument("--train-steps", type=int, default=defaults.training.steps)
+    parser.add_argument("--train-rate", type=float, default=defaults.training.rate)
+    parser.add_argument("--train-cache", type=float, default=defaults.training.cache)
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--rows", type=int, default=defaults.rows)
     options = parser.parse_args(arguments)
     settings = Settings(
-        options.prompts,
-        options.plain,
-        options.tokens,
-        options.calibration,
-        not options.no_layers,
-        options.turns,
-        tuple(options.only),
-        options.seed,
-        options.rows,
+        prompts=options.prompts,
+        plain=options.plain,
+        tokens=options.tokens,
+        calibration=options.calibration,
+        layers=not options.no_layers,
+        units=not options.no_units,
+        sources=not options.no_sources,
+        lessons=options.lessons,
+        training=Training(options.train_steps, rate=options.train_rate, cache=options.train_cache),
+        turns=options.turns,
+        only=tuple(options.only),
+        seed=options.seed,
+        rows=options.rows,
     )
     started = time.perf_counter()
 

@@ -12,10 +12,12 @@ from collections.abc import Mapping, Sequence
 
 from mixquant_agents.bench.prefill.roofline import FITS, GPUS, H100, Mode, ModelShape, product_seconds, seconds
 from mixquant_agents.precision.formats import NumberFormat
-from mixquant_agents.precision.resolve import PartFormats, ResolvedPolicy
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.resolve import PartFormats, ResolvedPolicy, resolve
+from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration.network import FUSED, Group
 
-__all__ = ["LENGTHS", "added_time", "flops_by_format"]
+__all__ = ["LENGTHS", "added_time", "flops_by_format", "within_budget"]
 
 _MODES: dict[str, Mode] = {"fp8": "fp8", "int8": "fp8", "exact": "exact"}
 LENGTHS = (2048, 4096, 8192, 16384, 32000)
@@ -82,6 +84,35 @@ def added_time(
             more += model.layers * tokens * qkv * (2.0 + 2.0) / target.bandwidth  # the parts' columns are put together
         added[str(tokens)] = more / plain
     return added
+
+
+def within_budget(
+    members: Sequence[Group], loss: Mapping[str, float], budget: float, gpu: str = "b200", shape: str = "qwen3-8b"
+) -> list[str]:
+    """The layers to run in FP8 for the most loss won back in a given time, in the model's order.
+
+    Those with the largest loss per predicted time are taken first; one that no longer fits is passed over.
+
+    Args:
+        members: the layers.
+        loss: of each alone in NVFP4, by name.
+        budget: time added at any of :data:`LENGTHS`, over plain NVFP4's.
+        gpu, shape: as for :func:`added_time`.
+    """
+    price: dict[str, float] = {}
+    for group in members:
+        leaf = group.name.rpartition(".")[2]
+        if leaf not in price:
+            whole = PrecisionPolicy(prefill_format=NumberFormat.NVFP4, formats=((leaf, NumberFormat.FP8),))
+            times = added_time(members, resolve(whole, DeviceInfo("cpu", "emulation")), gpu, shape)
+            price[leaf] = max(times.values()) / sum(other.name.endswith(f".{leaf}") for other in members)
+    chosen, left = set(), budget
+    for name in sorted(loss, key=lambda name: loss[name] / price[name.rpartition(".")[2]], reverse=True):
+        cost = price[name.rpartition(".")[2]]
+        if cost <= left and loss[name] > 0:
+            chosen.add(name)
+            left -= cost
+    return [group.name for group in members if group.name in chosen]
 
 
 def _format_shares(members: Sequence[Group], resolved: ResolvedPolicy) -> Mapping[str, Mapping[str, float]]:

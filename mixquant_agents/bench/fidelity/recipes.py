@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mixquant_agents.precision.formats import NumberFormat
@@ -12,22 +12,30 @@ from mixquant_agents.precision.support import DeviceInfo
 
 __all__ = [
     "BASELINE",
+    "BUDGET",
     "EMULATION",
+    "RANKED",
     "CalibrationKind",
     "StudyRecipe",
-    "fused_fp8",
+    "budget_recipes",
     "layer_sources",
     "recipes",
     "sources",
+    "unit_sources",
     "worst_layers",
 ]
 
-CalibrationKind = Literal["none", "scales", "gptq", "gptq-paired"]
+CalibrationKind = Literal["none", "scales", "gptq", "gptq-paired", "gptq-ordered", "gptq-sweep", "distilled"]
 """What a recipe takes of calibration: nothing (activations are scaled by 1), scales of activations, twins rounded by
-GPTQ for the exact model's inputs, or for those that a quantizing engine meets."""
+GPTQ for the exact model's inputs, or for those that a quantizing engine meets, blocks by falling energy, with block
+scales swept; or twins trained from GPTQ's, for the recipe's own formats."""
+
+BUDGET = 0.03
+"""Predicted time that a default may add to plain NVFP4's prefill, at every length."""
 
 _NVFP4, _FP8, _EXACT = NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.EXACT
 _KV = (("k_proj", _FP8), ("v_proj", _FP8))
+_ENDS: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 64}
 EMULATION = DeviceInfo("cpu", "emulation")
 """Fidelity is about rounding, so formats are emulated on any device."""
 
@@ -67,6 +75,9 @@ def recipes() -> dict[str, StudyRecipe]:
         "plain": _nvfp4(),
         "last-quantized": _nvfp4(exact_last_token=False),
         "first-16-exact": _nvfp4(exact_first_tokens=16),
+        "last-16-exact": _nvfp4(exact_last_tokens=16),
+        "last-64-exact": _nvfp4(exact_last_tokens=64),
+        "ends-exact": _nvfp4(**_ENDS),
         "w46": _nvfp4(**w46),
         "a46": _nvfp4(**a46),
         "w46+a46": _nvfp4(**w46, **a46),
@@ -96,26 +107,29 @@ def recipes() -> dict[str, StudyRecipe]:
         "int8": StudyRecipe(PrecisionPolicy.of("mixquant-int8")),
         "static-exact": StudyRecipe(_nvfp4(), static_exact=True),
         "kv-fp8+static-exact": StudyRecipe(_nvfp4(**kv), static_exact=True),
-        "qkv-fp8+gptq": StudyRecipe(_nvfp4(**qkv, **gptq), "gptq"),
-        "qkv-fp8+gptq+static-exact": StudyRecipe(_nvfp4(**qkv, **gptq), "gptq", static_exact=True),
+        "fp8-last-64-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=64)),
+        "fp8-ends-exact": StudyRecipe(
+            PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=64, exact_first_tokens=16)
+        ),
+        "gptq-paired": StudyRecipe(_nvfp4(**gptq), "gptq-paired"),
+        "gptq-ordered": StudyRecipe(_nvfp4(**gptq), "gptq-ordered"),
+        "gptq-sweep": StudyRecipe(_nvfp4(**gptq), "gptq-sweep"),
+        "distilled": StudyRecipe(_nvfp4(**gptq), "distilled"),
     }
-    for kind in ("gptq", "gptq-paired"):
-        rounded = {
-            kind: _nvfp4(**gptq),
-            f"{kind}+w46": _nvfp4(**gptq, **w46),
-            f"kv-fp8+{kind}": _nvfp4(**kv, **gptq),
-            f"kv-fp8+{kind}+w46": _nvfp4(**kv, **gptq, **w46),
-            f"kv-fp8+{kind}+w46+a46": _nvfp4(**kv, **gptq, **w46, **a46),
-            f"kv-fp8+{kind}+w46+a46+residual-64": _nvfp4(**kv, **gptq, **w46, **a46, residual_channels=64),
-        }
-        made |= {name: StudyRecipe(policy, kind) for name, policy in rounded.items()}
-        made |= {
-            f"kv-fp8+{kind}+w46+static-exact": StudyRecipe(_nvfp4(**kv, **gptq, **w46), kind, static_exact=True),
-            f"kv-fp8+{kind}+w46+a46+static-exact": StudyRecipe(
-                _nvfp4(**kv, **gptq, **w46, **a46), kind, static_exact=True
-            ),
-        }
-    return made
+    rounded = {
+        "gptq": _nvfp4(**gptq),
+        "gptq+w46": _nvfp4(**gptq, **w46),
+        "kv-fp8+gptq": _nvfp4(**kv, **gptq),
+        "kv-fp8+gptq+w46": _nvfp4(**kv, **gptq, **w46),
+        "kv-fp8+gptq+w46+a46": _nvfp4(**kv, **gptq, **w46, **a46),
+        "kv-fp8+gptq+w46+a46+residual-64": _nvfp4(**kv, **gptq, **w46, **a46, residual_channels=64),
+        "qkv-fp8+gptq": _nvfp4(**qkv, **gptq),
+        "qkv-fp8+gptq+w46": _nvfp4(**qkv, **gptq, **w46),
+        "qkv-fp8+gptq+ends-exact": _nvfp4(**qkv, **gptq, **_ENDS),
+    }
+    made |= {name: StudyRecipe(policy, "gptq") for name, policy in rounded.items()}
+    static = ("kv-fp8+gptq+w46", "kv-fp8+gptq+w46+a46", "qkv-fp8+gptq")
+    return made | {f"{name}+static-exact": replace(made[name], static_exact=True) for name in static}
 
 
 def sources(projections: Sequence[str]) -> dict[str, StudyRecipe]:
@@ -145,11 +159,35 @@ def worst_layers(ranked: Sequence[int], count: int, base: StudyRecipe) -> StudyR
     return StudyRecipe(policy, base.calibration, base.static_exact)
 
 
-def fused_fp8(ranked: Sequence[int], count: int, rounding: CalibrationKind = "scales") -> StudyRecipe:
-    """q, k and v in FP8 in the first ``count`` blocks of ``ranked``, all else in NVFP4."""
-    formats = tuple((f"{_block(number)}.*qkv_proj$", _FP8) for number in sorted(ranked[:count]))
-    fields: dict[str, object] = {"weight_rounding": "gptq"} if rounding == "gptq" else {}
-    return StudyRecipe(_nvfp4(formats=formats, **fields), rounding)
+def unit_sources(units: Sequence[str]) -> dict[str, StudyRecipe]:
+    """Each layer, as vLLM fuses them, alone in NVFP4, all others exact; by its name."""
+    return {name: StudyRecipe(_nvfp4(formats=((name, _NVFP4), ("re:.*", _EXACT))), source=True) for name in units}
+
+
+def budget_recipes(chosen: Sequence[str]) -> dict[str, StudyRecipe]:
+    """Recipes with the layers ``chosen`` in FP8, which is what the budget of time allows: those of ``RANKED``."""
+    formats = {"formats": tuple((name, _FP8) for name in chosen)}
+    gptq: dict[str, object] = {**formats, "weight_rounding": "gptq"}
+    made = {
+        "budget": StudyRecipe(_nvfp4(**formats)),
+        "budget+ends-exact": StudyRecipe(_nvfp4(**formats, **_ENDS)),
+        "budget+gptq": StudyRecipe(_nvfp4(**gptq), "gptq"),
+        "budget+gptq+w46": StudyRecipe(_nvfp4(**gptq, weight_scales="4/6"), "gptq"),
+        "budget+gptq+a46": StudyRecipe(_nvfp4(**gptq, activation_scales="4/6"), "gptq"),
+        "budget+gptq-ordered": StudyRecipe(_nvfp4(**gptq), "gptq-ordered"),
+        "budget+gptq-sweep": StudyRecipe(_nvfp4(**gptq), "gptq-sweep"),
+        "budget+gptq+first-16-exact": StudyRecipe(_nvfp4(**gptq, exact_first_tokens=16), "gptq"),
+        "budget+gptq+last-16-exact": StudyRecipe(_nvfp4(**gptq, exact_last_tokens=16), "gptq"),
+        "budget+gptq+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "gptq"),
+        "budget+distilled": StudyRecipe(_nvfp4(**gptq), "distilled"),
+        "budget+distilled+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "distilled"),
+    }
+    static = ("budget+gptq", "budget+gptq+ends-exact", "budget+distilled", "budget+distilled+ends-exact")
+    return made | {f"{name}+static-exact": replace(made[name], static_exact=True) for name in static}
+
+
+RANKED = tuple(budget_recipes(()))
+"""Recipes that need the loss of every layer first."""
 
 
 def _block(number: int) -> str:

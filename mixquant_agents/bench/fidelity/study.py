@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from mixquant_agents.bench.fidelity.answers import Divergence, Prompt, Reference, compare, greedy, reference
-from mixquant_agents.bench.fidelity.cost import added_time, flops_by_format
+from mixquant_agents.bench.fidelity.cost import added_time, flops_by_format, within_budget
 from mixquant_agents.bench.fidelity.recipes import (
     BASELINE,
+    BUDGET,
     EMULATION,
+    RANKED,
     CalibrationKind,
     StudyRecipe,
-    fused_fp8,
+    budget_recipes,
     layer_sources,
     recipes,
     sources,
+    unit_sources,
     worst_layers,
 )
 from mixquant_agents.bench.fidelity.turns import by_turn
@@ -35,6 +38,7 @@ from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
 from mixquant_agents.quant.calibration.collect import Seen, collect, layer_calibrations
 from mixquant_agents.quant.calibration.contexts import Conversation, conversations, plain_texts
+from mixquant_agents.quant.calibration.distill import Lesson, Training, distill
 from mixquant_agents.quant.calibration.network import batches, groups, prompt_ids, routed
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
@@ -58,6 +62,10 @@ class Settings:
         tokens: longest answer.
         calibration: conversations that twins are rounded by.
         layers: measure each block alone, and with the worst ones in FP8.
+        units: measure each layer alone, and with those in FP8 that a budget of time allows.
+        sources: measure single sources of error, where all recipes are measured.
+        lessons: conversations that twins are trained on.
+        training: how long they are.
         turns: conversations whose loss is followed turn by turn; 0: none.
         only: names of recipes; empty: all.
         seed: of prompts and intervals.
@@ -69,6 +77,10 @@ class Settings:
     tokens: int = 48
     calibration: int = 64
     layers: bool = True
+    units: bool = True
+    sources: bool = True
+    lessons: int = 320
+    training: Training = field(default_factory=Training)
     turns: int = 8
     only: tuple[str, ...] = ()
     seed: int = 0
@@ -84,12 +96,16 @@ class StudyResult:
         rows: of recipes and sources, by name.
         turns: mean KL by recipe and turn.
         layers: mean KL of each block alone in NVFP4, worst first; on calibration prompts, since recipes follow it.
+        units: the same of each layer.
+        chosen: layers that the budget of time puts in FP8.
     """
 
     head: dict[str, Any]
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     turns: dict[str, dict[str, float]] = field(default_factory=dict)
     layers: dict[int, float] = field(default_factory=dict)
+    units: dict[str, float] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
         """Plain JSON: ``recipes``, ``sources`` and ``turns`` beside the head."""
@@ -97,7 +113,8 @@ class StudyResult:
         split: dict[str, dict[str, Any]] = {"recipes": {}, "sources": {}}
         for name, row in self.rows.items():
             split[named[row.pop("source", False)]][name] = row
-        return {**self.head, **split, "layers": self.layers, "turns": self.turns}
+        ranking = {"layers": self.layers, "units": self.units, "fp8_within_budget": self.chosen}
+        return {**self.head, **split, **ranking, "turns": self.turns}
 
 
 def prompts_of(tokenizer: Any, asked: Sequence[Conversation], plain: Sequence[str]) -> list[Prompt]:
@@ -128,8 +145,8 @@ def known_recipes(only: Sequence[str] = ()) -> dict[str, StudyRecipe]:
         ConfigError: one of ``only`` is not among them.
     """
     named = recipes()
-    if unknown := [name for name in only if name not in named]:
-        raise ConfigError(f"no recipe {unknown[0]!r}; choose from {', '.join(named)}")
+    if unknown := [name for name in only if name not in named and name not in RANKED]:
+        raise ConfigError(f"no recipe {unknown[0]!r}; choose from {', '.join((*named, *RANKED))}")
     return named
 
 
@@ -139,7 +156,9 @@ class _Study:
     def __init__(self, network: Any, tokenizer: Any, settings: Settings, progress: Progress) -> None:
         self.network, self.tokenizer, self.settings, self._progress = network, tokenizer, settings, progress
         self.members = groups(network)
-        self.calibrations: dict[tuple[CalibrationKind, bool], Mapping[str, LayerCalibration] | None] = {}
+        self.calibrations: dict[tuple[CalibrationKind, bool, object], Mapping[str, LayerCalibration] | None] = {}
+        self.losses: dict[str, list[float]] = {}
+        self._lessons: list[Lesson] = []
         self._seen: dict[CalibrationKind, Mapping[str, Seen]] = {}
         calibration = conversations(settings.calibration, "calibration", settings.seed, turns=(2, 6))
         self.calibration_prompts = prompts_of(tokenizer, calibration, plain_texts("calibration"))
@@ -150,24 +169,54 @@ class _Study:
 
     # --- calibration --------------------------------------------------------------------------------------------------
 
-    def calibration(self, kind: CalibrationKind, four_over_six: bool) -> Mapping[str, LayerCalibration] | None:
-        """What twins of this kind are built with; made once."""
+    def calibration(
+        self, kind: CalibrationKind, four_over_six: bool, policy: PrecisionPolicy | None = None
+    ) -> Mapping[str, LayerCalibration] | None:
+        """What twins of this kind are built with; made once. Trained ones are for the formats of ``policy``."""
         if kind == "none":
             return None
-        key = kind, four_over_six and kind != "scales"
+        key = kind, four_over_six and kind != "scales", policy.formats if policy and kind == "distilled" else None
         if key not in self.calibrations:
             self.progress(f"calibrating: {kind}{', 4/6' if key[1] else ''}")
-            seen = self._look(kind)
-            self.calibrations[key] = layer_calibrations(
-                self.network, seen, twins=kind != "scales", four_over_six=four_over_six
-            )
+            if policy is not None and kind == "distilled":
+                self.calibrations[key] = self._distilled(policy, four_over_six)
+            else:
+                self.calibrations[key] = layer_calibrations(
+                    self.network,
+                    self._look(kind),
+                    twins=kind != "scales",
+                    four_over_six=four_over_six,
+                    sweep=kind == "gptq-sweep",
+                    ordered=kind == "gptq-ordered",
+                )
         return self.calibrations[key]
 
     def calibration_of(self, recipe: StudyRecipe) -> Mapping[str, LayerCalibration] | None:
         """What the twins of ``recipe`` are built with."""
-        return self.calibration(recipe.calibration, recipe.policy.weight_scales == "4/6")
+        return self.calibration(recipe.calibration, recipe.policy.weight_scales == "4/6", recipe.policy)
+
+    def _distilled(self, policy: PrecisionPolicy, four_over_six: bool) -> Mapping[str, LayerCalibration]:
+        start = self.calibration("gptq", four_over_six)
+        if start is None:
+            raise ConfigError("twins are trained from rounded ones")
+        if not self._lessons:
+            asked = conversations(self.settings.lessons, "calibration", self.settings.seed + 7, turns=(2, 6))
+            answered = greedy(self.network, prompts_of(self.tokenizer, asked, ()), 32)
+            self._lessons = [Lesson(prompt.whole, len(prompt.ids)) for prompt in answered]
+        resolved = resolve(policy.model_copy(update={"exact_first_tokens": 0, "exact_last_tokens": 1}), EMULATION)
+        trained, losses = distill(
+            self.network,
+            resolved,
+            start,
+            self._lessons,
+            self.settings.training,
+            lambda share: self.progress(f"training twins, {share:.0%}"),
+        )
+        self.losses["+".join(dict.fromkeys(str(name.value) for _, name in policy.formats)) or "nvfp4"] = losses
+        return trained
 
     def _look(self, kind: CalibrationKind) -> Mapping[str, Seen]:
+        kind = "gptq" if kind.startswith("gptq-") and kind != "gptq-paired" else kind
         if kind not in self._seen:
             paired = None
             if kind == "gptq-paired":
@@ -269,23 +318,29 @@ def run(
         name: recipe for name, recipe in named.items() if not settings.only or name in settings.only
     }
     projections = list(dict.fromkeys(name.rpartition(".")[2] for group in study.members for name in group.names))
-    if not settings.only:
+    if settings.sources and not settings.only:
         todo |= sources(projections)
     result = StudyResult(_head(network, exact, study, settings))
+    ranked_only = settings.units and (not settings.only or any(name in RANKED for name in settings.only))
+    if ranked_only:
+        names = [group.name for group in study.members]
+        result.units = _loss_alone(study, unit_sources(names))
+        result.chosen = within_budget(study.members, result.units, BUDGET)
+        ranked = budget_recipes(result.chosen)
+        todo |= {name: recipe for name, recipe in ranked.items() if not settings.only or name in settings.only}
     if settings.layers:
         blocks = sum(group.name.endswith(("qkv_proj", "query_key_value", "c_attn")) for group in study.members)
-        result.layers = _ranked(study, blocks)
-        ranked = list(result.layers)
+        loss = _loss_alone(study, layer_sources(blocks))
+        result.layers = {int(name.split()[1]): kl for name, kl in loss.items()}
+        order = list(result.layers)
         for count in (1, 2, 4, 8):
-            todo[f"worst-{count}-fp8"] = worst_layers(ranked, count, named["plain"])
-            todo[f"kv-fp8+worst-{count}-fp8"] = worst_layers(ranked, count, named["kv-fp8"])
-        most = round(0.6 * blocks)  # what the time budget of 3 % allows by the roofline
-        todo[f"qkv-fp8-in-worst-{most}"] = fused_fp8(ranked, most)
-        todo[f"qkv-fp8-in-worst-{most}+gptq"] = fused_fp8(ranked, most, "gptq")
+            todo[f"worst-{count}-fp8"] = worst_layers(order, count, named["plain"])
+            todo[f"kv-fp8+worst-{count}-fp8"] = worst_layers(order, count, named["kv-fp8"])
     for number, (name, recipe) in enumerate(todo.items()):
         progress(name, number / len(todo))
         found, resolved = study.divergence(recipe, exact)
         result.rows[name] = study.row(recipe, found, resolved, exact)
+    result.head["training_kl"] = {name: [*losses[:1], *losses[9::10]] for name, losses in study.losses.items()}
     base = result.rows[BASELINE]
     for row in result.rows.values():
         row["kl_removed"] = 1 - row["kl"] / base["kl"]
@@ -305,16 +360,15 @@ def run(
     return result
 
 
-def _ranked(study: _Study, blocks: int) -> dict[int, float]:
-    """The loss of each block alone, worst first, on calibration prompts: what is measured later had no part in it."""
+def _loss_alone(study: _Study, alone: Mapping[str, StudyRecipe]) -> dict[str, float]:
+    """The loss of each, worst first, on calibration prompts: what is measured later had no part in it."""
     sample = [prompt for prompt in study.calibration_prompts if prompt.kind != "plain"][:16]
-    study.progress("ranking blocks")
     exact = reference(study.network, greedy(study.network, sample, 24), study.settings.rows)
-    members = list(range(len(sample)))
     loss = {}
-    for number, recipe in enumerate(layer_sources(blocks).values()):
+    for number, (name, recipe) in enumerate(alone.items()):
+        study.progress(f"ranking: {name}", number / len(alone))
         found, _ = study.divergence(recipe, exact)
-        loss[number] = _mean(found.kl, members)
+        loss[name] = _mean(found.kl, list(range(len(sample))))
     return dict(sorted(loss.items(), key=lambda item: -item[1]))
 
 
@@ -334,6 +388,8 @@ def _head(network: Any, exact: Reference, study: _Study, settings: Settings) -> 
         "calibration_prompts": len(study.calibration_prompts),
         "calibration_tokens": sum(len(prompt.ids) for prompt in study.calibration_prompts),
         "baseline": BASELINE,
+        "lessons": settings.lessons,
+        "training": asdict(settings.training),
         "seed": settings.seed,
     }
 

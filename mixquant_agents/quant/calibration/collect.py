@@ -126,6 +126,8 @@ def layer_calibrations(
     *,
     twins: bool,
     four_over_six: bool = False,
+    sweep: bool = False,
+    ordered: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, LayerCalibration]:
     """What each group's twin is built with: the scale of its inputs, its channels by rank, and its rounded weight.
@@ -135,10 +137,13 @@ def layer_calibrations(
         seen: see :func:`collect`; with second moments where ``twins``.
         twins: round the weights by GPTQ.
         four_over_six: block scales of these end at 6 or at 4.
+        sweep, ordered: see :func:`~mixquant_agents.quant.calibration.gptq.gptq`.
         progress: told the share done.
     """
     members = groups(network)
-    rounded = _rounded(members, seen, four_over_six, progress) if twins else {}
+    rounded = (
+        _rounded(members, seen, progress, four_over_six=four_over_six, sweep=sweep, ordered=ordered) if twins else {}
+    )
     return {
         group.name: LayerCalibration(
             nvfp4.static_global_scale(float(seen[group.name].peaks.max())),
@@ -150,7 +155,7 @@ def layer_calibrations(
 
 
 def _rounded(
-    members: Sequence[Group], seen: Mapping[str, Seen], four_over_six: bool, progress: Callable[[float], None]
+    members: Sequence[Group], seen: Mapping[str, Seen], progress: Callable[[float], None], **settings: bool
 ) -> dict[str, nvfp4.Nvfp4Tensor]:
     """GPTQ's twins of all groups whose inputs are blocks of 16, those of one shape side by side."""
     by_shape: dict[tuple[int, int], list[Group]] = {}
@@ -171,6 +176,6 @@ def _rounded(
                     raise ValueError(f"second moments of {group.name!r} were not collected")
                 weights.append(weight if own.cross is None else moved(weight, own.second, own.cross))
                 seconds.append(own.second)
-            made = gptq(torch.stack(weights), torch.stack(seconds), four_over_six=four_over_six)
+            made = gptq(torch.stack(weights), torch.stack(seconds), **settings)
             twins |= {group.name: twin for group, twin in zip(part, made, strict=True)}
     return twins

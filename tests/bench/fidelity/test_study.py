@@ -12,14 +12,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mixquant_agents.bench.fidelity.answers import Prompt, compare, reference
-from mixquant_agents.bench.fidelity.cost import LENGTHS, added_time, flops_by_format
+from mixquant_agents.bench.fidelity.cost import LENGTHS, added_time, flops_by_format, within_budget
 from mixquant_agents.bench.fidelity.plots import save
-from mixquant_agents.bench.fidelity.recipes import BASELINE, EMULATION, recipes
+from mixquant_agents.bench.fidelity.recipes import BASELINE, BUDGET, EMULATION, recipes
 from mixquant_agents.bench.fidelity.report import rounded, table
 from mixquant_agents.bench.fidelity.study import Settings, run
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.quant.calibration.distill import Training
 from mixquant_agents.quant.calibration.network import FUSED, groups, load, routed
 
 pytestmark = pytest.mark.slow
@@ -118,12 +120,32 @@ def test_added_time_grows_with_what_is_not_in_nvfp4(model: str) -> None:
         assert all(0 < a < b for a, b in zip(added(small).values(), added(large).values(), strict=True))
 
 
+@pytest.mark.parametrize("budget", [0.0, 0.03, 0.2, 10.0])
+def test_layers_within_a_budget_cost_no_more(model: str, budget: float) -> None:
+    members = groups(load(model)[0])
+    loss = {group.name: 1.0 + number for number, group in enumerate(members)}
+    chosen = within_budget(members, loss, budget)
+    policy = PrecisionPolicy(prefill_format="nvfp4", formats=tuple((name, NumberFormat.FP8) for name in chosen))
+    assert max(added_time(members, resolve(policy, EMULATION)).values()) <= budget + 1e-9
+    assert len(chosen) == {0.0: 0, 10.0: len(members)}.get(budget, len(chosen))
+    if budget == 0.2:
+        assert 0 < len(chosen) < len(members)
+
+
 def test_whole_study_names_every_figure(model: str, tmp_path: pathlib.Path) -> None:
     network, tokenizer = load(model)
-    names = ("plain", "kv-fp8", "qkv-fp8+gptq", "kv-fp8+static-exact")
-    settings = Settings(prompts=4, plain=1, tokens=4, calibration=3, turns=1, only=names)
+    names = (
+        "plain",
+        "kv-fp8",
+        "qkv-fp8+gptq",
+        "kv-fp8+static-exact",
+        "budget+gptq-sweep",
+        "budget+distilled+ends-exact",
+    )
+    training = Training(steps=2, rows=512)
+    settings = Settings(prompts=4, plain=1, tokens=4, calibration=3, lessons=3, training=training, turns=1, only=names)
     report = rounded(run(network, tokenizer, settings).json())
-    assert {BASELINE, *names, "worst-1-fp8", "qkv-fp8-in-worst-1+gptq"} <= set(report["recipes"])
+    assert {BASELINE, *names, "worst-1-fp8"} <= set(report["recipes"])
     for row in report["recipes"].values():
         low, high = row["kl_ci95"]
         assert 0 <= low <= row["kl"] <= high
@@ -131,7 +153,12 @@ def test_whole_study_names_every_figure(model: str, tmp_path: pathlib.Path) -> N
         assert math.isfinite(row["first_removed"])
         assert 0 < row["rows_quantized"] <= 1
     assert report["recipes"]["kv-fp8+static-exact"]["rows_quantized"] < report["recipes"]["kv-fp8"]["rows_quantized"]
-    assert list(report["layers"].values()) == sorted(report["layers"].values(), reverse=True)
+    for ranking in ("layers", "units"):
+        assert list(report[ranking].values()) == sorted(report[ranking].values(), reverse=True)
+    assert len(report["units"]) == 2 * 4
+    budget = report["recipes"]["budget+gptq-sweep"]
+    assert max(budget["predicted_added_time"]["b200"].values()) <= BUDGET
+    assert len(report["training_kl"]) == 1
     assert set(report["turns"]["plain, answers kept"]) == {"1", "2", "5", "20"}
     assert "kv-fp8+static-exact" in table(report)
 

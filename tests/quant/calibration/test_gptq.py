@@ -36,6 +36,20 @@ def test_outputs_are_nearer_than_with_nearest_rounding(four_over_six: bool) -> N
         assert rounded.packed.shape == (N, K // 2)
 
 
+@pytest.mark.parametrize("setting", ["sweep", "ordered"])
+def test_variants_are_nearer_than_nearest_rounding_too(setting: str) -> None:
+    weights = torch.randn(2, N, K, generator=torch.Generator().manual_seed(21))
+    xs = [inputs(22), inputs(23)]
+    seconds = torch.stack([x.T @ x for x in xs])
+    plain, variant = gptq(weights, seconds), gptq(weights, seconds, **{setting: True})
+    for weight, x, before, after in zip(weights, xs, plain, variant, strict=True):
+        nearest = nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight))
+        assert loss(weight, after, x) < 0.6 * loss(weight, nearest, x)
+        assert not torch.equal(before.packed, after.packed)
+        assert after.packed.shape == before.packed.shape
+        assert after.scales.shape == before.scales.shape
+
+
 def test_weights_side_by_side_are_rounded_as_each_alone() -> None:
     weights = torch.randn(3, N, K, generator=torch.Generator().manual_seed(4))
     seconds = torch.stack([x.T @ x for x in (inputs(5), inputs(6), inputs(7))])
