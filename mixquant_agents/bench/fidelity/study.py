@@ -340,7 +340,7 @@ def run(
         progress(name, number / len(todo))
         found, resolved = study.divergence(recipe, exact)
         result.rows[name] = study.row(recipe, found, resolved, exact)
-    result.head["training_kl"] = {name: [*losses[:1], *losses[9::10]] for name, losses in study.losses.items()}
+    result.head["distillation_kl"] = {name: [*losses[:1], *losses[9::10]] for name, losses in study.losses.items()}
     base = result.rows[BASELINE]
     for row in result.rows.values():
         row["kl_removed"] = 1 - row["kl"] / base["kl"]
@@ -389,7 +389,7 @@ def _head(network: Any, exact: Reference, study: _Study, settings: Settings) -> 
         "calibration_tokens": sum(len(prompt.ids) for prompt in study.calibration_prompts),
         "baseline": BASELINE,
         "lessons": settings.lessons,
-        "training": asdict(settings.training),
+        "distillation": asdict(settings.training),
         "seed": settings.seed,
     }
 

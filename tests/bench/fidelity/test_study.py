@@ -158,7 +158,7 @@ def test_whole_study_names_every_figure(model: str, tmp_path: pathlib.Path) -> N
     assert len(report["units"]) == 2 * 4
     budget = report["recipes"]["budget+gptq-sweep"]
     assert max(budget["predicted_added_time"]["b200"].values()) <= BUDGET
-    assert len(report["training_kl"]) == 1
+    assert len(report["distillation_kl"]) == 1
     assert set(report["turns"]["plain, answers kept"]) == {"1", "2", "5", "20"}
     assert "kv-fp8+static-exact" in table(report)
 
