@@ -22,11 +22,11 @@ from torch.nn.functional import linear
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
 from mixquant_agents.quant.nested.layout import NestedWeight, nest, rebuild
-from mixquant_agents.quant.nested.product import compile_tilings, nested_linear
+from mixquant_agents.quant.nested.product import NestedKernel, compile_tilings, nested_linear
 from mixquant_agents.quant.nested.tiling import CUTS, token_tiles
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}  # (N, K)
-ROWS = (1, 8, 16, 32, 64)
+ROWS = (1, 8, 16, 32, 64, 128, 256)
 LAYERS = 4
 REPEATS = 30
 
@@ -61,7 +61,8 @@ def one_product(rows: int, weights: Weights) -> dict[str, Any]:
     x = torch.randn(rows, k, device="cuda").bfloat16()
     cublas = timed(lambda: [linear(x, each) for each, _ in weights])
     cuts = [cut for cut in CUTS[token_tiles(rows)] if cut.fits(n, k)]
-    times = {cut: timed(lambda c=cut: [nested_linear(x, each, c) for _, each in weights]) for cut in cuts}
+    kernels = {cut: [NestedKernel(each, cut) for _, each in weights] for cut in cuts}
+    times = {cut: timed(lambda same=same: [kernel(x) for kernel in same]) for cut, same in kernels.items()}
     fastest = min(times, key=times.__getitem__)
     cublas = min(cublas, timed(lambda: [linear(x, each) for each, _ in weights]))
     return {

@@ -11,6 +11,7 @@
 //   MINB   blocks per multiprocessor aimed at
 //   WG     1: four warps multiply together by wgmma (sm_90a), which reads tokens from shared memory itself;
 //          0: each by mma.m16n8k16, with tokens read by ldmatrix
+//   PDL    1: launched while the kernel before it ends; the first weights are fetched before that is awaited
 //
 // Weights are the first operand, unpacked into registers; tokens are the second. The order in which codes are stored
 // (layout.py) makes the 16 codes of one load those that the thread needs: word s of thread t of a quad holds inputs
@@ -20,45 +21,14 @@
 // goes to the operand with fewer registers. The row's scale takes both back, and then the escapes are added: one more
 // step with 16 of them as k.
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-
 #define BN (16 * RT * WN)
 #define THREADS (32 * WN * WK)
-#define MT (8 * NT)
-#define SUMS (BN + 4)
-#define A (KC / 64)
 #define PIECES (3 * RT * A)  // of 16 bytes, that a thread needs of a chunk
-#define SCALE_TOKENS (NT == 1 && !WG)
 
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
-}
-
-__device__ __forceinline__ u32 scaled(u32 v, u32 factor) {  // two bf16, each times a power of two
-  u32 r;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(v), "r"(factor), "r"(0x80008000u));
-  return r;
-}
-#define UP64 0x5F805F80u
-#define DOWN64 0x1F801F80u
-
-__device__ __forceinline__ void mma(float* d, const u32* a, u32 b0, u32 b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Four codes and their nibbles (bits 0-3 and 4-7 of each half of n) to the weights' bits: of codes 0, 2 and of 1, 3.
-__device__ __forceinline__ u32 even(u32 c, u32 n) {
-  u32 m = ((c << 4) & 0x07F007F0u) + (n & 0x000F000Fu) - 0x00080008u;
-  return m | ((c << 8) & 0x80008000u);
-}
-__device__ __forceinline__ u32 odd(u32 c, u32 n) {
-  u32 m = (c & 0x7F007F00u) + (n & 0x00F000F0u) - 0x00800080u;
-  return (m >> 4) | (c & 0x80008000u);
 }
 
 struct Chunk {  // 16 * RT rows x KC inputs of a warp
@@ -78,48 +48,12 @@ __device__ __forceinline__ uint4& slot(Chunk& c, int i) {
   return kind == 2 ? c.low[r][a] : c.code[r][a][kind];
 }
 
-__device__ __forceinline__ u32 word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-__device__ __forceinline__ void unpack(u32 c, u32 n, u32& first, u32& second) {
-  first = even(c, n);
-  second = odd(c, n);
-#if !SCALE_TOKENS
-  first = scaled(first, UP64);
-  second = scaled(second, UP64);
-#endif
-}
-
-// Step s of 64 inputs: the fragment of rows g and g + 8.
+// Step s of 64 inputs.
 __device__ __forceinline__ void fragment(const Chunk& c, int r, int a, int s, u32* w) {
-  const u32 n = word(c.low[r][a], s);
-  unpack(word(c.code[r][a][0], s), n, w[0], w[2]);
-  unpack(word(c.code[r][a][1], s), n >> 8, w[1], w[3]);
+  fragment(word(c.code[r][a][0], s), word(c.code[r][a][1], s), word(c.low[r][a], s), w);
 }
 
 #if WG
-#define R4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#if NT == 1
-#define SHAPE "m64n8k16"
-#define REGS "{%0,%1,%2,%3}, {%4,%5,%6,%7}, %8"
-#define ACC R4(0)
-#elif NT == 2
-#define SHAPE "m64n16k16"
-#define REGS "{%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9,%10,%11}, %12"
-#define ACC R4(0), R4(4)
-#elif NT == 4
-#define SHAPE "m64n32k16"
-#define REGS "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}, {%16,%17,%18,%19}, %20"
-#define ACC R4(0), R4(4), R4(8), R4(12)
-#elif NT == 8
-#define SHAPE "m64n64k16"
-#define REGS "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36"
-#define ACC R4(0), R4(4), R4(8), R4(12), R4(16), R4(20), R4(24), R4(28)
-#endif
-__device__ __forceinline__ void wgmma(float* d, const u32* a, unsigned long long tokens) {
-  asm volatile("wgmma.mma_async.sync.aligned." SHAPE ".f32.bf16.bf16 " REGS ", 1, 1, 1, 0;"
-               : ACC : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens));
-}
-
 // tokens: descriptor of the chunk's first 64 inputs: 128-byte rows, swizzled, 1024 bytes from 8 rows to the next 8.
 __device__ __forceinline__ void multiply(const Chunk& c, unsigned long long tokens, float acc[RT][NT][4]) {
 #pragma unroll
@@ -168,12 +102,6 @@ __device__ __forceinline__ void multiply(const Chunk& c, u32 xs, u32 other, floa
     }
 }
 #endif
-
-__device__ __forceinline__ float pow2(int e) { return __int_as_float((e + 127) << 23); }  // -126 <= e <= 127
-
-__device__ __forceinline__ void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
 
 extern "C" __global__ void
 #if CK > 1
@@ -273,6 +201,9 @@ nested_linear(const uint4* __restrict__ x,       // bf16 [M, K]
   const u32 xs = tokens + (lane & 7) * 128 + (((lane >> 3) ^ (lane & 7)) << 4), other = xs ^ 64;
   constexpr int AHEAD = STAGES - 1;
 #endif
+#if PDL
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 #pragma unroll
   for (int p = 0; p < AHEAD; p++) fetch(p, p);
   int stage = 0, ahead = AHEAD;
@@ -322,29 +253,7 @@ nested_linear(const uint4* __restrict__ x,       // bf16 [M, K]
 #pragma unroll
       for (int n = 0; n < NT; n++) acc[r][n][i] = acc[r][n][i] * up * rest;
     }
-    for (int j = begin[r]; j < end[r]; j += 16) {
-      uint2 e[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int at = j + 2 * t + (i & 1) + (i >> 1) * 8;
-        e[i] = at < end[r] ? escapes[at] : make_uint2(0xFFFFFFFFu, 0);
-      }
-      u32 a[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {  // a0: row g, slots 0 1; a1: row g + 8; a2, a3: slots 2 3
-        const u32 row = g + (i & 1) * 8;
-        const uint2 p = e[(i >> 1) * 2], q = e[(i >> 1) * 2 + 1];
-        a[i] = (p.y >> 16 == row ? p.y & 0xFFFF : 0) | (q.y >> 16 == row ? q.y << 16 : 0);
-      }
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        u32 b[4];
-        const u16* row = (const u16*)x + (size_t)min(8 * n + g, M - 1) * K;
-#pragma unroll
-        for (int i = 0; i < 4; i++) b[i] = e[i].x == 0xFFFFFFFFu ? 0 : row[e[i].x];
-        mma(acc[r][n], a, b[0] | b[1] << 16, b[2] | b[3] << 16);
-      }
-    }
+    add_escapes(acc[r], (const u16*)x, escapes, begin[r], end[r], exponent[r], g, t, M, K);
   }
 
   // Partial sums: [WK][MT][SUMS], over the warps along K and the blocks of the cluster.
@@ -385,15 +294,7 @@ nested_linear(const uint4* __restrict__ x,       // bf16 [M, K]
 #endif
         sum.x += v.x; sum.y += v.y; sum.z += v.z; sum.w += v.w;
       }
-    if (bias) {
-      const uint2 b = *(const uint2*)(bias + n);
-      sum.x += __uint_as_float(b.x << 16); sum.y += __uint_as_float(b.x & 0xFFFF0000u);
-      sum.z += __uint_as_float(b.y << 16); sum.w += __uint_as_float(b.y & 0xFFFF0000u);
-    }
-    uint2 out;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out.x) : "f"(sum.y), "f"(sum.x));
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out.y) : "f"(sum.w), "f"(sum.z));
-    *(uint2*)(y + (size_t)m * N + n) = out;
+    store_sum(sum, bias, y, m, n, N);
   }
 #if CK > 1
   cluster_sync();

@@ -1,7 +1,8 @@
-"""The product of 1 to 64 rows with a nested weight, on a GPU of compute capability 9.0.
+"""The product of up to 256 rows with a nested weight, on a GPU of compute capability 9.0.
 
-The kernel is compiled when it is first needed, by NVRTC through ``cuda.bindings``, which CUDA builds of torch bring:
-neither needs a compiler on the machine.
+Kernels are compiled when they are first needed, by NVRTC through ``cuda.bindings``, which CUDA builds of torch bring:
+neither needs a compiler on the machine. They are launched by the driver's own interface, on torch's current stream, so
+CUDA graphs hold them as any other kernel.
 """
 
 from __future__ import annotations
@@ -15,15 +16,54 @@ from typing import Any
 
 import torch
 
+from mixquant_agents.quant.nested.driver import Launcher, checked, tensor_map
 from mixquant_agents.quant.nested.layout import NestedWeight
-from mixquant_agents.quant.nested.tiling import CUTS, Tiling, token_tiles
+from mixquant_agents.quant.nested.tiling import CUTS, AnyTiling, WideTiling, token_tiles
 from mixquant_agents.quant.timing import replay_microseconds
 
-__all__ = ["NestedProduct", "compile_tilings", "nested_linear"]
+__all__ = ["NestedKernel", "NestedProduct", "compile_tilings", "nested_linear"]
+
+
+class NestedKernel:
+    """One weight's product as one tiling cuts it: everything that a launch needs but the tokens."""
+
+    def __init__(self, weight: NestedWeight, tiling: AnyTiling) -> None:
+        """Compiles the kernel if need be. ``weight`` on a GPU; ``tiling.fits(N, K)``."""
+        self.weight = weight  # its tensors must outlive this
+        self.tiling = tiling
+        self.n, self.k = weight.codes.shape
+        function = _kernel(tiling, weight.codes.device.index)
+        grid = tiling.grid(self.n)
+        self._launcher = Launcher(function, grid, tiling.threads, tiling.shared_bytes, early=bool(tiling.pdl))
+        self._x, self._bias, self._y = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._m = ctypes.c_int()
+        sizes = (self._m, ctypes.c_int(self.n), ctypes.c_int(self.k))
+        table = [ctypes.c_void_p(t.data_ptr()) for t in (weight.low, weight.offsets, weight.first, weight.escapes)]
+        codes = weight.codes.data_ptr()
+        if isinstance(tiling, WideTiling):
+            self._tokens = (ctypes.c_char * 192)()
+            groups = (64, self.n, self.k // 64), (self.k, 64), (64, tiling.rows, tiling.kc // 64)
+            code_map = tensor_map(codes, 1, *groups)
+            self._launcher.arguments(self._tokens, code_map, self._x, *table, self._bias, self._y, *sizes)
+        else:
+            self._launcher.arguments(self._x, ctypes.c_void_p(codes), *table, self._bias, self._y, *sizes)
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """See :func:`nested_linear`."""
+        m = x.shape[0]
+        y = torch.empty(m, self.n, dtype=torch.bfloat16, device=x.device)
+        self._x.value, self._y.value, self._m.value = x.data_ptr(), y.data_ptr(), m
+        self._bias.value = None if bias is None else bias.data_ptr()
+        tiling = self.tiling
+        if isinstance(tiling, WideTiling):
+            box = (64, 8 * tiling.nt // tiling.cn)
+            self._launcher.replace(0, tensor_map(x.data_ptr(), 2, (self.k, m), (2 * self.k,), box, swizzled=True))
+        self._launcher(torch.cuda.current_stream().cuda_stream)
+        return y
 
 
 def nested_linear(
-    x: torch.Tensor, weight: NestedWeight, tiling: Tiling, bias: torch.Tensor | None = None
+    x: torch.Tensor, weight: NestedWeight, tiling: AnyTiling, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``x · weight^T + bias``, in float32 and rounded once; deterministic.
 
@@ -36,22 +76,10 @@ def nested_linear(
     Returns:
         bfloat16 ``[M, N]``.
     """
-    from cuda.bindings import driver
-
-    (m, k), n = x.shape, weight.codes.shape[0]
-    y = torch.empty(m, n, dtype=torch.bfloat16, device=x.device)
-    function = _kernel(tiling, x.device.index)
-    tensors = (x, weight.codes, weight.low, weight.offsets, weight.first, weight.escapes)
-    values = (*(tensor.data_ptr() for tensor in tensors), 0 if bias is None else bias.data_ptr(), y.data_ptr(), m, n, k)
-    kinds = (ctypes.c_void_p,) * 8 + (ctypes.c_int,) * 3
-    grid, stream = (n // tiling.rows, tiling.ck, 1), torch.cuda.current_stream().cuda_stream
-    _checked(
-        driver.cuLaunchKernel(function, *grid, tiling.threads, 1, 1, tiling.shared_bytes, stream, (values, kinds), 0)
-    )
-    return y
+    return NestedKernel(weight, tiling)(x, bias)
 
 
-def compile_tilings(tilings: Iterable[Tiling], device: int = 0) -> None:
+def compile_tilings(tilings: Iterable[AnyTiling], device: int = 0) -> None:
     """Compile the kernels of ``tilings`` now, side by side; about half a second each on a core."""
     capability = torch.cuda.get_device_capability(device)
     with ThreadPoolExecutor() as pool:
@@ -62,17 +90,17 @@ class NestedProduct:
     """Products with the fastest tiling for each shape, which is measured when a shape first comes."""
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[int, int, int], Tiling] = {}
+        self._chosen: dict[tuple[int, int, int], AnyTiling] = {}
 
     def __call__(self, x: torch.Tensor, weight: NestedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
         """See :func:`nested_linear`. Shapes must have been prepared before a graph is captured."""
         return nested_linear(x, weight, self.tiling(x.shape[0], weight), bias)
 
-    def tiling(self, rows: int, weight: NestedWeight) -> Tiling:
+    def tiling(self, rows: int, weight: NestedWeight) -> AnyTiling:
         """The tiling in use for ``rows`` rows, measured now if need be.
 
         Raises:
-            ValueError: no tiling fits the weight, or ``rows`` is not 1 to 64.
+            ValueError: no tiling fits the weight, or ``rows`` is not 1 to 256.
         """
         n, k = weight.codes.shape
         key = (token_tiles(rows), n, k)
@@ -80,7 +108,7 @@ class NestedProduct:
             self._chosen[key] = self._measure(key[0], weight)
         return self._chosen[key]
 
-    def _measure(self, tiles: int, weight: NestedWeight) -> Tiling:
+    def _measure(self, tiles: int, weight: NestedWeight) -> AnyTiling:
         n, k = weight.codes.shape
         fitting = [tiling for tiling in CUTS[tiles] if tiling.fits(n, k)]
         if not fitting:
@@ -88,51 +116,40 @@ class NestedProduct:
         compile_tilings(fitting, weight.codes.device.index)
         x = torch.randn(8 * tiles, k, device=weight.codes.device).bfloat16()
 
-        def microseconds(tiling: Tiling) -> float:
+        def microseconds(tiling: AnyTiling) -> float:
             return replay_microseconds(lambda: nested_linear(x, weight, tiling), 9)
 
         return min(fitting, key=microseconds)
 
 
 @functools.cache
-def _kernel(tiling: Tiling, device: int) -> Any:
+def _kernel(tiling: AnyTiling, device: int) -> Any:
     """The kernel, compiled for ``tiling`` and loaded on ``device``."""
     from cuda.bindings import driver
 
     with torch.cuda.device(device):
         torch.empty(1, device="cuda")  # this thread has the device's context
-        module = _checked(driver.cuModuleLoadData(_compile(tiling, torch.cuda.get_device_capability(device))))
-        function = _checked(driver.cuModuleGetFunction(module, b"nested_linear"))
+        module = checked(driver.cuModuleLoadData(_compile(tiling, torch.cuda.get_device_capability(device))))
+        function = checked(driver.cuModuleGetFunction(module, b"nested_linear"))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver.cuFuncSetAttribute(function, attribute, tiling.shared_bytes))
+        checked(driver.cuFuncSetAttribute(function, attribute, tiling.shared_bytes))
     return function
 
 
 @functools.cache
-def _compile(tiling: Tiling, capability: tuple[int, int]) -> bytes:
+def _compile(tiling: AnyTiling, capability: tuple[int, int]) -> bytes:
     from cuda.bindings import nvrtc
 
-    source = (files(__package__) / "kernel.cu").read_bytes()
+    folder = files(__package__)
+    source = (folder / "common.cuh").read_bytes() + (folder / tiling.source).read_bytes()
     options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}a".encode(), b"--std=c++17"]
     options += [f"-D{name}={value}".encode() for name, value in tiling.macros().items()]
-    program = _checked(nvrtc.nvrtcCreateProgram(source, b"nested_linear.cu", 0, [], []))
+    program = checked(nvrtc.nvrtcCreateProgram(source, b"nested_linear.cu", 0, [], []))
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if int(status):
-        log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
         raise RuntimeError(f"the nested product does not compile for {tiling}: {log.decode()}")
-    cubin: bytes = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-    _checked(nvrtc.nvrtcGetCUBIN(program, cubin))
+    cubin: bytes = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
+    checked(nvrtc.nvrtcGetCUBIN(program, cubin))
     return cubin
-
-
-def _checked(result: tuple[Any, ...]) -> Any:
-    """What a call returned beside its status.
-
-    Raises:
-        RuntimeError: the status says that it failed.
-    """
-    status, *values = result
-    if int(status):
-        raise RuntimeError(f"CUDA: {status.name}")
-    return values[0] if values else None

@@ -8,10 +8,11 @@ shapes at hand and takes the best.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
-__all__ = ["CUTS", "MAX_ROWS", "Tiling", "token_tiles"]
+__all__ = ["CUTS", "MAX_ROWS", "AnyTiling", "Tiling", "WideTiling", "token_tiles"]
 
-MAX_ROWS = 64
+MAX_ROWS = 256
 """Most rows of one product."""
 
 _SHARED_BYTES = 227 * 1024
@@ -22,7 +23,7 @@ _TOKENS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiling:
-    """One cut.
+    """One cut of the kernel for few rows, ``kernel.cu``.
 
     Attributes:
         nt: token tiles of 8.
@@ -34,7 +35,10 @@ class Tiling:
         stages: steps held in shared memory.
         minb: blocks that a multiprocessor should hold.
         wg: 1: by ``wgmma``, four warps together; 0: by ``mma``, each warp alone.
+        pdl: 1: weights are fetched while the kernel before it ends.
     """
+
+    source: ClassVar[str] = "kernel.cu"
 
     nt: int
     rt: int = 1
@@ -46,6 +50,7 @@ class Tiling:
     stages: int = 4
     minb: int
     wg: int = 0
+    pdl: int = 1
 
     @property
     def rows(self) -> int:
@@ -74,23 +79,89 @@ class Tiling:
             and self.shared_bytes <= _SHARED_BYTES
         )
 
+    def grid(self, n: int) -> tuple[int, int]:
+        """Blocks along N and along K."""
+        return n // self.rows, self.ck
+
     def macros(self) -> dict[str, int]:
         """What the kernel is compiled with."""
         return {name.upper(): value for name, value in asdict(self).items()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WideTiling:
+    """One cut of the kernel for more rows, ``wide.cu``.
+
+    Attributes:
+        nt, ck, kc, stages, minb, pdl: as in :class:`Tiling`.
+        wgs: warpgroups of a block, of 64 weight rows each.
+        cn: blocks along N that share one read of the tokens, part of the cluster.
+        patch: 1: escapes are put among the other weights; 0: they are multiplied afterwards.
+    """
+
+    source: ClassVar[str] = "wide.cu"
+
+    nt: int
+    wgs: int = 2
+    cn: int = 1
+    ck: int = 1
+    kc: int = 64
+    stages: int
+    minb: int = 1
+    patch: int = 1
+    pdl: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of a block."""
+        return 64 * self.wgs
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: those that multiply, and a warp that copies (a warpgroup, where registers are short)."""
+        return 128 * self.wgs + (128 if self.nt > 16 else 32)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: the pipeline's stages or the partial sums, then two barriers for each stage."""
+        stage = self.kc * _TOKENS * self.nt * 2 + self.rows * self.kc * 3 // 2
+        sums = _TOKENS * self.nt * (self.rows + 4) * 4
+        return max(self.stages * stage, sums) + 16 * self.stages
+
+    def fits(self, n: int, k: int) -> bool:
+        """Whether a weight ``[N, K]`` can be cut up like this."""
+        return (
+            n % (self.rows * self.cn) == 0
+            and k % (self.ck * 128) == 0
+            and self.nt % self.cn == 0
+            and self.ck * self.cn <= 8
+            and self.shared_bytes <= _SHARED_BYTES
+        )
+
+    def grid(self, n: int) -> tuple[int, int]:
+        """Blocks along N and along K."""
+        return n // self.rows, self.ck
+
+    def macros(self) -> dict[str, int]:
+        """What the kernel is compiled with."""
+        return {"WG": 1, **{name.upper(): value for name, value in asdict(self).items()}}
+
+
+AnyTiling = Tiling | WideTiling
+
+
 def token_tiles(rows: int) -> int:
-    """Token tiles that a product of ``rows`` rows is compiled for: 1, 2, 4 or 8.
+    """Token tiles that a product of ``rows`` rows is compiled for: 1, 2, 4, 8, 16 or 32.
 
     Raises:
-        ValueError: there are none, or more than 64.
+        ValueError: there are none, or more than 256.
     """
     if not 1 <= rows <= MAX_ROWS:
         raise ValueError(f"a nested product takes 1 to {MAX_ROWS} rows, not {rows}")
     return next(tiles for tiles in CUTS if rows <= _TOKENS * tiles)
 
 
-CUTS: dict[int, tuple[Tiling, ...]] = {
+CUTS: dict[int, tuple[AnyTiling, ...]] = {
     1: (
         Tiling(nt=1, wn=2, wk=4, ck=2, depth=1, minb=2),
         Tiling(nt=1, wn=2, wk=4, ck=1, depth=0, minb=1),
@@ -130,6 +201,22 @@ CUTS: dict[int, tuple[Tiling, ...]] = {
         Tiling(nt=8, wn=4, wk=2, ck=2, depth=1, minb=1),
         Tiling(nt=8, wn=4, wk=1, ck=1, depth=1, minb=3),
         Tiling(nt=8, wn=1, wk=4, ck=1, depth=1, stages=2, minb=1),
+        WideTiling(nt=8, ck=1, stages=4, minb=2),
+        WideTiling(nt=8, ck=4, stages=4, minb=2),
+        WideTiling(nt=8, cn=2, ck=2, kc=128, stages=4),
+        WideTiling(nt=8, wgs=1, ck=2, stages=4, minb=3),
+    ),
+    16: (
+        WideTiling(nt=16, ck=2, stages=6),
+        WideTiling(nt=16, ck=4, cn=2, stages=6),
+        WideTiling(nt=16, wgs=1, ck=2, stages=4, minb=2),
+        WideTiling(nt=16, wgs=1, ck=1, stages=4, minb=2),
+    ),
+    32: (
+        WideTiling(nt=32, ck=1, stages=4),
+        WideTiling(nt=32, ck=2, cn=2, stages=4),
+        WideTiling(nt=32, wgs=1, ck=2, stages=4),
+        WideTiling(nt=32, wgs=1, ck=1, stages=4),
     ),
 }
-"""Cuts to try, by token tiles. One fits wherever N is a multiple of 64, or K one of 512."""
+"""Cuts to try, by token tiles. Up to 64 rows one fits wherever N is a multiple of 64, or K one of 512."""

@@ -1,14 +1,15 @@
 import pytest
 
-from mixquant_agents.quant.nested.tiling import CUTS, token_tiles
+from mixquant_agents.quant.nested.tiling import CUTS, Tiling, WideTiling, token_tiles
 
 LAYER = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
 
 
 def test_token_tiles_cover_the_rows() -> None:
-    assert [token_tiles(rows) for rows in (1, 8, 9, 16, 17, 32, 33, 64)] == [1, 1, 2, 2, 4, 4, 8, 8]
-    for rows in (0, 65):
-        with pytest.raises(ValueError, match=f"1 to 64 rows, not {rows}"):
+    rows_and_tiles = {1: 1, 8: 1, 9: 2, 16: 2, 17: 4, 32: 4, 33: 8, 64: 8, 65: 16, 128: 16, 129: 32, 256: 32}
+    assert {rows: token_tiles(rows) for rows in rows_and_tiles} == rows_and_tiles
+    for rows in (0, 257):
+        with pytest.raises(ValueError, match=f"1 to 256 rows, not {rows}"):
             token_tiles(rows)
 
 
@@ -19,15 +20,26 @@ def test_cuts_are_for_their_tiles_and_fit_an_8b_layer(tiles: int) -> None:
         assert sum(cut.fits(n, k) for cut in CUTS[tiles]) >= 4
 
 
-@pytest.mark.parametrize("tiles", CUTS)
+@pytest.mark.parametrize("tiles", [tiles for tiles in CUTS if tiles <= 8])
 def test_weight_has_a_cut_where_n_is_a_multiple_of_64_or_k_of_512(tiles: int) -> None:
     """Tensor-parallel shards of common models, and the smallest."""
     for n, k in [(16, 512), (64, 128), (1536, 4096), (6144, 3072), (4864, 896), (576, 1536), (48, 1024)]:
         assert any(cut.fits(n, k) for cut in CUTS[tiles]), (n, k)
 
 
-def test_cuts_keep_to_what_the_kernel_supports() -> None:
+def test_cuts_keep_to_what_the_kernels_support() -> None:
     for cut in (cut for cuts in CUTS.values() for cut in cuts):
-        assert cut.threads // (cut.kc // 8) % 8 == 0, "tokens are copied in groups of 8 rows, which share a swizzle"
-        assert not cut.wg or (cut.wn % 4 == 0 and cut.stages >= 3)
         assert cut.stages >= 2
+        if isinstance(cut, Tiling):
+            assert cut.threads // (cut.kc // 8) % 8 == 0, "tokens are copied in groups of 8 rows, which share a swizzle"
+            assert not cut.wg or (cut.wn % 4 == 0 and cut.stages >= 3)
+
+
+def test_wide_tiling_counts_its_shared_memory() -> None:
+    cut = WideTiling(nt=8, wgs=2, ck=2, kc=64, stages=4)
+    tokens, codes, low = 64 * 64 * 2, 128 * 64, 128 * 32
+    assert cut.shared_bytes == 4 * (tokens + codes + low) + 4 * 16
+    assert WideTiling(nt=32, stages=2).shared_bytes == 256 * (128 + 4) * 4 + 2 * 16, "sums need more than two stages"
+    assert cut.grid(6144) == (48, 2)
+    assert not WideTiling(nt=8, cn=2, stages=4).fits(128, 4096), "two blocks share tokens, and there is one"
+    assert not WideTiling(nt=8, cn=2, ck=8, stages=4).fits(6144, 4096), "a cluster holds 8 blocks"
