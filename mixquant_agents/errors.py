@@ -20,7 +20,9 @@
     │   │   └── MainGuardError          the script lacks ``if __name__ == "__main__":``
     │   ├── EngineDeadError         the engine died while turns were waiting; the next call starts a new one
     │   ├── EngineClosedError       the engine was closed by its owner
-    │   └── RemoteEngineError       a remote engine answered with an error
+    │   ├── RemoteEngineError       a remote engine answered with an error
+    │   └── PairError               one side of a pair of engines failed, or the KV between them
+    │       └── KvLostError             the KV was gone, or did not arrive, when decode was to begin
     ├── MissingDependencyError      an optional part is not installed (also an ImportError)
     └── StoreError                  the turn store cannot be opened or written
 
@@ -45,11 +47,13 @@ __all__ = [
     "GrammarError",
     "InvalidMessagesError",
     "InvalidSamplingError",
+    "KvLostError",
     "MainGuardError",
     "MissingDependencyError",
     "MixQuantError",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "PairError",
     "RemoteEngineError",
     "RequestError",
     "StoreError",
@@ -166,11 +170,36 @@ class RemoteEngineError(EngineError):
 
     Attributes:
         status: HTTP status of the answer; ``None`` where there was none, as when the server cannot be reached.
+        retryable: nothing of the answer was given out, and the reason may pass: the same turn may be sent again.
+        retry_after: seconds after which the server asked to be asked again; ``None`` where it did not say.
     """
 
-    def __init__(self, *args: object, status: int | None = None) -> None:
+    def __init__(
+        self, *args: object, status: int | None = None, retryable: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(*args)
         self.status = status
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class PairError(EngineError):
+    """One side of a pair of engines failed, or the KV between them. The turn has no answer.
+
+    Attributes:
+        side: ``"prefill"``, ``"decode"`` or ``"transfer"``.
+        retryable: nothing of the answer was given out, and the reason may pass.
+    """
+
+    def __init__(self, *args: object, side: str = "transfer", retryable: bool = False) -> None:
+        super().__init__(*args)
+        self.side = side
+        self.retryable = retryable
+
+
+class KvLostError(PairError):
+    """The prompt's KV was gone, or did not arrive, when decode was to begin: the prefill engine keeps it for a while
+    only. Nothing was answered from it."""
 
 
 class MissingDependencyError(MixQuantError, ImportError):

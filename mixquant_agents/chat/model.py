@@ -522,7 +522,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
             options = {name: getattr(self, name) for name in MODEL_OPTIONS} | checked_options(call_options, stop)
             engine = self._resolve_engine()
             plan = TurnPlan(
-                request=engine_request(messages, options, model=self.model),
+                request=engine_request(messages, options, model=self.model, thread_id=ids.thread_id),
                 turn_index=ai_messages(messages),
                 run_id=ids.run_id,
                 parent_run_id=ids.parent_run_id,

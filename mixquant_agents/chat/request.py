@@ -25,12 +25,15 @@ def new_request_id() -> str:
     return f"turn-{uuid.uuid4().hex}"
 
 
-def engine_request(messages: Sequence[BaseMessage], options: Mapping[str, Any], *, model: str) -> EngineRequest:
+def engine_request(
+    messages: Sequence[BaseMessage], options: Mapping[str, Any], *, model: str, thread_id: str | None = None
+) -> EngineRequest:
     """The request of one call.
 
     Args:
         options: the model's own, overridden by the call's (:func:`checked_options`).
         model: the name that ``options["model"]`` must have, if it is there.
+        thread_id: the conversation's.
 
     Raises:
         RequestError: a setting contradicts another.
@@ -69,6 +72,7 @@ def engine_request(messages: Sequence[BaseMessage], options: Mapping[str, Any], 
         cache_salt=options.get("cache_salt"),
         priority=options.get("priority") or 0,
         user=options.get("user"),
+        thread_id=thread_id,
         trace_context=options.get("trace_context") or active_trace_context(),
     )
 

@@ -107,6 +107,9 @@ class EngineRequest:
         cache_salt: keeps prefix-cache blocks apart; the engine adds its policy's fingerprint to it.
         priority: lower runs earlier.
         user: who the answer is for; a remote engine tells its server, a local one has nobody to tell.
+        thread_id: the conversation that this turn belongs to; a remote engine tells it to routers, which then send the
+            turn to the replica that holds the conversation's prefix.
+        kv_transfer: vLLM's ``kv_transfer_params``: where KV comes from, or that it will be fetched; see ``PairEngine``.
         trace_context: W3C trace headers.
     """
 
@@ -125,6 +128,8 @@ class EngineRequest:
     cache_salt: str | None = None
     priority: int = 0
     user: str | None = None
+    thread_id: str | None = None
+    kv_transfer: JsonObject | None = None
     trace_context: Mapping[str, str] | None = None
 
 
@@ -171,6 +176,7 @@ class Delta:
             known of the prompt by then: all that a turn tells of it which is aborted, or fails, before its last.
         prompt_token_ids: the rendered prompt, where the engine knows it; on the last delta. Telemetry keeps salted
             hashes of them, to say later where a prompt diverged from the one before.
+        kv_transfer: where this turn's KV can be fetched, as vLLM's connector says it; on the last delta.
     """
 
     content: str = ""
@@ -183,6 +189,7 @@ class Delta:
     counts: TurnCounts | None = None
     times: TurnTimes | None = None
     prompt_token_ids: Sequence[int] | None = None
+    kv_transfer: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

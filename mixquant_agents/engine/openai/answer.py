@@ -10,6 +10,7 @@ from typing import Any
 from mixquant_agents.engine.base import Delta, FinishReason, TokenLogprob
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.events import DONE, Unreadable
+from mixquant_agents.engine.openai.timings import ServerMetrics
 from mixquant_agents.engine.openai.tool_calls import ToolCallReader
 from mixquant_agents.records import TurnCounts, TurnTimes
 from mixquant_agents.unicode import well_formed
@@ -57,6 +58,8 @@ class Answer:
         self._streams = False
         self._usage: dict[str, int] = {}
         self._calls = ToolCallReader(most_calls)
+        self._metrics = ServerMetrics()
+        self._kv_transfer: Mapping[str, Any] | None = None
         self.reasoning_field: str | None = None
         self.failure: Any = None
         self.unreadable: str | None = None
@@ -82,6 +85,10 @@ class Answer:
             self._cannot_read(event)
             return None
         self._take_usage(event.get("usage"))
+        if isinstance(metrics := event.get("metrics"), Mapping):
+            self._metrics = ServerMetrics.of(metrics)
+        if isinstance(kv_transfer := event.get("kv_transfer_params"), Mapping):
+            self._kv_transfer = kv_transfer
         if error := event.get("error") or (event if event.get("object") == "error" else None):
             self._fail(error)
             return None
@@ -107,13 +114,14 @@ class Answer:
         if self._calls and reason == "stop":
             reason = "tool_calls"
         pieces, invalid = self._calls.finish(complete=reason == "tool_calls")
-        counts = self._counts()
+        counts = self._metrics.counts(self._counts())
         return Delta(
             tool_calls=pieces,
             invalid_calls=invalid,
             finish_reason=reason,
             counts=counts,
-            times=_times(meter, counts.decode_tokens),
+            times=self._metrics.times(_times(meter, counts.decode_tokens)),
+            kv_transfer=self._kv_transfer,
         )
 
     def _delta(self, message: object, logprobs: object) -> Delta | None:

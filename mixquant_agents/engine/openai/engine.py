@@ -7,6 +7,7 @@ Closing a stream closes its connection, which makes vLLM abort the turn.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -30,6 +31,7 @@ from mixquant_agents.engine.base import (
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.answer import Answer
 from mixquant_agents.engine.openai.events import EventReader, Unreadable
+from mixquant_agents.engine.openai.patience import Patience, Waiting, retry_wait
 from mixquant_agents.engine.openai.request import Dialect, wire_body, wire_messages
 from mixquant_agents.errors import (
     ConfigError,
@@ -50,11 +52,19 @@ logger = logging.getLogger("mixquant_agents.engine")
 
 _AFTER_FINISH_SECONDS = 5.0
 """How long the counts may take after the answer's end; then they are unknown."""
+_KEPT_SECONDS = 5.0
+"""How long an idle connection is kept: as the ``openai`` package does."""
 _BEGINNING_CHARACTERS = 200
 """How much of an unreadable answer a message tells."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PRINTABLE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """What an HTTP header may hold."""
+
+
+SESSION_HEADERS = ("x-session-id", "X-Dynamo-Session-ID")
+"""Headers by which vllm-router and Dynamo know a conversation."""
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Settings(BaseModel):
@@ -63,9 +73,14 @@ class _Settings(BaseModel):
     model: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
     base_url: str
     api_key: Annotated[str, StringConstraints(strip_whitespace=True)] | None
-    request_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    request_timeout: Seconds
+    connect_timeout: Seconds
+    first_token_timeout: Seconds | None
+    silence_timeout: Seconds | None
     max_retries: Annotated[int, Field(ge=0)]
+    max_connections: Annotated[int, Field(ge=1)]
     headers: dict[str, str] | None
+    session_headers: tuple[str, ...]
     max_model_len: Annotated[int, Field(ge=1)] | None
 
     @field_validator("base_url")
@@ -74,6 +89,20 @@ class _Settings(BaseModel):
         if re.fullmatch(r"https?://[^\s/]\S*", given) is None:
             raise ValueError("give an address such as http://127.0.0.1:8000/v1")
         return given.rstrip("/")
+
+    @field_validator("session_headers")
+    @classmethod
+    def _header_names(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        for name in given:
+            if _HEADER_NAME.fullmatch(name) is None:
+                raise ValueError(f"{name!r} is no HTTP header's name")
+        return given
+
+    @property
+    def patience(self) -> Patience:
+        """How long a turn waits."""
+        first, silence = self.first_token_timeout, self.silence_timeout
+        return Patience(self.connect_timeout, first or self.request_timeout, silence or self.request_timeout)
 
     @property
     def address(self) -> str:
@@ -95,9 +124,19 @@ class OpenAIEngine(Engine):
         base_url: up to and including ``/v1``.
         api_key: what the server asks for; a local vLLM asks for nothing.
         policy: the precision policy that the server was started with; only recorded.
-        request_timeout: seconds without a sign of the server after which it counts as gone.
-        max_retries: how often a request that found no server, or a busy one, is sent again before the first token.
+        request_timeout: seconds without a sign of the server after which it counts as gone; the two time-outs below
+            are as long where they are not given.
+        connect_timeout: seconds for a connection.
+        first_token_timeout: seconds from the request until the first token, with the queue and the prompt in them.
+        silence_timeout: seconds between two signs of the server after it.
+        max_retries: how often a turn is sent again that found no server, or a busy one, or whose connection broke
+            before the first token. ``Retry-After`` is honoured up to 60 seconds; a longer one is an error. What the
+            server has begun to answer is never sent again.
+        max_connections: most turns at the server at once, per event loop; further ones wait for a place, without a
+            time-out of their own.
         headers: further HTTP headers.
+        session_headers: headers that tell a turn's thread to routers, which then send it where its prefix is cached;
+            ``()`` for none.
         max_model_len: context window in tokens, for servers that do not tell it.
 
     Redirects are not followed: neither prompt nor headers reach an address that was not given.
@@ -115,8 +154,13 @@ class OpenAIEngine(Engine):
         api_key: str | SecretStr | None = None,
         policy: PrecisionPolicy | str = "exact",
         request_timeout: float = 600.0,
+        connect_timeout: float = 10.0,
+        first_token_timeout: float | None = None,
+        silence_timeout: float | None = None,
         max_retries: int = 2,
+        max_connections: int = 1000,
         headers: Mapping[str, str] | None = None,
+        session_headers: Sequence[str] = SESSION_HEADERS,
         max_model_len: int | None = None,
     ) -> None:
         try:
@@ -134,8 +178,13 @@ class OpenAIEngine(Engine):
                 base_url=base_url,
                 api_key=api_key,
                 request_timeout=request_timeout,
+                connect_timeout=connect_timeout,
+                first_token_timeout=first_token_timeout,
+                silence_timeout=silence_timeout,
                 max_retries=max_retries,
+                max_connections=max_connections,
                 headers=headers,
+                session_headers=tuple(session_headers),
                 max_model_len=max_model_len,
             )
         except ValidationError as error:
@@ -192,13 +241,13 @@ class OpenAIEngine(Engine):
         body = {"model": self.model, "messages": wire_messages(messages, self._dialect)}
         root = self.base_url.removesuffix("/v1")
         try:
-            answer = await self._client().post(
+            answer = await self._asking().post(
                 f"{root}/tokenize", cast_to=object, body=body | ({"tools": list(tools)} if tools else {})
             )
         except openai.NotFoundError:
             answer = None
         except Exception as error:
-            raise self._translated(error, messages) from None
+            raise self._translated(error, EngineRequest(request_id="", messages=messages)) from None
         count = answer.get("count") if isinstance(answer, dict) else None
         if not isinstance(count, int):  # llama.cpp's endpoint of this name takes texts, not messages
             raise RequestError(f"{self._settings.address} cannot count tokens: it has no /tokenize, as vLLM has")
@@ -218,7 +267,8 @@ class OpenAIEngine(Engine):
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Run one turn on the server.
 
-        An answer whose end the server has told is whole, whatever becomes of its counts and of the connection.
+        An answer whose end the server has told is whole, whatever becomes of its counts and of the connection. Where
+        nothing of it was given out, and the reason may pass, the turn is sent again.
 
         Raises:
             RequestError: the server refused the request, or it holds what cannot be sent (token ids).
@@ -227,28 +277,37 @@ class OpenAIEngine(Engine):
         """
         meter = TurnMeter()
         most_calls = 0 if request.tool_choice == "none" else None if request.parallel_tool_calls else 1
-        answer = Answer(most_calls)
-        reader = EventReader()
-        failure: MixQuantError | None = None
-        try:
-            async with self._opened(request) as response:
-                events = _events(response, reader)
-                while (event := await _next(events, answer)) is not None:
-                    delta = answer.take(event.value)
-                    if delta is not None:
-                        meter.token()
-                        yield delta
-                    if answer.done or answer.failure is not None:
-                        break
-        except Exception as error:
-            if not answer.finished:
-                failure = self._translated(error, request.messages, request.sampling.max_tokens)
-        if answer.reasoning_field is not None:
-            self._dialect.reasoning_field = answer.reasoning_field
-        if failure is None and not answer.complete:
-            failure = self._incomplete(answer, reader.beginning, request)
-        if failure is not None:  # outside of the handler: the context of an error must not tell what its text does not
-            raise failure
+        for tries in itertools.count(1):
+            answer, reader = Answer(most_calls), EventReader()
+            waiting = Waiting(self._settings.patience, self._settings.address)
+            failure: MixQuantError | None = None
+            try:
+                async with self._opened(request, waiting) as response:
+                    events = _events(response, reader, waiting)
+                    while (event := await _next(events, answer)) is not None:
+                        delta = answer.take(event.value)
+                        if delta is not None:
+                            waiting.begun()
+                            meter.token()
+                            yield delta
+                        if answer.done or answer.failure is not None:
+                            break
+            except Exception as error:
+                if not answer.finished:
+                    failure = self._translated(error, request, begun=answer.streamed)
+            if answer.reasoning_field is not None:
+                self._dialect.reasoning_field = answer.reasoning_field
+            if failure is None and not answer.complete:
+                failure = self._incomplete(answer, reader.beginning, request)
+            if failure is None:
+                break
+            pause = self._pause(failure, tries)
+            if pause is None:  # outside of the handler: an error's context must not tell what its text does not
+                raise failure
+            logger.warning(
+                "%s; sent again in %.1f seconds (%d of %d)", failure, pause, tries, self._settings.max_retries
+            )
+            await asyncio.sleep(pause)
         if answer.unreadable is not None:
             logger.warning(
                 "%s sent what is no part of a chat completion, and the answer is without it: %.200s",
@@ -256,18 +315,25 @@ class OpenAIEngine(Engine):
             )  # fmt: skip
         yield answer.end(meter)
 
+    def _pause(self, failure: MixQuantError, tries: int) -> float | None:
+        """Seconds until a turn that failed ``tries`` times is sent again; ``None`` where it is not."""
+        if tries > self._settings.max_retries or self._closed or not isinstance(failure, RemoteEngineError):
+            return None
+        return retry_wait(failure, tries)
+
     @asynccontextmanager
-    async def _opened(self, request: EngineRequest) -> AsyncIterator[Any]:
+    async def _opened(self, request: EngineRequest, waiting: Waiting) -> AsyncIterator[Any]:
         """The server's answer to ``request``. What a strict server refuses is left out, where it may be."""
         import openai
 
         from mixquant_agents.engine.openai.errors import server_words
 
         while True:
-            body = wire_body(request, self.model, self._dialect)
+            body = wire_body(request, self.model, self._dialect, self._settings.session_headers)
             opening = self._client().chat.completions.with_streaming_response.create(**body)
             try:
-                response = await opening.__aenter__()
+                async with waiting.sign():
+                    response = await opening.__aenter__()
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 if self._dialect.learn(f"{server_words(error.body)} {error.message}", request):
                     continue
@@ -284,11 +350,13 @@ class OpenAIEngine(Engine):
 
         url, struck = self._settings.address, self._struck(request.messages)
         if answer.failure is not None:
-            return server_error(answer.failure, url=url, struck=struck, max_tokens=request.sampling.max_tokens)
+            return server_error(
+                answer.failure, url=url, struck=struck, max_tokens=request.sampling.max_tokens, begun=answer.streamed
+            )
         text = struck(beginning.decode("utf-8", "replace"))[:_BEGINNING_CHARACTERS]
         if answer.streamed or not text:
             what = "the answer in the middle" if answer.streamed else "its answer before it began"
-            return RemoteEngineError(f"{url} ended {what}, without a finish reason")
+            return RemoteEngineError(f"{url} ended {what}, without a finish reason", retryable=not answer.streamed)
         if text.startswith("<"):
             return RemoteEngineError(
                 f"{url} answers, but not as a chat completions server: with a page that begins {text!r}; correct "
@@ -312,19 +380,35 @@ class OpenAIEngine(Engine):
             client = self._clients[loop] = openai.AsyncOpenAI(
                 base_url=settings.base_url,
                 api_key=settings.api_key or "none",
-                timeout=settings.request_timeout,
-                max_retries=settings.max_retries,
+                # Time-outs of turns are ours: theirs know no first token. A place in the pool is waited for.
+                timeout=openai.Timeout(None, connect=settings.connect_timeout),
+                max_retries=0,  # likewise
                 default_headers=settings.headers,
-                http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+                http_client=openai.DefaultAsyncHttpxClient(
+                    follow_redirects=False,
+                    limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
+                        max_connections=settings.max_connections,
+                        max_keepalive_connections=settings.max_connections,
+                        keepalive_expiry=_KEPT_SECONDS,
+                    ),
+                ),
             )
         return client
+
+    def _asking(self) -> AsyncOpenAI:
+        """The client for small questions, which the package itself sends again."""
+        import openai
+
+        settings = self._settings
+        timeout = openai.Timeout(settings.request_timeout, connect=settings.connect_timeout)
+        return self._client().with_options(max_retries=settings.max_retries, timeout=timeout)
 
     async def _ask_limit(self) -> int | None:
         """The context window, which many servers tell in their list of models."""
         import openai
 
         try:
-            listed = await self._client().get("/models", cast_to=object)
+            listed = await self._asking().get("/models", cast_to=object)
         except openai.APIStatusError:
             return None  # a server without the list, or a key without the right: the first turn will tell
         except Exception as error:
@@ -348,7 +432,7 @@ class OpenAIEngine(Engine):
         return Struck(self._settings.secrets, sent_texts(messages))
 
     def _translated(
-        self, error: Exception, messages: Sequence[Message] = (), max_tokens: int | None = None
+        self, error: Exception, request: EngineRequest | None = None, *, begun: bool = False
     ) -> MixQuantError:
         """Our error for ``error``, which stays its cause unless that tells what must not be told."""
         from mixquant_agents.engine.openai.errors import translated
@@ -356,8 +440,15 @@ class OpenAIEngine(Engine):
         if self._closed and not isinstance(error, EngineClosedError):
             ours: MixQuantError = EngineClosedError("the engine was closed during this turn; make a new one")
         else:
-            struck = self._struck(messages)
-            ours = translated(error, model=self.model, url=self._settings.address, struck=struck, max_tokens=max_tokens)
+            struck = self._struck(request.messages if request is not None else ())
+            ours = translated(
+                error,
+                model=self.model,
+                url=self._settings.address,
+                struck=struck,
+                max_tokens=request.sampling.max_tokens if request is not None else None,
+                begun=begun,
+            )
             if ours is error or struck.holds(f"{error} {getattr(error, 'body', '')}"):
                 return ours
         ours.__cause__ = error
@@ -383,21 +474,29 @@ class _Event:
         self.value = value
 
 
-async def _events(response: Any, reader: EventReader) -> AsyncGenerator[_Event, None]:
+async def _events(response: Any, reader: EventReader, waiting: Waiting) -> AsyncGenerator[_Event, None]:
     """The events of a response; the one value of a server that answers in JSON instead of events."""
     if "json" in str(response.headers.get("content-type", "")).lower():
-        body = await response.read()
+        async with waiting.sign():
+            body = await response.read()
         reader.beginning = body[:2_000]
         try:
             yield _Event(json.loads(body))
         except (ValueError, RecursionError):
             yield _Event(Unreadable(body.decode("utf-8", "replace")))
         return
-    async for block in response.iter_bytes():
+    blocks = aiter(response.iter_bytes())
+    while (block := await _block(blocks, waiting)) is not None:
         for event in reader.feed(block):
             yield _Event(event)
     for event in reader.finish():
         yield _Event(event)
+
+
+async def _block(blocks: AsyncIterator[bytes], waiting: Waiting) -> bytes | None:
+    """The next bytes; ``None`` at the end."""
+    async with waiting.sign():
+        return await anext(blocks, None)
 
 
 async def _next(events: AsyncGenerator[_Event, None], answer: Answer) -> _Event | None:

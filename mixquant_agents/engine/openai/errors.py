@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 
+from mixquant_agents.engine.openai.patience import BUSY, retry_after
 from mixquant_agents.errors import (
     ContextOverflowError,
     MixQuantError,
@@ -71,18 +72,31 @@ class Struck:
 
 
 def translated(
-    error: Exception, *, model: str, url: str, struck: Struck, max_tokens: int | None = None
+    error: Exception, *, model: str, url: str, struck: Struck, max_tokens: int | None = None, begun: bool = False
 ) -> MixQuantError:
-    """Our error for what went wrong on the way to ``url``."""
+    """Our error for what went wrong on the way to ``url``.
+
+    Args:
+        begun: some of the answer was given out, so the turn cannot be sent again.
+    """
     if isinstance(error, MixQuantError):
         return error
     if isinstance(error, openai.APITimeoutError) or _timed_out(error):
         return RemoteEngineError(
-            f"{url} did not answer in time; raise OpenAIEngine(request_timeout=…) or look at it", status=408
+            f"{url} did not answer in time; look at it, or raise the time-outs of OpenAIEngine",
+            status=408,
+            retryable=type(error.__cause__).__name__ == "ConnectTimeout",
         )
     if isinstance(error, openai.APIConnectionError):
         cause = struck(str(error.__cause__ or error))
-        return RemoteEngineError(f"{url} cannot be reached ({cause}); start the server or correct base_url")
+        if _certificate(error):
+            return RemoteEngineError(
+                f"{url} shows a certificate that is not trusted ({cause}); correct it, or name its authority by the "
+                "environment's SSL_CERT_FILE"
+            )
+        return RemoteEngineError(
+            f"{url} cannot be reached ({cause}); start the server or correct base_url", retryable=not begun
+        )
     if isinstance(error, openai.APIStatusError):
         return _status_error(error, struck(server_words(error.body) or error.message), model, url, max_tokens)
     if isinstance(error, openai.APIError):
@@ -93,15 +107,19 @@ def translated(
             f"OpenAIEngine could not work with {url} ({kind}: {words}); this is a fault of mixquant-agents, "
             "not of the server: please report it"
         )
-    return RemoteEngineError(f"the connection to {url} broke: {kind}: {words}")
+    return RemoteEngineError(f"the connection to {url} broke: {kind}: {words}", retryable=not begun)
 
 
-def server_error(body: Any, *, url: str, struck: Struck, max_tokens: int | None = None) -> MixQuantError:
+def server_error(
+    body: Any, *, url: str, struck: Struck, max_tokens: int | None = None, begun: bool = False
+) -> MixQuantError:
     """Our error for one that a server reported in place of an answer, or in the middle of it."""
     words = struck(server_words(body) or repr(body))
     code = body.get("code", body.get("status")) if isinstance(body, dict) else None
     status = code if isinstance(code, int) and 400 <= code < 600 else None
-    return _overflow(words, body, max_tokens) or RemoteEngineError(f"{url} reported an error: {words}", status=status)
+    return _overflow(words, body, max_tokens) or RemoteEngineError(
+        f"{url} reported an error: {words}", status=status, retryable=not begun and status in BUSY
+    )
 
 
 def server_words(body: Any) -> str:
@@ -138,12 +156,27 @@ def _status_error(
         )
     if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError) or error.status_code == 413:
         return _overflow(said, error.body, max_tokens) or RequestError(f"{url} refused the request: {said}")
-    return RemoteEngineError(f"{url} answered {error.status_code}: {said}", status=error.status_code)
+    return RemoteEngineError(
+        f"{url} answered {error.status_code}: {said}",
+        status=error.status_code,
+        retryable=error.status_code in BUSY,
+        retry_after=retry_after(error.response.headers),
+    )
 
 
 def _timed_out(error: BaseException) -> bool:
     """Whether this is a time-out of the HTTP library, whichever the ``openai`` package uses."""
     return isinstance(error, TimeoutError) or any(base.__name__ == "TimeoutException" for base in type(error).__mro__)
+
+
+def _certificate(error: BaseException) -> bool:
+    """Whether the connection failed for what the server showed of itself: another try would show the same."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if "CERTIFICATE_VERIFY_FAILED" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _overflow(said: str, body: Any, max_tokens: int | None) -> ContextOverflowError | None:

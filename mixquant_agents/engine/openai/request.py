@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,10 @@ from mixquant_agents.errors import InvalidMessagesError, RequestError
 from mixquant_agents.unicode import well_formed
 
 __all__ = ["Dialect", "wire_body", "wire_messages"]
+
+
+_HEADER_VALUE = re.compile(r"[!-~]{1,256}")
+"""Conversation ids that go into a header as they are."""
 
 
 class Dialect:
@@ -80,8 +85,13 @@ def wire_messages(messages: Sequence[Message], dialect: Dialect) -> list[dict[st
     return result
 
 
-def wire_body(request: EngineRequest, model: str, dialect: Dialect) -> dict[str, Any]:
+def wire_body(
+    request: EngineRequest, model: str, dialect: Dialect, session_headers: Sequence[str] = ()
+) -> dict[str, Any]:
     """The arguments of ``chat.completions.create``; what OpenAI does not know goes into ``extra_body``.
+
+    Args:
+        session_headers: headers that tell routers the conversation.
 
     Raises:
         RequestError: the request holds what cannot be sent.
@@ -89,8 +99,9 @@ def wire_body(request: EngineRequest, model: str, dialect: Dialect) -> dict[str,
     if request.prompt_token_ids is not None:
         raise RequestError("a remote engine renders the messages itself; leave prompt_token_ids out")
     sampling = request.sampling
-    body: dict[str, Any] = {"model": model, "stream": True}
-    if dialect.takes("stream_options"):
+    remote_decode = bool((request.kv_transfer or {}).get("do_remote_decode"))
+    body: dict[str, Any] = {"model": model, "stream": not remote_decode}  # vLLM tells where KV is in whole answers only
+    if body["stream"] and dialect.takes("stream_options"):
         body["stream_options"] = {"include_usage": True}
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"):
         if (value := getattr(sampling, name)) is not None:
@@ -119,13 +130,24 @@ def wire_body(request: EngineRequest, model: str, dialect: Dialect) -> dict[str,
         body["response_format"] = _response_format(request, strict=dialect.takes("strict"))
     if extra := _extra(request):
         body["extra_body"] = extra
-    if request.trace_context:
-        body["extra_headers"] = dict(request.trace_context)
+    if headers := {**(request.trace_context or {}), **_session(request, session_headers)}:
+        body["extra_headers"] = headers
     try:
         body = dict(_json_value(body))
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the request cannot be written as JSON: {_reason(error)}") from None
     return {**body, "messages": wire_messages(request.messages, dialect)}
+
+
+def _session(request: EngineRequest, names: Sequence[str]) -> dict[str, str]:
+    """The conversation's id, by the headers by which routers know it. What no header can hold is told by its digest:
+    the same for each turn of the conversation."""
+    thread = request.thread_id
+    if thread is None:
+        return {}
+    if not _HEADER_VALUE.fullmatch(thread):
+        thread = hashlib.sha256(thread.encode("utf-8", "surrogatepass")).hexdigest()
+    return dict.fromkeys(names, thread)
 
 
 def _response_format(request: EngineRequest, *, strict: bool) -> dict[str, Any]:
@@ -150,6 +172,8 @@ def _extra(request: EngineRequest) -> dict[str, Any]:
         extra["cache_salt"] = request.cache_salt
     if request.priority:
         extra["priority"] = request.priority
+    if request.kv_transfer is not None:
+        extra["kv_transfer_params"] = request.kv_transfer
     return extra
 
 

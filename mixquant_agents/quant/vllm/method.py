@@ -23,6 +23,7 @@ from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.vllm import graph_hooks, runner_hooks
 from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
+from mixquant_agents.quant.vllm.server_hooks import hook_server
 
 __all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
 
@@ -88,7 +89,8 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> MixQuantConfig:
-        """From a ``quantization_config``; see the module."""
+        """From a ``quantization_config``; see the module. Called in the front end, so here a server is hooked."""
+        hook_server(MixQuantConfig)
         return cls(parse_policy(config))
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
