@@ -61,6 +61,17 @@ def test_product_is_float32_rounded_once(tiling: AnyTiling, nested: tuple[torch.
         assert torch.equal(y, nested_linear(x, held, tiling, bias))
 
 
+@pytest.mark.parametrize("shape", [(960, 576), (576, 576), (3072, 576), (576, 1536)])
+def test_every_number_of_rows_has_a_product_in_shapes_of_a_small_model(shape: tuple[int, int]) -> None:
+    torch.manual_seed(2)
+    weight = (torch.randn(shape, device="cuda") * 0.02).bfloat16()
+    held, product = nest(weight), NestedProduct()
+    for rows in (1, 9, 17, 33, 64):
+        x = torch.randn(rows, shape[1], device="cuda").bfloat16()
+        expected = x.double() @ weight.double().T
+        assert (product(x, held).double() - expected).norm() / expected.norm() < 2.5e-3
+
+
 def test_rows_do_not_depend_on_each_other(nested: tuple[torch.Tensor, NestedWeight]) -> None:
     _, held = nested
     x = torch.randn(MAX_ROWS, K, device="cuda").bfloat16()

@@ -110,9 +110,9 @@ __cluster_dims__(1, CK, 1)
 __launch_bounds__(THREADS, MINB)
 nested_linear(const uint4* __restrict__ x,       // bf16 [M, K]
               const u8* __restrict__ codes,      // E4M3 [N, K]
-              const uint4* __restrict__ low,     // [N / 16, K / 128, 2, 32] of 16 bytes
+              const uint4* __restrict__ low,     // [N / 16, K / 64, 32] of 16 bytes
               const u16* __restrict__ offsets,   // [N]: exponent offset of a row
-              const int* __restrict__ first,     // [N / 16 * K / 128 + 1]: where a tile's escapes begin
+              const int* __restrict__ first,     // [N / 16 * K / 64 + 1]: where a tile's escapes begin
               const uint2* __restrict__ escapes, // column; row in the tile and bf16 bits
               const u16* __restrict__ bias,      // bf16 [N], or null
               u16* __restrict__ y,               // bf16 [M, N]
@@ -178,9 +178,9 @@ nested_linear(const uint4* __restrict__ x,       // bf16 [M, K]
   };
 #pragma unroll
   for (int r = 0; r < RT; r++) {
-    const int* f = first + (size_t)(tile0 + r) * (K / 128) + first_k / 128;
+    const int* f = first + (size_t)(tile0 + r) * (K / 64) + first_k / 64;
     begin[r] = f[0];
-    end[r] = f[chunks * KC / 128];
+    end[r] = f[chunks * A];
     exponent[r][0] = offsets[16 * (tile0 + r) + g];
     exponent[r][1] = offsets[16 * (tile0 + r) + g + 8];
   }

@@ -22,7 +22,7 @@ import torch
 
 __all__ = ["ORDER", "TILE_K", "TILE_N", "NestedWeight", "nest", "ordered", "rebuild"]
 
-TILE_N, TILE_K = 16, 128
+TILE_N, TILE_K = 16, 64
 """Rows and inputs of the tile in which nibbles are laid out; ``N`` and ``K`` are multiples of them."""
 
 ORDER = tuple(16 * s + 2 * t + i for t in range(4) for s in range(4) for i in (0, 8, 1, 9))
@@ -44,10 +44,11 @@ class NestedWeight:
     Attributes:
         codes: float8_e4m3fn ``[N, K]``, row-major: the FP8 twin. Inputs lie in the order of :data:`ORDER`, to which
             quantized activations are put as well (:func:`ordered`); a product does not change by that.
-        low: uint8 ``[N/16, K/128, 2, 32, 16]``: nibbles in the order in which the kernel's threads read them.
+        low: uint8 ``[N/16, K/64, 32, 16]``: nibbles in the order in which the kernel's threads read them.
         offsets: int16 ``[N]``: exponent offset of each row, 0 … 241.
-        first: int32 ``[N/16 · K/128 + 1]``: where each tile's escapes begin in the table.
-        escapes: int32 ``[E, 2]``, sorted by tile row and column: the column, and ``row % 16 << 16 | BF16 bits``.
+        first: int32 ``[N/16 · K/64 + 1]``: where each tile's escapes begin in the table.
+        escapes: int32 ``[E, 2]``, sorted by tile row and column: the column, and ``row % 16 << 16 | BF16 bits``. What
+            lies beyond the last that ``first`` knows is unused.
     """
 
     codes: torch.Tensor
@@ -71,7 +72,7 @@ def nest(weight: torch.Tensor) -> NestedWeight:
     """``weight`` bfloat16 ``[N, K]`` in twelve bits; works in slices of rows, so that little memory is needed.
 
     Raises:
-        ValueError: the dtype is another, or ``N`` or ``K`` is no multiple of 16 or 128.
+        ValueError: the dtype is another, or ``N`` or ``K`` is no multiple of 16 or 64.
     """
     if weight.dtype != torch.bfloat16 or weight.ndim != 2:
         raise ValueError(f"nested storage takes a bfloat16 matrix, not {weight.dtype} of shape {tuple(weight.shape)}")
@@ -79,7 +80,7 @@ def nest(weight: torch.Tensor) -> NestedWeight:
     if n % TILE_N or k % TILE_K:
         raise ValueError(f"nested storage takes N in multiples of {TILE_N} and K of {TILE_K}, not {n} x {k}")
     codes = torch.empty(n, k, dtype=torch.uint8, device=weight.device)
-    low = torch.empty(n // TILE_N, k // TILE_K, 2, 32, 16, dtype=torch.uint8, device=weight.device)
+    low = torch.empty(n // TILE_N, k // TILE_K, 32, 16, dtype=torch.uint8, device=weight.device)
     offsets = torch.empty(n, dtype=torch.int16, device=weight.device)
     keys, values = [], []
     step = max(TILE_N, SLICE // k // TILE_N * TILE_N)
@@ -106,12 +107,13 @@ def rebuild(nested: NestedWeight) -> torch.Tensor:
     # A zero stays zero; every other code stands for a weight with its row's offset.
     magnitude = torch.where(magnitude == 0, 0, magnitude + (nested.offsets.int()[:, None] << 7))
     weight = (magnitude | ((code >> 7) << 15)).to(torch.int16).view(torch.bfloat16)
-    column, packed = nested.escapes.unbind(1)
-    chunks = weight.shape[1] // TILE_K
+    used = int(nested.first[-1])
+    column, packed = nested.escapes[:used].unbind(1)
+    groups = weight.shape[1] // TILE_K
     tile = torch.arange(nested.first.numel() - 1, device=weight.device).repeat_interleave(
-        nested.first.diff(), output_size=column.numel()
+        nested.first.diff(), output_size=used
     )
-    row = tile // chunks * TILE_N + (packed >> 16)
+    row = tile // groups * TILE_N + (packed >> 16)
     weight[row, column.long()] = (packed & 0xFFFF).to(torch.int16).view(torch.bfloat16)
     return weight
 
@@ -146,18 +148,18 @@ def _split(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 
 def _pack(nibbles: torch.Tensor) -> torch.Tensor:
-    """``[N, K]`` to ``[N/16, K/128, 2, 32, 16]``: see :func:`_order`."""
+    """``[N, K]`` in the order of :data:`ORDER` to ``[N/16, K/64, 32, 16]``."""
     n, k = nibbles.shape
-    # tile, row half h, g | chunk, 64 inputs a, t, step s, half-word j, odd p
-    parts = nibbles.view(n // 16, 2, 8, k // 128, 2, 4, 4, 2, 2)
+    # tile, row half h, g | 64 inputs a, t, step s, half-word j, odd p
+    parts = nibbles.view(n // 16, 2, 8, k // 64, 4, 4, 2, 2)
     # A thread's word s holds, from bit 0: p of row g, p of row g + 8, and the same for the upper half-word.
-    parts = parts.permute(0, 3, 4, 2, 5, 6, 7, 1, 8)  # tile, chunk, a, g, t, s, j, h, p
-    return (parts[..., 0] | (parts[..., 1] << 4)).reshape(n // 16, k // 128, 2, 32, 16)
+    parts = parts.permute(0, 3, 2, 4, 5, 6, 1, 7)  # tile, a, g, t, s, j, h, p
+    return (parts[..., 0] | (parts[..., 1] << 4)).reshape(n // 16, k // 64, 32, 16)
 
 
 def _unpack(low: torch.Tensor) -> torch.Tensor:
     """The reverse of :func:`_pack`."""
-    tiles, chunks = low.shape[:2]
-    parts = low.view(tiles, chunks, 2, 8, 4, 4, 2, 2)  # tile, chunk, a, g, t, s, j, h
+    tiles, groups = low.shape[:2]
+    parts = low.view(tiles, groups, 8, 4, 4, 2, 2)  # tile, a, g, t, s, j, h
     both = torch.stack((parts & 15, parts >> 4), dim=-1)
-    return both.permute(0, 7, 3, 1, 2, 4, 5, 6, 8).reshape(tiles * 16, chunks * 128)
+    return both.permute(0, 6, 2, 1, 3, 4, 5, 7).reshape(tiles * 16, groups * 64)

@@ -74,7 +74,7 @@ class Tiling:
         """Whether a weight ``[N, K]`` can be cut up like this."""
         return (
             n % self.rows == 0
-            and k % (self.ck * self.wk * 128) == 0
+            and k % (self.ck * self.wk * self.kc) == 0
             and self.rows % (4 * self.ck) == 0
             and self.shared_bytes <= _SHARED_BYTES
         )
@@ -171,6 +171,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=1, wn=4, wk=1, ck=8, depth=1, minb=5),
         Tiling(nt=1, wn=4, wk=1, ck=1, depth=1, minb=5),
         Tiling(nt=1, wn=1, wk=4, ck=1, depth=1, minb=5),
+        Tiling(nt=1, wn=4, wk=1, ck=1, kc=64, depth=1, minb=5),
     ),
     2: (
         Tiling(nt=2, wn=2, wk=2, ck=2, kc=64, depth=0, minb=5),
@@ -181,6 +182,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=2, wn=4, wk=2, ck=1, depth=1, minb=2),
         Tiling(nt=2, wn=4, wk=1, ck=1, depth=1, minb=4),
         Tiling(nt=2, wn=1, wk=4, ck=1, depth=1, minb=4),
+        Tiling(nt=2, wn=4, wk=1, ck=1, kc=64, depth=1, minb=4),
     ),
     4: (
         Tiling(nt=4, wn=4, wk=1, ck=4, kc=64, depth=0, minb=5),
@@ -191,6 +193,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=4, wn=4, wk=1, ck=8, depth=1, minb=5),
         Tiling(nt=4, wn=4, wk=1, ck=1, depth=1, minb=4),
         Tiling(nt=4, wn=1, wk=4, ck=1, depth=1, minb=3),
+        Tiling(nt=4, wn=4, wk=1, ck=1, kc=64, depth=1, minb=3),
     ),
     8: (
         Tiling(nt=8, wn=8, wk=1, ck=4, depth=1, minb=2, wg=1),
@@ -205,6 +208,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         WideTiling(nt=8, ck=4, stages=4, minb=2),
         WideTiling(nt=8, cn=2, ck=2, kc=128, stages=4),
         WideTiling(nt=8, wgs=1, ck=2, stages=4, minb=3),
+        Tiling(nt=8, wn=4, wk=1, ck=1, kc=64, depth=1, minb=2),
     ),
     16: (
         WideTiling(nt=16, ck=2, stages=6),

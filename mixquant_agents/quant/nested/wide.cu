@@ -125,8 +125,8 @@ nested_linear(const __grid_constant__ TensorMap token_map,  // x, in boxes of 64
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 #endif
     const int tile = row0 / 16 + warp;
-    const int* f = first + (size_t)tile * (K / 128) + k0 / 128;
-    const int begin = f[0], end = f[ks / 128];
+    const int* f = first + (size_t)tile * (K / 64) + k0 / 64;
+    const int begin = f[0], end = f[ks / 64];
     const int exponent[2] = {offsets[16 * tile + g], offsets[16 * tile + g + 8]};
 #if !PATCH
     if (begin + 4 * lane < end) asm volatile("prefetch.global.L2 [%0];" :: "l"(escapes + begin + 4 * lane));

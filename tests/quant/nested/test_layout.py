@@ -51,7 +51,7 @@ def test_every_bit_pattern_comes_back_at_channel_exponent(top: int) -> None:
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.integers(-120, 100), st.sampled_from([(16, 128), (32, 256), (48, 384)]))
+@given(st.integers(0, 2**32 - 1), st.integers(-120, 100), st.sampled_from([(16, 64), (16, 128), (48, 576)]))
 def test_weights_come_back_whatever_they_are(seed: int, exponent: int, shape: tuple[int, int]) -> None:
     generator = torch.Generator().manual_seed(seed)
     ordinary = (torch.randn(shape, generator=generator) * 2.0**exponent).bfloat16()

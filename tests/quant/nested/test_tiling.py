@@ -23,7 +23,7 @@ def test_cuts_are_for_their_tiles_and_fit_an_8b_layer(tiles: int) -> None:
 @pytest.mark.parametrize("tiles", [tiles for tiles in CUTS if tiles <= 8])
 def test_weight_has_a_cut_where_n_is_a_multiple_of_64_or_k_of_512(tiles: int) -> None:
     """Tensor-parallel shards of common models, and the smallest."""
-    for n, k in [(16, 512), (64, 128), (1536, 4096), (6144, 3072), (4864, 896), (576, 1536), (48, 1024)]:
+    for n, k in [(16, 512), (64, 128), (1536, 4096), (6144, 3072), (4864, 896), (576, 1536), (48, 1024), (960, 576)]:
         assert any(cut.fits(n, k) for cut in CUTS[tiles]), (n, k)
 
 
