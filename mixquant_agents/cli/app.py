@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from mixquant_agents._version import __version__
+from mixquant_agents.cli.command import CONTEXT, Command, name_values
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 
 __all__ = ["COMMANDS", "build", "run"]
@@ -45,8 +46,9 @@ def build() -> typer.Typer:
         name="mixquant",
         help="LangGraph agents on a local vLLM engine that reads in low precision and writes exactly.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # its boxes leave a third of 80 columns to the sentences
+        context_settings=CONTEXT,
     )
     app.callback()(_root)
     groups: dict[str, typer.Typer] = {}
@@ -55,10 +57,16 @@ def build() -> typer.Typer:
         target = app
         if group:
             if group[0] not in groups:
-                groups[group[0]] = typer.Typer(no_args_is_help=True, help=_GROUP_HELP.get(group[0]))
+                groups[group[0]] = typer.Typer(
+                    no_args_is_help=True,
+                    help=_GROUP_HELP.get(group[0]),
+                    rich_markup_mode=None,
+                    context_settings=CONTEXT,
+                )
                 app.add_typer(groups[group[0]], name=group[0])
             target = groups[group[0]]
-        target.command(name)(function)
+        name_values(function)
+        target.command(name, cls=Command, context_settings=CONTEXT)(function)
     return app
 
 
@@ -88,7 +96,7 @@ def _failing(entry: importlib.metadata.EntryPoint, error: Exception) -> Callable
     return command
 
 
-_GROUP_HELP = {"bench": "Measure: each command prints a table, or with --json one JSON object."}
+_GROUP_HELP = {"bench": "Measure. Each command prints a table, or with --json one JSON object."}
 
 
 def _version(show: bool) -> None:

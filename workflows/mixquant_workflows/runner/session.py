@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ __all__ = ["AgentsPlan", "run_agents"]
 
 _FREE = (  # may change from session to session of one result file
     *("results", "store", "concurrency", "suites", "policies", "n", "case_seconds", "trace_threads", "out"),
-    *("rerun_of", "command"),
+    *("rerun_of", "command", "engine"),
 )
 
 
@@ -54,6 +55,7 @@ class AgentsPlan:
     rerun_of: Path | None = None
     trace: Path | None = None
     trace_threads: int | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
     command: str = "mixquant bench agents"
 
     def policy(self, name: str) -> PrecisionPolicy:
@@ -94,8 +96,9 @@ class AgentsPlan:
 
 
 async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
-    """Start the engine, run what ``plan.results`` does not hold yet, end the engine; suite by suite, so that a stopped
-    run leaves whole tables. Where nothing is left to run, no engine is started.
+    """Start an engine, run what ``plan.results`` does not hold yet, end the engine; suite by suite, so that a stopped
+    run leaves whole tables. A compiled engine cannot be switched: on a GPU each policy has an engine of its own, one
+    after the other. Where nothing is left to run, none is started.
 
     Returns:
         ``{"model", "device", "seed", "suites": {suite: {policy: figures}}}``; figures as in :func:`summarise`. A
@@ -117,7 +120,10 @@ class _Session:
 
     def __init__(self, plan: AgentsPlan, console: Console) -> None:
         if not (plan.suites or plan.trace) or not plan.policies:
-            raise ConfigError("name at least one suite (or a trace) and one policy")
+            raise ConfigError(
+                "nothing to run: give --suite (for example bundled, or bfcl_simple:100; a wrong name lists all) or "
+                "--trace, and at least one --policy"
+            )
         self._plan, self._console = plan, console
         self._threads = read_trace(plan.trace, plan.trace_threads) if plan.trace else []
         self._left_out_turns = 0
@@ -125,15 +131,14 @@ class _Session:
         self._policies = {name: plan.policy(name) for name in plan.policies}
         self._first_rows = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
         self._results = ResultFile(plan.results, plan.header())
-        # An engine started exact has no twin weights and could not switch.
-        quantizing = (policy for policy in self._policies.values() if policy.quantizes)
-        self._start_policy = next(quantizing, PrecisionPolicy.of("exact"))
+        self._config(plan.policies[0])  # a wrong setting is told before anything is loaded
 
     def is_complete(self) -> bool:
         """Whether the results hold every case already; a trace looks for itself."""
-        return not self._threads and not any(
-            self._missing(benchmark, n, policy) for benchmark, n in self._suites for policy in self._policies
-        )
+        return not self._threads and not any(map(self._is_missing, self._policies))
+
+    def _is_missing(self, policy: str) -> bool:
+        return any(self._missing(benchmark, n, policy) for benchmark, n in self._suites)
 
     def _missing(self, benchmark: Suite, n: int | None, policy: str) -> bool:
         cases = {case.id for case in choose(benchmark.cases(), n, self._plan.seed)}
@@ -154,40 +159,61 @@ class _Session:
         return report
 
     async def run(self) -> None:
-        """Start the engine, run what is missing, end the engine; the report is renewed after every suite."""
+        """Run what is missing, on one engine if it can be switched, else on one after the other; the report is renewed
+        after every suite."""
+        waiting = [name for name in self._policies if self._threads or self._is_missing(name)]
+        while waiting:
+            quantizing = (name for name in waiting if self._policies[name].quantizes)
+            start_policy = next(quantizing, waiting[0])  # an engine started exact has no twins and could not switch
+            served = await self._run_engine(start_policy, waiting)
+            waiting = [name for name in waiting if name not in served]
+
+    async def _run_engine(self, start_policy: str, waiting: Sequence[str]) -> list[str]:
+        """Start an engine and run on it what it can serve of ``waiting``; returns the policies that it served."""
         plan = self._plan
-        engine = VllmEngine(
-            EngineConfig(
-                model=model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
-                policy=self._start_policy,
-                max_model_len=plan.max_model_len,
-                max_num_seqs=plan.concurrency,
-                seed=plan.seed,
-            )
-        )
+        engine = VllmEngine(self._config(start_policy))
         recorder = StoreRecorder(plan.store) if plan.store else None
         try:
             self._console.print(f"starting {plan.model}", style="dim")
             await engine.start()
             self._note(engine)
+            # A compiled engine keeps the weights and graphs that it was started with.
+            switchable = engine.info.device == "cpu" and self._policies[start_policy].quantizes
+            served = list(waiting) if switchable else [start_policy]
             with Progress(console=self._console, transient=True) as bar:
                 progress = _Bars(bar)
                 for benchmark, n in self._suites:
-                    for policy in self._policies:
+                    for policy in served:
                         if self._missing(benchmark, n, policy):
-                            model = await self._model(engine, policy, recorder)
+                            model = await self._model(engine, policy, recorder, switch=switchable)
                             await self._run_suite(benchmark, n, policy, model, progress)
                     self.report()
-                await self._run_trace(engine, progress)
+                for policy in served if self._threads else ():
+                    await self._switch(engine, policy, switch=switchable)
+                    await self._run_trace(engine, policy, progress)
         finally:
             if recorder is not None:
                 recorder.close()
             await engine.aclose()
+        return served
+
+    def _config(self, policy: str) -> EngineConfig:
+        """The engine to start; settings by ``--engine`` go before what the command chooses by itself."""
+        plan = self._plan
+        settings: dict[str, Any] = {
+            "model": model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
+            "policy": self._policies[policy],
+            "max_model_len": plan.max_model_len,
+            "max_num_seqs": plan.concurrency,
+            "seed": plan.seed,
+        }
+        return EngineConfig(**{**settings, **plan.engine})
 
     def _note(self, engine: VllmEngine) -> None:
         """Note what runs where, and leave out what of a trace does not fit this engine."""
         plan, info = self._plan, engine.info
-        self._threads, self._left_out_turns = fitting(self._threads, info.max_model_len or 2**31)
+        self._threads, left_out = fitting(self._threads, info.max_model_len or 2**31)
+        self._left_out_turns += left_out
         self._results.note(
             session_note(
                 plan.command,
@@ -200,14 +226,16 @@ class _Session:
             )
         )
 
-    async def _switch(self, engine: VllmEngine, policy: str) -> None:
-        if self._start_policy.quantizes:
+    async def _switch(self, engine: VllmEngine, policy: str, *, switch: bool) -> None:
+        if switch:
             await engine.set_policy(self._policies[policy])
         await engine.reset_prefix_cache()  # every policy begins cold
 
-    async def _model(self, engine: VllmEngine, policy: str, recorder: StoreRecorder | None) -> MixQuantChatModel:
-        """A chat model on the engine, switched to ``policy``."""
-        await self._switch(engine, policy)
+    async def _model(
+        self, engine: VllmEngine, policy: str, recorder: StoreRecorder | None, *, switch: bool
+    ) -> MixQuantChatModel:
+        """A chat model on the engine, which runs under ``policy`` or is switched to it."""
+        await self._switch(engine, policy, switch=switch)
         plan = self._plan
         settings: dict[str, Any] = {
             "engine": engine,
@@ -241,18 +269,16 @@ class _Session:
         if reason := next((row["error"] for row in new_rows if row.get("error")), None):
             self._console.print(f"the first that failed: {reason}", markup=False, highlight=False)
 
-    async def _run_trace(self, engine: VllmEngine, progress: _Bars) -> None:
-        for policy in self._policies if self._threads else ():
-            await self._switch(engine, policy)
-            await run_trace(
-                engine,
-                self._threads,
-                "trace",
-                policy,
-                self._results,
-                concurrency=self._plan.concurrency,
-                progress=functools.partial(progress, "trace", policy),
-            )
+    async def _run_trace(self, engine: VllmEngine, policy: str, progress: _Bars) -> None:
+        await run_trace(
+            engine,
+            self._threads,
+            "trace",
+            policy,
+            self._results,
+            concurrency=self._plan.concurrency,
+            progress=functools.partial(progress, "trace", policy),
+        )
 
 
 class _Bars:
