@@ -52,7 +52,9 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     groups: dict[str, typer.Typer] = {}
-    for path, function in {**_foreign_commands(), **_own_commands()}.items():
+    commands = {**_foreign_commands(), **_own_commands()}
+    for path in sorted(commands, key=lambda path: _FIRST.index(path) if path in _FIRST else len(_FIRST)):
+        function = commands[path]
         *group, name = path.split()
         target = app
         if group:
@@ -96,7 +98,10 @@ def _failing(entry: importlib.metadata.EntryPoint, error: Exception) -> Callable
     return command
 
 
-_GROUP_HELP = {"bench": "Measure. Each command prints a table, or with --json one JSON object."}
+_FIRST = ("demo", "chat", "dashboard", "report", "doctor")
+"""What a newcomer wants first, first in the list."""
+
+_GROUP_HELP = {"bench": "Measure speed, answers and overhead, here."}
 
 
 def _version(show: bool) -> None:
@@ -116,7 +121,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     unless ``MIXQUANT_DEBUG=1`` asks for it."""
     try:
         with _ended_in_order():
-            build()(args=None if argv is None else list(argv))
+            build()(args=None if argv is None else list(argv), prog_name="mixquant")
     except SystemExit as stop:  # typer has already shown usage errors
         if stop.code in (INTERRUPTED, TERMINATED):
             if sys.stderr.isatty():

@@ -30,7 +30,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure how far each policy's answers move from the exact model's.
+    """Measure how far each policy's answers move from exact.
 
     KL divergence and top-1 agreement over forced answers. With --agents: recipes for NVFP4 on agent contexts, by
     source, position and turn, with their predicted cost.

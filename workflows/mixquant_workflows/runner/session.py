@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from rich.progress import Progress, TaskID
 from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import StoreRecorder
+from mixquant_workflows.engines import EngineGroup, engine_groups
 from mixquant_workflows.runner.constrained import CallMode, ConstrainedModel
 from mixquant_workflows.runner.registry import BASE_MODEL, model_folder, suite
 from mixquant_workflows.runner.report import compare_runs, merge, session_note
@@ -131,7 +133,7 @@ class _Session:
         self._policies = {name: plan.policy(name) for name in plan.policies}
         self._first_rows = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
         self._results = ResultFile(plan.results, plan.header())
-        self._config(plan.policies[0])  # a wrong setting is told before anything is loaded
+        self._config(next(iter(self._policies.values())))  # a wrong setting is told before anything is loaded
 
     def is_complete(self) -> bool:
         """Whether the results hold every case already; a trace looks for itself."""
@@ -161,48 +163,39 @@ class _Session:
     async def run(self) -> None:
         """Run what is missing, on one engine if it can be switched, else on one after the other; the report is renewed
         after every suite."""
-        waiting = [name for name in self._policies if self._threads or self._is_missing(name)]
-        while waiting:
-            quantizing = (name for name in waiting if self._policies[name].quantizes)
-            start_policy = next(quantizing, waiting[0])  # an engine started exact has no twins and could not switch
-            served = await self._run_engine(start_policy, waiting)
-            waiting = [name for name in waiting if name not in served]
-
-    async def _run_engine(self, start_policy: str, waiting: Sequence[str]) -> list[str]:
-        """Start an engine and run on it what it can serve of ``waiting``; returns the policies that it served."""
-        plan = self._plan
-        engine = VllmEngine(self._config(start_policy))
-        recorder = StoreRecorder(plan.store) if plan.store else None
+        waiting = {name: policy for name, policy in self._policies.items() if self._threads or self._is_missing(name)}
+        recorder = StoreRecorder(self._plan.store) if self._plan.store else None
+        groups = engine_groups(waiting, self._config)
         try:
-            self._console.print(f"starting {plan.model}", style="dim")
-            await engine.start()
-            self._note(engine)
-            # A compiled engine keeps the weights and graphs that it was started with.
-            switchable = engine.info.device == "cpu" and self._policies[start_policy].quantizes
-            served = list(waiting) if switchable else [start_policy]
-            with Progress(console=self._console, transient=True) as bar:
-                progress = _Bars(bar)
-                for benchmark, n in self._suites:
-                    for policy in served:
-                        if self._missing(benchmark, n, policy):
-                            model = await self._model(engine, policy, recorder, switch=switchable)
-                            await self._run_suite(benchmark, n, policy, model, progress)
-                    self.report()
-                for policy in served if self._threads else ():
-                    await self._switch(engine, policy, switch=switchable)
-                    await self._run_trace(engine, policy, progress)
+            self._console.print(f"starting {self._plan.model}", style="dim")
+            async with contextlib.aclosing(groups):
+                async for group in groups:
+                    self._note(group.engine)
+                    await self._run_group(group, recorder)
         finally:
             if recorder is not None:
                 recorder.close()
-            await engine.aclose()
-        return served
 
-    def _config(self, policy: str) -> EngineConfig:
+    async def _run_group(self, group: EngineGroup, recorder: StoreRecorder | None) -> None:
+        """Run what is missing of the policies that one engine serves."""
+        with Progress(console=self._console, transient=True) as bar:
+            progress = _Bars(bar)
+            for benchmark, n in self._suites:
+                for policy in group.policies:
+                    if self._missing(benchmark, n, policy):
+                        await group.enter(policy)
+                        await self._run_suite(benchmark, n, policy, self._model(group.engine, recorder), progress)
+                self.report()
+            for policy in group.policies if self._threads else ():
+                await group.enter(policy)
+                await self._run_trace(group.engine, policy, progress)
+
+    def _config(self, policy: PrecisionPolicy) -> EngineConfig:
         """The engine to start; settings by ``--engine`` go before what the command chooses by itself."""
         plan = self._plan
         settings: dict[str, Any] = {
             "model": model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
-            "policy": self._policies[policy],
+            "policy": policy,
             "max_model_len": plan.max_model_len,
             "max_num_seqs": plan.concurrency,
             "seed": plan.seed,
@@ -226,16 +219,8 @@ class _Session:
             )
         )
 
-    async def _switch(self, engine: VllmEngine, policy: str, *, switch: bool) -> None:
-        if switch:
-            await engine.set_policy(self._policies[policy])
-        await engine.reset_prefix_cache()  # every policy begins cold
-
-    async def _model(
-        self, engine: VllmEngine, policy: str, recorder: StoreRecorder | None, *, switch: bool
-    ) -> MixQuantChatModel:
-        """A chat model on the engine, which runs under ``policy`` or is switched to it."""
-        await self._switch(engine, policy, switch=switch)
+    def _model(self, engine: VllmEngine, recorder: StoreRecorder | None) -> MixQuantChatModel:
+        """A chat model on the engine, which runs under the policy in question."""
         plan = self._plan
         settings: dict[str, Any] = {
             "engine": engine,

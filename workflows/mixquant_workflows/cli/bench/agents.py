@@ -66,7 +66,7 @@ def command(
     Same cases, same model; score, tokens and time by phase.
 
     \b
-    Example: mixquant bench agents --suite bundled:20 --policy exact --policy mixquant-fp8
+    Example: mixquant bench agents --suite bundled:20 --policy exact,mixquant-fp8
     """
     from mixquant_agents.cli.arguments import comma_lists, command_line, engine_settings, output_file
     from mixquant_agents.cli.output import print_json, progress_console, result_console
