@@ -13,6 +13,7 @@ from mixquant_agents._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from mixquant_agents.chat.model import MixQuantChatModel
+    from mixquant_agents.chat.provider import register_provider
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
     from mixquant_agents.engine.openai import OpenAIEngine
     from mixquant_agents.engine.scripted import ScriptedEngine
@@ -31,6 +32,7 @@ _HOMES = {
     "TurnRecord": "mixquant_agents.records",
     "TurnStore": "mixquant_agents.telemetry.store",
     "VllmEngine": "mixquant_agents.engine.vllm",
+    "register_provider": "mixquant_agents.chat.provider",
 }
 
 __all__ = [
@@ -43,6 +45,7 @@ __all__ = [
     "TurnRecord",
     "TurnStore",
     "VllmEngine",
+    "register_provider",
 ]
 
 

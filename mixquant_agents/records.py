@@ -128,6 +128,10 @@ class TurnCounts(FrozenModel):
     cached_tokens: Annotated[
         Tokens | None, CountField(label="cached", help="Prompt tokens that came from the prefix cache.", role="part")
     ] = None
+    verbatim_tokens: Annotated[
+        Tokens | None,
+        CountField(label="as written", help="Prompt tokens that earlier turns read and wrote, used as they were."),
+    ] = None
     prefill_tokens: Annotated[
         Tokens | None, CountField(label="prefilled", help="Prompt tokens that were computed.", role="sum")
     ] = None
@@ -282,6 +286,8 @@ class TurnRecord(TurnCounts, TurnTimes):
             where several run side by side); ``None`` until the store knows it.
         tool_calls: names of the tools called, in order.
         aborted: the turn was cancelled before its end. Its prompt is counted from the first token on.
+        prompt_change: why the chat template had to write the history anew although the conversation goes on from an
+            earlier turn; ``None`` where nothing had to change.
         error: one line, when the turn failed.
     """
 
@@ -302,6 +308,7 @@ class TurnRecord(TurnCounts, TurnTimes):
     finish_reason: str | None = None
     tool_calls: tuple[str, ...] = ()
     aborted: bool = False
+    prompt_change: str | None = None
     error: str | None = None
 
     @model_validator(mode="before")

@@ -18,6 +18,7 @@ PUBLIC = [
     "TurnRecord",
     "TurnStore",
     "VllmEngine",
+    "register_provider",
 ]
 
 

@@ -48,6 +48,7 @@ class ModelOptions(BaseModel):
     reasoning_effort: Annotated[str, StringConstraints(min_length=1), Encodable] | None = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, Encodable] = None
     schema_in_prompt: bool | None = None
+    verbatim_history: bool | None = None
     cache_salt: Annotated[str | None, Encodable] = None
     user: Annotated[str, Encodable] | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None

@@ -43,6 +43,16 @@ class EngineSource(ABC):
         """Tokens of the context window, as far as they are known before the start."""
         return None
 
+    @property
+    def reasons(self) -> bool | None:
+        """Whether its answers may hold reasoning, as far as that is known before the start."""
+        return None
+
+    @property
+    def holds_schemas(self) -> bool:
+        """Whether an answer can be held to a schema and yet be a tool call instead."""
+        return True
+
 
 class _Given(EngineSource):
     """An engine of its owner's."""
@@ -63,6 +73,14 @@ class _Given(EngineSource):
     @property
     def window(self) -> int | None:
         return self._engine.info.max_model_len
+
+    @property
+    def reasons(self) -> bool | None:
+        return self._engine.info.reasoning
+
+    @property
+    def holds_schemas(self) -> bool:
+        return self._engine.info.grammar and self._engine.info.base_url is None
 
 
 class _Local(EngineSource):
@@ -93,6 +111,14 @@ class _Local(EngineSource):
 
         return context_window(self._config)
 
+    @property
+    def reasons(self) -> bool | None:
+        if self._config.reasoning_parser != "auto":
+            return self._config.reasoning_parser is not None
+        from mixquant_agents.engine.vllm.context_window import writes_thoughts
+
+        return writes_thoughts(self._config)
+
 
 class _Server(EngineSource):
     """A chat completions server."""
@@ -109,6 +135,10 @@ class _Server(EngineSource):
     @property
     def identity(self) -> dict[str, Any]:
         return _Given(self._engine).identity
+
+    @property
+    def holds_schemas(self) -> bool:
+        return False  # most servers take tools or a schema, not both
 
 
 def engine_source(

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import aclosing, closing
 from dataclasses import replace
 from inspect import iscoroutinefunction
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.callbacks.manager import BaseRunManager
@@ -44,6 +44,7 @@ from mixquant_agents.chat.engine_source import (
 from mixquant_agents.chat.langchain_errors import is_retryable, langchain_error, langchain_errors
 from mixquant_agents.chat.loop_thread import loop_thread
 from mixquant_agents.chat.messages import ai_messages, no_conversation, to_engine
+from mixquant_agents.chat.provider import register_provider
 from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.request import engine_request, new_request_id
 from mixquant_agents.chat.run_context import RunContext, current_run_context, run_ids, with_thread
@@ -52,7 +53,7 @@ from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.base import Engine
+from mixquant_agents.engine.base import Engine, EngineInfo
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 from mixquant_agents.telemetry import Recorder
 from mixquant_agents.validation import config_error
@@ -118,6 +119,9 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         chat_template_kwargs: variables of the chat template (for example ``enable_thinking``).
         schema_in_prompt: the model sees the JSON schema of a structured answer, at a fixed place of the prompt (the
             default); ``False`` leaves it to the grammar alone.
+        verbatim_history: the model's earlier answers keep the tokens with which they were written, thoughts included,
+            so the prefix cache holds (the default); ``False`` leaves them to the chat template, which may drop
+            or rewrite parts of them.
         cache_salt: keeps this model's prefix cache apart from others'.
         user: who the answer is for, told to a server.
 
@@ -237,7 +241,9 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         return params
 
     def _resolve_model_profile(self) -> ModelProfile:
+        source = self._source
         profile = ModelProfile(
+            name=source.model,
             text_inputs=True,
             text_outputs=True,
             image_inputs=False,
@@ -245,27 +251,36 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
             tool_calling=True,
             tool_choice=True,
             tool_call_streaming=True,
-            # With "no" LangChain's agents bind the schema as a tool, a form in which models were trained, and ask
-            # again where an answer breaks it.
-            structured_output=False,
+            temperature=True,
+            # An answer is a call or JSON by the schema, by one grammar: LangChain's agents then ask for both at once.
+            structured_output=source.holds_schemas,
         )
-        if (window := self._source.window) is not None:
-            profile["max_input_tokens"] = window
+        if (window := source.window) is not None:
+            profile["max_input_tokens"] = profile["max_output_tokens"] = window
+        if (reasons := source.reasons) is not None:
+            profile["reasoning_output"] = reasons
         return profile
 
     @property
-    def _knows_window(self) -> bool:
-        return self.profile is None or "max_input_tokens" in self.profile
+    def _knows_itself(self) -> bool:
+        """Whether the profile says all that an engine could add."""
+        return self.profile is None or self.profile.keys() >= self._LEARNED
+
+    _LEARNED: ClassVar = frozenset({"max_input_tokens", "max_output_tokens", "reasoning_output"})
 
     @property
     def _retries(self) -> int:
         """Times to run a turn again; at a ``base_url`` the client sends its requests again itself."""
         return (self.max_retries or 0) if self.base_url is None else 0
 
-    def _learn_window(self, window: int | None) -> None:
-        """The engine has said what it is: a window that was not known goes into the profile."""
-        if window is not None and self.profile is not None and "max_input_tokens" not in self.profile:
-            self.profile["max_input_tokens"] = window
+    def _learn(self, info: EngineInfo) -> None:
+        """The engine has said what it is: what was not known goes into the profile."""
+        if self.profile is None:
+            return
+        self.profile.setdefault("reasoning_output", info.reasoning)
+        if info.max_model_len is not None:
+            self.profile.setdefault("max_input_tokens", info.max_model_len)
+            self.profile.setdefault("max_output_tokens", info.max_model_len)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Model and policy, and whatever else is not as by default."""
@@ -316,7 +331,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
                 for name in _FOLLOWING.keys() - (update or {}).keys():
                     setattr(copied, name, _FOLLOWING[name])
             copied._follow_engine()
-            if _but_window(self.profile) == _but_window(self._resolve_model_profile()):  # nobody typed one
+            if _but_engine(self.profile) == _but_engine(self._resolve_model_profile()):  # nobody typed one
                 copied.profile = copied._resolve_model_profile()
         return copied
 
@@ -533,7 +548,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
             if self._started.recorders is None:
                 self._started.recorders = Recorders(self.recorders)
             recorders = self._started.recorders
-        if not self._retries and self._knows_window:
+        if not self._retries and self._knows_itself:
             return run_turn(engine, plan, recorders)
         return self._attempts(engine, plan, recorders)
 
@@ -548,7 +563,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
                     async for message in turn:
                         if not started:
                             started = True
-                            self._learn_window(engine.info.max_model_len)
+                            self._learn(engine.info)
                         yield message
                 return
             except MixQuantError as error:
@@ -656,14 +671,15 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         return filled - empty
 
     def get_token_ids(self, text: str) -> list[int]:
-        """By ``custom_get_token_ids``; not known to the chat model itself.
+        """Ids of the text's tokens, by ``custom_get_token_ids`` where it is given, else by the engine's tokenizer.
 
         Raises:
-            ConfigError: there is none; LangChain's own answer would be another model's tokens.
+            RequestError: the engine, a server, does not tell them; LangChain's own answer would be another model's.
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
-        raise ConfigError("the chat model does not know token ids; use get_num_tokens, or the engine's tokenizer")
+        with langchain_errors():
+            return loop_thread().run(self._resolve_engine().token_ids(text))
 
     async def aclose(self) -> None:
         """Write what recorders still hold and release the engine. An engine given as ``engine=`` stays its owner's. The
@@ -695,6 +711,9 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         self.close()
 
 
+register_provider()
+
+
 def _result(result: ChatResult) -> ChatResult:
     """With what older callbacks read of the result as a whole."""
     (generation,) = result.generations
@@ -713,5 +732,9 @@ def _with_reasons(result: LLMResult) -> LLMResult:
     return result
 
 
-def _but_window(profile: ModelProfile | None) -> dict[str, Any]:
-    return {name: value for name, value in (profile or {}).items() if name != "max_input_tokens"}
+_OF_THE_ENGINE = frozenset({"name", "max_input_tokens", "max_output_tokens", "reasoning_output", "structured_output"})
+
+
+def _but_engine(profile: ModelProfile | None) -> dict[str, Any]:
+    """The profile without what its engine says."""
+    return {name: value for name, value in (profile or {}).items() if name not in _OF_THE_ENGINE}

@@ -64,11 +64,12 @@ def engine_request(
         tool_choice=choice,
         parallel_tool_calls=options.get("parallel_tool_calls") is not False,
         schema=schema,
-        schema_checked=checked,
+        schema_checked=checked or bool(tools),  # run_turn checks an answer beside tools
         json_mode=json_mode,
         sampling=_sampling(options),
         reasoning_effort=options.get("reasoning_effort"),
         chat_template_kwargs=options.get("chat_template_kwargs") or {},
+        verbatim_history=options.get("verbatim_history") is not False,
         cache_salt=options.get("cache_salt"),
         priority=options.get("priority") or 0,
         user=options.get("user"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessageChunk
 
 from mixquant_agents.chat.accumulator import AnswerAccumulator
@@ -17,6 +19,7 @@ from mixquant_agents.chat.langchain_errors import langchain_error
 from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.tools import tool_name
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
+from mixquant_agents.engine.json_schema import violation
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.errors import EngineError, MixQuantError, TurnTimeoutError
 from mixquant_agents.records import TurnCounts, TurnRecord, utc_now
@@ -139,6 +142,7 @@ class _TurnState:
         if accumulator is None or last_delta is None:
             raise EngineError("the engine ended the answer without a finish reason; this is a fault of the engine")
         accumulator.close()
+        self._check_answer(accumulator)
         metadata = {
             "finish_reason": accumulator.finish_reason,
             "model_name": self.info.model,
@@ -146,6 +150,24 @@ class _TurnState:
             "turn": self.record().model_dump(mode="json"),
         }
         return accumulator.last(metadata, last_delta.counts)
+
+    def _check_answer(self, accumulator: AnswerAccumulator) -> None:
+        """An agent's answer by a schema, with tools beside it: whatever no grammar holds is seen here. What is cut off
+        is told by its finish reason; answers without tools are checked where they are parsed.
+
+        Raises:
+            OutputParserException: the answer breaks the schema.
+        """
+        request = self._plan.request
+        if request.schema is None or not request.tools or accumulator.calls or accumulator.finish_reason != "stop":
+            return
+        text = str(accumulator.answer()["content"])
+        try:
+            problem = violation(request.schema, json.loads(text, strict=False))
+        except (ValueError, RecursionError) as error:
+            problem = f"it is no JSON ({error})"
+        if problem is not None:
+            raise OutputParserException(f"the answer breaks its schema: {problem}", llm_output=text)
 
     def record(self) -> TurnRecord:
         """The record; made once."""
@@ -171,6 +193,7 @@ class _TurnState:
             "finish_reason": "abort" if self.aborted else finish_reason,
             "tool_calls": self.accumulator.calls.names if self.accumulator is not None else (),
             "aborted": self.aborted,
+            "prompt_change": last_delta.prompt_change if last_delta is not None else None,
             "error": type(self.failure).__name__ if self.failure is not None else None,
         }
         try:

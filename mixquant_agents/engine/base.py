@@ -104,6 +104,8 @@ class EngineRequest:
         reasoning_effort: how much to think (``"low"``, ``"high"``, …); a local engine gives it to the chat template
             as the variable of that name, as vLLM's server does.
         chat_template_kwargs: further variables of the chat template (for example ``enable_thinking``).
+        verbatim_history: earlier answers keep the tokens with which they were written, where the engine still has them
+            and the conversation was not changed; ``False`` leaves all of the prompt to the chat template.
         cache_salt: keeps prefix-cache blocks apart; the engine adds its policy's fingerprint to it.
         priority: lower runs earlier.
         user: who the answer is for; a remote engine tells its server, a local one has nobody to tell.
@@ -125,6 +127,7 @@ class EngineRequest:
     sampling: Sampling = Sampling()
     reasoning_effort: str | None = None
     chat_template_kwargs: JsonObject = field(default_factory=dict)
+    verbatim_history: bool = True
     cache_salt: str | None = None
     priority: int = 0
     user: str | None = None
@@ -177,6 +180,8 @@ class Delta:
         prompt_token_ids: the rendered prompt, where the engine knows it; on the last delta. Telemetry keeps salted
             hashes of them, to say later where a prompt diverged from the one before.
         kv_transfer: where this turn's KV can be fetched, as vLLM's connector says it; on the last delta.
+        prompt_change: why the prompt does not begin with the tokens of the turn before although the conversation does,
+            in one sentence without a full stop; on the last delta.
     """
 
     content: str = ""
@@ -190,6 +195,7 @@ class Delta:
     times: TurnTimes | None = None
     prompt_token_ids: Sequence[int] | None = None
     kv_transfer: JsonObject | None = None
+    prompt_change: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +272,14 @@ class Engine(ABC):
             RequestError: this engine cannot tell.
         """
         raise RequestError(f"the engine {self.info.engine!r} cannot count tokens; use the model's tokenizer")
+
+    async def token_ids(self, text: str) -> list[int]:
+        """Ids of the tokens of a text, by the model's tokenizer and without special tokens.
+
+        Raises:
+            RequestError: this engine cannot tell.
+        """
+        raise RequestError(f"the engine {self.info.engine!r} does not know token ids; use the model's tokenizer")
 
     async def aclose(self) -> None:  # noqa: B027 - nor to release
         """Release the engine. Idempotent; this one holds nothing."""

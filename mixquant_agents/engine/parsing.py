@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from mixquant_agents.engine.base import Delta, FinishReason, TokenLogprob
 from mixquant_agents.records import TurnCounts, TurnTimes
@@ -17,6 +17,10 @@ class TokenDelta:
     """New text of a local engine and its tokens, not parsed; the other fields are those of :class:`Delta`.
 
     ``prompt_token_ids`` is also on the first: parsers ask them whether reasoning has begun in the prompt.
+
+    Attributes:
+        stopped_by: what ended an answer whose finish reason is ``stop``: a ``token``, which is its last, or a stop
+            ``word``.
     """
 
     text: str = ""
@@ -26,6 +30,8 @@ class TokenDelta:
     counts: TurnCounts | None = None
     times: TurnTimes | None = None
     prompt_token_ids: Sequence[int] | None = None
+    prompt_change: str | None = None
+    stopped_by: Literal["token", "word"] | None = None
 
 
 class OutputParser(Protocol):
@@ -51,5 +57,5 @@ def parsed(raw: TokenDelta, parser: OutputParser) -> Delta:
         delta.tool_calls += held.tool_calls
         delta.invalid_calls += held.invalid_calls
         delta.finish_reason, delta.times = raw.finish_reason, raw.times
-        delta.prompt_token_ids = raw.prompt_token_ids
+        delta.prompt_token_ids, delta.prompt_change = raw.prompt_token_ids, raw.prompt_change
     return delta

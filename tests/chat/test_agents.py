@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
@@ -70,11 +71,10 @@ async def test_parallel_calls_run_and_an_invalid_one_does_not() -> None:
     assert told == {"success", "error"}, "the agent tells the model that its second call was none"
 
 
-@pytest.mark.parametrize("strategy", [Sum, ToolStrategy(Sum)], ids=["by itself", "as a tool"])
-async def test_structured_answers_beside_tools(strategy: Any) -> None:
+async def test_structured_answer_as_a_tool() -> None:
     final = ScriptedTurn(tool_calls=[{"name": "Sum", "args": {"total": 7}}])
     engine = ScriptedEngine([CALL, final])
-    agent = create_agent(MixQuantChatModel(engine=engine), [add], response_format=strategy)
+    agent = create_agent(MixQuantChatModel(engine=engine), [add], response_format=ToolStrategy(Sum))
     result = await agent.ainvoke({"messages": [("human", "3 + 4?")]})
     assert result["structured_response"] == Sum(total=7)
     assert engine.requests[0].tool_choice == "required"
@@ -101,10 +101,24 @@ async def test_tokens_and_calls_stream_out_of_an_agent() -> None:
     assert names == ["add"]
 
 
-async def test_structured_answers_by_grammar_beside_tools() -> None:
+@pytest.mark.parametrize("strategy", [Sum, ProviderStrategy(Sum)], ids=["by itself", "by grammar"])
+async def test_structured_answers_by_grammar_beside_tools(strategy: Any) -> None:
     engine = ScriptedEngine([CALL, '{"total": 7}'])
-    agent = create_agent(MixQuantChatModel(engine=engine), [add], response_format=ProviderStrategy(Sum))
+    agent = create_agent(MixQuantChatModel(engine=engine), [add], response_format=strategy)
     result = await agent.ainvoke({"messages": [("human", "3 + 4?")]})
     assert result["structured_response"] == Sum(total=7)
     assert [request.tool_choice for request in engine.requests] == ["auto", "auto"]
     assert all(request.schema is not None for request in engine.requests)
+
+
+async def test_structured_answer_beside_tools_is_checked_against_all_of_its_schema() -> None:
+    schema = {
+        "title": "Sums",
+        "type": "object",
+        "properties": {"totals": {"type": "array", "items": {"type": "integer"}, "uniqueItems": True}},
+        "required": ["totals"],
+    }
+    model = MixQuantChatModel(engine=ScriptedEngine([CALL, '{"totals": [7, 7]}']))
+    agent = create_agent(model, [add], response_format=schema)
+    with pytest.raises(OutputParserException, match="breaks its schema"):
+        await agent.ainvoke({"messages": [("human", "3 + 4?")]})

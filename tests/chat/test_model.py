@@ -10,10 +10,9 @@ import pytest
 from chat_doubles import CALLS, FULL, add, model_of, weather
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 
-from mixquant_agents import MixQuantChatModel, ScriptedEngine, TurnRecord
+from mixquant_agents import MixQuantChatModel, OpenAIEngine, ScriptedEngine, TurnRecord
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import (
-    ConfigError,
     RequestError,
 )
 
@@ -152,8 +151,10 @@ async def test_tokens_are_counted_by_the_engine() -> None:
     answer = await model.ainvoke(messages)
     assert await model.aget_num_tokens_from_messages(messages) == answer.usage_metadata["input_tokens"]
     assert await asyncio.to_thread(model.get_num_tokens, "one two three") == 3
-    with pytest.raises(ConfigError):
-        model.get_token_ids("x")
+    assert len(await asyncio.to_thread(model.get_token_ids, "one two three")) == 3
+    remote = MixQuantChatModel(engine=OpenAIEngine("m", base_url="http://127.0.0.1:9/v1"))
+    with pytest.raises(RequestError, match="token ids"):
+        await asyncio.to_thread(remote.get_token_ids, "x")
     assert model_of("x", custom_get_token_ids=lambda text: [len(text)]).get_token_ids("abc") == [3]
 
 

@@ -167,6 +167,10 @@ class ScriptedEngine(SwitchableEngine):
         """Tokens of the rendered prompt."""
         return len(prompt_tokens(messages, tools))
 
+    async def token_ids(self, text: str) -> list[int]:
+        """Ids of the pieces that this engine counts as tokens."""
+        return list(map(token_id, tokenize(text)))
+
     async def aclose(self) -> None:
         """Refuse further requests and end the running ones with ``EngineClosedError``. Idempotent."""
         self._closed = True

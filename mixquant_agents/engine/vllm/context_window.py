@@ -1,6 +1,6 @@
-"""The context window before any engine starts: from the settings, or from the checkpoint's own description.
+"""What a model can do before any engine starts: from the settings, or from the checkpoint's own description.
 
-Reads JSON only (transformers is asked where the description leaves the number to its class); loads neither torch nor
+Reads text only (transformers is asked where the description leaves the number to its class); loads neither torch nor
 vllm. Rules: vLLM's ``ModelConfig`` (``_get_and_verify_max_len``) on a GPU, our cap on a CPU.
 """
 
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm.families import reasoning_of
 
-__all__ = ["CPU_CONTEXT_CAP", "context_window", "runs_on_cpu"]
+__all__ = ["CPU_CONTEXT_CAP", "context_window", "runs_on_cpu", "writes_thoughts"]
 
 CPU_CONTEXT_CAP = 8192
 """Tokens; longer contexts on a CPU must be asked for, since prefill there takes seconds per thousand tokens."""
@@ -51,6 +52,30 @@ def context_window(config: EngineConfig) -> int | None:
     if runs_on_cpu():
         return min(window or CPU_CONTEXT_CAP, CPU_CONTEXT_CAP)
     return window
+
+
+def writes_thoughts(config: EngineConfig) -> bool | None:
+    """Whether the chat template knows thoughts; ``None`` where no template lies on this machine."""
+    if config.chat_template is None and config.model == "embedded":
+        return False
+    if (source := _template(config)) is None:
+        return None
+    return reasoning_of(source, config.model) is not None
+
+
+def _template(config: EngineConfig) -> str | None:
+    """Source of the chat template, by the rules of transformers: a file of its own, or the tokenizer's settings."""
+    with suppress(OSError):
+        if config.chat_template is not None:
+            return Path(config.chat_template).expanduser().read_text(encoding="utf-8")
+    if config.chat_template is not None or (folder := _folder(config)) is None:
+        return None
+    with suppress(OSError):
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    with suppress(OSError, ValueError):
+        own = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+        return own if isinstance(own, str) else json.dumps(own) if own is not None else None
+    return None
 
 
 def runs_on_cpu() -> bool:

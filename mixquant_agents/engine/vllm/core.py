@@ -25,12 +25,14 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineInfo, EngineRequest
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
-from mixquant_agents.engine.vllm.checkpoint import check_folder, check_hub, model_path
+from mixquant_agents.engine.vllm.checkpoint import check_hub, model_path
 from mixquant_agents.engine.vllm.errors import start_error, turn_error
 from mixquant_agents.engine.vllm.generate import StepMeter, generate
 from mixquant_agents.engine.vllm.grammar import Grammar, checked_tools, grammar_of, tools_active
 from mixquant_agents.engine.vllm.grammar.checked_calls import CheckedCalls
 from mixquant_agents.engine.vllm.grammar.checker import GrammarChecker
+from mixquant_agents.engine.vllm.history import TurnHistory
+from mixquant_agents.engine.vllm.history.turn import RenderedPrompt
 from mixquant_agents.engine.vllm.leftovers import (
     descendants,
     end_processes,
@@ -179,7 +181,6 @@ class RunningEngine:
         config = self.config
         by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
         try:
-            check_folder(config)  # a wrong path is told before a start is announced
             with _starting, start_progress(config.model) as progress:
                 control.check()
                 progress.enter("looking at the model")
@@ -259,8 +260,8 @@ class RunningEngine:
         """Whether a turn may be handed over (read from any thread)."""
         return not self.dead and self.llm is not None and not self.llm.errored
 
-    async def turn(self, request: EngineRequest, submitted: float, post: Post) -> None:
-        """Run one turn; every delta, or the error that ended it, goes to ``post``."""
+    async def turn(self, request: EngineRequest, submitted: float, post: Post, history: TurnHistory) -> None:
+        """Run one turn; every delta, or the error that ended it, goes to ``post``. ``history`` learns its prompt."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  narrows the type: a coroutine runs in a task
         self._turns[task] = post
@@ -270,7 +271,7 @@ class RunningEngine:
                 name="mixquant-liveness",
             )
         try:
-            prompt, params, meter, options = await self._prepare(request, submitted)
+            prompt, params, meter, options = await self._prepare(request, submitted, history)
             await generate(
                 self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted, post,
                 **options,
@@ -294,7 +295,9 @@ class RunningEngine:
                 post(error)
             task.cancel()
 
-    async def _prepare(self, request: EngineRequest, submitted: float) -> tuple[Any, Any, StepMeter, dict[str, Any]]:
+    async def _prepare(
+        self, request: EngineRequest, submitted: float, history: TurnHistory
+    ) -> tuple[Any, Any, StepMeter, dict[str, Any]]:
         """Render, check and convert one request; nothing reaches vLLM before all of it succeeded."""
         from vllm.inputs import tokens_input
         from vllm.sampling_params import StructuredOutputsParams
@@ -303,11 +306,15 @@ class RunningEngine:
         if request.prompt_token_ids is None:
             self.prompts.check_characters(request.messages, request.sampling.max_tokens)
             effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
-            ids = await self.prompts.render(request.messages, request.tools, {**effort, **request.chat_template_kwargs})
+            variables = {**effort, **request.chat_template_kwargs}
+            rendered = await self.prompts.render(
+                request.messages, request.tools, variables, verbatim=request.verbatim_history
+            )
         else:
-            ids = list(request.prompt_token_ids)
-            if not ids:
+            rendered = RenderedPrompt(token_ids=list(request.prompt_token_ids))
+            if not rendered.token_ids:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
+        history.prompt, ids = rendered, rendered.token_ids
         self.renderer.check_length(len(ids), request.sampling.max_tokens)
         ours: dict[str, Any] = {}
         if (grammar := await self._grammar(request)) is not None:
@@ -323,7 +330,13 @@ class RunningEngine:
         return (
             tokens_input(ids, cache_salt=salt),
             params,
-            StepMeter(len(ids), submitted, count_reasoning=self._count_reasoning),
+            StepMeter(
+                len(ids),
+                submitted,
+                verbatim_tokens=rendered.verbatim_tokens if rendered.key is not None else None,
+                prompt_change=rendered.change,
+                count_reasoning=self._count_reasoning,
+            ),
             options,
         )
 
@@ -352,7 +365,13 @@ class RunningEngine:
     def parser(self, request: EngineRequest) -> OutputParser:
         """A fresh parser for the answer to ``request``."""
         names = self.tool_parser, self.reasoning_parser
-        parser = make_parser(names, self.renderer.tokenizer, request.tools, request.tool_choice)
+        parser = make_parser(
+            names,
+            self.renderer.tokenizer,
+            request.tools,
+            request.tool_choice,
+            with_schema=request.schema is not None,
+        )
         if request.tool_choice == "none" or not request.tools:
             return parser
         return CheckedCalls(parser, lambda: checked_tools(request.tools, request.tool_choice))

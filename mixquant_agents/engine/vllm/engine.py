@@ -21,6 +21,7 @@ from mixquant_agents.engine.base import (
 from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.vllm.context_window import context_window
 from mixquant_agents.engine.vllm.core import RunningEngine, assumed_info
+from mixquant_agents.engine.vllm.history import TurnHistory
 from mixquant_agents.engine.vllm.registry import EngineHandle, acquire
 from mixquant_agents.engine.vllm.stats import EngineStats
 from mixquant_agents.errors import EngineClosedError
@@ -110,14 +111,19 @@ class VllmEngine(SwitchableEngine):
             with suppress(RuntimeError):  # this loop is gone, and with it whoever waited
                 post(EngineClosedError(f"the engine for {self.config.model!r} was closed during this turn"))
 
-        turn = engine.submit(engine.turn(request, submitted, post))
+        history = TurnHistory(engine.prompts.answers)
+        turn = engine.submit(engine.turn(request, submitted, post, history))
         turn.add_done_callback(ended)  # a turn always ends with something in the inbox
         try:
             while True:
                 item = await inbox.get()
                 if isinstance(item, BaseException):
                     raise item
-                yield parsed(item, parser)
+                delta = parsed(item, parser)
+                history.feed(
+                    delta, stopped_by_word=item.stopped_by == "word", stopped_by_token=item.stopped_by == "token"
+                )
+                yield delta
                 if item.finish_reason is not None:
                     return
         finally:
@@ -126,7 +132,13 @@ class VllmEngine(SwitchableEngine):
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""
         engine = await self._engine()
-        return len(await asyncio.wrap_future(engine.submit(engine.prompts.render(messages, tools, {}))))
+        prompt = await asyncio.wrap_future(engine.submit(engine.prompts.render(messages, tools, {})))
+        return len(prompt.token_ids)
+
+    async def token_ids(self, text: str) -> list[int]:
+        """Ids of the tokens of a text, without special tokens."""
+        engine = await self._engine()
+        return await asyncio.wrap_future(engine.submit(engine.prompts.token_ids(text)))
 
     async def stats(self) -> EngineStats:
         """State of the scheduler after its newest step, and the requests the front end waits for."""

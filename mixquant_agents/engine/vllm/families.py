@@ -169,19 +169,19 @@ def tool_parsers_of(source: str, call: str) -> tuple[list[str], list[str]]:
     return likely, [name for name in _UNMARKED if name not in likely]
 
 
-def reasoning_of(source: str, model: str, known: Collection[str]) -> str | None:
+def reasoning_of(source: str, model: str, known: Collection[str] | None = None) -> str | None:
     """Name of the reasoning parser; ``None`` where the template knows no thoughts.
 
     Args:
         source: the template's.
         model: the model's name, for families whose templates look alike.
-        known: names that the installed vLLM has.
+        known: names that the installed vLLM has; ``None`` where nobody has asked it.
     """
     name = next((parser for mark, parser in _THOUGHT_MARKS if mark in source), None)
     if name is None and (THINK_OPEN in source or THINK_CLOSE in source):
         by_mark = next((parser for mark, parser in _TAGGED_MARKS if mark in source), None)
         name = by_mark or next((parser for part, parser in _NAMED if part in model.lower()), "qwen3")
-    return name if name in known else None
+    return name if known is None or name in known else None
 
 
 def call_marks(tool: str) -> tuple[str, ...]:

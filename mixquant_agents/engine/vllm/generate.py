@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from mixquant_agents.engine.base import FinishReason, TokenLogprob
 from mixquant_agents.engine.meter import EngineStamps, TurnMeter
@@ -35,6 +35,8 @@ class StepMeter:
     Attributes:
         prompt_tokens: tokens of the prompt.
         submitted: when the turn was handed over.
+        verbatim_tokens: how many of the prompt's tokens are an earlier turn's; ``None`` where nobody looked.
+        prompt_change: see :class:`~mixquant_agents.engine.base.Delta`.
         count_reasoning: counts reasoning tokens from the ids of prompt and answer; ``None`` where nobody can.
         answer: token ids so far, kept only for that.
     """
@@ -42,6 +44,8 @@ class StepMeter:
     prompt_tokens: int
     submitted: float
     cached_tokens: int | None = None
+    verbatim_tokens: int | None = None
+    prompt_change: str | None = None
     count_reasoning: Callable[[Sequence[int], Sequence[int]], int] | None = None
     answer: list[int] = field(default_factory=list)
     _meter: TurnMeter = field(init=False)
@@ -87,6 +91,7 @@ class StepMeter:
         return TurnCounts(
             prompt_tokens=self.prompt_tokens,
             cached_tokens=cached,
+            verbatim_tokens=self.verbatim_tokens,
             prefill_tokens=prefill,
             quantized_tokens=quantized,
             exact_tokens=exact,
@@ -146,6 +151,8 @@ async def generate(
                         counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought),
                         times=meter.times(output.metrics),
                         prompt_token_ids=ids,
+                        prompt_change=meter.prompt_change,
+                        stopped_by=_stopped_by(completion),
                     )
                 post(delta)
                 posted = True
@@ -154,6 +161,12 @@ async def generate(
             with suppress(Exception):
                 await llm.abort(request_id)
         raise
+
+
+def _stopped_by(completion: Any) -> Literal["token", "word"] | None:
+    if completion.finish_reason != "stop":
+        return None
+    return "word" if isinstance(completion.stop_reason, str) else "token"
 
 
 def _preemptions(metrics: Any, of_engine: Callable[[], int]) -> int:

@@ -170,16 +170,19 @@ def make_parser(
     tokenizer: Any,
     tools: Sequence[JsonObject],
     choice: ToolChoice,
+    *,
+    with_schema: bool = False,
 ) -> OutputParser:
     """A parser for one answer.
 
     Args:
         names: tool parser and reasoning parser, as :func:`parser_names` gives them.
         tokenizer: the model's.
+        with_schema: the answer is a call or JSON by a schema.
     """
     tool, reasoning = names
     active = tools_active(tools, choice) and tool is not None
-    in_hermes = active and calls_in_hermes(tag_model_of(tool), choice)
+    in_hermes = active and calls_in_hermes(tag_model_of(tool), choice, with_schema=with_schema)
     if (tool in _HARMONY or reasoning in _HARMONY) and not in_hermes:
         return HarmonyParser(tools=active)
     syntax = tool if active and not in_hermes else "hermes"

@@ -8,6 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mixquant_agents.engine.base import JsonObject, Message
+from mixquant_agents.engine.vllm.chat_format.messages import mended
+from mixquant_agents.engine.vllm.history import TemplateChangeError, WrittenAnswers, conversation_keys
+from mixquant_agents.engine.vllm.history.turn import RenderedPrompt
 from mixquant_agents.engine.vllm.render import Renderer
 from mixquant_agents.errors import ContextOverflowError
 
@@ -24,10 +27,14 @@ class Prompts:
     Args:
         renderer: of ordinary prompts.
         another: makes the renderer of large ones.
+
+    Attributes:
+        answers: turns whose tokens later prompts begin with.
     """
 
     def __init__(self, renderer: Renderer, another: Callable[[], Renderer]) -> None:
         self.renderer = renderer
+        self.answers = WrittenAnswers()
         self._another = another
         self._large_renderer: Renderer | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render")
@@ -35,13 +42,32 @@ class Prompts:
         self._longest_token = _longest_token(renderer.tokenizer)
 
     async def render(
-        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
-    ) -> list[int]:
-        """Token ids of the prompt; see :meth:`Renderer.render`. Nobody waits for a large prompt of somebody else."""
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonObject],
+        variables: JsonObject,
+        *,
+        verbatim: bool = True,
+    ) -> RenderedPrompt:
+        """The prompt, with the tokens of earlier turns as they were written where the conversation goes on from them.
+        Nobody waits for a large prompt of somebody else.
+
+        Args:
+            verbatim: ``False`` renders everything by the template and keeps nothing.
+
+        Raises:
+            InvalidMessagesError, RequestError, ConfigError: see :meth:`Renderer.render`.
+        """
         loop = asyncio.get_running_loop()
-        if _characters(messages, tools) <= LARGE_PROMPT:
-            return await loop.run_in_executor(self._pool, self.renderer.render, messages, tools, variables)
-        return await loop.run_in_executor(self._large_pool, self._render_large, messages, tools, variables)
+        large = _characters(messages, tools) > LARGE_PROMPT
+        pool = self._large_pool if large else self._pool
+        return await loop.run_in_executor(pool, self._render, large, messages, tools, variables, verbatim)
+
+    async def token_ids(self, text: str) -> list[int]:
+        """Ids of the tokens of a text, without special tokens."""
+        large = len(text) > LARGE_PROMPT
+        pool = self._large_pool if large else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, self._token_ids, large, text)
 
     def check_characters(self, messages: Sequence[Message], max_tokens: int | None) -> None:
         """Refuse what cannot fit whatever its tokens are, before it is tokenized.
@@ -61,12 +87,42 @@ class Prompts:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._large_pool.shutdown(wait=False, cancel_futures=True)
 
-    def _render_large(
-        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
-    ) -> list[int]:
+    def _render(
+        self,
+        large: bool,
+        messages: Sequence[Message],
+        tools: Sequence[JsonObject],
+        variables: JsonObject,
+        verbatim: bool,
+    ) -> RenderedPrompt:
+        renderer = self._renderer_of(large)
+        if not verbatim:
+            return RenderedPrompt(token_ids=renderer.render(messages, tools, variables))
+        keys, whole = conversation_keys(messages, tools, variables)
+        change = None
+        if (kept := self.answers.newest(keys)) is not None:
+            at, turn = kept
+            try:
+                tail = renderer.tail(messages, tools, variables, at)
+            except TemplateChangeError as error:
+                change = str(error)
+            else:
+                tokens = turn.tokens
+                return RenderedPrompt(
+                    token_ids=tokens + tail, before=turn, verbatim_tokens=len(tokens), change=None, key=whole
+                )
+        return RenderedPrompt(token_ids=renderer.render(messages, tools, variables), change=change, key=whole)
+
+    def _token_ids(self, large: bool, text: str) -> list[int]:
+        encoded = self._renderer_of(large).tokenizer.encode(mended(text), add_special_tokens=False)
+        return [int(token) for token in encoded]
+
+    def _renderer_of(self, large: bool) -> Renderer:
+        if not large:
+            return self.renderer
         if self._large_renderer is None:
             self._large_renderer = self._another()
-        return self._large_renderer.render(messages, tools, variables)
+        return self._large_renderer
 
 
 def _characters(messages: Sequence[Message], tools: Sequence[JsonObject]) -> int:

@@ -23,6 +23,7 @@ from mixquant_agents.engine.vllm.chat_format.probe import CANONICAL, PROBE_TOOL,
 from mixquant_agents.engine.vllm.chat_format.prompted import call_syntax
 from mixquant_agents.engine.vllm.chat_format.shape import Shape, ToolForm, alternatives, shaped
 from mixquant_agents.engine.vllm.chat_format.variables import check_variables, template_variables
+from mixquant_agents.engine.vllm.history.tail import TemplateChangeError, tail_of
 from mixquant_agents.errors import ConfigError, ContextOverflowError, InvalidMessagesError
 
 __all__ = ["BUNDLED_TEMPLATE", "Renderer", "bundled_template"]
@@ -110,6 +111,49 @@ class Renderer:
                 except Exception as error:  # templates are programs of their own: what they raise is about the messages
                     refusal = refusal or error
         raise _refused(plain, f"{type(refusal).__name__}: {refusal}") from refusal
+
+    def tail(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject, at: int
+    ) -> list[int]:
+        """Token ids of what the template writes behind the answer ``messages[at]``: from its end marker to where the
+        next answer begins.
+
+        Raises:
+            TemplateChangeError: the template writes what stands before differently by now, or has no marker there.
+            InvalidMessagesError, RequestError: as :meth:`render` does.
+        """
+        if not self.templates:
+            raise TemplateChangeError(
+                "this tokenizer renders by itself, so where an answer ends in its prompt is not known"
+            )
+        settings = dict(variables)
+        check_variables(settings, self._known_variables())
+        plain = plain_messages(messages)
+        given_tools = [mended(tool) for tool in tools]
+        shape = self._fitting(plain, bool(given_tools), settings)[0]
+        probe_tools = [PROBE_TOOL] if given_tools else []
+
+        def write(conversation: Sequence[dict[str, Any]], generate: bool) -> str:
+            return self._text(list(conversation), given_tools, settings, shape, generate=generate)
+
+        def write_outline(conversation: Sequence[dict[str, Any]], generate: bool) -> str:
+            return self._text(list(conversation), probe_tools, settings, shape, generate=generate)
+
+        try:
+            text = tail_of(write, write_outline, plain, at)
+        except TemplateChangeError:
+            raise
+        except Exception as error:  # templates are programs of their own: some refuse a beginning of the conversation
+            raise TemplateChangeError(f"the chat template refuses a part of the conversation ({error})") from error
+        ids = [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
+        if not ids or ids[0] not in self._markers:
+            raise TemplateChangeError("the chat template has no token that marks where an answer ends")
+        return ids
+
+    @functools.cached_property
+    def _markers(self) -> frozenset[int]:
+        """Tokens that no other text is joined with."""
+        return frozenset(self.tokenizer.get_added_vocab().values())
 
     def shape_of(
         self, messages: Sequence[Message], tools: Sequence[JsonObject] = (), variables: JsonObject | None = None

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +313,10 @@ class TurnStore:
         earlier, earlier_hashes = self._turn_by_number(compared), self._hashes_of(compared)
         if earlier is None or earlier_hashes is None:
             return None
-        return explain_prefix(_side(turn, hashes), _side(earlier, earlier_hashes), first_of_its_agent=before is None)
+        finding = explain_prefix(_side(turn, hashes), _side(earlier, earlier_hashes), first_of_its_agent=before is None)
+        if turn.prompt_change is not None:
+            finding = replace(finding, reason=f"{finding.reason}; {turn.prompt_change}")
+        return finding
 
     @staticmethod
     def _earlier_than(connection: sqlite3.Connection, turn: StoredTurn) -> tuple[object, ...]:

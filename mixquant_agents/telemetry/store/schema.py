@@ -152,6 +152,7 @@ def add_missing_columns(connection: sqlite3.Connection) -> None:
     columns = {
         **{count.field: "INTEGER" for count in COUNTS},
         **{time.field: "REAL" for time in TIMES},
+        "prompt_change": "TEXT",
         "parent_id": "TEXT",
         "agent_id": "TEXT",
     }

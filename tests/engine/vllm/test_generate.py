@@ -32,7 +32,7 @@ def stats(scheduled: float, first: float, last: float, preemptions: int = 0) -> 
 def output(
     tokens: list[int], text: str = "", *, reason: str | None = None, metrics: Any = None, cached: int = 0
 ) -> Any:
-    completion = SimpleNamespace(text=text, token_ids=tokens, logprobs=None, finish_reason=reason)
+    completion = SimpleNamespace(text=text, token_ids=tokens, logprobs=None, finish_reason=reason, stop_reason=None)
     return SimpleNamespace(outputs=[completion], finished=reason is not None, metrics=metrics, num_cached_tokens=cached)
 
 

@@ -42,11 +42,14 @@ def tools_active(tools: Sequence[JsonObject], choice: ToolChoice) -> bool:
     return bool(tools) and choice != "none"
 
 
-def calls_in_hermes(tag_model: str | None, choice: ToolChoice) -> bool:
-    """Whether calls of this answer are written in Hermes form, so that the Hermes parser must read them."""
-    return tag_model in (None, "hermes") and (
-        tag_model == "hermes" or choice == "required" or isinstance(choice, NamedTool)
-    )
+def calls_in_hermes(tag_model: str | None, choice: ToolChoice, *, with_schema: bool = False) -> bool:
+    """Whether calls of this answer are written in Hermes form, so that the Hermes parser must read them.
+
+    Args:
+        with_schema: the answer is a call or JSON by a schema.
+    """
+    constrained = with_schema or choice == "required" or isinstance(choice, NamedTool)
+    return tag_model == "hermes" or (tag_model is None and constrained)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +103,12 @@ def grammar_of(
     constrained, weight = _with_grammar_schemas(callable_tools)
     loose = choice == "auto" and schema is None
     if tag_model is None or tag_model == "hermes":
-        if tag_model is None and not forced:
-            what = "parallel_tool_calls=False" if single else "strict tools" if strict else "tools beside a schema"
+        if tag_model is None and not forced and schema is None:
+            what = "parallel_tool_calls=False" if single else "strict tools"
             raise GrammarError(f"this model's call syntax has no grammar, so {what} cannot be honoured; force the call")
         form = hermes_tag(constrained, loose=loose, all_strict=forced or single or not strict)
-    else:
-        form = _vllm_tag(tag_model, constrained, "auto" if loose else choice)
+    else:  # beside a schema there is no free text: vLLM's tag for "auto" would let any answer pass
+        form = _vllm_tag(tag_model, constrained, "auto" if loose else "required" if choice == "auto" else choice)
     if single:
         _stop_after_first(form)
     if answer is not None:

@@ -147,6 +147,23 @@ def test_a_schema_beside_tools_leaves_the_choice(compiler: Any) -> None:
     assert not accepts(compiler, params, "Neither.")
 
 
+@pytest.mark.parametrize("tag_model", ["qwen_3_coder", "llama", None])
+def test_answer_beside_a_schema_is_a_call_or_the_form_in_every_syntax(compiler: Any, tag_model: str | None) -> None:
+    grammar = grammar_of(asked(tools=[tool("f")], schema=SCHEMA), tag_model)
+    assert accepts(compiler, grammar, '{"x": false}')
+    assert not accepts(compiler, grammar, "Neither.")
+    forced = grammar_of(asked(tools=[tool("f")], tool_choice="required"), tag_model)
+    assert forced is not None
+    written = {
+        "qwen_3_coder": "<tool_call>\n<function=f>\n<parameter=a>1</parameter>\n</function>\n</tool_call>",
+        "llama": '{"name": "f", "parameters": {"a": 1}}',
+        None: call("f", '{"a": 1}'),
+    }[tag_model]
+    assert accepts(compiler, forced, written)
+    assert accepts(compiler, grammar, written)
+    assert calls_in_hermes(tag_model, "auto", with_schema=True) is (tag_model is None)
+
+
 def test_models_without_a_grammar_are_forced_in_hermes_form(compiler: Any) -> None:
     params = grammar_of(asked(tools=[tool("f")], tool_choice="required"), None)
     assert accepts(compiler, params, call("f", '{"a": 1}'))
