@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mixquant_agents.chat.provider import register_provider
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
     from mixquant_agents.engine.openai import OpenAIEngine
+    from mixquant_agents.engine.pair import PairEngine
     from mixquant_agents.engine.scripted import ScriptedEngine
     from mixquant_agents.engine.vllm import VllmEngine
     from mixquant_agents.errors import MixQuantError
@@ -27,6 +28,7 @@ _HOMES = {
     "MixQuantChatModel": "mixquant_agents.chat.model",
     "MixQuantError": "mixquant_agents.errors",
     "OpenAIEngine": "mixquant_agents.engine.openai",
+    "PairEngine": "mixquant_agents.engine.pair",
     "PrecisionPolicy": "mixquant_agents.config",
     "ScriptedEngine": "mixquant_agents.engine.scripted",
     "TurnRecord": "mixquant_agents.records",
@@ -40,6 +42,7 @@ __all__ = [
     "MixQuantChatModel",
     "MixQuantError",
     "OpenAIEngine",
+    "PairEngine",
     "PrecisionPolicy",
     "ScriptedEngine",
     "TurnRecord",

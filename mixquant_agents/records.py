@@ -170,7 +170,8 @@ class TurnTimes(FrozenModel):
 
     Relations (checked on construction wherever all terms are known)::
 
-        ttft_seconds  = queue_seconds + prefill_seconds + delivery_seconds   (the phases until the first token)
+        ttft_seconds  = queue_seconds + prefill_seconds + delivery_seconds   (the phases until the first token;
+                        and transfer_seconds between the last two, where two engines share a turn)
         total_seconds >= ttft_seconds
     """
 
@@ -186,6 +187,15 @@ class TurnTimes(FrozenModel):
     prefill_seconds: Annotated[
         Seconds | None,
         TimeField(label="Prefill", help="Time the engine read the prompt.", phase="first_token", bounds="first_token"),
+    ] = None
+    transfer_seconds: Annotated[
+        Seconds | None,
+        TimeField(
+            label="KV transfer",
+            help="Time from the prefill engine's first token to the decode engine's, in a pair of engines.",
+            phase="first_token",
+            bounds="first_token",
+        ),
     ] = None
     delivery_seconds: Annotated[
         Seconds | None,
@@ -241,6 +251,8 @@ class TurnTimes(FrozenModel):
         parts: dict[str, float | None] = {
             time.name: getattr(self, time.field) for time in PHASES if time.phase == "first_token"
         }
+        if parts["transfer"] is None:  # one engine, which has nothing to hand over
+            del parts["transfer"]
         if self.ttft_seconds is not None and None not in parts.values():
             whole = sum(part for part in parts.values() if part is not None)
             if abs(self.ttft_seconds - whole) > _TIME_SLACK:
@@ -310,11 +322,3 @@ class TurnRecord(TurnCounts, TurnTimes):
     aborted: bool = False
     prompt_change: str | None = None
     error: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_retired_fields(cls, data: Any) -> Any:
-        """Records that were written as JSON name a phase that no engine had."""
-        if isinstance(data, dict) and data.get("transfer_seconds", ...) is None:
-            return {name: value for name, value in data.items() if name != "transfer_seconds"}
-        return data

@@ -13,6 +13,7 @@ PUBLIC = [
     "MixQuantChatModel",
     "MixQuantError",
     "OpenAIEngine",
+    "PairEngine",
     "PrecisionPolicy",
     "ScriptedEngine",
     "TurnRecord",

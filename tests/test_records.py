@@ -101,9 +101,9 @@ def test_percentile_by_hand() -> None:
 
 
 def test_phases_are_listed_in_their_order() -> None:
-    assert [phase.name for phase in PHASES] == ["queue", "prefill", "delivery", "decode"]
+    assert [phase.name for phase in PHASES] == ["queue", "prefill", "transfer", "delivery", "decode"]
     assert [phase.field for phase in PHASES if phase.phase == "first_token"] == [
-        "queue_seconds", "prefill_seconds", "delivery_seconds",
+        "queue_seconds", "prefill_seconds", "transfer_seconds", "delivery_seconds",
     ]  # fmt: skip
 
 
@@ -137,5 +137,11 @@ def test_record_of_an_earlier_version_is_read() -> None:
         "started_at": utc_now(), "transfer_seconds": None,
     }  # fmt: skip
     assert TurnRecord.model_validate(written).turn_id == "t"
-    with pytest.raises(ValidationError, match="transfer_seconds"):
-        TurnRecord.model_validate({**written, "transfer_seconds": 1.0})
+
+
+def test_transfer_counts_until_the_first_token_where_there_is_one() -> None:
+    times = {"queue_seconds": 1.0, "prefill_seconds": 2.0, "delivery_seconds": 0.5, "total_seconds": 9.0}
+    assert TurnTimes(**times, ttft_seconds=3.5).transfer_seconds is None
+    assert TurnTimes(**times, transfer_seconds=0.25, ttft_seconds=3.75).ttft_seconds == 3.75
+    with pytest.raises(ValidationError, match="transfer"):
+        TurnTimes(**times, transfer_seconds=0.25, ttft_seconds=3.5)

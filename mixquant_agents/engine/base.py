@@ -281,6 +281,14 @@ class Engine(ABC):
         """
         raise RequestError(f"the engine {self.info.engine!r} does not know token ids; use the model's tokenizer")
 
+    async def render(self, request: EngineRequest) -> Sequence[int]:
+        """The token ids of the request's prompt, as :meth:`stream` would make them.
+
+        Raises:
+            RequestError: messages or tools were wrong, or this engine cannot tell.
+        """
+        raise RequestError(f"the engine {self.info.engine!r} does not tell a prompt's token ids")
+
     async def aclose(self) -> None:  # noqa: B027 - nor to release
         """Release the engine. Idempotent; this one holds nothing."""
 

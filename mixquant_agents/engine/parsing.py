@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from mixquant_agents.engine.base import Delta, FinishReason, TokenLogprob
+from mixquant_agents.engine.base import Delta, FinishReason, JsonObject, TokenLogprob
 from mixquant_agents.records import TurnCounts, TurnTimes
 
 __all__ = ["OutputParser", "TokenDelta", "parsed"]
@@ -32,6 +32,7 @@ class TokenDelta:
     prompt_token_ids: Sequence[int] | None = None
     prompt_change: str | None = None
     stopped_by: Literal["token", "word"] | None = None
+    kv_transfer: JsonObject | None = None
 
 
 class OutputParser(Protocol):
@@ -58,4 +59,5 @@ def parsed(raw: TokenDelta, parser: OutputParser) -> Delta:
         delta.invalid_calls += held.invalid_calls
         delta.finish_reason, delta.times = raw.finish_reason, raw.times
         delta.prompt_token_ids, delta.prompt_change = raw.prompt_token_ids, raw.prompt_change
+        delta.kv_transfer = raw.kv_transfer
     return delta

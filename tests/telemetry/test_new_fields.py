@@ -28,8 +28,8 @@ from mixquant_agents.telemetry.store.reader import TurnStore
 
 PACKAGE = Path(mixquant_agents.__file__).parent
 
-PHASE = """    transfer_seconds: Annotated[
-        Seconds | None, TimeField(label="KV transfer", help="Time the keys and values travelled.", phase="first_token")
+PHASE = """    handover_seconds: Annotated[
+        Seconds | None, TimeField(label="KV handover", help="Time the keys and values travelled.", phase="first_token")
     ] = None
     ttft_seconds: Annotated["""
 COUNT = """    sink_tokens: Annotated[Tokens | None, CountField(label="sink rows", help="Rows of sinks.")] = None
@@ -53,8 +53,8 @@ from mixquant_agents.telemetry.export.otel.spans import SpanSink
 assert Path(records.__file__).is_relative_to(sys.argv[2]), records.__file__
 path = Path(sys.argv[1])
 old = TurnStore(path)  # which no writer of this version has opened yet
-assert old.thread("thread")[0].transfer_seconds is None
-assert old.percentiles("transfer") == {0.5: None, 0.95: None, 0.99: None}
+assert old.thread("thread")[0].handover_seconds is None
+assert old.percentiles("handover") == {0.5: None, 0.95: None, 0.99: None}
 overview(old)
 old.close()
 
@@ -62,27 +62,27 @@ registry, exporter = CollectorRegistry(), InMemorySpanExporter()
 recorder = StoreRecorder(path, sinks=[SpanSink(SimpleSpanProcessor(exporter)), PrometheusSink(registry)])
 recorder.record(records.TurnRecord(
     turn_id="new", thread_id="thread", model="model", engine="pair", policy="exact", started_at=records.utc_now(),
-    queue_seconds=0.5, prefill_seconds=1.0, transfer_seconds=0.25, delivery_seconds=0.0, ttft_seconds=1.75,
+    queue_seconds=0.5, prefill_seconds=1.0, handover_seconds=0.25, delivery_seconds=0.0, ttft_seconds=1.75,
     total_seconds=2.0, sink_tokens=4,
 ))
 recorder.close()
 assert (recorder.problem, recorder.dropped) == (None, 0)
 store = TurnStore(path)
 turn = store.turn("new")
-assert (turn.transfer_seconds, turn.sink_tokens) == (0.25, 4)
-assert store.percentiles("transfer")[0.5] == 0.25
+assert (turn.handover_seconds, turn.sink_tokens) == (0.25, 4)
+assert store.percentiles("handover")[0.5] == 0.25
 figures = overview(store).figures
-assert figures.percentiles["transfer"][0] == 0.25
+assert figures.percentiles["handover"][0] == 0.25
 assert figures.tokens["sink"] == 4
 labels = {"model": "model", "engine": "pair", "policy": "exact"}
-assert registry.get_sample_value("mixquant_transfer_seconds_sum", labels) == 0.25
+assert registry.get_sample_value("mixquant_handover_seconds_sum", labels) == 0.25
 assert registry.get_sample_value("mixquant_sink_tokens_total", labels) == 4
 attributes = exporter.get_finished_spans()[0].attributes
-assert attributes["mixquant.transfer.seconds"] == 0.25
+assert attributes["mixquant.handover.seconds"] == 0.25
 page = thread_page(store, {"id": "thread", "turn": "new"})
-for text in ("KV transfer", "sink rows", "p-transfer", "kv transfer <b>250"):
+for text in ("KV handover", "sink rows", "p-handover", "kv handover <b>250"):
     assert text in page, text
-assert "KV transfer, p50" in compare_page(store, {"a.policy": "exact", "b.policy": "exact", "window": "all"})
+assert "KV handover, p50" in compare_page(store, {"a.policy": "exact", "b.policy": "exact", "window": "all"})
 """
 
 

@@ -304,12 +304,7 @@ class RunningEngine:
 
         _check_sendable(request)
         if request.prompt_token_ids is None:
-            self.prompts.check_characters(request.messages, request.sampling.max_tokens)
-            effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
-            variables = {**effort, **request.chat_template_kwargs}
-            rendered = await self.prompts.render(
-                request.messages, request.tools, variables, verbatim=request.verbatim_history
-            )
+            rendered = await self.rendered(request)
         else:
             rendered = RenderedPrompt(token_ids=list(request.prompt_token_ids))
             if not rendered.token_ids:
@@ -323,6 +318,8 @@ class RunningEngine:
             ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
         room = self.renderer.max_model_len - len(ids)
         params = sampling_parameters(request.sampling, self._defaults, room, **ours)
+        if request.kv_transfer is not None:
+            params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": dict(request.kv_transfer)}
         salt = f"{self.policy.fingerprint}:{request.cache_salt}" if request.cache_salt else self.policy.fingerprint
         options: dict[str, Any] = {"priority": request.priority}
         if request.trace_context and self.llm.observability_config.otlp_traces_endpoint:
@@ -339,6 +336,13 @@ class RunningEngine:
             ),
             options,
         )
+
+    async def rendered(self, request: EngineRequest) -> RenderedPrompt:
+        """The request's messages and tools as a prompt."""
+        self.prompts.check_characters(request.messages, request.sampling.max_tokens)
+        effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+        variables = {**effort, **request.chat_template_kwargs}
+        return await self.prompts.render(request.messages, request.tools, variables, verbatim=request.verbatim_history)
 
     async def _grammar(self, request: EngineRequest) -> Grammar | None:
         """The grammar of the answer, tried; away from the loop, for a schema may be large."""

@@ -140,6 +140,11 @@ class VllmEngine(SwitchableEngine):
         engine = await self._engine()
         return await asyncio.wrap_future(engine.submit(engine.prompts.token_ids(text)))
 
+    async def render(self, request: EngineRequest) -> list[int]:
+        """The token ids of the request's prompt."""
+        engine = await self._engine()
+        return list((await asyncio.wrap_future(engine.submit(engine.rendered(request)))).token_ids)
+
     async def stats(self) -> EngineStats:
         """State of the scheduler after its newest step, and the requests the front end waits for."""
         engine = await self._engine()

@@ -153,6 +153,7 @@ async def generate(
                         prompt_token_ids=ids,
                         prompt_change=meter.prompt_change,
                         stopped_by=_stopped_by(completion),
+                        kv_transfer=getattr(output, "kv_transfer_params", None),
                     )
                 post(delta)
                 posted = True
