@@ -132,6 +132,18 @@ class TurnCounts(FrozenModel):
         Tokens | None,
         CountField(label="as written", help="Prompt tokens that earlier turns read and wrote, used as they were."),
     ] = None
+    warmed_tokens: Annotated[
+        Tokens | None,
+        CountField(label="read ahead", help="Cached prompt tokens that a warm-up or a prefetch had read."),
+    ] = None
+    kept_tokens: Annotated[
+        Tokens | None,
+        CountField(label="kept", help="Cached prompt tokens that were held for the thread while its tools ran."),
+    ] = None
+    evicted_tokens: Annotated[
+        Tokens | None,
+        CountField(label="kept in vain", help="Prompt tokens that were held for the thread and yet not in the cache."),
+    ] = None
     prefill_tokens: Annotated[
         Tokens | None, CountField(label="prefilled", help="Prompt tokens that were computed.", role="sum")
     ] = None

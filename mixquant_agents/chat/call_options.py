@@ -49,6 +49,8 @@ class ModelOptions(BaseModel):
     chat_template_kwargs: Annotated[dict[str, Any] | None, Encodable] = None
     schema_in_prompt: bool | None = None
     verbatim_history: bool | None = None
+    keep_seconds: Annotated[Number, Field(gt=0)] | None = None
+    keep_tokens: Annotated[int, Field(gt=0)] | None = None
     cache_salt: Annotated[str | None, Encodable] = None
     user: Annotated[str, Encodable] | None = None
     timeout: Annotated[Number, Field(gt=0)] | None = None

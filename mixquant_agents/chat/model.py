@@ -17,7 +17,7 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel, generate_from_stream
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -44,10 +44,11 @@ from mixquant_agents.chat.engine_source import (
 from mixquant_agents.chat.langchain_errors import is_retryable, langchain_error, langchain_errors
 from mixquant_agents.chat.loop_thread import loop_thread
 from mixquant_agents.chat.messages import ai_messages, no_conversation, to_engine
+from mixquant_agents.chat.open_calls import OpenCalls
 from mixquant_agents.chat.provider import register_provider
 from mixquant_agents.chat.recorders import Recorders
 from mixquant_agents.chat.request import engine_request, new_request_id
-from mixquant_agents.chat.run_context import RunContext, current_run_context, run_ids, with_thread
+from mixquant_agents.chat.run_context import RunContext, current_run_context, run_ids, run_priority, with_thread
 from mixquant_agents.chat.standard_names import by_standard_names, unknown_settings
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
@@ -59,6 +60,9 @@ from mixquant_agents.telemetry import Recorder
 from mixquant_agents.validation import config_error
 
 __all__ = ["MixQuantChatModel"]
+
+PREFETCH_PRIORITY = 2**20
+"""Of what is read ahead: every turn goes before it."""
 
 _starting = threading.Lock()
 
@@ -79,6 +83,9 @@ class _Started:
 
     engine: Engine | None = None
     recorders: Recorders | None = None
+
+    def __init__(self) -> None:
+        self.calls = OpenCalls()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Started)
@@ -122,6 +129,8 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         verbatim_history: the model's earlier answers keep the tokens with which they were written, thoughts included,
             so the prefix cache holds (the default); ``False`` leaves them to the chat template, which may drop
             or rewrite parts of them.
+        keep_seconds: while an answer's tools run, the thread's prefix is held in the prefix cache for so long (by
+            default it is the cache's to forget); ``keep_tokens`` limits how much of it.
         cache_salt: keeps this model's prefix cache apart from others'.
         user: who the answer is for, told to a server.
 
@@ -534,7 +543,10 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         """Plan one turn; it runs when the generator is read."""
         ids = run_ids(run_manager, current_run_context())
         with langchain_errors():
-            options = {name: getattr(self, name) for name in MODEL_OPTIONS} | checked_options(call_options, stop)
+            given = dict(call_options)
+            if given.get("priority") is None and (priority := run_priority(current_run_context())) is not None:
+                given["priority"] = priority
+            options = {name: getattr(self, name) for name in MODEL_OPTIONS} | checked_options(given, stop)
             engine = self._resolve_engine()
             plan = TurnPlan(
                 request=engine_request(messages, options, model=self.model, thread_id=ids.thread_id),
@@ -543,6 +555,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
                 parent_run_id=ids.parent_run_id,
                 thread_id=ids.thread_id,
                 timeout=options["timeout"],
+                answered=self._started.calls.note,
             )
         with _starting:
             if self._started.recorders is None:
@@ -649,6 +662,77 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         if kwargs:
             raise RequestError(f"with_structured_output has no setting {', '.join(map(repr, sorted(kwargs)))}")
         return structured(self.bind, self.bind_tools, schema, method=method, include_raw=include_raw, strict=strict)
+
+    # -- what can be read before it is asked --
+
+    async def awarm(self, system: str = "", tools: Sequence[ToolLike] = (), **options: Any) -> int:
+        """Read the beginning that every conversation with this system prompt and these tools has, so that the first
+        turn need not. Starts the engine if it does not run.
+
+        Args:
+            options: as for a call (``chat_template_kwargs``, ``cache_salt``, …).
+
+        Returns:
+            Tokens that are in the prefix cache now; 0 with a server.
+        """
+        messages = [SystemMessage(system)] if system else []
+        return await self.aprefetch(messages, tools, **options)
+
+    def warm(self, system: str = "", tools: Sequence[ToolLike] = (), **options: Any) -> int:
+        """:meth:`awarm` for callers without an event loop."""
+        return loop_thread().run(self.awarm(system, tools, **options))
+
+    async def aprefetch(
+        self,
+        messages: Sequence[BaseMessage],
+        tools: Sequence[ToolLike] = (),
+        *,
+        growing: bool = False,
+        **options: Any,
+    ) -> int:
+        """Read what is certain of a coming prompt into the prefix cache, behind everybody else's turns: for example the
+        result of a tool that is still running. Cancelling the task ends it.
+
+        Args:
+            messages: the conversation so far; it may end with a tool's result as far as it is known.
+            growing: more text will follow in the last message.
+            options: as for a call.
+
+        Returns:
+            Tokens that are in the prefix cache now; 0 with a server.
+        """
+        with langchain_errors():
+            given = {"priority": PREFETCH_PRIORITY, **options}
+            settings = {name: getattr(self, name) for name in MODEL_OPTIONS} | checked_options(given)
+            request = engine_request(messages, {**settings, "tools": tools}, model=self.model, certain=True)
+            return await self._resolve_engine().prefetch(request, growing=growing)
+
+    async def aprefetch_result(self, tool_call_id: str, result: str = "", *, growing: bool = True) -> int:
+        """:meth:`aprefetch` for the result of a tool call of this model's, while its tool runs: the conversation before
+        it is known. Of an answer with several calls only the first one's result has its place already.
+
+        Args:
+            tool_call_id: of a call in an answer of this model.
+            result: what is known of the result.
+            growing: more will follow; ``False`` when this is all of it.
+
+        Returns:
+            Tokens that are in the prefix cache now; 0 with a server, and where the call is not known (any more).
+        """
+        request = self._started.calls.request(tool_call_id, result)
+        if request is None:
+            return 0
+        with langchain_errors():
+            request = replace(request, request_id=new_request_id(), priority=PREFETCH_PRIORITY, keep=None)
+            return await self._resolve_engine().prefetch(request, growing=growing)
+
+    async def arelease(self, thread_id: str) -> None:
+        """Hold nothing of a thread any more (see ``keep_seconds``): its run has ended."""
+        await self._resolve_engine().release(thread_id)
+
+    def release(self, thread_id: str) -> None:
+        """:meth:`arelease` for callers without an event loop."""
+        loop_thread().run(self.arelease(thread_id))
 
     # -- tokens and end --
 

@@ -12,7 +12,7 @@ from mixquant_agents.chat.call_options import SAMPLING_OPTIONS
 from mixquant_agents.chat.messages import to_engine
 from mixquant_agents.chat.schema_prompt import with_schema
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
-from mixquant_agents.engine.base import EngineRequest, JsonObject, Sampling
+from mixquant_agents.engine.base import EngineRequest, JsonObject, Keep, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 from mixquant_agents.telemetry.trace_context import active_trace_context
 from mixquant_agents.unicode import well_formed_json
@@ -26,7 +26,12 @@ def new_request_id() -> str:
 
 
 def engine_request(
-    messages: Sequence[BaseMessage], options: Mapping[str, Any], *, model: str, thread_id: str | None = None
+    messages: Sequence[BaseMessage],
+    options: Mapping[str, Any],
+    *,
+    model: str,
+    thread_id: str | None = None,
+    certain: bool = False,
 ) -> EngineRequest:
     """The request of one call.
 
@@ -34,6 +39,7 @@ def engine_request(
         options: the model's own, overridden by the call's (:func:`checked_options`).
         model: the name that ``options["model"]`` must have, if it is there.
         thread_id: the conversation's.
+        certain: the messages are the beginning of a conversation, of which there may be none yet.
 
     Raises:
         RequestError: a setting contradicts another.
@@ -54,7 +60,7 @@ def engine_request(
             "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
     schema = well_formed_json(schema)
-    conversation = to_engine(messages)
+    conversation = to_engine(messages) if messages or not certain else []
     if schema is not None and schema.keys() != {"type"} and options.get("schema_in_prompt") is not False:
         conversation = with_schema(conversation, schema, tools=bool(tools) and choice != "none")
     return EngineRequest(
@@ -72,10 +78,16 @@ def engine_request(
         verbatim_history=options.get("verbatim_history") is not False,
         cache_salt=options.get("cache_salt"),
         priority=options.get("priority") or 0,
+        keep=_keep(options),
         user=options.get("user"),
         thread_id=thread_id,
         trace_context=options.get("trace_context") or active_trace_context(),
     )
+
+
+def _keep(options: Mapping[str, Any]) -> Keep | None:
+    seconds = options.get("keep_seconds")
+    return None if seconds is None else Keep(seconds=seconds, tokens=options.get("keep_tokens"))
 
 
 def _sampling(options: Mapping[str, Any]) -> Sampling:

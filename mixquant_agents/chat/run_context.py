@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config
 from langchain_core.utils.uuid import uuid7
 
-__all__ = ["RunContext", "RunIds", "current_run_context", "run_ids", "with_thread"]
+__all__ = ["RunContext", "RunIds", "current_run_context", "run_ids", "run_priority", "with_thread"]
 
 _current: ContextVar[RunContext | None] = ContextVar("mixquant_run_context", default=None)
 
@@ -80,6 +80,13 @@ def run_ids(run_manager: BaseRunManager | None, context: RunContext | None) -> R
         run_id = str(run_manager.run_id)
         parent = str(run_manager.parent_run_id) if run_manager.parent_run_id is not None else None
     return RunIds(run_id, parent, str(thread) if thread is not None else None)
+
+
+def run_priority(context: RunContext | None) -> object:
+    """The priority that the run was given: ``config["configurable"]["priority"]``, of the call or of the graph around
+    it; ``None`` where it was given none."""
+    config = context.config if context is not None else ensure_config()
+    return config.get("configurable", {}).get("priority")
 
 
 def with_thread(config: RunnableConfig | None) -> RunnableConfig:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +36,7 @@ class TurnPlan:
     Attributes:
         turn_index: AI messages in the input.
         timeout: seconds the turn may take; ``None`` for no limit. The start of the engine is no part of a turn.
+        answered: called with the request and the answer, in the engine's shape, when the turn has ended with calls.
     """
 
     request: EngineRequest
@@ -44,6 +45,7 @@ class TurnPlan:
     parent_run_id: str | None = None
     thread_id: str | None = None
     timeout: float | None = None
+    answered: Callable[[EngineRequest, dict[str, Any]], None] | None = None
 
 
 async def run_turn(engine: Engine, plan: TurnPlan, recorders: Recorders) -> AsyncGenerator[AIMessageChunk, None]:
@@ -143,6 +145,8 @@ class _TurnState:
             raise EngineError("the engine ended the answer without a finish reason; this is a fault of the engine")
         accumulator.close()
         self._check_answer(accumulator)
+        if self._plan.answered is not None and accumulator.calls:
+            self._plan.answered(self._plan.request, accumulator.answer())
         metadata = {
             "finish_reason": accumulator.finish_reason,
             "model_name": self.info.model,

@@ -25,6 +25,7 @@ __all__ = [
     "EngineRequest",
     "FinishReason",
     "JsonObject",
+    "Keep",
     "Message",
     "NamedTool",
     "Sampling",
@@ -82,6 +83,19 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """A thread's prefix is held in the cache between two turns.
+
+    Attributes:
+        seconds: at most so long.
+        tokens: at most so many of its tokens; ``None`` for all that the engine has room for.
+    """
+
+    seconds: float
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
     """One turn asked of an engine.
 
@@ -111,6 +125,7 @@ class EngineRequest:
         user: who the answer is for; a remote engine tells its server, a local one has nobody to tell.
         thread_id: the conversation that this turn belongs to; a remote engine tells it to routers, which then send the
             turn to the replica that holds the conversation's prefix.
+        keep: how long the engine should hold this conversation's prefix when the answer calls tools.
         kv_transfer: vLLM's ``kv_transfer_params``: where KV comes from, or that it will be fetched; see ``PairEngine``.
         trace_context: W3C trace headers.
     """
@@ -132,6 +147,7 @@ class EngineRequest:
     priority: int = 0
     user: str | None = None
     thread_id: str | None = None
+    keep: Keep | None = None
     kv_transfer: JsonObject | None = None
     trace_context: Mapping[str, str] | None = None
 
@@ -288,6 +304,25 @@ class Engine(ABC):
             RequestError: messages or tools were wrong, or this engine cannot tell.
         """
         raise RequestError(f"the engine {self.info.engine!r} does not tell a prompt's token ids")
+
+    async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
+        """Read what is certain of a coming prompt into the prefix cache, behind everybody else's turns.
+
+        Args:
+            request: the conversation so far. Where it ends with system messages, what every prompt with these and its
+                tools begins with is certain; behind an answer that calls a tool, everything up to the result.
+            growing: the last message is not whole yet: what stands there will stay, and more will follow.
+
+        Returns:
+            Tokens that are in the cache now; 0 where this engine has none of its own.
+
+        Raises:
+            RequestError, EngineError: as :meth:`stream`.
+        """
+        return 0
+
+    async def release(self, thread_id: str) -> None:  # noqa: B027 - nor to hold
+        """Hold nothing of a thread any more: its run has ended."""
 
     async def aclose(self) -> None:  # noqa: B027 - nor to release
         """Release the engine. Idempotent; this one holds nothing."""

@@ -31,7 +31,7 @@ from mixquant_agents.engine.base import (
 from mixquant_agents.engine.hermes import HermesParser
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.parsing import TokenDelta, parsed
-from mixquant_agents.engine.scripted.prompt import PrefixCache, prompt_tokens, token_id, tokenize
+from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache, prompt_tokens, token_id, tokenize
 from mixquant_agents.engine.scripted.turn import Played, ScriptedTurn, play
 from mixquant_agents.errors import (
     ConfigError,
@@ -74,6 +74,8 @@ class ScriptedEngine(SwitchableEngine):
 
     Attributes:
         requests: the latest requests, oldest first.
+        prefetched: the latest beginnings read ahead, and whether their last message was still growing.
+        released: the latest threads whose prefixes were let go.
         finished: requests that ran to their end or failed by script.
         aborted: requests that were cancelled or abandoned.
     """
@@ -106,6 +108,8 @@ class ScriptedEngine(SwitchableEngine):
         self.running = 0
         """Requests running now: 0 when nothing has leaked."""
         self.requests: deque[EngineRequest] = deque(maxlen=keep_requests)
+        self.prefetched: deque[tuple[EngineRequest, bool]] = deque(maxlen=keep_requests)
+        self.released: deque[str] = deque(maxlen=keep_requests)
         self.finished = 0
         self.aborted = 0
 
@@ -166,6 +170,21 @@ class ScriptedEngine(SwitchableEngine):
     async def count_tokens(self, messages: Sequence[Message], tools: Sequence[JsonObject] = ()) -> int:
         """Tokens of the rendered prompt."""
         return len(prompt_tokens(messages, tools))
+
+    async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
+        """See :meth:`Engine.prefetch`; the modelled prefix cache learns what is certain."""
+        ids = prompt_tokens(request.messages, request.tools)
+        generation = len(tokenize("<|im_start|>assistant\n"))
+        whole = request.messages and request.messages[-1].get("role") in ("user", "tool") and not growing
+        ids = ids if whole else ids[: len(ids) - generation - (2 if growing else 0)]  # the end marker comes later
+        with self._lock:
+            self._cache.add(ids, request.cache_salt)
+        self.prefetched.append((request, growing))
+        return len(ids) // BLOCK_TOKENS * BLOCK_TOKENS
+
+    async def release(self, thread_id: str) -> None:
+        """See :meth:`Engine.release`."""
+        self.released.append(thread_id)
 
     async def token_ids(self, text: str) -> list[int]:
         """Ids of the pieces that this engine counts as tokens."""

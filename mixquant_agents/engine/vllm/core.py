@@ -16,13 +16,15 @@ import os
 import sys
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.base import EngineInfo, EngineRequest
+from mixquant_agents.engine.base import EngineInfo, EngineRequest, Sampling
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
 from mixquant_agents.engine.vllm.checkpoint import check_hub, model_path
@@ -33,6 +35,7 @@ from mixquant_agents.engine.vllm.grammar.checked_calls import CheckedCalls
 from mixquant_agents.engine.vllm.grammar.checker import GrammarChecker
 from mixquant_agents.engine.vllm.history import TurnHistory
 from mixquant_agents.engine.vllm.history.turn import RenderedPrompt
+from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes
 from mixquant_agents.engine.vllm.leftovers import (
     descendants,
     end_processes,
@@ -131,6 +134,10 @@ class RunningEngine:
             raise
         llm: Any = self.llm
         self._rows: RowCountClient | None = RowCountClient(llm) if config.policy.quantizes else None
+        cache = llm.vllm_config.cache_config
+        self._block = int(cache.block_size)
+        self._kept = KeptPrefixes((cache.num_gpu_blocks or 0) * self._block or None)
+        self._background: set[asyncio.Task[Any]] = set()
         self._tag_model = tag_model_of(self.tool_parser)
         self._count_reasoning = reasoning_counter(self.reasoning_parser, self.renderer.tokenizer)
         self._defaults: dict[str, Any] = dict(llm.model_config.get_diff_sampling_param())
@@ -272,10 +279,12 @@ class RunningEngine:
             )
         try:
             prompt, params, meter, options = await self._prepare(request, submitted, history)
+            meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"])
             await generate(
                 self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted, post,
                 **options,
             )  # fmt: skip
+            self._note_use(meter)
         except Exception as error:
             with suppress(RuntimeError):
                 post(self.translated(error))
@@ -294,6 +303,81 @@ class RunningEngine:
             with suppress(RuntimeError):
                 post(error)
             task.cancel()
+
+    # -- prefixes: read ahead, held, released --
+
+    async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
+        """Read what is certain of a coming prompt; see :meth:`Engine.prefetch`."""
+        _check_sendable(request)
+        if request.prompt_token_ids is None:
+            variables = _variables(request)
+            ids = await self.prompts.certain(
+                request.messages, request.tools, variables, growing=growing, verbatim=request.verbatim_history
+            )
+        else:
+            ids = list(request.prompt_token_ids)
+        whole = min(len(ids), self.renderer.max_model_len - 1) // self._block * self._block
+        if not whole:
+            return 0
+        try:
+            cached = await self._read(ids[:whole], self._salt(request), request.request_id, request.priority)
+        except Exception as error:
+            raise self.translated(error) from error
+        self._kept.read_ahead(ids[:whole], cached)
+        return whole
+
+    def hold(self, request: EngineRequest, token_ids: Sequence[int]) -> None:
+        """Hold the prefix of a thread whose tools run now (any thread may call)."""
+        if request.keep is None or request.thread_id is None:
+            return
+        until = time.monotonic() + request.keep.seconds
+        prefix = KeptPrefix(request.thread_id, tuple(token_ids), self._salt(request), until)
+        limit = request.keep.tokens
+        with suppress(RuntimeError):  # the engine has just been closed
+            self.loop.call_soon_threadsafe(self._kept.hold, prefix, limit)
+
+    async def release(self, thread_id: str) -> None:
+        """Hold nothing of a thread any more."""
+        self._kept.release(thread_id)
+
+    def _note_use(self, meter: StepMeter) -> None:
+        """A turn has used the cache: ask again for the held prefixes that would be forgotten next."""
+        if (
+            meter.reuse is not None
+            and meter.reuse.held
+            and (meter.cached_tokens or 0) + self._block >= meter.reuse.held
+        ):
+            self._kept.hits += 1
+        tokens = meter.prompt_tokens - (meter.cached_tokens or 0) + meter.decode_tokens
+        for prefix in self._kept.used(tokens, self.recorder.kv_cache_usage, time.monotonic()):
+            task = self.loop.create_task(self._refresh(prefix), name="mixquant-keep")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _refresh(self, prefix: KeptPrefix) -> None:
+        whole = len(prefix.token_ids) // self._block * self._block
+        try:
+            cached = await self._read(prefix.token_ids[:whole], prefix.salt, f"keep-{uuid.uuid4().hex}", 0)
+        except Exception as error:  # holding is a favour: no turn fails for it
+            logger.debug("a prefix could not be held: %s", error)
+            self._kept.drop(prefix)
+            return
+        self._kept.refreshed(prefix, cached, self._block)
+
+    async def _read(self, token_ids: Sequence[int], salt: str, request_id: str, priority: int) -> int:
+        """Have a prompt in the prefix cache; how many of its tokens were there."""
+        from vllm.inputs import tokens_input
+
+        meter = StepMeter(len(token_ids), time.monotonic())
+        params = sampling_parameters(Sampling(temperature=0, max_tokens=1), {}, 1)
+        await generate(
+            self.llm, tokens_input(list(token_ids), cache_salt=salt), params, request_id, meter, None, lambda: 0,
+            lambda item: None, priority=priority,
+        )  # fmt: skip
+        return meter.cached_tokens or 0
+
+    def _salt(self, request: EngineRequest) -> str:
+        return f"{self.policy.fingerprint}:{request.cache_salt}" if request.cache_salt else self.policy.fingerprint
 
     async def _prepare(
         self, request: EngineRequest, submitted: float, history: TurnHistory
@@ -320,12 +404,11 @@ class RunningEngine:
         params = sampling_parameters(request.sampling, self._defaults, room, **ours)
         if request.kv_transfer is not None:
             params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": dict(request.kv_transfer)}
-        salt = f"{self.policy.fingerprint}:{request.cache_salt}" if request.cache_salt else self.policy.fingerprint
         options: dict[str, Any] = {"priority": request.priority}
         if request.trace_context and self.llm.observability_config.otlp_traces_endpoint:
             options["trace_headers"] = dict(request.trace_context)
         return (
-            tokens_input(ids, cache_salt=salt),
+            tokens_input(ids, cache_salt=self._salt(request)),
             params,
             StepMeter(
                 len(ids),
@@ -340,9 +423,9 @@ class RunningEngine:
     async def rendered(self, request: EngineRequest) -> RenderedPrompt:
         """The request's messages and tools as a prompt."""
         self.prompts.check_characters(request.messages, request.sampling.max_tokens)
-        effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
-        variables = {**effort, **request.chat_template_kwargs}
-        return await self.prompts.render(request.messages, request.tools, variables, verbatim=request.verbatim_history)
+        return await self.prompts.render(
+            request.messages, request.tools, _variables(request), verbatim=request.verbatim_history
+        )
 
     async def _grammar(self, request: EngineRequest) -> Grammar | None:
         """The grammar of the answer, tried; away from the loop, for a schema may be large."""
@@ -404,6 +487,10 @@ class RunningEngine:
             kv_cache_usage=recorder.kv_cache_usage,
             unfinished=self.llm.output_processor.get_num_unfinished_requests(),
             preempted=recorder.preempted,
+            warmed_tokens=self._kept.warmed,
+            kept_threads=len(self._kept),
+            kept_hits=self._kept.hits,
+            evicted=self._kept.evicted,
         )
 
     async def set_policy(self, policy: PrecisionPolicy) -> dict[str, Any]:
@@ -439,6 +526,12 @@ class RunningEngine:
         if isinstance(ours, EngineDeadError):
             self.dead = True
         return ours
+
+
+def _variables(request: EngineRequest) -> dict[str, Any]:
+    """Variables of the chat template."""
+    effort = {} if request.reasoning_effort is None else {"reasoning_effort": request.reasoning_effort}
+    return {**effort, **request.chat_template_kwargs}
 
 
 def assumed_info(config: EngineConfig, window: int | None, policy: PrecisionPolicy | None = None) -> EngineInfo:

@@ -123,6 +123,8 @@ class VllmEngine(SwitchableEngine):
                 history.feed(
                     delta, stopped_by_word=item.stopped_by == "word", stopped_by_token=item.stopped_by == "token"
                 )
+                if item.finish_reason is not None and history.calls_tools:
+                    engine.hold(request, history.token_ids)
                 yield delta
                 if item.finish_reason is not None:
                     return
@@ -134,6 +136,16 @@ class VllmEngine(SwitchableEngine):
         engine = await self._engine()
         prompt = await asyncio.wrap_future(engine.submit(engine.prompts.render(messages, tools, {})))
         return len(prompt.token_ids)
+
+    async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
+        """See :meth:`Engine.prefetch`. Cancelling the task that waits for it ends the reading."""
+        engine = await self._engine()
+        return await asyncio.wrap_future(engine.submit(engine.prefetch(request, growing=growing)))
+
+    async def release(self, thread_id: str) -> None:
+        """See :meth:`Engine.release`. An engine that does not run holds nothing."""
+        if (engine := self._handle.running) is not None:
+            await asyncio.wrap_future(engine.submit(engine.release(thread_id)))
 
     async def token_ids(self, text: str) -> list[int]:
         """Ids of the tokens of a text, without special tokens."""

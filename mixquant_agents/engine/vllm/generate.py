@@ -17,6 +17,7 @@ from typing import Any, Literal
 from mixquant_agents.engine.base import FinishReason, TokenLogprob
 from mixquant_agents.engine.meter import EngineStamps, TurnMeter
 from mixquant_agents.engine.parsing import TokenDelta
+from mixquant_agents.engine.vllm.kept import Reuse
 from mixquant_agents.engine.vllm.row_counts import Counts, RowCountClient
 from mixquant_agents.errors import EngineError
 from mixquant_agents.records import TurnCounts, TurnTimes
@@ -37,6 +38,7 @@ class StepMeter:
         submitted: when the turn was handed over.
         verbatim_tokens: how many of the prompt's tokens are an earlier turn's; ``None`` where nobody looked.
         prompt_change: see :class:`~mixquant_agents.engine.base.Delta`.
+        reuse: what was held or read ahead of this prompt; ``None`` where nobody looked.
         count_reasoning: counts reasoning tokens from the ids of prompt and answer; ``None`` where nobody can.
         answer: token ids so far, kept only for that.
     """
@@ -46,6 +48,7 @@ class StepMeter:
     cached_tokens: int | None = None
     verbatim_tokens: int | None = None
     prompt_change: str | None = None
+    reuse: Reuse | None = None
     count_reasoning: Callable[[Sequence[int], Sequence[int]], int] | None = None
     answer: list[int] = field(default_factory=list)
     _meter: TurnMeter = field(init=False)
@@ -88,7 +91,11 @@ class StepMeter:
         if not plugin:  # vLLM's own layers: nothing is quantized
             quantized, exact = (0, prefill) if prefill is not None else (None, None)
             recomputed = 0 if preemptions == 0 else None
+        warmed, kept, evicted = self._reused(cached)
         return TurnCounts(
+            warmed_tokens=warmed,
+            kept_tokens=kept,
+            evicted_tokens=evicted,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=cached,
             verbatim_tokens=self.verbatim_tokens,
@@ -100,6 +107,14 @@ class StepMeter:
             recomputed_rows=recomputed,
             preemptions=preemptions,
         )
+
+    def _reused(self, cached: int | None) -> tuple[int | None, int | None, int | None]:
+        """Tokens of the prompt that were read ahead, that were held, and that were held in vain."""
+        if self.reuse is None or cached is None:
+            return None, None, None
+        begin, end = self.reuse.read_ahead or (0, 0)
+        held = self.reuse.held
+        return max(0, min(end, cached) - begin), min(held, cached), max(0, held - cached)
 
 
 async def generate(

@@ -63,6 +63,24 @@ class Prompts:
         pool = self._large_pool if large else self._pool
         return await loop.run_in_executor(pool, self._render, large, messages, tools, variables, verbatim)
 
+    async def certain(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonObject],
+        variables: JsonObject,
+        *,
+        growing: bool,
+        verbatim: bool = True,
+    ) -> list[int]:
+        """The tokens with which every prompt begins that goes on from these messages; see :meth:`Engine.prefetch`."""
+        first, second = _endings(messages, growing=growing)
+        one = await self.render(first, tools, variables, verbatim=verbatim)
+        if first == second:
+            return one.token_ids
+        other = await self.render(second, tools, variables, verbatim=verbatim)
+        shared = common_length(one.token_ids, other.token_ids)
+        return one.token_ids[: max(0, shared - _MERGED)] if growing else one.token_ids[:shared]
+
     async def token_ids(self, text: str) -> list[int]:
         """Ids of the tokens of a text, without special tokens."""
         large = len(text) > LARGE_PROMPT
@@ -123,6 +141,40 @@ class Prompts:
         if self._large_renderer is None:
             self._large_renderer = self._another()
         return self._large_renderer
+
+
+def _endings(messages: Sequence[Message], *, growing: bool) -> tuple[list[Message], list[Message]]:
+    """Two ways in which the conversation may go on; equal where it is a whole prompt."""
+    known = list(messages)
+    last: Message = known[-1] if known else {"role": "system"}
+    if growing:
+        first, second = ([*known[:-1], {**last, "content": f"{last.get('content') or ''}{end}"}] for end in _ENDS)
+        return first, second
+    if last.get("role") == "assistant" and last.get("tool_calls"):
+        call = last["tool_calls"][0]
+        first, second = ([*known, {"role": "tool", "tool_call_id": call.get("id"), "content": end}] for end in _ENDS)
+        return first, second
+    if last.get("role") in ("system", "assistant"):
+        first, second = ([*known, {"role": "user", "content": end}] for end in _ENDS)
+        return first, second
+    return known, known
+
+
+_ENDS = ("zqone", "qwtwo")
+_MERGED = 4
+"""Tokens at the end of a growing text that may yet become others when more letters follow."""
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # bisection over slices, which compare at the speed of memory
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _characters(messages: Sequence[Message], tools: Sequence[JsonObject]) -> int:

@@ -18,6 +18,10 @@ class EngineStats:
         kv_cache_usage: share (0..1) of the KV blocks held by requests.
         unfinished: requests that the front end still waits for.
         preempted: requests put back because KV blocks ran out, since the start.
+        warmed_tokens: tokens read ahead, since the start.
+        kept_threads: prefixes held now, for threads whose tools run.
+        kept_hits: turns that found their held prefix, since the start.
+        evicted: held prefixes that were gone when they were asked for, since the start.
     """
 
     running: int
@@ -25,6 +29,10 @@ class EngineStats:
     kv_cache_usage: float
     unfinished: int
     preempted: int
+    warmed_tokens: int = 0
+    kept_threads: int = 0
+    kept_hits: int = 0
+    evicted: int = 0
 
 
 class StatsRecorder:

@@ -46,6 +46,16 @@ class TurnHistory:
         self._calls: dict[int, tuple[str, list[str]]] = {}
         self._invalid = False
 
+    @property
+    def calls_tools(self) -> bool:
+        """Whether the answer calls tools, so that the conversation goes on soon."""
+        return bool(self._calls)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Prompt and answer so far."""
+        return [*(self.prompt.token_ids if self.prompt is not None else ()), *self._tokens]
+
     def feed(self, delta: Delta, *, stopped_by_word: bool = False, stopped_by_token: bool = False) -> None:
         """Take the next piece of the answer.
 
@@ -54,8 +64,6 @@ class TurnHistory:
             stopped_by_word: a stop word ended the answer with it.
             stopped_by_token: its last token is one that ends answers.
         """
-        if self.prompt is None or self.prompt.key is None:
-            return
         self._tokens += delta.token_ids
         self._content.append(delta.content)
         self._reasoning.append(delta.reasoning)
@@ -64,7 +72,8 @@ class TurnHistory:
             arguments.append(piece.arguments)
             self._calls[piece.index] = (name or piece.name or "", arguments)
         self._invalid = self._invalid or bool(delta.invalid_calls)
-        if delta.finish_reason in ("stop", "tool_calls", "length") and not stopped_by_word and not self._invalid:
+        whole = delta.finish_reason in ("stop", "tool_calls", "length") and not stopped_by_word and not self._invalid
+        if whole and self.prompt is not None and self.prompt.key is not None:
             self._keep(self.prompt, self.prompt.key, stopped=stopped_by_token)
 
     def _keep(self, prompt: RenderedPrompt, key: bytes, *, stopped: bool) -> None:

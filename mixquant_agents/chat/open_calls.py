@@ -1,0 +1,51 @@
+"""Calls whose tools may be running: what is known of the prompt that will hold their results."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+from mixquant_agents.engine.base import EngineRequest
+from mixquant_agents.unicode import well_formed
+
+__all__ = ["OpenCalls"]
+
+_REMEMBERED = 256
+
+
+class OpenCalls:
+    """The first call of each of the latest answers, by its id. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, tuple[EngineRequest, dict[str, Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def note(self, request: EngineRequest, answer: dict[str, Any]) -> None:
+        """A turn has ended with calls.
+
+        Args:
+            request: the turn's.
+            answer: in the engine's shape.
+        """
+        calls = answer.get("tool_calls")
+        if not calls:
+            return
+        with self._lock:
+            self._calls[calls[0]["id"]] = request, answer
+            while len(self._calls) > _REMEMBERED:
+                self._calls.popitem(last=False)
+
+    def request(self, call_id: str, result: str) -> EngineRequest | None:
+        """The next turn's request as far as it is known, with ``result`` at its end; ``None`` for an unknown call."""
+        with self._lock:
+            known = self._calls.get(call_id)
+        if known is None:
+            return None
+        request, answer = known
+        told = {"role": "tool", "content": well_formed(result), "tool_call_id": call_id}
+        return replace(request, messages=[*request.messages, answer, told])

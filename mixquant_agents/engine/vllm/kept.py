@@ -1,0 +1,169 @@
+"""Prefixes that somebody will come back for: held in the prefix cache while an agent's tool runs.
+
+vLLM forgets the blocks that were used least recently, whoever needs them again. It has no way to pin them; but whoever
+asks for a prefix makes its blocks the most recent. So a held prefix is asked for again (a request of one token, whose
+prompt is found in the cache) whenever others have used so much of the cache that its blocks would soon be the oldest.
+An idle engine is asked for nothing.
+
+Pure bookkeeping: no clock of its own, no engine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["KeptPrefix", "KeptPrefixes", "Reuse"]
+
+_READ_AHEAD = 64
+"""Prefetched beginnings that are remembered, to say later what they were good for."""
+
+REFRESH_SHARE = 0.5
+"""A held prefix is asked for again when others have used this share of the blocks that were free."""
+
+
+@dataclass(slots=True, eq=False)
+class KeptPrefix:
+    """One held prefix.
+
+    Attributes:
+        thread: whose it is.
+        token_ids: its tokens.
+        salt: the cache salt of its blocks.
+        until: when nobody needs it any more, seconds of the caller's clock.
+        used_since: tokens that others have put into the cache since it was last asked for.
+        refreshing: it is being asked for.
+    """
+
+    thread: str
+    token_ids: Sequence[int]
+    salt: str
+    until: float
+    used_since: int = 0
+    refreshing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """What was done beforehand for a prompt: tokens at its beginning that were held, and that were read ahead."""
+
+    held: int = 0
+    read_ahead: tuple[int, int] | None = None
+    """From which token to which."""
+
+
+@dataclass(slots=True)
+class KeptPrefixes:
+    """All held prefixes of one engine.
+
+    Attributes:
+        capacity: tokens that the KV cache holds; ``None`` where that is not known: then nothing is asked for again.
+        warmed: tokens that were read ahead.
+        evicted: held prefixes that were gone all the same when they were asked for.
+        hits: turns that found their held prefix.
+    """
+
+    capacity: int | None = None
+    warmed: int = 0
+    evicted: int = 0
+    hits: int = 0
+    _held: dict[str, list[KeptPrefix]] = field(default_factory=dict)
+    _ahead: deque[tuple[int, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=_READ_AHEAD))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all held prefixes."""
+        return sum(len(prefix.token_ids) for prefixes in self._held.values() for prefix in prefixes)
+
+    def hold(self, prefix: KeptPrefix, limit: int | None = None) -> bool:
+        """Hold a prefix; it takes the place of what it goes on from.
+
+        Args:
+            limit: most tokens; of a longer one its beginning is held.
+
+        Returns:
+            Whether it is held: all held prefixes together may take half of the cache.
+        """
+        if limit is not None:
+            prefix.token_ids = prefix.token_ids[:limit]
+        mine = [other for other in self._held.get(prefix.thread, []) if not _begins(prefix.token_ids, other.token_ids)]
+        self._held[prefix.thread] = mine
+        if self.capacity is not None and self.tokens + len(prefix.token_ids) > self.capacity // 2:
+            self._drop_empty(prefix.thread)
+            return False
+        mine.append(prefix)
+        return True
+
+    def release(self, thread: str) -> int:
+        """Hold nothing of a thread any more; returns how many prefixes it had."""
+        return len(self._held.pop(thread, ()))
+
+    def drop(self, prefix: KeptPrefix) -> None:
+        """Hold this one no more."""
+        mine = self._held.get(prefix.thread, [])
+        if prefix in mine:
+            mine.remove(prefix)
+        self._drop_empty(prefix.thread)
+
+    def take(self, thread: str | None, token_ids: Sequence[int]) -> Reuse:
+        """The turn for whose sake a prefix was held or read ahead has come."""
+        held = 0
+        for prefix in list(self._held.get(thread, ())) if thread is not None else ():
+            if _begins(token_ids, prefix.token_ids):
+                held = max(held, len(prefix.token_ids))
+                self.drop(prefix)
+        ahead = None
+        for entry in list(self._ahead):
+            begin, ids = entry
+            if _begins(token_ids, ids):
+                ahead = (min(begin, ahead[0]) if ahead else begin, max(len(ids), ahead[1]) if ahead else len(ids))
+                self._ahead.remove(entry)
+        return Reuse(held, ahead)
+
+    def read_ahead(self, token_ids: Sequence[int], cached: int) -> None:
+        """These tokens are in the cache now; ``cached`` of them were there before."""
+        self.warmed += len(token_ids) - cached
+        if len(token_ids) > cached:
+            self._ahead.append((cached, tuple(token_ids)))
+
+    def used(self, tokens: int, usage: float, now: float) -> list[KeptPrefix]:
+        """Note that a turn put ``tokens`` into the cache; the prefixes that must be asked for again.
+
+        Args:
+            usage: share (0..1) of the cache that running turns hold.
+            now: seconds of the caller's clock; prefixes whose time is over are let go.
+        """
+        for prefix in [prefix for mine in self._held.values() for prefix in mine if prefix.until <= now]:
+            self.drop(prefix)
+        if self.capacity is None:
+            return []
+        free = self.capacity * max(0.0, 1.0 - usage)
+        due = []
+        for prefix in (prefix for mine in self._held.values() for prefix in mine):
+            prefix.used_since += tokens
+            if not prefix.refreshing and prefix.used_since >= REFRESH_SHARE * free:
+                prefix.refreshing, prefix.used_since = True, 0
+                due.append(prefix)
+        return due
+
+    def refreshed(self, prefix: KeptPrefix, cached: int, block: int) -> None:
+        """A held prefix was asked for and ``cached`` of its tokens were found. What was not is read anew by then; a
+        cache that cannot hold it is not asked again."""
+        prefix.refreshing = False
+        if cached + 2 * block < len(prefix.token_ids):
+            self.evicted += 1
+            self.drop(prefix)
+
+    def _drop_empty(self, thread: str) -> None:
+        if not self._held.get(thread, True):
+            del self._held[thread]
+
+
+def _begins(token_ids: Sequence[int], prefix: Sequence[int]) -> bool:
+    """Whether ``token_ids`` begin with ``prefix``."""
+    length = len(prefix)
+    return len(token_ids) >= length and list(token_ids[:length]) == list(prefix)

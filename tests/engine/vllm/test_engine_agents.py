@@ -1,0 +1,122 @@
+"""What the real engine knows of an agent: tokens as they were written, prefixes read ahead and held."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
+from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.records import TurnCounts
+
+pytestmark = pytest.mark.engine
+numbers = itertools.count()
+ADD = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add two numbers",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+        },
+    },
+}
+QUESTION = {"role": "user", "content": "What is 31 + 44? " + "Please be careful with the numbers. " * 40}
+LONG = "The lake lies high above the valley, and nobody has ever seen its ground. " * 16
+"""About 270 tokens."""
+
+
+def asked(messages: list[dict[str, Any]], tokens: int = 8, **fields: Any) -> EngineRequest:
+    sampling = Sampling(temperature=0.0, max_tokens=tokens)
+    return EngineRequest(request_id=f"a{next(numbers)}", messages=messages, sampling=sampling, **fields)
+
+
+async def turn(engine: VllmEngine, request: EngineRequest) -> tuple[dict[str, Any], TurnCounts, list[int]]:
+    """The answer as the conversation holds it, the counts, and prompt and answer as tokens."""
+    answer: dict[str, Any] = {"role": "assistant", "content": ""}
+    calls: dict[int, dict[str, str]] = {}
+    tokens: list[int] = []
+    counts, prompt = None, None
+    async for delta in engine.stream(request):
+        answer["content"] += delta.content
+        tokens += delta.token_ids
+        for piece in delta.tool_calls:
+            call = calls.setdefault(piece.index, {"id": str(piece.id), "name": str(piece.name), "arguments": ""})
+            call["arguments"] += piece.arguments
+        counts, prompt = delta.counts or counts, delta.prompt_token_ids or prompt
+    assert counts is not None
+    assert prompt is not None
+    if calls:
+        answer["tool_calls"] = [{"id": call.pop("id"), "type": "function", "function": call} for call in calls.values()]
+    return answer, counts, [*prompt, *tokens]
+
+
+async def block_of(engine: VllmEngine) -> int:
+    """Tokens of a KV block."""
+    running = engine._handle.running
+    assert running is not None
+    return int(running.llm.vllm_config.cache_config.block_size)
+
+
+async def test_agents_turns_go_on_from_their_own_tokens(engine: VllmEngine) -> None:
+    await engine.reset_prefix_cache()
+    block = await block_of(engine)
+    messages = [QUESTION]
+    fields: dict[str, Any] = {"tools": [ADD], "thread_id": "T", "keep": Keep(seconds=60)}
+    answer, counts, written = await turn(engine, asked(messages, 64, tool_choice="required", **fields))
+    assert counts.verbatim_tokens == 0
+    (call,) = answer["tool_calls"]
+    assert (await engine.stats()).kept_threads == 1
+    messages += [answer, {"role": "tool", "tool_call_id": call["id"], "content": "75"}]
+    again, counts, whole = await turn(engine, asked(messages, 24, **fields))
+    assert counts.verbatim_tokens == len(written) - 1
+    assert whole[: len(written)] == written
+    assert counts.cached_tokens == (len(written) - 1) // block * block
+    assert counts.kept_tokens == counts.cached_tokens
+    assert (await engine.stats()).kept_threads == ("tool_calls" in again)
+    await engine.release("T")
+    assert (await engine.stats()).kept_threads == 0
+    plain = await turn(engine, asked([*messages], 8, tools=[ADD], verbatim_history=False))
+    assert plain[1].verbatim_tokens is None
+
+
+async def test_prefix_that_was_read_ahead_is_found(engine: VllmEngine) -> None:
+    await engine.reset_prefix_cache()
+    before = (await engine.stats()).warmed_tokens
+    system = {"role": "system", "content": LONG}
+    read = await engine.prefetch(asked([system], tools=[ADD]))
+    assert read > 0
+    assert (await engine.stats()).warmed_tokens == before + read
+    _, counts, _ = await turn(engine, asked([system, {"role": "user", "content": "Hello?"}], tools=[ADD]))
+    assert counts.cached_tokens == counts.warmed_tokens == read
+
+    read = await engine.prefetch(
+        asked([*messages[:-1], {"role": "user", "content": f"Look it up. {LONG}"}]), growing=True
+    )
+    _, counts, _ = await turn(engine, asked([{"role": "user", "content": f"Look it up. {LONG} And the end of it."}]))
+    assert counts.cached_tokens == counts.warmed_tokens == read > 0
+
+
+@pytest.mark.parametrize("seconds", [60.0, None])
+async def test_kept_prefix_outlives_others_turns(engine: VllmEngine, seconds: float | None) -> None:
+    """The cache holds about 2,100 tokens; others read more than that before the thread comes back."""
+    await engine.reset_prefix_cache()
+    keep = Keep(seconds=seconds) if seconds is not None else None
+    fields: dict[str, Any] = {"tools": [ADD], "thread_id": f"K{seconds}", "keep": keep}
+    messages = [QUESTION]
+    answer, _, written = await turn(engine, asked(messages, 64, tool_choice="required", **fields))
+    for number in range(9):
+        await turn(engine, asked([{"role": "user", "content": f"{number} {LONG}"}], 2))
+    messages += [answer, {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "75"}]
+    _, counts, _ = await turn(engine, asked(messages, 2, **fields))
+    block = await block_of(engine)
+    if seconds is None:
+        assert counts.cached_tokens == 0
+        assert counts.kept_tokens == 0
+    else:
+        assert counts.cached_tokens == (len(written) - 1) // block * block
+        assert counts.kept_tokens == counts.cached_tokens

@@ -1,0 +1,85 @@
+"""Middleware by which the engine knows that a tool runs; needs the package ``langchain``."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from langchain.agents.middleware import AgentMiddleware, AgentState
+from langchain_core.messages import ToolMessage
+from langgraph.config import get_config
+from langgraph.prebuilt.tool_node import ToolCallRequest
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from mixquant_agents import MixQuantChatModel
+from mixquant_agents.errors import ConfigError
+from mixquant_workflows.graphs.growing import ResultReader, reading
+
+__all__ = ["PrefetchMiddleware"]
+
+
+class PrefetchMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
+    """Reads the next prompt while tools run, and lets a thread's prefix go when its run has ended.
+
+    ::
+
+        model = MixQuantChatModel(keep_seconds=60)
+        agent = create_agent(model, tools, middleware=[PrefetchMiddleware(model)])
+
+    As soon as a call is known, the model reads up to where its result will stand; a tool that tells its result while it
+    grows (:func:`growing_result`) has it read as it comes. What was read ahead is in the record of the turn
+    (``warmed_tokens``). Synchronous agents run as without it.
+
+    Args:
+        model: the agent's.
+        step: characters by which a growing result must have grown to be read again.
+
+    Raises:
+        ConfigError: ``step`` is not positive.
+    """
+
+    def __init__(self, model: MixQuantChatModel, *, step: int = 2_000) -> None:
+        super().__init__()
+        if step < 1:
+            raise ConfigError(f"step={step} is no number of characters; give at least 1")
+        self._model, self._step = model, step
+
+    async def awrap_tool_call(
+        self,
+        request: ToolCallRequest,
+        handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]],
+    ) -> ToolMessage | Command[Any]:
+        """Run the tool, and read ahead meanwhile."""
+        call_id = request.tool_call["id"]
+        if call_id is None:
+            return await handler(request)
+        reader = ResultReader(partial(self._model.aprefetch_result, call_id), self._step)
+        reader.tell("")
+        try:
+            with reading(reader):
+                return await handler(request)
+        finally:
+            await reader.close()
+
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
+    ) -> ToolMessage | Command[Any]:
+        """Run the tool."""
+        return handler(request)
+
+    async def aafter_agent(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
+        """Let the thread's prefix go."""
+        if (thread := _thread()) is not None:
+            await self._model.arelease(thread)
+
+    def after_agent(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
+        """Let the thread's prefix go."""
+        if (thread := _thread()) is not None:
+            self._model.release(thread)
+
+
+def _thread() -> str | None:
+    thread = get_config().get("configurable", {}).get("thread_id")
+    return None if thread is None else str(thread)
