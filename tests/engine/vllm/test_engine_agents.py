@@ -94,9 +94,8 @@ async def test_prefix_that_was_read_ahead_is_found(engine: VllmEngine) -> None:
     _, counts, _ = await turn(engine, asked([system, {"role": "user", "content": "Hello?"}], tools=[ADD]))
     assert counts.cached_tokens == counts.warmed_tokens == read
 
-    read = await engine.prefetch(
-        asked([*messages[:-1], {"role": "user", "content": f"Look it up. {LONG}"}]), growing=True
-    )
+    begun = [{"role": "user", "content": f"Look it up. {LONG}"}]
+    read = await engine.prefetch(asked(begun), growing=True)
     _, counts, _ = await turn(engine, asked([{"role": "user", "content": f"Look it up. {LONG} And the end of it."}]))
     assert counts.cached_tokens == counts.warmed_tokens == read > 0
 
