@@ -34,10 +34,31 @@ def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: boo
     }
 
 
+def _qwen3_moe(
+    hidden: int, inner: int, layers: int, heads: int, experts: int, chosen: int, *, tied: bool
+) -> dict[str, Any]:
+    """Of Qwen3-30B-A3B's kind: every layer's MLP is a mixture of experts of ``inner`` values."""
+    return {
+        **_qwen3(hidden, 3 * hidden, layers, heads, tied=tied),
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": inner,
+        "num_experts": experts,
+        "num_experts_per_tok": chosen,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "output_router_logits": False,
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, tied=False),
     "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
+    "qwen3-30b-a3b": _qwen3_moe(2048, 768, 48, 32, 128, 8, tied=False),
     "qwen3-tiny": _qwen3(1024, 3072, 4, 16, tied=True),  # starts fast: for trying an installation
+    "qwen3-moe-tiny": _qwen3_moe(1024, 512, 4, 16, 16, 4, tied=True),
 }
 
 

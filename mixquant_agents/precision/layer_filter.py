@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.formats import NumberFormat
 
-__all__ = ["format_named", "in_block", "is_ignored", "parts_of"]
+__all__ = ["block_of", "format_named", "in_block", "is_ignored", "parts_of"]
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _NEVER = re.compile(
     r"(^|\.)(visual\w*|vision\w*|vit\w*|vpm|image\w*|img\w*|audio\w*|apm|speech\w*|whisper\w*|qformer|resampler\w*"
-    r"|mm_projector)\.|\.(kv_b_proj|gate|router)$"
+    r"|mm_projector)\.|\.(kv_b_proj|gate|shared_expert_gate|router(\.\w+)*)$"
 )
 """Other modalities' towers; MLA's kv_b_proj, which belongs to attention; routers, whose choice is discrete."""
 
@@ -21,6 +21,12 @@ _NEVER = re.compile(
 def in_block(prefix: str) -> bool:
     """Whether ``prefix`` names a Linear inside a block of the language model; lm_head and embeddings are not."""
     return bool(_IN_BLOCK.search(prefix)) and not _NEVER.search(prefix)
+
+
+def block_of(prefix: str) -> str:
+    """The block that the layer ``prefix`` is in, for example ``"model.layers.3"``; empty where it is in none."""
+    match = _IN_BLOCK.search(prefix)
+    return "" if match is None else prefix[: match.end() - 1]
 
 
 def parts_of(prefix: str, fused: Mapping[str, Sequence[str]]) -> list[str]:

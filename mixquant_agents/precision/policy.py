@@ -54,6 +54,8 @@ class PrecisionPolicy(FrozenConfig):
         weight_rounding, weight_scales, activation_scales, residual_channels: see
             :class:`~mixquant_agents.precision.recipe.Recipe`; for layers in NVFP4.
         ignored_layers: names of Linear layers (full, or a ``re:`` pattern) that stay exact in both phases.
+        expert_twins_gib: layers of experts have twins of so many GiB together on a GPU at most, the others run exact.
+            ``None``: as many have one as fit beside the model and its KV cache.
         weight_only: quantize weights but not activations (W4A16 for NVFP4). For studies of where the error comes from.
         reproducible: a row's precision never depends on what else is in the batch (threshold 0).
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
@@ -74,6 +76,7 @@ class PrecisionPolicy(FrozenConfig):
     activation_scales: BlockScales = "max"
     residual_channels: Annotated[int, Field(ge=0)] = 0
     ignored_layers: tuple[str, ...] = ()
+    expert_twins_gib: Annotated[float, Field(ge=0)] | None = None
     weight_only: bool = False
     reproducible: bool = False
     prefill_checkpoint: str | None = None

@@ -1,40 +1,85 @@
 """What pays off on this device, measured once at start on the model's own layers.
 
-Three chains over the Linear layers of the first blocks, each captured in a CUDA graph and replayed: exact; quantized
-(quantization kernels included); quantized with a captured graph's exact rows. Their crossings with the exact chain are
-the two row thresholds: a step of prefill rows alone is quantized above the first, a step that also holds exact rows
-above the second. So a quantized step is never slower than an exact one.
+Three chains over the layers of some blocks, each captured in a CUDA graph and replayed: exact; quantized (quantization
+kernels included); quantized with a captured graph's exact rows. Their crossings with the exact chain are the two row
+thresholds: a step of prefill rows alone is quantized above the first, a step that also holds exact rows above the
+second. So a quantized step is never slower than an exact one.
+
+Blocks are of one kind where their layers have the same shapes and formats. Two of each kind are measured and count as
+often as the model has them: a mixture of experts may begin with dense blocks, or have twins in some blocks alone.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
+from mixquant_agents.precision.layer_filter import block_of
 from mixquant_agents.precision.plan import Mode
-from mixquant_agents.quant.layer import RoutedLayer
-from mixquant_agents.quant.ops.linear import gpu_linear
+from mixquant_agents.quant.layer import RoutedLayer, Tunable
 from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan, forced
 from mixquant_agents.quant.thresholds import Thresholds, crossing
 from mixquant_agents.quant.timing import replay_microseconds
 
-__all__ = ["measure"]
+__all__ = ["Sample", "measure", "run_once", "samples"]
 
 GRID = (16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
-LAYERS = 8
-"""Two decoder blocks of four Linear: more weight bytes than any cache holds, for models where it matters."""
+LARGE = (3072, 4096, 6144, 8192)
+"""Measured too where quantizing does not pay before: a few exact rows read most experts of a layer once more."""
+
+BLOCKS = 2
+"""Of a kind: more weight bytes than any cache holds, for models where it matters."""
+
+
+class Sample(NamedTuple):
+    """Blocks of one kind.
+
+    Attributes:
+        layers: of the first blocks of the kind.
+        share: by which their time counts; 1 where the model has no other kind.
+    """
+
+    layers: tuple[RoutedLayer, ...]
+    share: float
+
+
+def samples(layers: Sequence[RoutedLayer]) -> list[Sample]:
+    """Blocks of each kind that a model of ``layers`` has, in the model's order."""
+    blocks: dict[str, list[RoutedLayer]] = {}
+    for layer in layers:
+        blocks.setdefault(block_of(layer.prefix), []).append(layer)
+    kinds: dict[tuple[Any, ...], list[list[RoutedLayer]]] = {}
+    for name, members in blocks.items():
+        kind = tuple((each.prefix.removeprefix(name), each.shape, each.layer_format) for each in members)
+        kinds.setdefault(kind, []).append(members)
+    chosen = []
+    for same in kinds.values():
+        first = same[:BLOCKS]
+        share = BLOCKS * len(same) / len(blocks) / len(first)
+        chosen.append(Sample(tuple(layer for members in first for layer in members), share))
+    return chosen
+
+
+def _works(layers: Sequence[RoutedLayer], m: int) -> list[Callable[[], object]]:
+    like = layers[0]
+
+    @functools.cache
+    def rows(width: int) -> torch.Tensor:
+        return torch.randn(m, width, device=like.device, dtype=like.dtype)
+
+    return [layer.work(rows) for layer in layers]
 
 
 def _chains(layers: Sequence[RoutedLayer], m: int, index: torch.Tensor) -> dict[str, float]:
-    weight = layers[0].weight
-    widths = {layer.weight.shape[1] for layer in layers}
-    rows = {k: torch.randn(m, k, device=weight.device, dtype=weight.dtype) for k in widths}
+    works = _works(layers, m)
 
     def chain() -> None:
-        for layer in layers:
-            gpu_linear(rows[layer.weight.shape[1]], layer.weight, None)
+        for work in works:
+            work()
 
     times = {}
     for name, step in (
@@ -47,24 +92,58 @@ def _chains(layers: Sequence[RoutedLayer], m: int, index: torch.Tensor) -> dict[
     return times
 
 
-def measure(layers: Sequence[RoutedLayer], exact_rows: int) -> Thresholds:
-    """Thresholds of this device for a model made of such ``layers`` (those of its first blocks).
+def measure(layers: Sequence[RoutedLayer], exact_rows: int, most_rows: int) -> Thresholds:
+    """Thresholds of this device for a model made of ``layers``.
 
     Args:
-        layers: on the GPU.
+        layers: all routed layers of the model, on the GPU.
         exact_rows: how many exact rows a captured graph holds.
+        most_rows: how many rows a step has at most.
     """
     started = time.perf_counter()
-    first = list(layers[:LAYERS])
+    chosen = samples(layers)
+    times: dict[str, dict[int, float]] = {"exact": {}, "quantized": {}, "mixed": {}}
     with torch.inference_mode():
-        for twin in dict.fromkeys(layer.twin for layer in first):
-            twin.tune([(layer.weight, layer.state) for layer in first if layer.twin is twin])
-        index = torch.full((exact_rows,), -1, dtype=torch.int32, device=first[0].weight.device)
-        times: dict[str, dict[int, float]] = {"exact": {}, "quantized": {}, "mixed": {}}
-        for m in GRID:
+        _tune(chosen)
+        index = torch.full((exact_rows,), -1, dtype=torch.int32, device=layers[0].device)
+        for m in (*GRID, *LARGE):
+            if m > max(most_rows, GRID[0]) or (m > GRID[-1] and _pays(times)):
+                break
             index[0] = m - 1
-            for name, value in _chains(first, m, index).items():
+            total = dict.fromkeys(times, 0.0)
+            for sample in chosen:
+                for name, value in _chains(sample.layers, m, index).items():
+                    total[name] += sample.share * value
+            for name, value in total.items():
                 times[name][m] = round(value, 1)
     pure = crossing(times["exact"], times["quantized"])
     mixed = max(pure, crossing(times["exact"], times["mixed"]))
     return Thresholds(pure, mixed, times, time.perf_counter() - started)
+
+
+def _tune(chosen: Sequence[Sample]) -> None:
+    by_twin: dict[Tunable, list[Any]] = {}
+    for sample in chosen:
+        for layer in sample.layers:
+            twin, what = layer.tuning()
+            by_twin.setdefault(twin, []).append(what)
+    for twin, each in by_twin.items():
+        twin.tune(each)
+
+
+def _pays(times: dict[str, dict[int, float]]) -> bool:
+    """Whether quantizing was ahead at the two largest sizes so far, in mixed steps too."""
+    largest = sorted(times["exact"])[-2:]
+    return all(times[name][m] < times["exact"][m] for name in ("quantized", "mixed") for m in largest)
+
+
+def run_once(layers: Sequence[RoutedLayer], rows: int) -> None:
+    """Run each layer once exact and once quantized on so many rows: buffers that layers share then never have to grow,
+    neither while graphs are captured nor when a step comes."""
+    if not layers:
+        return
+    with torch.inference_mode():
+        for step in (EXACT, QUANTIZED):
+            with forced(step):
+                for work in _works(layers, rows):
+                    work()

@@ -19,21 +19,31 @@ import torch
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.resolve import LayerFormat, PartFormats
 from mixquant_agents.quant.formats.registry import emulated_twin
-from mixquant_agents.quant.layer import RoutedLayer
+from mixquant_agents.quant.layer import KernelTrial, RoutedLayer
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 from mixquant_agents.quant.twins.parts import PartsTwin, rows_of
 
-__all__ = ["LIMIT", "KernelCheck", "Unit", "check", "first_of_each_shape", "sample_rows", "units_of"]
+__all__ = [
+    "COPIES",
+    "LIMIT",
+    "KernelCheck",
+    "Unit",
+    "check",
+    "first_of_each_shape",
+    "largest_error",
+    "sample_rows",
+    "units_of",
+]
 
 LIMIT = 0.05
 """Largest error of a row, of its length. Kernels that round alike differ by the order of sums, by the last digit of
 BF16 (0.004) and by a tie now and then; one that leaves activations in 16 bits by 0.1."""
 
 _ROWS = 37
-_COPIES = (1, 14)
+COPIES = (1, 14)
 """The rows are multiplied this often in one product: 37 rows, and 518, which end in a tile of 6."""
 
 _OUTPUTS = 64
@@ -64,6 +74,20 @@ class Unit:
     calibration: LayerCalibration = UNCALIBRATED
     adopted: Nvfp4Tensor | None = None
 
+    @property
+    def key(self) -> str:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
+        return f"{self.layer_format.name} {self.weight.shape[0]}x{self.weight.shape[1]}"
+
+    @property
+    def kernel(self) -> str | None:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
+        return self.twin.status().get("kernel")
+
+    def error(self) -> float:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
+        return _error(self)
+
 
 @dataclass(frozen=True, slots=True)
 class KernelCheck:
@@ -83,9 +107,9 @@ class KernelCheck:
 
 
 def units_of(
-    layer: RoutedLayer, calibration: LayerCalibration = UNCALIBRATED, adopted: Nvfp4Tensor | None = None
+    layer: Any, calibration: LayerCalibration = UNCALIBRATED, adopted: Nvfp4Tensor | None = None
 ) -> Iterator[Unit]:
-    """The products of a layer: one, or one for each of its segments; none where it stays exact.
+    """The products of a routed Linear: one, or one for each of its segments; none where it stays exact.
 
     Args:
         layer: with its twin.
@@ -120,7 +144,7 @@ def sample_rows(k: int, device: torch.device, dtype: torch.dtype) -> torch.Tenso
     return x.to(device, dtype)
 
 
-def check(units: Iterable[Unit]) -> KernelCheck:
+def check(trials: Iterable[KernelTrial]) -> KernelCheck:
     """Compare one product of each format and shape.
 
     Raises:
@@ -129,18 +153,16 @@ def check(units: Iterable[Unit]) -> KernelCheck:
     started = time.perf_counter()
     errors: dict[str, float] = {}
     with torch.inference_mode():
-        for unit in units:
-            n, k = unit.weight.shape
-            key = f"{unit.layer_format.name} {n}x{k}"
-            if key not in errors:
+        for trial in trials:
+            if trial.key not in errors:
                 try:
-                    errors[key] = error = _error(unit)
+                    errors[trial.key] = error = trial.error()
                 except RuntimeError as problem:
                     reason = str(problem).strip().partition("\n")[0]
-                    raise _refused(unit, key, f"does not run on this device: {reason}") from problem
+                    raise _refused(trial, f"does not run on this device: {reason}") from problem
                 if not error <= LIMIT:
                     wrong = f"is wrong on this device: its largest error is {error:.2g} of a row's length, the limit"
-                    raise _refused(unit, key, f"{wrong} {LIMIT}")
+                    raise _refused(trial, f"{wrong} {LIMIT}")
     return KernelCheck(errors, time.perf_counter() - started)
 
 
@@ -148,16 +170,19 @@ def _error(unit: Unit) -> float:
     index = _outputs_of(unit.weight)
     x = sample_rows(unit.weight.shape[1], unit.weight.device, unit.weight.dtype)
     expected = _expected(unit, x, index)
+    products = (unit.twin.product(PlainRows(x.repeat(copies, 1)), unit.state)[:, index] for copies in COPIES)
+    return max(largest_error(product, expected) for product in products)
+
+
+def largest_error(product: torch.Tensor, expected: torch.Tensor) -> float:
+    """Of some copies of rows, ``[copies * R, N]``, the largest distance from ``expected`` (float32 ``[R, N]``), of a
+    row's length."""
     length = expected.norm(dim=1)
-    worst = 0.0
-    for copies in _COPIES:
-        product = unit.twin.product(PlainRows(x.repeat(copies, 1)), unit.state)
-        difference = (product[:, index].float().unflatten(0, (copies, -1)) - expected).norm(dim=2)
-        # A row that the format rounds to zero altogether must be zero.
-        of_zero = torch.where(difference > 0, torch.inf, 0.0)
-        error = torch.where(length > 0, difference / length.clamp_min(1e-30), of_zero)
-        worst = max(worst, float("inf") if error.isnan().any() else float(error.max()))
-    return worst
+    difference = (product.float().unflatten(0, (-1, expected.shape[0])) - expected).norm(dim=2)
+    # A row that the format rounds to zero altogether must be zero.
+    of_zero = torch.where(difference > 0, torch.inf, 0.0)
+    error = torch.where(length > 0, difference / length.clamp_min(1e-30), of_zero)
+    return float("inf") if error.isnan().any() else float(error.max())
 
 
 def _outputs_of(weight: torch.Tensor) -> torch.Tensor:
@@ -182,19 +207,18 @@ def _expected(unit: Unit, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return reference.product(PlainRows(x.float()), state)
 
 
-def _refused(unit: Unit, key: str, why: str) -> FormatRefusedError:
-    kernel = unit.twin.status().get("kernel")
-    named = f"{kernel} " if kernel else ""
-    remedy = f"set VLLM_DISABLED_KERNELS={kernel} to try vLLM's next, or " if kernel else ""
+def _refused(trial: KernelTrial, why: str) -> FormatRefusedError:
+    named = f"{trial.kernel} " if trial.kernel else ""
+    remedy = f"set VLLM_DISABLED_KERNELS={trial.kernel} to try vLLM's next, or " if trial.kernel else ""
     return FormatRefusedError(
-        f"the {named}product of {unit.name!r} ({key}) {why}; {remedy}use policy 'exact', or another format"
+        f"the {named}product of {trial.name!r} ({trial.key}) {why}; {remedy}use policy 'exact', or another format"
     )
 
 
 def first_of_each_shape(layers: Sequence[RoutedLayer]) -> list[RoutedLayer]:
     """One layer of each format and shape, in the model's order."""
-    first: dict[tuple[str, torch.Size], RoutedLayer] = {}
+    first: dict[tuple[str, tuple[int, ...]], RoutedLayer] = {}
     for layer in layers:
         if layer.layer_format is not None:
-            first.setdefault((layer.layer_format.name, layer.weight.shape), layer)
+            first.setdefault((layer.layer_format.name, layer.shape), layer)
     return list(first.values())

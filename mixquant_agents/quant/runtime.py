@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.layer_filter import parts_of
 from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.resolve import RoutedFormat, resolve
+from mixquant_agents.precision.resolve import ResolvedPolicy, RoutedFormat, resolve
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration.store import Calibration
 from mixquant_agents.quant.counters import RowCounter
+from mixquant_agents.quant.experts.layer import ExpertShape
+from mixquant_agents.quant.experts.memory import GIB, ExpertsMemory, Offer
 from mixquant_agents.quant.formats.registry import twin_of
-from mixquant_agents.quant.kernel_check import KernelCheck, Unit, check, first_of_each_shape, units_of
+from mixquant_agents.quant.kernel_check import KernelCheck, check, first_of_each_shape
 from mixquant_agents.quant.layer import RoutedLayer
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.step import EXACT, StepPlan, forced_step
@@ -57,6 +59,8 @@ class Runtime:
         fused: Mapping[str, Sequence[str]] | None = None,
         graphs: GraphSettings | None = None,
         model: str | None = None,
+        room: Callable[[int, int], int] | None = None,
+        most_rows: int = 0,
     ) -> None:
         """
         Args:
@@ -66,6 +70,9 @@ class Runtime:
             fused: vLLM's fused layers and their parts, ``{"qkv_proj": ["q_proj", "k_proj", "v_proj"]}``.
             graphs: what the engine's captured graphs ask of routing, should the twins run inside them.
             model: the checkpoint's folder, for its calibration.
+            room: bytes that twins of experts may take, given those of other twins and of the workspace of experts;
+                ``None``: the device sets no limit.
+            most_rows: of a step.
 
         Raises:
             FormatRefusedError: the device cannot run the policy, or lacks what its twins need.
@@ -85,6 +92,8 @@ class Runtime:
         self.calibration = Calibration.of(policy, model)
         self.counter = RowCounter()
         self.layers: list[RoutedLayer] = []
+        self.experts = ExpertsMemory()
+        self._room, self._most_rows, self._workspace = room, most_rows, 0
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
         self.kernels: KernelCheck | None = None
         self._step: StepPlan | None = None
@@ -103,7 +112,10 @@ class Runtime:
         Raises:
             ConfigError: see :func:`~mixquant_agents.precision.layer_filter.is_ignored`.
         """
-        return self.resolved.layer_format(prefix, self._fused)
+        return self._layer_format(self.resolved, prefix)
+
+    def _layer_format(self, resolved: ResolvedPolicy, prefix: str) -> RoutedFormat | None:
+        return None if prefix in self.experts.exact else resolved.layer_format(prefix, self._fused)
 
     def parts_of(self, prefix: str) -> list[str]:
         """Names that a checkpoint has for the layer ``prefix``."""
@@ -125,6 +137,25 @@ class Runtime:
         """
         self._memory.add(nbytes)
 
+    def offer(self, prefix: str, nbytes: int, shape: ExpertShape) -> None:
+        """The layer of experts ``prefix`` would have a twin of ``nbytes``, if there is room."""
+        work = shape.chosen * shape.hidden * (shape.up + shape.inner)
+        self.experts.offers.append(Offer(prefix, nbytes, work))
+        rows = self._most_rows * shape.chosen
+        self._workspace = max(self._workspace, 4 * rows * max(shape.up, shape.hidden))  # two buffers of 16 bits
+
+    def settle(self) -> None:
+        """All layers are made: decide which layers of experts have twins. Does nothing when called again."""
+        if self.experts.settled or not self.experts.offers:
+            return
+        limit = self.resolved.policy.expert_twins_gib
+        rooms = [] if limit is None else [int(limit * GIB)]
+        if self._room is not None:
+            rooms.append(self._room(self._memory.needed, self._workspace))
+        self.experts.settle(min(rooms, default=None))
+        if self.experts.exact:
+            _log.warning("mixquant: %s", self.experts.describe())
+
     def add_layer(self, layer: RoutedLayer) -> None:
         """A routed layer has its weights. Idempotent."""
         if layer not in self.layers:
@@ -133,7 +164,7 @@ class Runtime:
     @property
     def captured_layers(self) -> list[RoutedLayer]:
         """The layers whose twins run inside captured graphs."""
-        return [layer for layer in self.layers if layer.layer_format is not None and layer.twin.captured]
+        return [layer for layer in self.layers if layer.captured]
 
     def check_kernels(self) -> None:
         """Hold the device's products against our references, on one layer of each shape.
@@ -142,11 +173,7 @@ class Runtime:
             FormatRefusedError: one of them is wrong.
         """
         layers = first_of_each_shape(self.captured_layers)
-        self.kernels = check(unit for layer in layers for unit in self._units(layer))
-
-    def _units(self, layer: RoutedLayer) -> Iterator[Unit]:
-        adopted = None if self.checkpoint is None else self.checkpoint.read(self.parts_of(layer.prefix))
-        return units_of(layer, self.calibration_of(layer.prefix, *layer.weight.shape), adopted)
+        self.kernels = check(trial for layer in layers for trial in layer.trials())
 
     # --- policy -------------------------------------------------------------------------------------------------------
 
@@ -172,7 +199,7 @@ class Runtime:
         resolved = resolve(policy, self.device)
         for layer_format in resolved.formats:
             twin_of(layer_format).prepare()
-        formats = [resolved.layer_format(layer.prefix, self._fused) for layer in self.layers]
+        formats = [self._layer_format(resolved, layer.prefix) for layer in self.layers]
         changed = any(layer.layer_format != new for layer, new in zip(self.layers, formats, strict=True))
         if changed and not self.switchable:
             raise ConfigError(
@@ -248,6 +275,7 @@ class Runtime:
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},
             "twin_bytes": sum(layer.twin_bytes for layer in self.layers),
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),
+            **self.experts.status(),
             **({"gpu": {**self.router.status(), **twins, **kernels}} if self.captured else {}),
         }
 

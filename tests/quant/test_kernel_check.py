@@ -196,7 +196,12 @@ def test_segments_of_a_split_layer_are_checked_each() -> None:
         parts = (Segment(Nvfp4Twin(kernel=kernel), 64, range(1)), Segment(fp8, 64, range(1, 3)))
         twin = PartsTwin(formats.name, parts)
         return SimpleNamespace(
-            prefix="a.qkv_proj", layer_format=formats, twin=twin, weight=weight, state=twin.build(weight)
+            prefix="a.qkv_proj",
+            layer_format=formats,
+            twin=twin,
+            weight=weight,
+            state=twin.build(weight),
+            shape=tuple(weight.shape),
         )
 
     right = layer_with(right_kernel())

@@ -21,9 +21,16 @@ def random_model(shape: str, folder: Path) -> Path:
     linears = {
         "self_attn.q_proj": (heads * width, hidden), "self_attn.k_proj": (cached * width, hidden),
         "self_attn.v_proj": (cached * width, hidden), "self_attn.o_proj": (hidden, heads * width),
-        "mlp.gate_proj": (c["intermediate_size"], hidden), "mlp.up_proj": (c["intermediate_size"], hidden),
-        "mlp.down_proj": (hidden, c["intermediate_size"]),
     }  # fmt: skip
+    inner = c.get("moe_intermediate_size", c["intermediate_size"])
+    if "num_experts" in c:
+        linears["mlp.gate"] = (c["num_experts"], hidden)
+    for mlp in [f"mlp.experts.{expert}" for expert in range(c.get("num_experts", 0))] or ["mlp"]:
+        linears |= {
+            f"{mlp}.gate_proj": (inner, hidden),
+            f"{mlp}.up_proj": (inner, hidden),
+            f"{mlp}.down_proj": (hidden, inner),
+        }
     norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden,
              "self_attn.q_norm": width, "self_attn.k_norm": width}  # fmt: skip
     tensors = {"model.embed_tokens": 3 * torch.randn(c["vocab_size"], hidden, generator=random) / hidden**0.5,

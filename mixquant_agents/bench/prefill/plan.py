@@ -14,11 +14,28 @@ from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["CASES", "COLUMNS", "OURS", "PAIR", "Case", "Group", "engine_of", "groups", "kv_gib", "needed_gib"]
+__all__ = [
+    "CASES",
+    "COLUMNS",
+    "OFF",
+    "OURS",
+    "OWN_PAIR",
+    "PAIR",
+    "Case",
+    "Group",
+    "both_fit",
+    "engine_of",
+    "groups",
+    "kv_gib",
+    "needed_gib",
+]
 
-COLUMNS = ("exact_default", "exact", "uniform-fp8", "mixquant-fp8", "mixquant-fp8-exact-last")
 OURS = "mixquant-fp8"
+OFF = "mixquant-fp8-off"
+COLUMNS = ("exact_default", "exact", "uniform-fp8", OURS, "mixquant-fp8-exact-last")
 PAIR = ("exact", OURS)
+OWN_PAIR = (OFF, OURS)
+"""One engine under two policies: for models of which two engines do not fit into one GPU."""
 GIB = 2**30
 AGENT_TOKENS = 107_500
 """KV slots that 32 agents keep in use: a shared beginning, each one's own context, prompts and answers."""
@@ -62,6 +79,11 @@ class Group:
     cases: tuple[Case, ...] = field(default=())
     agents: bool = False
 
+    @property
+    def pair(self) -> tuple[str, ...]:
+        """The two columns that take turns; none where there are no such two."""
+        return next((pair for pair in (PAIR, OWN_PAIR) if set(pair) <= set(self.columns)), ())
+
 
 def _prefill(cached: int, tokens: int, repeats: int, turns: int) -> Case:
     name = f"warm_{cached}_{tokens}" if cached else f"cold_{tokens}"
@@ -103,8 +125,15 @@ def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
 def _linear(config: Mapping[str, Any]) -> int:
     query, cached, width = _heads(config)
     heads = width * 2 * (query + cached)
-    each = config["hidden_size"] * (heads + 3 * config["intermediate_size"])
+    experts = config.get("num_experts") or 0
+    inner = config["intermediate_size"] if _dense_mlp(config) else 0
+    each = config["hidden_size"] * (heads + 3 * (inner + experts * config.get("moe_intermediate_size", 0)))
     return int(config["num_hidden_layers"] * each)
+
+
+def _dense_mlp(config: Mapping[str, Any]) -> bool:
+    """Whether every layer has an MLP that all rows pass: Gemma 4 has one beside its experts."""
+    return not config.get("num_experts") or "enable_moe_block" in config
 
 
 def kv_gib(tokens: int, config: Mapping[str, Any]) -> float:
@@ -136,15 +165,19 @@ def groups(
     names = list(dict.fromkeys(map(engine_of, columns)))
     base = [name for name in PAIR if name in names]
     others = sorted((name for name in names if name not in PAIR), key=lambda name: needed_gib(name, kv, config, gpus))
-    members: list[list[str]] = [base] if base else []
+    alone = len(base) > 1 and OFF in columns and not both_fit(cases, config, total_gib, gpus)
+    members: list[list[str]] = [[name] for name in reversed(base)] if alone else [base] if base else []
     for name in others:
-        if members and sum(needed_gib(each, kv, config, gpus) for each in [*members[-1], name]) <= room:
-            members[-1].append(name)
+        last = members[0] if alone else members[-1] if members else []
+        if last and sum(needed_gib(each, kv, config, gpus) for each in [*last, name]) <= room:
+            last.append(name)
         else:
             members.append([OURS, name] if OURS in names else [name])
     planned = []
     for number, each in enumerate(members):
         mine = [c for c in columns if engine_of(c) in each and (number == 0 or c in each)]
+        if not mine:
+            continue
         _fits(each, dict.fromkeys(each, kv), config, total_gib, gpus)
         planned.append(Group(tuple(mine), dict.fromkeys(each, kv), max_len, tuple(cases)))
     if agents and set(PAIR) <= set(names):
@@ -156,6 +189,12 @@ def groups(
     return planned
 
 
+def both_fit(cases: Sequence[Case], config: Mapping[str, Any], total_gib: float, gpus: int = 1) -> bool:
+    """Whether ``exact`` and ours can be alive at once."""
+    kv = kv_gib(max((case.tokens for case in cases), default=0), config)
+    return sum(needed_gib(name, kv, config, gpus) for name in PAIR) <= total_gib
+
+
 def _fits(
     names: Sequence[str], kv: Mapping[str, float], config: Mapping[str, Any], total_gib: float, gpus: int
 ) -> None:
@@ -163,5 +202,6 @@ def _fits(
     if needed > total_gib:
         raise ConfigError(
             f"{' and '.join(names)} take {needed:.0f} GiB together, and this GPU has {total_gib:.0f}: choose a smaller "
-            "shape (--model qwen3-4b), shorter --cases, or one column at a time"
+            f"shape (--model qwen3-4b), shorter --cases, one column at a time, or add the column {OFF}, which needs no "
+            "second engine"
         )

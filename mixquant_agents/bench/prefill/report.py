@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixquant_agents.bench.prefill.agents import AgentRuns, summary
-from mixquant_agents.bench.prefill.plan import COLUMNS, OURS
+from mixquant_agents.bench.prefill.plan import COLUMNS, OFF, OURS
 from mixquant_agents.bench.prefill.state import Run
 from mixquant_agents.bench.prefill.stats import per_round, per_turn, speedup, spread
 
@@ -41,13 +41,17 @@ class _Runs:
         return [per_round(run.rounds, case, column) for column in columns]
 
     def gains(self, case: str) -> dict[str, Any] | None:
-        """How many times faster ours is than ``exact``, and than the others."""
-        run = self.having(case, "exact", OURS)
+        """How many times faster ours is than ``exact`` (or than itself with every step exact, where the two engines do
+        not fit together), and than the others."""
+        base = "exact" if self.having(case, "exact", OURS) else OFF
+        run = self.having(case, base, OURS)
         turns = run.turns.get(case, 1) if run else 1
-        pair = [per_turn(run.rounds, case, column, turns) for column in ("exact", OURS)] if run else [[], []]
+        pair = [per_turn(run.rounds, case, column, turns) for column in (base, OURS)] if run else [[], []]
         if len(pair[0]) < 2:
             return None
         gains: dict[str, Any] = {**speedup(*pair), "pairs": len(pair[0])}
+        if base != "exact":
+            gains |= {"base": base, "alone": self._alone(case)}
         for other in ("exact_default", "uniform-fp8"):
             rounds = self.rounds_of(case, other, OURS)
             if rounds:
@@ -56,6 +60,17 @@ class _Runs:
         if last:
             gains["exact_last"] = speedup(*last)
         return gains
+
+    def _alone(self, case: str) -> dict[str, float]:
+        """How many times faster ours is than engines that ran alone before or after it: the ratio of the medians."""
+        ours = self.having(case, OURS)
+        found = {}
+        for other in ("exact_default", "exact", "uniform-fp8"):
+            run = self.having(case, other)
+            if run is not None and ours is not None and run is not ours:
+                medians = [statistics.median(per_round(r.rounds, case, c)) for r, c in ((run, other), (ours, OURS))]
+                found[other] = round(medians[0] / medians[1], 4)
+        return found
 
 
 def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | None = None) -> dict[str, Any]:
@@ -100,7 +115,7 @@ def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | Non
 def table(result: Mapping[str, Any]) -> str:
     """For people: milliseconds per case and engine, and the speed-up over ``exact``."""
     measured = {engine for row in result["ms"].values() for engine in row}
-    engines = [name for name in COLUMNS if name in measured]
+    engines = [name for name in (*COLUMNS, OFF) if name in measured]
     lines = [
         "  ".join(["case".ljust(16), *(name.rjust(max(9, len(name))) for name in engines), "speed-up (95 % from)"])
     ]

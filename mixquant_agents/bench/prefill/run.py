@@ -5,7 +5,9 @@ Columns:
 - ``exact_default``: vLLM as it comes, BF16;
 - ``exact``: BF16 with the same CUDA graph sizes as ours, the fair baseline;
 - ``uniform-fp8``: vLLM's own FP8 (``quantization="fp8"``) with the same graph sizes;
-- ``mixquant-fp8``: phase-aware, and ``mixquant-fp8-exact-last``: the same with the last prompt token exact.
+- ``mixquant-fp8``: phase-aware, and ``mixquant-fp8-exact-last``: the same with the last prompt token exact;
+- ``mixquant-fp8-off``: the phase-aware engine with every step exact: what takes its turns where a second engine with
+  exact weights has no room, as a mixture of experts on one GPU.
 
 Engines that fit into the GPU's memory together are alive at once (see ``prefill_plan``), each in its own process and
 idle while another is measured; all of them are kept on one processor core, the fastest of the moment. Work is done in
@@ -28,7 +30,7 @@ from typing import Any
 from mixquant_agents.bench.prefill.agents import AgentRuns, run_agents
 from mixquant_agents.bench.prefill.cores import by_speed
 from mixquant_agents.bench.prefill.engines import EngineProcess, engines
-from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, OURS, PAIR, Case, Group, engine_of, groups
+from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, OFF, OURS, Case, Group, both_fit, engine_of, groups
 from mixquant_agents.bench.prefill.report import report
 from mixquant_agents.bench.prefill.state import Run, State
 from mixquant_agents.bench.shapes import SHAPES, write_model
@@ -63,7 +65,7 @@ def run_prefill(
     Args:
         model: the name of a shape, which gets random weights, or a model's folder.
         gpus: GPUs that each engine is shared among, tensor-parallel.
-        columns: some of ``COLUMNS``; all when ``None`` or empty.
+        columns: some of ``COLUMNS``, and ``OFF``; all that are needed when ``None`` or empty.
         rounds: of all cases, engines alternating within each.
         minutes: after the first engines are ready, no further round begins that would take longer.
         state_path: file of what was measured; an existing one is continued.
@@ -78,8 +80,7 @@ def run_prefill(
             another model.
         EngineStartError: an engine did not start.
     """
-    chosen_columns = list(columns or COLUMNS)
-    _check_names("column", chosen_columns, COLUMNS)
+    _check_names("column", columns or [], [*COLUMNS, OFF])
     _check_names("case", cases or [], [case.name for case in CASES])
     total_gib = _gpu_gib(gpus)
     chosen_cases = [case for case in CASES if cases is None or case.name in cases]
@@ -87,6 +88,9 @@ def run_prefill(
         folder = Path(scratch)
         path = _model_folder(model, folder)
         config = json.loads((path / "config.json").read_text())
+        chosen_columns = list(columns or COLUMNS)
+        if not columns and not both_fit(chosen_cases, config, total_gib, gpus):
+            chosen_columns.append(OFF)
         planned = groups(chosen_columns, chosen_cases, config, total_gib, agent_seconds > 0, gpus)
         state = State.load(state_path or folder / "state.json")
         state.take(model=model, gpus=gpus)
@@ -232,9 +236,9 @@ class _Bench:
 
     def _add_rounds(self, run: Run, group: Group, rounds: int) -> None:
         """Rounds until there are ``rounds``, or as many as there is time for; saved after each."""
-        has_pair = set(PAIR) <= set(group.columns)
-        cases = [case for case in group.cases if has_pair or not case.pair_only]
-        self._warm_up(group.columns, cases)
+        pair = group.pair
+        cases = [case for case in group.cases if pair or not case.pair_only]
+        self._warm_up(group.columns, cases, pair)
         last_seconds = 0.0
         while len(run.rounds) < rounds:
             number, began = len(run.rounds), time.monotonic()
@@ -246,25 +250,25 @@ class _Bench:
                 return
             first = number % len(group.columns)
             order = [*group.columns[first:], *group.columns[:first]]
-            run.rounds.append({case.name: self._measure_case(case, order, has_pair) for case in cases})
+            run.rounds.append({case.name: self._measure_case(case, order, pair) for case in cases})
             last_seconds = time.monotonic() - began
             self._state.save()
             self._say(f"round {number + 1} of {rounds} took {last_seconds:.0f} s: {', '.join(group.columns)}")
 
-    def _warm_up(self, columns: Sequence[str], cases: Sequence[Case]) -> None:
+    def _warm_up(self, columns: Sequence[str], cases: Sequence[Case], pair: Sequence[str]) -> None:
         """Everything once, uncounted: first runs compile and fill caches."""
         for column in columns:
             for case in cases:
-                if not case.pair_only or column in PAIR:
+                if not case.pair_only or column in pair:
                     once = {"repeats": 1} if case.request["do"] == "prefill" else {}
                     self._ask(column, {**case.request, **once})
 
-    def _measure_case(self, case: Case, order: Sequence[str], has_pair: bool) -> dict[str, list[float]]:
+    def _measure_case(self, case: Case, order: Sequence[str], both: Sequence[str]) -> dict[str, list[float]]:
         """Milliseconds by column: all columns in turn, then the pair alone as often as the case says."""
-        pair = [column for column in order if column in PAIR]
+        pair = [column for column in order if column in both]
         first = pair if case.pair_only else list(order)
         times: dict[str, list[float]] = {column: [] for column in first}
-        for turn, columns in enumerate([first, *([pair] * (case.turns - 1) if has_pair else [])]):
+        for turn, columns in enumerate([first, *([pair or order] * (case.turns - 1))]):
             if turn % 2 == 0:  # a core's moods last for seconds
                 self._settle()
             for column in columns:
@@ -277,4 +281,6 @@ def _policy_of(column: str) -> dict[str, Any]:
     policy = PrecisionPolicy.of(OURS)
     if column.endswith("exact-last"):
         policy = policy.model_copy(update={"exact_last_token": True})
+    if column == OFF:
+        policy = policy.model_copy(update={"row_threshold": 10**9})
     return policy.model_dump(mode="json")

@@ -53,11 +53,17 @@ def _need(
     return [Need(why, (Symbol(module, name, parameters),), group, optional) for name in names]
 
 
+def _experts(why: str, module: str, *names: str, parameters: tuple[str, ...] = ()) -> list[Need]:
+    """For layers of experts: vLLM has them in this form since 0.26, and earlier ones are refused by name."""
+    return _need(why, module, *names, group="experts", parameters=parameters, optional=True)
+
+
 _V1, _V1_BATCH = "vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu_input_batch"
 _V2, _V2_DIR = "vllm.v1.worker.gpu.model_runner", "vllm.v1.worker.gpu"
 _QUANT = "vllm.model_executor.layers.quantization"
 _CONTEXT = "vllm.forward_context"
 _CONFIG = "vllm.config"
+_MOE = "vllm.model_executor.layers.fused_moe"
 
 CONTRACT: tuple[Need, ...] = (
     *_need("names the method", _QUANT, "register_quantization_config", parameters=("quantization",)),
@@ -357,6 +363,148 @@ CONTRACT: tuple[Need, ...] = (
         "vllm.platforms.interface",
         "Platform.get_device_total_memory",
         group="gpu",
+    ),
+    *_experts("is routed", f"{_MOE}.unquantized_fused_moe_method", "UnquantizedFusedMoEMethod"),
+    *_experts(
+        "is routed",
+        f"{_MOE}.unquantized_fused_moe_method",
+        "UnquantizedFusedMoEMethod.apply",
+        parameters=("layer", "x", "topk_weights", "topk_ids", "shared_experts", "shared_experts_input"),
+    ),
+    *_experts(
+        "is routed",
+        f"{_MOE}.unquantized_fused_moe_method",
+        "UnquantizedFusedMoEMethod.create_weights",
+        parameters=("num_experts", "hidden_size", "intermediate_size_per_partition", "params_dtype"),
+    ),
+    *_experts(
+        "is routed",
+        f"{_MOE}.unquantized_fused_moe_method",
+        "UnquantizedFusedMoEMethod.process_weights_after_loading",
+        "UnquantizedFusedMoEMethod.get_fused_moe_quant_config",
+        "UnquantizedFusedMoEMethod.unquantized_backend",
+        "UnquantizedFusedMoEMethod.experts_cls",
+        "UnquantizedFusedMoEMethod.supports_eplb",
+    ),
+    *_experts(
+        "is routed",
+        f"{_MOE}.fused_moe_method_base",
+        "FusedMoEMethodBase.moe",
+        "FusedMoEMethodBase.is_monolithic",
+        "FusedMoEMethodBase.moe_quant_config",
+    ),
+    *_experts(
+        "knows a layer of experts",
+        f"{_MOE}.routed_experts",
+        "RoutedExperts.moe_config",
+        "RoutedExperts.params_dtype",
+        "RoutedExperts.top_k",
+        "RoutedExperts.activation",
+        "RoutedExperts.apply_router_weight_on_input",
+        "RoutedExperts.global_num_experts",
+        "RoutedExperts.expert_map",
+        "RoutedExperts.swiglu_limit",
+        "RoutedExperts.swiglu_alpha",
+        "RoutedExperts.swiglu_beta",
+        "RoutedExperts.ckpt_gate_proj_name",
+        "RoutedExperts.ckpt_up_proj_name",
+        "RoutedExperts.ckpt_down_proj_name",
+    ),
+    *_experts(
+        "knows a layer of experts",
+        f"{_MOE}.config",
+        "FusedMoEConfig.moe_parallel_config",
+        "FusedMoEConfig.max_num_tokens",
+        "FusedMoEConfig.has_bias",
+        "FusedMoEConfig.is_lora_enabled",
+        "FusedMoEConfig.is_act_and_mul",
+        "FusedMoEConfig.is_sequence_parallel",
+        "FusedMoEConfig.dp_size",
+        "FusedMoEParallelConfig.enable_eplb",
+    ),
+    *_experts("picks a kernel for exact experts", f"{_MOE}.oracle.unquantized", "backend_to_kernel_cls"),
+    *_experts(
+        "picks a kernel for exact experts",
+        f"{_MOE}.oracle.unquantized",
+        "UnquantizedMoeBackend",
+        "UnquantizedMoeBackend.TRITON",
+    ),
+    *_experts(
+        "picks a kernel for experts",
+        f"{_MOE}.modular_kernel",
+        "FusedMoEExperts.is_monolithic",
+        "FusedMoEExperts.is_supported_config",
+        "FusedMoEActivationFormat.Standard",
+        "FusedMoEKernel",
+    ),
+    *_experts(
+        "multiplies experts",
+        f"{_MOE}.modular_kernel",
+        "FusedMoEKernel.apply",
+        parameters=(
+            "hidden_states",
+            "w1",
+            "w2",
+            "topk_weights",
+            "topk_ids",
+            "activation",
+            "apply_router_weight_on_input",
+            "global_num_experts",
+            "expert_map",
+            "shared_experts",
+            "shared_experts_input",
+        ),
+    ),
+    *_experts(
+        "multiplies experts",
+        f"{_MOE}.all2all_utils",
+        "maybe_make_prepare_finalize",
+        parameters=("moe", "quant_config", "allow_new_interface", "use_monolithic"),
+    ),
+    *_experts("multiplies experts", f"{_MOE}.experts.triton_moe", "TritonExperts"),
+    *_experts("multiplies experts", f"{_MOE}.experts.cutlass_moe", "CutlassExpertsFp8"),
+    *_experts(
+        "multiplies experts",
+        f"{_MOE}.config",
+        "fp8_w8a8_moe_quant_config",
+        parameters=("w1_scale", "w2_scale", "per_act_token_quant", "per_out_ch_quant", "gemm1_alpha", "gemm1_beta"),
+    ),
+    *_experts(
+        "multiplies experts",
+        f"{_MOE}.config",
+        "int8_w8a8_moe_quant_config",
+        parameters=("w1_scale", "w2_scale", "a1_scale", "a2_scale", "per_act_token_quant"),
+    ),
+    *_experts(
+        "multiplies experts",
+        f"{_QUANT}.utils.quant_utils",
+        "kFp8StaticChannelSym",
+        "kFp8DynamicTokenSym",
+        "kInt8StaticChannelSym",
+        "kInt8DynamicTokenSym",
+    ),
+    *_experts("plans memory", "vllm.model_executor.model_loader", "get_model_loader", parameters=("load_config",)),
+    *_experts(
+        "plans memory",
+        "vllm.model_executor.model_loader.base_loader",
+        "BaseModelLoader.load_weights",
+        parameters=("model",),
+    ),
+    *_experts("plans memory", "vllm.distributed.parallel_state", "get_tp_group"),
+    *_experts("plans memory", f"{_CONFIG}.vllm", "VllmConfig.cache_config", "VllmConfig.load_config"),
+    *_experts(
+        "plans memory",
+        f"{_CONFIG}.cache",
+        "CacheConfig.kv_cache_memory_bytes",
+        "CacheConfig.gpu_memory_utilization",
+    ),
+    *_experts(
+        "plans memory",
+        f"{_CONFIG}.model",
+        "ModelConfig.max_model_len",
+        "ModelConfig.get_num_kv_heads",
+        "ModelConfig.get_head_size",
+        "ModelConfig.get_num_layers",
     ),
     *_need("multiplies in 8 bits", "vllm._custom_ops", "cutlass_scaled_mm", parameters=("a", "b"), group="gpu"),
     *_need(

@@ -22,6 +22,7 @@ import torch
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.plan import Mode
+from mixquant_agents.quant.kernel_check import first_of_each_shape
 from mixquant_agents.quant.ops.fusion import FUSE_FROM, fuse
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.runtime import Runtime, runtime_of
@@ -220,21 +221,23 @@ def _profile_run(original: Callable[..., Any]) -> Callable[..., Any]:
         runtime = _runtime(self.vllm_config)
         if runtime is None:
             return original(self, *args, **kwargs)
-        _prepare(runtime, self.device)
+        _prepare(runtime, self.device, self.vllm_config.scheduler_config.max_num_batched_tokens)
         with forced(runtime.router.widest_step()):
             return original(self, *args, **kwargs)
 
     return profile_run
 
 
-def _prepare(runtime: Runtime, device: torch.device) -> None:
+def _prepare(runtime: Runtime, device: torch.device, most_rows: int) -> None:
+    """Measure thresholds for steps of up to ``most_rows`` rows, let shared buffers grow to that, check the products."""
     layers = runtime.captured_layers
-    if not layers or not layers[0].weight.is_cuda:
+    if not layers or layers[0].device.type != "cuda":
         runtime.router.prepare(device)
         return
-    from mixquant_agents.quant.autotune import measure
+    from mixquant_agents.quant.autotune import measure, run_once
 
-    runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows)))
+    runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows, most_rows)))
+    run_once(first_of_each_shape(layers), most_rows)
     _check_kernels(runtime)  # now that it is known which products run
     torch.cuda.empty_cache()
     if runtime.router.thresholds.microseconds:

@@ -6,7 +6,7 @@ a normal ``weight``; the twin is built beside it, from the shard that this worke
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from vllm.platforms import current_platform
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.resolve import RoutedFormat
 from mixquant_agents.quant.formats.registry import twin_of
-from mixquant_agents.quant.ops import linear as _ops  # noqa: F401 - registers torch.ops.mixquant.gpu_*
+from mixquant_agents.quant.kernel_check import Unit, units_of
+from mixquant_agents.quant.ops import linear as _ops  # also registers torch.ops.mixquant.gpu_*
 from mixquant_agents.quant.ops.eager import eager_linear
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.twins.base import Twin
@@ -49,21 +50,41 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
 
     @property
     def weight(self) -> torch.Tensor:
-        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        """The exact weight. Raises ``ValueError`` until it is loaded."""
         if self._weight is None:
             raise ValueError(f"the weight of {self.prefix!r} is not loaded yet")
         return self._weight
 
     @property
-    def twin(self) -> Twin[Any]:
+    def captured(self) -> bool:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return self._captured
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return tuple(self.weight.shape)
+
+    @property
+    def device(self) -> torch.device:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return self.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return self.weight.dtype
+
+    @property
+    def twin(self) -> Twin[Any]:
+        """The twin in use. Raises ``ValueError`` where every row stays exact."""
         if self._twin is None:
             raise ValueError(f"every row of {self.prefix!r} runs exact")
         return self._twin
 
     @property
     def state(self) -> Any:
-        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        """What the twin in use keeps of the weight."""
         return self._states[self.twin.build_key][1]
 
     @property
@@ -151,6 +172,21 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self._captured = self._twin is not None and self._twin.captured
         if self._twin is not None and self._weight is not None and self._twin.build_key not in self._states:
             self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self._weight))
+
+    def trials(self) -> Iterator[Unit]:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        checkpoint = self._runtime.checkpoint
+        adopted = None if checkpoint is None else checkpoint.read(self._runtime.parts_of(self.prefix))
+        return units_of(self, self._calibration(), adopted)
+
+    def tuning(self) -> tuple[Twin[Any], tuple[torch.Tensor, Any]]:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return self.twin, (self.weight, self.state)
+
+    def work(self, rows: Callable[[int], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        x = rows(self.weight.shape[1])
+        return lambda: _ops.gpu_linear(x, self.weight, None)
 
     def _built(self, twin: Twin[Any], weight: torch.Tensor) -> Any:
         checkpoint = self._runtime.checkpoint

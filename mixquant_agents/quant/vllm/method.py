@@ -8,6 +8,7 @@ not run: what belongs to a worker begins in :meth:`MixQuantConfig.get_quant_meth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,12 +97,31 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """The routed method for Linear layers inside blocks; what vLLM does without quantization for all else."""
         if not isinstance(layer, LinearBase):
-            _refuse_experts(layer, prefix, self.policy)
-            return None
+            return self._experts_method(layer, prefix)
         runtime = self._start()
         if not in_block(prefix) or not (runtime.switchable or runtime.layer_format(prefix)):
             return UnquantizedLinearMethod()
         return MixQuantLinearMethod(runtime, prefix)
+
+    def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """The routed method for a layer of experts; ``None`` for what is no such layer, or is to stay exact."""
+        if not any("MoE" in cls.__name__ or cls.__name__ == "RoutedExperts" for cls in type(layer).__mro__):
+            return None
+        runtime = self._start()
+        if not runtime.switchable and runtime.layer_format(prefix) is None:
+            return None
+        try:
+            from mixquant_agents.quant.vllm.experts.loading import hook_loading
+            from mixquant_agents.quant.vllm.experts.method import MixQuantExpertsMethod
+        except ImportError as error:
+            if not self.policy.quantizes or is_ignored(prefix, self.policy.ignored_layers, {}):
+                return None
+            raise ConfigError(
+                f"{prefix!r} is a layer of experts, whose twins need vLLM 0.26 or later ({error}); add 're:.*experts' "
+                "to ignored_layers to run the experts exact, or use policy 'exact'"
+            ) from error
+        hook_loading(get_current_vllm_config())
+        return MixQuantExpertsMethod(runtime, prefix, layer.moe_config)
 
     def _start(self) -> Runtime:
         """This worker's runtime; hooks the worker's process on the first call."""
@@ -128,6 +148,8 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
             fused=self.packed_modules_mapping,
             graphs=graph_hooks.settings_of(vllm_config),
             model=vllm_config.model_config.model,
+            room=_room(vllm_config),
+            most_rows=vllm_config.scheduler_config.max_num_batched_tokens,
         )
         if runtime.captured:
             graph_hooks.install()
@@ -140,14 +162,17 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
         return runtime
 
 
-def _refuse_experts(layer: torch.nn.Module, prefix: str, policy: PrecisionPolicy) -> None:
-    """Mixture-of-experts layers have no twin yet; running them exact must be the user's word, not ours."""
-    is_moe = any("MoE" in cls.__name__ or cls.__name__ == "RoutedExperts" for cls in type(layer).__mro__)
-    if is_moe and policy.quantizes and not is_ignored(prefix, policy.ignored_layers, {}):
-        raise ConfigError(
-            f"{prefix!r} is a mixture-of-experts layer, which has no quantized twin; add 're:.*experts' to "
-            "ignored_layers to run the experts exact, or use policy 'exact'"
-        )
+def _room(vllm_config: Any) -> Callable[[int, int], int] | None:
+    """What of a GPU's memory twins of experts may take; ``None`` elsewhere."""
+    if not current_platform.is_cuda():
+        return None
+
+    def room(needed: int, workspace: int) -> int:
+        from mixquant_agents.quant.vllm.experts.loading import room_for_experts
+
+        return room_for_experts(vllm_config, needed, workspace)
+
+    return room
 
 
 def refuse_encoder(model_config: Any, policy: PrecisionPolicy) -> None:

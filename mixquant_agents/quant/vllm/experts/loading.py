@@ -1,0 +1,85 @@
+"""When and how much: the plan for twins of experts is made between the model's construction and the reading of weights.
+
+What is left for them: the engine's share of the GPU's memory, less what the model took, the twins of its Linear layers,
+a KV cache for one longest request, and what steps need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mixquant_agents.quant.runtime import Runtime, runtime_of
+from mixquant_agents.quant.vllm.patching import wrap
+
+__all__ = ["hook_loading", "room_for_experts"]
+
+SPARE = 0.04
+"""Of the GPU's memory: captured graphs, activations, the CUDA context."""
+
+
+def hook_loading(vllm_config: Any) -> None:
+    """Let the loader of this engine's weights settle the plan first. Idempotent."""
+    from vllm.model_executor.model_loader import get_model_loader
+
+    wrap(type(get_model_loader(vllm_config.load_config)), "load_weights", _load_weights)
+
+
+def _load_weights(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_weights(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+        runtime = _runtime(model)
+        if runtime is not None:
+            runtime.settle()
+        return original(self, model, *args, **kwargs)
+
+    return load_weights
+
+
+def _runtime(model: Any) -> Runtime | None:
+    """Of the model's own engine: its layers know their quantization config."""
+    for module in model.modules():
+        runtime = runtime_of(module)
+        if runtime is not None:
+            return runtime
+    return None
+
+
+def room_for_experts(vllm_config: Any, needed: int, workspace: int) -> int:
+    """Bytes of this GPU that twins of experts may take; the same on all tensor-parallel ranks.
+
+    Args:
+        vllm_config: of the engine.
+        needed: bytes of the twins of Linear layers.
+        workspace: bytes that kernels of experts need beside rows and weights.
+    """
+    free, total = torch.cuda.mem_get_info()
+    cache = vllm_config.cache_config
+    fixed = cache.kv_cache_memory_bytes
+    if fixed:
+        left = free - fixed
+    else:
+        share = int(cache.gpu_memory_utilization * total)
+        left = min(free, share - torch.cuda.memory_reserved()) - _longest_request(vllm_config)
+    return _least(max(0, left - needed - workspace - int(SPARE * total)))
+
+
+def _longest_request(vllm_config: Any) -> int:
+    """Bytes of KV cache of one request of the greatest length, or of one step's rows, in the model's dtype."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    tokens = max(model.max_model_len, vllm_config.scheduler_config.max_num_batched_tokens)
+    each = 2 * model.get_num_kv_heads(parallel) * model.get_head_size() * model.dtype.itemsize
+    return int(1.1 * tokens * each * model.get_num_layers(parallel))
+
+
+def _least(room: int) -> int:
+    """Of all tensor-parallel ranks: they route alike."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    if group.world_size == 1:
+        return room
+    rooms: list[int] = [0] * group.world_size
+    torch.distributed.all_gather_object(rooms, room, group=group.cpu_group)
+    return min(rooms)
