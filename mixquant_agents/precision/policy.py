@@ -58,6 +58,10 @@ class PrecisionPolicy(FrozenConfig):
             ``None``: as many have one as fit beside the model and its KV cache.
         weight_only: quantize weights but not activations (W4A16 for NVFP4). For studies of where the error comes from.
         reproducible: a row's precision never depends on what else is in the batch (threshold 0).
+        draft: ``"twin"``: the twin drafts the next tokens of an answer and the exact weights verify them in one step, so
+            writing is faster and the answer stays the exact model's. ``"auto"``: where that pays and nothing
+            stands against it. ``None``: off.
+        draft_tokens: how many tokens are drafted at a time.
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
         calibration: folder that ``mixquant calibrate`` wrote for the same model, ``"auto"`` for the one in the cache:
             scales of activations for NVFP4, and twins rounded by GPTQ. ``None``: activations are scaled by 1.
@@ -79,6 +83,8 @@ class PrecisionPolicy(FrozenConfig):
     expert_twins_gib: Annotated[float, Field(ge=0)] | None = None
     weight_only: bool = False
     reproducible: bool = False
+    draft: Literal["twin", "auto"] | None = None
+    draft_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = "auto"
     prefill_checkpoint: str | None = None
     calibration: str | None = None
 
@@ -100,6 +106,14 @@ class PrecisionPolicy(FrozenConfig):
             )
         if self.reproducible and self.row_threshold not in ("auto", 0):
             raise ValueError(f"reproducible=True needs row_threshold 0, not {self.row_threshold}")
+        if self.draft == "twin" and (self.uniform or not self.quantizes):
+            raise ValueError(
+                f"draft='twin' with prefill_format={self.prefill_format.value!r}, decode_format="
+                f"{self.decode_format.value!r}: drafts come from a quantized twin and are verified by the exact "
+                "weights; use a phase-aware policy, or leave draft None"
+            )
+        if self.draft is None and self.draft_tokens != "auto":
+            raise ValueError(f"draft_tokens={self.draft_tokens} without drafts; set draft='twin', or leave it 'auto'")
         if self.uniform and self.exact_last_token is True:
             raise ValueError(
                 f"exact_last_token=True with decode_format={self.decode_format.value!r} is not supported: the rows of "

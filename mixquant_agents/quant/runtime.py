@@ -97,6 +97,7 @@ class Runtime:
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
         self.kernels: KernelCheck | None = None
         self._step: StepPlan | None = None
+        self._drafts = 0
         self._planned = False
         self._serving = False
         if self.resolved.emulated:
@@ -216,6 +217,7 @@ class Runtime:
     def begin_step(self) -> None:
         """The runner starts to execute a step; what an earlier one left over is void."""
         self._step = None
+        self._drafts = 0
         self._planned = False
         self._serving = True
 
@@ -223,6 +225,15 @@ class Runtime:
         """The forward is over. Returns whether there was a plan."""
         self._step = None
         return self._planned
+
+    def ask_for_drafts(self, tokens: int) -> None:
+        """The scheduler wants so many tokens drafted for each request once the step is verified."""
+        self._drafts = tokens
+
+    def take_drafts(self) -> int:
+        """How many tokens to draft now; asked once a step."""
+        drafts, self._drafts = self._drafts, 0
+        return drafts
 
     def plan_step(self, requests: Iterable[RequestRows], drafts: dict[str, int] | None = None) -> StepPlan:
         """Route the step's rows and count them."""

@@ -25,7 +25,7 @@ import torch
 
 from mixquant_agents.precision.plan import Mode, RequestRows
 
-__all__ = ["EXACT", "QUANTIZED", "StepPlan", "forced", "forced_step"]
+__all__ = ["DRAFT", "EXACT", "QUANTIZED", "StepPlan", "forced", "forced_step"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +39,7 @@ class StepPlan:
         exact_rows: which rows of a mixed step run exact: int32 ``[S]`` on the device, negative where unused (captured
             twins), or int64 ``[E]`` on the host (others).
         quantized_rows: the other rows, int64 ``[Q]`` on the host; ``None`` for captured twins, which quantize them all.
+        fused: the step runs pieces whose norms and activations quantize, however few rows it has.
     """
 
     mode: Mode
@@ -46,6 +47,7 @@ class StepPlan:
     requests: tuple[RequestRows, ...] = ()
     exact_rows: torch.Tensor | None = None
     quantized_rows: torch.Tensor | None = None
+    fused: bool = False
 
     def on(self, rows: int) -> StepPlan:
         """The plan for an operation on ``rows`` rows.
@@ -57,6 +59,7 @@ class StepPlan:
 
 EXACT = StepPlan(Mode.EXACT)
 QUANTIZED = StepPlan(Mode.QUANTIZED)
+DRAFT = StepPlan(Mode.QUANTIZED, fused=True)
 
 _FORCED: ContextVar[StepPlan | None] = ContextVar("mixquant_forced_step", default=None)
 

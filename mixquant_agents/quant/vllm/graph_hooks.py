@@ -196,6 +196,7 @@ def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _find_range(original: Callable[..., Any]) -> Callable[..., Any]:
     """Exact steps run vLLM's own piece: fused ones cost them 2 % at 264 rows, and an exact engine's arithmetic is kept.
+    Drafts run the fused piece, however few rows they have.
 
     All ranges are compiled from one graph of symbolic size, so a piece is right at any size but for what vLLM itself
     adds by size; so the other piece is taken from the other side of our boundary alone.
@@ -203,13 +204,21 @@ def _find_range(original: Callable[..., Any]) -> Callable[..., Any]:
 
     def _find_range_for_shape(self: Any, runtime_shape: int) -> Any:
         entry = original(self, runtime_shape)
-        if entry is None or entry.compile_range.start != FUSE_FROM:
+        if entry is None or entry.compile_range.is_single_size():
+            return entry
+        forced = forced_step()
+        if entry.compile_range.start != FUSE_FROM and (forced is None or not forced.fused):
             return entry
         router = _router(self.vllm_config)
-        if router is None or router.uniform or current_step(runtime_shape).mode is not Mode.EXACT:
+        if router is None or router.uniform:
             return entry
-        plain = original(self, FUSE_FROM - 1)
-        return entry if plain is None or plain.compile_range.is_single_size() else plain
+        if entry.compile_range.start < FUSE_FROM:
+            piece = original(self, FUSE_FROM)
+        elif current_step(runtime_shape).mode is Mode.EXACT:
+            piece = original(self, FUSE_FROM - 1)
+        else:
+            return entry
+        return entry if piece is None or piece.compile_range.is_single_size() else piece
 
     return _find_range_for_shape
 

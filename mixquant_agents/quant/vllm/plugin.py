@@ -6,6 +6,7 @@ from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.platforms import current_platform
 
 from mixquant_agents.quant.vllm.config_hooks import hook_config
+from mixquant_agents.quant.vllm.draft.hooks import hook_drafts
 from mixquant_agents.quant.vllm.method import METHOD, MixQuantConfig
 
 __all__ = ["load"]
@@ -16,3 +17,4 @@ def load() -> None:
     register_quantization_config(METHOD)(MixQuantConfig)
     if current_platform.is_cuda():
         hook_config()
+        hook_drafts()

@@ -1,0 +1,105 @@
+"""Puts the drafter into vLLM: its configuration, its scheduler, its runner V2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mixquant_agents.quant.vllm.draft.schedule import DraftSchedule
+from mixquant_agents.quant.vllm.draft.settings import (
+    draft_policy,
+    draft_rule,
+    drafts_itself,
+    obstacle,
+    refuse,
+    speculative_settings,
+)
+from mixquant_agents.quant.vllm.patching import wrap
+
+__all__ = ["hook_drafts"]
+
+_RUNNER = "vllm.v1.worker.gpu.model_runner"
+
+
+def hook_drafts() -> None:
+    """Hook vLLM in this process, before any engine is made. Idempotent; touches engines whose policy drafts only.
+
+    The runner imports the function that makes its drafter by name; a runner that is imported by now has vLLM's own.
+    """
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.worker.gpu import spec_decode
+
+    wrap(EngineArgs, "create_speculative_config", _speculative_config)
+    wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", _unsupported)
+    wrap(VllmConfig, "_set_max_num_scheduled_tokens", _scheduled_tokens)
+    wrap(Scheduler, "__init__", _scheduler)
+    wrap(spec_decode, "init_speculator", _init_speculator)
+    if _RUNNER in sys.modules:
+        wrap(sys.modules[_RUNNER], "init_speculator", _init_speculator)
+
+
+def _speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_speculative_config(self: Any, target_model_config: Any, target_parallel_config: Any) -> Any:
+        given = original(self, target_model_config, target_parallel_config)
+        policy = draft_policy(target_model_config)
+        if policy is None:
+            return given
+        reason = "speculative_config: another drafter is set" if given is not None else ""
+        reason = reason or obstacle(self, target_model_config, target_parallel_config)
+        if reason:
+            if policy.draft == "twin":
+                raise refuse(policy, reason)
+            return given
+        most = self.max_num_seqs or 1024
+        self.speculative_config = speculative_settings(target_model_config.model, draft_rule(policy), most)
+        self.async_scheduling = True  # vLLM leaves it off for draft models unless asked
+        return original(self, target_model_config, target_parallel_config)
+
+    return create_speculative_config
+
+
+def _unsupported(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _get_v2_model_runner_unsupported_features(self: Any) -> list[str]:
+        features: list[str] = original(self)
+        if not drafts_itself(self):
+            return features
+        return [each for each in features if each != "speculative method 'draft_model'"]
+
+    return _get_v2_model_runner_unsupported_features
+
+
+def _scheduled_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Draft models of their own need a row more for each request; ours reads the target's KV cache and does not."""
+
+    def _set_max_num_scheduled_tokens(self: Any) -> None:
+        open_before = self.scheduler_config.max_num_scheduled_tokens is None
+        original(self)
+        if open_before and drafts_itself(self):
+            self.scheduler_config.max_num_scheduled_tokens = self.scheduler_config.max_num_batched_tokens
+
+    return _set_max_num_scheduled_tokens
+
+
+def _scheduler(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - vLLM's name
+        original(self, *args, **kwargs)
+        if drafts_itself(self.vllm_config):
+            policy = draft_policy(self.vllm_config.model_config)
+            if policy is not None:
+                self.dynamic_sd_lookup = DraftSchedule(self, draft_rule(policy))
+
+    return __init__
+
+
+def _init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:
+    def init_speculator(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
+        if not drafts_itself(vllm_config):
+            return original(vllm_config, device, *args, **kwargs)
+        from mixquant_agents.quant.vllm.draft.speculator import TwinSpeculator
+
+        return TwinSpeculator(vllm_config, device)
+
+    return init_speculator
