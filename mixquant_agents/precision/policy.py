@@ -58,9 +58,9 @@ class PrecisionPolicy(FrozenConfig):
             ``None``: as many have one as fit beside the model and its KV cache.
         weight_only: quantize weights but not activations (W4A16 for NVFP4). For studies of where the error comes from.
         reproducible: a row's precision never depends on what else is in the batch (threshold 0).
-        draft: ``"twin"``: the twin drafts the next tokens of an answer and the exact weights verify them in one step, so
-            writing is faster and the answer stays the exact model's. ``"auto"``: where that pays and nothing
-            stands against it. ``None``: off.
+        draft: ``"twin"``: the twin drafts the next tokens of an answer and the exact weights verify them in one step:
+            writing is faster, and the answer stays the exact model's. ``"auto"``: where that pays and nothing stands
+            against it. ``None``: off.
         draft_tokens: how many tokens are drafted at a time.
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
         calibration: folder that ``mixquant calibrate`` wrote for the same model, ``"auto"`` for the one in the cache:

@@ -7,6 +7,8 @@ asked for at once on one GPU:
   alone, and eager.
 - ``formats``: INT8; NVFP4, emulated where the device lacks it (it must become eager by itself).
 - ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
+- ``draft``: FP8 whose twin drafts three tokens at a time, and ``exact``; answers to 500 more prompts of 8 to 60 tokens,
+  many at once, must be the same, ties aside.
 - ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
   graphs; it must read as the engine that started on them. Wants the group ``graphs``.
 - ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
@@ -80,6 +82,7 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact-lora": ("exact", LORA, {}),
         "mixquant-lora": ("mixquant-fp8", LORA, {}),
     },
+    "draft": {"exact": ("exact", FULL, {}), "mixquant-draft": ("mixquant-fp8", FULL, {})},
     "reload": {"mixquant-reloaded": ("mixquant-fp8", FULL, {})},
     "parallel": {
         "exact": ("exact", FULL, {}),
@@ -95,14 +98,18 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
 PAIRS = {
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
-    "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "exact-tp2": "exact", "mixquant-tp2": "exact-tp2",
+    "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "mixquant-draft": "exact", "exact-tp2": "exact",
+    "mixquant-tp2": "exact-tp2",
     "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
 ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
 """FP8 engines that sum in one order; ranks sum in another."""
-BESIDE = ("exact", *FAMILY, "mixquant-tp2", "mixquant-pp2")
+BESIDE = ("exact", *FAMILY, "mixquant-draft", "mixquant-tp2", "mixquant-pp2")
 """Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
+MANY = ("exact", "mixquant-draft")
+"""Engines of the group ``draft``, which also answer :data:`MANY_PROMPTS` short prompts, eight at a time."""
+MANY_PROMPTS = 500
 SCORED = ("exact", "exact-eager", *ALIKE, "int8", "nvfp4", "exact-tp2", "mixquant-tp2")
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
@@ -140,11 +147,15 @@ class Outcome:
         others = {name: PAIRS.get(name, name) for name in BESIDE}
         beside = {f"{name} beside others, as {other}": (f"{name} beside others", other)
                   for name, other in others.items()}  # fmt: skip
-        return {
+        found = {
             label: compared(self.answers[name], self.answers[other], SHORT)
             for label, (name, other) in {**short, **beside}.items()
             if name in self.answers and other in self.answers
         }
+        mine, theirs = (self.answers.get(f"{name} many") for name in reversed(MANY))
+        if mine and theirs:
+            found["mixquant-draft, many short prompts"] = compared(mine, theirs, tuple(theirs))
+        return found
 
     def differences(self) -> dict[str, dict[str, dict[str, float]]]:
         """Root mean square and mean of the difference in log probability, of each two engines."""
@@ -218,6 +229,15 @@ def prompts_for(path: Path) -> dict[int, list[int]]:
     return {n: ids[start : start + n] for n, start in zip((*SHORT, *LONG), starts.tolist(), strict=True)}
 
 
+def many_prompts(path: Path) -> dict[int, list[int]]:
+    """Short pieces of the text of :func:`prompts_for`, by number."""
+    source = [token for tokens in prompts_for(path).values() for token in tokens]
+    random = np.random.default_rng(5)
+    lengths = random.integers(8, 61, size=MANY_PROMPTS).tolist()
+    starts = random.integers(0, len(source) - 61, size=MANY_PROMPTS).tolist()
+    return {number: source[at : at + n] for number, (at, n) in enumerate(zip(starts, lengths, strict=True))}
+
+
 def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]:
     engines = {}
     specs = {name: each for group in groups for name, each in GROUPS[group].items()}
@@ -227,22 +247,37 @@ def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]
         arguments["max_num_batched_tokens"] = 4096
         if "hf_overrides" in arguments and not name.endswith("auto"):  # on a model this small all steps would be exact
             arguments["hf_overrides"]["quantization_config"]["policy"]["row_threshold"] = THRESHOLD
+        if name.endswith("draft"):
+            arguments["hf_overrides"]["quantization_config"]["policy"]["draft"] = "twin"
         engines[name] = EngineProcess(name, arguments, logs / f"check-{name}.log", env=env)
         engines[name].go()
     return engines
 
 
 def answered(
-    engine: EngineProcess, prompts: dict[int, list[int]], company: list[list[int]] | None = None, lora: str = ""
+    engine: EngineProcess,
+    prompts: dict[int, list[int]],
+    company: list[list[int]] | None = None,
+    lora: str = "",
+    at_once: int = 1,
 ) -> Answers:
-    result = engine.ask(do="greedy", prompts=list(prompts.values()), answer=ANSWER, company=company, lora=lora)
+    result = engine.ask(
+        do="greedy", prompts=list(prompts.values()), answer=ANSWER, company=company, lora=lora, at_once=at_once
+    )
     return dict(zip(prompts, zip(result["answers"], result["margins"], strict=True), strict=True))
 
 
 def examine(
-    name: str, engine: EngineProcess, prompts: dict[int, list[int]], outcome: Outcome, lora: str, path: Path
+    name: str,
+    engine: EngineProcess,
+    prompts: dict[int, list[int]],
+    outcome: Outcome,
+    lora: str,
+    path: Path,
+    many: dict[int, list[int]],
 ) -> None:
-    """Ask one engine everything; whatever fails is noted and does not stop the others."""
+    """Ask one engine everything; whatever fails is noted and does not stop the others. ``many`` are the prompts for
+    :data:`MANY`, none where their group is not asked for."""
     short = {n: tokens for n, tokens in prompts.items() if n <= THRESHOLD}
     longer = {n: tokens for n, tokens in prompts.items() if n > THRESHOLD}
     try:
@@ -254,6 +289,8 @@ def examine(
         outcome.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
         if name in BESIDE:
             outcome.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))
+        if name in MANY and many:
+            outcome.add(f"{name} many", answered(engine, many, at_once=8))
         if name in SCORED:
             scores = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
             with outcome.lock:
@@ -287,10 +324,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"no model folder {model!r}, and no shape of that name ({', '.join(SHAPES)})")
     outcome = Outcome(options.out, model)
     prompts = prompts_for(path)
+    many = many_prompts(path) if "draft" in groups else {}
     engines = start(groups, path, options.out.parent)
     with ThreadPoolExecutor(len(engines)) as pool:  # nothing is timed, so all processes start and answer at once
         jobs = [
-            pool.submit(examine, name, engine, prompts, outcome, options.lora, path) for name, engine in engines.items()
+            pool.submit(examine, name, engine, prompts, outcome, options.lora, path, many)
+            for name, engine in engines.items()
         ]
         for job in jobs:
             job.result()

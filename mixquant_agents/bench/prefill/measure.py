@@ -219,9 +219,14 @@ class Measurements:
         return finished
 
     def greedy(
-        self, prompts: list[list[int]], answer: int, company: list[list[int]] | None = None, lora: str = ""
+        self,
+        prompts: list[list[int]],
+        answer: int,
+        company: list[list[int]] | None = None,
+        lora: str = "",
+        at_once: int = 1,
     ) -> dict[str, Any]:
-        """The answers to some prompts as token ids, and how clear each choice was; each prompt alone.
+        """The answers to some prompts as token ids, and how clear each choice was; ``at_once`` prompts at a time.
 
         With ``company`` all are answered at once, begun two steps apart, and those further prompts are read meanwhile,
         one every four steps. A margin is the likeliest token's log probability less the second's. ``lora`` is an
@@ -229,7 +234,8 @@ class Measurements:
         """
         answers: list[list[int]] = []
         margins: list[list[float]] = []
-        for group in [prompts] if company else [[prompt] for prompt in prompts]:
+        size = len(prompts) if company else at_once
+        for group in (prompts[begin : begin + size] for begin in range(0, len(prompts), size)):
             ids: dict[str, list[int]] = {}
             clear: dict[str, list[float]] = {}
             unasked, waiting, steps = list(group), list(company or ()), 0

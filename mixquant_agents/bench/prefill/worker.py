@@ -5,6 +5,7 @@ Engines of several processes share one GPU by taking turns, so all of them can b
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from mixquant_agents.bench.prefill.cores import pin_threads
 from mixquant_agents.bench.prefill.measure import Measurements
+from mixquant_agents.quant.vllm.draft.schedule import DraftSchedule
 
 __all__ = ["Session", "main"]
 
@@ -40,6 +42,9 @@ class Session(Measurements):
         }
         if plugin:
             status["plugin"] = self.engine.collective_rpc("mixquant_status")[0]
+            schedule = self.engine.engine_core.engine_core.scheduler.dynamic_sd_lookup
+            if isinstance(schedule, DraftSchedule):
+                status["drafts"] = dataclasses.asdict(schedule.total)
         return status
 
     def reload(self, path: str) -> dict[str, Any]:

@@ -65,7 +65,74 @@ _CONTEXT = "vllm.forward_context"
 _CONFIG = "vllm.config"
 _MOE = "vllm.model_executor.layers.fused_moe"
 
+DRAFTS = (
+    ("is asked for drafts", "vllm.v1.core.sched.output", ("SchedulerOutput.num_spec_tokens_to_schedule",)),
+    (
+        "sets up drafts",
+        "vllm.engine.arg_utils",
+        ("EngineArgs", "EngineArgs.create_speculative_config", "EngineArgs.speculative_config",
+         "EngineArgs.async_scheduling", "EngineArgs.enable_lora"),
+    ),
+    (
+        "sets up drafts",
+        f"{_CONFIG}.vllm",
+        ("VllmConfig._get_v2_model_runner_unsupported_features", "VllmConfig._set_max_num_scheduled_tokens",
+         "VllmConfig.speculative_config"),
+    ),
+    (
+        "sets up drafts",
+        f"{_CONFIG}.speculative",
+        ("SpeculativeConfig.method", "SpeculativeConfig.model",
+         "SpeculativeConfig.num_speculative_tokens_per_batch_size"),
+    ),
+    ("sets up drafts", f"{_CONFIG}.scheduler", ("SchedulerConfig.max_num_scheduled_tokens",)),
+    (
+        "refuses drafts",
+        f"{_CONFIG}.parallel",
+        ("ParallelConfig.pipeline_parallel_size", "ParallelConfig.data_parallel_size",
+         "ParallelConfig.decode_context_parallel_size"),
+    ),
+    (
+        "refuses drafts",
+        f"{_CONFIG}.model",
+        ("ModelConfig.quantization", "ModelConfig.hf_config", "ModelConfig.is_hybrid",
+         "ModelConfig.is_multimodal_model"),
+    ),
+    (
+        "schedules drafts",
+        "vllm.v1.core.sched.scheduler",
+        ("Scheduler", "Scheduler.__init__", "Scheduler.dynamic_sd_lookup", "Scheduler.running", "Scheduler.waiting",
+         "Scheduler.max_num_running_reqs", "Scheduler.make_spec_decoding_stats", "Scheduler.vllm_config"),
+    ),
+    ("schedules drafts", "vllm.v1.request", ("Request.num_computed_tokens", "Request.num_prompt_tokens")),
+    ("drafts", f"{_V2_DIR}.spec_decode", ("init_speculator",)),
+    (
+        "drafts",
+        f"{_V2_DIR}.spec_decode.speculator",
+        ("DraftModelSpeculator", "DraftModelSpeculator.load_draft_model", "DraftModelSpeculator.set_attn",
+         "DraftModelSpeculator.draft_attn_layer_names", "DraftModelSpeculator.attn_groups",
+         "DraftModelSpeculator.sample_draft", "DraftModelSpeculator.input_buffers",
+         "DraftModelSpeculator.draft_tokens", "DraftModelSpeculator.draft_logits",
+         "DraftModelSpeculator.draft_max_seq_len", "DraftModelSpeculator.idx_mapping",
+         "DraftModelSpeculator.temperature", "DraftModelSpeculator.seeds", "BaseSpeculator.propose",
+         "BaseSpeculator.capture", "BaseSpeculator.init_cudagraph_manager"),
+    ),
+    ("drafts", f"{_V2_DIR}.attn_utils", ("build_attn_metadata", "build_slot_mappings_by_layer")),
+    ("drafts", "vllm.v1.attention.backends.utils", ("PAD_SLOT_ID",)),
+    ("drafts", f"{_V2_DIR}.block_table", ("BlockTables.compute_slot_mappings", "BlockTables.input_block_tables")),
+    ("drafts", f"{_V2_DIR}.input_batch",
+     ("InputBatch.idx_mapping", "InputBatch.seq_lens", "InputBatch.seq_lens_cpu_upper_bound",
+      "InputBuffers.query_start_loc")),
+    ("captures drafts", f"{_V2_DIR}.cudagraph_utils",
+     ("CudaGraphManager", "CudaGraphManager._init_candidates", "CudaGraphManager._capture_descs",
+      "CudaGraphManager._graphs_captured", "CudaGraphManager.run_fullgraph", "prepare_inputs_to_capture",
+      "BatchExecutionDescriptor", "BatchExecutionDescriptor.num_reqs")),
+    ("captures drafts", f"{_CONFIG}.compilation", ("CUDAGraphMode.FULL_DECODE_ONLY", "CUDAGraphMode.decode_mode")),
+)  # fmt: skip
+"""What drafts by the twin need. A release without it runs everything else, and refuses drafts."""
+
 CONTRACT: tuple[Need, ...] = (
+    *(each for why, module, names in DRAFTS for each in _need(why, module, *names, group="draft", optional=True)),
     *_need("names the method", _QUANT, "register_quantization_config", parameters=("quantization",)),
     *_need(
         "gives each Linear its method",
@@ -535,8 +602,9 @@ def installed_source() -> Path:
     return Path(next(iter(spec.submodule_search_locations))).parent
 
 
-def check(source: Path, group: str | None = None) -> list[str]:
-    """What is missing below ``source``, one readable line for each need; empty when all is there.
+def check(source: Path, group: str | None = None, *, optional: bool = False) -> list[str]:
+    """What is missing below ``source``, one readable line for each need; empty when all is there. With ``optional``
+    also what the plugin can do without.
 
     Raises:
         FileNotFoundError: ``source`` holds no ``vllm/``.
@@ -546,7 +614,7 @@ def check(source: Path, group: str | None = None) -> list[str]:
     read = functools.cache(functools.partial(parse, source))
     problems = []
     for need in CONTRACT:
-        if not need.optional and (group is None or need.group == group):
+        if (optional or not need.optional) and (group is None or need.group == group):
             reasons = [missing(read(place.module), place) for place in need.places]
             if all(reasons):
                 problems.append(f"{need.why}: {'; '.join(reason for reason in reasons if reason)}")

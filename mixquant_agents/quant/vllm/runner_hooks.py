@@ -116,7 +116,7 @@ def _prepare_v2(original: Callable[..., Any]) -> Callable[..., Any]:
             except (AttributeError, TypeError, ValueError) as error:
                 raise moved("InputBatch or RequestState of runner V2", error) from error
             runtime.plan_step(rows, _drafts(scheduler_output))
-            runtime.ask_for_drafts(scheduler_output.num_spec_tokens_to_schedule)
+            runtime.ask_for_drafts(getattr(scheduler_output, "num_spec_tokens_to_schedule", 0))
         return batch
 
     return prepare_inputs

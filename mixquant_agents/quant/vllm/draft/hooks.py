@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from mixquant_agents.errors import EngineStartError
+from mixquant_agents.quant.vllm.contract import check, installed_source
 from mixquant_agents.quant.vllm.draft.schedule import DraftSchedule
 from mixquant_agents.quant.vllm.draft.settings import (
     draft_policy,
@@ -27,18 +30,29 @@ def hook_drafts() -> None:
 
     The runner imports the function that makes its drafter by name; a runner that is imported by now has vLLM's own.
     """
-    from vllm.config import VllmConfig
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.worker.gpu import spec_decode
 
     wrap(EngineArgs, "create_speculative_config", _speculative_config)
-    wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", _unsupported)
-    wrap(VllmConfig, "_set_max_num_scheduled_tokens", _scheduled_tokens)
-    wrap(Scheduler, "__init__", _scheduler)
-    wrap(spec_decode, "init_speculator", _init_speculator)
-    if _RUNNER in sys.modules:
-        wrap(sys.modules[_RUNNER], "init_speculator", _init_speculator)
+    try:
+        from vllm.config import VllmConfig
+        from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.worker.gpu import spec_decode
+
+        wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", _unsupported)
+        wrap(VllmConfig, "_set_max_num_scheduled_tokens", _scheduled_tokens)
+        wrap(Scheduler, "__init__", _scheduler)
+        wrap(Scheduler, "make_spec_decoding_stats", _count)
+        wrap(spec_decode, "init_speculator", _init_speculator)
+        if _RUNNER in sys.modules:
+            wrap(sys.modules[_RUNNER], "init_speculator", _init_speculator)
+    except (ImportError, EngineStartError):
+        return  # a release without; drafts are refused there, with what is missing
+
+
+@functools.cache
+def lacking() -> str:
+    """What drafts need and this release of vLLM does not have; empty where all is there."""
+    return "; ".join(check(installed_source(), "draft", optional=True))
 
 
 def _speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,15 +61,18 @@ def _speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
         policy = draft_policy(target_model_config)
         if policy is None:
             return given
-        reason = "speculative_config: another drafter is set" if given is not None else ""
+        own = given is not None and given.method == "draft_model" and given.model == target_model_config.model
+        reason = "" if given is None or own else "speculative_config: another drafter is set"
         reason = reason or obstacle(self, target_model_config, target_parallel_config)
+        reason = reason or (f"this vLLM ({lacking()})" if lacking() else "")
         if reason:
             if policy.draft == "twin":
                 raise refuse(policy, reason)
             return given
-        most = self.max_num_seqs or 1024
-        self.speculative_config = speculative_settings(target_model_config.model, draft_rule(policy), most)
         self.async_scheduling = True  # vLLM leaves it off for draft models unless asked
+        if own:
+            return given  # the user's own settings of it
+        self.speculative_config = speculative_settings(target_model_config.model, draft_rule(policy))
         return original(self, target_model_config, target_parallel_config)
 
     return create_speculative_config
@@ -92,6 +109,34 @@ def _scheduler(original: Callable[..., Any]) -> Callable[..., Any]:
                 self.dynamic_sd_lookup = DraftSchedule(self, draft_rule(policy))
 
     return __init__
+
+
+def _count(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the scheduler tells vLLM's statistics of a request's verified drafts. Placeholders that the grammar put in
+    a draft's place are no drafts."""
+
+    def make_spec_decoding_stats(
+        self: Any,
+        spec_decoding_stats: Any,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> Any:
+        schedule = self.dynamic_sd_lookup
+        if isinstance(schedule, DraftSchedule):
+            invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
+            schedule.count(request_id, num_draft_tokens - invalid, num_accepted_tokens)
+        return original(
+            self,
+            spec_decoding_stats,
+            num_draft_tokens=num_draft_tokens,
+            num_accepted_tokens=num_accepted_tokens,
+            num_invalid_spec_tokens=num_invalid_spec_tokens,
+            request_id=request_id,
+        )
+
+    return make_spec_decoding_stats
 
 
 def _init_speculator(original: Callable[..., Any]) -> Callable[..., Any]:

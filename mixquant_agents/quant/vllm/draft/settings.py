@@ -7,10 +7,10 @@ from typing import Any
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.drafting import DraftRule
 from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.quant.vllm.method import METHOD, parse_policy
 
 __all__ = ["DEFAULT_TOKENS", "draft_policy", "draft_rule", "drafts_itself", "obstacle", "speculative_settings"]
 
-METHOD = "mixquant"
 DEFAULT_TOKENS = 3
 MAX_BATCH = 16
 MAX_KV_TOKENS = 65_536
@@ -18,13 +18,15 @@ MAX_KV_TOKENS = 65_536
 
 def draft_policy(model_config: Any) -> PrecisionPolicy | None:
     """The policy of a model that the plugin runs, if it asks for drafts."""
-    if getattr(model_config, "quantization", None) != METHOD:
+    if model_config is None or model_config.quantization != METHOD:
         return None
-    from mixquant_agents.quant.vllm.method import parse_policy
+    policy = _policy(model_config.hf_config)
+    return policy if policy.draft is not None else None
 
-    config = getattr(model_config.hf_config, "quantization_config", None) or {}
-    policy = parse_policy(dict(config)) if isinstance(config, dict) else None
-    return policy if policy is not None and policy.draft is not None else None
+
+def _policy(checkpoint: object) -> PrecisionPolicy:
+    config = getattr(checkpoint, "quantization_config", None)
+    return PrecisionPolicy.of(METHOD) if not isinstance(config, dict) else parse_policy(config)
 
 
 def draft_rule(policy: PrecisionPolicy) -> DraftRule:
@@ -58,7 +60,7 @@ def obstacle(arguments: Any, model_config: Any, parallel_config: Any) -> str:
     return next((reason for stands, reason in reasons if stands), "")
 
 
-def speculative_settings(model: str, rule: DraftRule, max_num_seqs: int) -> dict[str, Any]:
+def speculative_settings(model: str, rule: DraftRule) -> dict[str, Any]:
     """vLLM's ``speculative_config``: the model drafts for itself, ``rule.tokens`` at a time or none.
 
     The schedule by batch size only tells vLLM which graphs to capture; :class:`~.schedule.DraftSchedule` decides.
@@ -68,7 +70,7 @@ def speculative_settings(model: str, rule: DraftRule, max_num_seqs: int) -> dict
         "model": model,
         "num_speculative_tokens": rule.tokens,
         "draft_sample_method": "probabilistic",
-        "num_speculative_tokens_per_batch_size": [(1, max_num_seqs, rule.tokens), (max_num_seqs + 1, 2**20, 0)],
+        "num_speculative_tokens_per_batch_size": [(1, 1, rule.tokens), (2, 2**20, 0)],
     }
 
 

@@ -1,0 +1,255 @@
+"""What drafting by the twin gains: ``python -m mixquant_agents.bench.gpu.writing OUT.json [SECONDS]``.
+
+Two engines of the Qwen3-8B shape with random weights take turns on one GPU: ``exact``, and ``twin``, phase-aware FP8
+that drafts 0 to 4 tokens a cycle. Which drafts are right is drawn (vLLM's ``synthetic`` acceptance), each with
+probability 0.95, so that a cycle costs and yields what it would with a real model of that acceptance. A case is a
+number of writing requests and the tokens each has in its KV cache; within a round each case runs on every column.
+
+Milliseconds per token and request are the time between the steps at which all requests had written eight tokens and at
+which the first was done, by the tokens written in between. ``split`` says how long the verified step and the drafts
+take on the GPU, ``kernels`` what they consist of.
+"""
+
+# ruff: noqa: T201 - a program
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
+from mixquant_agents.bench.prefill.stats import ratio_interval
+from mixquant_agents.bench.prefill.worker import Session
+from mixquant_agents.bench.prefill.worker import main as serve
+from mixquant_agents.bench.shapes import write_model
+from mixquant_agents.config import NumberFormat, PrecisionPolicy
+from mixquant_agents.engine.vllm.args import policy_arguments
+
+ACCEPTANCE = 0.95
+MOST = 4
+CASES = {"1": (1, 128), "8": (8, 128), "32": (32, 128), "64k": (8, 8064)}
+"""``(requests, tokens that each has read)``."""
+ROWS = (1, 2, 3, 4, 5, 8, 16, 24, 32, 40, 64, 96, 128, 160)
+READING = (256, 512, 1024, 2048)
+KV_GIB = 14.0
+SERVE = (sys.executable, "-m", "mixquant_agents.bench.gpu.writing", "--serve")
+COLUMNS = ("exact", *range(MOST + 1))
+
+
+def twin_arguments(model: Path) -> dict[str, Any]:
+    """vLLM's arguments for the drafting engine: up to :data:`MOST` drafts, each number with graphs of its own."""
+    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", draft_tokens=MOST)
+    return {
+        **policy_arguments(policy),
+        "async_scheduling": True,
+        "speculative_config": {
+            "method": "draft_model",
+            "model": str(model),
+            "num_speculative_tokens": MOST,
+            "draft_sample_method": "probabilistic",
+            "rejection_sample_method": "synthetic",
+            "synthetic_acceptance_rates": [ACCEPTANCE ** (place + 1) for place in range(MOST)],
+            "num_speculative_tokens_per_batch_size": [
+                *((batch, batch, MOST + 1 - batch) for batch in range(1, MOST + 1)),
+                (MOST + 1, 64, 0),
+            ],
+        },
+    }
+
+
+def arguments(column: str, model: Path, dummy: bool = True) -> dict[str, Any]:
+    """vLLM's arguments for one of the two engines."""
+    values = column_arguments("exact", model, KV_GIB, dummy) | {"max_model_len": 10_500}
+    values["compilation_config"] = {"cudagraph_capture_sizes": [*ROWS, *READING]}
+    return values | (twin_arguments(model) if column == "twin" else {})
+
+
+class WritingSession(Session):
+    """Also writes with a fixed number of drafts, and tells where a cycle's time goes."""
+
+    def drafts(self, count: int) -> None:
+        """From now on ``count`` tokens are drafted in each cycle."""
+        self.engine.engine_core.engine_core.scheduler.dynamic_sd_lookup.fixed = count
+
+    def write(self, batch: int, known: int, tokens: int, drafts: int | None = None) -> dict[str, Any]:
+        """Milliseconds per token and request while ``batch`` requests write; see the module."""
+        if drafts is not None:
+            self.drafts(drafts)
+        names = [self._add(self._tokens(known, 100 + place), tokens) for place in range(batch)]
+        written = dict.fromkeys(names, 0)
+        started, before, steps = 0.0, 0, 0
+        while True:
+            outputs = self.engine.step()
+            now = time.perf_counter()
+            done = False
+            for output in outputs:
+                name = output.request_id if output.request_id in written else output.request_id.rsplit("-", 1)[0]
+                written[name] += len(output.outputs[0].token_ids)
+                done = done or output.finished
+            if started:
+                steps += bool(outputs)
+            elif min(written.values()) >= 8:
+                started, before = now, sum(written.values())
+            if done:
+                break
+        self.engine.abort_request([name for name in names if written[name] < tokens])
+        for _ in self._run():
+            pass
+        count = sum(written.values()) - before
+        return {"ms": (now - started) * 1e3 * batch / count, "tokens_per_step": count / batch / max(steps, 1)}
+
+    def split(self, batch: int, known: int, drafts: int) -> dict[str, Any]:
+        """Milliseconds on the GPU of the verified step, of its sampling, and of the drafts: medians of 20 cycles."""
+        import torch
+
+        runners: list[Any] = []
+        self.engine.collective_rpc(_runner, args=(runners,))
+        runner = runners[0]
+        marks: list[list[Any]] = []
+
+        def mark() -> Any:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return event
+
+        execute, propose = runner.execute_model, runner.speculator.propose
+
+        def execute_model(*args: Any, **kwargs: Any) -> Any:
+            start = mark()
+            result = execute(*args, **kwargs)
+            marks.append([start, mark()])
+            return result
+
+        def proposed(*args: Any, **kwargs: Any) -> Any:
+            start = mark()
+            result = propose(*args, **kwargs)
+            marks[-1] += [start, mark()]
+            return result
+
+        runner.execute_model, runner.speculator.propose = execute_model, proposed
+        try:
+            self.write(batch, known, 24 * (drafts + 1), drafts)
+        finally:
+            runner.execute_model, runner.speculator.propose = execute, propose
+        torch.cuda.synchronize()
+        cycles = [each for each in marks if len(each) == 4][6:]
+        parts = [
+            [a.elapsed_time(b), b.elapsed_time(c), c.elapsed_time(d), a.elapsed_time(after[0])]
+            for (a, b, c, d), after in pairwise(cycles[:-1])
+        ]
+        names = ("verify_ms", "sample_ms", "draft_ms", "cycle_ms")
+        return {name: round(statistics.median(part[i] for part in parts), 3) for i, name in enumerate(names)}
+
+    def kernels(self, batch: int, known: int, drafts: int) -> dict[str, Any]:
+        """Microseconds a cycle by kernel, the largest 40, and how often each ran; by PyTorch's profiler."""
+        import torch
+        from torch.profiler import ProfilerActivity, profile
+
+        cycles = 16
+        self.drafts(drafts)
+        for place in range(batch):
+            self._add(self._tokens(known, 100 + place), (drafts + 1) * (cycles + 24))
+        for _ in range(12):
+            self.engine.step()
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            for _ in range(cycles):
+                self.engine.step()
+            torch.cuda.synchronize()
+        for _ in self._run():
+            pass
+        rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)
+        return {
+            row.key[:120]: [round(row.self_device_time_total / cycles, 1), round(row.count / cycles, 1)]
+            for row in rows[:40]
+        }
+
+
+def _runner(worker: Any, runners: list[Any]) -> None:
+    """Hand out the model runner of vLLM's ``worker``, in this process."""
+    runners.append(worker.model_runner)
+
+
+def start(folder: Path, logs: Path, names: tuple[str, ...]) -> dict[str, EngineProcess]:
+    model = write_model("qwen3-8b", folder)
+    engines = {name: EngineProcess(name, arguments(name, model), logs / f"draft-{name}.log", SERVE) for name in names}
+    for name, engine in engines.items():  # ours first: its start-up measurement wants the GPU for itself
+        engine.go()
+        if name == "twin":
+            print(name, engine.wait_for("measured", "ready").get("text"), flush=True)
+    for name, engine in engines.items():
+        print(name, f"ready after {engine.wait_for('ready')['start_seconds']:.0f} s", flush=True)
+    return engines
+
+
+def ask(engines: dict[str, EngineProcess], column: str | int, case: str, tokens: int) -> dict[str, Any]:
+    batch, known = CASES[case]
+    if column == "exact":
+        return engines["exact"].ask(do="write", batch=batch, known=known, tokens=tokens)
+    drafts = int(column)
+    return engines["twin"].ask(do="write", batch=batch, known=known, tokens=tokens * (1 + drafts), drafts=drafts)
+
+
+def summary(rounds: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
+    """Ratios of the time per token over ``exact`` by case and number of drafts, smaller is better."""
+    result: dict[str, Any] = {}
+    for case, columns in rounds.items():
+        exact = [each["ms"] for each in columns["exact"]]
+        result[case] = {"exact_ms": round(statistics.median(exact), 3)}
+        for column, values in columns.items():
+            if column == "exact" or len(values) < 2:
+                continue
+            ratios = [value["ms"] / base for value, base in zip(values, exact, strict=False)]
+            result[case][column] = {
+                "ms": round(statistics.median(value["ms"] for value in values), 3),
+                "tokens_per_step": round(statistics.median(value["tokens_per_step"] for value in values), 3),
+                "ratio": {name: round(value, 4) for name, value in ratio_interval(ratios).items()},
+            }
+    return result
+
+
+def main(out: str, seconds: float = 80.0) -> None:
+    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), ("twin", "exact"))
+    result: dict[str, Any] = {"command": f"python -m mixquant_agents.bench.gpu.writing {Path(out).name} {seconds:g}"}
+    result["status"] = {name: engine.ask(do="status", plugin=name == "twin") for name, engine in engines.items()}
+    result["device"] = result["status"]["twin"]["device"]
+    for case in CASES:  # first runs fill caches
+        for column in COLUMNS:
+            ask(engines, column, case, 16)
+    until = time.monotonic() + seconds
+    result["split"] = {}
+    for case, (batch, known) in CASES.items():
+        for drafts in (1, 3):
+            split = engines["twin"].ask(do="split", batch=batch, known=known, drafts=drafts)
+            result["split"][f"{case}/{drafts}"] = split
+            print(case, drafts, split, flush=True)
+    rounds: dict[str, dict[str, list[Any]]] = {case: {str(column): [] for column in COLUMNS} for case in CASES}
+    count = 0
+    while count < 2 or time.monotonic() < until:
+        for case in CASES:
+            for place in range(len(COLUMNS)):
+                column = COLUMNS[(place + count) % len(COLUMNS)]
+                rounds[case][str(column)].append(ask(engines, column, case, 32))
+        count += 1
+    result |= {"rounds": count, "acceptance": ACCEPTANCE, "cases": summary(rounds), "raw": rounds}
+    for case, columns in result["cases"].items():
+        print(case, json.dumps(columns), flush=True)
+    Path(out).write_text(json.dumps(result))
+    result["kernels"] = {
+        f"{case}/{drafts}": engines["twin"].ask(do="kernels", batch=CASES[case][0], known=CASES[case][1], drafts=drafts)
+        for case, drafts in (("1", 0), ("1", 3), ("32", 3))
+    }
+    Path(out).write_text(json.dumps(result))
+    for engine in engines.values():
+        engine.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve(WritingSession)
+    else:
+        main(sys.argv[1], *(float(value) for value in sys.argv[2:3]))
