@@ -54,7 +54,7 @@ from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.base import Engine, EngineInfo
+from mixquant_agents.engine.base import Engine, EngineInfo, Sleep
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 from mixquant_agents.telemetry import Recorder
 from mixquant_agents.validation import config_error
@@ -733,6 +733,29 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
     def release(self, thread_id: str) -> None:
         """:meth:`arelease` for callers without an event loop."""
         loop_thread().run(self.arelease(thread_id))
+
+    async def asleep(self) -> Sleep:
+        """Free the memory of the engine, for all who share it, so that another model can take its turn on the device;
+        see :meth:`VllmEngine.sleep`. The next turn wakes it.
+
+        Raises:
+            ConfigError: turns are running, or the engine is a server.
+        """
+        with langchain_errors():
+            return await self._resolve_engine().sleep()
+
+    def sleep(self) -> Sleep:
+        """:meth:`asleep` for callers without an event loop."""
+        return loop_thread().run(self.asleep())
+
+    async def awake(self) -> None:
+        """Have the engine ready again after :meth:`asleep`, instead of with the next turn."""
+        with langchain_errors():
+            await self._resolve_engine().wake()
+
+    def wake(self) -> None:
+        """:meth:`awake` for callers without an event loop."""
+        loop_thread().run(self.awake())
 
     # -- tokens and end --
 

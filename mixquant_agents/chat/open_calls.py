@@ -22,6 +22,10 @@ class OpenCalls:
         self._calls: OrderedDict[str, tuple[EngineRequest, dict[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[OpenCalls], tuple[()]]:
+        """A copy in another process knows none: its tools do not run there."""
+        return OpenCalls, ()
+
     def __len__(self) -> int:
         return len(self._calls)
 

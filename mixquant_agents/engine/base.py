@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from mixquant_agents.errors import RequestError
+from mixquant_agents.errors import ConfigError, RequestError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.records import TurnCounts, TurnTimes
 
@@ -29,6 +29,7 @@ __all__ = [
     "Message",
     "NamedTool",
     "Sampling",
+    "Sleep",
     "SwitchableEngine",
     "TokenLogprob",
     "ToolCallDelta",
@@ -249,6 +250,24 @@ class EngineInfo:
     token_ids: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    """What an engine did to free its memory.
+
+    Attributes:
+        way: ``host``: its weights went to the host's memory and its processes wait; ``ended``: its processes ended, and
+            waking starts it anew.
+        seconds: how long that took.
+        freed_bytes: memory of the GPUs, or of this machine for an engine on its CPU; ``None`` where nobody can tell.
+        held_bytes: how much of the GPUs' memory was in use before, by all programs; of the CPU, the engine's own.
+    """
+
+    way: Literal["host", "ended"]
+    seconds: float
+    freed_bytes: int | None = None
+    held_bytes: int | None = None
+
+
 class Engine(ABC):
     """A source of answers. Safe to use from several event loops and threads; turns run concurrently.
 
@@ -323,6 +342,23 @@ class Engine(ABC):
 
     async def release(self, thread_id: str) -> None:  # noqa: B027 - nor to hold
         """Hold nothing of a thread any more: its run has ended."""
+
+    async def sleep(self) -> Sleep:
+        """Free the memory that the engine holds, for another one to take its turn on the device. The next turn, or
+        :meth:`wake`, brings it back; what its prefix cache held is forgotten.
+
+        Raises:
+            ConfigError: turns are running, or this engine has no memory of its own to free.
+        """
+        raise ConfigError(f"the engine {self.info.engine!r} has no memory here that it could free")
+
+    async def wake(self) -> None:
+        """Be ready again after :meth:`sleep`; cheap when awake.
+
+        Raises:
+            EngineError: the memory is not to be had (another engine sits in it), or the engine could not start.
+        """
+        await self.start()
 
     async def aclose(self) -> None:  # noqa: B027 - nor to release
         """Release the engine. Idempotent; this one holds nothing."""

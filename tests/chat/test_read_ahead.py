@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,9 +11,9 @@ from langchain_core.runnables import RunnableLambda
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine, ScriptedEngine
 from mixquant_agents.chat.open_calls import OpenCalls
-from mixquant_agents.engine.base import EngineRequest, Keep
+from mixquant_agents.engine.base import EngineRequest, Keep, Sleep
 from mixquant_agents.engine.scripted import ScriptedTurn
-from mixquant_agents.errors import RequestError
+from mixquant_agents.errors import ConfigError, RequestError
 from tests.chat.chat_doubles import add
 
 CALL = ScriptedTurn(tool_calls=[{"name": "add", "args": {"a": 3, "b": 4}}])
@@ -79,6 +80,29 @@ async def test_kept_threads_are_named_to_the_engine() -> None:
     assert engine.requests[-1].keep is None
     await model.arelease("T")
     assert list(engine.released) == ["T"]
+
+
+async def test_model_sleeps_and_wakes_by_its_engine() -> None:
+    class Sleeper(ScriptedEngine):
+        def __init__(self) -> None:
+            super().__init__(["a"], cycle=True)
+            self.woken = 0
+
+        async def sleep(self) -> Sleep:
+            return Sleep(way="host", seconds=1.0, freed_bytes=5)
+
+        async def wake(self) -> None:
+            self.woken += 1
+
+    engine = Sleeper()
+    model = MixQuantChatModel(engine=engine)
+    assert (await model.asleep()).freed_bytes == 5
+    await model.awake()
+    assert (await asyncio.to_thread(model.sleep)).way == "host"
+    await asyncio.to_thread(model.wake)
+    assert engine.woken == 2
+    with pytest.raises(ConfigError, match="no memory here"):
+        await MixQuantChatModel(engine=OpenAIEngine("m", base_url="http://127.0.0.1:9/v1")).asleep()
 
 
 async def test_priority_comes_from_the_runs_config() -> None:

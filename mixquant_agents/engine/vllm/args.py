@@ -172,6 +172,11 @@ def _structured_outputs(config: EngineConfig) -> Any:
 
 def _cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:
     """float32 (bfloat16 is emulated on most CPUs), eager, a capped context and a KV cache that fits it."""
+    if config.sleep_mode:
+        raise ConfigError(
+            "sleep_mode moves weights out of a GPU, and this machine runs on its CPU; leave it out: sleep() ends the "
+            "engine's processes here, which gives all their memory back"
+        )
     if config.capture_sizes:
         raise ConfigError("capture_sizes are CUDA graph sizes; this machine runs on its CPU, leave them None")
     text = model_config(path, config)
@@ -203,6 +208,10 @@ def physical_memory() -> int | None:
 
 def _gpu_defaults(config: EngineConfig) -> dict[str, Any]:
     """CUDA graphs to 2048 rows; dtype, attention backend and memory are left to vLLM."""
+    return {**_graphs(config), **({"enable_sleep_mode": True} if config.sleep_mode else {})}
+
+
+def _graphs(config: EngineConfig) -> dict[str, Any]:
     eager = bool(config.enforce_eager)
     if eager:
         if config.capture_sizes:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
-from mixquant_agents.engine.base import EngineInfo, EngineRequest, Sampling
+from mixquant_agents.engine.base import EngineInfo, EngineRequest, Sampling, Sleep
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
 from mixquant_agents.engine.vllm.checkpoint import check_hub, model_path
@@ -45,6 +45,7 @@ from mixquant_agents.engine.vllm.leftovers import (
     unlink,
 )
 from mixquant_agents.engine.vllm.liveness import watch
+from mixquant_agents.engine.vllm.memory import device_bytes, resident_bytes
 from mixquant_agents.engine.vllm.parsers import make_parser, parser_names, reasoning_counter, tag_model_of
 from mixquant_agents.engine.vllm.progress import start_progress
 from mixquant_agents.engine.vllm.prompts import Prompts
@@ -108,6 +109,8 @@ class RunningEngine:
         self.pid = os.getpid()
         self.recorder = StatsRecorder()
         self.dead = False
+        self.asleep = False
+        self._waking = asyncio.Lock()
         self.start_seconds = 0.0
         self.status: dict[str, Any] = {}
         self.llm: Any = None
@@ -247,6 +250,11 @@ class RunningEngine:
         self.renderer.max_model_len = made.model_config.max_model_len
         return made, guarded(Executor.get_class(made))
 
+    def held_bytes(self) -> int | None:
+        """Memory in use: of the GPUs (by all programs), or of this machine by the engine's processes on its CPU."""
+        on_gpu = device_bytes()
+        return resident_bytes(descendants(self.processes)) if on_gpu is None else on_gpu
+
     async def _stop(self) -> None:
         me = asyncio.current_task()
         await _cancel(list(self._turns))
@@ -278,6 +286,7 @@ class RunningEngine:
                 name="mixquant-liveness",
             )
         try:
+            await self.wake()
             prompt, params, meter, options = await self._prepare(request, submitted, history)
             meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"])
             await generate(
@@ -309,6 +318,7 @@ class RunningEngine:
     async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
         """Read what is certain of a coming prompt; see :meth:`Engine.prefetch`."""
         _check_sendable(request)
+        await self.wake()
         if request.prompt_token_ids is None:
             variables = _variables(request)
             ids = await self.prompts.certain(
@@ -513,8 +523,48 @@ class RunningEngine:
         self.policy, self.status = policy, dict(answers[0])
         return self.status
 
+    async def sleep(self) -> Sleep:
+        """Weights to the host's memory, the KV cache given up; see :meth:`Engine.sleep`."""
+        self.check_idle("sleep")
+        async with self._waking:
+            begun, before = time.monotonic(), device_bytes()
+            if not self.asleep:
+                try:
+                    await self.llm.sleep(level=1)
+                except Exception as error:
+                    raise self.translated(error) from error
+                self.asleep = True
+                self._kept.forget()
+            seconds, after = time.monotonic() - begun, device_bytes()
+        freed = before - after if before is not None and after is not None else None
+        return Sleep(way="host", seconds=seconds, freed_bytes=freed, held_bytes=before)
+
+    async def wake(self) -> None:
+        """Weights and twins back into the places that captured graphs know."""
+        if not self.asleep:
+            return
+        async with self._waking:
+            if self.asleep:
+                try:
+                    await self.llm.wake_up()
+                except Exception as error:
+                    raise self.translated(error) from error
+                self.asleep = False
+
+    def check_idle(self, what: str) -> None:
+        """Refuse ``what`` while turns are running.
+
+        Raises:
+            ConfigError: they are.
+        """
+        if busy := self.llm.output_processor.get_num_unfinished_requests():
+            raise ConfigError(f"the engine cannot {what} while {busy} turns are running; wait for their end")
+
     async def reset_prefix_cache(self) -> None:
         """Forget cached prefixes."""
+        self._kept.forget()
+        if self.asleep:
+            return
         try:
             await self.llm.reset_prefix_cache()
         except Exception as error:

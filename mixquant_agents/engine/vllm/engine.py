@@ -16,6 +16,7 @@ from mixquant_agents.engine.base import (
     EngineRequest,
     JsonObject,
     Message,
+    Sleep,
     SwitchableEngine,
 )
 from mixquant_agents.engine.parsing import TokenDelta, parsed
@@ -156,6 +157,29 @@ class VllmEngine(SwitchableEngine):
         """The token ids of the request's prompt."""
         engine = await self._engine()
         return list((await asyncio.wrap_future(engine.submit(engine.rendered(request)))).token_ids)
+
+    async def sleep(self) -> Sleep:
+        """Free the engine's memory, for everybody who shares it; see :meth:`Engine.sleep`.
+
+        On a GPU with ``sleep_mode`` the weights go to the host's memory, and captured graphs stay valid. Without it,
+        and on a CPU, the engine's processes end, which gives back all that they hold; waking starts them anew.
+        """
+        running = self._handle.running
+        if running is None:
+            return Sleep(way="ended", seconds=0.0, freed_bytes=0)
+        if self.config.sleep_mode:
+            return await asyncio.wrap_future(running.submit(running.sleep()))
+        running.check_idle("sleep")
+        begun, before = time.monotonic(), await asyncio.to_thread(running.held_bytes)
+        await asyncio.to_thread(self._handle.suspend)
+        seconds, after = time.monotonic() - begun, await asyncio.to_thread(running.held_bytes)
+        freed = before - after if before is not None and after is not None else None
+        return Sleep(way="ended", seconds=seconds, freed_bytes=freed, held_bytes=before)
+
+    async def wake(self) -> None:
+        """See :meth:`Engine.wake`."""
+        engine = await self._engine()
+        await asyncio.wrap_future(engine.submit(engine.wake()))
 
     async def stats(self) -> EngineStats:
         """State of the scheduler after its newest step, and the requests the front end waits for."""

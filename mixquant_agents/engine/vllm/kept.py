@@ -158,6 +158,11 @@ class KeptPrefixes:
             self.evicted += 1
             self.drop(prefix)
 
+    def forget(self) -> None:
+        """The cache has been emptied."""
+        self._held.clear()
+        self._ahead.clear()
+
     def _drop_empty(self, thread: str) -> None:
         if not self._held.get(thread, True):
             del self._held[thread]

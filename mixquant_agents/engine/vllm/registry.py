@@ -81,6 +81,16 @@ class EngineHandle:
         engine.close()
         start.set_exception(EngineClosedError(f"the engine for {self.config.model!r} was closed; make a new one"))
 
+    def suspend(self) -> None:
+        """End the running engine's processes, whoever refers to it (blocking); the next turn starts it again."""
+        with self._lock:
+            start = self._start
+            if start is None or not start.done():
+                return
+            self._start = None
+        with suppress(Exception):  # a start that failed left nothing to close
+            start.result().close()
+
     def reset_after_fork(self) -> None:
         """In a forked child: what runs or starts is the parent's; the next turn here starts an engine of its own."""
         _left_to_parents.append(self._start)

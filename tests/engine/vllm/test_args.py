@@ -75,6 +75,18 @@ def test_a_short_context_stays_short(tmp_path: Path) -> None:
     assert arguments(str(tmp_path)).max_model_len == 512
 
 
+@pytest.mark.usefixtures("cpu")
+def test_sleep_mode_is_refused_on_a_cpu(folder: str) -> None:
+    with pytest.raises(ConfigError, match=r"sleep\(\) ends the engine's processes here"):
+        arguments(folder, sleep_mode=True)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("asked", [True, False])
+def test_sleep_mode_is_vllms_own(folder: str, asked: bool) -> None:
+    assert arguments(folder, policy="exact", sleep_mode=asked).enable_sleep_mode is asked
+
+
 @pytest.mark.usefixtures("gpu")
 def test_gpu_defaults(folder: str) -> None:
     made = arguments(folder, policy="exact")

@@ -20,7 +20,7 @@ from mixquant_agents import MixQuantChatModel
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm import VllmEngine, close_all, registry
 from mixquant_agents.engine.vllm.startup import StartControl
-from mixquant_agents.errors import EngineClosedError, ModelNotFoundError
+from mixquant_agents.errors import ConfigError, EngineClosedError, ModelNotFoundError
 
 
 class StubEngine:
@@ -34,11 +34,18 @@ class StubEngine:
         if self.failures:
             raise self.failures.pop()
         self.config, self.alive, self.closed, self.start_seconds = config, True, 0, 0.02
-        self.policy = config.policy
+        self.policy, self.turns = config.policy, 0
         self.made.append(self)
 
     def close(self) -> None:
         self.closed += 1
+
+    def check_idle(self, what: str) -> None:
+        if self.turns:
+            raise ConfigError(f"the engine cannot {what} while {self.turns} turns are running")
+
+    def held_bytes(self) -> int:
+        return 0 if self.closed else 1000
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +126,24 @@ async def test_a_waiter_that_gives_up_does_not_stop_the_start(stub: Any) -> None
     await engine.start()
     assert len(stub.made) == 1
     await engine.aclose()
+
+
+async def test_sleeping_engine_gives_all_back_and_starts_anew(stub: Any) -> None:
+    engine, other = VllmEngine.shared(CONFIG), VllmEngine.shared(CONFIG)
+    assert (await engine.sleep()).freed_bytes == 0
+    await engine.start()
+    stub.made[0].turns = 2
+    with pytest.raises(ConfigError, match="2 turns are running"):
+        await engine.sleep()
+    stub.made[0].turns = 0
+    report = await engine.sleep()
+    assert (report.way, report.freed_bytes, report.held_bytes) == ("ended", 1000, 1000)
+    assert stub.made[0].closed == 1
+    assert (await other.sleep()).freed_bytes == 0
+    await other.start()  # the next turn of anybody wakes it
+    assert [made.closed for made in stub.made] == [1, 0]
+    await engine.aclose()
+    await other.aclose()
 
 
 async def test_the_next_call_after_a_death_starts_a_new_engine(stub: Any) -> None:
