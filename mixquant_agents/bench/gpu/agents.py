@@ -1,0 +1,296 @@
+"""What an engine that knows its agents gains: ``python -m mixquant_agents.bench.gpu.agents OUT.json TOKENIZER``.
+
+One engine of a model's shape with random weights, and the tokenizer of the folder ``TOKENIZER``. Three measurements:
+
+- ``warm``: a tool runs for two seconds and its result of 8k tokens is read as it grows (``Engine.prefetch``), beside
+  agents that write. Against the same without reading ahead, in turns on one engine: time to the first token of the turn
+  behind the tool, and the time between tokens of the others.
+- ``priority``: a thread at priority 0 and one at priority 10 beside sixteen busy ones at priority 10.
+- ``sleep``: memory before, asleep and awake; greedy answers before and after.
+
+``OUT.json`` is written after each of them.
+"""
+
+# ruff: noqa: T201 - a program
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.bench.shapes import SHAPES
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.base import EngineRequest, Sampling
+from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.records import percentile
+
+GIB = 2**30
+VOCABULARY = 49_152
+"""Of the tokenizer: random weights may then write any token."""
+WORDS = ("lake", "river", "hill", "stone", "water", "north", "bridge", "village", "road", "winter", "salt", "copper")
+_numbers = itertools.count()
+
+
+def model_folder(shape: str, folder: Path) -> Path:
+    """The shape with the tokenizer's vocabulary."""
+    fields = {**SHAPES[shape], "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+    target = folder / shape
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(fields))
+    return target
+
+
+def text(words: int, seed: int) -> str:
+    """About 1.1 tokens a word; another text for each seed."""
+    draw = random.Random(seed)  # noqa: S311 - the same texts in every run
+    return " ".join(f"{draw.choice(WORDS)} {draw.randrange(100)}" for _ in range(words // 2))
+
+
+def tokens(count: int, seed: int) -> list[int]:
+    """Ordinary tokens; others for each seed."""
+    draw = random.Random(seed)  # noqa: S311 - the same prompts in every run
+    return [draw.randrange(100, VOCABULARY - 100) for _ in range(count)]
+
+
+def asked(
+    messages: Sequence[dict[str, Any]] = (), answer: int = 16, prompt: list[int] | None = None, priority: int = 0
+) -> EngineRequest:
+    sampling = Sampling(temperature=0, max_tokens=answer, ignore_eos=True)
+    return EngineRequest(
+        request_id=f"agents-{next(_numbers)}",
+        messages=messages,
+        prompt_token_ids=prompt,
+        sampling=sampling,
+        priority=priority,
+    )
+
+
+async def turn(engine: VllmEngine, request: EngineRequest) -> dict[str, Any]:
+    """Seconds to the first token, instants of all, the tokens, and the counts."""
+    begun, counts = time.monotonic(), None
+    instants: list[float] = []
+    ids: list[int] = []
+    async for delta in engine.stream(request):
+        if delta.token_ids:
+            instants.append(time.monotonic())
+            ids += delta.token_ids
+        counts = delta.counts or counts
+    return {"ttft": instants[0] - begun, "instants": instants, "ids": ids, "counts": counts}
+
+
+async def writers(engine: VllmEngine, count: int, gaps: list[float], stop: asyncio.Event) -> None:
+    """Agents that write all the time; the time between their tokens goes to ``gaps``."""
+
+    async def write(number: int) -> None:
+        for again in itertools.count():
+            if stop.is_set():
+                return
+            result = await turn(engine, asked(prompt=tokens(64, 1_000 * number + again), answer=256))
+            gaps.extend(b - a for a, b in itertools.pairwise(result["instants"]))
+
+    await asyncio.gather(*(write(number) for number in range(count)))
+
+
+async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str, Any]:
+    """Rounds with and without reading ahead, in turns."""
+    rows: dict[str, list[float]] = {"plain": [], "read ahead": []}
+    gaps: dict[str, list[float]] = {"plain": [], "read ahead": []}
+    shares: list[float] = []
+    call = {"id": "call00001", "type": "function", "function": {"name": "search", "arguments": '{"query": "lakes"}'}}
+    for number in range(2 * plan.rounds + 2):  # the first of each warms up
+        way = "read ahead" if number % 2 else "plain"
+        history: list[dict[str, Any]] = [
+            {"role": "user", "content": text(800, 10_000 + number)},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        result = text(plan.result_words, 20_000 + number)
+
+        def known(share: float, result: str = result, history: list[dict[str, Any]] = history) -> list[dict[str, Any]]:
+            part = result[: int(len(result) * share)]
+            return [*history, {"role": "tool", "tool_call_id": "call00001", "content": part}]
+
+        await turn(engine, asked(history[:1], 1))  # the turn that called
+        heard: list[float] = []
+        stop = asyncio.Event()
+        busy = asyncio.create_task(writers(engine, plan.writers, heard, stop))
+        begun = time.monotonic()
+        for step in range(1, 9):  # the tool works: an eighth of its result at a time
+            if way == "read ahead":
+                await engine.prefetch(asked(known(step / 8 - 1 / 16), priority=2**20), growing=True)
+            await asyncio.sleep(max(0.0, begun + plan.tool_seconds * step / 8 - time.monotonic()))
+        row = await turn(engine, asked(known(1.0), 8))
+        stop.set()
+        await busy
+        if number > 1:
+            rows[way].append(row["ttft"])
+            gaps[way] += heard
+            if way == "read ahead":
+                shares.append(row["counts"].cached_tokens / row["counts"].prompt_tokens)
+    plain, ahead = (statistics.median(rows[way]) for way in rows)
+    itl = {way: percentile(each, 0.95) for way, each in gaps.items()}
+    return {
+        "rounds": plan.rounds,
+        "prompt_tokens": row["counts"].prompt_tokens,
+        "tool_seconds": plan.tool_seconds,
+        "writers": plan.writers,
+        "ttft_plain_s": plain,
+        "ttft_read_ahead_s": ahead,
+        "ttft_ratio": ahead / plain,
+        "cached_share": statistics.median(shares),
+        "itl_p95_plain_s": itl["plain"],
+        "itl_p95_read_ahead_s": itl["read ahead"],
+        "itl_p95_ratio": (itl["read ahead"] or 0) / (itl["plain"] or 1),
+        "rows": rows,
+    }
+
+
+async def measure_priority(engine: VllmEngine, plan: argparse.Namespace) -> dict[str, Any]:
+    """Two probing threads beside busy ones."""
+    stop = asyncio.Event()
+    ttft: dict[int, list[float]] = {0: [], 10: []}
+
+    async def busy(number: int) -> None:
+        for again in itertools.count():
+            if stop.is_set():
+                return
+            seed = 50_000 + 1_000 * number + again
+            await turn(engine, asked(prompt=tokens(plan.busy_tokens, seed), answer=32, priority=10))
+
+    async def probe(priority: int) -> None:
+        for again in itertools.count():
+            if stop.is_set():
+                return
+            seed = 90_000 + 5_000 * priority + again
+            row = await turn(engine, asked(prompt=tokens(plan.probe_tokens, seed), answer=8, priority=priority))
+            ttft[priority].append(row["ttft"])
+            await asyncio.sleep(0.05)
+
+    work: list[Coroutine[Any, Any, None]] = [busy(number) for number in range(plan.busy)]
+    tasks = [asyncio.create_task(each) for each in (*work, probe(0), probe(10))]
+    await asyncio.sleep(plan.seconds)
+    stop.set()
+    await asyncio.gather(*tasks)
+    p95 = {priority: percentile(values, 0.95) for priority, values in ttft.items()}
+    return {
+        "busy": plan.busy,
+        "busy_prompt_tokens": plan.busy_tokens,
+        "probe_prompt_tokens": plan.probe_tokens,
+        "turns": {str(priority): len(values) for priority, values in ttft.items()},
+        "ttft_p50_s": {str(priority): percentile(values, 0.5) for priority, values in ttft.items()},
+        "ttft_p95_s": {str(priority): value for priority, value in p95.items()},
+        "p95_ratio": (p95[0] or 0) / (p95[10] or 1),
+    }
+
+
+async def measure_sleep(engine: VllmEngine, baseline: int | None) -> dict[str, Any]:
+    """Twice to sleep and back: the first time the host's memory has yet to be found."""
+    prompts = [tokens(count, 7 + count) for count in (5, 100, 600, 1500)]
+
+    async def answers() -> list[list[int]]:
+        await engine.reset_prefix_cache()
+        return [(await turn(engine, asked(prompt=prompt, answer=24)))["ids"] for prompt in prompts]
+
+    before, rounds = await answers(), []
+    for _ in range(2):
+        report = await engine.sleep()
+        begun = time.monotonic()
+        await engine.wake()
+        woken = time.monotonic() - begun
+        after = await answers()
+        held = None if report.held_bytes is None else report.held_bytes - (baseline or 0)
+        rounds.append(
+            {
+                "way": report.way,
+                "sleep_s": report.seconds,
+                "wake_s": woken,
+                "held_gib": None if held is None else held / GIB,
+                "freed_gib": None if report.freed_bytes is None else report.freed_bytes / GIB,
+                "freed_share": None if not held or report.freed_bytes is None else report.freed_bytes / held,
+                "same_answers": sum(a == b for a, b in zip(before, after, strict=True)),
+                "answers": len(before),
+            }
+        )
+    return {"rounds": rounds}
+
+
+async def run(plan: argparse.Namespace) -> None:
+    """All measurements; what fails is noted, and the others go on."""
+    from mixquant_agents.engine.vllm.memory import device_bytes
+
+    result: dict[str, Any] = {"command": " ".join(["python -m mixquant_agents.bench.gpu.agents", *sys.argv[1:]])}
+    baseline = device_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        config = EngineConfig(
+            model=str(model_folder(plan.shape, Path(folder))),
+            policy=PrecisionPolicy.of(plan.policy),
+            sleep_mode=plan.sleep == "host",
+            max_model_len=plan.max_model_len,
+            max_num_seqs=64,
+            max_num_batched_tokens=plan.batched,
+            kv_cache_bytes=int(plan.kv_gib * GIB),
+            chat_template=str(resources.files("mixquant_agents") / "templates" / "hermes.jinja"),
+            tool_parser="hermes",
+            reasoning_parser=None,
+            vllm_args={"load_format": "dummy", "tokenizer": plan.tokenizer},
+        )
+        async with VllmEngine(config) as engine:
+            await engine.start()
+            info = engine.info
+            result |= {
+                "shape": plan.shape,
+                "device": info.device,
+                "policy": info.policy,
+                "start_s": engine.start_seconds,
+            }
+            result |= {"prefill_format": info.prefill_format, "kv_gib": plan.kv_gib}
+            print(f"ready after {engine.start_seconds:.0f} s on {info.device}", flush=True)
+            parts: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
+                "warm": lambda: measure_warm(engine, plan),
+                "priority": lambda: measure_priority(engine, plan),
+            }
+            if plan.sleep != "none":
+                parts["sleep"] = lambda: measure_sleep(engine, baseline)
+            for name, part in parts.items():
+                begun = time.monotonic()
+                try:
+                    result[name] = await part()
+                except Exception as error:  # the others are worth having
+                    result[name] = {"error": f"{type(error).__name__}: {error}"}
+                print(f"{name} ({time.monotonic() - begun:.0f} s): {json.dumps(result[name])[:900]}", flush=True)
+                plan.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m mixquant_agents.bench.gpu.agents")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("tokenizer")
+    parser.add_argument("--shape", default="qwen3-8b")
+    parser.add_argument("--policy", default="mixquant-fp8")
+    parser.add_argument("--max-model-len", type=int, default=16_384)
+    parser.add_argument("--batched", type=int, default=8_192)
+    parser.add_argument("--kv-gib", type=float, default=40.0)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--result-words", type=int, default=4_300)
+    parser.add_argument("--tool-seconds", type=float, default=2.0)
+    parser.add_argument("--writers", type=int, default=8)
+    parser.add_argument("--busy", type=int, default=16)
+    parser.add_argument("--busy-tokens", type=int, default=6_000)
+    parser.add_argument("--probe-tokens", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=25.0)
+    parser.add_argument("--sleep", choices=("host", "ended", "none"), default="host")
+    asyncio.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
