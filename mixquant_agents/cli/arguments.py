@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["comma_list", "command_line", "output_file"]
+__all__ = ["comma_list", "comma_lists", "command_line", "engine_settings", "output_file"]
 
 
 def comma_list(text: str) -> list[str]:
     """``"a, b,"`` → ``["a", "b"]``."""
     return [name for part in text.split(",") if (name := part.strip())]
+
+
+def comma_lists(texts: Sequence[str]) -> list[str]:
+    """What a repeatable option was given, each with or without commas, in order and once."""
+    return list(dict.fromkeys(name for text in texts for name in comma_list(text)))
+
+
+def engine_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """``--engine NAME=VALUE`` as settings of an :class:`~mixquant_agents.config.EngineConfig`.
+
+    A value is read as JSON where it is any (``0.5``, ``true``, ``[1, 2]``), else as text.
+
+    Raises:
+        ConfigError: no ``=``, or a name that the configuration does not have.
+    """
+    from mixquant_agents.config import EngineConfig
+
+    known = sorted(EngineConfig.model_fields.keys() - {"model", "policy"})  # these two have options of their own
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or name not in known:
+            raise ConfigError(f"--engine {text}: give NAME=VALUE, NAME one of {', '.join(known)}")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
 
 
 def command_line() -> str:

@@ -11,13 +11,25 @@ __all__ = ["command"]
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="'embedded', a folder, or a hub id (with --out).")] = "embedded",
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="'embedded', a folder, or a hub id (with --output).")
+    ] = "embedded",
     gptq: Annotated[bool, typer.Option("--gptq", help="Round the twins by GPTQ, too.")] = False,
-    weight_scales: Annotated[str, typer.Option(help="Block scales of these twins: 'max' or '4/6'.")] = "max",
+    weight_scales: Annotated[
+        str, typer.Option(metavar="KIND", help="Block scales of these twins: 'max' or '4/6'.")
+    ] = "max",
     count: Annotated[int, typer.Option(min=1, help="Conversations of calibration text.")] = 64,
-    out: Annotated[pathlib.Path | None, typer.Option(help="Folder. Default: the model's own in the cache.")] = None,
+    output: Annotated[
+        pathlib.Path | None, typer.Option(metavar="FOLDER", help="Default: the model's own folder in the cache.")
+    ] = None,
 ) -> None:
-    """Look at a model's activations once, for NVFP4: their scales, and twins rounded by GPTQ. Cached."""
+    """Look at a model's activations once, for NVFP4.
+
+    Gives their scales, and with --gptq twins rounded by GPTQ. Kept in the cache.
+
+    \b
+    Example: mixquant calibrate embedded --gptq
+    """
     from rich.progress import Progress
 
     from mixquant_agents.cli.output import progress_console, result_console
@@ -33,7 +45,7 @@ def command(
         folder = calibrate(
             model,
             recipe,
-            out,
+            output,
             count=count,
             progress=lambda what, share: bar.update(task, description=what, completed=share),
         )

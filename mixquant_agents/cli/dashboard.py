@@ -12,13 +12,15 @@ __all__ = ["command"]
 
 def command(
     store: Annotated[
-        Path | None, typer.Option(help="The turn store; the default store otherwise. It may not exist yet.")
+        Path | None, typer.Option(metavar="FILE", help="Turn store; it may not exist yet. Default: your own.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --token.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Listen here; beyond loopback it needs --token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8765,
     token: Annotated[
         str | None,
-        typer.Option(envvar="MIXQUANT_DASHBOARD_TOKEN", help="Ask for this on every request; at least 16 characters."),
+        typer.Option(envvar="MIXQUANT_DASHBOARD_TOKEN", help="Ask for this on every request; 16 characters at least."),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     migrate: Annotated[
@@ -26,7 +28,13 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
-    """Show the turns of a store as a live web page, until interrupted. Reads the store; works without a network."""
+    """Show recorded turns as a live web page.
+
+    Reads the turn store until interrupted; works without a network.
+
+    \b
+    Example: mixquant dashboard --open
+    """
     from mixquant_agents.cli.output import print_json, progress_console
     from mixquant_agents.dashboard.server import serve
     from mixquant_agents.telemetry.store.connection import connect_writer, default_store_path

@@ -13,18 +13,22 @@ __all__ = ["command"]
 def command(
     model: Annotated[
         str | None,
-        typer.Option(help="Check chats and tool use on this model's tokenizer: a folder, a hub id, 'embedded'."),
+        typer.Option(metavar="NAME", help="Check chats and tool use: a folder, a hub id, 'embedded'."),
     ] = None,
     chat_template: Annotated[
-        Path | None, typer.Option(help="Check this Jinja template: with --model on its tokenizer, else on its own.")
+        Path | None, typer.Option(metavar="FILE", help="Check this Jinja template, on --model's tokenizer if given.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Let the tokenizer run its own code.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Say what this machine can do: device, number formats (native, emulated or refused, and why), versions.
+    """Say what this machine can do, and what is missing.
 
-    With a model or a template: what holds of chats and tool use on it. Nothing is started.
+    Device, number formats, versions, what is installed, where things are kept. With a model or a template: what holds
+    of chats and tool use on it. No engine is started.
+
+    \b
+    Example: mixquant doctor --model Qwen/Qwen3-8B
     """
     if model is None and chat_template is None:
         report = _machine(as_json=as_json)

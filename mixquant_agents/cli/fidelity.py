@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Annotated
 
@@ -11,36 +12,50 @@ __all__ = ["command"]
 
 
 def command(
-    model: Annotated[str, typer.Option(help="'embedded', a folder, or a hub id.")] = "embedded",
-    policy: Annotated[list[str] | None, typer.Option(help="Policy to compare; repeatable. Default: all.")] = None,
-    prompts: Annotated[pathlib.Path | None, typer.Option(help="File, one prompt a line. Default: built in.")] = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="'embedded', a folder, or a hub id.")] = "embedded",
+    policy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Policy to compare; repeatable. Default: all.")
+    ] = None,
+    prompts: Annotated[
+        pathlib.Path | None, typer.Option(metavar="FILE", help="File, one prompt a line. Default: built in.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Length of each forced answer.")] = 64,
     agents: Annotated[int, typer.Option(min=0, help="Compare recipes on so many agent prompts instead.")] = 0,
-    recipe: Annotated[list[str] | None, typer.Option(help="With --agents: recipe; repeatable. Default: all.")] = None,
-    out: Annotated[pathlib.Path | None, typer.Option(help="With --agents: the result, as JSON.")] = None,
-    plot: Annotated[pathlib.Path | None, typer.Option(help="With --agents: a picture (.png, .svg, .pdf).")] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="With --agents: recipe; repeatable. Default: all.")
+    ] = None,
+    output: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="Also write the result, as JSON.")] = None,
+    plot: Annotated[
+        pathlib.Path | None, typer.Option(metavar="FILE", help="With --agents: a picture (.png, .svg, .pdf).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure how far each precision policy's answers move from the exact model's (KL divergence, top-1 agreement).
+    """Measure how far each policy's answers move from exact.
 
-    With --agents: recipes for NVFP4 on agent contexts, by source, position and turn, with their predicted cost.
+    KL divergence and top-1 agreement over forced answers. With --agents: recipes for NVFP4 on agent contexts, by
+    source, position and turn, with their predicted cost.
+
+    \b
+    Example: mixquant fidelity --policy mixquant-fp8 --policy uniform-fp8
     """
+    from mixquant_agents.cli.arguments import comma_lists, command_line, output_file
     from mixquant_agents.errors import ConfigError
 
+    output_file("--output", output)
     if agents:
         if policy or prompts:
             raise ConfigError("--agents compares recipes on prompts of its own; leave --policy and --prompts out")
-        _agents(model, agents, tokens, tuple(recipe or ()), out, plot, as_json=as_json)
+        _agents(model, agents, tokens, tuple(comma_lists(recipe or ())), output, plot, as_json=as_json)
         return
-    if recipe or out or plot:
-        raise ConfigError("--recipe, --out and --plot are of the study on agent prompts; add --agents 100")
+    if recipe or plot:
+        raise ConfigError("--recipe and --plot are of the study on agent prompts; add --agents 100")
     from rich.progress import Progress
 
     from mixquant_agents.bench.fidelity.measure import measure, named_policies
     from mixquant_agents.bench.fidelity.prompts import PROMPTS
     from mixquant_agents.cli.output import print_json, progress_console, result_console
 
-    policies = named_policies(policy or [])
+    policies = named_policies(comma_lists(policy or []))
     texts: tuple[str, ...] = PROMPTS
     if prompts is not None:
         try:
@@ -53,8 +68,11 @@ def command(
         report = measure(
             model, policies, texts, tokens, lambda what, share: bar.update(task, description=what, completed=share)
         )
+    figures = {"command": command_line(), **report.model_dump(mode="json")}
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        print_json(figures)
         return
     from rich.table import Table
 
@@ -77,8 +95,6 @@ def _agents(
     *,
     as_json: bool,
 ) -> None:
-    import json
-
     from rich.progress import Progress
 
     from mixquant_agents.bench.fidelity.plots import save
@@ -89,7 +105,6 @@ def _agents(
     from mixquant_agents.quant.calibration.network import load
 
     known_recipes(only)
-    output_file("--out", out)
     output_file("--plot", plot)
     settings = Settings(prompts=count, tokens=tokens, only=only)
     with Progress(console=progress_console(), transient=True) as bar:

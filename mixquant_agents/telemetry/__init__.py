@@ -10,10 +10,15 @@ and its thread) with :mod:`fork_safety` → :mod:`callbacks` (tools, nodes and a
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from mixquant_agents.telemetry.events import RunLink, Span, SpanKind, TurnContent
 from mixquant_agents.telemetry.recorder import NullRecorder, QueueRecorder, Recorder
 from mixquant_agents.telemetry.store.recorder import StoreRecorder
 from mixquant_agents.telemetry.store.retention import Retention
+
+if TYPE_CHECKING:
+    from mixquant_agents.telemetry.callbacks import TelemetryCallback, observing
 
 __all__ = [
     "NullRecorder",
@@ -24,5 +29,15 @@ __all__ = [
     "Span",
     "SpanKind",
     "StoreRecorder",
+    "TelemetryCallback",
     "TurnContent",
+    "observing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("TelemetryCallback", "observing"):  # these two import langchain_core
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mixquant_agents.telemetry import callbacks
+
+    return getattr(callbacks, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from stand_in import ENGINES, StandIn
 
-from mixquant_workflows.runner import session
+from mixquant_workflows import engines
 from mixquant_workflows.runner.peers import compare
 
 
@@ -27,5 +27,5 @@ def bounded_memory() -> Iterator[None]:
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """No benchmark starts a real engine."""
     ENGINES.clear()
-    for module in (session, compare):
+    for module in (engines, compare):
         monkeypatch.setattr(module, "VllmEngine", StandIn)

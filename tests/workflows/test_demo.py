@@ -61,7 +61,9 @@ async def test_demo_events_come_in_order() -> None:
     assert "".join(text) == "It is 42.Prefill reads the prompt."
     assert result.answer == "Prefill reads the prompt."
     assert [bool(turn.tool_calls) for turn in result.turns] == [True, False, True, False]
-    assert set(result.as_json()) == {"model", "policy", "emulated", "start_seconds", "turns", "answer"}
+    assert result.answers == ("It is 42.", "Prefill reads the prompt.")
+    fields = {"model", "policy", "emulated", "start_seconds", "thread", "turns", "answers", "answer"}
+    assert set(result.as_json()) == fields
 
 
 @pytest.mark.engine

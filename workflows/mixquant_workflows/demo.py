@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from langchain_core.tools import BaseTool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from mixquant_agents import MixQuantChatModel, TurnRecord
+from mixquant_agents.engine.base import EngineInfo
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.telemetry import Recorder, TelemetryCallback
 from mixquant_tools.calculator import calculator_tool
 from mixquant_tools.clock import time_tools
 from mixquant_tools.errors import ToolSetupError
@@ -23,7 +26,15 @@ from mixquant_tools.files import Folder
 from mixquant_tools.retrieval import DocumentIndex, read_folder, search_tool
 from mixquant_workflows.graphs.tool import tool_agent
 
-__all__ = ["QUESTIONS", "TOOLS", "DemoEvents", "DemoResult", "demo_folder", "demo_tools", "run_demo"]
+__all__ = [
+    "QUESTIONS",
+    "TOOLS",
+    "DemoEvents",
+    "DemoResult",
+    "demo_folder",
+    "demo_tools",
+    "run_demo",
+]
 
 TOOLS = ("calculator", "notes", "files", "time")
 """The kinds of tools that the agent can be given."""
@@ -42,16 +53,23 @@ class DemoResult:
 
     Attributes:
         start_seconds: time the engine took to start.
+        thread: the thread's id in the turn store.
         turns: one record per model call, in order.
-        answer: the answer to the last question.
+        answers: of each question its answer.
     """
 
     model: str
     policy: str
     emulated: bool | None
     start_seconds: float | None
+    thread: str
     turns: tuple[TurnRecord, ...]
-    answer: str
+    answers: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """The answer to the last question; empty if there was none."""
+        return self.answers[-1] if self.answers else ""
 
     def as_json(self) -> dict[str, Any]:
         """A plain JSON object."""
@@ -60,7 +78,9 @@ class DemoResult:
             "policy": self.policy,
             "emulated": self.emulated,
             "start_seconds": self.start_seconds,
+            "thread": self.thread,
             "turns": [turn.model_dump(mode="json") for turn in self.turns],
+            "answers": list(self.answers),
             "answer": self.answer,
         }
 
@@ -69,7 +89,7 @@ class DemoResult:
 class DemoEvents:
     """What a caller may watch: each callback gets what happened, when it happens."""
 
-    started: Callable[[float | None], None] = lambda seconds: None
+    started: Callable[[EngineInfo], None] = lambda info: None
     question: Callable[[str], None] = lambda text: None
     call: Callable[[str, dict[str, Any]], None] = lambda name, arguments: None
     result: Callable[[str], None] = lambda text: None
@@ -115,6 +135,7 @@ async def run_demo(
     *,
     max_tokens: int = 96,
     events: DemoEvents | None = None,
+    recorder: Recorder | None = None,
 ) -> DemoResult:
     """Ask each question in one thread of a tool agent; the model itself chooses what to call.
 
@@ -124,18 +145,23 @@ async def run_demo(
         questions: asked one after the other; later turns find earlier ones in the prefix cache.
         max_tokens: longest answer.
         events: callbacks.
+        recorder: keeps the turns, tools and nodes.
     """
     events = events or DemoEvents()
     await engine.start()
     info, seconds = engine.info, engine.start_seconds
-    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=max_tokens)
-    events.started(seconds)
+    recorders = () if recorder is None else (recorder,)
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=max_tokens, recorders=recorders)
+    events.started(info)
     graph = tool_agent(model, tools, max_steps=4, checkpointer=InMemorySaver())
-    config: RunnableConfig = {"configurable": {"thread_id": "demo"}}
+    thread = f"demo/{info.policy}/{uuid.uuid4().hex[:8]}"
+    callbacks = [TelemetryCallback(recorder) for recorder in recorders]
+    config: RunnableConfig = {"configurable": {"thread_id": thread}, "callbacks": [*callbacks]}
     records: list[TurnRecord] = []
-    answer = ""
+    answers: list[str] = []
     for question in questions:
         events.question(question)
+        answer = ""
         stream = graph.astream({"messages": [("user", question)]}, config, stream_mode=["messages", "updates"])
         async with contextlib.aclosing(stream):  # type: ignore[type-var]  # typed as an iterator, made by a generator
             event: Any
@@ -148,13 +174,15 @@ async def run_demo(
                 for update in item.values():
                     for message in (update or {}).get("messages", []):
                         answer = _watch(message, events, records) or answer
+        answers.append(answer)
     return DemoResult(
         model=info.model,
         policy=info.policy,
         emulated=info.emulated,
         start_seconds=seconds,
+        thread=thread,
         turns=tuple(records),
-        answer=answer,
+        answers=tuple(answers),
     )
 
 

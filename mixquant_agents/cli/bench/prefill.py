@@ -13,26 +13,39 @@ __all__ = ["command"]
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Model shape (qwen3-8b, qwen3-4b) or model folder.")] = "qwen3-8b",
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Model shape (qwen3-8b, qwen3-4b) or model folder.")
+    ] = "qwen3-8b",
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share each engine, tensor-parallel.")] = 1,
-    columns: Annotated[str, typer.Option(help="Engines to compare, by name, with commas; empty for all.")] = "",
+    columns: Annotated[str, typer.Option(metavar="NAMES", help="Engines to compare, with commas; empty for all.")] = "",
     cases: Annotated[
-        str, typer.Option(help="Cases to run, by name, with commas; empty for all, 'none' for none.")
+        str, typer.Option(metavar="NAMES", help="Cases to run, with commas; empty for all, 'none' for none.")
     ] = "",
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; engines alternate within each.")] = 5,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, help="End the rounds so many minutes after the engines are ready.")
+        float | None,
+        typer.Option(min=0.1, metavar="MINUTES", help="End the rounds so long after the engines are ready."),
     ] = None,
-    state: Annotated[Path | None, typer.Option(help="State file; an existing one is continued.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Also write the result to this file.")] = None,
-    agents: Annotated[float, typer.Option(min=0, help="Seconds of each run with 32 agents; 0 leaves them out.")] = 0.0,
+    state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="State file; an existing one is continued.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result here.")] = None,
+    agents: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Of each run with 32 agents; 0 leaves them out.")
+    ] = 0.0,
     agent_runs: Annotated[
-        int, typer.Option(min=1, help="Pairs of runs with 32 agents at a fixed rate, counting those in --state.")
+        int, typer.Option(min=1, help="Pairs of runs with 32 agents, counting those in --state.")
     ] = 6,
-    predict: Annotated[str, typer.Option(help="Predict for this GPU instead of measuring.")] = "",
+    predict: Annotated[str, typer.Option(metavar="GPU", help="Predict for this GPU instead of measuring.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure cold and warm prefill, decode and 32 agents on a GPU, engines taking turns."""
+    """Measure reading and writing on your GPU, or predict them.
+
+    Cold and warm prefill, decode and 32 agents; the engines take turns.
+
+    \b
+    Example: mixquant bench prefill --predict h100
+    """
     from mixquant_agents.cli.arguments import comma_list, output_file
 
     output_file("--output", output)

@@ -23,12 +23,19 @@ _ROWS = (
 def command(
     turns: Annotated[int, typer.Option(min=1_000, help="Synthetic turns in the store that is read.")] = 1_000_000,
     store: Annotated[
-        Path | None, typer.Option(help="Read this filled store instead of making one.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Read this filled store instead of making one.", exists=True, dir_okay=False),
     ] = None,
-    engine: Annotated[bool, typer.Option(help="Also measure on a real CPU engine, which is started for it.")] = True,
+    engine: Annotated[bool, typer.Option("--engine/--no-engine", help="Also measure on a real CPU engine.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure how fast the turn store is read and written, and what recording costs a turn. The turns are made up."""
+    """Measure how fast the turn store is, and what recording costs.
+
+    The turns are made up.
+
+    \b
+    Example: mixquant bench store --turns 100000 --no-engine
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from mixquant_agents.bench.overhead.store import bench_store

@@ -16,7 +16,13 @@ def command(
     streams: Annotated[int, typer.Option(min=3, help="Concurrent streams of the leak check.")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure the chat layer's own cost: no model runs, the scripted engine gives the tokens."""
+    """Measure the chat layer's own cost.
+
+    No model runs, the scripted engine gives the tokens. A missed target ends with exit code 1.
+
+    \b
+    Example: mixquant bench turns --rounds 5
+    """
     import asyncio
 
     from mixquant_agents.bench.overhead.turns import measure

@@ -14,7 +14,15 @@ from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.context_window import LENGTH_KEYS
 from mixquant_agents.errors import DamagedWeightsError, ModelNotFoundError
 
-__all__ = ["check_hub", "check_weights", "context_length", "kv_bytes_per_token", "model_config", "model_path"]
+__all__ = [
+    "check_folder",
+    "check_hub",
+    "check_weights",
+    "context_length",
+    "kv_bytes_per_token",
+    "model_config",
+    "model_path",
+]
 
 _HUB_SECONDS = 10.0
 
@@ -34,8 +42,7 @@ def model_path(config: EngineConfig) -> tuple[str, bool]:
         return config.model, False
     else:
         folder = Path(config.model).expanduser()
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"model folder {str(folder)!r} does not exist; give a folder, a hub id or 'embedded'")
+    _check_exists(folder)
     described = [folder / name for name in ("config.json", "params.json") if (folder / name).is_file()]
     if not described:
         raise ModelNotFoundError(f"model folder {str(folder)!r} holds no config.json, so it is not a model")
@@ -45,6 +52,21 @@ def model_path(config: EngineConfig) -> tuple[str, bool]:
         raise DamagedWeightsError(f"{described[0]} is unreadable ({error}); download the model again") from error
     check_weights(folder)
     return str(folder), True
+
+
+def check_folder(config: EngineConfig) -> None:
+    """Look whether a local model is there at all, before anything is said to start.
+
+    Raises:
+        ModelNotFoundError: a local path is named, and there is no such folder.
+    """
+    if config.model != "embedded" and _looks_local(config.model):
+        _check_exists(Path(config.model).expanduser())
+
+
+def _check_exists(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"model folder {str(folder)!r} does not exist; give a folder, a hub id or 'embedded'")
 
 
 def check_hub(config: EngineConfig) -> None:

@@ -27,7 +27,7 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineInfo, EngineRequest, Sampling, Sleep
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
-from mixquant_agents.engine.vllm.checkpoint import check_hub, model_path
+from mixquant_agents.engine.vllm.checkpoint import check_folder, check_hub, model_path
 from mixquant_agents.engine.vllm.errors import start_error, turn_error
 from mixquant_agents.engine.vllm.generate import StepMeter, generate
 from mixquant_agents.engine.vllm.grammar import Grammar, checked_tools, grammar_of, tools_active
@@ -191,6 +191,7 @@ class RunningEngine:
         config = self.config
         by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
         try:
+            check_folder(config)  # a wrong path is told before a start is announced
             with _starting, start_progress(config.model) as progress:
                 control.check()
                 progress.enter("looking at the model")

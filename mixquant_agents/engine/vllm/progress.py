@@ -1,9 +1,10 @@
-"""Start-up progress on stderr: a spinner on a terminal, one line at the beginning and one at the end elsewhere."""
+"""Start-up progress on stderr: a spinner on a terminal; elsewhere a line for each stage, and one every few seconds."""
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 __all__ = ["Progress", "start_progress"]
 
 logger = logging.getLogger("mixquant_agents.engine")
+
+HEARTBEAT_SECONDS = 5.0
+"""Between two lines of one stage, outside a terminal: a start that takes long must not look like one that hangs."""
 
 
 class Progress:
@@ -21,6 +25,8 @@ class Progress:
         self.began = time.monotonic()
         self.stage = ""
         self._status: object | None = None
+        self._lines = False
+        self._ended = threading.Event()
 
     @property
     def seconds(self) -> float:
@@ -35,14 +41,27 @@ class Progress:
             from rich.text import Text  # a name may hold what rich takes for markup
 
             self._status.update(Text(f"Starting the engine for {self.model}: {stage}"))  # type: ignore[attr-defined]  # rich
+        elif self._lines:
+            self._line()
+
+    def _line(self) -> None:
+        _say(f"  {self.seconds:3.0f} s  {self.stage}")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            self._line()
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201  progress belongs on stderr
 
 
 @contextmanager
 def start_progress(model: str) -> Iterator[Progress]:
     """Show the start on stderr; the log gets its duration."""
     progress = Progress(model)
-    interactive = sys.stderr is not None and sys.stderr.isatty()
-    if interactive:
+    if sys.stderr is not None and sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text
 
@@ -50,7 +69,14 @@ def start_progress(model: str) -> Iterator[Progress]:
             progress._status = status
             yield progress
     else:
-        print(f"Starting the engine for {model} …", file=sys.stderr, flush=True)  # noqa: T201  progress belongs on stderr
-        yield progress
-    print(f"Engine ready after {progress.seconds:.1f} s", file=sys.stderr, flush=True)  # noqa: T201  see above
+        _say(f"Starting the engine for {model}")
+        progress._lines = True
+        heartbeat = threading.Thread(target=progress._beat, name="mixquant-start-progress", daemon=True)
+        heartbeat.start()
+        try:
+            yield progress
+        finally:
+            progress._ended.set()
+            heartbeat.join()
+    _say(f"Engine ready after {progress.seconds:.1f} s")
     logger.info("engine for %s ready after %.1f s", model, progress.seconds)

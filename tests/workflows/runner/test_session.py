@@ -50,6 +50,23 @@ def test_agents_command_switches_scores_and_resumes(tmp_path: Path, capsys: pyte
     assert "another run" in capsys.readouterr().err
 
 
+def test_policy_has_its_own_engine_where_engines_are_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StandIn, "device", "NVIDIA H200")
+    arguments = ("bench", "agents", "--suite", "bundled:3", "--policy", "exact,uniform-fp8", "--policy", "mixquant-fp8")
+    arguments = (*arguments, "--engine", "gpu_memory_utilization=0.3", "--results", str(tmp_path / "r.jsonl"))
+    figures = command(capsys, *arguments)["suites"]["bundled"]
+    policies = [engine.config.policy for engine in ENGINES]
+    assert [(policy.quantizes, policy.uniform) for policy in policies] == [(True, True), (True, False), (False, False)]
+    assert all(engine.closed and not engine.switched for engine in ENGINES)
+    assert {engine.config.gpu_memory_utilization for engine in ENGINES} == {0.3}
+    assert set(figures) == {"exact", "uniform-fp8", "mixquant-fp8"}
+    assert all("delta" in figures[name] for name in ("uniform-fp8", "mixquant-fp8"))
+    assert run(["bench", "agents", "--suite", "bundled:1", "--engine", "polcy=1"]) == 2
+    assert "NAME one of capture_sizes, chat_template" in capsys.readouterr().err
+
+
 def test_runs_meet_in_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, out = tmp_path / "first.jsonl", tmp_path / "docs" / "report.json"
     common = ("bench", "agents", "--policies", "exact,uniform-nvfp4", "--out", str(out))

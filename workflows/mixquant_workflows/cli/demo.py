@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,30 +16,55 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mixquant_agents.records import TurnRecord
+    from mixquant_workflows.demo import DemoEvents, DemoResult
 
 __all__ = ["command"]
 
 
 def command(
     docs: Annotated[
-        Path | None, typer.Option(help="Folder of text files to search and read. Default: notes on this project.")
+        Path | None, typer.Option(metavar="FOLDER", help="Texts to search and read. Default: notes on this project.")
     ] = None,
     tools: Annotated[
-        str, typer.Option(help="What the agent has, with commas: calculator, notes, files, time.")
+        str, typer.Option(metavar="NAMES", help="What the agent has: calculator, notes, files, time.")
     ] = "calculator,notes,files,time",
-    question: Annotated[list[str] | None, typer.Option(help="Question to ask; may be given several times.")] = None,
-    model: Annotated[str, typer.Option(help="Model: 'embedded', a folder, or a hub id.")] = "embedded",
-    policy: Annotated[str, typer.Option(help="Precision policy preset.")] = "mixquant-nvfp4",
+    question: Annotated[list[str] | None, typer.Option(help="Question to ask; repeatable.")] = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="'embedded', a folder, or a hub id.")] = "embedded",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Precision policy; two or more are compared. Default: mixquant-nvfp4."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 96,
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of EngineConfig; repeatable.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(metavar="FILE", help="Turn store. Default: your own.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Keep turns and tools for the dashboard.")
+    ] = True,
+    content: Annotated[
+        bool | None,
+        typer.Option("--content/--no-content", help="Record messages, too. Default: the built-in questions'."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Watch an agent choose and call tools on a real model in a real vLLM engine, each turn counted and timed."""
-    from mixquant_agents import EngineConfig, PrecisionPolicy, VllmEngine
-    from mixquant_agents.cli.arguments import comma_list
-    from mixquant_agents.cli.output import print_json, progress_console, result_console
-    from mixquant_workflows import demo
+    """Watch an agent choose and call tools on a real model.
 
-    PrecisionPolicy.of(policy)  # a wrong name is told before anything is prepared
+    The engine is vLLM in this process; each turn is counted, timed and recorded.
+
+    \b
+    Example: mixquant demo --policy exact --policy mixquant-nvfp4
+    """
+    from mixquant_agents import EngineConfig, PrecisionPolicy
+    from mixquant_agents.cli.arguments import comma_list, comma_lists, engine_settings
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.recording import next_step, recorded_turns
+    from mixquant_workflows import demo
+    from mixquant_workflows.engines import engine_groups
+
+    policies = comma_lists(policy or ["mixquant-nvfp4"])
+    presets = {name: PrecisionPolicy.of(name) for name in policies}  # a wrong name is told before the work
+    settings = {"max_num_seqs": 4, **engine_settings(engine or ())}
     kinds = comma_list(tools)
     folder = demo.demo_folder(docs)
     demo_tools = demo.demo_tools(folder, kinds)
@@ -52,33 +78,57 @@ def command(
     out = notes if as_json else result_console()
     names = ", ".join(tool.name for tool in demo_tools) or "none"
     notes.print(f"tools: {names}; files in {folder}", style="dim", soft_wrap=True)
+    private = docs is not None or bool(question)
 
-    async def go() -> demo.DemoResult:
-        engine = VllmEngine(EngineConfig(model=model, policy=PrecisionPolicy.of(policy), max_num_seqs=4))
-        try:
-            return await demo.run_demo(engine, demo_tools, questions, max_tokens=max_tokens, events=_narrate(out))
-        finally:
-            await engine.aclose()
+    async def go(recorder: Any) -> list[DemoResult]:
+        results = []
+        groups = engine_groups(presets, lambda preset: EngineConfig(model=model, policy=preset, **settings))
+        async with contextlib.aclosing(groups):
+            async for group in groups:
+                for name in group.policies:
+                    await group.enter(name)
+                    result = await demo.run_demo(
+                        group.engine,
+                        demo_tools,
+                        questions,
+                        max_tokens=max_tokens,
+                        events=_narrate(out),
+                        recorder=recorder,
+                    )
+                    results.append(result)
+                    if not as_json:
+                        out.print("\n")
+                        out.print(turn_table(result.turns))
+        return results
 
-    result = asyncio.run(go())
+    with recorded_turns(store, notes, record=record, content=not private if content is None else content) as recorder:
+        results = asyncio.run(go(recorder))
     if as_json:
-        print_json(result.as_json())
+        print_json(results[0].as_json() if len(results) == 1 else {"runs": [result.as_json() for result in results]})
         return
-    out.print()
-    out.print(turn_table(result.turns))
-    out.print(_caveat(result), style="dim")
+    out.print(_caveat(results), style="dim")
+    if len(results) > 1:
+        out.print()
+        out.print(comparison_table(questions, results))
+    next_step(notes, recorder, store)
 
 
 _ANYWHERE = ("calculator", "time")
 
 
-def _narrate(out: Console) -> Any:
+def _narrate(out: Console) -> DemoEvents:
     from rich.text import Text
 
+    from mixquant_agents.cli.output import StreamedText, precision_line
     from mixquant_workflows.demo import DemoEvents
 
-    def token(text: str) -> None:
-        out.print(text, end="", soft_wrap=True)
+    answer = StreamedText(out)
+
+    def question(text: str) -> None:
+        nonlocal answer
+        answer.end()
+        answer = StreamedText(out)
+        out.print(f"\n\n{text}", style="bold")
 
     def call(name: str, arguments: dict[str, Any]) -> None:
         inner = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
@@ -90,10 +140,12 @@ def _narrate(out: Console) -> Any:
         out.print(f"returns {line}", style="dim")
 
     return DemoEvents(
-        question=lambda text: out.print(f"\n\n{text}", style="bold"),
+        started=lambda info: out.print(f"\n{info.model}, {precision_line(info)}", soft_wrap=True),
+        question=question,
         call=call,
         result=result,
-        token=token,
+        token=lambda text: answer.feed(text),
+        turn=lambda turn: answer.end(),
     )
 
 
@@ -117,6 +169,30 @@ def turn_table(turns: Sequence[TurnRecord]) -> Any:
     return table
 
 
+def comparison_table(questions: Sequence[str], results: Sequence[DemoResult]) -> Any:
+    """Policies side by side: what all turns read and wrote, in how long, and each question's answer."""
+    from rich.table import Table
+
+    table = Table(title="The same questions under each policy", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", style="dim")
+    for result in results:
+        table.add_column(result.policy)
+    for label, key in (("read, tokens", "prefill_tokens"), ("of these quantized", "quantized_tokens")):
+        table.add_row(label, *(_count(_sum(result.turns, key)) for result in results))
+    table.add_row("reading (prefill), s", *(_seconds(_sum(result.turns, "prefill_seconds")) for result in results))
+    table.add_row("written, tokens", *(_count(_sum(result.turns, "decode_tokens")) for result in results))
+    table.add_row("writing (decode), s", *(_seconds(_sum(result.turns, "decode_seconds")) for result in results))
+    for number, question in enumerate(questions):
+        table.add_row(question, *(" ".join(result.answers[number].split()) or "–" for result in results))
+    return table
+
+
+def _sum(turns: Sequence[TurnRecord], key: str) -> Any:
+    """The total of one figure; unknown if it is unknown of any turn."""
+    figures = [turn.model_dump()[key] for turn in turns]
+    return None if None in figures else sum(figures)
+
+
 def _count(tokens: int | None) -> str:
     return "–" if tokens is None else str(tokens)
 
@@ -125,10 +201,10 @@ def _seconds(seconds: float | None) -> str:
     return "–" if seconds is None else f"{seconds:.2f}"
 
 
-def _caveat(result: Any) -> str:
-    line = "cached + quantized + exact = the prompt's tokens; decode tokens are always exact under this policy."
-    if result.policy.startswith("uniform"):
-        line = "cached + quantized + exact = the prompt's tokens; this policy quantizes decode too."
-    if result.emulated:
+def _caveat(results: Sequence[DemoResult]) -> str:
+    line = "cached + quantized + exact = the prompt's tokens; decode tokens are always exact"
+    uniform = [result.policy for result in results if result.policy.startswith("uniform")]
+    line += f", but under {', '.join(uniform)}." if uniform else "."
+    if any(result.emulated for result in results):
         line += " The number format is emulated on this device: this shows function, not speed and not quality."
     return line

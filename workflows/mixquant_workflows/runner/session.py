@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from rich.progress import Progress, TaskID
 from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import StoreRecorder
+from mixquant_workflows.engines import EngineGroup, engine_groups
 from mixquant_workflows.runner.constrained import CallMode, ConstrainedModel
 from mixquant_workflows.runner.registry import BASE_MODEL, model_folder, suite
 from mixquant_workflows.runner.report import compare_runs, merge, session_note
@@ -29,7 +32,7 @@ __all__ = ["AgentsPlan", "run_agents"]
 
 _FREE = (  # may change from session to session of one result file
     *("results", "store", "concurrency", "suites", "policies", "n", "case_seconds", "trace_threads", "out"),
-    *("rerun_of", "command"),
+    *("rerun_of", "command", "engine"),
 )
 
 
@@ -54,6 +57,7 @@ class AgentsPlan:
     rerun_of: Path | None = None
     trace: Path | None = None
     trace_threads: int | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
     command: str = "mixquant bench agents"
 
     def policy(self, name: str) -> PrecisionPolicy:
@@ -94,8 +98,9 @@ class AgentsPlan:
 
 
 async def run_agents(plan: AgentsPlan, console: Console) -> dict[str, Any]:
-    """Start the engine, run what ``plan.results`` does not hold yet, end the engine; suite by suite, so that a stopped
-    run leaves whole tables. Where nothing is left to run, no engine is started.
+    """Start an engine, run what ``plan.results`` does not hold yet, end the engine; suite by suite, so that a stopped
+    run leaves whole tables. A compiled engine cannot be switched: on a GPU each policy has an engine of its own, one
+    after the other. Where nothing is left to run, none is started.
 
     Returns:
         ``{"model", "device", "seed", "suites": {suite: {policy: figures}}}``; figures as in :func:`summarise`. A
@@ -117,7 +122,10 @@ class _Session:
 
     def __init__(self, plan: AgentsPlan, console: Console) -> None:
         if not (plan.suites or plan.trace) or not plan.policies:
-            raise ConfigError("name at least one suite (or a trace) and one policy")
+            raise ConfigError(
+                "nothing to run: give --suite (for example bundled, or bfcl_simple:100; a wrong name lists all) or "
+                "--trace, and at least one --policy"
+            )
         self._plan, self._console = plan, console
         self._threads = read_trace(plan.trace, plan.trace_threads) if plan.trace else []
         self._left_out_turns = 0
@@ -125,15 +133,14 @@ class _Session:
         self._policies = {name: plan.policy(name) for name in plan.policies}
         self._first_rows = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
         self._results = ResultFile(plan.results, plan.header())
-        # An engine started exact has no twin weights and could not switch.
-        quantizing = (policy for policy in self._policies.values() if policy.quantizes)
-        self._start_policy = next(quantizing, PrecisionPolicy.of("exact"))
+        self._config(next(iter(self._policies.values())))  # a wrong setting is told before anything is loaded
 
     def is_complete(self) -> bool:
         """Whether the results hold every case already; a trace looks for itself."""
-        return not self._threads and not any(
-            self._missing(benchmark, n, policy) for benchmark, n in self._suites for policy in self._policies
-        )
+        return not self._threads and not any(map(self._is_missing, self._policies))
+
+    def _is_missing(self, policy: str) -> bool:
+        return any(self._missing(benchmark, n, policy) for benchmark, n in self._suites)
 
     def _missing(self, benchmark: Suite, n: int | None, policy: str) -> bool:
         cases = {case.id for case in choose(benchmark.cases(), n, self._plan.seed)}
@@ -154,40 +161,52 @@ class _Session:
         return report
 
     async def run(self) -> None:
-        """Start the engine, run what is missing, end the engine; the report is renewed after every suite."""
-        plan = self._plan
-        engine = VllmEngine(
-            EngineConfig(
-                model=model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
-                policy=self._start_policy,
-                max_model_len=plan.max_model_len,
-                max_num_seqs=plan.concurrency,
-                seed=plan.seed,
-            )
-        )
-        recorder = StoreRecorder(plan.store) if plan.store else None
+        """Run what is missing, on one engine if it can be switched, else on one after the other; the report is renewed
+        after every suite."""
+        waiting = {name: policy for name, policy in self._policies.items() if self._threads or self._is_missing(name)}
+        recorder = StoreRecorder(self._plan.store) if self._plan.store else None
+        groups = engine_groups(waiting, self._config)
         try:
-            self._console.print(f"starting {plan.model}", style="dim")
-            await engine.start()
-            self._note(engine)
-            with Progress(console=self._console, transient=True) as bar:
-                progress = _Bars(bar)
-                for benchmark, n in self._suites:
-                    for policy in self._policies:
-                        if self._missing(benchmark, n, policy):
-                            model = await self._model(engine, policy, recorder)
-                            await self._run_suite(benchmark, n, policy, model, progress)
-                    self.report()
-                await self._run_trace(engine, progress)
+            self._console.print(f"starting {self._plan.model}", style="dim")
+            async with contextlib.aclosing(groups):
+                async for group in groups:
+                    self._note(group.engine)
+                    await self._run_group(group, recorder)
         finally:
             if recorder is not None:
                 recorder.close()
-            await engine.aclose()
+
+    async def _run_group(self, group: EngineGroup, recorder: StoreRecorder | None) -> None:
+        """Run what is missing of the policies that one engine serves."""
+        with Progress(console=self._console, transient=True) as bar:
+            progress = _Bars(bar)
+            for benchmark, n in self._suites:
+                for policy in group.policies:
+                    if self._missing(benchmark, n, policy):
+                        await group.enter(policy)
+                        await self._run_suite(benchmark, n, policy, self._model(group.engine, recorder), progress)
+                self.report()
+            for policy in group.policies if self._threads else ():
+                await group.enter(policy)
+                await self._run_trace(group.engine, policy, progress)
+
+    def _config(self, policy: PrecisionPolicy) -> EngineConfig:
+        """The engine to start; settings by ``--engine`` go before what the command chooses by itself."""
+        plan = self._plan
+        settings: dict[str, Any] = {
+            "model": model_folder(plan.model) if plan.model == BASE_MODEL else plan.model,
+            "policy": policy,
+            "max_model_len": plan.max_model_len,
+            "max_num_seqs": plan.concurrency,
+            "seed": plan.seed,
+        }
+        return EngineConfig(**{**settings, **plan.engine})
 
     def _note(self, engine: VllmEngine) -> None:
         """Note what runs where, and leave out what of a trace does not fit this engine."""
         plan, info = self._plan, engine.info
-        self._threads, self._left_out_turns = fitting(self._threads, info.max_model_len or 2**31)
+        self._threads, left_out = fitting(self._threads, info.max_model_len or 2**31)
+        self._left_out_turns += left_out
         self._results.note(
             session_note(
                 plan.command,
@@ -200,14 +219,8 @@ class _Session:
             )
         )
 
-    async def _switch(self, engine: VllmEngine, policy: str) -> None:
-        if self._start_policy.quantizes:
-            await engine.set_policy(self._policies[policy])
-        await engine.reset_prefix_cache()  # every policy begins cold
-
-    async def _model(self, engine: VllmEngine, policy: str, recorder: StoreRecorder | None) -> MixQuantChatModel:
-        """A chat model on the engine, switched to ``policy``."""
-        await self._switch(engine, policy)
+    def _model(self, engine: VllmEngine, recorder: StoreRecorder | None) -> MixQuantChatModel:
+        """A chat model on the engine, which runs under the policy in question."""
         plan = self._plan
         settings: dict[str, Any] = {
             "engine": engine,
@@ -241,18 +254,16 @@ class _Session:
         if reason := next((row["error"] for row in new_rows if row.get("error")), None):
             self._console.print(f"the first that failed: {reason}", markup=False, highlight=False)
 
-    async def _run_trace(self, engine: VllmEngine, progress: _Bars) -> None:
-        for policy in self._policies if self._threads else ():
-            await self._switch(engine, policy)
-            await run_trace(
-                engine,
-                self._threads,
-                "trace",
-                policy,
-                self._results,
-                concurrency=self._plan.concurrency,
-                progress=functools.partial(progress, "trace", policy),
-            )
+    async def _run_trace(self, engine: VllmEngine, policy: str, progress: _Bars) -> None:
+        await run_trace(
+            engine,
+            self._threads,
+            "trace",
+            policy,
+            self._results,
+            concurrency=self._plan.concurrency,
+            progress=functools.partial(progress, "trace", policy),
+        )
 
 
 class _Bars:

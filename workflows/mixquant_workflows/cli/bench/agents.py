@@ -11,51 +11,73 @@ import typer
 __all__ = ["command"]
 
 
+DEFAULT_POLICIES = ("exact", "mixquant-nvfp4")
+
+
 def command(
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="Suite, or SUITE:N for N of its cases; repeatable, or with commas. A wrong name lists all."),
+        typer.Option(metavar="NAME", help="Suite, or NAME:N for N of its cases; repeatable. A wrong name lists all."),
     ] = None,
-    policies: Annotated[str, typer.Option(help="Precision policies, separated by commas.")] = "exact,mixquant-nvfp4",
-    n: Annotated[int | None, typer.Option(min=1, help="Cases per suite; all if not given.")] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Policy to compare; repeatable. Default: exact, mixquant-nvfp4."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Cases of each suite. Default: all.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Tasks at the same time.")] = 4,
     model: Annotated[
-        str, typer.Option(help="Model: 'embedded', 'embedded-base' (no adapter), a folder, a hub id.")
+        str,
+        typer.Option(metavar="NAME", help="'embedded', 'embedded-base' (no adapter), a folder, or a hub id."),
     ] = "embedded",
     calls: Annotated[
         Literal["auto", "strict", "required"],
-        typer.Option(help="Tool calls: free; by their schema once begun; or at least one, by grammar."),
+        typer.Option(metavar="KIND", help="auto: free. strict: by their schema. required: one call at least."),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the sample of cases and of the engine.")] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the cases, and is the engine's.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of one turn, in tokens.")] = 256,
     max_model_len: Annotated[int | None, typer.Option(min=16, help="Context window in tokens.")] = None,
-    case_seconds: Annotated[float, typer.Option(min=1, help="A task that takes longer scores 0.")] = 900.0,
-    reproducible: Annotated[bool, typer.Option(help="Precision of a row never depends on the batch.")] = True,
+    case_seconds: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="A task that takes longer scores 0.")
+    ] = 900.0,
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible/--batch-dependent", help="Whether a row's precision ignores the batch.")
+    ] = True,
     trace: Annotated[
-        Path | None, typer.Option(help="Replay recorded threads: turn store, Mooncake or AIPerf JSONL.")
+        Path | None, typer.Option(metavar="FILE", help="Recorded threads: turn store, Mooncake or AIPerf JSONL.")
     ] = None,
     trace_threads: Annotated[int | None, typer.Option(min=1, help="First so many threads of the trace.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Turn store to keep every turn in, for the dashboard.")] = None,
-    results: Annotated[Path | None, typer.Option(help="JSONL file of all cases; a stopped run goes on in it.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON report that these figures are put into, beside those of other runs.")
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of EngineConfig; repeatable.")
+    ] = None,
+    store: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep every turn in this turn store.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSONL of all cases; a stopped run goes on in it.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON report; these figures join those of other runs.")
     ] = None,
     rerun_of: Annotated[
-        Path | None, typer.Option(help="Results of a first run of the same cases, to see how far both agree.")
+        Path | None, typer.Option(metavar="FILE", help="Results of a first run, to see how far both agree.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Score agents under several precision policies: same cases, one engine; score, tokens and time by phase."""
-    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    """Score agents under several precision policies.
+
+    Same cases, same model; score, tokens and time by phase.
+
+    \b
+    Example: mixquant bench agents --suite bundled:20 --policy exact,mixquant-fp8
+    """
+    from mixquant_agents.cli.arguments import comma_lists, command_line, engine_settings, output_file
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_workflows.runner.session import AgentsPlan, run_agents
 
     line = command_line()
-    output_file("--out", out)
+    output_file("--output", output)
     plan = AgentsPlan(
-        suites=tuple(name for text in suite or () for name in comma_list(text)),
-        policies=tuple(comma_list(policies)),
-        n=n,
+        suites=tuple(comma_lists(suite or ())),
+        policies=tuple(comma_lists(policy or DEFAULT_POLICIES)),
+        n=limit,
         concurrency=concurrency,
         model=model,
         calls=calls,
@@ -66,10 +88,11 @@ def command(
         reproducible=reproducible,
         results=results,
         store=store,
-        out=out,
+        out=output,
         rerun_of=rerun_of,
         trace=trace,
         trace_threads=trace_threads,
+        engine=engine_settings(engine or ()),
         command=line,
     )
     result = asyncio.run(run_agents(plan, progress_console()))

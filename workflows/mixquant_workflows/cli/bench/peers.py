@@ -12,26 +12,32 @@ __all__ = ["command"]
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Model: 'embedded' or a folder.")] = "embedded",
+    model: Annotated[str, typer.Option(metavar="NAME", help="'embedded' or a folder.")] = "embedded",
     turns: Annotated[int, typer.Option(min=1, help="Turns of each agent.")] = 4,
     words: Annotated[int, typer.Option(min=1, help="Words of each user message.")] = 120,
     answer_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 24,
     agents: Annotated[int, typer.Option(min=1, help="Agents at the same time.")] = 16,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each side.")] = 6,
     max_model_len: Annotated[int, typer.Option(min=256, help="Context window in tokens.")] = 4096,
-    out: Annotated[Path | None, typer.Option(help="JSON report that these figures are put into.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON report; these figures join it.")] = None,
     llama_packages: Annotated[
-        Path | None, typer.Option(help="Folder with llama-cpp-python and langchain-community (pip install --target).")
+        Path | None, typer.Option(metavar="FOLDER", help="With llama-cpp-python and langchain-community in it.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Compare with ChatOpenAI on vllm serve and ChatLlamaCpp: same machine, model, texts and lengths."""
+    """Compare with ChatOpenAI on vllm serve and with ChatLlamaCpp.
+
+    Same machine, model, texts and lengths. The folder of --llama-packages is made by pip install --target.
+
+    \b
+    Example: mixquant bench peers --rounds 8
+    """
     from mixquant_agents.cli.arguments import command_line, output_file
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_workflows.runner.peers.compare import PeersPlan, compare_peers
 
     line = command_line()
-    output_file("--out", out)
+    output_file("--output", output)
     plan = PeersPlan(
         model=model,
         turns=turns,
@@ -40,7 +46,7 @@ def command(
         agents=agents,
         rounds=rounds,
         max_model_len=max_model_len,
-        out=out,
+        out=output,
         llama_packages=llama_packages,
         command=line,
     )

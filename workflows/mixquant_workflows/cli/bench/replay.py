@@ -13,12 +13,18 @@ __all__ = ["command"]
 def command(
     suite: Annotated[
         str,
-        typer.Option(help="bfcl_multi_turn, bfcl_ast, tau2_retail, tau2_mock, bundled …; a wrong name lists all."),
+        typer.Option(metavar="NAME", help="bfcl_ast, tau2_mock, bundled …; a wrong name lists all."),
     ],
     limit: Annotated[int | None, typer.Option(min=1, help="First so many cases only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Replay a benchmark's ground truth through the tool path and the official checker; no model runs."""
+    """Replay a benchmark's ground truth; no model runs.
+
+    It goes through the tool path and the benchmark's own checker.
+
+    \b
+    Example: mixquant bench replay --suite bfcl_ast --limit 20
+    """
     from rich.progress import Progress
 
     from mixquant_agents.cli.output import print_json, progress_console, result_console

@@ -1,0 +1,58 @@
+"""Where nobody watches a spinner, a start still says what it does, every few seconds."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+
+import pytest
+
+from mixquant_agents import VllmEngine
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm import progress as progress_module
+from mixquant_agents.engine.vllm.progress import start_progress
+from mixquant_agents.errors import ModelNotFoundError
+
+
+def test_stages_and_seconds_are_lines_outside_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_module, "HEARTBEAT_SECONDS", 0.02)
+    threads = threading.active_count()
+    with start_progress("m") as progress:
+        progress.enter("importing vLLM")
+        deadline = time.monotonic() + 5
+        while (said := capsys.readouterr().err).count("importing vLLM") < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        progress.enter("loading weights")
+        time.sleep(0.1)
+    assert threading.active_count() == threads, "the heartbeat ends with the start"
+    lines = (said + capsys.readouterr().err).splitlines()
+    assert lines[0] == "Starting the engine for m"
+    assert "s  importing vLLM" in lines[1]
+    assert sum("loading weights" in line for line in lines) >= 3
+    assert lines[-1].startswith("Engine ready after ")
+
+
+def test_failed_start_ends_the_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress_module, "HEARTBEAT_SECONDS", 0.01)
+    with pytest.raises(ValueError, match="x"), start_progress("m"):
+        raise ValueError("x")
+    capsys.readouterr()
+    time.sleep(0.05)
+    assert capsys.readouterr().err == ""
+
+
+def test_missing_standard_error_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    with start_progress("m") as progress:
+        progress.enter("importing vLLM")
+
+
+async def test_wrong_folder_is_told_before_a_start_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr("sys.stderr", said)
+    with pytest.raises(ModelNotFoundError, match="'/nope' does not exist"):
+        await VllmEngine(EngineConfig(model="/nope")).start()
+    assert "Starting" not in said.getvalue()
