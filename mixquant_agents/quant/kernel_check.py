@@ -84,6 +84,11 @@ class Unit:
         """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
         return self.twin.status().get("kernel")
 
+    @property
+    def limit(self) -> float:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
+        return LIMIT
+
     def error(self) -> float:
         """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
         return _error(self)
@@ -160,9 +165,9 @@ def check(trials: Iterable[KernelTrial]) -> KernelCheck:
                 except RuntimeError as problem:
                     reason = str(problem).strip().partition("\n")[0]
                     raise _refused(trial, f"does not run on this device: {reason}") from problem
-                if not error <= LIMIT:
+                if not error <= trial.limit:
                     wrong = f"is wrong on this device: its largest error is {error:.2g} of a row's length, the limit"
-                    raise _refused(trial, f"{wrong} {LIMIT}")
+                    raise _refused(trial, f"{wrong} {trial.limit}")
     return KernelCheck(errors, time.perf_counter() - started)
 
 

@@ -19,6 +19,7 @@ class KernelTrial(Protocol):
         key: format and shape; products of equal keys are equal.
         name: of the layer.
         kernel: vLLM's name of what computes it, where vLLM chose it.
+        limit: the largest error of a row that is no fault.
     """
 
     @property
@@ -29,6 +30,9 @@ class KernelTrial(Protocol):
 
     @property
     def kernel(self) -> str | None: ...
+
+    @property
+    def limit(self) -> float: ...
 
     def error(self) -> float:
         """The largest error of a row, of its length; infinite where there is no number."""

@@ -105,21 +105,17 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
 
     def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """The routed method for a layer of experts; ``None`` for what is no such layer, or is to stay exact."""
-        if not any("MoE" in cls.__name__ or cls.__name__ == "RoutedExperts" for cls in type(layer).__mro__):
+        names = {cls.__name__ for cls in type(layer).__mro__}
+        if "RoutedExperts" not in names:
+            if any("MoE" in name for name in names) and self.policy.quantizes:
+                _refuse_old_experts(prefix, self.policy)
             return None
         runtime = self._start()
         if not runtime.switchable and runtime.layer_format(prefix) is None:
             return None
-        try:
-            from mixquant_agents.quant.vllm.experts.loading import hook_loading
-            from mixquant_agents.quant.vllm.experts.method import MixQuantExpertsMethod
-        except ImportError as error:
-            if not self.policy.quantizes or is_ignored(prefix, self.policy.ignored_layers, {}):
-                return None
-            raise ConfigError(
-                f"{prefix!r} is a layer of experts, whose twins need vLLM 0.26 or later ({error}); add 're:.*experts' "
-                "to ignored_layers to run the experts exact, or use policy 'exact'"
-            ) from error
+        from mixquant_agents.quant.vllm.experts.loading import hook_loading
+        from mixquant_agents.quant.vllm.experts.method import MixQuantExpertsMethod
+
         hook_loading(get_current_vllm_config())
         return MixQuantExpertsMethod(runtime, prefix, layer.moe_config)
 
@@ -160,6 +156,15 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
                 "enforce_eager=True: captured graphs cannot route rows in Python"
             )
         return runtime
+
+
+def _refuse_old_experts(prefix: str, policy: PrecisionPolicy) -> None:
+    """Running experts exact must be the user's word, not ours."""
+    if not is_ignored(prefix, policy.ignored_layers, {}):
+        raise ConfigError(
+            f"{prefix!r} is a layer of experts, whose twins need vLLM 0.26 or later; add 're:.*experts' to "
+            "ignored_layers to run the experts exact, or use policy 'exact'"
+        )
 
 
 def _room(vllm_config: Any) -> Callable[[int, int], int] | None:
