@@ -120,6 +120,7 @@ class TurnCounts(FrozenModel):
 
         prompt_tokens  = cached_tokens + prefill_tokens
         prefill_tokens = quantized_tokens + exact_tokens
+        lent_tokens   <= cached_tokens
     """
 
     prompt_tokens: Annotated[
@@ -143,6 +144,10 @@ class TurnCounts(FrozenModel):
     evicted_tokens: Annotated[
         Tokens | None,
         CountField(label="kept in vain", help="Prompt tokens that were held for the thread and yet not in the cache."),
+    ] = None
+    lent_tokens: Annotated[
+        Tokens | None,
+        CountField(label="of them lent", help="Cached prompt tokens that were read exact, for every policy to take."),
     ] = None
     prefill_tokens: Annotated[
         Tokens | None, CountField(label="prefilled", help="Prompt tokens that were computed.", role="sum")
@@ -171,6 +176,8 @@ class TurnCounts(FrozenModel):
         prompt, cached, prefill = self.prompt_tokens, self.cached_tokens, self.prefill_tokens
         if prompt is not None and cached is not None and prefill is not None and prompt != cached + prefill:
             raise ValueError(f"prompt_tokens {prompt} is not cached_tokens {cached} + prefill_tokens {prefill}")
+        if self.lent_tokens is not None and cached is not None and self.lent_tokens > cached:
+            raise ValueError(f"lent_tokens {self.lent_tokens} is more than cached_tokens {cached}")
         quantized, exact = self.quantized_tokens, self.exact_tokens
         if prefill is not None and quantized is not None and exact is not None and prefill != quantized + exact:
             raise ValueError(f"prefill_tokens {prefill} is not quantized_tokens {quantized} + exact_tokens {exact}")

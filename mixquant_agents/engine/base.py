@@ -105,6 +105,9 @@ class EngineRequest:
         messages: the conversation, OpenAI shape.
         prompt_token_ids: the rendered prompt; a local engine renders ``messages`` itself when this is ``None``. A
             remote engine refuses it.
+        static_tokens: so many tokens at the beginning of ``prompt_token_ids`` are shared with other requests, for
+            policies that keep such a beginning exact. Of ``messages`` a local engine knows them itself: the system
+            prompt and the tools.
         tools: function tools, OpenAI shape:
             ``{"type": "function", "function": {"name", "description", "parameters"}}``.
         tool_choice: which calls are allowed or forced. ``"none"`` keeps the tools in the prompt, whose beginning then
@@ -134,6 +137,7 @@ class EngineRequest:
     request_id: str
     messages: Sequence[Message]
     prompt_token_ids: Sequence[int] | None = None
+    static_tokens: int = 0
     tools: Sequence[JsonObject] = ()
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True

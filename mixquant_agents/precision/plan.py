@@ -88,12 +88,14 @@ class RequestRows(NamedTuple):
         num_prompt_tokens: tokens of the prompt.
         num_computed_tokens: tokens whose KV exists already, so the absolute position of the first row.
         num_scheduled_tokens: number of rows.
+        exact_first: so many tokens at the prompt's beginning stay exact, whatever the rule says.
     """
 
     request_id: str
     num_prompt_tokens: int
     num_computed_tokens: int
     num_scheduled_tokens: int
+    exact_first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,14 +158,14 @@ def plan_rows(requests: Sequence[RequestRows], rule: RowRule) -> RowPlan:
     first, offset = rule.first, rule.offset
     short = rule.last_exact_from if rule.reach is Reach.BEFORE_LAST else 0
     intervals = []
-    for _, num_prompt_tokens, computed, scheduled in requests:
+    for _, num_prompt_tokens, computed, scheduled, exact_first in requests:
         # RowRule.interval, cut to the step's rows; written out, since decode steps have many requests of one row.
         rows += scheduled
         stop = num_prompt_tokens + (offset if num_prompt_tokens >= short else 0)
         if computed >= stop:
             intervals.append(_NO_ROW)
             continue
-        start, stop = max(computed, first), min(computed + scheduled, stop)
+        start, stop = max(computed, first, exact_first), min(computed + scheduled, stop)
         intervals.append((start, stop))
         quantized += max(0, stop - start)
     if rows <= rule.threshold or quantized < rows <= rule.mixed:

@@ -47,6 +47,8 @@ class PrecisionPolicy(FrozenConfig):
             weights costs the same for a few dozen rows as for one.
         exact_first_tokens: so many tokens at a prompt's beginning stay exact. Those that the prefix cache holds cost
             nothing again.
+        exact_static_prefix: the system prompt and the tools of a chat stay exact. They are read once: the prefix cache
+            lends their KV blocks to all requests that begin alike, whatever their policy.
         formats: number formats of single projections or layers, ``{"k_proj": "fp8", "v_proj": "fp8"}``: a name as in
             ``ignored_layers`` and the format of its quantized rows (``"exact"`` for none). The first that matches
             counts; a layer that none names has ``prefill_format``. Of layers that vLLM runs as one (q, k, v; gate, up)
@@ -74,6 +76,7 @@ class PrecisionPolicy(FrozenConfig):
     exact_last_token_from: Annotated[int, Field(ge=0)] = 0
     exact_last_tokens: Annotated[int, Field(ge=1)] = 1
     exact_first_tokens: Annotated[int, Field(ge=0)] = 0
+    exact_static_prefix: bool = False
     formats: tuple[tuple[str, NumberFormat], ...] = ()
     weight_rounding: WeightRounding = "nearest"
     weight_scales: BlockScales = "max"
@@ -130,6 +133,11 @@ class PrecisionPolicy(FrozenConfig):
             raise ValueError(
                 f"exact_first_tokens={self.exact_first_tokens} with decode_format={self.decode_format.value!r}: a "
                 "uniform policy quantizes every row; leave it 0"
+            )
+        if self.uniform and self.exact_static_prefix:
+            raise ValueError(
+                f"exact_static_prefix=True with decode_format={self.decode_format.value!r}: a uniform policy quantizes "
+                "every row; leave it False"
             )
         if self.formats:
             if self.prefill_format in (NumberFormat.AUTO, NumberFormat.EXACT):

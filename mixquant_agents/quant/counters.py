@@ -54,7 +54,7 @@ class RowCounter:
 
     def record(self, plan: RowPlan, drafts: dict[str, int] | None = None) -> None:
         """Add one step. ``drafts`` says how many of a request's rows are speculative."""
-        for index, (name, num_prompt_tokens, computed, scheduled) in enumerate(plan.requests):
+        for index, (name, num_prompt_tokens, computed, scheduled, _) in enumerate(plan.requests):
             entry = self._running.get(name)
             if entry is None:
                 entry = self._running[name] = _Entry(RowCounts())

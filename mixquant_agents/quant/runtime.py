@@ -13,6 +13,7 @@ from mixquant_agents.precision.layer_filter import parts_of
 from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import ResolvedPolicy, RoutedFormat, resolve
+from mixquant_agents.precision.static_prefix import StaticPrefix
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration.store import Calibration
 from mixquant_agents.quant.counters import RowCounter
@@ -91,6 +92,7 @@ class Runtime:
         self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
         self.calibration = Calibration.of(policy, model)
         self.counter = RowCounter()
+        self._prefixes: dict[str, int] = {}
         self.layers: list[RoutedLayer] = []
         self.experts = ExpertsMemory()
         self._room, self._most_rows, self._workspace = room, most_rows, 0
@@ -235,8 +237,19 @@ class Runtime:
         drafts, self._drafts = self._drafts, 0
         return drafts
 
+    def requests_changed(self, new: Iterable[tuple[str, StaticPrefix | None]], finished: Iterable[str]) -> None:
+        """Requests come to this worker, with what they say of a static beginning, and others have ended."""
+        for request_id in finished:
+            self._prefixes.pop(request_id, None)
+        for request_id, static in new:
+            if static is not None:
+                self._prefixes[request_id] = static.tokens
+
     def plan_step(self, requests: Iterable[RequestRows], drafts: dict[str, int] | None = None) -> StepPlan:
         """Route the step's rows and count them."""
+        if self._prefixes:
+            prefixes = self._prefixes
+            requests = [request._replace(exact_first=prefixes.get(request.request_id, 0)) for request in requests]
         rows, step = self.router.route(tuple(requests))
         self._step = step
         self._planned = True

@@ -43,6 +43,7 @@ def test_presets_by_name() -> None:
         ({"row_threshold": -1}, "row_threshold"),
         ({"prefill_format": "nvfp4", "exact_last_tokens": 16, "exact_last_token": False}, "no prompt token at the end"),
         ({"prefill_format": "nvfp4", "decode_format": "nvfp4", "exact_last_tokens": 2}, "decode_format='nvfp4'"),
+        ({"prefill_format": "fp8", "decode_format": "fp8", "exact_static_prefix": True}, "exact_static_prefix=True"),
         ({"precision": 4}, "no setting 'precision'"),
     ],
 )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
@@ -237,7 +238,7 @@ class ScriptedEngine(SwitchableEngine):
             aborted = False
             last = TokenDelta(
                 finish_reason=played.finish_reason,
-                counts=self._counts(len(ids), cached, played),
+                counts=self._counts(len(ids), cached, self._static_tokens(request, ids), played),
                 times=meter.times(meter.as_engine(scheduled=scheduled)),
                 prompt_token_ids=ids,
             )
@@ -324,13 +325,25 @@ class ScriptedEngine(SwitchableEngine):
     def _resolved(self) -> ResolvedPolicy:
         return resolve(self.policy, _DEVICE)
 
-    def _counts(self, prompt: int, cached: int, played: Played) -> TurnCounts:
+    def _static_tokens(self, request: EngineRequest, ids: Sequence[int]) -> int:
+        """Tokens of the prompt's static beginning, whole blocks; 0 under policies that do not keep it exact."""
+        if not self.policy.exact_static_prefix:
+            return 0
+        static = min(request.static_tokens, len(ids))
+        if request.prompt_token_ids is None:
+            leading = list(itertools.takewhile(lambda message: message.get("role") == "system", request.messages))
+            pairs = zip(ids, prompt_tokens(leading, request.tools), strict=False)
+            static = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return static // BLOCK_TOKENS * BLOCK_TOKENS
+
+    def _counts(self, prompt: int, cached: int, static: int, played: Played) -> TurnCounts:
         """Rows by the engine's own routing rule, the prompt read in one step."""
         prefill = prompt - cached
-        plan = plan_rows([RequestRows("scripted", prompt, cached, prefill)], self._resolved().rule())
+        plan = plan_rows([RequestRows("scripted", prompt, cached, prefill, static)], self._resolved().rule())
         return TurnCounts(
             prompt_tokens=prompt,
             cached_tokens=cached,
+            lent_tokens=min(cached, static),
             prefill_tokens=prefill,
             quantized_tokens=plan.num_quantized,
             exact_tokens=plan.num_exact,

@@ -63,6 +63,7 @@ from mixquant_agents.errors import (
     MixQuantError,
     RequestError,
 )
+from mixquant_agents.precision.static_prefix import BlockKeys, StaticPrefix, exact_salt, salted
 from mixquant_agents.unicode import has_lone_surrogate
 
 __all__ = ["RunningEngine", "assumed_info"]
@@ -325,24 +326,29 @@ class RunningEngine:
             ids = await self.prompts.certain(
                 request.messages, request.tools, variables, growing=growing, verbatim=request.verbatim_history
             )
+            static = 0
+            if self.policy.exact_static_prefix:
+                static = await self.prompts.static_tokens(ids, request.messages, request.tools, variables)
         else:
-            ids = list(request.prompt_token_ids)
+            ids, static = list(request.prompt_token_ids), request.static_tokens
         whole = min(len(ids), self.renderer.max_model_len - 1) // self._block * self._block
         if not whole:
             return 0
         try:
-            cached = await self._read(ids[:whole], self._salt(request), request.request_id, request.priority)
+            keys = self._block_keys(request, static)
+            cached = await self._read(ids[:whole], keys, request.request_id, request.priority)
         except Exception as error:
             raise self.translated(error) from error
         self._kept.read_ahead(ids[:whole], cached)
         return whole
 
-    def hold(self, request: EngineRequest, token_ids: Sequence[int]) -> None:
-        """Hold the prefix of a thread whose tools run now (any thread may call)."""
+    def hold(self, request: EngineRequest, history: TurnHistory) -> None:
+        """Hold the prefix of a thread whose tools run now (any thread may call): its prompt and answer."""
         if request.keep is None or request.thread_id is None:
             return
         until = time.monotonic() + request.keep.seconds
-        prefix = KeptPrefix(request.thread_id, tuple(token_ids), self._salt(request), until)
+        keys = self._block_keys(request, history.prompt.static_tokens if history.prompt is not None else 0)
+        prefix = KeptPrefix(request.thread_id, tuple(history.token_ids), keys, until)
         limit = request.keep.tokens
         with suppress(RuntimeError):  # the engine has just been closed
             self.loop.call_soon_threadsafe(self._kept.hold, prefix, limit)
@@ -368,27 +374,32 @@ class RunningEngine:
     async def _refresh(self, prefix: KeptPrefix) -> None:
         whole = len(prefix.token_ids) // self._block * self._block
         try:
-            cached = await self._read(prefix.token_ids[:whole], prefix.salt, f"keep-{uuid.uuid4().hex}", 0)
+            cached = await self._read(prefix.token_ids[:whole], prefix.keys, f"keep-{uuid.uuid4().hex}", 0)
         except Exception as error:  # holding is a favour: no turn fails for it
             logger.debug("a prefix could not be held: %s", error)
             self._kept.drop(prefix)
             return
         self._kept.refreshed(prefix, cached, self._block)
 
-    async def _read(self, token_ids: Sequence[int], salt: str, request_id: str, priority: int) -> int:
+    async def _read(self, token_ids: Sequence[int], keys: BlockKeys, request_id: str, priority: int) -> int:
         """Have a prompt in the prefix cache; how many of its tokens were there."""
         from vllm.inputs import tokens_input
 
         meter = StepMeter(len(token_ids), time.monotonic())
-        params = sampling_parameters(Sampling(temperature=0, max_tokens=1), {}, 1)
+        params = sampling_parameters(Sampling(temperature=0, max_tokens=1), {}, 1, keys.static)
         await generate(
-            self.llm, tokens_input(list(token_ids), cache_salt=salt), params, request_id, meter, None, lambda: 0,
+            self.llm, tokens_input(list(token_ids), cache_salt=keys.salt), params, request_id, meter, None, lambda: 0,
             lambda item: None, priority=priority,
         )  # fmt: skip
         return meter.cached_tokens or 0
 
-    def _salt(self, request: EngineRequest) -> str:
-        return f"{self.policy.fingerprint}:{request.cache_salt}" if request.cache_salt else self.policy.fingerprint
+    def _block_keys(self, request: EngineRequest, static_tokens: int) -> BlockKeys:
+        """What tells the request's KV blocks from those of others. Lent are whole blocks, where the plugin runs."""
+        lent = static_tokens // self._block * self._block
+        if not self.policy.exact_static_prefix or self._rows is None:
+            lent = 0
+        static = StaticPrefix(lent, exact_salt(request.cache_salt)) if lent else None
+        return BlockKeys(salted(self.policy.fingerprint, request.cache_salt), static)
 
     async def _prepare(
         self, request: EngineRequest, submitted: float, history: TurnHistory
@@ -401,7 +412,8 @@ class RunningEngine:
         if request.prompt_token_ids is None:
             rendered = await self.rendered(request)
         else:
-            rendered = RenderedPrompt(token_ids=list(request.prompt_token_ids))
+            static = min(request.static_tokens, len(request.prompt_token_ids))
+            rendered = RenderedPrompt(token_ids=list(request.prompt_token_ids), static_tokens=static)
             if not rendered.token_ids:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
         history.prompt, ids = rendered, rendered.token_ids
@@ -412,20 +424,22 @@ class RunningEngine:
         if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
             ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
         room = self.renderer.max_model_len - len(ids)
-        params = sampling_parameters(request.sampling, self._defaults, room, **ours)
+        keys = self._block_keys(request, rendered.static_tokens)
+        params = sampling_parameters(request.sampling, self._defaults, room, keys.static, **ours)
         if request.kv_transfer is not None:
             params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": dict(request.kv_transfer)}
         options: dict[str, Any] = {"priority": request.priority}
         if request.trace_context and self.llm.observability_config.otlp_traces_endpoint:
             options["trace_headers"] = dict(request.trace_context)
         return (
-            tokens_input(ids, cache_salt=self._salt(request)),
+            tokens_input(ids, cache_salt=keys.salt),
             params,
             StepMeter(
                 len(ids),
                 submitted,
                 verbatim_tokens=rendered.verbatim_tokens if rendered.key is not None else None,
                 prompt_change=rendered.change,
+                static_tokens=keys.static.tokens if keys.static else 0,
                 count_reasoning=self._count_reasoning,
             ),
             options,
@@ -434,9 +448,14 @@ class RunningEngine:
     async def rendered(self, request: EngineRequest) -> RenderedPrompt:
         """The request's messages and tools as a prompt."""
         self.prompts.check_characters(request.messages, request.sampling.max_tokens)
-        return await self.prompts.render(
-            request.messages, request.tools, _variables(request), verbatim=request.verbatim_history
+        variables = _variables(request)
+        rendered = await self.prompts.render(
+            request.messages, request.tools, variables, verbatim=request.verbatim_history
         )
+        if not self.policy.exact_static_prefix:
+            return rendered
+        static = await self.prompts.static_tokens(rendered.token_ids, request.messages, request.tools, variables)
+        return replace(rendered, static_tokens=static)
 
     async def _grammar(self, request: EngineRequest) -> Grammar | None:
         """The grammar of the answer, tried; away from the loop, for a schema may be large."""

@@ -125,7 +125,7 @@ class VllmEngine(SwitchableEngine):
                     delta, stopped_by_word=item.stopped_by == "word", stopped_by_token=item.stopped_by == "token"
                 )
                 if item.finish_reason is not None and history.calls_tools:
-                    engine.hold(request, history.token_ids)
+                    engine.hold(request, history)
                 yield delta
                 if item.finish_reason is not None:
                     return

@@ -39,6 +39,7 @@ class StepMeter:
         verbatim_tokens: how many of the prompt's tokens are an earlier turn's; ``None`` where nobody looked.
         prompt_change: see :class:`~mixquant_agents.engine.base.Delta`.
         reuse: what was held or read ahead of this prompt; ``None`` where nobody looked.
+        static_tokens: so many at the prompt's beginning are read exact, and lent from the prefix cache.
         count_reasoning: counts reasoning tokens from the ids of prompt and answer; ``None`` where nobody can.
         answer: token ids so far, kept only for that.
     """
@@ -49,6 +50,7 @@ class StepMeter:
     verbatim_tokens: int | None = None
     prompt_change: str | None = None
     reuse: Reuse | None = None
+    static_tokens: int = 0
     count_reasoning: Callable[[Sequence[int], Sequence[int]], int] | None = None
     answer: list[int] = field(default_factory=list)
     _meter: TurnMeter = field(init=False)
@@ -99,6 +101,7 @@ class StepMeter:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=cached,
             verbatim_tokens=self.verbatim_tokens,
+            lent_tokens=None if cached is None else min(cached, self.static_tokens),
             prefill_tokens=prefill,
             quantized_tokens=quantized,
             exact_tokens=exact,

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mixquant_agents.precision.static_prefix import BlockKeys
+
 __all__ = ["KeptPrefix", "KeptPrefixes", "Reuse"]
 
 _READ_AHEAD = 64
@@ -30,7 +32,7 @@ class KeptPrefix:
     Attributes:
         thread: whose it is.
         token_ids: its tokens.
-        salt: the cache salt of its blocks.
+        keys: what tells its blocks from others'.
         until: when nobody needs it any more, seconds of the caller's clock.
         used_since: tokens that others have put into the cache since it was last asked for.
         refreshing: it is being asked for.
@@ -38,7 +40,7 @@ class KeptPrefix:
 
     thread: str
     token_ids: Sequence[int]
-    salt: str
+    keys: BlockKeys
     until: float
     used_since: int = 0
     refreshing: bool = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,9 +14,15 @@ from mixquant_agents.engine.vllm.chat_format.messages import mended
 from mixquant_agents.engine.vllm.history import TemplateChangeError, WrittenAnswers, conversation_keys
 from mixquant_agents.engine.vllm.history.turn import RenderedPrompt
 from mixquant_agents.engine.vllm.render import Renderer
-from mixquant_agents.errors import ContextOverflowError
+from mixquant_agents.errors import ContextOverflowError, MixQuantError
 
 __all__ = ["LARGE_PROMPT", "Prompts"]
+
+logger = logging.getLogger("mixquant_agents.engine")
+
+_STATIC_ROLES = ("system", "developer")
+_MEMORY = 256
+"""Static beginnings that are remembered."""
 
 LARGE_PROMPT = 200_000
 """Characters; tokenizing as many takes a fifth of a second."""
@@ -39,6 +47,7 @@ class Prompts:
         self._large_renderer: Renderer | None = None
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render")
         self._large_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mixquant-render-large")
+        self._static: dict[str, list[int]] = {}
         self._longest_token = _longest_token(renderer.tokenizer)
 
     async def render(
@@ -80,6 +89,24 @@ class Prompts:
         other = await self.render(second, tools, variables, verbatim=verbatim)
         shared = common_length(one.token_ids, other.token_ids)
         return one.token_ids[: max(0, shared - _MERGED)] if growing else one.token_ids[:shared]
+
+    async def static_tokens(
+        self, ids: Sequence[int], messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
+    ) -> int:
+        """How many tokens of the prompt ``ids`` every prompt with these system messages and tools begins with, as far
+        as the template puts them there. Looked for once; 0 where the template refuses to tell."""
+        leading = list(itertools.takewhile(lambda message: message.get("role") in _STATIC_ROLES, messages))
+        key = repr((leading, list(tools), variables))
+        if key not in self._static:
+            try:
+                beginning = await self.certain(leading, tools, variables, growing=False, verbatim=False)
+            except MixQuantError as error:
+                logger.debug("the static beginning of a prompt is not known: %s", error)
+                return 0
+            while len(self._static) >= _MEMORY:
+                del self._static[next(iter(self._static))]
+            self._static[key] = beginning
+        return common_length(ids, self._static[key])
 
     async def token_ids(self, text: str) -> list[int]:
         """Ids of the tokens of a text, without special tokens."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from mixquant_agents.engine.base import JsonObject, Sampling
 from mixquant_agents.errors import InvalidSamplingError
+from mixquant_agents.precision.static_prefix import EXTRA_ARG, StaticPrefix
 from mixquant_agents.unicode import has_lone_surrogate
 
 __all__ = ["sampling_parameters"]
@@ -28,13 +29,16 @@ _RESERVED = {
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
-def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int, **ours: Any) -> Any:
+def sampling_parameters(
+    sampling: Sampling, defaults: dict[str, Any], room: int, static: StaticPrefix | None = None, **ours: Any
+) -> Any:
     """``SamplingParams`` for one turn.
 
     Args:
         sampling: what the caller asked for; ``None`` values take ``defaults``.
         defaults: the model's generation config.
         room: tokens that the context window leaves for the answer.
+        static: the prompt's static beginning, for the plugin.
         ours: further values set by the engine (grammar, special tokens).
 
     Raises:
@@ -46,6 +50,8 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
     for name in sampling.extra:
         if name in _RESERVED:
             raise InvalidSamplingError(f"sampling extra {name!r} cannot be set here: {_RESERVED[name]}")
+        if name == "extra_args" and EXTRA_ARG in _keys(sampling.extra[name]):
+            raise InvalidSamplingError(f"sampling extra 'extra_args' names {EXTRA_ARG!r}, which the engine sets")
         if name not in known or name == "skip_clone":
             raise InvalidSamplingError(f"the engine knows no sampling value {name!r}")
         if name in ours and sampling.extra[name] != ours[name]:
@@ -66,6 +72,8 @@ def sampling_parameters(sampling: Sampling, defaults: dict[str, Any], room: int,
     for name in ("stop", "bad_words"):
         if has_lone_surrogate(values.get(name)):
             raise InvalidSamplingError(f"{name}={values[name]!r} holds half of a surrogate pair; no text has it")
+    if static is not None:
+        values["extra_args"] = static.extra_args(values.get("extra_args"))
     values.update(ours)
     try:
         return SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
@@ -94,6 +102,10 @@ def _converted(extra: JsonObject, params: type) -> dict[str, Any]:
         except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise InvalidSamplingError(f"sampling extra {name!r} is {_short(value)}: {error}") from error
     return result
+
+
+def _keys(value: object) -> tuple[object, ...]:
+    return tuple(value) if isinstance(value, dict) else ()
 
 
 def _short(value: object, limit: int = 100) -> str:

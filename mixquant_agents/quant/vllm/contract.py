@@ -240,6 +240,32 @@ CONTRACT: tuple[Need, ...] = (
         "SchedulerOutput.scheduled_encoder_inputs",
     ),
     *_need(
+        "reads a static beginning exact, and lends it",
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput.scheduled_new_reqs",
+        "NewRequestData.req_id",
+        "NewRequestData.sampling_params",
+    ),
+    *_need("reads a static beginning exact, and lends it", "vllm.sampling_params", "SamplingParams.extra_args"),
+    *_need(
+        "reads a static beginning exact, and lends it",
+        "vllm.v1.request",
+        "Request.sampling_params",
+        "Request.cache_salt",
+    ),
+    *_need(
+        "reads a static beginning exact, and lends it",
+        "vllm.v1.core.kv_cache_utils",
+        "generate_block_hash_extra_keys",
+        parameters=("request", "start_token_idx", "end_token_idx", "start_mm_idx"),
+    ),
+    *_need(
+        "reads a static beginning exact, and lends it",
+        "vllm.v1.core.block_pool",
+        "generate_block_hash_extra_keys",
+        optional=True,
+    ),
+    *_need(
         "plans a step (runner V1)",
         _V1,
         "GPUModelRunner._prepare_inputs",

@@ -8,6 +8,7 @@ from vllm.platforms import current_platform
 from mixquant_agents.quant.vllm.config_hooks import hook_config
 from mixquant_agents.quant.vllm.draft.hooks import hook_drafts
 from mixquant_agents.quant.vllm.method import METHOD, MixQuantConfig
+from mixquant_agents.quant.vllm.prefix_cache import hook_prefix_cache
 
 __all__ = ["load"]
 
@@ -15,6 +16,7 @@ __all__ = ["load"]
 def load() -> None:
     """Make the method known to vLLM in this process. Idempotent."""
     register_quantization_config(METHOD)(MixQuantConfig)
+    hook_prefix_cache()
     if current_platform.is_cuda():
         hook_config()
         hook_drafts()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mixquant_agents.precision.plan import RequestRows
+from mixquant_agents.precision.static_prefix import StaticPrefix
 from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.vllm import worker_rpc
 from mixquant_agents.quant.vllm.context import CONTEXT_KEY
@@ -53,6 +54,7 @@ def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, scheduler_output, *args, **kwargs)
         runtime.counter.finished(scheduler_output.finished_req_ids)
         runtime.counter.preempted(scheduler_output.preempted_req_ids or ())
+        runtime.requests_changed(_prefixes(scheduler_output), scheduler_output.finished_req_ids)
         runtime.begin_step()
         try:
             result = original(self, scheduler_output, *args, **kwargs)
@@ -67,6 +69,14 @@ def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return execute_model
+
+
+def _prefixes(scheduler_output: Any) -> list[tuple[str, StaticPrefix | None]]:
+    """What new requests say of a static beginning; those of pooling models have no sampling parameters."""
+    return [
+        (new.req_id, None if new.sampling_params is None else StaticPrefix.of(new.sampling_params.extra_args))
+        for new in scheduler_output.scheduled_new_reqs
+    ]
 
 
 def _drafts(scheduler_output: Any) -> dict[str, int]:

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes
+from mixquant_agents.precision.static_prefix import BlockKeys
 
 
 def prefix(thread: str, tokens: int, until: float = 100.0, first: int = 0) -> KeptPrefix:
-    return KeptPrefix(thread, list(range(first, first + tokens)), "salt", until)
+    return KeptPrefix(thread, list(range(first, first + tokens)), BlockKeys("salt"), until)
 
 
 def test_turn_finds_what_was_held_for_its_thread() -> None:

@@ -27,6 +27,7 @@ def scheduled(rows: dict[str, int], **fields: Any) -> SimpleNamespace:
     defaults: dict[str, Any] = {
         "finished_req_ids": set(),
         "preempted_req_ids": None,
+        "scheduled_new_reqs": [],
         "total_num_scheduled_tokens": sum(rows.values()),
         "scheduled_spec_decode_tokens": {},
         "scheduled_encoder_inputs": {},

@@ -22,6 +22,7 @@ class RenderedPrompt:
         verbatim_tokens: how many of its tokens are that turn's.
         change: why the template's own text had to be taken although the turn before was known.
         key: of the conversation; ``None`` where nothing is kept.
+        static_tokens: so many at the beginning are the system prompt's and the tools'; 0 where nobody asked.
     """
 
     token_ids: list[int]
@@ -29,6 +30,7 @@ class RenderedPrompt:
     verbatim_tokens: int = 0
     change: str | None = None
     key: bytes | None = None
+    static_tokens: int = 0
 
 
 class TurnHistory:
