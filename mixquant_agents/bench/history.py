@@ -65,7 +65,7 @@ def _script(turns: int) -> list[str]:
     answers = []
     for number in range(turns):
         lake = _LAKES[number % len(_LAKES)]
-        thought = f"I still have to look at lake {lake}, for the user wants them all, one after the other. " * 3
+        thought = f"I still have to look at lake {lake}, for the user wants them all, one after the other."
         if number < turns - 2:
             body = f'<tool_call>\n{{"name":"depth",  "arguments":{{"lake":"{lake}"}}}}\n</tool_call>'
         else:
@@ -162,7 +162,7 @@ async def measure(model: str, turns: int, policy: str) -> dict[str, Any]:
             from mixquant_agents.engine.vllm.checkpoint import model_path
 
             tokenizer = AutoTokenizer.from_pretrained(model_path(config)[0])
-            await run_thread(engine, tokenizer, 3, verbatim=True)  # warm
+            await run_thread(engine, tokenizer, 2, verbatim=True)  # warm
             plain = _figures(await run_thread(engine, tokenizer, turns, verbatim=False))
             kept = _figures(await run_thread(engine, tokenizer, turns, verbatim=True))
             return {"model": model, "device": engine.info.device, "by_template": plain, "as_written": kept}

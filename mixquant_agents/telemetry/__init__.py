@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mixquant_agents.telemetry.events import RunLink, Span, SpanKind, TurnContent
+from mixquant_agents.telemetry.export.perfetto import perfetto_trace
 from mixquant_agents.telemetry.recorder import NullRecorder, QueueRecorder, Recorder
 from mixquant_agents.telemetry.store.recorder import StoreRecorder
 from mixquant_agents.telemetry.store.retention import Retention
@@ -32,6 +33,7 @@ __all__ = [
     "TelemetryCallback",
     "TurnContent",
     "observing",
+    "perfetto_trace",
 ]
 
 

@@ -271,6 +271,11 @@ class TurnStore:
             row = connection.execute("SELECT packed FROM contents WHERE turn = ?", (turn.number,)).fetchone()
         return unpack_content(row[0]) if row else None
 
+    def block_hashes(self, turn: StoredTurn) -> Sequence[int] | None:
+        """Salted hashes of the beginnings of its prompt, one per 16 tokens: equal hashes of one store are equal
+        beginnings. ``None`` where they were not recorded."""
+        return self._hashes_of(turn.number)
+
     def predecessor(self, turn: StoredTurn) -> StoredTurn | None:
         """The turn before this one of the same agent in its thread: sub-agents have turns of their own."""
         if turn.thread_id is None:

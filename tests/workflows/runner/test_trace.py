@@ -74,3 +74,30 @@ def test_unreadable_trace_is_told(tmp_path: Path) -> None:
         read_trace(write_lines(tmp_path / "y.jsonl", {"input_length": "many"}))
     with pytest.raises(ConfigError, match="no requests"):
         read_trace(write_lines(tmp_path / "z.jsonl"))
+
+
+def test_aiperf_sessions_by_lengths_grow_by_answers(tmp_path: Path) -> None:
+    first = {"session_id": "a", "input_length": 300, "output_length": 40}
+    second = {"session_id": "a", "delay": 1500, "input_length": 150, "output_length": 20}
+    ((one, two),) = read_trace(write_lines(tmp_path / "a.jsonl", first, second))
+    assert (one.prompt_tokens, two.prompt_tokens, two.gap_seconds) == (300, 490, 1.5)
+
+
+def test_aiperf_results_are_a_trace_again(tmp_path: Path) -> None:
+    def row(turn: int, start: float, end: float, prompt: int, error: Any = None) -> dict[str, Any]:
+        told = {
+            "conversation_id": "a",
+            "turn_index": turn,
+            "request_start_ns": start * 1e9,
+            "request_end_ns": end * 1e9,
+        }
+        lengths = {"input_sequence_length": prompt, "output_sequence_length": 7}
+        metrics = {name: {"value": value, "unit": "tokens"} for name, value in lengths.items()}
+        return {"metadata": told, "metrics": metrics, "error": error}
+
+    rows = (row(1, 12.5, 13, 200), row(0, 10, 11, 100), row(2, 14, 15, 300, {"message": "no"}))
+    ((one, two),) = read_trace(write_lines(tmp_path / "r.jsonl", *rows))
+    assert (one.prompt_tokens, two.prompt_tokens) == (100, 200)
+    assert (one.start_seconds, two.start_seconds, two.gap_seconds) == (0.0, 2.5, 1.5)
+    with pytest.raises(ConfigError, match="line 1"):
+        read_trace(write_lines(tmp_path / "x.jsonl", {"metadata": {}, "metrics": {}}))

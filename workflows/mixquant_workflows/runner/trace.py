@@ -1,17 +1,18 @@
 """Recorded threads, replayed by their lengths: what would each policy do on *your* traffic?
 
-Three formats: a turn store of this library (SQLite), Mooncake's JSONL (``input_length``, ``output_length``,
-``hash_ids`` of 512-token blocks; one line is one request, ``session_id`` joins them), and AIPerf's multi-turn JSONL
-(``session_id`` and ``turns`` with ``text`` or ``input_length``). What was said is not needed: prompts are made of
-pseudo-random tokens that share beginnings exactly as far as the recorded ones did, and answers are as long as the
-recorded ones.
+Formats: a turn store of this library (SQLite); Mooncake's JSONL (``input_length``, ``output_length``, ``hash_ids`` of
+512-token blocks; one line is one request, ``session_id`` or ``thread_id`` joins them); AIPerf's sessions (lines with a
+``session_id`` and a prompt of token ids or of messages; lines without ``hash_ids`` are what each turn adds); its
+multi-turn JSONL (``session_id`` and ``turns`` with ``text`` or ``input_length``); and its results
+(``profile_export.jsonl``), which are a trace again. What was said is not needed: prompts are made of pseudo-random
+tokens that share beginnings exactly as far as the recorded ones did, and answers are as long as the recorded ones.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,27 @@ class TraceTurn:
         prompt: which tokens the prompt has, as runs: ``(stream, begin, end)`` is that part of the endless pseudo-random
             stream of that name. Equal runs are equal tokens.
         answer_tokens: how many tokens are to be written.
+        start_seconds: when it began, since the trace did; ``None`` where the trace does not say.
+        gap_seconds: from the end of the thread's turn before to its beginning: tools, and people.
+        thread: the thread's name.
+        turn_id: the turn's, where it has one.
     """
 
     prompt: tuple[tuple[str, int, int], ...]
     answer_tokens: int
+    start_seconds: float | None = None
+    gap_seconds: float | None = None
+    thread: str = ""
+    turn_id: str | None = None
 
     @property
     def prompt_tokens(self) -> int:
         """Length of the prompt."""
         return sum(end - begin for _, begin, end in self.prompt)
+
+    def beginning(self, end: int) -> tuple[tuple[str, int, int], ...]:
+        """The runs of its first ``end`` tokens; equal for equal beginnings."""
+        return _joined(_first(self.prompt, end))
 
     def tokens(self) -> list[int]:
         """The prompt as token ids: 100 to 9,999, which are ordinary tokens in every usual vocabulary."""
@@ -66,7 +79,7 @@ def read_trace(path: Path, limit: int | None = None) -> list[list[TraceTurn]]:
         limit: first so many threads only.
 
     Raises:
-        ConfigError: no such file, or none of the three formats.
+        ConfigError: no such file, or none of the formats.
     """
     if not path.is_file():
         raise ConfigError(f"there is no trace file {str(path)!r}")
@@ -84,31 +97,65 @@ def read_trace(path: Path, limit: int | None = None) -> list[list[TraceTurn]]:
             ) from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path} holds no requests")
-    threads = _from_mooncake(path, rows) if "input_length" in rows[0] else _from_aiperf(path, rows)
-    return threads[:limit]
+    return _reader(rows[0])(path, rows)[:limit]
+
+
+def _reader(row: dict[str, Any]) -> Callable[[Path, list[dict[str, Any]]], list[list[TraceTurn]]]:
+    """Who reads such rows."""
+    if "metadata" in row and "metrics" in row:
+        return _from_results
+    if "payload" in row or "messages" in row:
+        return _from_sessions
+    if "input_length" in row:
+        return _from_mooncake if "hash_ids" in row or "session_id" not in row else _from_deltas
+    return _from_aiperf
 
 
 def _from_store(path: Path, limit: int | None) -> list[list[TraceTurn]]:
-    """Turns of a store, thread by thread. A turn's cached tokens are those it shares with the prompt before it (or, for
-    the first turn of a thread, with all threads)."""
+    """Turns of a store, thread by thread. Two prompts share what their recorded hashes share; where there are none, a
+    turn's cached tokens are those it shares with the prompt before it (or, for the first of a thread, with all
+    threads)."""
     threads: list[list[TraceTurn]] = []
+    seen: dict[int, tuple[tuple[str, int, int], ...]] = {}
     with TurnStore(path) as store:
-        for summary in store.threads(limit=limit or 1_000):
+        names = [summary.thread_id for summary in store.threads(limit=limit or 1_000)]
+        stored = [(name, store.thread(name, limit=100_000)) for name in names]
+        starts = [records[0].started_us for _, records in stored if records]
+        for name, records in stored:
             turns: list[TraceTurn] = []
             before: tuple[tuple[str, int, int], ...] = (("shared", 0, 1_000_000),)
-            for number, record in enumerate(store.thread(summary.thread_id)):
+            ended: int | None = None
+            for number, record in enumerate(records):
                 if not record.prompt_tokens or not record.decode_tokens:
                     continue
-                shared = _first(before, record.cached_tokens or 0)
-                cached = sum(end - begin for _, begin, end in shared)
-                prompt = (*shared, (f"{summary.thread_id}/{number}", 0, record.prompt_tokens - cached))
-                turns.append(TraceTurn(prompt, record.decode_tokens))
+                hashes = store.block_hashes(record)
+                shared = _shared(hashes, seen) if hashes is not None else _first(before, record.cached_tokens or 0)
+                rest = record.prompt_tokens - sum(end - begin for _, begin, end in shared)
+                prompt = (*shared, (f"{name}/{number}", 0, rest)) if rest else shared
+                for block, key in enumerate(hashes or (), 1):
+                    seen.setdefault(key, _first(prompt, block * BLOCK_TOKENS))
+                begun = record.started_us
+                gap = None if ended is None else max(0.0, (begun - ended) / 1e6)
+                start = (begun - min(starts)) / 1e6
+                turns.append(TraceTurn(prompt, record.decode_tokens, start, gap, name, record.turn_id))
+                ended = begun + round((record.total_seconds or 0.0) * 1e6)
                 before = prompt
             if turns:
                 threads.append(turns)
     if not threads:
         raise ConfigError(f"{path} holds no turns with known token counts")
     return threads
+
+
+BLOCK_TOKENS = 16
+"""Tokens that each hash of a store adds."""
+
+
+def _shared(
+    hashes: Sequence[int], seen: Mapping[int, tuple[tuple[str, int, int], ...]]
+) -> tuple[tuple[str, int, int], ...]:
+    """The longest beginning that an earlier prompt has, too."""
+    return next((seen[key] for key in reversed(hashes) if key in seen), ())
 
 
 def _first(runs: Sequence[tuple[str, int, int]], count: int) -> tuple[tuple[str, int, int], ...]:
@@ -120,6 +167,17 @@ def _first(runs: Sequence[tuple[str, int, int]], count: int) -> tuple[tuple[str,
         taken.append((name, begin, min(end, begin + count)))
         count -= taken[-1][2] - begin
     return tuple(taken)
+
+
+def _joined(runs: Iterable[tuple[str, int, int]]) -> tuple[tuple[str, int, int], ...]:
+    """Neighbouring runs of one stream as one."""
+    joined: list[tuple[str, int, int]] = []
+    for name, begin, end in runs:
+        if joined and joined[-1][0] == name and joined[-1][2] == begin:
+            joined[-1] = (name, joined[-1][1], end)
+        else:
+            joined.append((name, begin, end))
+    return tuple(joined)
 
 
 def _from_mooncake(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
@@ -134,8 +192,85 @@ def _from_mooncake(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
         runs = [(block, 0, min(_MOONCAKE_BLOCK, length - begin)) for block, begin in hashed if begin < length]
         rest = length - sum(end for _, _, end in runs)  # tokens without a hash are this request's own
         runs += [(f"own-{number}", 0, rest)] if rest else []
-        threads.setdefault(str(row.get("session_id", f"line-{number}")), []).append(TraceTurn(tuple(runs), answer))
+        name = str(row.get("session_id") or row.get("thread_id") or f"line-{number}")
+        start, gap = _milliseconds(row.get("timestamp")), _milliseconds(row.get("delay"))
+        threads.setdefault(name, []).append(TraceTurn(tuple(runs), answer, start, gap, name))
     return list(threads.values())
+
+
+def _milliseconds(value: Any) -> float | None:
+    return value / 1e3 if isinstance(value, int | float) else None
+
+
+def _from_deltas(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
+    """AIPerf's sessions by lengths: each line is what its turn adds to the dialogue before it."""
+    threads: dict[str, list[TraceTurn]] = {}
+    lengths: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        name = str(row.get("session_id", f"line-{number}"))
+        answer = int(row.get("output_length") or _DEFAULT_ANSWER)
+        length = lengths.get(name, 0) + int(row.get("input_length") or 0)
+        start, gap = _milliseconds(row.get("timestamp")), _milliseconds(row.get("delay"))
+        threads.setdefault(name, []).append(TraceTurn(((name, 0, length),), answer, start, gap, name))
+        lengths[name] = length + answer
+    return list(threads.values())
+
+
+def _from_sessions(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
+    """Sessions whose prompts are written out. Of token ids the shared beginnings are known; messages are counted by
+    their words, and go on from each other."""
+    threads: dict[str, list[TraceTurn]] = {}
+    seen: dict[int, tuple[tuple[str, int, int], ...]] = {}
+    for number, row in enumerate(rows):
+        payload = row.get("payload") or {}
+        name = str(row.get("session_id", f"line-{number}"))
+        answer = int(row.get("output_length") or payload.get("max_tokens") or _DEFAULT_ANSWER)
+        ids = payload.get("prompt")
+        if isinstance(ids, list) and all(isinstance(token, int) for token in ids):
+            keys = [hash(tuple(ids[:end])) for end in range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS)]
+            shared = _shared(keys, seen)
+            rest = len(ids) - sum(end - begin for _, begin, end in shared)
+            prompt = (*shared, (f"{name}/{number}", 0, rest)) if rest else shared
+            for block, key in enumerate(keys, 1):
+                seen.setdefault(key, _first(prompt, block * BLOCK_TOKENS))
+        else:
+            said = row.get("messages") or payload.get("messages")
+            if not isinstance(said, list):
+                raise ConfigError(f"{path}, line {number + 1}: neither token ids nor messages")
+            words = len(json.dumps(said, ensure_ascii=False).split())
+            prompt = ((name, 0, max(1, round(words * _WORDS_TO_TOKENS))),)
+        start, gap = _milliseconds(row.get("timestamp")), _milliseconds(row.get("delay"))
+        threads.setdefault(name, []).append(TraceTurn(prompt, answer, start, gap, name))
+    return list(threads.values())
+
+
+def _from_results(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
+    """AIPerf's record of each request that it sent: its turns, tokens and gaps as they were measured."""
+    sessions: dict[str, list[tuple[int, int, int, int, int]]] = {}
+    for number, row in enumerate(rows):
+        told, metrics = row.get("metadata") or {}, row.get("metrics") or {}
+        if row.get("error"):
+            continue
+        try:
+            prompt, answer = (
+                int(metrics[name]["value"]) for name in ("input_sequence_length", "output_sequence_length")
+            )
+            name = str(told.get("conversation_id") or told.get("x_correlation_id") or f"request-{number}")
+            start, end = int(told["request_start_ns"]), int(told["request_end_ns"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}, line {number + 1}: no record of a request ({error!r})") from error
+        sessions.setdefault(name, []).append((int(told.get("turn_index") or 0), start, end, prompt, answer))
+    first = min((start for turns in sessions.values() for _, start, *_ in turns), default=0)
+    threads = []
+    for name, turns in sessions.items():
+        thread: list[TraceTurn] = []
+        ended: int | None = None
+        for _, start, end, prompt, answer in sorted(turns):
+            gap = None if ended is None else max(0.0, (start - ended) / 1e9)
+            thread.append(TraceTurn(((name, 0, prompt),), answer, (start - first) / 1e9, gap, name))
+            ended = end
+        threads.append(thread)
+    return threads
 
 
 def _from_aiperf(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
@@ -151,7 +286,9 @@ def _from_aiperf(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceT
             words = turn.get("input_length") if isinstance(turn, dict) else None
             answer = int((turn.get("output_length") if isinstance(turn, dict) else 0) or _DEFAULT_ANSWER)
             length += int(words or max(1, round(len(str(text).split()) * _WORDS_TO_TOKENS)))
-            thread.append(TraceTurn(((name, 0, length),), answer))
+            told = turn if isinstance(turn, dict) else {}
+            start, gap = _milliseconds(told.get("timestamp")), _milliseconds(told.get("delay"))
+            thread.append(TraceTurn(((name, 0, length),), answer, start, gap, name))
             length += answer
         threads.append(thread)
     return threads
