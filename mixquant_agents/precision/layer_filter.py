@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.formats import NumberFormat
 
-__all__ = ["block_of", "format_named", "in_block", "is_ignored", "parts_of"]
+__all__ = ["block_of", "format_named", "in_block", "is_experts", "is_ignored", "parts_of"]
 
 _IN_BLOCK = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _NEVER = re.compile(
@@ -27,6 +27,11 @@ def block_of(prefix: str) -> str:
     """The block that the layer ``prefix`` is in, for example ``"model.layers.3"``; empty where it is in none."""
     match = _IN_BLOCK.search(prefix)
     return "" if match is None else prefix[: match.end() - 1]
+
+
+def is_experts(prefix: str) -> bool:
+    """Whether ``prefix`` names a layer of routed experts, not one Linear."""
+    return prefix.rpartition(".")[2] == "experts"
 
 
 def parts_of(prefix: str, fused: Mapping[str, Sequence[str]]) -> list[str]:

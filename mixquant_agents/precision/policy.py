@@ -65,6 +65,9 @@ class PrecisionPolicy(FrozenConfig):
             against it. ``None``: off.
         draft_tokens: how many tokens are drafted at a time.
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
+        storage: how exact weights and FP8 twins are held. ``"separate"``: two copies. ``"nested"``: one, of twelve bits
+            a weight, less than the exact weights alone take; each of those comes back bit for bit.
+            Hopper and Ada have it, a CPU emulates it. ``"auto"``: nested where nothing measured is slower by it.
         calibration: folder that ``mixquant calibrate`` wrote for the same model, ``"auto"`` for the one in the cache:
             scales of activations for NVFP4, and twins rounded by GPTQ. ``None``: activations are scaled by 1.
     """
@@ -90,6 +93,7 @@ class PrecisionPolicy(FrozenConfig):
     draft_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = "auto"
     prefill_checkpoint: str | None = None
     calibration: str | None = None
+    storage: Literal["auto", "separate", "nested"] = "auto"
 
     @field_validator("formats", mode="before")
     @classmethod
@@ -162,6 +166,8 @@ class PrecisionPolicy(FrozenConfig):
             raise ValueError(
                 "weight_rounding='gptq' and prefill_checkpoint each bring the twins; leave one of them out"
             )
+        if self.storage == "nested":
+            self._nests()
         spec = FORMATS.get(self.prefill_format)
         if self.prefill_checkpoint is not None and not (spec and spec.has_checkpoints):
             names = " or ".join(repr(name.value) for name, spec in FORMATS.items() if spec.has_checkpoints)
@@ -175,6 +181,24 @@ class PrecisionPolicy(FrozenConfig):
         if self.weight_only and spec is None:
             raise ValueError("weight_only=True needs a named quantized prefill_format")
         return self
+
+    def _nests(self) -> None:
+        """
+        Raises:
+            ValueError: nested storage cannot hold what this policy asks for.
+        """
+        if self.prefill_format not in (NumberFormat.AUTO, NumberFormat.FP8):
+            raise ValueError(
+                f"storage='nested' holds FP8 twins, not prefill_format={self.prefill_format.value!r}; use "
+                "prefill_format 'fp8', or leave storage 'auto'"
+            )
+        if self.weight_only:
+            raise ValueError("storage='nested' with weight_only=True has no product; leave storage 'auto'")
+        if self.formats:
+            raise ValueError(
+                "storage='nested' holds whole layers in FP8, and formats gives some parts others; leave formats empty "
+                "(ignored_layers keeps layers exact), or storage 'auto'"
+            )
 
     @property
     def quantizes(self) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
-from mixquant_agents.precision.layer_filter import format_named, is_ignored, parts_of
+from mixquant_agents.precision.layer_filter import format_named, is_experts, is_ignored, parts_of
 from mixquant_agents.precision.plan import Reach, RowRule
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.recipe import PLAIN, Recipe
-from mixquant_agents.precision.support import DeviceInfo, FormatStatus, format_support
+from mixquant_agents.precision.support import DeviceInfo, FormatStatus, format_support, nested_support, nests_by_default
 
 __all__ = ["LayerFormat", "PartFormats", "ResolvedPolicy", "RoutedFormat", "resolve"]
 
@@ -25,18 +26,21 @@ class LayerFormat:
         emulated: in wide arithmetic on rounded values, not in the device's own arithmetic of the format.
         weight_only: weights are rounded, activations are not.
         recipe: how, beyond the nearest value.
+        nested: the twin lies within the exact weight, one storage for both.
     """
 
     number_format: NumberFormat
     emulated: bool
     weight_only: bool = False
     recipe: Recipe = PLAIN
+    nested: bool = False
 
     @property
     def name(self) -> str:
         """For people, for example ``"nvfp4-emulated-weight-only"`` or ``"fp8-native"``."""
         kind = "emulated" if self.emulated else "native"
-        return f"{self.number_format.value}-{kind}" + ("-weight-only" if self.weight_only else "") + self.recipe.name
+        suffix = ("-weight-only" if self.weight_only else "") + ("-nested" if self.nested else "")
+        return f"{self.number_format.value}-{kind}{suffix}{self.recipe.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,7 @@ class ResolvedPolicy:
         exact_last_token: the last prompt token runs exact, or as many of the last as the policy says.
         row_threshold: a step with at most so many rows runs exact; ``None``: to be measured on the device.
         reason: why ``auto`` chose exact, or why the format is emulated.
+        storage: how exact weights and twins are held; ``"separate"`` where nothing is quantized.
     """
 
     policy: PrecisionPolicy
@@ -78,6 +83,7 @@ class ResolvedPolicy:
     exact_last_token: bool
     row_threshold: int | None
     reason: str | None
+    storage: Literal["separate", "nested"] = "separate"
 
     @property
     def quantizes(self) -> bool:
@@ -93,7 +99,8 @@ class ResolvedPolicy:
 
     def _in(self, number_format: NumberFormat) -> LayerFormat:
         recipe = self.policy.recipe if number_format is NumberFormat.NVFP4 else PLAIN
-        return LayerFormat(number_format, self.emulated, self.policy.weight_only, recipe)
+        nested = self.storage == "nested"
+        return LayerFormat(number_format, self.emulated, self.policy.weight_only, recipe, nested)
 
     @property
     def formats(self) -> tuple[LayerFormat, ...]:
@@ -116,7 +123,9 @@ class ResolvedPolicy:
         if not self.quantizes or is_ignored(prefix, self.policy.ignored_layers, fused):
             return None
         if not self.policy.formats:
-            return self.default_format
+            default = self.default_format
+            # Experts' weights are not nested: their twins lie beside them.
+            return replace(default, nested=False) if default is not None and is_experts(prefix) else default
         named = [format_named((part, prefix), self.policy.formats) for part in parts_of(prefix, fused)]
         parts = tuple(map(self._named, named))
         return parts[0] if len(set(parts)) == 1 else PartFormats(parts)
@@ -155,6 +164,16 @@ def _auto(device: DeviceInfo) -> tuple[NumberFormat, str | None]:
         f"prefill_format='auto' stays exact: {device.name} runs neither {names} natively; name a format "
         "(for example policy 'mixquant-nvfp4') to have it emulated"
     )
+
+
+def _storage(policy: PrecisionPolicy, prefill: NumberFormat, device: DeviceInfo) -> Literal["separate", "nested"]:
+    if policy.storage == "nested":
+        support = nested_support(prefill, device)
+        if support.status == "refused":
+            raise FormatRefusedError(f"storage='nested' is refused: {support.reason}; leave storage 'auto'")
+        return "nested"
+    plain = policy.storage == "auto" and not (policy.formats or policy.weight_only or policy.uniform)
+    return "nested" if plain and nests_by_default(prefill, device) else "separate"
 
 
 def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
@@ -202,6 +221,6 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
         threshold = None if quantizes and support.status == "native" else 0
     else:
         threshold = policy.row_threshold
-    return ResolvedPolicy(
-        policy, prefill, decode, support.status == "emulated", exact_last, threshold, reason or support.reason
-    )
+    storage = _storage(policy, prefill, device)
+    emulated = support.status == "emulated"
+    return ResolvedPolicy(policy, prefill, decode, emulated, exact_last, threshold, reason or support.reason, storage)

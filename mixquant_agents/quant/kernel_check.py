@@ -8,7 +8,6 @@ They run once as a few rows and once as many, which kernels and our choice among
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.resolve import LayerFormat, PartFormats
-from mixquant_agents.quant.formats.registry import emulated_twin
+from mixquant_agents.quant.formats.registry import reference_twin
 from mixquant_agents.quant.layer import KernelTrial, RoutedLayer
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.ops.sources import PlainRows
@@ -29,6 +28,7 @@ from mixquant_agents.quant.twins.parts import PartsTwin, rows_of
 __all__ = [
     "COPIES",
     "LIMIT",
+    "ExactUnit",
     "KernelCheck",
     "Unit",
     "check",
@@ -95,6 +95,39 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class ExactUnit:
+    """A product of exact rows, where the twin holds the exact weight too.
+
+    Attributes:
+        unit: the quantized product of the same layer.
+    """
+
+    unit: Unit
+    kernel: None = None
+
+    @property
+    def name(self) -> str:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
+        return self.unit.name
+
+    @property
+    def key(self) -> str:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
+        return f"{self.unit.key}, exact rows"
+
+    def error(self) -> float:
+        """See :class:`~mixquant_agents.quant.layer.KernelTrial`; of one row, some and many."""
+        unit = self.unit
+        index = _outputs_of(unit.weight)
+        x = sample_rows(unit.weight.shape[1], unit.weight.device, unit.weight.dtype)
+        expected = (x.double() @ unit.weight[index].double().T).float()
+        operand = unit.twin.operand(unit.weight, unit.state)
+        one = unit.twin.exact(x[:1], operand, unit.state)[:, index]
+        many = (unit.twin.exact(x.repeat(copies, 1), operand, unit.state)[:, index] for copies in COPIES)
+        return max(largest_error(one, expected[:1]), *(largest_error(product, expected) for product in many))
+
+
+@dataclass(frozen=True, slots=True)
 class KernelCheck:
     """The errors of products.
 
@@ -113,8 +146,9 @@ class KernelCheck:
 
 def units_of(
     layer: Any, calibration: LayerCalibration = UNCALIBRATED, adopted: Nvfp4Tensor | None = None
-) -> Iterator[Unit]:
-    """The products of a routed Linear: one, or one for each of its segments; none where it stays exact.
+) -> Iterator[Unit | ExactUnit]:
+    """The products of a routed Linear: one, or one for each of its segments, and that of exact rows where a
+    twin holds their weight; none where it stays exact.
 
     Args:
         layer: with its twin.
@@ -123,7 +157,10 @@ def units_of(
     """
     layer_format = layer.layer_format
     if isinstance(layer_format, LayerFormat):
-        yield Unit(layer.prefix, layer_format, layer.twin, layer.weight, layer.state, calibration, adopted)
+        unit = Unit(layer.prefix, layer_format, layer.twin, layer.weight, layer.state, calibration, adopted)
+        yield unit
+        if layer.twin.holds_exact:
+            yield ExactUnit(unit)
     elif isinstance(layer_format, PartFormats) and isinstance(layer.twin, PartsTwin):
         first = 0
         for segment, state in zip(layer.twin.segments, layer.state, strict=True):
@@ -202,7 +239,7 @@ def _outputs_of(weight: torch.Tensor) -> torch.Tensor:
 def _expected(unit: Unit, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The reference: float32 ``[rows, outputs]``."""
     own = index.cpu()
-    reference = emulated_twin(dataclasses.replace(unit.layer_format, emulated=True))
+    reference = reference_twin(unit.layer_format)
     calibration = unit.calibration._replace(twin=rows_of(unit.calibration.twin, own))
     adopted = rows_of(unit.adopted, own)
     if adopted is not None:

@@ -132,13 +132,13 @@ class Runtime:
         """
         return UNCALIBRATED if self.calibration is None else self.calibration.layer(prefix, n, k)
 
-    def reserve(self, nbytes: int) -> None:
-        """A twin of ``nbytes`` is going to be built, once all weights are read.
+    def reserve(self, nbytes: int, beside: bool = True) -> None:
+        """A twin of ``nbytes`` is going to be built: once all weights are read, ``beside`` its own, or while they are.
 
         Raises:
             OutOfMemoryError: it will not fit.
         """
-        self._memory.add(nbytes)
+        self._memory.add(nbytes, beside)
 
     def offer(self, prefix: str, nbytes: int, shape: ExpertShape) -> None:
         """The layer of experts ``prefix`` would have a twin of ``nbytes``, if there is room."""
@@ -293,6 +293,7 @@ class Runtime:
             "row_threshold": self.router.rule.threshold,
             "exact_last_token": resolved.exact_last_token,
             "weight_only": resolved.policy.weight_only,
+            "storage": resolved.storage,
             "calibration": None if self.calibration is None else str(self.calibration.path),
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,

@@ -21,8 +21,8 @@ import torch
 from torch.nn.functional import linear
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
+from mixquant_agents.quant.nested.kernels import NestedKernel, compile_tilings, nested_linear
 from mixquant_agents.quant.nested.layout import NestedWeight, nest, rebuild
-from mixquant_agents.quant.nested.product import NestedKernel, compile_tilings, nested_linear
 from mixquant_agents.quant.nested.tiling import CUTS, token_tiles
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}  # (N, K)
@@ -62,7 +62,8 @@ def one_product(rows: int, weights: Weights) -> dict[str, Any]:
     cublas = timed(lambda: [linear(x, each) for each, _ in weights])
     cuts = [cut for cut in CUTS[token_tiles(rows)] if cut.fits(n, k)]
     kernels = {cut: [NestedKernel(each, cut) for _, each in weights] for cut in cuts}
-    times = {cut: timed(lambda same=same: [kernel(x) for kernel in same]) for cut, same in kernels.items()}
+    y = x.new_empty(rows, n)
+    times = {cut: timed(lambda same=same: [kernel.into(y, x) for kernel in same]) for cut, same in kernels.items()}
     fastest = min(times, key=times.__getitem__)
     cublas = min(cublas, timed(lambda: [linear(x, each) for each, _ in weights]))
     return {

@@ -56,6 +56,14 @@ class Format(ABC):
         rounding = Rounding(self.split_weight, None if weight_only else self.split_rows, self.split_adopted)
         return EmulatedTwin(name, rounding)
 
+    def nested(self, name: str, *, emulated: bool) -> Twin[Any]:
+        """The twin that lies within the exact weight, native or emulated.
+
+        Raises:
+            FormatRefusedError: there is none.
+        """
+        raise FormatRefusedError(f"storage='nested' holds no twins in {self.name.value}; leave storage 'auto'")
+
     def native(self, name: str, *, recipe: Recipe) -> Twin[Any]:
         """The twin that multiplies in the format's own arithmetic.
 

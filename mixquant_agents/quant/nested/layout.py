@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["ORDER", "TILE_K", "TILE_N", "NestedWeight", "nest", "ordered", "rebuild"]
+__all__ = ["ORDER", "TILE_K", "TILE_N", "NestedWeight", "natural", "nest", "ordered", "rebuild"]
 
 TILE_N, TILE_K = 16, 64
 """Rows and inputs of the tile in which nibbles are laid out; ``N`` and ``K`` are multiples of them."""
@@ -102,8 +102,8 @@ def nest(weight: torch.Tensor) -> NestedWeight:
 
 def rebuild(nested: NestedWeight) -> torch.Tensor:
     """The BF16 weight ``[N, K]``, bit for bit. The reference of every kernel here."""
-    code = _natural(nested.codes.view(torch.uint8)).int()
-    magnitude = ((code & 0x7F) << 4) + _natural(_unpack(nested.low)).int() - 8
+    code = natural(nested.codes.view(torch.uint8)).int()
+    magnitude = ((code & 0x7F) << 4) + natural(_unpack(nested.low)).int() - 8
     # A zero stays zero; every other code stands for a weight with its row's offset.
     magnitude = torch.where(magnitude == 0, 0, magnitude + (nested.offsets.int()[:, None] << 7))
     weight = (magnitude | ((code >> 7) << 15)).to(torch.int16).view(torch.bfloat16)
@@ -124,7 +124,7 @@ def ordered(matrix: torch.Tensor) -> torch.Tensor:
     return groups.permute(0, 1, 4, 2, 5, 3).reshape(matrix.shape)  # group, t, s, o, h
 
 
-def _natural(matrix: torch.Tensor) -> torch.Tensor:
+def natural(matrix: torch.Tensor) -> torch.Tensor:
     """The reverse of :func:`ordered`."""
     groups = matrix.unflatten(1, (-1, 4, 4, 2, 2))
     return groups.permute(0, 1, 3, 5, 2, 4).reshape(matrix.shape)

@@ -1,155 +1,157 @@
-"""The product of up to 256 rows with a nested weight, on a GPU of compute capability 9.0.
+"""Products of any number of rows with nested weights, each by what was fastest for its shape on this device.
 
-Kernels are compiled when they are first needed, by NVRTC through ``cuda.bindings``, which CUDA builds of torch bring:
-neither needs a compiler on the machine. They are launched by the driver's own interface, on torch's current stream, so
-CUDA graphs hold them as any other kernel.
+Few rows: a kernel that reads the weight nested. More: the rows in pieces, or the weight unpacked into a scratch, which
+all products share, and multiplied by torch's product. :func:`measure` finds the tilings and the crossing.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import linear
 
-from mixquant_agents.quant.nested.driver import Launcher, checked, tensor_map
-from mixquant_agents.quant.nested.layout import NestedWeight
-from mixquant_agents.quant.nested.tiling import CUTS, AnyTiling, WideTiling, token_tiles
+from mixquant_agents.quant.nested.kernels import NestedKernel, Unpacker, compile_tilings
+from mixquant_agents.quant.nested.layout import NestedWeight, rebuild
+from mixquant_agents.quant.nested.tiling import AnyTiling, fitting, token_tiles
 from mixquant_agents.quant.timing import replay_microseconds
 
-__all__ = ["NestedKernel", "NestedProduct", "compile_tilings", "nested_linear"]
+__all__ = ["NestedProduct", "ProductPlan", "Scratch", "exact_weight", "first_plan", "measure"]
+
+_CROSSING = (96, 128, 192, 256, 384, 512, 768, 1024)
+"""Rows at which pieces and the unpacked weight are timed."""
+
+_BYTES = 200 * 2**20
+"""So many bytes of weights are timed in turn, where there are as many: more than any cache holds."""
 
 
-class NestedKernel:
-    """One weight's product as one tiling cuts it: everything that a launch needs but the tokens."""
+@dataclass(frozen=True, slots=True)
+class ProductPlan:
+    """How products with weights of one shape run.
 
-    def __init__(self, weight: NestedWeight, tiling: AnyTiling) -> None:
-        """Compiles the kernel if need be. ``weight`` on a GPU; ``tiling.fits(N, K)``."""
-        self.weight = weight  # its tensors must outlive this
-        self.tiling = tiling
-        self.n, self.k = weight.codes.shape
-        function = _kernel(tiling, weight.codes.device.index)
-        grid = tiling.grid(self.n)
-        self._launcher = Launcher(function, grid, tiling.threads, tiling.shared_bytes, early=bool(tiling.pdl))
-        self._x, self._bias, self._y = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
-        self._m = ctypes.c_int()
-        sizes = (self._m, ctypes.c_int(self.n), ctypes.c_int(self.k))
-        table = [ctypes.c_void_p(t.data_ptr()) for t in (weight.low, weight.offsets, weight.first, weight.escapes)]
-        codes = weight.codes.data_ptr()
-        if isinstance(tiling, WideTiling):
-            self._tokens = (ctypes.c_char * 192)()
-            groups = (64, self.n, self.k // 64), (self.k, 64), (64, tiling.rows, tiling.kc // 64)
-            code_map = tensor_map(codes, 1, *groups)
-            self._launcher.arguments(self._tokens, code_map, self._x, *table, self._bias, self._y, *sizes)
-        else:
-            self._launcher.arguments(self._x, ctypes.c_void_p(codes), *table, self._bias, self._y, *sizes)
-
-    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """See :func:`nested_linear`."""
-        m = x.shape[0]
-        y = torch.empty(m, self.n, dtype=torch.bfloat16, device=x.device)
-        self._x.value, self._y.value, self._m.value = x.data_ptr(), y.data_ptr(), m
-        self._bias.value = None if bias is None else bias.data_ptr()
-        tiling = self.tiling
-        if isinstance(tiling, WideTiling):
-            box = (64, 8 * tiling.nt // tiling.cn)
-            self._launcher.replace(0, tensor_map(x.data_ptr(), 2, (self.k, m), (2 * self.k,), box, swizzled=True))
-        self._launcher(torch.cuda.current_stream().cuda_stream)
-        return y
-
-
-def nested_linear(
-    x: torch.Tensor, weight: NestedWeight, tiling: AnyTiling, bias: torch.Tensor | None = None
-) -> torch.Tensor:
-    """``x · weight^T + bias``, in float32 and rounded once; deterministic.
-
-    Args:
-        x: bfloat16 ``[M, K]``, contiguous, on a GPU; ``M`` at most ``8 · tiling.nt``. Magnitudes below ``2**63``.
-        weight: ``[N, K]``, on the same GPU; ``tiling.fits(N, K)``.
-        tiling: how the product is cut up.
-        bias: bfloat16 ``[N]``.
-
-    Returns:
-        bfloat16 ``[M, N]``.
+    Attributes:
+        tilings: by token tiles; see :func:`~mixquant_agents.quant.nested.tiling.token_tiles`.
+        unpack_from: from so many rows on the weight is unpacked.
+        microseconds: what was measured, of one product: by rows, nested and unpacked.
     """
-    return NestedKernel(weight, tiling)(x, bias)
+
+    tilings: Mapping[int, AnyTiling]
+    unpack_from: int
+    microseconds: Mapping[int, tuple[float, float]]
+
+    @property
+    def piece(self) -> int:
+        """Most rows of one kernel."""
+        return 8 * max(self.tilings)
 
 
-def compile_tilings(tilings: Iterable[AnyTiling], device: int = 0) -> None:
-    """Compile the kernels of ``tilings`` now, side by side; about half a second each on a core."""
-    capability = torch.cuda.get_device_capability(device)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda tiling: _compile(tiling, capability), tilings))
+class Scratch:
+    """Memory for one unpacked weight at a time. Products on one stream share it, captured ones too."""
+
+    def __init__(self) -> None:
+        self._memory: torch.Tensor | None = None
+        self._before: list[torch.Tensor] = []  # captured graphs may write there
+
+    def of(self, weight: NestedWeight) -> torch.Tensor:
+        """bfloat16 ``[N, K]``, whatever it holds."""
+        n, k = weight.codes.shape
+        if self._memory is None or self._memory.numel() < n * k:
+            if self._memory is not None:
+                self._before.append(self._memory)
+            self._memory = torch.empty(n * k, dtype=torch.bfloat16, device=weight.codes.device)
+        return self._memory[: n * k].view(n, k)
 
 
 class NestedProduct:
-    """Products with the fastest tiling for each shape, which is measured when a shape first comes."""
+    """The product of one weight, on a GPU."""
 
-    def __init__(self) -> None:
-        self._chosen: dict[tuple[int, int, int], AnyTiling] = {}
+    def __init__(self, weight: NestedWeight, plan: ProductPlan, scratch: Scratch) -> None:
+        self.plan = plan
+        self._weight = weight
+        self._scratch = scratch
+        self._unpacker = Unpacker(weight)
+        kernels = {tiles: NestedKernel(weight, tiling) for tiles, tiling in plan.tilings.items()}
+        self._kernels = [kernels[token_tiles(rows, kernels)] for rows in range(1, plan.piece + 1)]
 
-    def __call__(self, x: torch.Tensor, weight: NestedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """See :func:`nested_linear`. Shapes must have been prepared before a graph is captured."""
-        return nested_linear(x, weight, self.tiling(x.shape[0], weight), bias)
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x · weight^T + bias``: bfloat16 ``[M, K]`` to ``[M, N]``, in float32 and rounded once."""
+        rows = x.shape[0]
+        if rows >= self.plan.unpack_from:
+            return self.unpacked(x, bias)
+        x = x.contiguous()
+        y = x.new_empty(rows, self._weight.codes.shape[0])
+        if 0 < rows <= len(self._kernels):
+            self._kernels[rows - 1].into(y, x, bias)
+        else:
+            self._pieces(y, x, bias)
+        return y
 
-    def tiling(self, rows: int, weight: NestedWeight) -> AnyTiling:
-        """The tiling in use for ``rows`` rows, measured now if need be.
+    def _pieces(self, y: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> None:
+        for begin in range(0, x.shape[0], self.plan.piece):
+            part = x[begin : begin + self.plan.piece]
+            self._kernels[part.shape[0] - 1].into(y[begin:], part, bias)
 
-        Raises:
-            ValueError: no tiling fits the weight, or ``rows`` is not 1 to 256.
-        """
-        n, k = weight.codes.shape
-        key = (token_tiles(rows), n, k)
-        if key not in self._chosen:
-            self._chosen[key] = self._measure(key[0], weight)
-        return self._chosen[key]
-
-    def _measure(self, tiles: int, weight: NestedWeight) -> AnyTiling:
-        n, k = weight.codes.shape
-        fitting = [tiling for tiling in CUTS[tiles] if tiling.fits(n, k)]
-        if not fitting:
-            raise ValueError(f"no tiling of the nested product fits a weight of {n} x {k}")
-        compile_tilings(fitting, weight.codes.device.index)
-        x = torch.randn(8 * tiles, k, device=weight.codes.device).bfloat16()
-
-        def microseconds(tiling: AnyTiling) -> float:
-            return replay_microseconds(lambda: nested_linear(x, weight, tiling), 9)
-
-        return min(fitting, key=microseconds)
-
-
-@functools.cache
-def _kernel(tiling: AnyTiling, device: int) -> Any:
-    """The kernel, compiled for ``tiling`` and loaded on ``device``."""
-    from cuda.bindings import driver
-
-    with torch.cuda.device(device):
-        torch.empty(1, device="cuda")  # this thread has the device's context
-        module = checked(driver.cuModuleLoadData(_compile(tiling, torch.cuda.get_device_capability(device))))
-        function = checked(driver.cuModuleGetFunction(module, b"nested_linear"))
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        checked(driver.cuFuncSetAttribute(function, attribute, tiling.shared_bytes))
-    return function
+    def unpacked(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The same, with the weight unpacked first."""
+        weight = self._scratch.of(self._weight)
+        self._unpacker.into(weight)
+        return linear(x, weight, bias)
 
 
-@functools.cache
-def _compile(tiling: AnyTiling, capability: tuple[int, int]) -> bytes:
-    from cuda.bindings import nvrtc
+def exact_weight(weight: NestedWeight) -> torch.Tensor:
+    """bfloat16 ``[N, K]``, on any device."""
+    if not weight.codes.is_cuda:
+        return rebuild(weight)
+    out = torch.empty_like(weight.codes, dtype=torch.bfloat16)
+    Unpacker(weight).into(out)
+    return out
 
-    folder = files(__package__)
-    source = (folder / "common.cuh").read_bytes() + (folder / tiling.source).read_bytes()
-    options = [f"--gpu-architecture=sm_{capability[0]}{capability[1]}a".encode(), b"--std=c++17"]
-    options += [f"-D{name}={value}".encode() for name, value in tiling.macros().items()]
-    program = checked(nvrtc.nvrtcCreateProgram(source, b"nested_linear.cu", 0, [], []))
-    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if int(status):
-        log = b" " * checked(nvrtc.nvrtcGetProgramLogSize(program))
-        nvrtc.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(f"the nested product does not compile for {tiling}: {log.decode()}")
-    cubin: bytes = b" " * checked(nvrtc.nvrtcGetCUBINSize(program))
-    checked(nvrtc.nvrtcGetCUBIN(program, cubin))
-    return cubin
+
+def first_plan(n: int, k: int, capability: tuple[int, int]) -> ProductPlan:
+    """A plan without measuring.
+
+    Raises:
+        ValueError: no tiling fits a weight ``[N, K]``.
+    """
+    cuts = fitting(n, k, capability)
+    plan = ProductPlan({tiles: tilings[0] for tiles, tilings in cuts.items()}, 0, {})
+    return ProductPlan(plan.tilings, plan.piece + 1, {})
+
+
+def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
+    """The fastest plan for ``weights``, all of one shape and on one GPU."""
+    n, k = weights[0].codes.shape
+    device = weights[0].codes.device
+    some = weights[: max(1, _BYTES // weights[0].nbytes)]
+    cuts = fitting(n, k, torch.cuda.get_device_capability(device))
+    compile_tilings({tiling for tilings in cuts.values() for tiling in tilings}, device.index)
+    tilings = {}
+    for tiles, candidates in cuts.items():
+        x = torch.randn(8 * tiles, k, device=device).bfloat16()
+        times = {}
+        for tiling in candidates:
+            kernels = [NestedKernel(weight, tiling) for weight in some]
+            times[tiling] = replay_microseconds(functools.partial(_run, kernels, x.new_empty(x.shape[0], n), x))
+        tilings[tiles] = min(times, key=times.__getitem__)
+    never = ProductPlan(tilings, 2**31, {})
+    products = [NestedProduct(weight, never, scratch) for weight in some]
+    microseconds = {}
+    for rows in _CROSSING:
+        x = torch.randn(rows, k, device=device).bfloat16()
+        both = (_timed(products, NestedProduct.__call__, x), _timed(products, NestedProduct.unpacked, x))
+        microseconds[rows] = (round(both[0] / len(some), 1), round(both[1] / len(some), 1))
+    behind = [rows for rows, (nested, unpacked) in microseconds.items() if nested <= unpacked]
+    return ProductPlan(tilings, max(behind, default=_CROSSING[0] - 1) + 1, microseconds)
+
+
+def _run(kernels: Sequence[NestedKernel], y: torch.Tensor, x: torch.Tensor) -> None:
+    for kernel in kernels:
+        kernel.into(y, x)
+
+
+def _timed(
+    products: Sequence[NestedProduct], call: Callable[[NestedProduct, torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> float:
+    return replay_microseconds(lambda: [call(product, x) for product in products], 3)

@@ -7,10 +7,11 @@ shapes at hand and takes the best.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
-__all__ = ["CUTS", "MAX_ROWS", "AnyTiling", "Tiling", "WideTiling", "token_tiles"]
+__all__ = ["CUTS", "MAX_ROWS", "AnyTiling", "Tiling", "WideTiling", "fitting", "token_tiles"]
 
 MAX_ROWS = 256
 """Most rows of one product."""
@@ -18,7 +19,12 @@ MAX_ROWS = 256
 _SHARED_BYTES = 227 * 1024
 """Shared memory that a block may have on Hopper."""
 
+_SHARED_BYTES_ADA = 99 * 1024
+
 _TOKENS = 8
+
+HOPPER = (9, 0)
+"""Its compute capability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,15 +156,42 @@ class WideTiling:
 AnyTiling = Tiling | WideTiling
 
 
-def token_tiles(rows: int) -> int:
-    """Token tiles that a product of ``rows`` rows is compiled for: 1, 2, 4, 8, 16 or 32.
+def token_tiles(rows: int, tiles: Iterable[int] | None = None) -> int:
+    """Token tiles that a product of ``rows`` rows is compiled for: the fewest of ``tiles``, or of :data:`CUTS`.
 
     Raises:
-        ValueError: there are none, or more than 256.
+        ValueError: there are no rows, or too many.
     """
-    if not 1 <= rows <= MAX_ROWS:
-        raise ValueError(f"a nested product takes 1 to {MAX_ROWS} rows, not {rows}")
-    return next(tiles for tiles in CUTS if rows <= _TOKENS * tiles)
+    known = sorted(CUTS if tiles is None else tiles)
+    if not 1 <= rows <= _TOKENS * known[-1]:
+        raise ValueError(f"a nested product takes 1 to {_TOKENS * known[-1]} rows, not {rows}")
+    return next(count for count in known if rows <= _TOKENS * count)
+
+
+def fitting(n: int, k: int, capability: tuple[int, int] = HOPPER) -> dict[int, tuple[AnyTiling, ...]]:
+    """The cuts that fit a weight ``[N, K]`` on a device of this compute capability, by token tiles.
+
+    Raises:
+        ValueError: none fits.
+    """
+    cuts: dict[int, tuple[AnyTiling, ...]] = {}
+    for tiles in CUTS:
+        candidates = (_on(capability, cut) for cut in CUTS[tiles] if cut.fits(n, k))
+        usable = tuple(cut for cut in candidates if cut is not None)
+        if usable:
+            cuts[tiles] = usable
+    if not cuts:
+        raise ValueError(f"no tiling of the nested product fits a weight of {n} x {k}")
+    return cuts
+
+
+def _on(capability: tuple[int, int], cut: AnyTiling) -> AnyTiling | None:
+    """The cut on such a device: before Hopper there are no clusters, no ``wgmma``, and less shared memory."""
+    if capability >= HOPPER:
+        return cut
+    if isinstance(cut, WideTiling) or cut.wg or cut.ck > 1 or cut.shared_bytes > _SHARED_BYTES_ADA:
+        return None
+    return replace(cut, pdl=0, minb=min(cut.minb, 3))
 
 
 CUTS: dict[int, tuple[AnyTiling, ...]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TypeVar
 
 from torch import Tensor
-from torch.nn.functional import linear
 
 from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.ops.sources import PlainRows
@@ -26,13 +25,13 @@ def eager_linear(
     """
     step = step.on(x.shape[0])
     if step.mode is Mode.EXACT:
-        return linear(x, weight, bias)
+        return twin.exact(x, weight, state, bias)
     if step.mode is Mode.QUANTIZED:
         return twin.product(PlainRows(x), state, bias)
     if step.exact_rows is None or step.quantized_rows is None:
         raise RuntimeError("a mixed step of an eager engine must name its exact and its quantized rows")
     exact, quantized = step.exact_rows.to(x.device), step.quantized_rows.to(x.device)
     y = x.new_zeros(x.shape[0], weight.shape[0])
-    y[exact] = linear(x[exact], weight, bias)
+    y[exact] = twin.exact(x[exact], weight, state, bias)
     y[quantized] = twin.product(PlainRows(x[quantized]), state, bias)
     return y

@@ -7,9 +7,9 @@
 - ``gpu_add_norm_linear(x, residual, gamma, eps, weight, bias)``: of ``rms_norm(x + residual) * gamma``; also the sum
 - ``gpu_silu_linear(x, weight, bias)``: of ``silu(gate) * up``, ``x`` is ``[M, 2K]``
 
-``weight`` ``[N, K]`` is the exact one; its twin is found by it (see :mod:`mixquant_agents.quant.twins.registry`). A
-linear layer emits ``gpu_linear``; :mod:`~mixquant_agents.quant.ops.fusion` puts the fused forms in. What each computes,
-row by row::
+``weight`` ``[N, K]`` is the exact one, or the codes of a storage that holds it and its twin; the twin is found by it
+(see :mod:`mixquant_agents.quant.twins.registry`). A linear layer emits ``gpu_linear``;
+:mod:`~mixquant_agents.quant.ops.fusion` puts the fused forms in. What each computes, row by row::
 
     for row in range(M):
         quantize = mode is QUANTIZED or (mode is MIXED and row not in exact_rows)
@@ -32,15 +32,17 @@ __all__ = ["gpu_add_norm_linear", "gpu_linear", "gpu_norm_linear", "gpu_silu_lin
 
 def _run(source: RowSource, weight: Tensor, bias: Tensor | None) -> Tensor:
     step = current_step(source.x.shape[0])
-    if step.mode is Mode.EXACT:
+    if step.mode is Mode.EXACT and weight.dtype is source.x.dtype:
         return linear(source.rows(), weight, bias)
     held = lookup(weight)
+    if step.mode is Mode.EXACT:  # the twin holds the exact weight too
+        return held.twin.exact(source.rows(), weight, held.state, bias)
     if step.mode is Mode.QUANTIZED or step.exact_rows is None:
         return held.twin.product(source, held.state, bias)
     index = step.exact_rows
     exact = ExactRows(index, source.x.new_empty(index.shape[0], weight.shape[1]))
     out = held.twin.product(source, held.state, bias, exact)
-    source.kernels.scatter_rows(linear(exact.rows, weight, bias), index, out)
+    source.kernels.scatter_rows(held.twin.exact(exact.rows, weight, held.state, bias), index, out)
     return out
 
 

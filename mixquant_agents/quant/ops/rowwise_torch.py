@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from mixquant_agents.quant.nested import layout
 from mixquant_agents.quant.numerics import rowwise
 
 __all__ = [
@@ -21,11 +22,19 @@ __all__ = [
 
 
 def quantize_rows(
-    x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes ``[M, K]`` and scales ``[M, 1]`` float32: ``x ~ codes * scales``; ``scale = amax / limit`` per row."""
+    """Codes ``[M, K]`` and scales ``[M, 1]`` float32: ``x ~ codes * scales``; ``scale = amax / limit`` per row.
+
+    With ``ordered`` the columns of the codes lie as those of nested weights.
+    """
     _fill(x, index, slot)
-    return rowwise.quantize(x, dtype)
+    codes, scales = rowwise.quantize(x, dtype)
+    return (layout.ordered(codes) if ordered else codes), scales
 
 
 def norm_rows(
@@ -45,10 +54,11 @@ def norm_quantize_rows(
     dtype: torch.dtype,
     index: torch.Tensor | None = None,
     slot: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """:func:`norm_rows`, then :func:`quantize_rows`."""
     y, total = norm_rows(x, residual, gamma, eps)
-    return *quantize_rows(y, dtype, index, slot), total
+    return *quantize_rows(y, dtype, index, slot, ordered), total
 
 
 def silu_rows(x: torch.Tensor) -> torch.Tensor:
@@ -58,10 +68,14 @@ def silu_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def silu_quantize_rows(
-    x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`silu_rows`, then :func:`quantize_rows`."""
-    return quantize_rows(silu_rows(x), dtype, index, slot)
+    return quantize_rows(silu_rows(x), dtype, index, slot, ordered)
 
 
 def scatter_rows(rows: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:

@@ -11,6 +11,9 @@ buffer ``[S]`` int32 on the device and a buffer ``[S, K]`` in the input's dtype.
 unquantized rows named by the index buffer (negative: unused) straight into the slot: no one writes all rows in 16 bits
 to gather a few. The index buffer lies at a fixed address, so a captured CUDA graph replays with other rows.
 
+With ``ORDERED`` the codes of each group of 64 columns lie in the order of nested weights: they are put there in
+registers, so that a row is still written in one piece. The slot keeps the columns' own order.
+
 Codes are FP8 E4M3 (``scale = amax / 448``) or INT8 (``scale = amax / 127``, half to even); a row of zeros gets a tiny
 scale and zero codes. Values are rounded to the input's dtype before quantization, so a fused kernel and its two-step
 form agree bit for bit wherever their sums do.
@@ -41,13 +44,19 @@ TINY: tl.constexpr = tl.constexpr(rowwise.TINY)  # smallest row maximum: a zero 
 
 
 @triton.jit
-def _store_codes(y, codes, scales, row, cols, mask, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr):
+def _store_codes(y, codes, scales, row, cols, mask, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
+                 ORDERED: tl.constexpr):  # fmt: skip
     amax = tl.maximum(tl.max(tl.abs(y), axis=0), TINY)
     # tl.div_rn: IEEE division, so that the plain reference agrees bit for bit
     tl.store(scales + row, tl.div_rn(amax, LIMIT))
     q = y * tl.div_rn(LIMIT, amax)
     q = tl.minimum(tl.maximum(q, -LIMIT), LIMIT)
-    if IS_INT:
+    if ORDERED:
+        # 64 inputs as step, half of 16, thread, odd; stored as thread, step, odd, half (nested/layout.py: ORDER)
+        groups: tl.constexpr = y.shape[0] // 64
+        parts = tl.permute(tl.reshape(q.to(tl.float8e4nv), (groups, 4, 2, 4, 2)), (0, 3, 1, 4, 2))
+        tl.store(codes + row * K + cols, tl.reshape(parts, (groups * 64,)), mask=mask)
+    elif IS_INT:
         # adding and taking away 1.5 * 2**23 rounds half to even without a libdevice call
         q = (q + 12582912.0) - 12582912.0
         tl.store(codes + row * K + cols, q.to(tl.int8), mask=mask)
@@ -57,14 +66,14 @@ def _store_codes(y, codes, scales, row, cols, mask, K, LIMIT: tl.constexpr, IS_I
 
 @triton.jit(do_not_specialize=["M"])
 def _quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-              HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+              HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     mask = cols < K
     if pid < M:
         row = pid.to(tl.int64)
         y = tl.load(x + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
-        _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT)
+        _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT, ORDERED)
     elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
         if row >= 0:
@@ -85,7 +94,7 @@ def _norm_row(x, residual, gamma, row, x_stride, K, eps, cols, mask, HAS_RESIDUA
 @triton.jit(do_not_specialize=["M"])
 def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scales, index, slot, M, K,
                    HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-                   HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                   HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """``QUANTIZE=False``: ``codes`` takes the normalized rows themselves, in x's dtype."""
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
@@ -97,7 +106,7 @@ def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scale
             tl.store(residual_out + row * K + cols, v.to(x.dtype.element_ty), mask=mask)
         if QUANTIZE:
             y = y.to(x.dtype.element_ty).to(tl.float32)
-            _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT)
+            _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT, ORDERED)
         else:
             tl.store(codes + row * K + cols, y.to(x.dtype.element_ty), mask=mask)
     elif HAS_SLOT:
@@ -116,14 +125,14 @@ def _silu_row(x, row, x_stride, K, cols, mask):
 
 @triton.jit(do_not_specialize=["M"])
 def _silu_quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-                   HAS_SLOT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                   HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     mask = cols < K
     if pid < M:
         row = pid.to(tl.int64)
         y = _silu_row(x, row, x_stride, K, cols, mask).to(x.dtype.element_ty).to(tl.float32)
-        _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT)
+        _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT, ORDERED)
     elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
         if row >= 0:
@@ -173,7 +182,11 @@ def _outputs(x: torch.Tensor, k: int, dtype: torch.dtype) -> tuple[torch.Tensor,
 
 
 def quantize_rows(
-    x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-token codes ``[M, K]`` and scales ``[M, 1]`` of ``x`` ``[M, K]`` (last dimension contiguous)."""
     m, k = x.shape
@@ -184,7 +197,7 @@ def quantize_rows(
     if m + extra:
         _quantize[(m + extra,)](
             x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
-            BLOCK=block, num_warps=_warps(block),
+            ORDERED=ordered, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales
 
@@ -197,6 +210,7 @@ def norm_quantize_rows(
     dtype: torch.dtype,
     index: torch.Tensor | None = None,
     slot: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """``rms_norm(x + residual) * gamma`` quantized per token, and the sum ``x + residual`` (None without residual)."""
     m, k = x.shape
@@ -209,7 +223,7 @@ def norm_quantize_rows(
         _norm_quantize[(m + extra,)](
             x, x.stride(0), residual, total, gamma, eps, codes, scales, index, slot, m, k,
             HAS_RESIDUAL=residual is not None, QUANTIZE=True, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
-            BLOCK=block, num_warps=_warps(block),
+            ORDERED=ordered, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales, total
 
@@ -225,14 +239,18 @@ def norm_rows(
     if m:
         _norm_quantize[(m,)](
             x, x.stride(0), residual, total, gamma, eps, out, None, None, None, m, k,
-            HAS_RESIDUAL=residual is not None, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False, BLOCK=block,
-            num_warps=_warps(block),
+            HAS_RESIDUAL=residual is not None, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False, ORDERED=False,
+            BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return out, total
 
 
 def silu_quantize_rows(
-    x: torch.Tensor, dtype: torch.dtype, index: torch.Tensor | None = None, slot: torch.Tensor | None = None
+    x: torch.Tensor,
+    dtype: torch.dtype,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+    ordered: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``silu(x[:, :K]) * x[:, K:]`` quantized per token; ``x`` is ``[M, 2K]``."""
     m, k = x.shape[0], x.shape[1] // 2
@@ -243,7 +261,7 @@ def silu_quantize_rows(
     if m + extra:
         _silu_quantize[(m + extra,)](
             x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
-            BLOCK=block, num_warps=_warps(block),
+            ORDERED=ordered, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales
 

@@ -50,8 +50,13 @@ class RowSource(ABC):
         """All rows, unquantized."""
 
     @abstractmethod
-    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
-        """Codes of ``dtype`` ``[M, K]`` and scales float32 ``[M, 1]``; the same kernel fills ``exact``."""
+    def quantized(
+        self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Codes of ``dtype`` ``[M, K]`` and scales float32 ``[M, 1]``; the same kernel fills ``exact``.
+
+        With ``ordered`` the codes' columns are in the order of nested weights; ``exact`` is not.
+        """
 
     def rows_with(self, exact: ExactRows | None = None) -> Tensor:
         """:meth:`rows`; fills ``exact`` too."""
@@ -71,8 +76,10 @@ class PlainRows(RowSource):
     def rows(self) -> Tensor:
         return self.x
 
-    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
-        codes, scales = self.kernels.quantize_rows(self.x, dtype, *_fixed(exact))
+    def quantized(
+        self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        codes, scales = self.kernels.quantize_rows(self.x, dtype, *_fixed(exact), ordered)
         return codes, scales
 
 
@@ -87,8 +94,12 @@ class NormRows(RowSource):
         rows: Tensor = self.kernels.norm_rows(self.x, None, self.gamma, self.eps)[0]
         return rows
 
-    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
-        codes, scales, _ = self.kernels.norm_quantize_rows(self.x, None, self.gamma, self.eps, dtype, *_fixed(exact))
+    def quantized(
+        self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        codes, scales, _ = self.kernels.norm_quantize_rows(
+            self.x, None, self.gamma, self.eps, dtype, *_fixed(exact), ordered
+        )
         return codes, scales
 
 
@@ -105,9 +116,11 @@ class AddNormRows(RowSource):
         rows, self.total = self.kernels.norm_rows(self.x, self.residual, self.gamma, self.eps)
         return rows
 
-    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
+    def quantized(
+        self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
+    ) -> tuple[Tensor, Tensor]:
         codes, scales, self.total = self.kernels.norm_quantize_rows(
-            self.x, self.residual, self.gamma, self.eps, dtype, *_fixed(exact)
+            self.x, self.residual, self.gamma, self.eps, dtype, *_fixed(exact), ordered
         )
         return codes, scales
 
@@ -119,6 +132,8 @@ class SiluRows(RowSource):
         rows: Tensor = self.kernels.silu_rows(self.x)
         return rows
 
-    def quantized(self, dtype: torch.dtype, exact: ExactRows | None = None) -> tuple[Tensor, Tensor]:
-        codes, scales = self.kernels.silu_quantize_rows(self.x, dtype, *_fixed(exact))
+    def quantized(
+        self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        codes, scales = self.kernels.silu_quantize_rows(self.x, dtype, *_fixed(exact), ordered)
         return codes, scales

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch.nn.functional import linear
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
@@ -32,6 +33,9 @@ class Twin(ABC, Generic[State]):
 
     captured: bool = False
     """The product runs as one operation that CUDA graphs can hold; others are chosen among in Python at each step."""
+
+    holds_exact: bool = False
+    """The state holds the exact weight too, so that the layer keeps no other copy of it (see :meth:`operand`)."""
 
     name: str
     """For messages, for example ``"fp8-native"``."""
@@ -93,6 +97,20 @@ class Twin(ABC, Generic[State]):
 
         Where ``exact`` is given, its rows are filled with unquantized ones on the way.
         """
+
+    def operand(self, weight: torch.Tensor, state: State) -> torch.Tensor:
+        """What a layer keeps as its weight, ``[N, K]``: routed operations get it, and find the twin by it."""
+        return weight
+
+    def exact_weight(self, weight: torch.Tensor, state: State) -> torch.Tensor:
+        """The exact weight ``[N, K]``, given the operand; made anew at each call where the operand is another."""
+        return weight
+
+    def exact(
+        self, rows: torch.Tensor, weight: torch.Tensor, state: State, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``rows`` ``[M, K]`` times the exact weight, given the operand: ``[M, N]``."""
+        return linear(rows, weight, bias)
 
     def tune(self, layers: Sequence[tuple[torch.Tensor, State]]) -> None:
         """Choose by measuring what can be chosen on this device, on exact weights and their states. Called once."""

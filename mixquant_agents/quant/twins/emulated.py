@@ -104,16 +104,15 @@ class EmulatedTwin(Twin[Grid]):
                 raise FormatRefusedError(
                     f"{self.name!r} needs a calibration with rounded twins: run mixquant calibrate"
                 )
-            return self._grid(self._rounding.adopt(calibration.twin.to(weight.device)), weight.dtype, calibration)
-        return self._grid(self._rounding.weight(weight), weight.dtype, calibration)
+            return self.grid(self._rounding.adopt(calibration.twin.to(weight.device)), weight.dtype, calibration)
+        return self.grid(self._rounding.weight(weight), weight.dtype, calibration)
 
     def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype, calibration: LayerCalibration = UNCALIBRATED) -> Grid:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
-        return self._grid(self._rounding.adopt(weight), dtype, calibration)
+        return self.grid(self._rounding.adopt(weight), dtype, calibration)
 
-    def _grid(
-        self, split: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, calibration: LayerCalibration
-    ) -> Grid:
+    def grid(self, split: tuple[torch.Tensor, torch.Tensor], dtype: torch.dtype, calibration: LayerCalibration) -> Grid:
+        """The state of a weight that was split before, as :data:`Split` gives it, in a layer of ``dtype``."""
         grid, scale = split
         wide = grid.to(self._wide(dtype)).contiguous()
         activation_scale = torch.tensor(calibration.activation_scale, dtype=torch.float32, device=grid.device)

@@ -31,8 +31,8 @@ class TwinMemory:
         self._free = free
         self.needed = 0
 
-    def add(self, size: int) -> None:
-        """One more twin, of ``size`` bytes.
+    def add(self, size: int, beside: bool = True) -> None:
+        """One more twin, of ``size`` bytes; ``beside`` its exact weight, or in the place of it.
 
         Raises:
             OutOfMemoryError: the twins so far do not fit.
@@ -40,8 +40,10 @@ class TwinMemory:
         self.needed += size
         free = self._free()
         if self.needed > free:
+            what = "the quantized twins" if beside else "the nested weights"
+            rest = " beside the exact weights" if beside else ""
             raise OutOfMemoryError(
-                f"the quantized twins need more than {self.needed / GIB:.1f} GiB beside the exact weights, and "
+                f"{what} need more than {self.needed / GIB:.1f} GiB{rest}, and "
                 f"{free / GIB:.1f} GiB are free ({self._what}); use policy 'exact', which has no twins, a smaller "
                 "model, tensor_parallel_size to share it among GPUs, or ignored_layers"
             )

@@ -32,14 +32,17 @@ class RowwiseTwin(Twin[Codes]):
 
     captured = True
 
-    def __init__(self, name: str, dtype: torch.dtype, *products: str) -> None:
+    def __init__(self, name: str, dtype: torch.dtype, *products: str, ordered: bool = False) -> None:
         """
         Args:
             name: see :class:`~mixquant_agents.quant.twins.base.Twin`.
             dtype: of the codes.
             products: the matrix products that take it, by their names in
                 :data:`~mixquant_agents.quant.ops.gemm.PRODUCTS`; the first runs what was not measured.
+            ordered: inputs lie in the order of nested weights on both sides
+                (:data:`~mixquant_agents.quant.nested.layout.ORDER`).
         """
+        self._ordered = ordered
         self.name = name
         self.dtype = dtype
         self.products = GemmTable(*products)
@@ -68,7 +71,7 @@ class RowwiseTwin(Twin[Codes]):
         self, source: RowSource, state: Codes, bias: torch.Tensor | None = None, exact: ExactRows | None = None
     ) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
-        codes, scales = source.quantized(self.dtype, exact)
+        codes, scales = source.quantized(self.dtype, exact, self._ordered)
         return scaled_product(codes, scales, state.codes, state.scales, source.x.dtype, bias, self.products)
 
     def tune(self, layers: Sequence[tuple[torch.Tensor, Codes]]) -> None:
@@ -77,12 +80,14 @@ class RowwiseTwin(Twin[Codes]):
         for weight, state in layers:
             by_shape.setdefault((weight.shape[0], weight.shape[1]), []).append((weight, state))
         for (n, k), same in by_shape.items():
+            # Nested weights are given by their codes.
+            dtype = torch.bfloat16 if same[0][0].dtype is self.dtype else same[0][0].dtype
             winners = {}
             for m in GEMM_GRID:
-                x = torch.randn(m, k, device=same[0][0].device, dtype=same[0][0].dtype)
-                codes, scales = PlainRows(x).quantized(self.dtype)
+                x = torch.randn(m, k, device=same[0][0].device, dtype=dtype)
+                codes, scales = PlainRows(x).quantized(self.dtype)  # in any order: it takes the same time
                 times = {
-                    name: replay_microseconds(_products(PRODUCTS[name], codes, scales, same))
+                    name: replay_microseconds(_products(PRODUCTS[name], codes, scales, dtype, same))
                     for name in self.products.candidates
                 }
                 winners[m] = min(times, key=lambda name: times[name])
@@ -94,10 +99,14 @@ class RowwiseTwin(Twin[Codes]):
 
 
 def _products(
-    run: Product, codes: torch.Tensor, scales: torch.Tensor, layers: Sequence[tuple[torch.Tensor, Codes]]
+    run: Product,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    dtype: torch.dtype,
+    layers: Sequence[tuple[torch.Tensor, Codes]],
 ) -> Callable[[], None]:
     def work() -> None:
-        for weight, state in layers:
-            run(codes, scales, state.codes, state.scales, weight.dtype, None)
+        for _, state in layers:
+            run(codes, scales, state.codes, state.scales, dtype, None)
 
     return work

@@ -163,6 +163,17 @@ CONTRACT: tuple[Need, ...] = (
         parameters=("layer",),
     ),
     *_need(
+        "loads layers that hold both weights one at a time",
+        "vllm.model_executor.model_loader.reload.layerwise",
+        "initialize_online_processing",
+        parameters=("layer",),
+    ),
+    *_need(
+        "loads layers that hold both weights one at a time",
+        f"{_QUANT}.base_config",
+        "QuantizeMethodBase.uses_meta_device",
+    ),
+    *_need(
         "runs the routed product",
         "vllm.model_executor.layers.linear",
         "UnquantizedLinearMethod.apply",

@@ -1,22 +1,26 @@
 """What vLLM sees of a routed Linear: the unquantized method, plus a twin and the routed product.
 
 A subclass of ``UnquantizedLinearMethod``, so that weight loading, LoRA and tensor parallelism meet a normal layer with
-a normal ``weight``; the twin is built beside it, from the shard that this worker loaded.
+a normal ``weight``; the twin is built beside it, from the shard that this worker loaded. A twin that holds the exact
+weight, too, takes its place: such a layer is loaded as vLLM's online quantization loads, one layer at a time, so that
+the model is never held in both forms; ``weight`` is then what stands for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.model_loader.reload.layerwise import initialize_online_processing
 from vllm.platforms import current_platform
 
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.resolve import RoutedFormat
 from mixquant_agents.quant.formats.registry import twin_of
-from mixquant_agents.quant.kernel_check import Unit, units_of
+from mixquant_agents.quant.kernel_check import ExactUnit, Unit, units_of
 from mixquant_agents.quant.ops import linear as _ops  # also registers torch.ops.mixquant.gpu_*
 from mixquant_agents.quant.ops.eager import eager_linear
 from mixquant_agents.quant.runtime import Runtime
@@ -26,6 +30,9 @@ from mixquant_agents.quant.twins.registry import RegisteredTwin, register
 from mixquant_agents.quant.vllm.context import current_step
 
 __all__ = ["MixQuantLinearMethod"]
+
+_PROCESSED = "_already_called_process_weights_after_loading"
+"""vLLM's mark of a layer that was processed while it was loaded; vLLM takes it off before it loads anew."""
 
 
 class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vllm is untyped here
@@ -43,17 +50,25 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self._widths: tuple[int, ...] = ()
         self._twin: Twin[Any] | None = None  # once the widths of the layer's parts are known
         self._states: dict[Hashable, tuple[Twin[Any], Any]] = {}
-        self._weight: torch.Tensor | None = None
+        self._operand: torch.Tensor | None = None  # the exact weight, or what stands for it
+        self._dtype = torch.get_default_dtype()
         self._captured = False  # plain: compiled code reads it
         # Keep the twin known to the routed operations, by the first weight and by the latest.
         self._registered: tuple[RegisteredTwin, ...] = ()
 
     @property
     def weight(self) -> torch.Tensor:
-        """The exact weight. Raises ``ValueError`` until it is loaded."""
-        if self._weight is None:
+        """The exact weight, made anew at each call where a twin holds it. Raises ``ValueError`` until it is loaded."""
+        if self._twin is None or not self._twin.holds_exact:
+            return self.operand
+        return self._twin.exact_weight(self.operand, self.state)
+
+    @property
+    def operand(self) -> torch.Tensor:
+        """What routed operations get as the weight. Raises ``ValueError`` until it is loaded."""
+        if self._operand is None:
             raise ValueError(f"the weight of {self.prefix!r} is not loaded yet")
-        return self._weight
+        return self._operand
 
     @property
     def captured(self) -> bool:
@@ -63,17 +78,17 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
     @property
     def shape(self) -> tuple[int, ...]:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return tuple(self.weight.shape)
+        return tuple(self.operand.shape)
 
     @property
     def device(self) -> torch.device:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return self.weight.device
+        return self.operand.device
 
     @property
     def dtype(self) -> torch.dtype:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return self.weight.dtype
+        return self._dtype
 
     @property
     def twin(self) -> Twin[Any]:
@@ -91,7 +106,8 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
     def twin_bytes(self) -> int:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
         tensors = {t.data_ptr(): t for twin, state in self._states.values() for t in twin.tensors(state).values()}
-        return sum(t.numel() * t.element_size() for t in tensors.values())
+        weight = None if self._operand is None else self._operand.data_ptr()
+        return sum(t.numel() * t.element_size() for address, t in tensors.items() if address != weight)
 
     def create_weights(
         self,
@@ -116,11 +132,16 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             self._twin.check(n, k, self.prefix)
             if self._runtime.checkpoint is not None:
                 self._runtime.checkpoint.check(self._runtime.parts_of(self.prefix), n, k)
-        super().create_weights(
-            layer, input_size_per_partition, output_partition_sizes, input_size, output_size, params_dtype, **kwargs
-        )
+        self._dtype = params_dtype
+        self.uses_meta_device = self._twin is not None and self._twin.holds_exact
+        with torch.device("meta") if self.uses_meta_device else contextlib.nullcontext():
+            super().create_weights(
+                layer, input_size_per_partition, output_partition_sizes, input_size, output_size, params_dtype, **kwargs
+            )
+        if self.uses_meta_device:
+            initialize_online_processing(layer)
         if self._twin is not None and self._twin.captured and current_platform.is_cuda():
-            self._runtime.reserve(self._twin.nbytes(n, k, params_dtype))
+            self._runtime.reserve(self._twin.nbytes(n, k, params_dtype), beside=not self._twin.holds_exact)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Keep the exact weight as loaded and build the start policy's twin.
@@ -132,18 +153,25 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         Raises:
             ConfigError: twins are a checkpoint's, and weights loaded anew are others than the first ones.
         """
+        if self.uses_meta_device and getattr(layer, _PROCESSED, False):
+            return  # while it was loaded
         if not current_platform.is_cpu():
             # On a CPU this would pack the weight into another layout and remove it.
             super().process_weights_after_loading(layer)
-        if self._weight is None:
-            self._weight = layer.weight.data
+        if self._operand is None:
+            self._operand = layer.weight.data
             self._runtime.add_layer(self)
             self.use(self.layer_format)
         else:
             self._renew(layer.weight.data)
+        if self._twin is not None and self._twin.holds_exact:
+            self._operand = self._twin.operand(self._operand, self.state)
+            layer.weight = torch.nn.Parameter(self._operand, requires_grad=False)
+            setattr(layer, _PROCESSED, True)
         if self._twin is not None and self._twin.captured:
             for name, tensor in self._twin.tensors(self.state).items():
-                layer.register_buffer(f"mixquant_{name}", tensor, persistent=False)
+                if tensor is not self._operand:
+                    layer.register_buffer(f"mixquant_{name}", tensor, persistent=False)
             latest = register(layer.weight, self._twin, self.state)
             self._registered = (*self._registered[:1], latest)
 
@@ -170,10 +198,10 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         self.layer_format = layer_format
         self._twin = None if layer_format is None else twin_of(layer_format, self._widths)
         self._captured = self._twin is not None and self._twin.captured
-        if self._twin is not None and self._weight is not None and self._twin.build_key not in self._states:
-            self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self._weight))
+        if self._twin is not None and self._operand is not None and self._twin.build_key not in self._states:
+            self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self._operand))
 
-    def trials(self) -> Iterator[Unit]:
+    def trials(self) -> Iterator[Unit | ExactUnit]:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
         checkpoint = self._runtime.checkpoint
         adopted = None if checkpoint is None else checkpoint.read(self._runtime.parts_of(self.prefix))
@@ -181,12 +209,12 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
 
     def tuning(self) -> tuple[Twin[Any], tuple[torch.Tensor, Any]]:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return self.twin, (self.weight, self.state)
+        return self.twin, (self.operand, self.state)
 
     def work(self, rows: Callable[[int], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        x = rows(self.weight.shape[1])
-        return lambda: _ops.gpu_linear(x, self.weight, None)
+        x = rows(self.operand.shape[1])
+        return lambda: _ops.gpu_linear(x, self.operand, None)
 
     def _built(self, twin: Twin[Any], weight: torch.Tensor) -> Any:
         checkpoint = self._runtime.checkpoint
@@ -196,7 +224,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         return twin.adopt(read.to(weight.device), weight.dtype, self._calibration())
 
     def _calibration(self) -> LayerCalibration:
-        n, k = self.weight.shape
+        n, k = self.operand.shape
         return self._runtime.calibration_of(self.prefix, n, k)
 
     def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
