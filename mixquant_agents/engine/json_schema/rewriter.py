@@ -270,7 +270,8 @@ class _Rewriter:
             return False
         if not all(isinstance(branch, dict) for branch in flat):
             return False
-        kinds = [set(types_of(branch)) for branch in flat if isinstance(branch, dict)]
+        # As declared: a keyword such as maxLength alone admits values of every other type.
+        kinds = [set(types_of(branch)) if "type" in branch else set() for branch in flat if isinstance(branch, dict)]
         if all(kinds) and sum(map(len, kinds)) == len(set().union(*kinds)):
             return not {"integer", "number"} <= set().union(*kinds)
         marks = [_constants(branch) for branch in flat if isinstance(branch, dict)]
