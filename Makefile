@@ -6,6 +6,8 @@ RUN := .venv/bin
 # vLLM's CPU engine binds its threads by these; both can be overridden.
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export VLLM_NO_USAGE_STATS ?= 1
+# Tests start many processes: what one compiled the next ones read, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test unit unit-plugin unit-rest test-full test-gpu test-training test-contract lint check clean
 
@@ -16,18 +18,20 @@ test: unit
 	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus and not gpu" $(ARGS)
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
-UNIT := -q -p no:langsmith_plugin -m "not engine and not slow and not browser and not prometheus and not gpu"
+UNIT := -q -p no:langsmith_plugin --ignore=tests/gpu -m "not engine and not slow and not browser and not prometheus and not gpu"
 PLUGIN := bench embedded engine langchain_standard quant test_doctor.py
 unit: $(READY)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
+unit-plugin unit-rest: export OMP_NUM_THREADS = 1
 unit-plugin:
 	$(RUN)/python -m pytest $(UNIT) $(addprefix tests/,$(PLUGIN)) $(ARGS)
 unit-rest:
 	$(RUN)/python -m pytest $(UNIT) tests $(addprefix --ignore=tests/,$(PLUGIN)) $(ARGS)
 
-# Needs Debian's chromium and prometheus on the PATH as well.
+# Needs Debian's chromium and prometheus on the PATH as well.  Properties are tried with many more examples.
 test-full: $(READY)
 	$(RUN)/python -m pytest -m "not gpu" $(ARGS)
+	$(RUN)/python -m pytest $(UNIT) -m "hypothesis and not engine and not gpu" --hypothesis-profile=thorough $(ARGS)
 
 # Needs a CUDA GPU, PyTorch, Triton and pytest: python -m pytest -m gpu tests/gpu
 test-gpu: $(READY)

@@ -19,7 +19,9 @@ from mixquant_agents.engine.vllm.core import RunningEngine
 sys.path.extend(sorted({str(path.parent) for path in Path(__file__).parent.glob("*/**/*.py")}))
 """Helpers lie beside the tests that use them and are imported by their name."""
 
-hypothesis.settings.register_profile("steady", deadline=None)  # a busy machine is no failure
+# No deadline: a busy machine is no failure. Few examples each time, other ones every time; `make test-full` tries many.
+hypothesis.settings.register_profile("steady", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("steady")
 
 KV_BYTES = 96 * 2**20
@@ -30,9 +32,13 @@ gc.disable()  # while everything is imported: see below
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made stays until the end: the garbage collector need not look at it again and again."""
+    """What the imports made stays until the end: the garbage collector need not look at it again and again.
+
+    Nor at what tests keep: with Python's thresholds it takes a fifth of the time.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     gc.enable()
 
 

@@ -100,6 +100,12 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), str(path))
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a file: walking takes longer than parsing, and most tests look at each."""
+    return tuple(ast.walk(tree(path)))
+
+
 def shipped_files() -> list[tuple[str, Path]]:
     """``package/folder/file.py`` and path of every shipped file."""
     files = [(package, path) for package in SHIPPED for _, path in modules(package)]
@@ -116,7 +122,7 @@ def imported(module: str, path: Path, known: set[str]) -> set[str]:
     """Modules of ``known`` that a file imports: at its top, in functions, and for type checkers alone."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     names: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         match node:
             case ast.Import():
                 names |= {alias.name for alias in node.names}
@@ -179,13 +185,22 @@ def test_imports_form_no_circles() -> None:
 
 def test_shipped_code_imports_no_training() -> None:
     for name, path in shipped_files():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
             for value in names:
                 first = value.partition(".")[0]
                 assert first not in ("training", "mixquant_training") or " " in value, f"{name} names {value!r}"
+
+
+def is_import_path(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(value=ast.Name(id="sys"), attr="path"):
+            return True
+        case ast.Subscript(value=owner):
+            return is_import_path(owner)
+    return False
 
 
 def changes_the_import_path(node: ast.AST) -> bool:
@@ -195,14 +210,14 @@ def changes_the_import_path(node: ast.AST) -> bool:
             return True
         case ast.ImportFrom(module="sys", names=names):
             return "path" in {alias.name for alias in names}
-        case ast.Attribute(value=owner) if ast.unparse(owner) == "sys.path":
-            return True
+        case ast.Attribute(value=owner):
+            return is_import_path(owner)
         case ast.Call(args=arguments):
-            return "sys.path" in map(ast.unparse, arguments)
+            return any(map(is_import_path, arguments))
         case ast.Assign(targets=targets):
-            return any(ast.unparse(target).startswith("sys.path") for target in targets)
+            return any(map(is_import_path, targets))
         case ast.AugAssign(target=target):
-            return ast.unparse(target).startswith("sys.path")
+            return is_import_path(target)
     return False
 
 
@@ -214,7 +229,7 @@ def test_import_path_finder_knows_writing_from_reading() -> None:
 
 
 def test_shipped_code_leaves_the_import_path_alone() -> None:
-    users = {name for name, path in shipped_files() if any(map(changes_the_import_path, ast.walk(tree(path))))}
+    users = {name for name, path in shipped_files() if any(map(changes_the_import_path, nodes(path)))}
     assert users == SYS_PATH.keys()
 
 
@@ -222,7 +237,7 @@ def own_names() -> set[str]:
     """Names of methods, fields and attributes that classes of the shipped packages define."""
     names: set[str] = set()
     for _, path in shipped_files():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 for part in node.body:
                     if isinstance(part, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -244,7 +259,7 @@ def constant_getattrs() -> set[str]:
     return {
         f"{folder_of(name)}: {node.args[1].value}"
         for name, path in shipped_files()
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in ("getattr", "hasattr")
@@ -320,8 +335,11 @@ def test_suppressions_give_their_reason() -> None:
     """Behind ``noqa`` and ``type: ignore`` stands why, on the same line or in a comment right above it."""
     silent = set()
     for name, path in shipped_files():
-        lines = path.read_text().splitlines()
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
+        text = path.read_text()
+        if not re.search(r"noqa|type: ignore", text):
+            continue
+        lines = text.splitlines()
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type != tokenize.COMMENT or not re.search(r"# *(noqa|type: ignore)", token.string):
                 continue
             reason = re.sub(r"#|noqa(: *[A-Z]+\d+(, *[A-Z]+\d+)*)?|type: ignore(\[[\w, -]+\])?", "", token.string)

@@ -6,7 +6,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import (
     AIMessage,
@@ -155,7 +155,6 @@ messages = st.one_of(
 )
 
 
-@settings(max_examples=60)
 @given(st.lists(messages, min_size=1, max_size=5))
 def test_messages_survive_a_checkpoint(given_messages: list[BaseMessage]) -> None:
     """Any order of messages keeps roles, texts, calls and reasoning; a checkpoint in between changes nothing."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chat_doubles import add, model_of, weather
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, AIMessageChunk
 
@@ -50,7 +50,6 @@ def is_object(text: str) -> bool:
         return False
 
 
-@settings(deadline=None)
 @given(texts, st.sampled_from(["add", "weather", "", "ad", "add "]))
 @example('{"path": "a.txt"}{"path": "b.txt"}', "add")
 @example('{"path": "a.txt"} and then b.txt', "add")

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
@@ -50,7 +50,6 @@ def comparable(message: AIMessage) -> list[Any]:
     ]
 
 
-@settings(max_examples=80, deadline=None)
 @given(turns, st.none() | st.integers(1, 12))
 def test_chunks_add_up_to_the_answer(turn: ScriptedTurn, limit: int | None) -> None:
     async def run() -> None:
@@ -84,7 +83,6 @@ history = st.lists(st.sampled_from([HumanMessage("Tell me. " * 9), AIMessage("I 
 
 
 @pytest.mark.slow
-@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(history, turns, st.none() | st.integers(1, 10)), min_size=1, max_size=3),
     st.sampled_from(["exact", "mixquant-nvfp4", "mixquant-fp8"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from chat_doubles import add, model_of, request_of
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
@@ -76,7 +76,6 @@ messages = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(messages, min_size=1, max_size=4))
 def test_any_text_reaches_the_engine_as_strict_json(history: list[BaseMessage]) -> None:
     def refuse(constant: str) -> None:
@@ -91,7 +90,6 @@ def test_any_text_reaches_the_engine_as_strict_json(history: list[BaseMessage]) 
             ).encode()
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.lists(any_text, min_size=1, max_size=4), any_text)
 def test_any_answer_keeps_its_thread_going(pieces: list[str], argument: str) -> None:
     script = [

@@ -146,6 +146,7 @@ def test_prediction_is_written_to_the_output_file(tmp_path: Path, capsys: pytest
     assert json.loads(file.read_text()) == json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_installed_command_answers() -> None:
     done = subprocess.run([sys.executable, "-m", "mixquant_agents", "--version"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from dashboard_help import make_turn
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
 
@@ -79,7 +79,6 @@ def trees(draw: st.DrawFn) -> tuple[list[StoredTurn], list[StoredSpan]]:
 
 
 @given(trees())
-@settings(max_examples=300, deadline=None)
 def test_parts_add_up_to_the_whole_for_any_tree(tree: tuple[list[StoredTurn], list[StoredSpan]]) -> None:
     turns, spans = tree
     fall = waterfall(turns, spans)

@@ -201,6 +201,7 @@ def test_four_programs_run_at_once_in_all_jails() -> None:
     assert runner._slots._value == 4
 
 
+@pytest.mark.slow
 def test_program_that_finds_no_room_is_refused() -> None:
     for _ in range(4):
         assert runner._slots.acquire(timeout=1)

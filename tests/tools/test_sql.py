@@ -41,6 +41,7 @@ def test_sql_limits_rows(tmp_path: Path) -> None:
         Database(tmp_path / "none.db")
 
 
+@pytest.mark.slow
 def test_sql_on_what_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "no.db").write_bytes(b"not a database" * 100)
     with closing(sqlite3.connect(tmp_path / "busy.db", isolation_level=None)) as writer:

@@ -41,7 +41,7 @@ def parse(source: Path, module: str) -> ast.Module | None:
     return _tree(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=128)
 def _tree(text: str) -> ast.Module:
     return ast.parse(text)
 

@@ -166,7 +166,12 @@ class MetricsServer:
         self._server = server
         name = f"[{host.strip('[]')}]" if ":" in host else host
         self.address = f"http://{name}:{server.server_port}/metrics"
-        self._thread = threading.Thread(target=server.serve_forever, name="mixquant-metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=server.serve_forever,
+            args=(0.1,),
+            name="mixquant-metrics",
+            daemon=True,  # closing waits that long
+        )
         self._thread.start()
 
     def close(self) -> None:

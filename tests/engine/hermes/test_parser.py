@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents.engine.hermes import HermesParser
@@ -230,7 +230,6 @@ leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=20)
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
 
 
-@settings(max_examples=40)
 @given(st.text(min_size=1), st.dictionaries(st.text(), values, max_size=3), st.integers(1, 9))
 def test_any_call_survives(name: str, arguments: dict[str, Any], step: int) -> None:
     text = f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": {json.dumps(arguments)}}}\n</tool_call>'

@@ -388,7 +388,7 @@ odd_end = odd_event | st.builds(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     texts=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4),
     odd=st.lists(odd_event, max_size=6),

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents.config import EngineConfig
@@ -65,7 +65,6 @@ steps = st.lists(st.sampled_from([1, 1, 2, 5, 40]), min_size=1, max_size=4)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=25)
 @given(steps=steps)
 def test_words_before_and_behind_a_call_are_content(family: str, steps: list[int]) -> None:
     call = model(family)[2]
@@ -84,7 +83,6 @@ def test_words_before_and_behind_a_call_are_content(family: str, steps: list[int
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=40)
 @given(share=st.floats(0.05, 0.95), steps=steps)
 def test_a_call_that_was_cut_off_is_not_valid(family: str, share: float, steps: list[int]) -> None:
     call = model(family)[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import linear
 
@@ -75,7 +75,6 @@ def plan_of(batch: list[tuple[int, int, int]]) -> tuple[np.ndarray, StepPlan]:
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(batches, st.integers(0, 4))
 def test_rows_go_where_the_plan_says_and_only_there(batch: list[tuple[int, int, int]], padding: int) -> None:
     mask, step = plan_of(batch)
@@ -92,7 +91,6 @@ def test_rows_go_where_the_plan_says_and_only_there(batch: list[tuple[int, int, 
 
 
 @pytest.mark.slow
-@settings(deadline=None)
 @given(batches)
 def test_mixed_batch_equals_each_phase_alone(batch: list[tuple[int, int, int]]) -> None:
     mask, step = plan_of(batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,10 +26,20 @@ _PLAIN = {
 """Attributes of tensors, modules, arrays and builtins, which are nobody's in particular."""
 
 
+@functools.cache
+def _tree(path: Path, changed: int) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def tree(path: Path) -> ast.Module:
+    """The syntax tree of a file, read once until it changes."""
+    return _tree(path, path.stat().st_mtime_ns)
+
+
 def imports(path: Path) -> set[tuple[str, str]]:
     """``(module, name)`` of all that is imported from vLLM, wherever in the file; no name for ``import vllm``."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "vllm":
             found |= {(node.module or "", alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -39,7 +50,7 @@ def imports(path: Path) -> set[tuple[str, str]]:
 def patched(path: Path) -> set[str]:
     """Names of vLLM that are replaced: the second argument of ``wrap``."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "wrap":
             name = node.args[1]
             found.add(name.value if isinstance(name, ast.Constant) else f"<{ast.unparse(name)}>")
@@ -48,12 +59,12 @@ def patched(path: Path) -> set[str]:
 
 def attributes(path: Path) -> set[str]:
     """Attributes of vLLM's objects that are read, written or asked for by ``getattr``."""
-    tree = ast.parse(path.read_text())
+    statements = tree(path).body
     upstream = {name for _, name in imports(path)} - {""}
     kept: set[str] = set()  # attributes of our own objects that hold vLLM's
     for _ in range(2):
         found: set[str] = set()
-        _scope(tree.body, upstream, found, kept)
+        _scope(statements, upstream, found, kept)
     return {name for name in found if name not in _PLAIN and not name.startswith("__")}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from telemetry_help import at, make_turn, stored
 
@@ -22,7 +22,6 @@ from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.rows import to_microseconds
 
 
-@settings(max_examples=60)
 @given(st.lists(st.floats(min_value=1e-6, max_value=1e4), min_size=1, max_size=300), st.floats(0, 1))
 def test_histogram_is_at_most_two_percent_off(values: list[float], share: float) -> None:
     histogram: dict[int, int] = {}
@@ -209,7 +208,6 @@ def test_empty_intervals_are_shown(path: Path) -> None:
     assert chart.count("dot") == 2, "and of the last turn, alone"
 
 
-@settings(max_examples=30, deadline=None)
 @given(starts=st.lists(st.integers(0, 400 * 86_400), min_size=1, max_size=30), quiet=st.integers(1, 40_000 * 86_400))
 def test_intervals_are_few_and_hold_every_turn(starts: list[int], quiet: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

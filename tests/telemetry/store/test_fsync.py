@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from telemetry_help import make_turn
 
@@ -148,7 +148,6 @@ def at_the_cut(cut: Cut, folder: Path, rng: random.Random, arrived: float, rest:
 
 
 @pytest.mark.parametrize("moment", ["writing", "moving the log into the database", "beginning the log anew"])
-@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32), arrived=st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0]),
     rest=st.sampled_from(["zeros", "noise"]),

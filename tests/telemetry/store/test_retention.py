@@ -79,6 +79,7 @@ def test_retention_refuses_nonsense(wrong: dict[str, Any]) -> None:
         Retention(**wrong)
 
 
+@pytest.mark.slow
 def test_deletion_is_tried_again_without_a_new_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
 

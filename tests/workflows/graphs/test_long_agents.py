@@ -76,6 +76,7 @@ async def test_fraction_of_the_window_triggers_a_summary() -> None:
     assert len(engine.requests) > 40
 
 
+@pytest.mark.slow
 async def test_deep_agent_outgrows_its_window_and_goes_on() -> None:
     explorer, engine, model = explore(12_288)
     state = await create_deep_agent(model, [sound]).ainvoke(QUESTION, STEPS)
@@ -83,6 +84,7 @@ async def test_deep_agent_outgrows_its_window_and_goes_on() -> None:
     assert len(engine.requests) > 40
 
 
+@pytest.mark.slow
 async def test_deep_agent_recovers_from_an_overflow_that_nobody_foresaw() -> None:
     """A profile that knows of no window: the summary is made once the engine has refused the prompt."""
     explorer = Explorer()
@@ -92,6 +94,7 @@ async def test_deep_agent_recovers_from_an_overflow_that_nobody_foresaw() -> Non
     went_on(explorer, state["messages"])
 
 
+@pytest.mark.slow
 def test_deep_agent_in_sync_form() -> None:
     explorer, _, model = explore(12_288)
     went_on(explorer, create_deep_agent(model, [sound]).invoke(QUESTION, STEPS)["messages"])

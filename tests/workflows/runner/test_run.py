@@ -52,6 +52,7 @@ async def play(toy: Toy, results: ResultFile, policies: tuple[str, ...] = ("exac
         await run_suites([toy], policy, model, results, concurrency=3, case_seconds=0.6)
 
 
+@pytest.mark.slow
 async def test_runner_scores_fails_and_goes_on(tmp_path: Path) -> None:
     path, header = tmp_path / "deep" / "r.jsonl", {"model": "toy"}
     toy = Toy()

@@ -22,7 +22,7 @@ from mixquant_workflows.suites.bfcl.turns import BfclTurns, call_text
         BfclAst("ast", ("simple_java",)),
         BfclAst("ast", ("parallel_multiple",)),
         BfclAst("ast", ("irrelevance",)),
-        BfclTurns("turns", ("multi_turn_miss_func",)),
+        pytest.param(BfclTurns("turns", ("multi_turn_miss_func",)), marks=pytest.mark.slow),
     ],
     ids=lambda chosen: f"{chosen.name}-{'-'.join(getattr(chosen, 'categories', ()))}",
 )
