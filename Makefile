@@ -53,13 +53,8 @@ test-contract: $(READY)
 
 check: lint test
 
-$(READY): $(LOCK) pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}; name another one with make PYTHON=python3.12")'
-	@echo "Making .venv (about 2.6 GB, two to four minutes) …" >&2
-	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@# --no-deps: the lock is complete, and vLLM's own list drags in torchvision builds that break beside CPU torch.
-	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK)
-	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+$(READY): $(LOCK) pyproject.toml requirements/install.py
+	@$(PYTHON) requirements/install.py
 	@rm -f .venv/.ready-*
 	@touch $@
 
