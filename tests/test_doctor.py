@@ -38,6 +38,7 @@ def test_missing_parts_are_problems_with_a_remedy(
         in said
     )
     assert "why" not in said  # no table without formats
+    assert "next:" not in said
 
 
 def test_unusable_cache_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -68,3 +70,61 @@ def test_unpacked_wheel_works_anywhere(wheel: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
     assert done.returncode == 0, done.stderr
     assert "predicted, not measured" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
+    assert built.returncode == 0, built.stderr
+    (path,) = folder.glob("*.tar.gz")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_package_works_in_an_environment_of_its_own(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed by pip from what would be published. Its dependencies are lent by the environment of the tests."""
+    package: Path = request.getfixturevalue(kind)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    environment = tmp_path / "env"
+    program = environment / "bin"
+    run(sys.executable, "-m", "venv", "--without-pip", str(environment))
+    (site,) = (environment / "lib").glob("python3.*/site-packages")
+    # Behind what is installed here, and without the editable install's own paths, which a .pth file in there names.
+    lent = [path for path in sys.path if path.endswith("site-packages")]
+    install = (sys.executable, "-m", "pip", "--python", str(program / "python"), "install", "--no-deps", "--no-index")
+    (site / "lent.pth").write_text("\n".join(lent) + "\n")
+    run(*install, "--no-build-isolation", "--ignore-installed", str(package))
+    code = (
+        "import mixquant_agents, mixquant_tools, mixquant_workflows as w; print(mixquant_agents.__file__, w.__file__)"
+    )
+    assert run(str(program / "python"), "-c", code, cwd=tmp_path).count(str(site)) == 2
+    if kind == "sdist":  # the same files, installed another way
+        return
+    assert run(str(program / "mixquant"), "--version", cwd=tmp_path).startswith("mixquant-agents ")
+    report = json.loads(run(str(program / "mixquant"), "doctor", "--json", cwd=tmp_path))
+    assert report["problems"] == []
+    assert report["versions"]["mixquant-agents"]
+    assert report["extras"]["tools"] == []
+
+
+@pytest.mark.slow
+def test_extras_are_what_the_readme_names(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+    metadata = archive.read(name).decode()
+    extras = {line.split(": ")[1] for line in metadata.splitlines() if line.startswith("Provides-Extra: ")}
+    assert {"gpu", "cpu", "tools", "dashboard", "langchain", "openai", "bench"} <= extras
+    named = set(re.findall(r"mixquant-agents\[([a-z,]+)\]", (ROOT / "README.md").read_text()))
+    assert {extra for group in named for extra in group.split(",")} <= extras
+    assert "Requires-Dist: vllm<0.33,>=0.23; extra == 'gpu'" in metadata
+
+
+def run(*command: str, cwd: Path = ROOT) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout

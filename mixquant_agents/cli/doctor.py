@@ -76,7 +76,7 @@ def _model(
 
 
 def _machine(*, as_json: bool) -> dict[str, Any]:
-    from mixquant_agents.cli.output import print_json, result_console
+    from mixquant_agents.cli.output import own_command, print_json, result_console
     from mixquant_agents.doctor import examine
 
     report = examine()
@@ -87,26 +87,67 @@ def _machine(*, as_json: bool) -> dict[str, Any]:
     from rich.text import Text
 
     out = result_console()
-    memory = report["memory_bytes"]
-    size = "" if memory is None else f", {memory / 2**30:.0f} GiB"
-    out.print(Text.assemble((report["device"] or "no device", "bold"), f"  {report['cores']} cores{size}"))
+    memory = "" if report["memory_bytes"] is None else f", {report['memory_bytes'] / 2**30:.0f} GiB of memory"
+    out.print(Text.assemble((report["device"] or "no device", "bold"), f", {report['cores']} cores{memory}"))
+    if report["auto"] is not None:
+        out.print(f"\n{_policy_words(report)}")
     if report["formats"]:
-        table = Table()
+        out.print()
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
         for name in ("format", "here", "why"):
             table.add_column(name)
         for name, support in report["formats"].items():
-            table.add_row(name, support["status"], support["reason"] or "")
+            kernel = report.get("kernels", {}).get(name)
+            table.add_row(name, support["status"], support["reason"] or (_kernel_words(kernel) if kernel else ""))
         out.print(table)
-    if report["auto"] is not None:
-        reason = f": {report['auto']['reason']}" if report["auto"]["reason"] else ""
-        out.print(f"policy 'mixquant' reads in {report['auto']['prefill_format']}{reason}", soft_wrap=True)
-    for name, found in report.get("kernels", {}).items():
-        kernel = f" ({found['kernel']})" if found["kernel"] else ""
-        agrees = found.get("problem") or f"its product agrees with the reference within {found['error']:.2g}"
-        out.print(f"{name}{kernel}: {agrees}", soft_wrap=True)
-    embedded = report["embedded"]
-    out.print(f"embedded model: {embedded['source']} (cache {embedded['cache'] or 'none'})", soft_wrap=True)
-    out.print(", ".join(f"{name} {version}" for name, version in report["versions"].items()), style="dim")
+    facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    facts.add_column(no_wrap=True)
+    facts.add_column()
+    for label, words in _facts(report):
+        facts.add_row(Text(label, "dim"), words)
+    out.print()
+    out.print(facts)
     for problem in report["problems"]:
         out.print(Text.assemble(("problem: ", "red"), problem), soft_wrap=True)
+    if not report["problems"]:
+        out.print(f"\nnext: {own_command()} demo", soft_wrap=True)
     return report
+
+
+def _policy_words(report: dict[str, Any]) -> str:
+    """What the policy ``mixquant`` does on this device."""
+    chosen = report["auto"]["prefill_format"]
+    if chosen != "exact":
+        return f"Policy 'mixquant' reads in {chosen.upper()} here, and writes exact."
+    emulated = next((name for name, support in report["formats"].items() if support["status"] == "emulated"), None)
+    words = "Policy 'mixquant' reads exact here: this device has no arithmetic for a low-precision format."
+    if emulated is not None:
+        words += (
+            f" To see one at work give --policy mixquant-{emulated}: emulated, it shows the rounding, not the speed."
+        )
+    return words
+
+
+def _kernel_words(kernel: dict[str, Any]) -> str:
+    if kernel.get("problem"):
+        return str(kernel["problem"])
+    name = f"kernel {kernel['kernel']}, " if kernel["kernel"] else ""
+    return f"{name}agrees with the reference within {kernel['error']:.2g}"
+
+
+def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is installed and where things are kept: label and words of each line."""
+    complete = [name for name, missing in report["extras"].items() if not missing]
+    lines = [("installed", ", ".join(f"{name} {version}" for name, version in report["versions"].items()))]
+    if complete:
+        lines.append(("extras", ", ".join(complete)))
+    for name, missing in report["extras"].items():
+        if missing:
+            lines.append((f"no {name}", f"pip install 'mixquant-agents[{name}]' (lacks {', '.join(missing)})"))
+    embedded, store = report["embedded"], report["store"]
+    lines.append(("embedded model", f"{embedded['source']}, prepared in {embedded['cache'] or 'no folder'}"))
+    kept = "nothing recorded yet" if store["bytes"] is None else f"{store['bytes'] / 1e6:.1f} MB"
+    lines.append(("turn store", f"{store['path']} ({kept})"))
+    free = {f"{size / 1e9:.0f} GB free": folder for folder, size in report["disks"].items()}
+    lines += [("disk", f"{size} for {folder}") for size, folder in free.items()]
+    return lines

@@ -1,0 +1,197 @@
+"""Every snippet of README and docs runs, every command in them exists, every link leads somewhere, and the API
+reference is what the docstrings say."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from mixquant_agents import MixQuantChatModel, ScriptedEngine
+from mixquant_agents.cli import app
+from mixquant_agents.engine.base import EngineRequest
+from mixquant_agents.engine.scripted import ScriptedTurn
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    path
+    for path in (
+        ROOT / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "workflows" / "README.md",
+        ROOT / "tools" / "README.md",
+    )
+    if path.parent != ROOT / "docs" / "reference"
+)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MODEL = MixQuantChatModel
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def fences(page: Path, *kinds: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(page.read_text()) if kind in kinds]
+
+
+def answer(request: EngineRequest) -> Any:
+    """Calls the first tool with what fits it, then repeats its result; fills a schema where one is asked for."""
+    last = request.messages[-1]
+    if request.schema is not None:
+        return '{"name": "Paris", "country": "France"}'
+    if last["role"] == "user" and request.tools:
+        function = request.tools[0]["function"]
+        values = {"string": "Oslo", "number": 3, "integer": 3}
+        fields = function["parameters"].get("properties", {})
+        arguments = {name: values.get(schema.get("type"), "Oslo") for name, schema in fields.items()}
+        return ScriptedTurn(tool_calls=[{"name": function["name"], "args": arguments}])
+    return f"It is {last['content']}."
+
+
+def scripted(**settings: Any) -> MixQuantChatModel:
+    """The model as a snippet makes it, checked, and then on a scripted engine."""
+    made = MODEL(**settings)
+    if made.engine is not None:
+        return made
+    kept = {
+        key: value
+        for key, value in settings.items()
+        if key in ("temperature", "max_tokens", "recorders", "max_retries")
+    }
+    return MODEL(engine=ScriptedEngine(answer, policy="mixquant-nvfp4"), **kept)
+
+
+class Farm:
+    """An MCP server for the page on tools."""
+
+    def __new__(cls) -> Any:
+        from mcp.server.mcpserver import MCPServer
+
+        server = MCPServer("farm")
+
+        @server.tool()
+        def count(animal: str) -> str:
+            """Count animals."""
+            return f"3 {animal}"
+
+        return server
+
+
+async def ask_the_farm(names: dict[str, Any]) -> None:
+    state = await names["ask"](scripted(model="embedded"), Farm())
+    assert state["messages"][-1].text
+
+
+async def ask_main(names: dict[str, Any]) -> None:
+    await names["main"]()
+
+
+AFTERWARDS: dict[str, Callable[[dict[str, Any]], Any]] = {"README.md": ask_main, "docs/tools.md": ask_the_farm}
+"""What a page's snippets define and do not call themselves."""
+
+
+def outside() -> dict[str, Any]:
+    """What a page that continues another one takes for granted."""
+    from langchain.agents import create_agent
+    from langchain_core.messages import HumanMessage
+
+    from mixquant_tools.calculator import calculator_tool
+
+    return {
+        "__name__": "snippet",
+        "create_agent": create_agent,
+        "HumanMessage": HumanMessage,
+        "tools": [calculator_tool()],
+        "model": scripted(model="embedded"),
+        "graph": create_agent(scripted(model="embedded"), [calculator_tool()]),
+        "inputs": {"messages": [("user", "3 + 4?")]},
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=name_of)
+async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "farm.md").write_text("# Farm\nThe barn is red.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MIXQUANT_STORE", str(tmp_path / "turns.sqlite"))
+    monkeypatch.setattr("mixquant_agents.MixQuantChatModel", scripted)
+    names = outside()
+    for number, body in enumerate(fences(page, "python")):
+        code = compile(body, f"{name_of(page)}, snippet {number + 1}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        returned = eval(code, names)  # noqa: S307 - our own documents
+        if inspect.iscoroutine(returned):
+            await returned
+    if name_of(page) in AFTERWARDS:
+        await AFTERWARDS[name_of(page)](names)
+    for name in ("recorder", "server"):  # what a snippet leaves running
+        if name in names:
+            names[name].close()
+
+
+def commands(page: Path) -> list[str]:
+    """The ``mixquant`` lines of its fences, without comments."""
+    lines = [
+        line.split("  #")[0].split(" # ")[0] for body in fences(page, "", "bash", "sh") for line in body.splitlines()
+    ]
+    return [
+        line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("mixquant ")
+    ]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_commands_exist(page: Path) -> None:
+    for line in commands(page):
+        command: Any = typer.main.get_command(app.build())
+        words = shlex.split(line)[1:]
+        context = command.make_context("mixquant", ["--version"], resilient_parsing=True)
+        while words and words[0] in getattr(command, "commands", {}):
+            command = command.commands[words.pop(0)]
+        command.make_context("mixquant", words, parent=context)  # refuses what it does not know
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for line in re.findall(r"^make ([a-z-]+)", "\n".join(fences(page, "", "bash", "sh")), re.MULTILINE):
+            assert line in targets, name_of(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link or link.startswith("#"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve()
+        assert target.exists(), link
+        if anchor and target.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, link
+
+
+def test_every_document_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, f"docs/README.md does not name {page.name}"
+
+
+def test_readme_is_a_screen_and_a_half() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 115
+
+
+@pytest.mark.slow
+def test_reference_is_what_the_docstrings_say() -> None:
+    script = ROOT / "docs" / "build_reference.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)  # noqa: S603 - a script of ours
+    assert done.returncode == 0, done.stderr
