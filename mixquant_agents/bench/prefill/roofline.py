@@ -44,8 +44,10 @@ __all__ = [
     "Gpu",
     "Mode",
     "ModelShape",
+    "chunks",
     "fit",
     "held_out_errors",
+    "parts",
     "predict",
     "product_seconds",
     "seconds",
@@ -71,6 +73,7 @@ GPUS = {
     "h200": Gpu("NVIDIA H200", 989e12, 1979e12, None, 4.8e12),
     "h100": Gpu("NVIDIA H100 SXM", 989e12, 1979e12, None, 3.35e12),
     "rtx5090": Gpu("NVIDIA RTX 5090", 209.5e12, 419e12, 1676e12, 1.79e12),
+    "rtx-pro-6000": Gpu("NVIDIA RTX PRO 6000 Blackwell", 503.8e12, 1007.6e12, 2015.2e12, 1.792e12),
     "b200": Gpu("NVIDIA B200", 2250e12, 4500e12, 9000e12, 8.0e12),
 }
 
@@ -111,6 +114,12 @@ class ModelShape:
     head_dim: int
     vocabulary: int
     products: tuple[tuple[int, int], ...]
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values."""
+        (qkv, _), (_, query), *_ = self.products
+        return (qkv - query) // 2 // self.head_dim
 
     @property
     def weights(self) -> int:
@@ -196,7 +205,7 @@ def _tiling(shape: ModelShape, rows: int, mode: Mode) -> float:
     return here / reference
 
 
-def _chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
+def chunks(tokens: int, cached: int) -> list[tuple[int, int]]:
     """``(new, before)`` of each chunk."""
     return [(min(CHUNK, tokens - at), cached + at) for at in range(0, tokens, CHUNK)]
 
@@ -211,7 +220,7 @@ def _features(
         raise ConfigError(f"{gpu.name} has no FP4 arithmetic; predict FP8 for it")
     attention, elements = 0.0, 0.0
     products = 2 * shape.vocabulary * shape.hidden / (0.85 * gpu.bandwidth)  # the output layer is read once
-    for new, before in _chunks(tokens, cached):
+    for new, before in chunks(tokens, cached):
         arithmetic = 2 * new * shape.weights / (_rate(mode, new, measured_on) * scale) * _tiling(shape, new, mode)
         reading = shape.weights * _BYTES[mode] / (0.85 * gpu.bandwidth)
         products += max(arithmetic, reading)
@@ -222,11 +231,21 @@ def _features(
 
 def seconds(shape: ModelShape, tokens: int, cached: int, mode: Mode, fitted: Fit, gpu: Gpu) -> float:
     """Time to read ``tokens`` new tokens behind ``cached`` ones."""
+    return sum(parts(shape, tokens, cached, mode, fitted, gpu).values())
+
+
+def parts(shape: ModelShape, tokens: int, cached: int, mode: Mode, fitted: Fit, gpu: Gpu) -> dict[str, float]:
+    """:func:`seconds` by part: matrix ``products`` (the output layer's reading included), ``attention``, and the
+    ``rest``: element-wise work and the host."""
     base = GPUS[fitted.gpu]
     products, attention, elements = _features(shape, tokens, cached, mode, gpu, fitted.gpu)
     moved = fitted.elementwise["exact" if mode == "exact" else "fp8"] * elements
     host = fitted.fixed + fitted.per_token * (tokens + cached)
-    return products + attention / (fitted.attention * gpu.bf16 / base.bf16) + moved / gpu.bandwidth + host
+    return {
+        "products": products,
+        "attention": attention / (fitted.attention * gpu.bf16 / base.bf16),
+        "rest": moved / gpu.bandwidth + host,
+    }
 
 
 def product_seconds(n: int, k: int, rows: int, mode: Mode, fitted: Fit, gpu: Gpu) -> float:
@@ -234,7 +253,7 @@ def product_seconds(n: int, k: int, rows: int, mode: Mode, fitted: Fit, gpu: Gpu
     takes in another format. The tiling of single products is left out."""
     base = GPUS[fitted.gpu]
     scale = {"exact": gpu.bf16 / base.bf16, "fp8": gpu.fp8 / base.fp8, "nvfp4": (gpu.fp4 or 0.0) / base.fp8}[mode]
-    return sum(2 * new * n * k / (_rate(mode, new, fitted.gpu) * scale) for new, _ in _chunks(rows, 0))
+    return sum(2 * new * n * k / (_rate(mode, new, fitted.gpu) * scale) for new, _ in chunks(rows, 0))
 
 
 def _case(name: str) -> tuple[int, int]:

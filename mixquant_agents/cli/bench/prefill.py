@@ -50,7 +50,7 @@ def command(
 
     output_file("--output", output)
     if predict:
-        from mixquant_agents.bench.prefill.roofline import predict as predicted
+        from mixquant_agents.bench.prefill.predict import predict as predicted
         from mixquant_agents.errors import ConfigError
 
         if columns or cases or state or agents or minutes or gpus > 1:
