@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixquant_agents.bench.prefill.plan import OURS, Group, engine_of
-from mixquant_agents.config import CAPTURE_SIZES, PrecisionPolicy
+from mixquant_agents.bench.prefill.plan import NESTED, OURS, Group, engine_of
+from mixquant_agents.config import CAPTURE_SIZES, NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
 from mixquant_agents.errors import EngineStartError
 
@@ -48,7 +48,9 @@ def column_arguments(
         values["compilation_config"] = {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}
     if column == "uniform-fp8":
         values["quantization"] = "fp8"
-    if column.startswith("mixquant"):
+    if column == NESTED:
+        values |= policy_arguments(PrecisionPolicy(prefill_format=NumberFormat.FP8, storage="nested"))
+    elif column.startswith("mixquant"):
         values |= policy_arguments(PrecisionPolicy.of(column.removesuffix("-exact-last")))
     return values
 
@@ -147,7 +149,7 @@ def engines(
 ) -> Iterator[dict[str, EngineProcess]]:
     """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
     names = list(dict.fromkeys(map(engine_of, group.columns)))
-    names.sort(key=lambda name: name != OURS)
+    names.sort(key=lambda name: name not in (OURS, NESTED))
     alive: dict[str, EngineProcess] = {}
     try:
         for name in names:
@@ -155,7 +157,7 @@ def engines(
             alive[name] = EngineProcess(name, arguments, logs / f"{name}.log", env=SPAWN)
         for name, engine in alive.items():
             engine.go()
-            if name == OURS:
+            if name in (OURS, NESTED):
                 say(f"{name}: {engine.wait_for('measured', 'ready').get('text', 'ready')}")
         for name, engine in alive.items():
             ready = engine.wait_for("ready")

@@ -17,6 +17,8 @@ from mixquant_agents.errors import ConfigError
 __all__ = [
     "CASES",
     "COLUMNS",
+    "NESTED",
+    "NESTED_PAIR",
     "OFF",
     "OURS",
     "OWN_PAIR",
@@ -33,13 +35,16 @@ __all__ = [
 OURS = "mixquant-fp8"
 OFF = "mixquant-fp8-off"
 COLUMNS = ("exact_default", "exact", "uniform-fp8", OURS, "mixquant-fp8-exact-last")
+NESTED = "mixquant-fp8-nested"
+"""Ours with nested weights: an engine of its own, measured where it is asked for."""
 PAIR = ("exact", OURS)
+NESTED_PAIR = ("exact", NESTED)
 OWN_PAIR = (OFF, OURS)
 """One engine under two policies: for models of which two engines do not fit into one GPU."""
 GIB = 2**30
 AGENT_TOKENS = 107_500
 """KV slots that 32 agents keep in use: a shared beginning, each one's own context, prompts and answers."""
-OVERHEAD_GIB = {"exact_default": 3.5, "exact": 4.1, "uniform-fp8": 3.5, OURS: 4.1}
+OVERHEAD_GIB = {"exact_default": 3.5, "exact": 4.1, "uniform-fp8": 3.5, OURS: 4.1, NESTED: 4.6}
 """Beside weights and KV cache, for the 8B shape: activations of 8192 rows, captured graphs, the CUDA context."""
 
 
@@ -81,8 +86,9 @@ class Group:
 
     @property
     def pair(self) -> tuple[str, ...]:
-        """The two columns that take turns; none where there are no such two."""
-        return next((pair for pair in (PAIR, OWN_PAIR) if set(pair) <= set(self.columns)), ())
+        """The columns that take turns: two, or with nested weights three; none where there are no such."""
+        pairs = ((*PAIR, NESTED), PAIR, OWN_PAIR, NESTED_PAIR)
+        return next((pair for pair in pairs if set(pair) <= set(self.columns)), ())
 
 
 def _prefill(cached: int, tokens: int, repeats: int, turns: int) -> Case:
@@ -112,7 +118,7 @@ long ones, so that the other columns are compared often enough too: one turn of 
 
 def engine_of(column: str) -> str:
     """The engine behind a column."""
-    return OURS if column.startswith("mixquant") else column
+    return OURS if column.startswith("mixquant") and column != NESTED else column
 
 
 def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -146,7 +152,7 @@ def kv_gib(tokens: int, config: Mapping[str, Any]) -> float:
 def needed_gib(engine: str, kv: float, config: Mapping[str, Any], gpus: int = 1) -> float:
     """GiB of memory that an engine takes of each of ``gpus`` GPUs which share it, ``kv`` of all for its cache."""
     embedding: int = config["vocab_size"] * config["hidden_size"] * (2 if config.get("tie_word_embeddings") else 4)
-    each = {"uniform-fp8": 1, OURS: 3}.get(engine, 2)
+    each = {"uniform-fp8": 1, OURS: 3, NESTED: 1.52}.get(engine, 2)
     return ((embedding + each * _linear(config)) / GIB + kv) / gpus + OVERHEAD_GIB[engine]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixquant_agents.bench.prefill.agents import AgentRuns, summary
-from mixquant_agents.bench.prefill.plan import COLUMNS, OFF, OURS
+from mixquant_agents.bench.prefill.plan import COLUMNS, NESTED, OFF, OURS
 from mixquant_agents.bench.prefill.state import Run
 from mixquant_agents.bench.prefill.stats import per_round, per_turn, speedup, spread
 
@@ -47,8 +47,9 @@ class _Runs:
         run = self.having(case, base, OURS)
         turns = run.turns.get(case, 1) if run else 1
         pair = [per_turn(run.rounds, case, column, turns) for column in (base, OURS)] if run else [[], []]
+        nested = self._nested(case)
         if len(pair[0]) < 2:
-            return None
+            return nested
         gains: dict[str, Any] = {**speedup(*pair), "pairs": len(pair[0])}
         if base != "exact":
             gains |= {"base": base, "alone": self._alone(case)}
@@ -59,6 +60,22 @@ class _Runs:
         last = self.rounds_of(case, "exact", f"{OURS}-exact-last")
         if last:
             gains["exact_last"] = speedup(*last)
+        if nested is not None:
+            gains["nested"] = nested
+        return gains
+
+    def _nested(self, case: str) -> dict[str, Any] | None:
+        """How many times faster ours with nested weights is than ``exact``, and than with separate ones."""
+        run = self.having(case, "exact", NESTED)
+        if run is None:
+            return None
+        turns = run.turns.get(case, 1)
+        exact, nested = (per_turn(run.rounds, case, column, turns) for column in ("exact", NESTED))
+        if len(exact) < 2:
+            return None
+        gains: dict[str, Any] = {"column": NESTED, **speedup(exact, nested), "pairs": len(exact)}
+        if self.having(case, OURS, NESTED) is run:
+            gains["against_separate"] = speedup(per_turn(run.rounds, case, OURS, turns), nested)
         return gains
 
     def _alone(self, case: str) -> dict[str, float]:
@@ -105,6 +122,8 @@ def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | Non
     result |= {"ms": ms, "speedup": gains, "tpot_ratio": tpot, "spread_ms": detail}
     if OURS in weights and "exact" in weights:
         result["weights_ratio"] = round(weights[OURS] / weights["exact"], 4)
+    if NESTED in weights and "exact" in weights:
+        result["nested"] = _nested(engines, gains)
     if agents is not None and agents.closed[OURS]:
         result["agents32"] = summary(agents)
         result["agents32_detail"] = agents.result()
@@ -112,10 +131,33 @@ def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | Non
     return result
 
 
+def _nested(engines: Mapping[str, Any], gains: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What nested weights cost and save, of the engines that were measured."""
+    own = {case: gain.get("nested", gain) for case, gain in gains.items()}
+    own = {case: gain for case, gain in own.items() if gain.get("column") == NESTED}
+    status = engines[NESTED]
+    separate = engines.get(OURS, {}).get("start_seconds")
+    return {
+        "weights_ratio": round(status["weight_bytes"] / engines["exact"]["weight_bytes"], 4),
+        "tpot_ratio": {
+            case.removeprefix("tpot_"): round(1 / gain["median"], 4)
+            for case, gain in own.items()
+            if case.startswith("tpot_")
+        },
+        "speedup": {
+            case: {"ratio": gain["median"], "low95": gain["low95"]}
+            for case, gain in own.items()
+            if not case.startswith("tpot_")
+        },
+        "start_over_separate": None if not separate else round(status["start_seconds"] / separate, 3),
+        "rebuilt_weights": status.get("plugin", {}).get("gpu", {}).get("rebuilt_weights"),
+    }
+
+
 def table(result: Mapping[str, Any]) -> str:
     """For people: milliseconds per case and engine, and the speed-up over ``exact``."""
     measured = {engine for row in result["ms"].values() for engine in row}
-    engines = [name for name in (*COLUMNS, OFF) if name in measured]
+    engines = [name for name in (*COLUMNS, NESTED, OFF) if name in measured]
     lines = [
         "  ".join(["case".ljust(16), *(name.rjust(max(9, len(name))) for name in engines), "speed-up (95 % from)"])
     ]

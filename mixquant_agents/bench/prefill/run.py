@@ -30,7 +30,18 @@ from typing import Any
 from mixquant_agents.bench.prefill.agents import AgentRuns, run_agents
 from mixquant_agents.bench.prefill.cores import by_speed
 from mixquant_agents.bench.prefill.engines import EngineProcess, engines
-from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, OFF, OURS, Case, Group, both_fit, engine_of, groups
+from mixquant_agents.bench.prefill.plan import (
+    CASES,
+    COLUMNS,
+    NESTED,
+    OFF,
+    OURS,
+    Case,
+    Group,
+    both_fit,
+    engine_of,
+    groups,
+)
 from mixquant_agents.bench.prefill.report import report
 from mixquant_agents.bench.prefill.state import Run, State
 from mixquant_agents.bench.shapes import SHAPES, write_model
@@ -65,7 +76,7 @@ def run_prefill(
     Args:
         model: the name of a shape, which gets random weights, or a model's folder.
         gpus: GPUs that each engine is shared among, tensor-parallel.
-        columns: some of ``COLUMNS``, and ``OFF``; all that are needed when ``None`` or empty.
+        columns: some of ``COLUMNS``, ``OFF`` and ``NESTED``; all that are needed when ``None`` or empty.
         rounds: of all cases, engines alternating within each.
         minutes: after the first engines are ready, no further round begins that would take longer.
         state_path: file of what was measured; an existing one is continued.
@@ -80,7 +91,7 @@ def run_prefill(
             another model.
         EngineStartError: an engine did not start.
     """
-    _check_names("column", columns or [], [*COLUMNS, OFF])
+    _check_names("column", columns or [], [*COLUMNS, OFF, NESTED])
     _check_names("case", cases or [], [case.name for case in CASES])
     total_gib = _gpu_gib(gpus)
     chosen_cases = [case for case in CASES if cases is None or case.name in cases]

@@ -206,7 +206,7 @@ class NestedTwin(Twin[NestedState]):
             f"{n}x{k}": {"unpack_from": plan.unpack_from, "microseconds": dict(plan.microseconds)}
             for (n, k), plan in self._plans.items()
         }
-        return {**self._codes.status(), "nested_products": plans, "rebuilt_equal": self._verified}
+        return {**self._codes.status(), "nested_products": plans, "rebuilt_weights": self._verified}
 
 
 class NestedGrid(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mixquant_agents.bench.prefill.engines import column_arguments
-from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, groups, needed_gib
+from mixquant_agents.bench.prefill.plan import CASES, COLUMNS, NESTED, groups, needed_gib
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.errors import ConfigError
 
@@ -55,3 +55,15 @@ def test_planned_weights_are_those_measured() -> None:
             name, 0.0, {**config, "num_hidden_layers": 0, "vocab_size": 0}
         )
         assert planned == pytest.approx(weights / 2**30, rel=0.01)
+
+
+def test_nested_weights_are_an_engine_of_their_own_and_take_turns_with_the_pair() -> None:
+    config, cases = SHAPES["qwen3-8b"], CASES[:3]
+    (group,) = groups(["exact", "mixquant-fp8", NESTED], cases, config, 140.0)
+    assert group.pair == ("exact", "mixquant-fp8", NESTED)
+    assert set(group.kv) == {"exact", "mixquant-fp8", NESTED}
+    (alone,) = groups(["exact", NESTED], cases, config, 140.0)
+    assert alone.pair == ("exact", NESTED)
+    assert needed_gib(NESTED, 1.0, config) < needed_gib("exact", 1.0, config)
+    policy = column_arguments(NESTED, Path("m"), 1.0, dummy=True)["hf_overrides"]["quantization_config"]["policy"]
+    assert (policy["prefill_format"], policy["storage"]) == ("fp8", "nested")

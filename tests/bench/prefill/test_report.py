@@ -44,3 +44,31 @@ def test_report_counts_each_turn_of_a_round() -> None:
     found = report({}, [Run(["exact", "mixquant-fp8"], {"cold_64": 2}, rounds)])["speedup"]["cold_64"]
     assert found["pairs"] == 4
     assert found["low95"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_report_has_nested_weights_beside_separate_ones_or_alone(separate: bool) -> None:
+    row = {"exact": [11.0], "mixquant-fp8": [7.0], "mixquant-fp8-nested": [6.6]}
+    status = {"weight_bytes": 76, "start_seconds": 110.0, "plugin": {"gpu": {"rebuilt_weights": 144}}}
+    engines = {
+        "exact": {"weight_bytes": 100, "start_seconds": 60.0},
+        "mixquant-fp8": {"weight_bytes": 142, "start_seconds": 100.0},
+        "mixquant-fp8-nested": status,
+    }
+    if not separate:
+        del row["mixquant-fp8"], engines["mixquant-fp8"]
+    run = Run(list(row), {}, [{"cold_2048": row, "tpot_1": row}] * 3)
+    result = report({"engines": engines}, [run])
+    assert result["nested"] == {
+        "weights_ratio": 0.76,
+        "tpot_ratio": {"1": pytest.approx(6.6 / 11, abs=1e-4)},
+        "speedup": {"cold_2048": {"ratio": pytest.approx(11 / 6.6), "low95": pytest.approx(11 / 6.6)}},
+        "start_over_separate": 1.1 if separate else None,
+        "rebuilt_weights": 144,
+    }
+    gain = result["speedup"]["cold_2048"]
+    assert (gain["nested"] if separate else gain)["column"] == "mixquant-fp8-nested"
+    if separate:
+        assert gain["median"] == pytest.approx(11 / 7)
+        assert gain["nested"]["against_separate"]["median"] == pytest.approx(7 / 6.6)
+    assert "mixquant-fp8-nested" in table(result)
