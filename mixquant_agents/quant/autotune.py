@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +30,9 @@ __all__ = ["Sample", "measure", "run_once", "samples"]
 GRID = (16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
 LARGE = (3072, 4096, 6144, 8192)
 """Measured too where quantizing does not pay before: a few exact rows read most experts of a layer once more."""
+
+SOME_EXACT = (8, 32)
+"""Beside one exact row and a full slot; for layers that read more the more exact rows there are."""
 
 BLOCKS = 2
 """Of a kind: more weight bytes than any cache holds, for models where it matters."""
@@ -74,7 +77,7 @@ def _works(layers: Sequence[RoutedLayer], m: int) -> list[Callable[[], object]]:
     return [layer.work(rows) for layer in layers]
 
 
-def _chains(layers: Sequence[RoutedLayer], m: int, index: torch.Tensor) -> dict[str, float]:
+def _chains(layers: Sequence[RoutedLayer], m: int, indices: Mapping[str, torch.Tensor]) -> dict[str, float]:
     works = _works(layers, m)
 
     def chain() -> None:
@@ -82,11 +85,8 @@ def _chains(layers: Sequence[RoutedLayer], m: int, index: torch.Tensor) -> dict[
             work()
 
     times = {}
-    for name, step in (
-        ("exact", EXACT),
-        ("quantized", QUANTIZED),
-        ("mixed", StepPlan(Mode.MIXED, m, exact_rows=index)),
-    ):
+    mixed = {name: StepPlan(Mode.MIXED, m, exact_rows=index) for name, index in indices.items()}
+    for name, step in {"exact": EXACT, "quantized": QUANTIZED, **mixed}.items():
         with forced(step):
             times[name] = replay_microseconds(chain)
     return times
@@ -102,23 +102,37 @@ def measure(layers: Sequence[RoutedLayer], exact_rows: int, most_rows: int) -> T
     """
     started = time.perf_counter()
     chosen = samples(layers)
-    times: dict[str, dict[int, float]] = {"exact": {}, "quantized": {}, "mixed": {}}
+    counts = {"mixed": 1}
+    if any(layer.reads_by_row for sample in chosen for layer in sample.layers):
+        counts |= {f"mixed {count}": count for count in SOME_EXACT if 1 < count < exact_rows}
+        counts |= {f"mixed {exact_rows}": exact_rows} if exact_rows > 1 else {}
+    times: dict[str, dict[int, float]] = {"exact": {}, "quantized": {}, **{name: {} for name in counts}}
     with torch.inference_mode():
         _tune(chosen)
-        index = torch.full((exact_rows,), -1, dtype=torch.int32, device=layers[0].device)
+        device = layers[0].device
         for m in (*GRID, *LARGE):
             if m > max(most_rows, GRID[0]) or (m > GRID[-1] and _pays(times)):
                 break
-            index[0] = m - 1
+            indices = {name: _exact_rows(count, exact_rows, m, device) for name, count in counts.items()}
             total = dict.fromkeys(times, 0.0)
             for sample in chosen:
-                for name, value in _chains(sample.layers, m, index).items():
+                for name, value in _chains(sample.layers, m, indices).items():
                     total[name] += sample.share * value
             for name, value in total.items():
                 times[name][m] = round(value, 1)
     pure = crossing(times["exact"], times["quantized"])
-    mixed = max(pure, crossing(times["exact"], times["mixed"]))
-    return Thresholds(pure, mixed, times, time.perf_counter() - started)
+    by_exact = {count: max(pure, crossing(times["exact"], times[name])) for name, count in counts.items()}
+    return Thresholds(
+        pure, by_exact[1], times, time.perf_counter() - started, by_exact=by_exact if len(by_exact) > 1 else {}
+    )
+
+
+def _exact_rows(count: int, capacity: int, m: int, device: torch.device) -> torch.Tensor:
+    """The slot of a step of ``m`` rows whose last ``count`` are exact."""
+    index = torch.full((capacity,), -1, dtype=torch.int32, device=device)
+    used = min(count, m)
+    index[:used] = torch.arange(m - used, m, dtype=torch.int32, device=device)
+    return index
 
 
 def _tune(chosen: Sequence[Sample]) -> None:
@@ -134,7 +148,7 @@ def _tune(chosen: Sequence[Sample]) -> None:
 def _pays(times: dict[str, dict[int, float]]) -> bool:
     """Whether quantizing was ahead at the two largest sizes so far, in mixed steps too."""
     largest = sorted(times["exact"])[-2:]
-    return all(times[name][m] < times["exact"][m] for name in ("quantized", "mixed") for m in largest)
+    return all(times[name][m] < times["exact"][m] for name in times if name != "exact" for m in largest)
 
 
 def run_once(layers: Sequence[RoutedLayer], rows: int) -> None:

@@ -44,6 +44,9 @@ class Tunable(Protocol):
     def tune(self, layers: list[Any]) -> None:
         """Choose by measuring. Called once."""
 
+    def status(self) -> dict[str, Any]:
+        """What was chosen, as plain JSON."""
+
 
 class RoutedLayer(Protocol):
     """A layer whose rows are routed between its exact weight and a twin.
@@ -75,6 +78,10 @@ class RoutedLayer(Protocol):
     @property
     def twin_bytes(self) -> int:
         """Bytes of all twins of this layer."""
+
+    @property
+    def reads_by_row(self) -> bool:
+        """Whether exact rows read more of the weights the more they are: each its own experts'."""
 
     def use(self, layer_format: RoutedFormat | None) -> None:
         """Route as ``layer_format`` says from now on; its twin is built if it is not there yet."""

@@ -162,6 +162,7 @@ class Router:
         kinds = [mode for _, mode in self.graphs.sizes]
         return {
             "row_threshold_mixed": self.thresholds.mixed,
+            "row_threshold_mixed_by_exact_rows": self.thresholds.by_exact,
             "slot_rows": self.capacity,
             "threshold_seconds": round(self.thresholds.seconds, 2),
             "threshold_microseconds": self.thresholds.microseconds,
@@ -211,8 +212,11 @@ class Router:
             return False
         if self._replays_full_graph(plan, self.settings):
             return True
-        automatic = self.resolved.row_threshold is None
-        return automatic and plan.num_exact > self.capacity and plan.num_exact > LARGEST_SHARE * plan.rows
+        if self.resolved.row_threshold is not None:
+            return False
+        if plan.num_exact and plan.rows <= self.thresholds.mixed_with(plan.num_exact):
+            return True
+        return plan.num_exact > self.capacity and plan.num_exact > LARGEST_SHARE * plan.rows
 
     def _replays_full_graph(self, plan: RowPlan, settings: GraphSettings) -> bool:
         """Whether vLLM may replay a full graph for the step: few rows for each request, as decode has. (Runner V2 with

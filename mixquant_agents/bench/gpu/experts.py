@@ -1,7 +1,7 @@
 """What a layer of experts costs, exact and in 8 bits. ``python -m mixquant_agents.bench.gpu.experts OUT.json [SHAPE]``
 
-vLLM's kernels as the plugin runs them, without an engine: exact, each kernel that takes FP8 with one scale a row, and
-Triton's with other tiles than vLLM's choice; as replays of a CUDA graph over two layers of random weights. Also how far
+vLLM's kernels as the plugin runs them, without an engine: exact, and each kernel that takes FP8 with one scale a row
+(Triton's with several tiles); as replays of a CUDA graph over two layers of random weights. Also how far
 each FP8 product is from its emulation (of a row's length).
 """
 
@@ -27,22 +27,19 @@ from mixquant_agents.quant.experts.layer import ExpertRows, ExpertShape, Experts
 from mixquant_agents.quant.experts.trial import ExpertsTrial
 from mixquant_agents.quant.timing import replay_microseconds
 from mixquant_agents.quant.vllm.experts.kernels import RowwiseExperts, modular_kernel, run_kernel, some_rows
+from mixquant_agents.quant.vllm.experts.tiled import tiled_experts
 
 ROWS = (1, 8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-TILES = {
-    "64x128x128": (64, 128, 128, 16, 4, 4),
-    "128x128x128": (128, 128, 128, 16, 8, 4),
-    "128x256x64": (128, 256, 64, 1, 8, 4),
-    "128x256x128": (128, 256, 128, 16, 8, 3),
+MORE = {
+    "64x128x128 warps 8": (64, 128, 128, 16, 8, 3),
+    "128x128x128": (128, 128, 128, 16, 8, 3),
+    "128x256x128 stages 4": (128, 256, 128, 16, 8, 4),
+    "128x256x128 group 1": (128, 256, 128, 1, 8, 3),
+    "256x128x128": (256, 128, 128, 16, 8, 3),
 }
-"""Rows, outputs and inputs of a tile, tiles of a group, warps, stages."""
+"""Tiles that the plugin does not try at start: rows, outputs and inputs, tiles of a group, warps, stages."""
 LAYERS = 2
 FP8 = LayerFormat(NumberFormat.FP8, emulated=False)
-
-
-def tile(name: str) -> dict[str, int]:
-    keys = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_warps", "num_stages")
-    return dict(zip(keys, TILES[name], strict=True))
 
 
 @contextlib.contextmanager
@@ -98,13 +95,15 @@ def random_weights(shape: ExpertShape) -> ExpertWeights:
 class Layers:
     """Some equal layers, with every kernel that runs them."""
 
-    def __init__(self, shape: ExpertShape, activation: str) -> None:
+    def __init__(self, shape: ExpertShape, activation: str, more: bool) -> None:
         from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
         from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
 
         self.layer = layer_of(shape, activation)
         self.twin = RowwiseExperts("fp8-native", torch.float8_e4m3fn)
         self.twin.prepare(self.layer)
+        if more:
+            self.twin.add(tiled_experts(self.layer.own, MORE))
         self.weights = [random_weights(shape) for _ in range(LAYERS)]
         self.states = [self.twin.build(each, self.layer) for each in self.weights]
         self.exact = modular_kernel(TritonExperts, FusedMoEQuantConfig.make(), self.layer.own)
@@ -125,17 +124,13 @@ class Layers:
         return found
 
     def microseconds(self, m: int) -> dict[str, float]:
-        from vllm.model_executor.layers.fused_moe import override_config
-
         x = torch.randn(m, self.layer.shape.hidden, device="cuda", dtype=torch.bfloat16)
         rows = some_rows(self.layer, x)
         times = {"exact": replay_microseconds(lambda: self.run_exact(rows))}
         for name in self.states[0].kernels:
+            if name.startswith("tiles") and m < 256:
+                continue  # steps of so few rows run exact
             times[name] = replay_microseconds(lambda name=name: self.run(name, rows))  # type: ignore[misc] # bound now
-        if m >= 256:
-            for name in TILES:
-                with override_config(tile(name)):
-                    times[f"triton {name}"] = replay_microseconds(lambda: self.run("triton", rows))
         return {name: round(value / LAYERS, 1) for name, value in times.items()}
 
 
@@ -153,6 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "shape", nargs="?", default="qwen3-30b-a3b", choices=[n for n in SHAPES if "num_experts" in SHAPES[n]]
     )
+    parser.add_argument("--more", action="store_true", help="also tiles that the plugin does not try")
     options = parser.parse_args(arguments)
     began = time.time()
     torch.manual_seed(0)
@@ -163,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     result["microseconds"] = {}
     with vllm_alone(), torch.inference_mode():
-        layers = Layers(*shape_of(options.shape))
+        layers = Layers(*shape_of(options.shape), options.more)
         result["errors"] = layers.errors()
         print("errors", result["errors"], flush=True)
         for m in ROWS:

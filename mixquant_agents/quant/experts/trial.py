@@ -67,7 +67,10 @@ class ExpertsTrial:
     def error(self) -> float:
         """See :class:`~mixquant_agents.quant.layer.KernelTrial`."""
         weights = self.weights
-        x = sample_rows(weights.up.shape[2], weights.up.device, weights.up.dtype)
+        # Scaled so that what is between the two products is about 1, whatever the weights are: random ones of a
+        # benchmark may be tiny, and vLLM's kernels have a floor below which a row's values are zero.
+        size = float(weights.up[0].float().square().mean().sqrt()) * weights.up.shape[2] ** 0.5
+        x = sample_rows(weights.up.shape[2], weights.up.device, weights.up.dtype) / max(size, 1e-30)
         rows, local = self._rows(x)
         few = ExpertWeights(*(None if each is None else each[local] for each in weights))
         reference = EmulatedExperts(emulated_twin(dataclasses.replace(self.layer_format, emulated=True)))

@@ -11,6 +11,7 @@ from mixquant_agents.quant.nested import layout
 from mixquant_agents.quant.numerics import rowwise
 
 __all__ = [
+    "gelu_rows",
     "norm_quantize_rows",
     "norm_rows",
     "quantize_rows",
@@ -73,9 +74,16 @@ def silu_quantize_rows(
     index: torch.Tensor | None = None,
     slot: torch.Tensor | None = None,
     ordered: bool = False,
+    gelu: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`silu_rows`, then :func:`quantize_rows`."""
-    return quantize_rows(silu_rows(x), dtype, index, slot, ordered)
+    """:func:`silu_rows` (``gelu``: with GELU's tanh form in SiLU's place), then :func:`quantize_rows`."""
+    return quantize_rows(gelu_rows(x) if gelu else silu_rows(x), dtype, index, slot, ordered)
+
+
+def gelu_rows(x: torch.Tensor) -> torch.Tensor:
+    """``gelu(gate) * up`` of ``[M, 2K]`` in x's dtype with float32 arithmetic; GELU in its tanh form."""
+    gate, up = x.float().chunk(2, dim=-1)
+    return (torch.nn.functional.gelu(gate, approximate="tanh") * up).to(x.dtype)
 
 
 def scatter_rows(rows: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> None:

@@ -117,26 +117,30 @@ def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scale
 
 
 @triton.jit
-def _silu_row(x, row, x_stride, K, cols, mask):
+def _silu_row(x, row, x_stride, K, cols, mask, GELU: tl.constexpr):
+    # gate * sigmoid(z): SiLU with z = gate, and GELU's tanh form, since 0.5 * (1 + tanh(z / 2)) is sigmoid(z)
     gate = tl.load(x + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x + row * x_stride + K + cols, mask=mask, other=0.0).to(tl.float32)
-    return gate / (1.0 + tl.exp(-gate)) * up
+    z = gate
+    if GELU:
+        z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    return gate / (1.0 + tl.exp(-z)) * up
 
 
 @triton.jit(do_not_specialize=["M"])
 def _silu_quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-                   HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                   HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, GELU: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     mask = cols < K
     if pid < M:
         row = pid.to(tl.int64)
-        y = _silu_row(x, row, x_stride, K, cols, mask).to(x.dtype.element_ty).to(tl.float32)
+        y = _silu_row(x, row, x_stride, K, cols, mask, GELU).to(x.dtype.element_ty).to(tl.float32)
         _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT, ORDERED)
     elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
         if row >= 0:
-            y = _silu_row(x, row, x_stride, K, cols, mask)
+            y = _silu_row(x, row, x_stride, K, cols, mask, GELU)
             tl.store(slot + (pid - M) * K + cols, y.to(x.dtype.element_ty), mask=mask)
 
 
@@ -145,7 +149,7 @@ def _silu(x, x_stride, out, K, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < K
-    y = _silu_row(x, row, x_stride, K, cols, mask)
+    y = _silu_row(x, row, x_stride, K, cols, mask, False)
     tl.store(out + row * K + cols, y.to(x.dtype.element_ty), mask=mask)
 
 
@@ -251,8 +255,9 @@ def silu_quantize_rows(
     index: torch.Tensor | None = None,
     slot: torch.Tensor | None = None,
     ordered: bool = False,
+    gelu: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``silu(x[:, :K]) * x[:, K:]`` quantized per token; ``x`` is ``[M, 2K]``."""
+    """``silu(x[:, :K]) * x[:, K:]`` quantized per token; ``x`` is ``[M, 2K]``. ``gelu``: GELU's tanh form instead."""
     m, k = x.shape[0], x.shape[1] // 2
     codes, scales = _outputs(x, k, dtype)
     limit, is_int = _format(dtype)
@@ -261,7 +266,7 @@ def silu_quantize_rows(
     if m + extra:
         _silu_quantize[(m + extra,)](
             x, x.stride(0), codes, scales, index, slot, m, k, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
-            ORDERED=ordered, BLOCK=block, num_warps=_warps(block),
+            ORDERED=ordered, GELU=gelu, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales
 

@@ -81,6 +81,11 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         return tuple(self.operand.shape)
 
     @property
+    def reads_by_row(self) -> bool:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
         return self.operand.device

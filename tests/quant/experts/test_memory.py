@@ -32,8 +32,8 @@ def test_last_layers_are_first_among_equals() -> None:
     memory = offers(*[(GIB, 1)] * 4)
     assert memory.settle(2 * GIB + 1) == names(0, 1)
     assert memory.describe() == (
-        "2 of 4 layers of experts have a quantized twin: 2.0 GiB are left for them, and all need 4.0 GiB; the others run "
-        "exact"
+        "2 of 4 layers of experts have a quantized twin: 2.0 GiB are left for them, and all need 4.0 GiB; the others "
+        "run exact"
     )
     status = memory.status()["expert_layers"]
     assert status["exact"] == sorted(names(0, 1))

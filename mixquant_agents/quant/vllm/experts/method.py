@@ -131,6 +131,11 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
         return (*self.weights.up.shape, self.layer.shape.inner)
 
     @property
+    def reads_by_row(self) -> bool:
+        """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        return True
+
+    @property
     def device(self) -> torch.device:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
         return self.weights.up.device
