@@ -33,7 +33,10 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "fidelity": "fidelity",
     "calibrate": "calibrate",
+    "serve": "serve",
+    "plan": "plan",
     "bench prefill": "bench.prefill",
+    "bench plan": "bench.plan",
     "bench turns": "bench.turns",
     "bench store": "bench.store",
 }

@@ -17,7 +17,7 @@ from mixquant_agents.engine.vllm.checkpoint import context_length, kv_bytes_per_
 from mixquant_agents.engine.vllm.context_window import CPU_CONTEXT_CAP
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
-__all__ = ["engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
+__all__ = ["cpu_defaults", "engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
 
 CPU_KV_BYTES = 2**30
 """Least KV cache on a CPU; more where the context window needs it."""
@@ -126,7 +126,7 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
     if reasoning_parser:
         values["reasoning_parser"] = reasoning_parser  # grammars then begin after the reasoning
     values.update(policy_arguments(config.policy))
-    values.update(_cpu_defaults(config, path) if current_platform.is_cpu() else _gpu_defaults(config))
+    values.update(cpu_defaults(config, path) if current_platform.is_cpu() else _gpu_defaults(config))
     extra = {name: value for name, value in config.vllm_args.items() if name != "structured_outputs_config"}
     if isinstance(additional := extra.pop("additional_config", None), dict):
         values["additional_config"] = {**additional, **values["additional_config"]}
@@ -170,7 +170,7 @@ def _structured_outputs(config: EngineConfig) -> Any:
         raise ConfigError(f"vllm_args['structured_outputs_config'] is {settings!r}: {error}") from error
 
 
-def _cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:
+def cpu_defaults(config: EngineConfig, path: str) -> dict[str, Any]:
     """float32 (bfloat16 is emulated on most CPUs), eager, a capped context and a KV cache that fits it."""
     if config.sleep_mode:
         raise ConfigError(

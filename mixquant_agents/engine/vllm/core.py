@@ -523,6 +523,19 @@ class RunningEngine:
             evicted=self._kept.evicted,
         )
 
+    async def limits(self) -> dict[str, int]:
+        """What the engine can hold: places of the KV cache, turns and rows of a step, tokens of a block, and whether
+        the scheduler works a step ahead (1) or not (0)."""
+        config = self.llm.vllm_config
+        cache, scheduler = config.cache_config, config.scheduler_config
+        return {
+            "kv_tokens": int(cache.num_gpu_blocks) * int(cache.block_size),
+            "max_num_seqs": int(scheduler.max_num_seqs),
+            "max_num_batched_tokens": int(scheduler.max_num_batched_tokens),
+            "block": int(cache.block_size),
+            "lookahead": int(bool(scheduler.async_scheduling)),
+        }
+
     async def set_policy(self, policy: PrecisionPolicy) -> dict[str, Any]:
         """Switch the plugin's mode; see :meth:`VllmEngine.set_policy`."""
         if self._rows is None:

@@ -186,6 +186,12 @@ class VllmEngine(SwitchableEngine):
         engine = await self._engine()
         return await asyncio.wrap_future(engine.submit(engine.stats()))
 
+    async def limits(self) -> dict[str, int]:
+        """What the engine can hold, as vLLM settled it: ``kv_tokens``, ``max_num_seqs``, ``max_num_batched_tokens``,
+        ``block`` (tokens), ``lookahead`` (steps scheduled ahead)."""
+        engine = await self._engine()
+        return await asyncio.wrap_future(engine.submit(engine.limits()))
+
     async def set_policy(self, policy: PrecisionPolicy | str) -> dict[str, Any]:
         """Switch the precision of the idle engine, for everybody who shares it.
 

@@ -1,0 +1,135 @@
+"""``mixquant bench plan``: the plan against reality. Real engines run the sessions that the simulation predicts."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.bench.shapes import SHAPES, write_model
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.planning.measure import Probes
+from mixquant_agents.planning.simulate import EngineLimits
+from mixquant_agents.planning.validate import validate
+from mixquant_agents.planning.workload import Workload
+
+__all__ = ["WORKLOADS", "run_plan"]
+
+WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
+    "gpu": (
+        Workload(
+            turns=12, shared_tokens=7168, own_tokens=1024, tool_tokens=1024, answer_tokens=160, spread=0.5,
+            max_context=24_576, summary_tokens=2048, ramp_seconds=3.0,
+        ),
+        Probes(),
+    ),
+    "cpu": (
+        Workload(
+            turns=8, shared_tokens=256, own_tokens=64, tool_tokens=96, answer_tokens=24, spread=0.5, max_context=1600,
+            summary_tokens=128, tool_p86_seconds=0.5, tool_p95_seconds=1.5, ramp_seconds=2.0,
+        ),
+        Probes(rows=(32, 64, 128, 256, 512), context=512, writers=(1, 4, 8, 16, 32), tokens=24, repeats=3),
+    ),
+}  # fmt: skip
+"""What agents do on each kind of device, and what the calibration asks of it."""
+_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt")
+
+
+async def run_plan(
+    *,
+    model: str,
+    policies: Sequence[str],
+    workload: str = "cpu",
+    agents: Sequence[int] = (8, 16, 32),
+    seconds: float = 20.0,
+    warm_up: float = 5.0,
+    tokenizer: Path | None = None,
+    kv_bytes: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    command: str = "",
+    output: Path | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Validate the simulation on one engine per policy; they start together and run one after the other.
+
+    Args:
+        model: a model's folder or hub id, or the name of a shape, which gets random weights.
+        workload: one of :data:`WORKLOADS`.
+        seconds: of each run; ``warm_up`` of them are not counted.
+        tokenizer: folder whose tokenizer a shape borrows; its prompts are token ids, but the engine wants one.
+        kv_bytes: KV cache of each engine.
+        settings: further fields of :class:`EngineConfig`.
+        output: file for the result; written after each run, too.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        EngineStartError: an engine did not start.
+    """
+    what, probes = WORKLOADS[workload]
+    with tempfile.TemporaryDirectory() as scratch:
+        extra: dict[str, Any] = dict(settings or {})
+        if kv_bytes is not None:  # the cache's size is said: the share of memory only keeps engines from starting
+            extra.setdefault("gpu_memory_utilization", 0.1)
+        if model in SHAPES:
+            folder = write_model(model, Path(scratch))
+            for pattern in _TOKENIZER:
+                for file in (tokenizer or Path()).glob(pattern):
+                    shutil.copy(file, folder)
+            path = str(folder)
+            extra["vllm_args"] = {**extra.get("vllm_args", {}), "load_format": "dummy"}
+        else:
+            path = model
+        engines = {
+            name: VllmEngine(
+                EngineConfig(
+                    model=path,
+                    policy=PrecisionPolicy.of(name),
+                    max_model_len=what.max_context + 64,
+                    max_num_seqs=64,
+                    kv_cache_bytes=kv_bytes,
+                    **extra,
+                )
+            )
+            for name in policies
+        }
+        try:
+            await asyncio.gather(*(engine.start() for engine in engines.values()))
+            results: dict[str, Any] = {}
+            made = {
+                "command": command,
+                "date": datetime.now(UTC).date().isoformat(),
+                "model": model,
+                "device": next(iter(engines.values())).info.device,
+                "policies": results,
+            }
+
+            def keep(name: str, validated: dict[str, Any]) -> None:
+                results[name] = validated
+                if output is not None:
+                    output.write_text(json.dumps(made, indent=1) + "\n")
+
+            for name, engine in engines.items():
+                say(f"{name}: started in {engine.start_seconds or 0:.0f} s")
+                limits = EngineLimits(**await engine.limits())
+                await validate(
+                    engine,
+                    what,
+                    limits,
+                    agents=agents,
+                    seconds=seconds,
+                    warm_up=warm_up,
+                    probes=probes,
+                    source=f"{model} on {engine.info.device}, policy {name}",
+                    say=lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]  # mypy: the default
+                    keep=functools.partial(keep, name),
+                )
+        finally:
+            await asyncio.gather(*(engine.aclose() for engine in engines.values()))
+    return made

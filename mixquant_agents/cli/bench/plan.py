@@ -1,0 +1,80 @@
+"""``mixquant bench plan``: predicted and measured agents side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Model folder, hub id or 'embedded'; or a shape with random weights.")
+    ] = "embedded",
+    policy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Precision policy; repeatable, and with commas.")
+    ] = None,
+    workload: Annotated[str, typer.Option(metavar="NAME", help="What the agents do: cpu or gpu.")] = "cpu",
+    agents: Annotated[str, typer.Option(metavar="N,…", help="Numbers of agents, with commas.")] = "8,16,32",
+    seconds: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Length of each run.")] = 30.0,
+    warm_up: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Beginning of each run that is not counted.")
+    ] = 5.0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder whose tokenizer a shape borrows.")
+    ] = None,
+    kv_gib: Annotated[float | None, typer.Option(min=0.01, metavar="GIB", help="KV cache of each engine.")] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Run agents on real engines, and say how far the simulation of the same agents is off.
+
+    \b
+    Example: mixquant bench plan --policy mixquant-int8 --agents 8,16 --output plan.json
+    """
+    import asyncio
+
+    from mixquant_agents.bench.plan import WORKLOADS, run_plan
+    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.errors import ConfigError
+
+    output_file("--output", output)
+    if workload not in WORKLOADS:
+        raise ConfigError(f"--workload {workload!r}: choose one of {', '.join(WORKLOADS)}")
+    numbers = comma_list(agents)
+    if not numbers or not all(number.isdigit() and int(number) for number in numbers):
+        raise ConfigError(f"--agents {agents!r}: give numbers above 0, such as 8,16,32")
+    if warm_up >= seconds:
+        raise ConfigError(f"--warm-up {warm_up:g} leaves nothing of --seconds {seconds:g}")
+    result = asyncio.run(
+        run_plan(
+            model=model,
+            policies=[name for text in policy or ["exact"] for name in comma_list(text)],
+            workload=workload,
+            agents=[int(number) for number in numbers],
+            seconds=seconds,
+            warm_up=warm_up,
+            tokenizer=tokenizer,
+            kv_bytes=None if kv_gib is None else int(kv_gib * 2**30),
+            command=command_line(),
+            output=output,
+            say=progress_console().print,
+        )
+    )
+    if as_json:
+        print_json(result)
+        return
+    from rich.table import Table
+
+    table = Table("policy", "agents", "figure", "predicted", "measured", "error")
+    for name, validated in result["policies"].items():
+        for run in validated["runs"]:
+            for figure, error in run["error"].items():
+                shown = "" if error is None else f"{100 * error:+.1f} %"
+                said, seen = run["predicted"][figure], run["measured"][figure]
+                table.add_row(name, str(run["agents"]), figure, str(said), str(seen), shown)
+    result_console().print(table)

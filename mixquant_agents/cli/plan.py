@@ -1,0 +1,119 @@
+"""``mixquant plan``: how many engines and GPUs so many agents need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    agents: Annotated[str, typer.Option(metavar="N,…", help="Concurrent agents, with commas.")] = "100",
+    model: Annotated[str, typer.Option(metavar="NAME", help="Model whose tables are used.")] = "Qwen/Qwen3-8B",
+    gpu: Annotated[
+        str, typer.Option(metavar="NAME", help="GPU by aiconfigurator's name: h100_sxm, h200_sxm, b200_sxm, …")
+    ] = "h100_sxm",
+    policy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Precision policy; repeatable, and with commas.")
+    ] = None,
+    steps: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Use the step times that `mixquant bench plan` measured into this file."),
+    ] = None,
+    workload: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON file with fields of the workload.")
+    ] = None,
+    turns_per_minute: Annotated[
+        float | None, typer.Option(min=0.01, metavar="N", help="Most turns a minute and agent.")
+    ] = None,
+    ttft_ms: Annotated[float, typer.Option(min=1, metavar="MS", help="95 % of first tokens come within.")] = 2000.0,
+    itl_ms: Annotated[
+        float, typer.Option(min=0.1, metavar="MS", help="95 % of gaps between tokens are below.")
+    ] = 100.0,
+    max_model_len: Annotated[
+        int | None, typer.Option(min=1024, metavar="N", help="Context at which conversations are summarised.")
+    ] = None,
+    kv_tokens: Annotated[
+        int | None, typer.Option(min=1024, metavar="N", help="KV cache of one engine; by the GPU's memory otherwise.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs of one engine, tensor-parallel.")] = 1,
+    routing: Annotated[str, typer.Option(metavar="NAME", help="session (keeps an agent on its engine) or random.")] = (
+        "session"
+    ),
+    spare: Annotated[float, typer.Option(min=0, metavar="SHARE", help="Further engines, as a share.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=10, metavar="SECONDS", help="Simulated time of each run.")] = 600.0,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the first plan's run as a trace that AIPerf replays.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Simulate agents on engines, and say how many engines and GPUs they need within the objectives.
+
+    \b
+    Example: mixquant plan --agents 100,10000 --policy exact,mixquant-fp8 --gpu h200_sxm
+    """
+    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.errors import ConfigError
+    from mixquant_agents.planning.report import Question, answer, write_answer
+
+    output_file("--output", output)
+    output_file("--trace", trace)
+    numbers = comma_list(agents)
+    if not numbers or not all(number.isdigit() and int(number) for number in numbers):
+        raise ConfigError(f"--agents {agents!r}: give numbers above 0, such as 100,10000")
+    if routing not in ("session", "random"):
+        raise ConfigError(f"--routing {routing!r}: choose session or random")
+    question = Question(
+        agents=tuple(int(number) for number in numbers),
+        model=model,
+        gpu=gpu,
+        policies=tuple(name for text in policy or ["exact", "mixquant-fp8"] for name in comma_list(text)),
+        steps=steps,
+        workload=workload,
+        turns_per_minute=turns_per_minute,
+        ttft_ms=ttft_ms,
+        itl_ms=itl_ms,
+        max_context=max_model_len,
+        kv_tokens=kv_tokens,
+        gpus_per_engine=gpus,
+        routing=routing,  # type: ignore[arg-type]  # checked above
+        spare=spare,
+        seconds=seconds,
+    )
+    result: dict[str, Any] = {
+        "command": command_line(),
+        **answer(question, trace=trace, say=progress_console().print),
+    }
+    if output is not None:
+        write_answer(output, result)
+    if as_json:
+        print_json(result)
+        return
+    from rich.table import Table
+
+    out = result_console()
+    table = Table("agents", "policy", "engines", "GPUs", "agents an engine", "KV GiB", "TTFT p50/p95", "ITL p50/p95",
+                  "tokens/s an engine", "cached")  # fmt: skip
+    for row in result["plans"]:
+        expected = row["expected"]
+        none = row["engines"] is None
+        table.add_row(
+            f"{row['agents']:,}",
+            row["policy"],
+            "none is enough" if none else f"{row['engines']:,}",
+            "" if none else f"{row['gpus']:,}",
+            str(row["agents_per_engine"]),
+            "" if row["kv_gib"] is None else f"{row['kv_gib']:,.0f}",
+            f"{expected['ttft_p50_ms'] or 0:.0f}/{expected['ttft_p95_ms'] or 0:.0f} ms",
+            f"{expected['itl_p50_ms'] or 0:.1f}/{expected['itl_p95_ms'] or 0:.1f} ms",
+            f"{expected['tokens_per_s'] or 0:.0f}",
+            f"{100 * (expected['cached_share'] or 0):.0f} %",
+        )
+    out.print(table)
+    for line in result["assumptions"]:
+        out.print(line)

@@ -1,0 +1,96 @@
+"""``mixquant serve``: servers with the plugin, and a router before them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    vllm_flags: Annotated[
+        list[str] | None, typer.Argument(metavar="[-- FLAG …]", help="Further flags of vllm serve, behind --.")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="NAME", help="Folder, hub id or 'embedded'.")] = "embedded",
+    policy: Annotated[str, typer.Option(metavar="NAME", help="Precision policy.")] = "mixquant",
+    replicas: Annotated[int, typer.Option(min=0, metavar="N", help="Servers on this machine.")] = 1,
+    hosts: Annotated[
+        str, typer.Option(metavar="URL,…", help="Servers that run already, to be routed to as well.")
+    ] = "",
+    host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
+    view_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port of the health view; the next one otherwise.")
+    ] = None,
+    routing: Annotated[
+        str, typer.Option(metavar="NAME", help="How the router chooses: cache_aware, consistent_hash, power_of_two, …")
+    ] = "cache_aware",
+    gpus: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs of one server, tensor-parallel.")] = 1,
+    max_model_len: Annotated[int | None, typer.Option(min=16, metavar="N", help="Context window in tokens.")] = None,
+    kv_gib: Annotated[float | None, typer.Option(min=0.01, metavar="GIB", help="KV cache of each server.")] = None,
+    tools: Annotated[bool, typer.Option(help="Find the model's tool and reasoning parsers.")] = True,
+    logs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the servers' logs; a temporary one otherwise.")
+    ] = None,
+) -> None:
+    """Serve a model over HTTP (chat completions), reading in low precision and writing exactly.
+
+    Replicas share the load behind vllm-router, which keeps a conversation where its prefix is cached. Ctrl-C ends all.
+
+    \b
+    Example: mixquant serve --model Qwen/Qwen3-8B --replicas 2 -- --max-num-seqs 128
+    """
+    import asyncio
+    import tempfile
+
+    from mixquant_agents.cli.arguments import comma_list
+    from mixquant_agents.cli.output import progress_console
+    from mixquant_agents.config import EngineConfig, PrecisionPolicy
+    from mixquant_agents.errors import ConfigError, EngineError
+    from mixquant_agents.serving.fleet import Fleet, free_port
+    from mixquant_agents.serving.start import parsers_of, server_commands
+
+    addresses = comma_list(hosts)
+    if replicas + len(addresses) == 0:
+        raise ConfigError("--replicas 0 needs --hosts: there is nothing to serve")
+    config = EngineConfig(
+        model=model,
+        policy=PrecisionPolicy.of(policy),
+        tensor_parallel_size=gpus,
+        max_model_len=max_model_len,
+        kv_cache_bytes=None if kv_gib is None else int(kv_gib * 2**30),
+        tool_parser="auto" if tools else None,
+        reasoning_parser="auto" if tools else None,
+    )
+    single = replicas + len(addresses) == 1
+    ports = [port] if single else [free_port() for _ in range(replicas)]
+    say = progress_console().print
+
+    async def serve(folder: Path) -> int:
+        commands = []
+        if replicas:
+            say(f"looking at {model}")
+            commands = server_commands(
+                config, parsers_of(config), host=host if single else "127.0.0.1", ports=ports, extra=vllm_flags or ()
+            )
+        fleet = Fleet(
+            commands,
+            hosts=addresses,
+            host=host,
+            port=port,
+            view_port=view_port or port + 1,
+            routing=routing,
+            logs=folder,
+            say=say,
+        )
+        async with fleet:
+            say(f"health: http://{host}:{view_port or port + 1}/   logs: {folder}")
+            return await fleet.run()
+
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+    code = asyncio.run(serve(logs or Path(tempfile.mkdtemp(prefix="mixquant-serve-"))))
+    raise EngineError(f"the servers ended (code {code})")

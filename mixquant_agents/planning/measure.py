@@ -1,0 +1,221 @@
+"""The same agents, and the curves of their steps, on a real engine. Prompts are token ids drawn at random; answers have
+the length that the workload drew (no end token ends them)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mixquant_agents.engine.base import Engine, EngineRequest, Sampling
+from mixquant_agents.planning.simulate import Outcome, TurnResult
+from mixquant_agents.planning.steps import MeasuredSteps
+from mixquant_agents.planning.workload import TurnDraw, Workload, session
+
+__all__ = ["Probes", "calibrate", "run_workload"]
+
+VOCABULARY = (1000, 40_000)
+"""Range that token ids are drawn from."""
+_names = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What a calibration asks of the engine.
+
+    Attributes:
+        rows: lengths of cold prompts.
+        context: tokens before the warm prompts, and of the writers with a long context; 0 leaves both out.
+        writers: how many write at once.
+        together: prompts that come at once, of the second shortest length.
+        tokens: written by each writer.
+        repeats: of each prompt.
+    """
+
+    rows: Sequence[int] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    context: int = 8192
+    writers: Sequence[int] = (1, 2, 4, 8, 16, 32)
+    together: int = 4
+    tokens: int = 48
+    repeats: int = 3
+
+
+class _Driver:
+    """Turns by token ids on an engine."""
+
+    def __init__(self, engine: Engine, seed: int = 0) -> None:
+        self._engine = engine
+        self._draw = random.Random(f"ids:{seed}")  # noqa: S311 - prompts that mean nothing
+
+    def ids(self, count: int) -> list[int]:
+        """Token ids that no prefix cache knows."""
+        return self._draw.choices(range(*VOCABULARY), k=count)
+
+    async def turn(self, prompt: Sequence[int], answer: int) -> tuple[float, list[float], list[int], int | None]:
+        """When it was asked, when each token came (``time.monotonic``), the tokens, and how many were cached."""
+        request = EngineRequest(
+            request_id=f"plan-{next(_names)}",
+            messages=(),
+            prompt_token_ids=prompt,
+            sampling=Sampling(temperature=0.0, max_tokens=answer, min_tokens=answer, ignore_eos=True),
+        )
+        asked, stamps, tokens, cached = time.monotonic(), [], list[int](), None
+        async for delta in self._engine.stream(request):
+            now = time.monotonic()
+            stamps += [now] * len(delta.token_ids)
+            tokens += delta.token_ids
+            if delta.counts is not None:
+                cached = delta.counts.cached_tokens
+        return asked, stamps, tokens, cached
+
+
+async def run_workload(
+    engine: Engine,
+    workload: Workload,
+    *,
+    agents: int,
+    seconds: float,
+    warm_up: float = 0.0,
+    seed: int = 0,
+    turns_each: int | None = None,
+) -> Outcome:
+    """The sessions of :func:`~mixquant_agents.planning.simulate.simulate` on a real engine."""
+    shared = _Driver(engine, -1).ids(workload.shared_tokens)
+    results: list[TurnResult] = []
+    begin = time.monotonic()
+
+    async def agent(number: int) -> None:
+        driver = _Driver(engine, seed * 100_000 + number)
+        await asyncio.sleep(workload.ramp_seconds * number / agents)
+        conversation, tokens = -1, list[int]()
+        for done, draw in enumerate(session(workload, number, seed)):
+            if turns_each is not None and done == turns_each:
+                return
+            tokens = _prompt(tokens if draw.conversation == conversation else [], shared, draw, driver)
+            conversation = draw.conversation
+            result = TurnResult(
+                number, 0, time.monotonic() - begin, draw.prompt, draw.answer, conversation,
+                tool_seconds=draw.tool_seconds,
+            )  # fmt: skip
+            results.append(result)
+            asked, stamps, answer, cached = await driver.turn(tokens, draw.answer)
+            result.asked, result.stamps = asked - begin, [stamp - begin for stamp in stamps]
+            result.cached = cached or 0
+            tokens = [*tokens, *answer]
+            wait = draw.tool_seconds
+            if workload.turns_per_minute is not None:
+                wait = max(wait, 60 / workload.turns_per_minute - (time.monotonic() - asked))
+            await asyncio.sleep(wait)
+
+    tasks = [asyncio.create_task(agent(number)) for number in range(agents)]
+    _, running = await asyncio.wait(tasks, timeout=seconds)
+    ended = time.monotonic() - begin
+    for task in running:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            raise result
+    return Outcome(tuple(results), warm_up, min(seconds, ended))
+
+
+def _prompt(known: Sequence[int], shared: Sequence[int], draw: TurnDraw, driver: _Driver) -> list[int]:
+    """The turn's prompt: what the conversation has, or the shared beginning, and new tokens."""
+    beginning = known or shared
+    return [*beginning, *driver.ids(draw.prompt - len(beginning))]
+
+
+async def calibrate(
+    engine: Engine, probes: Probes, *, source: str, say: Callable[[str], None] = lambda _: None
+) -> MeasuredSteps:
+    """Step times of an idle engine.
+
+    Args:
+        source: what the result names as its source.
+        say: gets a line for each curve.
+    """
+    driver = _Driver(engine, time.monotonic_ns())
+    await driver.turn(driver.ids(max(probes.rows)), 4)  # whatever happens once, happens now
+    cold: dict[int, float] = {}
+    for rows in probes.rows:
+        cold[rows] = await _first_token(driver, [], rows, probes.repeats)
+    say("cold prompts, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in cold.items()))
+    attention = 0.0
+    if probes.context:
+        before = driver.ids(probes.context)
+        await driver.turn(before, 1)
+        sizes = [rows for rows in probes.rows if rows >= probes.rows[len(probes.rows) // 2]]
+        warm = {rows: await _first_token(driver, before, rows, probes.repeats) for rows in sizes}
+        share = [max(0.0, warm[rows] - cold[rows]) / (rows * probes.context) for rows in sizes]
+        attention = statistics.median(share)
+        say("behind a context, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in warm.items()))
+    short = 32
+    decode: dict[int, float] = {}
+    for writers in probes.writers:
+        decode[writers] = await _writing(driver, writers, short, probes.tokens)
+    say("writers, ms a step: " + ", ".join(f"{count} {seconds * 1e3:.2f}" for count, seconds in decode.items()))
+    writer_context = 0.0
+    if probes.context:
+        middle = probes.writers[len(probes.writers) // 2]
+        long = await _writing(driver, middle, probes.context, probes.tokens)
+        writer_context = max(0.0, long - decode[middle]) / (middle * (probes.context - short))
+    rows = probes.rows[1]
+    prompt = await _together(driver, rows, probes.together, probes.repeats)
+    more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)
+    return MeasuredSteps(
+        source=source,
+        prefill=_rising(cold),
+        decode=_rising(decode),
+        decode_context=short + probes.tokens // 2,
+        attention=attention,
+        writer_context=writer_context,
+        prompt=max(0.0, more),
+    )
+
+
+async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeats: int) -> float:
+    """Median seconds until the first token of ``rows`` new tokens behind ``before``."""
+    times = []
+    for _ in range(repeats):
+        asked, stamps, _, _ = await driver.turn([*before, *driver.ids(rows)], 1)
+        times.append(stamps[0] - asked)
+    return statistics.median(times)
+
+
+async def _writing(driver: _Driver, writers: int, context: int, tokens: int) -> float:
+    """Median seconds a step while all of ``writers`` write."""
+    prompts = [driver.ids(context) for _ in range(writers)]
+    turns = await asyncio.gather(*(driver.turn(prompt, tokens) for prompt in prompts))
+    begun = max(stamps[0] for _, stamps, _, _ in turns)
+    ended = min(stamps[-1] for _, stamps, _, _ in turns)
+    gaps = [
+        later - earlier
+        for _, stamps, _, _ in turns
+        for earlier, later in itertools.pairwise(stamps)
+        if earlier > begun and later <= ended
+    ]
+    return float(np.mean(gaps)) if gaps else (ended - begun) / tokens
+
+
+async def _together(driver: _Driver, rows: int, prompts: int, repeats: int) -> float:
+    """Median seconds until the last of several prompts, asked at once, has its first token."""
+    times = []
+    for _ in range(repeats):
+        asked = await asyncio.gather(*(driver.turn(driver.ids(rows), 1) for _ in range(prompts)))
+        times.append(max(stamps[0] for _, stamps, _, _ in asked) - min(turn[0] for turn in asked))
+    return statistics.median(times)
+
+
+def _between(curve: dict[int, float], at: int) -> float:
+    return float(np.interp(at, list(curve), list(curve.values())))
+
+
+def _rising(curve: dict[int, float]) -> tuple[tuple[int, float], ...]:
+    """The curve without dips, which noise makes: more rows never take less."""
+    points = sorted(curve.items())
+    return tuple((at, max(seconds for _, seconds in points[: index + 1])) for index, (at, _) in enumerate(points))

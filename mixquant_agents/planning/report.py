@@ -1,0 +1,180 @@
+"""One question to the planner, and its answer as a result file holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.planning.capacity import Objectives, plan
+from mixquant_agents.planning.memory import engine_memory
+from mixquant_agents.planning.simulate import EngineLimits, Routing, simulate
+from mixquant_agents.planning.steps import MeasuredSteps
+from mixquant_agents.planning.trace import write_trace
+from mixquant_agents.planning.workload import Workload
+from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.policy import PrecisionPolicy
+
+__all__ = ["Question", "answer", "write_answer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is planned for; see ``mixquant plan --help``."""
+
+    agents: tuple[int, ...]
+    model: str
+    gpu: str
+    policies: tuple[str, ...]
+    steps: Path | None = None
+    workload: Path | None = None
+    turns_per_minute: float | None = None
+    ttft_ms: float = 2000.0
+    itl_ms: float = 100.0
+    max_context: int | None = None
+    kv_tokens: int | None = None
+    gpus_per_engine: int = 1
+    routing: Routing = "session"
+    spare: float = 0.0
+    seconds: float = 600.0
+
+
+def answer(
+    question: Question, *, trace: Path | None = None, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Plans for each number of agents and policy, with what they assume.
+
+    Raises:
+        ConfigError: a setting is wrong, or nobody knows step times.
+        MissingDependencyError: they are in a package that is not installed.
+    """
+    workload = _workload(question)
+    objectives = Objectives(ttft_ms=question.ttft_ms, itl_ms=question.itl_ms)
+    measured = _measured(question.steps)
+    plans: list[dict[str, Any]] = []
+    sources: dict[str, str] = {}
+    for name in question.policies:
+        policy = PrecisionPolicy.of(name)
+        steps, limits, bytes_per_token = _engine(question, name, policy, measured)
+        sources[name] = steps.source
+        for agents in question.agents:
+            made = plan(
+                workload,
+                steps,
+                limits,
+                objectives,
+                agents=agents,
+                gpus_per_engine=question.gpus_per_engine,
+                kv_bytes_per_token=bytes_per_token,
+                routing=question.routing,
+                spare=question.spare,
+                seconds=question.seconds,
+                warm_up=question.seconds * 0.4,
+                say=lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]  # mypy: the default
+            )
+            plans.append({"policy": name, **asdict(made), "limits": limits.model_dump(mode="json")})
+            if trace is not None and len(plans) == 1:
+                share = min(agents, made.agents_per_engine or 1)
+                run = simulate(workload, steps, limits, agents=share, seconds=question.seconds)
+                say(f"{write_trace(trace, run, workload)} turns in {trace}")
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "model": question.model,
+        "gpu": None if measured else question.gpu,
+        "objectives": objectives.model_dump(mode="json"),
+        "workload": workload.model_dump(mode="json"),
+        "steps": sources,
+        "plans": plans,
+        "assumptions": _assumptions(question, workload, sources),
+    }
+
+
+def write_answer(path: Path, result: Mapping[str, Any]) -> None:
+    """The answer as a file."""
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _workload(question: Question) -> Workload:
+    fields: dict[str, Any] = {}
+    if question.workload is not None:
+        try:
+            fields = json.loads(question.workload.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--workload {question.workload} cannot be read: {error}") from error
+        if not isinstance(fields, dict):
+            raise ConfigError(f"--workload {question.workload} holds no JSON object")
+    if question.turns_per_minute is not None:
+        fields["turns_per_minute"] = question.turns_per_minute
+    if question.max_context is not None:
+        fields["max_context"] = question.max_context
+    return Workload(**fields)
+
+
+def _measured(path: Path | None) -> dict[str, tuple[MeasuredSteps, EngineLimits]]:
+    """Policy → what ``mixquant bench plan`` measured of it: the steps of its last run, and the engine's limits."""
+    if path is None:
+        return {}
+    try:
+        result = json.loads(path.read_text())
+        return {
+            name: (MeasuredSteps(**validated["runs"][-1]["steps"]), EngineLimits(**validated["limits"]))
+            for name, validated in result["policies"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(
+            f"--steps {path} is no result of `mixquant bench plan`: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _engine(
+    question: Question,
+    name: str,
+    policy: PrecisionPolicy,
+    measured: Mapping[str, tuple[MeasuredSteps, EngineLimits]],
+) -> tuple[MeasuredSteps, EngineLimits, int | None]:
+    """Step times, limits, and bytes of KV cache a token takes (where they are known)."""
+    if measured:
+        if name not in measured:
+            raise ConfigError(f"--steps holds no policy {name!r}; it holds {', '.join(measured)}")
+        steps, limits = measured[name]
+        return steps, _limits(limits, question.kv_tokens), None
+    from mixquant_agents.planning.aiconfigurator import step_times
+
+    prefill, decode = _format(policy.prefill_format), _format(policy.decode_format)
+    steps = step_times(
+        question.model, question.gpu, prefill=prefill, decode=decode, tensor_parallel=question.gpus_per_engine
+    )
+    memory = engine_memory(question.model, question.gpu, prefill, decode, question.gpus_per_engine)
+    limits = EngineLimits(kv_tokens=question.kv_tokens or memory.kv_tokens, max_num_seqs=256, lookahead=1)
+    return steps, limits, memory.kv_bytes_per_token
+
+
+def _limits(limits: EngineLimits, kv_tokens: int | None) -> EngineLimits:
+    return limits if kv_tokens is None else limits.model_copy(update={"kv_tokens": kv_tokens})
+
+
+def _format(given: NumberFormat) -> str:
+    """The format's name; ``auto`` has no meaning without a device."""
+    if given.value == "auto":
+        raise ConfigError("policy 'mixquant' takes its format from the device; name one: mixquant-fp8, mixquant-nvfp4")
+    return given.value
+
+
+def _assumptions(question: Question, workload: Workload, sources: Mapping[str, str]) -> list[str]:
+    lines = [f"Step times, {name}: {source}." for name, source in sources.items()]
+    lines.append(
+        f"Agents: sessions of {workload.turns} turns, {workload.shared_tokens} tokens shared by all, "
+        f"{workload.tool_tokens} new and {workload.answer_tokens} written a turn, summarised at "
+        f"{workload.max_context}; "
+        f"86 % of the tools back within {workload.tool_p86_seconds:g} s, 95 % within {workload.tool_p95_seconds:g} s."
+    )
+    route = "each agent stays on its engine" if question.routing == "session" else "turns go to any engine"
+    lines.append(
+        f"Routing: {route}. Engines do not help each other; {100 * question.spare:.0f} % spare. A plan is a "
+        "simulation: docs/results/plan.json says how far it was off where it was held against real engines."
+    )
+    return lines

@@ -1,0 +1,305 @@
+"""Agents on engines, step by step: a small discrete-event simulation with vLLM's scheduling.
+
+Each step takes one token of every writer, then chunks of running prompts, then waiting prompts in their order, within
+the budget of rows; a prompt's cached beginning is skipped in whole blocks. Conversations stay in the cache until their
+place is needed, the longest unused first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, cast
+
+from pydantic import Field
+
+from mixquant_agents.planning.steps import StepTimes
+from mixquant_agents.planning.workload import TurnDraw, Workload, session
+from mixquant_agents.records import percentile
+from mixquant_agents.validation import FrozenConfig
+
+__all__ = ["EngineLimits", "Outcome", "Routing", "TurnResult", "simulate"]
+
+Routing = Literal["session", "random"]
+Count = Annotated[int, Field(ge=1)]
+
+
+class EngineLimits(FrozenConfig):
+    """What one engine can hold.
+
+    Attributes:
+        kv_tokens: places of the KV cache.
+        max_num_seqs: most turns running at once.
+        max_num_batched_tokens: most rows of a step.
+        block: tokens of a block of the prefix cache.
+        lookahead: steps that are scheduled ahead of the one that runs (vLLM's asynchronous scheduling: 1).
+    """
+
+    kv_tokens: Count
+    max_num_seqs: Count = 64
+    max_num_batched_tokens: Count = 8192
+    block: Count = 16
+    lookahead: Annotated[int, Field(ge=0, le=1)] = 0
+
+
+@dataclass(slots=True)
+class TurnResult:
+    """One turn: when it was asked (seconds), what it read, and when its tokens came."""
+
+    agent: int
+    engine: int
+    asked: float
+    prompt: int
+    answer: int
+    conversation: int = 0
+    cached: int = 0
+    tool_seconds: float = 0.0
+    stamps: list[float] = field(default_factory=list)
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token."""
+        return self.stamps[0] - self.asked
+
+    @property
+    def gaps(self) -> Iterator[float]:
+        """Seconds between tokens."""
+        return (later - earlier for earlier, later in zip(self.stamps, self.stamps[1:], strict=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a run, simulated or real: the turns asked from ``since`` on, seconds ``until`` the end."""
+
+    turns: tuple[TurnResult, ...]
+    since: float
+    until: float
+
+    def counted(self) -> list[TurnResult]:
+        """Turns of the counted time whose first token came."""
+        return [turn for turn in self.turns if turn.asked >= self.since and turn.stamps]
+
+    def summary(self) -> dict[str, float | int | None]:
+        """Percentiles in milliseconds, tokens per second, and the share of prompt tokens that were cached."""
+        counted = self.counted()
+        first = [turn.ttft for turn in counted]
+        gaps = [gap for turn in counted for gap in turn.gaps]
+        written = sum(self.since <= stamp <= self.until for turn in self.turns for stamp in turn.stamps)
+        read = sum(turn.prompt for turn in counted)
+        length = self.until - self.since
+        return {
+            "turns": len(counted),
+            "ttft_p50_ms": _ms(first, 0.5),
+            "ttft_p95_ms": _ms(first, 0.95),
+            "itl_p50_ms": _ms(gaps, 0.5),
+            "itl_p95_ms": _ms(gaps, 0.95),
+            "tokens_per_s": round(written / length, 2) if length > 0 else None,
+            "turns_per_s": round(len(counted) / length, 4) if length > 0 else None,
+            "cached_share": round(sum(turn.cached for turn in counted) / read, 4) if read else None,
+        }
+
+
+def _ms(values: list[float], share: float) -> float | None:
+    value = percentile(values, share)
+    return None if value is None else round(value * 1000, 3)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A turn on an engine."""
+
+    result: TurnResult
+    key: tuple[int, int]
+    computed: int = 0
+    """Tokens of the prompt whose KV is there."""
+    shared: int = 0
+
+    @property
+    def context(self) -> int:
+        """Tokens whose KV is there."""
+        return self.computed + max(0, len(self.result.stamps) - 1)
+
+    @property
+    def reading(self) -> bool:
+        return self.computed < self.result.prompt
+
+
+class _Engine:
+    """One engine: its queue, what runs, and what is cached."""
+
+    def __init__(self, limits: EngineLimits, steps: StepTimes, shared_tokens: int) -> None:
+        self._limits, self._steps = limits, steps
+        self._shared = shared_tokens - shared_tokens % limits.block
+        self._shared_known = False
+        self.waiting: deque[_Running] = deque()
+        self.running: list[_Running] = []
+        self._idle: OrderedDict[tuple[int, int], int] = OrderedDict()
+        """Conversation → tokens in the cache, without the shared beginning; longest unused first."""
+        self.busy = False
+
+    def used(self) -> int:
+        """Places of the KV cache that running turns hold."""
+        return self._shared * self._shared_known + sum(turn.context - turn.shared for turn in self.running)
+
+    def _make_room(self, tokens: int) -> bool:
+        """Forget conversations until ``tokens`` more fit."""
+        while self.used() + sum(self._idle.values()) + tokens > self._limits.kv_tokens:
+            if not self._idle:
+                return False
+            self._idle.popitem(last=False)
+        return True
+
+    def _cached(self, turn: _Running) -> tuple[int, int]:
+        """Tokens of the prompt that are cached, and those of them that all agents share."""
+        most = (turn.result.prompt - 1) // self._limits.block * self._limits.block
+        shared = min(self._shared, most) if self._shared_known else 0
+        own = self._idle.pop(turn.key, 0)
+        known = min(self._shared + own if own else shared, most)
+        return known - known % self._limits.block, min(self._shared, known)
+
+    def step(self, until: float) -> tuple[float, list[_Running], list[_Running]] | None:
+        """Plan one step with the turns asked before ``until``: its seconds, its readers and its writers."""
+        budget = self._limits.max_num_batched_tokens
+        prompts: list[tuple[int, int]] = []
+        readers: list[_Running] = []
+        writers = [turn for turn in self.running if not turn.reading]
+        while len(self.running) > 1 and writers and not self._make_room(len(writers)):
+            victim = self.running.pop()  # the last to come is put aside, and read again
+            victim.computed, victim.shared = 0, 0
+            self.waiting.appendleft(victim)
+            writers = [turn for turn in writers if turn is not victim]
+        budget -= len(writers)
+        contexts = [turn.context for turn in writers]
+        for turn in (turn for turn in self.running if turn.reading):
+            budget = self._read(turn, budget, prompts, readers)
+        while self.waiting and budget > 0 and len(self.running) < self._limits.max_num_seqs:
+            turn = self.waiting[0]
+            if turn.result.asked > until:
+                break
+            cached, shared = self._cached(turn)
+            if not self._make_room(turn.result.prompt - shared) and self.running:
+                if cached > shared:
+                    self._idle[turn.key] = cached - shared
+                break
+            self.waiting.popleft()
+            turn.computed, turn.shared = cached, shared
+            if not turn.result.stamps:
+                turn.result.cached = cached
+            self.running.append(turn)
+            budget = self._read(turn, budget, prompts, readers)
+        if not prompts and not writers:
+            return None
+        return self._steps.seconds(prompts, contexts), readers, writers
+
+    def _read(self, turn: _Running, budget: int, prompts: list[tuple[int, int]], readers: list[_Running]) -> int:
+        rows = min(budget, turn.result.prompt - turn.computed)
+        if rows > 0:
+            prompts.append((rows, turn.computed))
+            readers.append(turn)
+            turn.computed += rows
+        return budget - max(0, rows)
+
+    def finish(self, now: float, readers: Iterable[_Running], writers: Iterable[_Running]) -> list[_Running]:
+        """The step ended: tokens come; the turns that are through leave, and stay in the cache."""
+        for turn in readers:
+            if not turn.reading:
+                self._shared_known = self._shared_known or self._shared > 0
+                turn.shared = min(self._shared, turn.computed)
+                if not turn.result.stamps:
+                    turn.result.stamps.append(now)
+        for turn in writers:
+            turn.result.stamps.append(now)
+        done = [turn for turn in self.running if len(turn.result.stamps) >= turn.result.answer]
+        for turn in done:
+            self.running.remove(turn)
+            own = turn.context - turn.shared
+            self._idle[turn.key] = own - own % self._limits.block
+            self._idle.move_to_end(turn.key)
+        return done
+
+
+class _Agent:
+    def __init__(self, number: int, workload: Workload, seed: int) -> None:
+        self.number = number
+        self.draws = session(workload, number, seed)
+        self.draw: TurnDraw = next(self.draws)
+        self.asked = 0.0
+
+
+def simulate(
+    workload: Workload,
+    steps: StepTimes,
+    limits: EngineLimits,
+    *,
+    agents: int,
+    engines: int = 1,
+    seconds: float,
+    warm_up: float = 0.0,
+    routing: Routing = "session",
+    seed: int = 0,
+    turns_each: int | None = None,
+) -> Outcome:
+    """Run ``agents`` on ``engines`` for so many seconds of simulated time.
+
+    Args:
+        warm_up: seconds at the beginning that are not counted.
+        routing: ``"session"`` keeps an agent on its engine; ``"random"`` sends each turn anywhere.
+        turns_each: turns of each agent; ``None`` for as many as fit.
+    """
+    dice = random.Random(f"routes:{seed}")  # noqa: S311 - a simulation
+    fleet = [_Engine(limits, steps, workload.shared_tokens) for _ in range(engines)]
+    people = [_Agent(number, workload, seed) for number in range(agents)]
+    results: list[TurnResult] = []
+    left = [turns_each if turns_each is not None else -1] * agents
+    events: list[tuple[float, int, str, object]] = []
+    order = iter(range(2**62))
+    now = 0.0
+
+    def at(when: float, kind: str, what: object) -> None:
+        heapq.heappush(events, (when, next(order), kind, what))
+
+    def begin(number: int, until: float) -> None:
+        engine = fleet[number]
+        planned = engine.step(until)
+        engine.busy = planned is not None
+        if planned is not None:
+            took, readers, writers = planned
+            at(now + took, "step", (number, now, readers, writers))
+        elif engine.waiting:  # too new for a step that was scheduled ahead
+            begin(number, now)
+
+    for agent in people:
+        at(workload.ramp_seconds * agent.number / agents, "ask", agent)
+    while events:
+        now, _, kind, what = heapq.heappop(events)
+        if now > seconds:
+            break
+        if kind == "ask":
+            asking = cast("_Agent", what)
+            draw = asking.draw
+            number = asking.number % engines if routing == "session" else dice.randrange(engines)
+            result = TurnResult(
+                asking.number, number, now, draw.prompt, draw.answer, draw.conversation, tool_seconds=draw.tool_seconds
+            )
+            results.append(result)
+            asking.asked = now
+            fleet[number].waiting.append(_Running(result, (asking.number, draw.conversation)))
+            if not fleet[number].busy:
+                begin(number, now)
+            continue
+        number, started, readers, writers = cast("tuple[int, float, list[_Running], list[_Running]]", what)
+        for turn in fleet[number].finish(now, readers, writers):
+            agent = people[turn.result.agent]
+            left[agent.number] -= 1
+            if left[agent.number] == 0:
+                continue
+            wait = agent.draw.tool_seconds
+            if workload.turns_per_minute is not None:
+                wait = max(wait, 60 / workload.turns_per_minute - (now - agent.asked))
+            agent.draw = next(agent.draws)
+            at(now + wait, "ask", agent)
+        begin(number, started if limits.lookahead else now)
+    return Outcome(tuple(results), warm_up, min(now, seconds))

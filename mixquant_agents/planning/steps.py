@@ -1,0 +1,89 @@
+"""How long one engine step takes, by what is in it. :class:`MeasuredSteps` from curves of a real engine.
+
+A step without prompt rows costs what so many writers cost. A step with prompt rows costs what so many rows cost, plus
+attention to what is cached, plus a little for each further prompt in it; never less than its writers alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Annotated, Protocol
+
+from pydantic import Field, model_validator
+
+from mixquant_agents.validation import FrozenConfig
+
+__all__ = ["MeasuredSteps", "PromptRows", "StepTimes"]
+
+PromptRows = tuple[int, int]
+"""Rows of one prompt in a step, and the tokens before them."""
+Seconds = Annotated[float, Field(ge=0)]
+Curve = tuple[tuple[int, Seconds], ...]
+
+
+class StepTimes(Protocol):
+    """Step times of one engine on one device."""
+
+    def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int]) -> float:
+        """Seconds of a step.
+
+        Args:
+            prompts: the prompts, or chunks of them, that it reads.
+            writers: tokens of context of each request that it writes one token for.
+        """
+        ...
+
+
+class MeasuredSteps(FrozenConfig):
+    """Step times from curves.
+
+    Attributes:
+        source: what measured them, on what.
+        prefill: rows of one cold prompt → seconds until its first token.
+        decode: writers → seconds a step, with ``decode_context`` tokens each.
+        decode_context: tokens of context of the writers above.
+        attention: seconds a row and token of context before it.
+        writer_context: seconds a writer and token of context beyond ``decode_context``.
+        prompt: seconds for each prompt of a step after the first.
+    """
+
+    source: str
+    prefill: Curve
+    decode: Curve
+    decode_context: Annotated[int, Field(ge=0)] = 0
+    attention: Seconds = 0.0
+    writer_context: Seconds = 0.0
+    prompt: Seconds = 0.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MeasuredSteps:
+        for name in ("prefill", "decode"):
+            points = [point for point, _ in getattr(self, name)]
+            if len(points) < 2 or points != sorted(set(points)):
+                raise ValueError(f"{name} needs two points at least, in rising order, and has {points}")
+        return self
+
+    def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int]) -> float:
+        """See :class:`StepTimes`."""
+        alone = 0.0
+        if writers:
+            beyond = sum(writers) - len(writers) * self.decode_context
+            alone = max(0.0, interpolated(self.decode, len(writers)) + self.writer_context * beyond)
+        if not prompts:
+            return alone
+        rows = sum(new for new, _ in prompts) + len(writers)
+        pairs = sum(new * (before + new / 2) for new, before in prompts) - rows * rows / 2
+        time = interpolated(self.prefill, rows) + self.attention * pairs + self.prompt * (len(prompts) - 1)
+        time += self.writer_context * sum(writers)
+        return max(time, alone)
+
+
+def interpolated(curve: Curve, at: float) -> float:
+    """Linear between the points, and beyond the last with its slope; before the first, its value."""
+    points = [point for point, _ in curve]
+    if at <= points[0]:
+        return curve[0][1]
+    right = min(max(1, bisect.bisect_left(points, at)), len(points) - 1)
+    (low, start), (high, end) = curve[right - 1], curve[right]
+    return max(0.0, start + (end - start) * (at - low) / (high - low))
