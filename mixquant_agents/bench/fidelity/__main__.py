@@ -7,9 +7,10 @@ import json
 import pathlib
 import sys
 import time
+from typing import Any
 
 from mixquant_agents.bench.fidelity.report import rounded, table
-from mixquant_agents.bench.fidelity.study import Settings, run
+from mixquant_agents.bench.fidelity.study import Settings, StudyResult, run
 from mixquant_agents.quant.calibration.distill import Training
 from mixquant_agents.quant.calibration.network import load
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--calibration", type=int, default=defaults.calibration)
     parser.add_argument("--turns", type=int, default=defaults.turns)
     parser.add_argument("--no-layers", action="store_true")
+    parser.add_argument("--ranking", type=int, default=defaults.ranking)
     parser.add_argument("--no-units", action="store_true")
     parser.add_argument("--no-sources", action="store_true")
     parser.add_argument("--lessons", type=int, default=defaults.lessons)
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         calibration=options.calibration,
         layers=not options.no_layers,
         units=not options.no_units,
+        ranking=options.ranking,
         sources=not options.no_sources,
         lessons=options.lessons,
         training=Training(options.train_steps, rate=options.train_rate, cache=options.train_cache),
@@ -62,10 +65,17 @@ def main(arguments: list[str] | None = None) -> None:
     progress("loading", 0.0)
     network, tokenizer = load(options.model, options.dtype)
     command = "python -m mixquant_agents.bench.fidelity " + " ".join(arguments or sys.argv[1:])
-    report = {"command": command, **rounded(run(network, tokenizer, settings, progress).json())}
-    if options.out is not None:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))  # noqa: T201 - the result goes to stdout
+
+    def report_of(result: StudyResult) -> dict[str, Any]:
+        return {"command": command, **rounded(result.json())}
+
+    def write(result: StudyResult) -> None:
+        if options.out is not None:
+            options.out.write_text(json.dumps(report_of(result), indent=1) + "\n")
+
+    result = run(network, tokenizer, settings, progress, write)
+    write(result)
+    print(table(report_of(result)))  # noqa: T201 - the result goes to stdout
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ class Settings:
         calibration: conversations that twins are rounded by.
         layers: measure each block alone, and with the worst ones in FP8.
         units: measure each layer alone, and with those in FP8 that a budget of time allows.
+        ranking: prompts that layers and blocks are ranked on.
         sources: measure single sources of error, where all recipes are measured.
         lessons: conversations that twins are trained on.
         training: how long they are.
@@ -78,6 +79,7 @@ class Settings:
     calibration: int = 64
     layers: bool = True
     units: bool = True
+    ranking: int = 16
     sources: bool = True
     lessons: int = 320
     training: Training = field(default_factory=Training)
@@ -112,7 +114,7 @@ class StudyResult:
         named = {True: "sources", False: "recipes"}
         split: dict[str, dict[str, Any]] = {"recipes": {}, "sources": {}}
         for name, row in self.rows.items():
-            split[named[row.pop("source", False)]][name] = row
+            split[named[row.get("source", False)]][name] = {key: row[key] for key in row if key != "source"}
         ranking = {"layers": self.layers, "units": self.units, "fp8_within_budget": self.chosen}
         return {**self.head, **split, **ranking, "turns": self.turns}
 
@@ -294,6 +296,7 @@ def run(
     tokenizer: Any,
     settings: Settings = Settings(),
     progress: Progress = lambda what, share: None,
+    found_so_far: Callable[[StudyResult], None] = lambda result: None,
 ) -> StudyResult:
     """Measure all recipes, or those of ``settings.only``.
 
@@ -301,6 +304,7 @@ def run(
         network, tokenizer: see :func:`~mixquant_agents.quant.calibration.network.load`.
         settings: how much is measured.
         progress: told what is being done and the share done.
+        found_so_far: given the result after each recipe, the baseline's being the first.
 
     Raises:
         ConfigError: an unknown recipe, or nothing to measure.
@@ -339,12 +343,13 @@ def run(
     for number, (name, recipe) in enumerate(todo.items()):
         progress(name, number / len(todo))
         found, resolved = study.divergence(recipe, exact)
-        result.rows[name] = study.row(recipe, found, resolved, exact)
-    result.head["distillation_kl"] = {name: [*losses[:1], *losses[9::10]] for name, losses in study.losses.items()}
-    base = result.rows[BASELINE]
-    for row in result.rows.values():
+        row = result.rows[name] = study.row(recipe, found, resolved, exact)
+        base = result.rows[BASELINE]
         row["kl_removed"] = 1 - row["kl"] / base["kl"]
         row["first_removed"] = 1 - row["kl_first"] / base["kl_first"]
+        result.head["distillation_kl"] = {name: [*losses[:1], *losses[9::10]] for name, losses in study.losses.items()}
+        result.head["seconds"] = round(time.perf_counter() - started, 1)
+        found_so_far(result)
     if settings.turns:
         result.turns = by_turn(
             network,
@@ -362,7 +367,7 @@ def run(
 
 def _loss_alone(study: _Study, alone: Mapping[str, StudyRecipe]) -> dict[str, float]:
     """The loss of each, worst first, on calibration prompts: what is measured later had no part in it."""
-    sample = [prompt for prompt in study.calibration_prompts if prompt.kind != "plain"][:16]
+    sample = [prompt for prompt in study.calibration_prompts if prompt.kind != "plain"][: study.settings.ranking]
     exact = reference(study.network, greedy(study.network, sample, 24), study.settings.rows)
     loss = {}
     for number, (name, recipe) in enumerate(alone.items()):

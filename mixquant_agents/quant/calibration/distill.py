@@ -216,6 +216,8 @@ def distill(
     rule = resolved.rule()
     order = random.Random(training.seed)  # noqa: S311 - the order of batches is no secret
     made = batches([lesson.ids for lesson in lessons], network.device, training.rows)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")  # TF32 holds every value on the grid; only exact rows lose digits
     wanted = [parameter.requires_grad for parameter in network.parameters()]
     network.requires_grad_(False)
     losses: list[float] = []
@@ -239,6 +241,7 @@ def distill(
                 for group in groups(network)
             }
     finally:
+        torch.set_float32_matmul_precision(precision)
         for parameter, before in zip(network.parameters(), wanted, strict=True):
             parameter.requires_grad_(before)
     return trained, losses
