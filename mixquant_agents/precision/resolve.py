@@ -73,6 +73,8 @@ class ResolvedPolicy:
         exact_last_token: the last prompt token runs exact, or as many of the last as the policy says.
         row_threshold: a step with at most so many rows runs exact; ``None``: to be measured on the device.
         reason: why ``auto`` chose exact, or why the format is emulated.
+        calibrated: the calibration that the policy asks for is there; without it twins are rounded to the nearest
+            value.
         storage: how exact weights and twins are held; ``"separate"`` where nothing is quantized.
     """
 
@@ -84,6 +86,7 @@ class ResolvedPolicy:
     row_threshold: int | None
     reason: str | None
     storage: Literal["separate", "nested"] = "separate"
+    calibrated: bool = True
 
     @property
     def quantizes(self) -> bool:
@@ -99,6 +102,8 @@ class ResolvedPolicy:
 
     def _in(self, number_format: NumberFormat) -> LayerFormat:
         recipe = self.policy.recipe if number_format is NumberFormat.NVFP4 else PLAIN
+        if not self.calibrated:
+            recipe = replace(recipe, weight_rounding="nearest", residual_channels=0)
         nested = self.storage == "nested"
         return LayerFormat(number_format, self.emulated, self.policy.weight_only, recipe, nested)
 
@@ -176,8 +181,8 @@ def _storage(policy: PrecisionPolicy, prefill: NumberFormat, device: DeviceInfo)
     return "nested" if plain and nests_by_default(prefill, device) else "separate"
 
 
-def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
-    """What ``policy`` means on ``device``.
+def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = True) -> ResolvedPolicy:
+    """What ``policy`` means on ``device``, with the calibration that it asks for or ``calibrated=False`` without.
 
     Raises:
         FormatRefusedError: the device cannot run the named format at all, or the policy asks for a part that cannot be
@@ -223,4 +228,6 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo) -> ResolvedPolicy:
         threshold = policy.row_threshold
     storage = _storage(policy, prefill, device)
     emulated = support.status == "emulated"
-    return ResolvedPolicy(policy, prefill, decode, emulated, exact_last, threshold, reason or support.reason, storage)
+    return ResolvedPolicy(
+        policy, prefill, decode, emulated, exact_last, threshold, reason or support.reason, storage, calibrated
+    )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.precision.plan import Mode, RequestRows, RowPlan, RowRule, plan_rows
+from mixquant_agents.precision.plan import Mode, Reach, RequestRows, RowPlan, RowRule, plan_rows
 from mixquant_agents.precision.resolve import ResolvedPolicy
 from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
 from mixquant_agents.quant.thresholds import Thresholds
@@ -86,7 +86,7 @@ class Router:
             ConfigError: a uniform policy with a threshold, which captured graphs cannot honour.
         """
         self.settings = settings
-        self.capacity = 0 if settings is None else settings.exact_rows
+        self.capacity = 0 if settings is None else max(settings.exact_rows, _ends(resolved))
         self._check(resolved)
         self._follow(resolved)
         self.thresholds = self._measured = _given(resolved)
@@ -239,6 +239,13 @@ class Router:
         padded[: exact.size] = exact
         buffer.copy_(_staged(padded, buffer.device), non_blocking=True)
         return buffer
+
+
+def _ends(resolved: ResolvedPolicy) -> int:
+    """Exact rows that one prompt has at its beginning and its end, to the limit."""
+    rule = resolved.rule()
+    rows = rule.first + (rule.last if rule.reach is Reach.BEFORE_LAST else 0)
+    return min(MAX_EXACT_ROWS, -(-rows // 16) * 16)
 
 
 def _given(resolved: ResolvedPolicy) -> Thresholds:

@@ -15,7 +15,7 @@ from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import ResolvedPolicy, RoutedFormat, resolve
 from mixquant_agents.precision.static_prefix import StaticPrefix
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.calibration.store import Calibration
+from mixquant_agents.quant.calibration.at_load import calibration_for
 from mixquant_agents.quant.counters import RowCounter
 from mixquant_agents.quant.experts.layer import ExpertShape
 from mixquant_agents.quant.experts.memory import GIB, ExpertsMemory, Offer
@@ -49,6 +49,7 @@ class Runtime:
         checkpoint: where twins are read from, if not made from the weights.
         kernels: what the products' check at start found, where they are the device's own.
         calibration: what is known of the layers' activations, if anything.
+        uncalibrated: why nothing is, although the policy asked for it.
     """
 
     def __init__(
@@ -82,7 +83,10 @@ class Runtime:
         self.device = device
         self.switchable = switchable
         self._fused = fused or {}
-        self.resolved = resolve(policy, device)
+        self.calibration, self.uncalibrated = calibration_for(policy, model, device, make=True)
+        if self.uncalibrated:
+            _log.warning("mixquant: without a calibration (%s)", self.uncalibrated)
+        self.resolved = resolve(policy, device, calibrated=self.uncalibrated is None)
         default = self.resolved.default_format
         twins = [twin_of(layer_format) for layer_format in self.resolved.formats]
         for twin in twins:
@@ -90,7 +94,7 @@ class Runtime:
         self.captured = bool(twins) and all(twin.captured for twin in twins)
         self.router = Router(self.resolved, (graphs or GraphSettings(1, False)) if self.captured else None)
         self.checkpoint = TwinCheckpoint(policy.prefill_checkpoint) if policy.prefill_checkpoint else None
-        self.calibration = Calibration.of(policy, model)
+        self._model = model
         self.counter = RowCounter()
         self._prefixes: dict[str, int] = {}
         self.layers: list[RoutedLayer] = []
@@ -194,12 +198,15 @@ class Runtime:
             )
         same = (policy.calibration, policy.weight_rounding, policy.weight_scales)
         running = self.resolved.policy
+        calibration, uncalibrated = self.calibration, self.uncalibrated
         if policy.calibration and same != (running.calibration, running.weight_rounding, running.weight_scales):
-            raise ConfigError(
-                f"calibration={policy.calibration!r} with weight_rounding={policy.weight_rounding!r} is not what this "
-                "engine was started with; start another engine"
-            )
-        resolved = resolve(policy, self.device)
+            if not self.switchable or policy.calibration != "auto":
+                raise ConfigError(
+                    f"calibration={policy.calibration!r} with weight_rounding={policy.weight_rounding!r} is not what "
+                    "this engine was started with; start another engine"
+                )
+            calibration, uncalibrated = calibration_for(policy, self._model, self.device, make=False)
+        resolved = resolve(policy, self.device, calibrated=uncalibrated is None)
         for layer_format in resolved.formats:
             twin_of(layer_format).prepare()
         formats = [self._layer_format(resolved, layer.prefix) for layer in self.layers]
@@ -210,6 +217,7 @@ class Runtime:
                 "compiled engine cannot swap; start another engine, or this one with enforce_eager=True"
             )
         self.router.switch(resolved)
+        self.calibration, self.uncalibrated = calibration, uncalibrated
         for layer, new in zip(self.layers, formats, strict=True):
             layer.use(new)
         self.resolved = resolved
@@ -299,6 +307,7 @@ class Runtime:
             "weight_only": resolved.policy.weight_only,
             "storage": resolved.storage,
             "calibration": None if self.calibration is None else str(self.calibration.path),
+            "uncalibrated": self.uncalibrated,
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},

@@ -35,7 +35,7 @@ BUDGET = 0.03
 
 _NVFP4, _FP8, _EXACT = NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.EXACT
 _KV = (("k_proj", _FP8), ("v_proj", _FP8))
-_ENDS: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 64}
+_ENDS: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 48}
 EMULATION = DeviceInfo("cpu", "emulation")
 """Fidelity is about rounding, so formats are emulated on any device."""
 
@@ -76,7 +76,7 @@ def recipes() -> dict[str, StudyRecipe]:
         "last-quantized": _nvfp4(exact_last_token=False),
         "first-16-exact": _nvfp4(exact_first_tokens=16),
         "last-16-exact": _nvfp4(exact_last_tokens=16),
-        "last-64-exact": _nvfp4(exact_last_tokens=64),
+        "last-48-exact": _nvfp4(exact_last_tokens=48),
         "ends-exact": _nvfp4(**_ENDS),
         "w46": _nvfp4(**w46),
         "a46": _nvfp4(**a46),
@@ -107,18 +107,21 @@ def recipes() -> dict[str, StudyRecipe]:
         "int8": StudyRecipe(PrecisionPolicy.of("mixquant-int8")),
         "static-exact": StudyRecipe(_nvfp4(), static_exact=True),
         "kv-fp8+static-exact": StudyRecipe(_nvfp4(**kv), static_exact=True),
-        "fp8-last-64-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=64)),
+        "fp8-last-48-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=48)),
         "fp8-ends-exact": StudyRecipe(
-            PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=64, exact_first_tokens=16)
+            PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=48, exact_first_tokens=16)
         ),
         "gptq-paired": StudyRecipe(_nvfp4(**gptq), "gptq-paired"),
         "gptq-ordered": StudyRecipe(_nvfp4(**gptq), "gptq-ordered"),
         "gptq-sweep": StudyRecipe(_nvfp4(**gptq), "gptq-sweep"),
         "distilled": StudyRecipe(_nvfp4(**gptq), "distilled"),
+        "distilled+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "distilled"),
+        "gptq-ordered+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "gptq-ordered"),
     }
     rounded = {
         "gptq": _nvfp4(**gptq),
         "gptq+w46": _nvfp4(**gptq, **w46),
+        "gptq+ends-exact": _nvfp4(**gptq, **_ENDS),
         "kv-fp8+gptq": _nvfp4(**kv, **gptq),
         "kv-fp8+gptq+w46": _nvfp4(**kv, **gptq, **w46),
         "kv-fp8+gptq+w46+a46": _nvfp4(**kv, **gptq, **w46, **a46),
@@ -128,7 +131,17 @@ def recipes() -> dict[str, StudyRecipe]:
         "qkv-fp8+gptq+ends-exact": _nvfp4(**qkv, **gptq, **_ENDS),
     }
     made |= {name: StudyRecipe(policy, "gptq") for name, policy in rounded.items()}
-    static = ("kv-fp8+gptq+w46", "kv-fp8+gptq+w46+a46", "qkv-fp8+gptq")
+    static = (
+        "kv-fp8+gptq+w46",
+        "kv-fp8+gptq+w46+a46",
+        "qkv-fp8+gptq",
+        "ends-exact",
+        "gptq+ends-exact",
+        "gptq-ordered+ends-exact",
+        "qkv-fp8+gptq+ends-exact",
+        "distilled",
+        "distilled+ends-exact",
+    )
     return made | {f"{name}+static-exact": replace(made[name], static_exact=True) for name in static}
 
 

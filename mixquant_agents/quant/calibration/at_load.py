@@ -1,0 +1,106 @@
+"""A calibration that is not there yet, made while the model is loaded: once, in a process of its own, never in the way.
+
+Only where a GPU is: on a CPU it would take longer than it is worth before a first answer. Whatever goes wrong, the
+engine starts: twins are then rounded to the nearest value and activations scaled by 1, and the status says why.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from mixquant_agents.errors import ConfigError, FormatRefusedError
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant.calibration.store import Calibration, file_name, folder_of
+
+__all__ = ["SECONDS", "calibration_for", "command"]
+
+_log = logging.getLogger("vllm.mixquant")
+
+SECONDS = 480.0
+"""After so long the process is ended; engines wait ten minutes for a start."""
+
+
+def command(model: str, policy: PrecisionPolicy) -> list[str]:
+    """What makes the calibration that ``policy`` reads."""
+    recipe = policy.recipe
+    return [
+        *(sys.executable, "-m", "mixquant_agents.quant.calibration", model),
+        *("--rounding", recipe.weight_rounding, "--weight-scales", recipe.weight_scales),
+    ]
+
+
+def calibration_for(
+    policy: PrecisionPolicy,
+    model: str | None,
+    device: DeviceInfo,
+    *,
+    make: bool,
+    run: Callable[[Sequence[str]], str | None] | None = None,
+) -> tuple[Calibration | None, str | None]:
+    """What ``policy`` asks for, and why it is not there.
+
+    Args:
+        policy: with ``calibration="auto"`` the calibration in the cache is taken, or made.
+        model: the checkpoint's folder.
+        device: where the engine runs.
+        make: whether it may be made now.
+        run: makes it by a command, and returns why it could not.
+
+    Raises:
+        FormatRefusedError: the folder that the policy names has none.
+    """
+    if policy.calibration != "auto" or not policy.quantizes:
+        return Calibration.of(policy, model), None
+    try:
+        path = folder_of(model or "") / file_name(policy.recipe)
+        if not path.is_file():
+            reason = _missing(policy, model or "", path, device, make=make, run=run or _run)
+            if reason is not None:
+                return None, reason
+        return Calibration(path), None
+    except (ConfigError, FormatRefusedError, OSError) as error:
+        return None, str(error)
+
+
+def _missing(
+    policy: PrecisionPolicy,
+    model: str,
+    path: pathlib.Path,
+    device: DeviceInfo,
+    *,
+    make: bool,
+    run: Callable[[Sequence[str]], str | None],
+) -> str | None:
+    """Make the file; why it is still not there, if so."""
+    gptq = " --gptq" if policy.weight_rounding == "gptq" else ""
+    if device.kind != "cuda" or not make:
+        where = "on a CPU" if device.kind != "cuda" else "while an engine runs"
+        return f"the model is not calibrated, and is not {where}; once by hand: mixquant calibrate {model}{gptq}"
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # ranks of one engine, and engines of one model, wait for the first
+        return None if path.is_file() else run(command(model, policy))
+
+
+def _run(words: Sequence[str]) -> str | None:
+    """Run the command, its progress into the engine's log; why it failed, if it did."""
+    _log.warning("mixquant: calibrating the model for NVFP4 (once; kept in the cache)")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own module
+    try:
+        for line in process.stdout or ():
+            progress = json.loads(line)
+            _log.warning("mixquant: calibrating: %s, %.0f %%", progress["what"], 100 * progress["share"])
+        _, errors = process.communicate(timeout=SECONDS)
+    except (subprocess.TimeoutExpired, ValueError, KeyError) as error:
+        return f"calibrating did not end well: {error}"
+    finally:
+        process.kill()
+    last = errors.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+    return None if process.returncode == 0 else f"calibrating failed: {last[0]}"
