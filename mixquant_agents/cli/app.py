@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,8 @@ def build() -> typer.Typer:
     )
     app.callback()(_root)
     groups: dict[str, typer.Typer] = {}
-    commands = {**_foreign_commands(), **_own_commands()}
+    foreign, broken = _foreign_commands()
+    commands = {**foreign, **broken, **_own_commands()}
     for path in sorted(commands, key=lambda path: _FIRST.index(path) if path in _FIRST else len(_FIRST)):
         function = commands[path]
         *group, name = path.split()
@@ -71,7 +72,8 @@ def build() -> typer.Typer:
                 app.add_typer(groups[group[0]], name=group[0])
             target = groups[group[0]]
         name_values(function)
-        target.command(name, cls=Command, context_settings=CONTEXT)(function)
+        settings = {**CONTEXT, "ignore_unknown_options": path in broken}  # what is broken says so, whatever it is given
+        target.command(name, cls=Command, context_settings=settings)(function)
     return app
 
 
@@ -79,22 +81,23 @@ def _own_commands() -> dict[str, Callable[..., Any]]:
     return {path: importlib.import_module(f"mixquant_agents.cli.{module}").command for path, module in COMMANDS.items()}
 
 
-def _foreign_commands() -> dict[str, Callable[..., Any]]:
-    """Commands of other packages, by their words; one that cannot be loaded says so when it is called."""
+def _foreign_commands() -> tuple[dict[str, Callable[..., Any]], dict[str, Callable[..., Any]]]:
+    """Commands of other packages by their words, and those that cannot be loaded, which say so when called."""
     commands: dict[str, Callable[..., Any]] = {}
+    broken: dict[str, Callable[..., Any]] = {}
     for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             commands[entry.name.replace(".", " ")] = entry.load()
         except Exception as error:  # another package's fault must not take this one's commands away
-            commands[entry.name.replace(".", " ")] = _failing(entry, error)
-    return commands
+            broken[entry.name.replace(".", " ")] = _failing(entry, error)
+    return commands, broken
 
 
-def _failing(entry: importlib.metadata.EntryPoint, error: Exception) -> Callable[[], None]:
+def _failing(entry: importlib.metadata.EntryPoint, error: Exception) -> Callable[[list[str] | None], None]:
     package = entry.dist.name if entry.dist is not None else entry.module
     reason = f"{type(error).__name__}: {error}"
 
-    def command() -> None:
+    def command(words: Annotated[list[str] | None, typer.Argument(hidden=True)] = None) -> None:
         raise ConfigError(f"the command of {package!r} cannot be loaded ({reason}); reinstall or remove that package")
 
     command.__doc__ = f"Cannot be loaded: {reason}"

@@ -212,6 +212,8 @@ def test_command_that_cannot_be_loaded_takes_no_other_away(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "no_such_module" in line
     assert "reinstall or remove that package" in line
+    assert app.run(["broken", "--suite", "bundled", "more"]) == 2, "whatever it is given"
+    assert "no_such_module" in capsys.readouterr().err
 
 
 def test_own_command_wins_over_another_packages(
