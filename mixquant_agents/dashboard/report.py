@@ -69,7 +69,8 @@ def comparison_report(store: TurnStore, a: TurnFilter, b: TurnFilter) -> tuple[s
     seen = compare(store, a, b)
     for name, side, turn_filter in (("A", seen.a, a), ("B", seen.b, b)):
         if not side.turns:
-            raise RequestError(f"{name} ({side_name(turn_filter)}) holds no turn; choose what the store holds")
+            known = ", ".join(sorted({entry.policy for entry in store.series()})) or "none yet"
+            raise RequestError(f"{name} ({side_name(turn_filter)}) holds no turn; the store has turns of: {known}")
     names = (f"A {side_name(a)}", f"B {side_name(b)}")
     page = render("comparison", seen=seen, rows=comparison_rows(seen), charts=comparison_charts(seen, names))
     heading = render("heading", title=f"{names[0]} against {names[1]}")

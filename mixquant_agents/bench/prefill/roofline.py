@@ -308,6 +308,7 @@ def predict(model: str, gpu: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such GPU or model shape.
     """
+    gpu = gpu.strip().lower().replace(" ", "")
     if gpu not in GPUS:
         raise ConfigError(f"no data sheet for GPU {gpu!r}; choose one of {', '.join(GPUS)}")
     shape, target, fitted = ModelShape.of(model), GPUS[gpu], FITS.get(gpu, H100)
@@ -325,10 +326,13 @@ def predict(model: str, gpu: str) -> dict[str, Any]:
                 "paper_5090": PAPER_5090[tokens] if gpu == "rtx5090" and model == "qwen3-8b" else None,
             }
         )
-    lines = [f"predicted, not measured: {model} on {target.name}, {mode} against exact"]
+    lines = [
+        f"predicted, not measured: {model} on {target.name}, {mode} against exact",
+        f"{'cold prompt':>13}  {'exact':>11}  {'mixquant-' + mode:>14}  speed-up",
+    ]
     for row in rows:
         paper = f", the paper {row['paper_5090']:.2f}x" if row["paper_5090"] else ""
-        times = f"{row['exact_ms']:>8} ms  {row[f'{mode}_ms']:>8} ms"
+        times = f"{row['exact_ms']:>8} ms  {row[f'{mode}_ms']:>11} ms"
         lines.append(f"{row['tokens']:>6} tokens  {times}  {row['speedup']:.2f}x{paper}")
     return {
         "kind": "predicted",

@@ -18,7 +18,7 @@ def command(
 ) -> None:
     """Measure the chat layer's own cost.
 
-    No model runs, the scripted engine gives the tokens. A missed target ends with exit code 1.
+    No model runs, the scripted engine gives the tokens. What streams leave behind ends with exit code 1.
 
     \b
     Example: mixquant bench turns --rounds 5
@@ -44,12 +44,16 @@ def command(
         from rich.table import Table
 
         table = Table()
-        for name in ("figure", "here", "target"):
+        for name in ("figure", "here", "target", ""):
             table.add_column(name)
-        table.add_row("streaming, against langchain_core's fake model", f"{result.stream_cost_ratio:.2f}x", "≤ 1.3x")
-        table.add_row("tool call, twice the tokens cost", f"{result.tool_call_growth:.2f}x", "≤ 2.2x")
-        table.add_row(f"requests left by {result.streams} streams", str(result.leaked_requests), "0")
-        table.add_row(f"tasks left by {result.streams} streams", str(result.leaked_tasks), "0")
+        for figure, value, most, unit in (
+            ("streaming, against langchain_core's fake model", result.stream_cost_ratio, 1.3, "x"),
+            ("tool call, twice the tokens cost", result.tool_call_growth, 2.2, "x"),
+            (f"requests left by {result.streams} streams", result.leaked_requests, 0, ""),
+            (f"tasks left by {result.streams} streams", result.leaked_tasks, 0, ""),
+        ):
+            here = f"{value:.2f}{unit}" if unit else str(value)
+            table.add_row(figure, here, f"≤ {most}{unit}", "missed" if value > most else "")
         result_console().print(table)
     if result.leaked_requests or result.leaked_tasks:
         raise typer.Exit(1)

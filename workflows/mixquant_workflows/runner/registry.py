@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -60,7 +61,9 @@ def suite(name: str) -> Suite:
         ConfigError: there is none.
     """
     if name not in _SUITES:
-        raise ConfigError(f"no benchmark suite {name!r}; choose one of {', '.join(_SUITES)}")
+        near = difflib.get_close_matches(name, _SUITES, 1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"no benchmark suite {name!r}{meant}; choose one of {', '.join(_SUITES)}")
     target, arguments = _SUITES[name]
     module, kind = target.split(":")
     benchmark: Suite = getattr(importlib.import_module(f"mixquant_workflows.suites.{module}"), kind)(*arguments)
