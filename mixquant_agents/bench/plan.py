@@ -15,6 +15,7 @@ from typing import Any
 from mixquant_agents.bench.shapes import SHAPES, write_model
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.errors import ConfigError
 from mixquant_agents.planning.measure import Probes
 from mixquant_agents.planning.simulate import EngineLimits
 from mixquant_agents.planning.validate import validate
@@ -39,7 +40,21 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
     ),
 }  # fmt: skip
 """What agents do on each kind of device, and what the calibration asks of it."""
-_TOKENIZER = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.json", "merges.txt")
+
+
+def _shape(model: str, scratch: Path, tokenizer: Path | None) -> Path:
+    """The shape's folder with a tokenizer in it, and with its vocabulary: random weights may write any token."""
+    if tokenizer is None or not (tokenizer / "tokenizer.json").is_file():
+        raise ConfigError(f"--model {model} is a shape, and needs --tokenizer with the folder of a tokenizer.json")
+    folder = write_model(model, scratch)
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, folder)
+    described = json.loads((tokenizer / "tokenizer.json").read_text())
+    ids = [*described["model"]["vocab"].values(), *(token["id"] for token in described.get("added_tokens", ()))]
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"vocab_size": max(ids) + 1, "bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 async def run_plan(
@@ -78,11 +93,8 @@ async def run_plan(
         if kv_bytes is not None:  # the cache's size is said: the share of memory only keeps engines from starting
             extra.setdefault("gpu_memory_utilization", 0.1)
         if model in SHAPES:
-            folder = write_model(model, Path(scratch))
-            for pattern in _TOKENIZER:
-                for file in (tokenizer or Path()).glob(pattern):
-                    shutil.copy(file, folder)
-            path = str(folder)
+            path = str(_shape(model, Path(scratch), tokenizer))
+            extra |= {"tool_parser": None, "reasoning_parser": None}  # its prompts are token ids
             extra["vllm_args"] = {**extra.get("vllm_args", {}), "load_format": "dummy"}
         else:
             path = model
