@@ -62,7 +62,7 @@ def test_product_is_float32_rounded_once(tiling: AnyTiling, nested: tuple[torch.
         assert torch.equal(y, nested_linear(x, held, tiling, bias))
 
 
-@pytest.mark.parametrize("shape", [(960, 576), (576, 576), (3072, 576), (576, 1536)])
+@pytest.mark.parametrize("shape", [(960, 576), (576, 576), (3072, 576), (576, 1536), (48, 192)])
 def test_every_number_of_rows_has_a_product_in_shapes_of_a_small_model(shape: tuple[int, int]) -> None:
     torch.manual_seed(2)
     weight = (torch.randn(shape, device="cuda") * 0.02).bfloat16()

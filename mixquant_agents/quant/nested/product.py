@@ -43,8 +43,8 @@ class ProductPlan:
 
     @property
     def piece(self) -> int:
-        """Most rows of one kernel."""
-        return 8 * max(self.tilings)
+        """Most rows of one kernel; 0: no tiling fits the shape, and the weight is always unpacked."""
+        return 8 * max(self.tilings, default=0)
 
 
 class Scratch:
@@ -84,7 +84,7 @@ class NestedProduct:
         y = x.new_empty(rows, self._weight.codes.shape[0])
         if 0 < rows <= len(self._kernels):
             self._kernels[rows - 1].into(y, x, bias)
-        else:
+        elif rows:
             self._pieces(y, x, bias)
         return y
 
@@ -110,14 +110,9 @@ def exact_weight(weight: NestedWeight) -> torch.Tensor:
 
 
 def first_plan(n: int, k: int, capability: tuple[int, int]) -> ProductPlan:
-    """A plan without measuring.
-
-    Raises:
-        ValueError: no tiling fits a weight ``[N, K]``.
-    """
-    cuts = fitting(n, k, capability)
-    plan = ProductPlan({tiles: tilings[0] for tiles, tilings in cuts.items()}, 0, {})
-    return ProductPlan(plan.tilings, plan.piece + 1, {})
+    """A plan without measuring, for weights ``[N, K]``."""
+    tilings = {tiles: some[0] for tiles, some in fitting(n, k, capability).items()}
+    return ProductPlan(tilings, 8 * max(tilings, default=0) + 1, {})
 
 
 def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
@@ -126,6 +121,8 @@ def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
     device = weights[0].codes.device
     some = weights[: max(1, _BYTES // weights[0].nbytes)]
     cuts = fitting(n, k, torch.cuda.get_device_capability(device))
+    if not cuts:
+        return first_plan(n, k, torch.cuda.get_device_capability(device))
     compile_tilings({tiling for tilings in cuts.values() for tiling in tilings}, device.index)
     tilings = {}
     for tiles, candidates in cuts.items():

@@ -169,19 +169,14 @@ def token_tiles(rows: int, tiles: Iterable[int] | None = None) -> int:
 
 
 def fitting(n: int, k: int, capability: tuple[int, int] = HOPPER) -> dict[int, tuple[AnyTiling, ...]]:
-    """The cuts that fit a weight ``[N, K]`` on a device of this compute capability, by token tiles.
-
-    Raises:
-        ValueError: none fits.
-    """
+    """The cuts that fit a weight ``[N, K]`` on a device of this compute capability, by token tiles; those alone that
+    have any."""
     cuts: dict[int, tuple[AnyTiling, ...]] = {}
     for tiles in CUTS:
         candidates = (_on(capability, cut) for cut in CUTS[tiles] if cut.fits(n, k))
         usable = tuple(cut for cut in candidates if cut is not None)
         if usable:
             cuts[tiles] = usable
-    if not cuts:
-        raise ValueError(f"no tiling of the nested product fits a weight of {n} x {k}")
     return cuts
 
 

@@ -16,7 +16,6 @@ from torch.nn.functional import linear
 from mixquant_agents.errors import ConfigError, EngineStartError, FormatRefusedError
 from mixquant_agents.quant.nested.layout import TILE_K, TILE_N, NestedWeight, natural, nest, rebuild
 from mixquant_agents.quant.nested.product import NestedProduct, ProductPlan, Scratch, exact_weight, first_plan, measure
-from mixquant_agents.quant.nested.tiling import fitting
 from mixquant_agents.quant.ops.sources import ExactRows, RowSource
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
@@ -88,10 +87,6 @@ class NestedTwin(Twin[NestedState]):
     def check(self, n: int, k: int, prefix: str) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         _check(n, k, prefix)
-        try:
-            fitting(n, k)
-        except ValueError as error:
-            raise FormatRefusedError(f"layer {prefix!r}: {error}; use storage 'separate'") from None
 
     def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`; with as many escapes as Gaussian weights have."""

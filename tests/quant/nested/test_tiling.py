@@ -1,6 +1,6 @@
 import pytest
 
-from mixquant_agents.quant.nested.tiling import CUTS, Tiling, WideTiling, token_tiles
+from mixquant_agents.quant.nested.tiling import CUTS, Tiling, WideTiling, fitting, token_tiles
 
 LAYER = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
 
@@ -43,3 +43,15 @@ def test_wide_tiling_counts_its_shared_memory() -> None:
     assert cut.grid(6144) == (48, 2)
     assert not WideTiling(nt=8, cn=2, stages=4).fits(128, 4096), "two blocks share tokens, and there is one"
     assert not WideTiling(nt=8, cn=2, ck=8, stages=4).fits(6144, 4096), "a cluster holds 8 blocks"
+
+
+def test_cuts_of_a_device_before_hopper_use_what_it_has() -> None:
+    for n, k in LAYER.values():
+        cuts = fitting(n, k, (8, 9))
+        assert set(cuts) == {1, 2, 4, 8}
+        for cut in (cut for some in cuts.values() for cut in some):
+            assert isinstance(cut, Tiling)
+            assert (cut.wg, cut.ck, cut.pdl) == (0, 1, 0)
+            assert cut.shared_bytes <= 99 * 1024
+    assert set(fitting(6144, 4096)) == set(CUTS)
+    assert fitting(48, 192) == {}, "such a weight is unpacked"

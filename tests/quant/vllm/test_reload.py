@@ -54,6 +54,7 @@ class Model(torch.nn.Module):
 
 PLACES = {
     "fp8": DeviceInfo("cuda", "NVIDIA H100", (9, 0)),
+    "nested": DeviceInfo("cuda", "NVIDIA H100", (9, 0)),
     "nvfp4": DeviceInfo("cuda", "NVIDIA B200", (10, 0)),
     "emulated": DeviceInfo("cpu", "cpu"),
 }
@@ -83,12 +84,14 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[PrecisionPolicy, DeviceIn
 @pytest.fixture(params=list(PLACES))
 def model(request: pytest.FixtureRequest, make: Callable[[PrecisionPolicy, DeviceInfo], Model]) -> Model:
     policy = PrecisionPolicy.of("mixquant-nvfp4" if request.param == "nvfp4" else "mixquant-fp8")
+    if request.param == "nested":
+        policy = policy.model_copy(update={"storage": "nested"})
     return make(policy, PLACES[request.param])
 
 
 def tensors_of(method: MixQuantLinearMethod) -> list[torch.Tensor]:
     """The exact weight, and all that the twin keeps of it."""
-    return [method.weight, *method.twin.tensors(method.state).values()]
+    return [method.operand, *method.twin.tensors(method.state).values()]
 
 
 def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
@@ -96,8 +99,8 @@ def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
     layer, method = model.up_proj, model.up_proj.quant_method
     runtime: Any = method._runtime
     x, twin = torch.randn(5, K), method.twin
-    first, *others = (torch.randn(N, K) for _ in range(4))
-    others[-1] *= 100  # another global scale
+    first, *others = (torch.randn(N, K).bfloat16().float() for _ in range(4))
+    others[-1] *= 128  # another global scale
     model.load(first)
     method.process_weights_after_loading(layer)
     assert runtime.layers == [method]
@@ -106,13 +109,38 @@ def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
         model.reload(weight)
         now = tensors_of(method)
         assert [tensor.data_ptr() for tensor in now] == places, "a captured graph would read the old ones"
-        assert torch.equal(now[0], weight)
-        assert torch.equal(layer.weight, weight)
+        assert torch.equal(method.weight.float(), weight)
+        if not twin.holds_exact:
+            assert torch.equal(now[0], weight)
+            assert torch.equal(layer.weight, weight)
         with steps.forced(EXACT):
             if twin.captured:
                 assert torch.equal(method.apply(layer, x), torch.nn.functional.linear(x, weight))
         with steps.forced(QUANTIZED):
             torch.testing.assert_close(method.apply(layer, x), twin.product(PlainRows(x), twin.build(weight)))
+
+
+def test_layer_that_holds_both_weights_never_has_them_beside_each_other(
+    make: Callable[[PrecisionPolicy, DeviceInfo], Model],
+) -> None:
+    """As vLLM's online quantization: nothing is there before the checkpoint's tensor, and that does not stay."""
+    torch.manual_seed(0)
+    policy = PrecisionPolicy(prefill_format="fp8", storage="nested")
+    model = make(policy, PLACES["nested"])
+    layer, method = model.up_proj, model.up_proj.quant_method
+    assert layer.weight.is_meta
+    assert method.uses_meta_device
+    weight = torch.randn(N, K).bfloat16().float()
+    model.load(weight)
+    held = {tensor.data_ptr(): tensor for tensor in (*layer.parameters(), *layer.buffers())}
+    assert layer.weight.dtype is torch.float8_e4m3fn
+    assert {tensor.dtype for tensor in held.values()}.isdisjoint({torch.bfloat16})
+    assert sum(t.numel() * t.element_size() for t in held.values()) < 2 * weight.numel() * 2
+    before = layer.weight.data_ptr()
+    method.process_weights_after_loading(layer)  # vLLM comes again when all layers are loaded
+    assert layer.weight.data_ptr() == before
+    assert torch.equal(method.weight.float(), weight)
+    assert method.twin_bytes + layer.weight.numel() == sum(t.numel() * t.element_size() for t in held.values())
 
 
 @pytest.mark.parametrize("place", ["nvfp4", "emulated"])
@@ -138,15 +166,18 @@ def test_checkpoints_twins_stay_with_the_weights_they_belong_to(
         model.reload(other)
 
 
-@pytest.mark.parametrize("place", ["fp8", "nvfp4"])
+@pytest.mark.parametrize("place", ["fp8", "nvfp4", "nested"])
 def test_captured_layers_are_one_operation_for_the_compiler(
     make: Callable[[PrecisionPolicy, DeviceInfo], Model], place: str
 ) -> None:
     """As vLLM compiles them: without a break, whatever the twin keeps, and the same in each mode."""
     torch.manual_seed(0)
-    model = make(PrecisionPolicy.of(f"mixquant-{place}"), PLACES[place])
+    policy = PrecisionPolicy(prefill_format="fp8" if place == "nested" else place)
+    if place == "nested":
+        policy = policy.model_copy(update={"storage": "nested"})
+    model = make(policy, PLACES[place])
     layer, method = model.up_proj, model.up_proj.quant_method
-    model.load(torch.randn(N, K))
+    model.load(torch.randn(N, K).bfloat16().float())
     method.process_weights_after_loading(layer)
     graphs: list[torch.fx.GraphModule] = []
 
