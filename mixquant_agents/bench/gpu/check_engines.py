@@ -11,6 +11,8 @@ asked for at once on one GPU:
   many at once, must be the same, ties aside.
 - ``reload``: FP8 started on weights with their rows in reverse order, which then loads the right ones into its captured
   graphs; it must read as the engine that started on them. Wants the group ``graphs``.
+- ``nested``: FP8 within the exact weights, from the right weights and reloaded from reversed ones; and ``exact``. Exact
+  products are summed in another order than cuBLAS's, so answers may part at ties, as those of eager engines do.
 - ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
   also eager, and with thresholds measured at start.
 
@@ -44,6 +46,7 @@ import numpy as np
 
 from mixquant_agents.bench.gpu.check_weights import disturbed, random_model
 from mixquant_agents.bench.prefill.engines import SPAWN, EngineProcess, column_arguments
+from mixquant_agents.bench.prefill.plan import NESTED
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import PrecisionPolicy
 
@@ -84,6 +87,11 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
     },
     "draft": {"exact": ("exact", FULL, {}), "mixquant-draft": ("mixquant-fp8", FULL, {})},
     "reload": {"mixquant-reloaded": ("mixquant-fp8", FULL, {})},
+    "nested": {
+        "exact": ("exact", FULL, {}),
+        "nested": (NESTED, FULL, {}),
+        "nested-reloaded": (NESTED, FULL, {}),
+    },
     "parallel": {
         "exact": ("exact", FULL, {}),
         "mixquant": ("mixquant-fp8", FULL, {}),
@@ -98,6 +106,7 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
 PAIRS = {
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
+    "nested": "exact", "nested-reloaded": "nested",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "mixquant-draft": "exact", "exact-tp2": "exact",
     "mixquant-tp2": "exact-tp2",
     "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
@@ -105,12 +114,12 @@ PAIRS = {
 """Whose answers to short prompts must be whose."""
 ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
 """FP8 engines that sum in one order; ranks sum in another."""
-BESIDE = ("exact", *FAMILY, "mixquant-draft", "mixquant-tp2", "mixquant-pp2")
+BESIDE = ("exact", *FAMILY, "nested", "mixquant-draft", "mixquant-tp2", "mixquant-pp2")
 """Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
 MANY = ("exact", "mixquant-draft")
 """Engines of the group ``draft``, which also answer :data:`MANY_PROMPTS` short prompts, eight at a time."""
 MANY_PROMPTS = 500
-SCORED = ("exact", "exact-eager", *ALIKE, "int8", "nvfp4", "exact-tp2", "mixquant-tp2")
+SCORED = ("exact", "exact-eager", *ALIKE, "nested", "nested-reloaded", "int8", "nvfp4", "exact-tp2", "mixquant-tp2")
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
 

@@ -189,6 +189,29 @@ def _on(capability: tuple[int, int], cut: AnyTiling) -> AnyTiling | None:
     return replace(cut, pdl=0, minb=min(cut.minb, 3))
 
 
+def _wide(nt: int) -> tuple[WideTiling, ...]:
+    """The cuts of the second kernel, with as many stages as shared memory holds beside the other blocks."""
+    cuts = []
+    for wgs, cn, ck, kc, minb in _WIDE:
+        room = (228 * 1024) // minb - 1024
+        stages = [count for count in range(2, 9) if _stages(nt, wgs, cn, ck, kc, minb, count).shared_bytes <= room]
+        if nt % cn == 0 and stages and wgs * minb <= {16: 3, 32: 2}.get(nt, 4):  # or registers spill
+            cuts.append(_stages(nt, wgs, cn, ck, kc, minb, stages[-1]))
+    return tuple(cuts)
+
+
+def _stages(nt: int, wgs: int, cn: int, ck: int, kc: int, minb: int, stages: int) -> WideTiling:
+    return WideTiling(nt=nt, wgs=wgs, cn=cn, ck=ck, kc=kc, stages=stages, minb=minb)
+
+
+_WIDE = (
+    (2, 1, 1, 64, 2), (2, 1, 2, 64, 2), (2, 1, 8, 64, 2), (2, 1, 4, 128, 1), (2, 1, 2, 128, 1), (2, 1, 4, 64, 2),
+    (2, 2, 1, 64, 2), (2, 2, 2, 64, 2), (2, 2, 4, 128, 1), (1, 1, 4, 64, 3), (1, 1, 2, 64, 4), (1, 1, 1, 64, 4),
+    (1, 2, 4, 64, 3), (1, 2, 2, 64, 4), (1, 4, 2, 64, 3), (4, 1, 2, 64, 1), (4, 1, 4, 64, 1), (1, 1, 8, 64, 3),
+    (1, 1, 1, 64, 1), (1, 1, 2, 64, 1), (2, 1, 1, 64, 1), (2, 1, 4, 64, 1), (2, 2, 1, 64, 1), (2, 1, 8, 64, 1),
+)  # fmt: skip
+"""Warpgroups, blocks that share tokens, blocks along K, inputs of a step, blocks of a multiprocessor."""
+
 CUTS: dict[int, tuple[AnyTiling, ...]] = {
     1: (
         Tiling(nt=1, wn=2, wk=4, ck=2, depth=1, minb=2),
@@ -200,6 +223,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=1, wn=4, wk=1, ck=1, depth=1, minb=5),
         Tiling(nt=1, wn=1, wk=4, ck=1, depth=1, minb=5),
         Tiling(nt=1, wn=4, wk=1, ck=1, kc=64, depth=1, minb=5),
+        *_wide(1),
     ),
     2: (
         Tiling(nt=2, wn=2, wk=2, ck=2, kc=64, depth=0, minb=5),
@@ -211,6 +235,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=2, wn=4, wk=1, ck=1, depth=1, minb=4),
         Tiling(nt=2, wn=1, wk=4, ck=1, depth=1, minb=4),
         Tiling(nt=2, wn=4, wk=1, ck=1, kc=64, depth=1, minb=4),
+        *_wide(2),
     ),
     4: (
         Tiling(nt=4, wn=4, wk=1, ck=4, kc=64, depth=0, minb=5),
@@ -222,6 +247,7 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=4, wn=4, wk=1, ck=1, depth=1, minb=4),
         Tiling(nt=4, wn=1, wk=4, ck=1, depth=1, minb=3),
         Tiling(nt=4, wn=4, wk=1, ck=1, kc=64, depth=1, minb=3),
+        *_wide(4),
     ),
     8: (
         Tiling(nt=8, wn=8, wk=1, ck=4, depth=1, minb=2, wg=1),
@@ -232,23 +258,10 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=8, wn=4, wk=2, ck=2, depth=1, minb=1),
         Tiling(nt=8, wn=4, wk=1, ck=1, depth=1, minb=3),
         Tiling(nt=8, wn=1, wk=4, ck=1, depth=1, stages=2, minb=1),
-        WideTiling(nt=8, ck=1, stages=4, minb=2),
-        WideTiling(nt=8, ck=4, stages=4, minb=2),
-        WideTiling(nt=8, cn=2, ck=2, kc=128, stages=4),
-        WideTiling(nt=8, wgs=1, ck=2, stages=4, minb=3),
         Tiling(nt=8, wn=4, wk=1, ck=1, kc=64, depth=1, minb=2),
+        *_wide(8),
     ),
-    16: (
-        WideTiling(nt=16, ck=2, stages=6),
-        WideTiling(nt=16, ck=4, cn=2, stages=6),
-        WideTiling(nt=16, wgs=1, ck=2, stages=4, minb=2),
-        WideTiling(nt=16, wgs=1, ck=1, stages=4, minb=2),
-    ),
-    32: (
-        WideTiling(nt=32, ck=1, stages=4),
-        WideTiling(nt=32, ck=2, cn=2, stages=4),
-        WideTiling(nt=32, wgs=1, ck=2, stages=4),
-        WideTiling(nt=32, wgs=1, ck=1, stages=4),
-    ),
+    16: _wide(16),
+    32: _wide(32),
 }
 """Cuts to try, by token tiles. Up to 64 rows one fits wherever N is a multiple of 64, or K one of 512."""
