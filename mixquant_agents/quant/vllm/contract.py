@@ -77,7 +77,7 @@ DRAFTS = (
         "sets up drafts",
         f"{_CONFIG}.vllm",
         ("VllmConfig._get_v2_model_runner_unsupported_features", "VllmConfig._set_max_num_scheduled_tokens",
-         "VllmConfig.speculative_config"),
+         "VllmConfig.speculative_config", "VllmConfig.lora_config", "VllmConfig.use_v2_model_runner"),
     ),
     (
         "sets up drafts",
@@ -85,7 +85,11 @@ DRAFTS = (
         ("SpeculativeConfig.method", "SpeculativeConfig.model",
          "SpeculativeConfig.num_speculative_tokens_per_batch_size"),
     ),
-    ("sets up drafts", f"{_CONFIG}.scheduler", ("SchedulerConfig.max_num_scheduled_tokens",)),
+    (
+        "sets up drafts",
+        f"{_CONFIG}.scheduler",
+        ("SchedulerConfig.max_num_scheduled_tokens", "SchedulerConfig.async_scheduling"),
+    ),
     (
         "refuses drafts",
         f"{_CONFIG}.parallel",
@@ -95,7 +99,7 @@ DRAFTS = (
     (
         "refuses drafts",
         f"{_CONFIG}.model",
-        ("ModelConfig.quantization", "ModelConfig.hf_config", "ModelConfig.is_hybrid",
+        ("ModelConfig.quantization", "ModelConfig.enforce_eager", "ModelConfig.hf_config", "ModelConfig.is_hybrid",
          "ModelConfig.is_multimodal_model"),
     ),
     (

@@ -20,43 +20,14 @@ from vllm.platforms import current_platform
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.layer_filter import in_block, is_ignored
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.vllm import graph_hooks, runner_hooks
+from mixquant_agents.quant.vllm.draft.settings import check_drafts
 from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
+from mixquant_agents.quant.vllm.options import METHOD, device_info, parse_policy
 from mixquant_agents.quant.vllm.server_hooks import hook_server
 
 __all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
-
-METHOD = "mixquant"
-_KNOWN = {"quant_method", "policy"}
-
-
-def parse_policy(config: dict[str, Any]) -> PrecisionPolicy:
-    """The policy in a ``quantization_config``.
-
-    Raises:
-        ConfigError: an unknown key, preset or value.
-    """
-    unknown = sorted(set(config) - _KNOWN)
-    if unknown:
-        raise ConfigError(f"quantization_config of method {METHOD!r} has no setting {unknown[0]!r}; it takes 'policy'")
-    policy = config.get("policy", METHOD)
-    if isinstance(policy, str):
-        return PrecisionPolicy.of(policy)
-    if not isinstance(policy, dict):
-        raise ConfigError(f"policy = {policy!r}: give a preset's name or an object of PrecisionPolicy fields")
-    return PrecisionPolicy(**policy)
-
-
-def device_info() -> DeviceInfo:
-    """The device of this worker."""
-    if current_platform.is_cpu():
-        return DeviceInfo("cpu", "cpu")
-    capability = current_platform.get_device_capability()
-    kind = "cuda" if current_platform.is_cuda() else current_platform.device_type
-    version = None if capability is None else (int(capability.major), int(capability.minor))
-    return DeviceInfo(kind, str(current_platform.get_device_name()), version)
 
 
 class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untyped here
@@ -130,6 +101,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
         runner_hooks.install()
         refuse_parallel(vllm_config.parallel_config)
         refuse_encoder(vllm_config.model_config, self.policy)
+        check_drafts(self.policy, vllm_config)
         ranks = vllm_config.parallel_config.tensor_parallel_size
         if self.policy.prefill_checkpoint and ranks > 1:
             raise ConfigError(

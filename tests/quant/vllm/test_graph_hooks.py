@@ -22,7 +22,7 @@ from mixquant_agents.quant import step as steps
 from mixquant_agents.quant.ops.fusion import FUSE_FROM
 from mixquant_agents.quant.router import CapturedGraphs, GraphSettings
 from mixquant_agents.quant.runtime import Runtime
-from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
+from mixquant_agents.quant.step import DRAFT, EXACT, QUANTIZED, StepPlan
 from mixquant_agents.quant.thresholds import Thresholds
 from mixquant_agents.quant.vllm import graph_hooks, runner_hooks
 from mixquant_agents.quant.vllm.context import current_step
@@ -81,6 +81,12 @@ def test_exact_steps_run_the_piece_that_is_not_rewritten(routed: SimpleNamespace
     assert start_of_piece(pieces, rows, EXACT) == 1
     for step in (QUANTIZED, MIXED):
         assert start_of_piece(pieces, rows, step) == (1 if rows < FUSE_FROM else FUSE_FROM)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 128, 129, 264])
+def test_drafts_run_the_rewritten_piece_however_few_rows(routed: SimpleNamespace, rows: int) -> None:
+    assert start_of_piece(backend(1, FUSE_FROM), rows, DRAFT) == FUSE_FROM
+    assert start_of_piece(backend(1, FUSE_FROM, sizes=(rows,)), rows, DRAFT) == rows, "vLLM's own, of that size"
 
 
 def test_piece_that_vllm_compiles_by_size_itself_stays(routed: SimpleNamespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,7 @@ from mixquant_agents.quant.vllm.patching import wrap
 
 __all__ = ["hook_drafts"]
 
+_log = logging.getLogger("vllm.mixquant")
 _RUNNER = "vllm.v1.worker.gpu.model_runner"
 
 
@@ -62,12 +64,19 @@ def _speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
         if policy is None:
             return given
         own = given is not None and given.method == "draft_model" and given.model == target_model_config.model
-        reason = "" if given is None or own else "speculative_config: another drafter is set"
-        reason = reason or obstacle(self, target_model_config, target_parallel_config)
+        reason = obstacle(
+            policy,
+            target_model_config,
+            target_parallel_config,
+            lora=self.enable_lora,
+            in_step=self.async_scheduling is False,
+            other=given is not None and not own,
+        )
         reason = reason or (f"this vLLM ({lacking()})" if lacking() else "")
         if reason:
             if policy.draft == "twin":
                 raise refuse(policy, reason)
+            _log.info("mixquant: the twin does not draft: %s", reason)
             return given
         self.async_scheduling = True  # vLLM leaves it off for draft models unless asked
         if own:

@@ -7,9 +7,20 @@ from typing import Any
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.drafting import DraftRule
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.quant.vllm.method import METHOD, parse_policy
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.quant.vllm.options import METHOD, device_info, parse_policy
 
-__all__ = ["DEFAULT_TOKENS", "draft_policy", "draft_rule", "drafts_itself", "obstacle", "speculative_settings"]
+__all__ = [
+    "DEFAULT_TOKENS",
+    "check_drafts",
+    "draft_policy",
+    "draft_rule",
+    "drafts_itself",
+    "obstacle",
+    "refuse",
+    "speculative_settings",
+    "why_not",
+]
 
 DEFAULT_TOKENS = 3
 MAX_BATCH = 16
@@ -43,10 +54,24 @@ def drafts_itself(vllm_config: Any) -> bool:
     return draft_policy(model) is not None
 
 
-def obstacle(arguments: Any, model_config: Any, parallel_config: Any) -> str:
-    """What stands against drafting under vLLM's engine arguments, by name; empty where nothing does."""
+def obstacle(
+    policy: PrecisionPolicy, model_config: Any, parallel_config: Any, *, lora: bool, in_step: bool, other: bool
+) -> str:
+    """What stands against drafting, by name; empty where nothing does.
+
+    Args:
+        policy: what is asked for.
+        model_config, parallel_config: vLLM's.
+        lora: adapters are served.
+        in_step: the scheduler waits for each step's result.
+        other: another drafter is set.
+    """
+    resolved = resolve(policy, device_info())
     reasons = (
-        (arguments.enable_lora, "enable_lora: an adapter's kernels are set up for the verified rows alone"),
+        (not resolved.quantizes, "a device that runs every row exact"),
+        (resolved.emulated, f"{resolved.prefill_format.value}, which is emulated here and saves no time"),
+        (other, "speculative_config: another drafter is set, which is better where it was trained for the model"),
+        (lora, "enable_lora: an adapter's kernels are set up for the verified rows alone"),
         (parallel_config.pipeline_parallel_size > 1, "pipeline_parallel_size: the drafter needs all layers"),
         (parallel_config.data_parallel_size > 1, "data_parallel_size: ranks would have to draft in step"),
         (
@@ -55,7 +80,8 @@ def obstacle(arguments: Any, model_config: Any, parallel_config: Any) -> str:
         ),
         (model_config.is_hybrid, "a hybrid model: a draft would overwrite its recurrent state"),
         (model_config.is_multimodal_model, "a multimodal model: the drafter reads text alone"),
-        (arguments.async_scheduling is False, "async_scheduling=False: the scheduler could not leave drafts out"),
+        (model_config.enforce_eager, "enforce_eager: without graphs a draft step takes as long as an exact one"),
+        (in_step, "async_scheduling=False: the scheduler could not leave drafts out"),
     )
     return next((reason for stands, reason in reasons if stands), "")
 
@@ -72,6 +98,33 @@ def speculative_settings(model: str, rule: DraftRule) -> dict[str, Any]:
         "draft_sample_method": "probabilistic",
         "num_speculative_tokens_per_batch_size": [(1, 1, rule.tokens), (2, 2**20, 0)],
     }
+
+
+def check_drafts(policy: PrecisionPolicy, vllm_config: Any) -> None:
+    """A worker is about to be made: drafts that were promised must come, and only runner V2 makes them.
+
+    Raises:
+        ConfigError: says what stands against them.
+    """
+    if policy.draft is None:
+        return
+    if drafts_itself(vllm_config):
+        if not vllm_config.use_v2_model_runner:
+            raise refuse(policy, "vLLM's runner V1, which this engine's other settings or the model ask for")
+    elif policy.draft == "twin":
+        raise refuse(policy, why_not(policy, vllm_config) or "an engine whose configuration the plugin did not make")
+
+
+def why_not(policy: PrecisionPolicy, vllm_config: Any) -> str:
+    """What stands against drafting in the engine with this configuration; see :func:`obstacle`."""
+    return obstacle(
+        policy,
+        vllm_config.model_config,
+        vllm_config.parallel_config,
+        lora=vllm_config.lora_config is not None,
+        in_step=not vllm_config.scheduler_config.async_scheduling,
+        other=vllm_config.speculative_config is not None and not drafts_itself(vllm_config),
+    )
 
 
 def refuse(policy: PrecisionPolicy, reason: str) -> ConfigError:

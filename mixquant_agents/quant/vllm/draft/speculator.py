@@ -36,12 +36,19 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         super().__init__(vllm_config, device)
         self.supports_mm_inputs = False
         self.graphs: DraftGraphs | None = None
+        self._set_up(self.max_num_reqs, device)
+
+    def _set_up(self, rows: int, device: torch.device) -> None:
+        """Buffers at fixed addresses, which captured graphs read and write.
+
+        - ``current_draft_step``: which draft of the cycle;
+        - ``_drafting``: rows that write KV: of requests that have a last token, and room for another;
+        - ``_one``: 1 for rows of requests, 0 for padding;
+        - ``_starts``: 0, 1, 2, …
+        """
         self.current_draft_step = torch.zeros((), dtype=torch.int64, device=device)
-        rows = self.max_num_reqs
         self._drafting = torch.zeros(rows, dtype=torch.bool, device=device)
-        """Rows that write KV: of requests that have a last token, and room for another."""
         self._one = torch.zeros(rows, dtype=torch.int32, device=device)
-        """1 for rows of requests, 0 for padding."""
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
 
     # --- set-up, called by the runner ---------------------------------------------------------------------------------

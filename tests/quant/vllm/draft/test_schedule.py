@@ -1,0 +1,61 @@
+"""What vLLM's scheduler is told to draft, and how verified drafts are counted."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from mixquant_agents.precision.drafting import DraftRule
+from mixquant_agents.quant.vllm.draft import schedule
+from mixquant_agents.quant.vllm.draft.schedule import DraftCounts, DraftSchedule
+
+
+def scheduler(*requests: tuple[int, int], waiting: int = 0, places: int = 8) -> Any:
+    """``requests``: tokens of the prompt, and tokens whose KV is there."""
+    running = [SimpleNamespace(num_prompt_tokens=prompt, num_computed_tokens=done) for prompt, done in requests]
+    return SimpleNamespace(running=running, waiting=[None] * waiting, max_num_running_reqs=places)
+
+
+def drafts(stand_in: Any, batch: int = 1) -> int:
+    return DraftSchedule(stand_in, DraftRule(tokens=3, max_batch=4, max_kv_tokens=1000))[batch]
+
+
+def test_writers_draft_and_too_many_do_not() -> None:
+    assert drafts(scheduler((10, 30), (10, 40)), batch=2) == 3
+    assert drafts(scheduler(*[(10, 30)] * 5), batch=5) == 0
+
+
+def test_kv_tokens_of_all_requests_count() -> None:
+    assert drafts(scheduler((10, 500), (10, 500)), batch=2) == 3
+    assert drafts(scheduler((10, 500), (10, 501)), batch=2) == 0
+
+
+def test_prompts_go_first() -> None:
+    """Those half read, and those that can be begun; a queue behind a full engine waits for answers, not for a step."""
+    assert drafts(scheduler((10, 30), (100, 64)), batch=2) == 0
+    assert drafts(scheduler((10, 30), waiting=1)) == 0
+    assert drafts(scheduler((10, 30), (10, 30), waiting=1, places=2), batch=2) == 3
+
+
+def test_fixed_number_stands_above_the_rule() -> None:
+    own = DraftSchedule(scheduler((10, 5000)), DraftRule(tokens=3, max_batch=1, max_kv_tokens=1))
+    own.fixed = 2
+    assert own[64] == 2
+
+
+def test_counts_are_a_requests_own_and_taken_once() -> None:
+    own = DraftSchedule(scheduler(), DraftRule(3, 4, 1000))
+    own.count("a", 3, 2)
+    own.count("b", 3, 0)
+    own.count("a", 3, 3)
+    assert own.take("a") == DraftCounts(cycles=2, drafted=6, accepted=5)
+    assert own.take("a") is None
+    assert own.total == DraftCounts(cycles=3, drafted=9, accepted=5)
+
+
+def test_counts_that_nobody_takes_are_bounded() -> None:
+    own = DraftSchedule(scheduler(), DraftRule(3, 4, 1000))
+    for number in range(schedule.KEPT + 10):
+        own.count(str(number), 1, 1)
+    assert own.take("0") is None
+    assert own.take(str(schedule.KEPT + 9)) == DraftCounts(1, 1, 1)
