@@ -21,11 +21,12 @@ import torch
 from mixquant_agents.precision.layer_filter import block_of
 from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.layer import RoutedLayer, Tunable
-from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan, forced
+from mixquant_agents.quant.step import DRAFT, DRAFT_FEW_ROWS, EXACT, QUANTIZED, StepPlan, forced
 from mixquant_agents.quant.thresholds import Thresholds, crossing
 from mixquant_agents.quant.timing import replay_microseconds
+from mixquant_agents.quant.twins.base import Twin
 
-__all__ = ["Sample", "measure", "run_once", "samples"]
+__all__ = ["DraftChoice", "Sample", "choose_drafts", "measure", "run_once", "samples"]
 
 GRID = (16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
 LARGE = (3072, 4096, 6144, 8192)
@@ -149,6 +150,58 @@ def _pays(times: dict[str, dict[int, float]]) -> bool:
     """Whether quantizing was ahead at the two largest sizes so far, in mixed steps too."""
     largest = sorted(times["exact"])[-2:]
     return all(times[name][m] < times["exact"][m] for name in times if name != "exact" for m in largest)
+
+
+class DraftChoice(NamedTuple):
+    """How drafts of one number of rows run.
+
+    Attributes:
+        step: quantized rows or not, whichever is faster.
+        microseconds: of a block or two, by chain: ``exact``, ``quantized``, ``few_rows``.
+    """
+
+    step: StepPlan
+    microseconds: dict[str, float]
+
+    @property
+    def share(self) -> float:
+        """Time of a draft's products over the exact ones."""
+        return min(self.microseconds["quantized"], self.microseconds["few_rows"]) / self.microseconds["exact"]
+
+
+def choose_drafts(layers: Sequence[RoutedLayer], sizes: Sequence[int]) -> dict[int, DraftChoice]:
+    """How drafts of ``sizes`` rows run fastest, by the products of a few blocks of a model made of ``layers``."""
+    chosen = samples(layers)
+    chains = {"exact": EXACT, "quantized": DRAFT, "few_rows": DRAFT_FEW_ROWS}
+    found = {}
+    with torch.inference_mode():
+        _tune_few_rows(chosen)
+        for m in sizes:
+            times = dict.fromkeys(chains, 0.0)
+            for sample in chosen:
+                works = _works(sample.layers, m)
+                for name, step in chains.items():
+                    with forced(step):
+                        times[name] += sample.share * replay_microseconds(functools.partial(_each, works))
+            faster = DRAFT_FEW_ROWS if times["few_rows"] < times["quantized"] else DRAFT
+            found[m] = DraftChoice(faster, {name: round(value, 1) for name, value in times.items()})
+    return found
+
+
+def _each(works: Sequence[Callable[[], object]]) -> None:
+    for work in works:
+        work()
+
+
+def _tune_few_rows(chosen: Sequence[Sample]) -> None:
+    by_twin: dict[Twin[Any], list[Any]] = {}
+    for sample in chosen:
+        for layer in sample.layers:
+            twin, what = layer.tuning()
+            if isinstance(twin, Twin):  # experts choose for themselves
+                by_twin.setdefault(twin, []).append(what)
+    for twin, each in by_twin.items():
+        twin.tune_few_rows(each)
 
 
 def run_once(layers: Sequence[RoutedLayer], rows: int) -> None:

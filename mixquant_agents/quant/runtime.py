@@ -50,6 +50,7 @@ class Runtime:
         kernels: what the products' check at start found, where they are the device's own.
         calibration: what is known of the layers' activations, if anything.
         uncalibrated: why nothing is, although the policy asked for it.
+        draft_status: plain JSON of the drafts that the twins make; empty where they make none.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Runtime:
         self.kernels: KernelCheck | None = None
         self._step: StepPlan | None = None
         self._drafts = 0
+        self.draft_status: dict[str, Any] = {}
         self._planned = False
         self._serving = False
         if self.resolved.emulated:
@@ -310,6 +312,7 @@ class Runtime:
             "uncalibrated": self.uncalibrated,
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,
+            "draft": self.draft_status,
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},
             "twin_bytes": sum(layer.twin_bytes for layer in self.layers),
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),

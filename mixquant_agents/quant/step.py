@@ -25,7 +25,7 @@ import torch
 
 from mixquant_agents.precision.plan import Mode, RequestRows
 
-__all__ = ["DRAFT", "EXACT", "QUANTIZED", "StepPlan", "forced", "forced_step"]
+__all__ = ["DRAFT", "DRAFT_FEW_ROWS", "EXACT", "QUANTIZED", "StepPlan", "forced", "forced_step"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +40,7 @@ class StepPlan:
             twins), or int64 ``[E]`` on the host (others).
         quantized_rows: the other rows, int64 ``[Q]`` on the host; ``None`` for captured twins, which quantize them all.
         fused: the step runs pieces whose norms and activations quantize, however few rows it has.
+        few_rows: a draft whose rows are not quantized, only its weights are.
     """
 
     mode: Mode
@@ -48,6 +49,12 @@ class StepPlan:
     exact_rows: torch.Tensor | None = None
     quantized_rows: torch.Tensor | None = None
     fused: bool = False
+    few_rows: bool = False
+
+    @property
+    def drafts(self) -> bool:
+        """A draft of the twin's, whatever it quantizes."""
+        return self.fused or self.few_rows
 
     def on(self, rows: int) -> StepPlan:
         """The plan for an operation on ``rows`` rows.
@@ -60,6 +67,7 @@ class StepPlan:
 EXACT = StepPlan(Mode.EXACT)
 QUANTIZED = StepPlan(Mode.QUANTIZED)
 DRAFT = StepPlan(Mode.QUANTIZED, fused=True)
+DRAFT_FEW_ROWS = StepPlan(Mode.QUANTIZED, few_rows=True)
 
 _FORCED: ContextVar[StepPlan | None] = ContextVar("mixquant_forced_step", default=None)
 

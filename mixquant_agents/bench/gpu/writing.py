@@ -43,7 +43,7 @@ COLUMNS = ("exact", *range(MOST + 1))
 
 def twin_arguments(model: Path) -> dict[str, Any]:
     """vLLM's arguments for the drafting engine: up to :data:`MOST` drafts, each number with graphs of its own."""
-    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", draft_tokens=MOST)
+    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin")
     return {
         **policy_arguments(policy),
         "async_scheduling": True,
@@ -64,7 +64,7 @@ def twin_arguments(model: Path) -> dict[str, Any]:
 
 def arguments(column: str, model: Path, dummy: bool = True) -> dict[str, Any]:
     """vLLM's arguments for one of the two engines."""
-    values = column_arguments("exact", model, KV_GIB, dummy) | {"max_model_len": 10_500}
+    values = column_arguments("exact", model, KV_GIB, dummy) | {"max_model_len": 11_000}
     values["compilation_config"] = {"cudagraph_capture_sizes": [*ROWS, *READING]}
     return values | (twin_arguments(model) if column == "twin" else {})
 
@@ -72,8 +72,8 @@ def arguments(column: str, model: Path, dummy: bool = True) -> dict[str, Any]:
 class WritingSession(Session):
     """Also writes with a fixed number of drafts, and tells where a cycle's time goes."""
 
-    def drafts(self, count: int) -> None:
-        """From now on ``count`` tokens are drafted in each cycle."""
+    def drafts(self, count: int | None) -> None:
+        """From now on ``count`` tokens are drafted in each cycle; ``None``: as many as the policy's rule says."""
         self.engine.engine_core.engine_core.scheduler.dynamic_sd_lookup.fixed = count
 
     def write(self, batch: int, known: int, tokens: int, drafts: int | None = None) -> dict[str, Any]:
@@ -168,6 +168,23 @@ class WritingSession(Session):
             for row in rows[:40]
         }
 
+    def turn(self, cached: int, new: int, tokens: int, drafts: bool) -> dict[str, Any]:
+        """Milliseconds of an agent's turn on an engine of its own: ``cached`` tokens known, ``new`` ones, an answer."""
+        if drafts:
+            self.drafts(None)
+        prefix = self._tokens(cached, 99)
+        self._add([*prefix, *self._tokens(16)], 1)
+        for _ in self._run():
+            pass
+        prompt = [*prefix, *self._tokens(new)]
+        started = time.perf_counter()
+        self._add(prompt, tokens)
+        first = 0.0
+        for instant, _ in self._run():
+            first = first or instant
+        ended = time.perf_counter()
+        return {"ms": (ended - started) * 1e3, "ttft_ms": (first - started) * 1e3}
+
 
 def _runner(worker: Any, runners: list[Any]) -> None:
     """Hand out the model runner of vLLM's ``worker``, in this process."""
@@ -215,6 +232,8 @@ def summary(rounds: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
 def main(out: str, seconds: float = 80.0) -> None:
     engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), ("twin", "exact"))
     result: dict[str, Any] = {"command": f"python -m mixquant_agents.bench.gpu.writing {Path(out).name} {seconds:g}"}
+    engines["twin"].ask(do="turn", cached=8192, new=2048, tokens=60, drafts=True)
+    engines["exact"].ask(do="turn", cached=8192, new=2048, tokens=60, drafts=False)
     result["status"] = {name: engine.ask(do="status", plugin=name == "twin") for name, engine in engines.items()}
     result["device"] = result["status"]["twin"]["device"]
     for case in CASES:  # first runs fill caches
@@ -229,12 +248,18 @@ def main(out: str, seconds: float = 80.0) -> None:
             print(case, drafts, split, flush=True)
     rounds: dict[str, dict[str, list[Any]]] = {case: {str(column): [] for column in COLUMNS} for case in CASES}
     count = 0
+    turns: dict[str, list[Any]] = {"exact": [], "twin": []}
     while count < 2 or time.monotonic() < until:
         for case in CASES:
             for place in range(len(COLUMNS)):
                 column = COLUMNS[(place + count) % len(COLUMNS)]
                 rounds[case][str(column)].append(ask(engines, column, case, 32))
+        for name in (tuple(turns), tuple(reversed(turns)))[count % 2]:
+            turns[name].append(engines[name].ask(do="turn", cached=8192, new=2048, tokens=500, drafts=name == "twin"))
         count += 1
+    ratios = [mine["ms"] / base["ms"] for mine, base in zip(turns["twin"], turns["exact"], strict=True)]
+    result["turn"] = {"raw": turns, "ratio": ratio_interval(ratios)}
+    print("turn", result["turn"]["ratio"], turns["exact"][0], turns["twin"][0], flush=True)
     result |= {"rounds": count, "acceptance": ACCEPTANCE, "cases": summary(rounds), "raw": rounds}
     for case, columns in result["cases"].items():
         print(case, json.dumps(columns), flush=True)

@@ -37,6 +37,8 @@ def _run(source: RowSource, weight: Tensor, bias: Tensor | None) -> Tensor:
     held = lookup(weight)
     if step.mode is Mode.EXACT:  # the twin holds the exact weight too
         return held.twin.exact(source.rows(), weight, held.state, bias)
+    if step.few_rows:
+        return held.twin.few_rows(source, held.state, bias)
     if step.mode is Mode.QUANTIZED or step.exact_rows is None:
         return held.twin.product(source, held.state, bias)
     index = step.exact_rows

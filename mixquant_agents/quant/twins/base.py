@@ -112,8 +112,17 @@ class Twin(ABC, Generic[State]):
         """``rows`` ``[M, K]`` times the exact weight, given the operand: ``[M, N]``."""
         return linear(rows, weight, bias)
 
-    def tune(self, layers: Sequence[tuple[torch.Tensor, State]]) -> None:
-        """Choose by measuring what can be chosen on this device, on exact weights and their states. Called once."""
+    def few_rows(self, source: RowSource, state: State, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """:meth:`product` for a draft of few rows, where reading the weight is all that takes time: the rows need not
+        be quantized."""
+        return self.product(source, state, bias)
+
+    def tune_few_rows(self, layers: Sequence[tuple[torch.Tensor, State]]) -> None:
+        """Choose what :meth:`few_rows` can choose on this device. Called once for a shape."""
+
+    def tune(self, layers: Sequence[tuple[torch.Tensor, State]], most_rows: int | None = None) -> None:
+        """Choose by measuring what can be chosen on this device, on exact weights and their states, for at most
+        ``most_rows`` rows. Called once for a shape."""
 
     def status(self) -> dict[str, Any]:
         """What was chosen, as plain JSON."""

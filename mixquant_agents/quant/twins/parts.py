@@ -169,11 +169,12 @@ class PartsTwin(Twin[tuple[Any, ...]]):
         ]
         return torch.cat(products, dim=-1)
 
-    def tune(self, layers: Sequence[tuple[torch.Tensor, tuple[Any, ...]]]) -> None:
+    def tune(self, layers: Sequence[tuple[torch.Tensor, tuple[Any, ...]]], most_rows: int | None = None) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         rows = 0
         for number, segment in enumerate(self.segments):
-            segment.twin.tune([(weight[rows : rows + segment.width], state[number]) for weight, state in layers])
+            parts = [(weight[rows : rows + segment.width], state[number]) for weight, state in layers]
+            segment.twin.tune(parts, most_rows)
             rows += segment.width
 
     def status(self) -> dict[str, Any]:

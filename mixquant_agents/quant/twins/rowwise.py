@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ __all__ = ["Codes", "RowwiseTwin"]
 
 GEMM_GRID = (16, 64, 128, 192, 256, 320, 384, 512, 768, 1024, 2048, 4096, 8192)
 """Rows at which the candidates for a product are timed."""
+
+FEW_ROWS = (16, 32)
+"""The same for products of unquantized rows; more rows are quantized."""
 
 
 class Codes(NamedTuple):
@@ -46,6 +50,7 @@ class RowwiseTwin(Twin[Codes]):
         self.name = name
         self.dtype = dtype
         self.products = GemmTable(*products)
+        self._tilings: dict[tuple[int, int, int], int] = {}
 
     def check(self, n: int, k: int, prefix: str) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: ``N`` and ``K`` must be multiples of 16."""
@@ -74,16 +79,41 @@ class RowwiseTwin(Twin[Codes]):
         codes, scales = source.quantized(self.dtype, exact, self._ordered)
         return scaled_product(codes, scales, state.codes, state.scales, source.x.dtype, bias, self.products)
 
-    def tune(self, layers: Sequence[tuple[torch.Tensor, Codes]]) -> None:
+    def few_rows(self, source: RowSource, state: Codes, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`; unquantized rows, up to 32 of them."""
+        rows = source.x.shape[0]
+        if not source.x.is_cuda or rows > FEW_ROWS[-1]:
+            return self.product(source, state, bias)
+        from mixquant_agents.quant.ops.few_rows_triton import TILINGS, few_rows_product
+
+        n, k = state.codes.shape
+        tiling = TILINGS[self._tilings.get((n, k, _size(rows)), 0)]
+        return few_rows_product(source.rows(), state.codes, state.scales, bias, tiling)
+
+    def tune_few_rows(self, layers: Sequence[tuple[torch.Tensor, Codes]]) -> None:
+        """Time the tilings on each shape among ``layers``."""
+        from mixquant_agents.quant.ops.few_rows_triton import TILINGS, few_rows_product
+
+        for (n, k), same in _by_shape(layers).items():
+            for size in FEW_ROWS:
+                x = torch.randn(size, k, device=same[0][0].device, dtype=same[0][0].dtype)
+
+                def work(number: int, x: torch.Tensor = x, same: Sequence[tuple[torch.Tensor, Codes]] = same) -> None:
+                    for _, state in same:
+                        few_rows_product(x, state.codes, state.scales, None, TILINGS[number])
+
+                times = [replay_microseconds(functools.partial(work, number)) for number in range(len(TILINGS))]
+                self._tilings[n, k, size] = times.index(min(times))
+
+    def tune(self, layers: Sequence[tuple[torch.Tensor, Codes]], most_rows: int | None = None) -> None:
         """Time the candidate products on each shape among ``layers``."""
-        by_shape: dict[tuple[int, int], list[tuple[torch.Tensor, Codes]]] = {}
-        for weight, state in layers:
-            by_shape.setdefault((weight.shape[0], weight.shape[1]), []).append((weight, state))
-        for (n, k), same in by_shape.items():
+        for (n, k), same in _by_shape(layers).items():
             # Nested weights are given by their codes.
             dtype = torch.bfloat16 if same[0][0].dtype is self.dtype else same[0][0].dtype
             winners = {}
             for m in GEMM_GRID:
+                if most_rows is not None and m > most_rows:
+                    break
                 x = torch.randn(m, k, device=same[0][0].device, dtype=dtype)
                 codes, scales = PlainRows(x).quantized(self.dtype)  # in any order: it takes the same time
                 times = {
@@ -95,7 +125,22 @@ class RowwiseTwin(Twin[Codes]):
 
     def status(self) -> dict[str, Any]:
         """The products that were chosen."""
-        return {"products": self.products.summary()}
+        tilings = {f"{n}x{k}x{rows}": number for (n, k, rows), number in self._tilings.items()}
+        return {"products": self.products.summary(), **({"few_rows": tilings} if tilings else {})}
+
+
+def _size(rows: int) -> int:
+    """The size at which products of so many rows were timed."""
+    return next(size for size in FEW_ROWS if rows <= size)
+
+
+def _by_shape(
+    layers: Sequence[tuple[torch.Tensor, Codes]],
+) -> dict[tuple[int, int], list[tuple[torch.Tensor, Codes]]]:
+    shapes: dict[tuple[int, int], list[tuple[torch.Tensor, Codes]]] = {}
+    for weight, state in layers:
+        shapes.setdefault((weight.shape[0], weight.shape[1]), []).append((weight, state))
+    return shapes
 
 
 def _products(

@@ -123,7 +123,11 @@ DRAFTS = (
     ),
     ("drafts", f"{_V2_DIR}.attn_utils", ("build_attn_metadata", "build_slot_mappings_by_layer")),
     ("drafts", "vllm.v1.attention.backends.utils", ("PAD_SLOT_ID",)),
-    ("drafts", f"{_V2_DIR}.block_table", ("BlockTables.compute_slot_mappings", "BlockTables.input_block_tables")),
+    (
+        "drafts",
+        f"{_V2_DIR}.block_table",
+        ("BlockTables.compute_slot_mappings", "BlockTables.input_block_tables", "BlockTables.block_sizes"),
+    ),
     ("drafts", f"{_V2_DIR}.input_batch",
      ("InputBatch.idx_mapping", "InputBatch.seq_lens", "InputBatch.seq_lens_cpu_upper_bound",
       "InputBuffers.query_start_loc")),
@@ -136,6 +140,14 @@ DRAFTS = (
 """What drafts by the twin need. A release without it runs everything else, and refuses drafts."""
 
 CONTRACT: tuple[Need, ...] = (
+    *_need("drafts", f"{_V2_DIR}.block_table", "BlockTables.kernel_block_sizes", optional=True),
+    *_need(
+        "drafts",
+        "vllm.model_executor.layers.vocab_parallel_embedding",
+        "VocabParallelEmbedding.quant_method",
+        "UnquantizedEmbeddingMethod.apply",
+        optional=True,
+    ),
     *(each for why, module, names in DRAFTS for each in _need(why, module, *names, group="draft", optional=True)),
     *_need("names the method", _QUANT, "register_quantization_config", parameters=("quantization",)),
     *_need(

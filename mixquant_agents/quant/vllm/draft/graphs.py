@@ -14,14 +14,28 @@ __all__ = ["DraftGraphs"]
 
 
 class DraftGraphs(CudaGraphManager):  # type: ignore[misc] # vllm is untyped here
-    """vLLM's graph manager, with full graphs of one row a request."""
+    """vLLM's graph manager, with full graphs of one row a request.
+
+    Attributes:
+        most_requests: with more nothing is drafted.
+    """
+
+    def __init__(self, vllm_config: Any, device: Any, mode: CUDAGraphMode, most_requests: int) -> None:
+        self.most_requests = most_requests
+        super().__init__(vllm_config, device, mode, decode_query_len=1)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of requests that have a graph, ascending."""
+        return list(self._sizes)
 
     def _init_candidates(self) -> None:
         if not self.cudagraph_mode:
             self._sizes: list[int] = []
             return
-        sizes = {size for size in self.compilation_config.cudagraph_capture_sizes or () if size < self.max_num_reqs}
-        self._sizes = sorted({*sizes, self.max_num_reqs})
+        most = min(self.max_num_reqs, self.most_requests)
+        sizes = {size for size in self.compilation_config.cudagraph_capture_sizes or () if size < most}
+        self._sizes = sorted({*sizes, most})
         self._capture_descs[CUDAGraphMode.FULL] = [
             BatchExecutionDescriptor(CUDAGraphMode.FULL, size, size, uniform_token_count=1)
             for size in reversed(self._sizes)

@@ -12,6 +12,7 @@ from mixquant_agents.quant.vllm.options import METHOD, device_info, parse_policy
 
 __all__ = [
     "DEFAULT_TOKENS",
+    "FIRST_TOKENS",
     "check_drafts",
     "draft_policy",
     "draft_rule",
@@ -20,11 +21,16 @@ __all__ = [
     "refuse",
     "speculative_settings",
     "why_not",
+    "window_of",
 ]
 
 DEFAULT_TOKENS = 3
-MAX_BATCH = 16
-MAX_KV_TOKENS = 65_536
+MAX_BATCH = 32
+MAX_KV_TOKENS = 2**20
+FIRST_TOKENS = 32
+"""Of a long context's beginning, which every token attends to."""
+WINDOW = 2048
+"""Tokens of a long context's end that drafts read."""
 
 
 def draft_policy(model_config: Any) -> PrecisionPolicy | None:
@@ -44,6 +50,11 @@ def draft_rule(policy: PrecisionPolicy) -> DraftRule:
     """When and how much the twin drafts under ``policy``."""
     tokens = DEFAULT_TOKENS if policy.draft_tokens == "auto" else policy.draft_tokens
     return DraftRule(tokens, MAX_BATCH, MAX_KV_TOKENS)
+
+
+def window_of(policy: PrecisionPolicy) -> int | None:
+    """Tokens of a context's end that drafts read; ``None``: all."""
+    return WINDOW if policy.draft_window == "auto" else policy.draft_window
 
 
 def drafts_itself(vllm_config: Any) -> bool:

@@ -10,6 +10,7 @@ answer would not be distributed as the exact model's.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -19,11 +20,18 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from mixquant_agents.quant.autotune import DraftChoice, choose_drafts
+from mixquant_agents.quant.formats.registry import twin_of
 from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.step import DRAFT, forced
 from mixquant_agents.quant.vllm.draft.graphs import DraftGraphs
+from mixquant_agents.quant.vllm.draft.head import DraftHead
+from mixquant_agents.quant.vllm.draft.settings import FIRST_TOKENS, draft_policy, draft_rule, window_of
+from mixquant_agents.quant.vllm.draft.window import DraftTables
 
 __all__ = ["NOISE_OFFSET", "TwinSpeculator"]
+
+_log = logging.getLogger("vllm.mixquant")
 
 NOISE_OFFSET = 1 << 29
 """Added to the position by which a draft's noise is drawn; beyond any context, and not what later vLLMs add."""
@@ -36,6 +44,8 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         super().__init__(vllm_config, device)
         self.supports_mm_inputs = False
         self.graphs: DraftGraphs | None = None
+        self._head: DraftHead | None = None
+        self._choices: dict[int, DraftChoice] = {}
         self._set_up(self.max_num_reqs, device)
 
     def _set_up(self, rows: int, device: torch.device) -> None:
@@ -54,9 +64,17 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
     # --- set-up, called by the runner ---------------------------------------------------------------------------------
 
     def load_draft_model(self, target_model: torch.nn.Module, target_attn_layer_names: set[str]) -> torch.nn.Module:
-        """The target itself."""
+        """The target itself, whose output layer gets a twin for drafts."""
         self._layer_names = set(target_attn_layer_names)
+        runtime = runtime_of(self.vllm_config)
+        layer_format = None if runtime is None else runtime.resolved.default_format
+        self._head = None if layer_format is None else DraftHead.of(target_model, twin_of(layer_format))
         return target_model
+
+    def renew(self) -> None:
+        """The model's weights were loaded anew."""
+        if self._head is not None:
+            self._head.renew()
 
     def set_attn(self, *args: Any, **kwargs: Any) -> None:
         """Metadata builders of our own for the target's layers. To all others the draft has no attention layers, so
@@ -66,21 +84,37 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
             super().set_attn(*args, **kwargs)
         finally:
             self.draft_attn_layer_names = set()
+        policy = draft_policy(self.vllm_config.model_config)
+        self._tables = DraftTables(self.block_tables, FIRST_TOKENS, None if policy is None else window_of(policy))
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """One full graph a draft step, where decode steps have full graphs."""
         full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
         mode = CUDAGraphMode.FULL_DECODE_ONLY if full else CUDAGraphMode.NONE
-        self.graphs = DraftGraphs(self.vllm_config, self.device, mode, decode_query_len=1)
+        policy = draft_policy(self.vllm_config.model_config)
+        most = self.max_num_reqs if policy is None else draft_rule(policy).max_batch
+        self.graphs = DraftGraphs(self.vllm_config, self.device, mode, most)
 
     def capture(self) -> None:
         """Capture the draft step for each number of requests."""
         if self.graphs is None:
             raise RuntimeError("the graphs of the draft were not set up")
         self.idx_mapping.zero_()
+        runtime = runtime_of(self.vllm_config)
+        layers = [] if runtime is None else runtime.captured_layers
+        if layers and layers[0].device.type == "cuda" and not self._choices:
+            self._choices = choose_drafts(layers, self.graphs.sizes)
+            _log.info("mixquant: %s", describe(self._choices))
+            if runtime is not None:
+                runtime.draft_status = status_of(self._choices)
         self.graphs.record(
-            self._step, self.model_state, self.input_buffers, self.block_tables, self.attn_groups, self.kv_cache_config
+            self._step, self.model_state, self.input_buffers, self._tables, self.attn_groups, self.kv_cache_config
         )
+
+    @property
+    def choices(self) -> dict[int, DraftChoice]:
+        """How drafts run, by number of rows, once they were measured."""
+        return self._choices
 
     # --- a cycle ------------------------------------------------------------------------------------------------------
 
@@ -116,8 +150,9 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         if dummy_run or not drafts or self.graphs is None:
             return self.draft_tokens[:count]
         self._begin(input_batch, num_sampled, num_rejected, last_sampled, temperature, seeds)
-        longest = int(input_batch.seq_lens_cpu_upper_bound[:count].max())
-        self.draft_max_seq_len = min(longest + drafts, self.max_model_len)
+        self._tables.follow(count, self.input_buffers.positions[:count] + drafts, self.input_buffers.seq_lens[:count])
+        longest = int(input_batch.seq_lens_cpu_upper_bound[:count].max()) + drafts
+        self.draft_max_seq_len = min(longest, self._tables.longest or longest, self.max_model_len)
         desc = self.graphs.smallest(count)
         rows = count if desc is None else desc.num_tokens
         for step in range(drafts):
@@ -180,7 +215,7 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
             max_query_len=1,
             seq_lens=self.input_buffers.seq_lens[:rows],
             max_seq_len=self.draft_max_seq_len,
-            block_tables=[table[:rows] for table in self.block_tables.input_block_tables],
+            block_tables=[table[:rows] for table in self._tables.tables],
             slot_mappings=self.block_tables.slot_mappings[:, :rows],
             kv_cache_config=self.kv_cache_config,
         )
@@ -191,7 +226,7 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         """One draft step: the model on ``rows`` rows, sampling, and the next step's input. Captured whole."""
         buffers = self.input_buffers
         with (
-            forced(DRAFT),
+            forced(self._choices[rows].step if rows in self._choices else DRAFT),
             set_forward_context(
                 metadata,
                 self.vllm_config,
@@ -218,3 +253,20 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         self._drafting[:count].logical_and_(buffers.positions[:count] < self.max_model_len)
         buffers.positions[:count].clamp_(max=self.max_model_len - 1)
         buffers.seq_lens[:count].add_(self._one[:count]).clamp_(max=self.max_model_len)
+
+
+def status_of(choices: dict[int, DraftChoice]) -> dict[str, Any]:
+    """Plain JSON: by number of rows, whether drafts quantize them, and the microseconds of their products."""
+    return {
+        str(rows): {"quantizes_rows": choice.step.fused, "microseconds": choice.microseconds}
+        for rows, choice in choices.items()
+    }
+
+
+def describe(choices: dict[int, DraftChoice]) -> str:
+    """One line for the log."""
+    parts = (
+        f"{rows}: {'unquantized' if choice.step.few_rows else 'quantized'} {choice.share:.2f}"
+        for rows, choice in choices.items()
+    )
+    return f"drafts by rows, and their products' time over the exact ones: {', '.join(parts)}"

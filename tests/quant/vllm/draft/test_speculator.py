@@ -14,6 +14,7 @@ from vllm.v1.attention.backends.utils import PAD_SLOT_ID
 from mixquant_agents.quant.step import DRAFT, forced_step
 from mixquant_agents.quant.vllm.draft import speculator as module
 from mixquant_agents.quant.vllm.draft.speculator import NOISE_OFFSET, TwinSpeculator
+from mixquant_agents.quant.vllm.draft.window import DraftTables
 
 PLACES, VOCABULARY, BLOCK, LONGEST = 6, 50, 4, 40
 
@@ -22,6 +23,7 @@ class Tables:
     """vLLM's block tables in plain words: a request's block ``b`` is ``100 * place + b``."""
 
     def __init__(self) -> None:
+        self.block_sizes = [BLOCK]
         self.slot_mappings = torch.full((1, PLACES), -7)
         self.input_block_tables = [torch.zeros(PLACES, LONGEST // BLOCK, dtype=torch.int32)]
 
@@ -61,7 +63,7 @@ def drafter(drafts: int, monkeypatch: pytest.MonkeyPatch, longest: int = LONGEST
     device = torch.device("cpu")
     own.vllm_config = own.kv_cache_config = own.attn_groups = None
     own.max_num_reqs, own.max_model_len, own.vocab_size = PLACES, longest, VOCABULARY
-    own.draft_logits = None
+    own.draft_logits, own._head, own._choices = None, None, {}
     own.input_buffers = SimpleNamespace(
         input_ids=torch.zeros(PLACES, dtype=torch.int32), positions=torch.zeros(PLACES, dtype=torch.int64),
         seq_lens=torch.full((PLACES,), 9, dtype=torch.int32),
@@ -72,6 +74,7 @@ def drafter(drafts: int, monkeypatch: pytest.MonkeyPatch, longest: int = LONGEST
     own.draft_tokens = torch.zeros(PLACES, 3, dtype=torch.int64)
     own.graphs = SimpleNamespace(smallest=lambda requests: None)
     own.block_tables = Tables()
+    own._tables = DraftTables(own.block_tables, 0, None)
     own.model = Model(own.block_tables)
     own._set_up(PLACES, device)
     own.sampled_at = []
@@ -154,12 +157,14 @@ def test_target_layers_are_the_drafts_only_while_builders_are_made(monkeypatch: 
     """Later vLLM would allocate a KV cache of their own for them."""
     own = drafter(1, monkeypatch)
     model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(module, "runtime_of", lambda config: None)
     assert own.load_draft_model(model, {"layers.0.attn"}) is model
     seen: list[set[str]] = []
     monkeypatch.setattr(
         module.DraftModelSpeculator, "set_attn", lambda self, *args: seen.append(set(self.draft_attn_layer_names))
     )
     own.draft_attn_layer_names = set()
+    own.vllm_config = SimpleNamespace(model_config=None)
     own.set_attn(None)
     assert seen == [{"layers.0.attn"}]
     assert own.draft_attn_layer_names == set()

@@ -1,0 +1,61 @@
+"""The output layer of a draft step, quantized: else an eighth of what a draft step of an 8B model reads is 16-bit.
+
+The layer is vLLM's own and stays exact for everybody else; drafts alone go through the twin that is built beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.quant.ops.sources import PlainRows
+from mixquant_agents.quant.step import forced_step
+from mixquant_agents.quant.twins.base import Twin
+
+__all__ = ["DRAFT_ROWS", "DraftHead"]
+
+DRAFT_ROWS = 64
+"""Most rows for which the twin's products are timed; a draft has as many as there are requests."""
+
+
+class DraftHead:
+    """Routes an output layer between its exact weight and a twin: drafts quantized, all else exact."""
+
+    def __init__(self, head: Any, twin: Twin[Any]) -> None:
+        """``head`` is vLLM's output layer, with its weights loaded."""
+        self._head = head
+        self._twin = twin
+        self._exact = head.quant_method.apply
+        self.state = twin.build(head.weight)
+        twin.tune([(head.weight, self.state)], DRAFT_ROWS)
+        twin.tune_few_rows([(head.weight, self.state)])
+        head.quant_method.apply = self.apply
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, twin: Twin[Any]) -> DraftHead | None:
+        """For the output layer of ``model``; ``None`` where it has none, or one that the twin cannot take."""
+        modules = model.named_modules(remove_duplicate=False)  # tied ones have the embedding's weights
+        head: Any = next((module for name, module in modules if name.rpartition(".")[2] == "lm_head"), None)
+        weight = None if head is None else dict(head.named_parameters()).get("weight")
+        if weight is None or weight.dim() != 2 or weight.dtype not in (torch.bfloat16, torch.float16):
+            return None
+        try:
+            twin.check(weight.shape[0], weight.shape[1], "lm_head")
+        except FormatRefusedError:
+            return None
+        return cls(head, twin)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x`` ``[M, K]`` to logits ``[M, N]``."""
+        step = forced_step()
+        if step is None or not step.drafts or x.dtype != self._head.weight.dtype:
+            exact: torch.Tensor = self._exact(layer, x, bias)
+            return exact
+        run = self._twin.few_rows if step.few_rows else self._twin.product
+        return run(PlainRows(x), self.state, bias)
+
+    def renew(self) -> None:
+        """The layer's weights were loaded anew; captured graphs read the twin where it lies."""
+        self._twin.renew(self.state, self._twin.build(self._head.weight))
