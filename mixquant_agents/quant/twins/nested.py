@@ -190,9 +190,10 @@ class NestedTwin(Twin[NestedState]):
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         return self._codes.product(source, Codes(state.weight.codes, state.scales), bias, exact)
 
-    def tune(self, layers: Sequence[tuple[torch.Tensor, NestedState]]) -> None:
+    def tune(self, layers: Sequence[tuple[torch.Tensor, NestedState]], most_rows: int | None = None) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: of both products."""
-        self._codes.tune([(weight, Codes(state.weight.codes, state.scales)) for weight, state in layers])
+        codes = [(weight, Codes(state.weight.codes, state.scales)) for weight, state in layers]
+        self._codes.tune(codes, most_rows)
         self._measure([state for _, state in layers])
 
     def status(self) -> dict[str, Any]:

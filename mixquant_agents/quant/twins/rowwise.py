@@ -82,7 +82,7 @@ class RowwiseTwin(Twin[Codes]):
     def few_rows(self, source: RowSource, state: Codes, bias: torch.Tensor | None = None) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`; unquantized rows, up to 32 of them."""
         rows = source.x.shape[0]
-        if not source.x.is_cuda or rows > FEW_ROWS[-1]:
+        if self._ordered or not source.x.is_cuda or rows > FEW_ROWS[-1]:
             return self.product(source, state, bias)
         from mixquant_agents.quant.ops.few_rows_triton import TILINGS, few_rows_product
 
