@@ -19,6 +19,7 @@ import asyncio
 import itertools
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.errors import EngineStartError
 from mixquant_agents.records import percentile
 
 GIB = 2**30
@@ -41,12 +43,14 @@ WORDS = ("lake", "river", "hill", "stone", "water", "north", "bridge", "village"
 _numbers = itertools.count()
 
 
-def model_folder(shape: str, folder: Path) -> Path:
-    """The shape with the tokenizer's vocabulary."""
+def model_folder(shape: str, folder: Path, tokenizer: Path) -> Path:
+    """The shape with a tokenizer, and with its vocabulary."""
     fields = {**SHAPES[shape], "vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
     target = folder / shape
     target.mkdir()
     (target / "config.json").write_text(json.dumps(fields))
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, target)
     return target
 
 
@@ -231,28 +235,34 @@ async def run(plan: argparse.Namespace) -> None:
     baseline = device_bytes()
     with tempfile.TemporaryDirectory() as folder:
         config = EngineConfig(
-            model=str(model_folder(plan.shape, Path(folder))),
+            model=str(model_folder(plan.shape, Path(folder), Path(plan.tokenizer))),
             policy=PrecisionPolicy.of(plan.policy),
             sleep_mode=plan.sleep == "host",
             max_model_len=plan.max_model_len,
             max_num_seqs=64,
             max_num_batched_tokens=plan.batched,
             kv_cache_bytes=int(plan.kv_gib * GIB),
+            gpu_memory_utilization=0.1,  # the cache's size is given; this is only what must be free at the start
             chat_template=str(resources.files("mixquant_agents") / "templates" / "hermes.jinja"),
             tool_parser="hermes",
             reasoning_parser=None,
-            vllm_args={"load_format": "dummy", "tokenizer": plan.tokenizer},
+            vllm_args={"load_format": "dummy"},
         )
-        async with VllmEngine(config) as engine:
+        engine = VllmEngine(config)
+        try:
+            await engine.start()
+        except EngineStartError as error:
+            if plan.sleep != "host":
+                raise
+            result["sleep_mode_refused"] = str(error)[:500]
+            print(f"no sleep mode: {error}", flush=True)
+            await engine.aclose()
+            plan.sleep, engine = "ended", VllmEngine(config.model_copy(update={"sleep_mode": False}))
+        async with engine:
             await engine.start()
             info = engine.info
-            result |= {
-                "shape": plan.shape,
-                "device": info.device,
-                "policy": info.policy,
-                "start_s": engine.start_seconds,
-            }
-            result |= {"prefill_format": info.prefill_format, "kv_gib": plan.kv_gib}
+            result |= {"shape": plan.shape, "device": info.device, "policy": info.policy}
+            result |= {"start_s": engine.start_seconds, "prefill_format": info.prefill_format, "kv_gib": plan.kv_gib}
             print(f"ready after {engine.start_seconds:.0f} s on {info.device}", flush=True)
             parts: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
                 "warm": lambda: measure_warm(engine, plan),

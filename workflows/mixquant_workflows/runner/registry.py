@@ -9,6 +9,7 @@ from typing import Any
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows.suites.base import Suite
 from mixquant_workflows.suites.heldout import SUITES as HELD_OUT_SUITES
+from mixquant_workflows.suites.reasoning_gym import ARITHMETIC, COPYING
 
 __all__ = ["AGENT_SUITES", "BASE_MODEL", "REPLAY_SUITES", "model_folder", "suite"]
 
@@ -17,6 +18,8 @@ BASE_MODEL = "embedded-base"
 
 
 _AST = "bfcl.ast:BfclAst"
+_GYM = "reasoning_gym:ReasoningGym"
+_DOJO = ("workspace", "travel", "banking", "slack")
 _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "bundled": ("bundled.suite:BundledTools", ()),
     "bfcl_simple": (_AST, ("bfcl_simple", ("simple_python",))),
@@ -48,6 +51,17 @@ _SUITES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tau2_airline_model_user": ("tau2.suite:Tau2", ("airline", "model")),
     "tau2_retail_model_user": ("tau2.suite:Tau2", ("retail", "model")),
     "tau2_telecom_small_model_user": ("tau2.suite:Tau2", ("telecom_small", "model")),
+    **{f"agentdojo_{name}": ("agentdojo:AgentDojo", (f"agentdojo_{name}", name)) for name in _DOJO},
+    **{
+        f"agentdojo_{name}_attacked": ("agentdojo:AgentDojo", (f"agentdojo_{name}_attacked", name, True))
+        for name in _DOJO
+    },
+    "reasoning_gym_arithmetic": (_GYM, ("reasoning_gym_arithmetic", ARITHMETIC)),
+    "reasoning_gym_copying": (_GYM, ("reasoning_gym_copying", COPYING)),
+    "reasoning_gym_arithmetic_noisy": (_GYM, ("reasoning_gym_arithmetic_noisy", ARITHMETIC, 4_000)),
+    "reasoning_gym_copying_noisy": (_GYM, ("reasoning_gym_copying_noisy", COPYING, 4_000)),
+    "reasoning_gym_noisy_16k": (_GYM, ("reasoning_gym_noisy_16k", (*ARITHMETIC, *COPYING), 50_000)),
+    "harness_bench": ("harness:HarnessBench", ()),
     **{name: ("heldout:HeldOut", (name,)) for name in HELD_OUT_SUITES},
 }
 AGENT_SUITES = tuple(name for name in _SUITES if name not in ("bfcl_ast",))

