@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixtures import LAYER, random_rows, random_weights
+from mixtures import random_rows
 
 from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.experts.layer import ExpertRows
-from mixquant_agents.quant.experts.reference import exact_experts
 from mixquant_agents.quant.experts.routing import routed_experts
 from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
 
-WEIGHTS, TWIN = random_weights(), random_weights(seed=9)
-"""The twin's are others altogether: a row that ran by the wrong ones cannot be taken for a right one."""
-
-
-def one_by_one(rows: ExpertRows, weights: object) -> torch.Tensor:
-    """Each row by itself, so that no product sees how many there are."""
-    each = [exact_experts(rows.take(torch.tensor([m])), LAYER, weights) for m in range(rows.x.shape[0])]  # type: ignore[arg-type] # either of the two
-    return torch.cat(each) if each else rows.x.new_zeros(rows.x.shape)
-
 
 def exact(rows: ExpertRows) -> torch.Tensor:
-    return one_by_one(rows, WEIGHTS)
+    """What each row gives by itself, to the bit."""
+    return rows.x * rows.weights[:, :1] + rows.ids.sum(dim=1, keepdim=True)
 
 
 def twin(rows: ExpertRows) -> torch.Tensor:
-    return one_by_one(rows, TWIN)
+    """Something else altogether: a row that ran by the wrong one cannot be taken for a right one."""
+    return -exact(rows) - 100
 
 
 @st.composite
 def mixed(draw: st.DrawFn) -> tuple[ExpertRows, list[int], int]:
     """Rows, which of them are exact, and how many of a captured graph's are padding."""
-    m = draw(st.integers(1, 12))
+    m = draw(st.integers(1, 8))
     exact_rows = draw(st.lists(st.integers(0, m - 1), min_size=1, max_size=m, unique=True))
     return random_rows(m, seed=draw(st.integers(0, 5))), sorted(exact_rows), draw(st.integers(0, 4))
 
 
+@settings(max_examples=15)
 @given(mixed())
 def test_mixed_step_gives_each_row_what_a_step_of_its_own_would(case: tuple[ExpertRows, list[int], int]) -> None:
     rows, exact_rows, unused = case
@@ -57,6 +50,7 @@ def test_mixed_step_gives_each_row_what_a_step_of_its_own_would(case: tuple[Expe
         assert torch.equal(found[others], twin(rows)[others])
 
 
+@settings(max_examples=15)
 @given(mixed())
 def test_exact_call_of_a_captured_step_sees_exact_rows_alone(case: tuple[ExpertRows, list[int], int]) -> None:
     """Unused slots read no expert that no exact row chose."""
