@@ -15,7 +15,7 @@ from mixquant_agents.errors import MixQuantError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import resolve
-from mixquant_agents.precision.support import DeviceInfo, format_support
+from mixquant_agents.precision.support import DeviceInfo, format_support, nested_support
 from mixquant_agents.telemetry.store.connection import default_store_path
 
 __all__ = ["examine"]
@@ -29,10 +29,11 @@ def examine() -> dict[str, Any]:
 
     Returns:
         A JSON object: ``device``, ``formats`` (name → ``status`` and ``reason``), ``kernels`` (native formats: the
-        kernel, and its error against the reference, or the ``problem``), ``auto`` (what policy ``mixquant``
-        does here and why), ``versions``, ``extras`` (name of an extra of this package → those of its packages that are
-        missing), ``memory_bytes``, ``cores``, ``embedded`` (source and cache of the embedded model), ``store`` (path
-        and ``bytes`` of the turn store, ``None`` where there is none yet), ``disks`` (folder → bytes that are free),
+        kernel, and its error against the reference, or the ``problem``), ``nested`` (the same of exact weights that
+        hold their FP8 twins: ``storage="nested"``), ``auto`` (what policy ``mixquant`` does here and why),
+        ``versions``, ``extras`` (name of an extra of this package → those of its packages that are missing),
+        ``memory_bytes``, ``cores``, ``embedded`` (source and cache of the embedded model), ``store`` (path and
+        ``bytes`` of the turn store, ``None`` where there is none yet), ``disks`` (folder → bytes that are free),
         ``problems`` (what stops an engine from starting, each with its remedy).
     """
     versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
@@ -44,7 +45,7 @@ def examine() -> dict[str, Any]:
             f"vLLM will not find the plugin: no entry point 'mixquant' in the group {_PLUGIN_GROUP!r}; "
             "install the package (pip install -e .) instead of putting it on the path"
         )
-    report: dict[str, Any] = {"device": None, "formats": {}, "auto": None}
+    report: dict[str, Any] = {"device": None, "formats": {}, "nested": None, "auto": None}
     if "torch" in versions:
         report |= _device()
     else:
@@ -115,11 +116,17 @@ def _device() -> dict[str, Any]:
         support = format_support(number_format, device)
         formats[number_format.value] = {"status": support.status, "reason": support.reason}
     automatic = resolve(PrecisionPolicy.of("mixquant"), device)
+    nested = nested_support(NumberFormat.FP8, device)
     return {
         "device": device.name,
         "formats": formats,
+        "nested": {"status": nested.status, "reason": nested.reason, **_nested(nested.status)},
         "kernels": _kernels(device),
-        "auto": {"prefill_format": automatic.prefill_format.value, "reason": automatic.reason},
+        "auto": {
+            "prefill_format": automatic.prefill_format.value,
+            "reason": automatic.reason,
+            "storage": automatic.storage,
+        },
     }
 
 
@@ -128,29 +135,36 @@ def _kernels(device: DeviceInfo) -> dict[str, Any]:
     native = [name for name in FORMATS if format_support(name, device).status == "native"]
     if not native:
         return {}
+    from mixquant_agents.precision.resolve import LayerFormat
+
+    return {name.value: _kernel(LayerFormat(name, emulated=False)) for name in native}
+
+
+def _nested(status: str) -> dict[str, Any]:
+    """Of nested weights, where this device has products with them: the error of those."""
+    if status != "native":
+        return {}
+    from mixquant_agents.precision.resolve import LayerFormat
+
+    return _kernel(LayerFormat(NumberFormat.FP8, emulated=False, nested=True))
+
+
+def _kernel(layer_format: Any) -> dict[str, Any]:
+    """The products of a layer in a native format on this GPU: vLLM's kernel, and the largest error."""
     import torch
 
-    from mixquant_agents.precision.resolve import LayerFormat
     from mixquant_agents.quant.formats.registry import twin_of
-    from mixquant_agents.quant.kernel_check import Unit, check
+    from mixquant_agents.quant.kernel_check import ExactUnit, Unit, check
 
     weight = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0)).to("cuda", torch.bfloat16)
-    found: dict[str, Any] = {}
-    for name in native:
-        layer_format = LayerFormat(name, emulated=False)
-        try:
-            twin = twin_of(layer_format)
-            twin.prepare()
-            errors = check([Unit("a layer of 512x1024", layer_format, twin, weight, twin.build(weight))]).errors
-            found[name.value] = {"kernel": twin.status().get("kernel"), "error": max(errors.values())}
-        except (
-            MixQuantError,
-            ImportError,
-            AttributeError,
-            RuntimeError,
-        ) as error:  # what a doctor is for: say it, go on
-            found[name.value] = {"kernel": None, "error": None, "problem": str(error).splitlines()[0]}
-    return found
+    try:
+        twin = twin_of(layer_format)
+        twin.prepare()
+        unit = Unit("a layer of 512x1024", layer_format, twin, weight, twin.build(weight))
+        errors = check([unit, ExactUnit(unit)] if twin.holds_exact else [unit]).errors
+        return {"kernel": twin.status().get("kernel"), "error": max(errors.values())}
+    except (MixQuantError, ImportError, AttributeError, RuntimeError) as error:  # what a doctor is for: say it, go on
+        return {"kernel": None, "error": None, "problem": str(error).splitlines()[0]}
 
 
 def _processor() -> str:

@@ -17,6 +17,8 @@ def test_json_has_the_named_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert set(report["formats"]) == {"exact", "nvfp4", "fp8", "int8", "mxfp4"}
     native = {name for name, support in report["formats"].items() if support["status"] == "native"}
     assert set(report["kernels"]) == native - {"exact"}
+    assert report["nested"]["status"] in ("native", "emulated", "refused")
+    assert report["auto"]["storage"] in ("separate", "nested")
     for support in report["formats"].values():
         assert support["status"] in ("native", "emulated", "refused")
         assert (support["reason"] is None) == (support["status"] == "native")

@@ -99,6 +99,9 @@ def _machine(*, as_json: bool) -> dict[str, Any]:
         for name, support in report["formats"].items():
             kernel = report.get("kernels", {}).get(name)
             table.add_row(name, support["status"], support["reason"] or (_kernel_words(kernel) if kernel else ""))
+        if nested := report.get("nested"):
+            words = nested["reason"] or _kernel_words(nested)
+            table.add_row("fp8, nested storage", nested["status"], words)
         out.print(table)
     facts = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     facts.add_column(no_wrap=True)

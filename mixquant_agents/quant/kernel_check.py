@@ -100,9 +100,11 @@ class ExactUnit:
 
     Attributes:
         unit: the quantized product of the same layer.
+        limit: see :class:`~mixquant_agents.quant.layer.KernelTrial`; sums in float32, rounded once.
     """
 
     unit: Unit
+    limit: float = 0.01
     kernel: None = None
 
     @property
