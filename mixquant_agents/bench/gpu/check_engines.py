@@ -6,6 +6,8 @@ asked for at once on one GPU:
 - ``graphs``: ``exact`` with graphs and eager; phase-aware FP8 with full and piecewise graphs, with piecewise graphs
   alone, and eager.
 - ``formats``: INT8; NVFP4, emulated where the device lacks it (it must become eager by itself).
+- ``projections``: q in FP8, k in INT8, v exact, o in INT8, all else FP8 (with graphs, and eager); and NVFP4, emulated,
+  with GPTQ's twins calibrated at load and q, k, v in FP8.
 - ``features``: FP8 on vLLM's older runner; guessing tokens ahead by n-gram; with a LoRA adapter.
 - ``draft``: FP8 whose twin drafts three tokens at a time, and ``exact``; answers to 500 more prompts of 8 to 60 tokens,
   many at once, must be the same, ties aside.
@@ -78,6 +80,13 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact-eager": ("exact", EAGER, {}),
     },
     "formats": {"int8": ("mixquant-int8", FULL, {}), "nvfp4": ("mixquant-nvfp4", {"compilation_config": {}}, {})},
+    "projections": {
+        "exact": ("exact", FULL, {}),
+        "exact-eager": ("exact", EAGER, {}),
+        "projections": ("mixquant-fp8", FULL, {}),
+        "projections-eager": ("mixquant-fp8", EAGER, {}),
+        "calibrated": ("mixquant-nvfp4", {"compilation_config": {}}, {}),
+    },
     "features": {
         "mixquant-v1": ("mixquant-fp8", FULL, OLD),
         "exact-ngram": ("exact", NGRAM, {}),
@@ -103,7 +112,16 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "mixquant-pp2": ("mixquant-fp8", STAGES, PLAIN),
     },
 }
+_BY_PROJECTION = {"formats": {"k_proj": "int8", "v_proj": "exact", "o_proj": "int8"}}
+POLICIES: dict[str, dict[str, Any]] = {
+    "projections": _BY_PROJECTION,
+    "projections-eager": _BY_PROJECTION,
+    "calibrated": {"formats": {"qkv_proj": "fp8"}, "weight_rounding": "gptq", "calibration": "auto"},
+    "mixquant-draft": {"draft": "twin"},
+}
+"""What some engines' policies say beside their column's."""
 PAIRS = {
+    "projections": "exact", "projections-eager": "exact-eager", "calibrated": "exact-eager",
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
     "nested": "exact", "nested-reloaded": "nested",
@@ -114,12 +132,17 @@ PAIRS = {
 """Whose answers to short prompts must be whose."""
 ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
 """FP8 engines that sum in one order; ranks sum in another."""
-BESIDE = ("exact", *FAMILY, "nested", "mixquant-draft", "mixquant-tp2", "mixquant-pp2")
+BY_PROJECTION = ("projections", "projections-eager")
+"""So do these."""
+BESIDE = ("exact", *FAMILY, "nested", "projections", "mixquant-draft", "mixquant-tp2", "mixquant-pp2")
 """Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
 MANY = ("exact", "mixquant-draft")
 """Engines of the group ``draft``, which also answer :data:`MANY_PROMPTS` short prompts, eight at a time."""
 MANY_PROMPTS = 500
-SCORED = ("exact", "exact-eager", *ALIKE, "nested", "nested-reloaded", "int8", "nvfp4", "exact-tp2", "mixquant-tp2")
+SCORED = (
+    "exact", "exact-eager", *ALIKE, *BY_PROJECTION, "nested", "nested-reloaded", "int8", "nvfp4", "calibrated",
+    "exact-tp2", "mixquant-tp2",
+)  # fmt: skip
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
 
@@ -207,10 +230,14 @@ def unlike_pairs(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
 
     Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
     """
-    family = [name for name in ALIKE if name in read]
-    own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
-    pairs = [(a, b) for a in family for b in family if a < b]
-    unlike = [f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own]
+    unlike = []
+    for alike in (BY_PROJECTION, ALIKE):
+        family = [name for name in alike if name in read]
+        own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
+        pairs = [(a, b) for a in family for b in family if a < b]
+        unlike += [
+            f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own
+        ]
     two = read.get("exact-tp2", {})
     if "mixquant-tp2" in two and two["mixquant-tp2"]["rms"] > 1.1 * own:
         unlike.append("mixquant-tp2 and exact-tp2")
@@ -256,8 +283,10 @@ def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]
         arguments["max_num_batched_tokens"] = 4096
         if "hf_overrides" in arguments and not name.endswith("auto"):  # on a model this small all steps would be exact
             arguments["hf_overrides"]["quantization_config"]["policy"]["row_threshold"] = THRESHOLD
-        if name.endswith("draft"):
-            arguments["hf_overrides"]["quantization_config"]["policy"]["draft"] = "twin"
+        if name in POLICIES:
+            policy = arguments["hf_overrides"]["quantization_config"]["policy"]
+            changed = PrecisionPolicy.model_validate({**policy, **POLICIES[name]})
+            arguments["hf_overrides"]["quantization_config"]["policy"] = changed.model_dump(mode="json")
         engines[name] = EngineProcess(name, arguments, logs / f"check-{name}.log", env=env)
         engines[name].go()
     return engines
