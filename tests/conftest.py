@@ -63,7 +63,7 @@ async def session_engine() -> AsyncIterator[VllmEngine]:
     """The one real engine of the session."""
     config = EngineConfig(
         model="embedded",
-        policy="mixquant-nvfp4",
+        policy="mixquant-nvfp4-plain",
         max_model_len=2048,
         max_num_seqs=16,
         max_num_batched_tokens=512,
@@ -76,13 +76,13 @@ async def session_engine() -> AsyncIterator[VllmEngine]:
 
 @pytest_asyncio.fixture
 async def engine(session_engine: VllmEngine) -> AsyncIterator[VllmEngine]:
-    """The session's engine, idle and under policy ``mixquant-nvfp4``, whatever the test before did."""
+    """The session's engine, idle and under policy ``mixquant-nvfp4-plain``, whatever the test before did."""
     await session_engine.start()
-    if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4"):
-        await session_engine.set_policy("mixquant-nvfp4")
+    if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4-plain"):
+        await session_engine.set_policy("mixquant-nvfp4-plain")
     yield session_engine
-    if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4"):
-        await session_engine.set_policy("mixquant-nvfp4")
+    if session_engine.policy != PrecisionPolicy.of("mixquant-nvfp4-plain"):
+        await session_engine.set_policy("mixquant-nvfp4-plain")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from mixquant_agents.precision.formats import FORMATS, NumberFormat
 from mixquant_agents.precision.recipe import PLAIN, BlockScales, Recipe, WeightRounding
 from mixquant_agents.validation import FrozenConfig
 
-__all__ = ["POLICY_PRESETS", "PolicyName", "PrecisionPolicy"]
+__all__ = ["NVFP4_RECIPE", "POLICY_PRESETS", "PolicyName", "PrecisionPolicy"]
 
 PolicyName = Literal[
     "exact",
@@ -23,6 +23,7 @@ PolicyName = Literal[
     "mixquant-fp8",
     "mixquant-int8",
     "mixquant-mxfp4",
+    "mixquant-nvfp4-plain",
     "uniform-nvfp4",
     "uniform-fp8",
     "uniform-int8",
@@ -244,10 +245,23 @@ class PrecisionPolicy(FrozenConfig):
         return POLICY_PRESETS[value]
 
 
+NVFP4_RECIPE: dict[str, Any] = {
+    "exact_static_prefix": True,
+    "exact_first_tokens": 16,
+    "exact_last_tokens": 48,
+    "weight_rounding": "gptq",
+    "calibration": "auto",
+}
+"""What NVFP4 reads with by default, by the figures of ``docs/nvfp4-fidelity.md``: nothing of it adds to the time of a
+prefill that finds its static beginning in the cache."""
+
 POLICY_PRESETS: dict[str, PrecisionPolicy] = {
     "exact": PrecisionPolicy(prefill_format=NumberFormat.EXACT),
     "mixquant": PrecisionPolicy(),
     **{f"mixquant-{name}": PrecisionPolicy(prefill_format=name) for name in FORMATS},
+    "mixquant-nvfp4": PrecisionPolicy(prefill_format=NumberFormat.NVFP4, **NVFP4_RECIPE),
+    "mixquant-nvfp4-plain": PrecisionPolicy(prefill_format=NumberFormat.NVFP4),
     **{f"uniform-{name}": PrecisionPolicy(prefill_format=name, decode_format=name) for name in FORMATS},
 }
-"""Policies by name: ``mixquant-FORMAT`` reads in the format and writes exact, ``uniform-FORMAT`` does both in it."""
+"""Policies by name: ``mixquant-FORMAT`` reads in the format and writes exact, ``uniform-FORMAT`` does both in it.
+``mixquant-nvfp4`` has :data:`NVFP4_RECIPE`; ``mixquant-nvfp4-plain`` is the same without it, for comparison."""

@@ -10,7 +10,7 @@ from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
 from mixquant_agents.precision.layer_filter import format_named, is_experts, is_ignored, parts_of
 from mixquant_agents.precision.plan import Reach, RowRule
-from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.policy import NVFP4_RECIPE, PrecisionPolicy
 from mixquant_agents.precision.recipe import PLAIN, Recipe
 from mixquant_agents.precision.support import DeviceInfo, FormatStatus, format_support, nested_support, nests_by_default
 
@@ -67,7 +67,7 @@ class ResolvedPolicy:
     """A policy on a device.
 
     Attributes:
-        policy: what was asked for.
+        policy: what is followed: what was asked for, and where ``auto`` chose NVFP4, its default recipe.
         prefill_format, decode_format: what runs; ``AUTO`` no more.
         emulated: quantized rows are computed in wide arithmetic on rounded values. Never faster than exact.
         exact_last_token: the last prompt token runs exact, or as many of the last as the policy says.
@@ -75,6 +75,7 @@ class ResolvedPolicy:
         reason: why ``auto`` chose exact, or why the format is emulated.
         calibrated: the calibration that the policy asks for is there; without it twins are rounded to the nearest
             value.
+        asked: what was asked for, as it was.
         storage: how exact weights and twins are held; ``"separate"`` where nothing is quantized.
     """
 
@@ -87,6 +88,12 @@ class ResolvedPolicy:
     reason: str | None
     storage: Literal["separate", "nested"] = "separate"
     calibrated: bool = True
+    asked: PrecisionPolicy | None = None
+
+    @property
+    def name(self) -> str:
+        """Of what was asked for."""
+        return (self.asked or self.policy).name
 
     @property
     def quantizes(self) -> bool:
@@ -181,6 +188,14 @@ def _storage(policy: PrecisionPolicy, prefill: NumberFormat, device: DeviceInfo)
     return "nested" if plain and nests_by_default(prefill, device) else "separate"
 
 
+def _with_recipe(policy: PrecisionPolicy) -> PrecisionPolicy:
+    """NVFP4's default recipe, where the policy left everything to the device; what it says itself stays."""
+    open_fields = {name: value for name, value in NVFP4_RECIPE.items() if name not in policy.model_fields_set}
+    if policy.exact_last_token is False:
+        open_fields.pop("exact_last_tokens", None)
+    return PrecisionPolicy.model_validate({**policy.model_dump(), "prefill_format": NumberFormat.NVFP4, **open_fields})
+
+
 def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = True) -> ResolvedPolicy:
     """What ``policy`` means on ``device``, with the calibration that it asks for or ``calibrated=False`` without.
 
@@ -188,9 +203,11 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = T
         FormatRefusedError: the device cannot run the named format at all, or the policy asks for a part that cannot be
             honoured here.
     """
-    prefill, reason = policy.prefill_format, None
+    asked, prefill, reason = policy, policy.prefill_format, None
     if prefill is NumberFormat.AUTO:
         prefill, reason = _auto(device)
+        if prefill is NumberFormat.NVFP4:
+            policy = _with_recipe(policy)
     support = format_support(prefill, device)
     if support.status == "refused":
         raise FormatRefusedError(
@@ -229,5 +246,5 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = T
     storage = _storage(policy, prefill, device)
     emulated = support.status == "emulated"
     return ResolvedPolicy(
-        policy, prefill, decode, emulated, exact_last, threshold, reason or support.reason, storage, calibrated
+        policy, prefill, decode, emulated, exact_last, threshold, reason or support.reason, storage, calibrated, asked
     )

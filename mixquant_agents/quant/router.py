@@ -123,7 +123,7 @@ class Router:
             return
         if _graph_kind(before) != _graph_kind(resolved):
             raise ConfigError(
-                f"policy {resolved.policy.name!r} needs other graphs than the running {before.policy.name!r}, which "
+                f"policy {resolved.name!r} needs other graphs than the running {before.name!r}, which "
                 "were captured at start; start another engine"
             )
         self._follow(resolved)

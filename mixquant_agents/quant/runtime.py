@@ -84,7 +84,9 @@ class Runtime:
         self.device = device
         self.switchable = switchable
         self._fused = fused or {}
-        self.calibration, self.uncalibrated = calibration_for(policy, model, device, make=True)
+        followed = resolve(policy, device).policy
+        self.calibration, self.uncalibrated = calibration_for(followed, model, device, make=True)
+        self._loaded = _rounding(followed), self.calibration, self.uncalibrated
         if self.uncalibrated:
             _log.warning("mixquant: without a calibration (%s)", self.uncalibrated)
         self.resolved = resolve(policy, device, calibrated=self.uncalibrated is None)
@@ -198,16 +200,18 @@ class Runtime:
                 f"prefill_checkpoint={policy.prefill_checkpoint!r} is not what this engine was started with "
                 f"({self.resolved.policy.prefill_checkpoint!r}); start another engine"
             )
-        same = (policy.calibration, policy.weight_rounding, policy.weight_scales)
-        running = self.resolved.policy
-        calibration, uncalibrated = self.calibration, self.uncalibrated
-        if policy.calibration and same != (running.calibration, running.weight_rounding, running.weight_scales):
-            if not self.switchable or policy.calibration != "auto":
+        followed = resolve(policy, self.device).policy
+        calibration, uncalibrated, loaded = None, None, self._loaded
+        if followed.calibration and _rounding(followed) == loaded[0]:
+            _, calibration, uncalibrated = loaded
+        elif followed.calibration:
+            if not self.switchable or followed.calibration != "auto":
                 raise ConfigError(
-                    f"calibration={policy.calibration!r} with weight_rounding={policy.weight_rounding!r} is not what "
-                    "this engine was started with; start another engine"
+                    f"calibration={followed.calibration!r} with weight_rounding={followed.weight_rounding!r} is not "
+                    "what this engine was started with; start another engine"
                 )
-            calibration, uncalibrated = calibration_for(policy, self._model, self.device, make=False)
+            calibration, uncalibrated = calibration_for(followed, self._model, self.device, make=False)
+            loaded = _rounding(followed), calibration, uncalibrated
         resolved = resolve(policy, self.device, calibrated=uncalibrated is None)
         for layer_format in resolved.formats:
             twin_of(layer_format).prepare()
@@ -219,7 +223,7 @@ class Runtime:
                 "compiled engine cannot swap; start another engine, or this one with enforce_eager=True"
             )
         self.router.switch(resolved)
-        self.calibration, self.uncalibrated = calibration, uncalibrated
+        self.calibration, self.uncalibrated, self._loaded = calibration, uncalibrated, loaded
         for layer, new in zip(self.layers, formats, strict=True):
             layer.use(new)
         self.resolved = resolved
@@ -296,8 +300,9 @@ class Runtime:
         kernels = {} if self.kernels is None else self.kernels.status()
         names = [layer.layer_format.name for layer in self.layers if layer.layer_format is not None]
         return {
-            "policy": resolved.policy.name,
-            "fingerprint": resolved.policy.fingerprint,
+            "policy": resolved.name,
+            "fingerprint": (resolved.asked or resolved.policy).fingerprint,
+            "exact_static_prefix": resolved.policy.exact_static_prefix,
             "prefill_format": resolved.prefill_format.value,
             "decode_format": resolved.decode_format.value,
             "emulated": resolved.emulated,
@@ -319,6 +324,11 @@ class Runtime:
             **self.experts.status(),
             **({"gpu": {**self.router.status(), **twins, **kernels}} if self.captured else {}),
         }
+
+
+def _rounding(policy: PrecisionPolicy) -> tuple[object, ...]:
+    """What a calibration is made for."""
+    return policy.calibration, policy.weight_rounding, policy.weight_scales
 
 
 def runtime_of(vllm_config: Any) -> Runtime | None:

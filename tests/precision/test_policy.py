@@ -16,6 +16,7 @@ from mixquant_agents.precision.policy import POLICY_PRESETS, PolicyName, Precisi
 def test_presets_by_name() -> None:
     assert list(POLICY_PRESETS) == [
         "exact", "mixquant", "mixquant-nvfp4", "mixquant-fp8", "mixquant-int8", "mixquant-mxfp4",
+        "mixquant-nvfp4-plain",
         "uniform-nvfp4", "uniform-fp8", "uniform-int8", "uniform-mxfp4",
     ]  # fmt: skip
     assert list(POLICY_PRESETS) == list(get_args(PolicyName))

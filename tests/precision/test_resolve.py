@@ -100,6 +100,7 @@ def test_rules_of_the_presets() -> None:
         "exact": Reach.NOTHING,
         "mixquant": Reach.NOTHING,
         "mixquant-nvfp4": Reach.BEFORE_LAST,
+        "mixquant-nvfp4-plain": Reach.BEFORE_LAST,
         "mixquant-fp8": Reach.PROMPT,
         "mixquant-int8": Reach.PROMPT,
         "uniform-nvfp4": Reach.EVERYTHING,
@@ -204,3 +205,21 @@ def test_policies_that_contradict_themselves_are_refused(fields: dict[str, objec
 def test_formats_survive_json() -> None:
     assert PrecisionPolicy(**KV_FP8.model_dump(mode="json")) == KV_FP8
     assert hash(KV_FP8) == hash(PrecisionPolicy.model_validate_json(KV_FP8.model_dump_json()))
+
+
+def test_auto_takes_nvfp4s_default_recipe_on_blackwell_and_keeps_its_name() -> None:
+    blackwell = DeviceInfo("cuda", "NVIDIA B200", (10, 0))
+    resolved = resolve(PrecisionPolicy.of("mixquant"), blackwell)
+    assert (resolved.prefill_format, resolved.name) == (NumberFormat.NVFP4, "mixquant")
+    assert resolved.policy == PrecisionPolicy.of("mixquant-nvfp4")
+    assert resolved.rule() == resolve(PrecisionPolicy.of("mixquant-nvfp4"), blackwell).rule()
+    own = resolve(PrecisionPolicy(exact_last_tokens=4, weight_rounding="nearest", calibration=None), blackwell)
+    assert (own.rule().last, own.rule().first, own.policy.calibration) == (4, 16, None)
+    assert own.policy.weight_rounding == "nearest"
+    assert resolve(PrecisionPolicy(), CPU).policy == PrecisionPolicy()
+
+
+def test_without_a_calibration_values_are_rounded_to_the_nearest() -> None:
+    policy = PrecisionPolicy.of("mixquant-nvfp4")
+    names = [resolve(policy, CPU, calibrated=there).default_format.name for there in (True, False)]  # type: ignore[union-attr] # it quantizes
+    assert names == ["nvfp4-emulated-gptq", "nvfp4-emulated"]

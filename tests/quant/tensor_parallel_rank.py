@@ -46,7 +46,7 @@ def main(rank: int, world: int, file: str) -> None:
     with set_current_vllm_config(vllm_config):
         init_distributed_environment(world, rank, f"file://{file}", rank, "gloo")
         initialize_model_parallel(tensor_model_parallel_size=world)
-        config = MixQuantConfig(PrecisionPolicy.of("mixquant-nvfp4"))
+        config = MixQuantConfig(PrecisionPolicy.of("mixquant-nvfp4-plain"))
         config.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate", "up"]}
         config.runtime = Runtime(config.policy, device_info(), switchable=True)
         layer = "model.layers.0."

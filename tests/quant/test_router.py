@@ -165,7 +165,7 @@ def test_warm_up_runs_as_a_step_of_prefill_rows_would() -> None:
     assert router.warmup_step(101).mode is Mode.QUANTIZED
     assert router.warmup_step(None).mode is Mode.EXACT, "an encoder's"
     assert Router(resolve(PrecisionPolicy.of("exact"), CPU)).warmup_step(101).mode is Mode.EXACT
-    assert Router(resolve(PrecisionPolicy.of("mixquant-nvfp4"), CPU)).warmup_step(1).mode is Mode.QUANTIZED
+    assert Router(resolve(PrecisionPolicy.of("mixquant-nvfp4-plain"), CPU)).warmup_step(1).mode is Mode.QUANTIZED
 
 
 def test_operation_on_fewer_rows_than_the_step_runs_exact() -> None:
@@ -177,7 +177,7 @@ def test_operation_on_fewer_rows_than_the_step_runs_exact() -> None:
 
 
 def test_eager_mixed_step_names_all_its_rows() -> None:
-    router = Router(resolve(PrecisionPolicy.of("mixquant-nvfp4"), CPU))
+    router = Router(resolve(PrecisionPolicy.of("mixquant-nvfp4-plain"), CPU))
     step = route(router, (6, 0, 6), DECODE)
     assert step.exact_rows is not None
     assert step.quantized_rows is not None

@@ -56,7 +56,7 @@ def follows_the_rule(found: TurnCounts, *, exact_rows: int) -> None:
 @pytest.mark.parametrize(
     ("policy", "exact_rows"),
     [
-        ("mixquant-nvfp4", 1),
+        ("mixquant-nvfp4-plain", 1),
         ("mixquant-fp8", 0),
         ("mixquant-int8", 0),
         ("uniform-nvfp4", 0),
@@ -187,10 +187,10 @@ async def test_nested_storage_writes_what_exact_weights_write_bit_for_bit(engine
 
 
 async def test_status_says_what_runs_and_what_it_costs(engine: VllmEngine) -> None:
-    status = await engine.set_policy("mixquant-nvfp4")
+    status = await engine.set_policy("mixquant-nvfp4-plain")
     expected: dict[str, Any] = {
-        "policy": "mixquant-nvfp4",
-        "fingerprint": POLICY_PRESETS["mixquant-nvfp4"].fingerprint,
+        "policy": "mixquant-nvfp4-plain",
+        "fingerprint": POLICY_PRESETS["mixquant-nvfp4-plain"].fingerprint,
         "prefill_format": "nvfp4",
         "decode_format": "exact",
         "emulated": True,

@@ -18,7 +18,7 @@ from mixquant_agents.quant.twins.memory import TwinMemory
 CPU = DeviceInfo("cpu", "cpu")
 
 
-def make_runtime(policy: str | PrecisionPolicy = "mixquant-nvfp4", **fields: Any) -> Runtime:
+def make_runtime(policy: str | PrecisionPolicy = "mixquant-nvfp4-plain", **fields: Any) -> Runtime:
     return Runtime(PrecisionPolicy.of(policy), CPU, switchable=True, **fields)
 
 
@@ -64,7 +64,7 @@ def test_forced_step_stands_above_the_plan_and_leaves_it_there() -> None:
 
 
 def test_switching_needs_an_eager_engine_only_where_weights_change() -> None:
-    runtime = Runtime(PrecisionPolicy.of("mixquant-nvfp4"), CPU, switchable=False)
+    runtime = Runtime(PrecisionPolicy.of("mixquant-nvfp4-plain"), CPU, switchable=False)
     used = []
     layer: Any = SimpleNamespace(
         prefix="model.layers.0.mlp.down_proj",

@@ -120,7 +120,7 @@ def measure(
     results = []
     for number, (name, policy) in enumerate(compared.items(), start=1):
         progress(name, number / total)
-        results.append(_compare(network, name, policy, exact))
+        results.append(_compare(network, str(network.config._name_or_path), name, policy, exact))
     return FidelityReport(
         model=model,
         dtype=str(network.dtype).removeprefix("torch."),
@@ -132,14 +132,17 @@ def measure(
     )
 
 
-def _compare(network: Any, name: str, policy: PrecisionPolicy, exact: Reference) -> PolicyFidelity:
+def _compare(network: Any, model: str, name: str, policy: PrecisionPolicy, exact: Reference) -> PolicyFidelity:
     """How far ``policy`` moves the distributions over the forced answers."""
     import torch
 
     from mixquant_agents.bench.fidelity.answers import compare
-    from mixquant_agents.quant.calibration.network import routed
+    from mixquant_agents.quant.calibration.at_load import calibration_for
+    from mixquant_agents.quant.calibration.network import groups, routed
 
-    resolved = resolve(policy, DeviceInfo("cpu", "emulation"))  # emulated on any device: fidelity is about rounding
+    device = DeviceInfo("cpu", "emulation")  # emulated on any device: fidelity is about rounding
+    calibration, missing = calibration_for(policy, model, device, make=False)
+    resolved = resolve(policy, device, calibrated=missing is None)
     if not resolved.quantizes:
         raise ConfigError(f"policy {policy.name!r} quantizes nothing, so there is nothing to compare")
     rule = resolved.rule()
@@ -148,7 +151,15 @@ def _compare(network: Any, name: str, policy: PrecisionPolicy, exact: Reference)
         first, stop = rule.interval(len(prompt.ids))
         return [(first, min(stop, len(prompt.whole)))]
 
-    with routed(network, resolved) as plan:
+    known = (
+        {}
+        if calibration is None
+        else {
+            group.name: calibration.layer(group.name, sum(group.widths), group.layers[0].weight.shape[1])
+            for group in groups(network)
+        }
+    )
+    with routed(network, resolved, known) as plan:
         found = compare(network, exact, plan, spans)
     by_prompt = torch.stack([divergence.mean() for divergence in found.kl.values()])
     return PolicyFidelity(

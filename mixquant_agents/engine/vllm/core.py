@@ -327,7 +327,7 @@ class RunningEngine:
                 request.messages, request.tools, variables, growing=growing, verbatim=request.verbatim_history
             )
             static = 0
-            if self.policy.exact_static_prefix:
+            if self._lends:
                 static = await self.prompts.static_tokens(ids, request.messages, request.tools, variables)
         else:
             ids, static = list(request.prompt_token_ids), request.static_tokens
@@ -393,10 +393,15 @@ class RunningEngine:
         )  # fmt: skip
         return meter.cached_tokens or 0
 
+    @property
+    def _lends(self) -> bool:
+        """The policy, as the plugin follows it, keeps static beginnings exact."""
+        return bool(self.status.get("exact_static_prefix", False))
+
     def _block_keys(self, request: EngineRequest, static_tokens: int) -> BlockKeys:
         """What tells the request's KV blocks from those of others. Lent are whole blocks, where the plugin runs."""
         lent = static_tokens // self._block * self._block
-        if not self.policy.exact_static_prefix or self._rows is None:
+        if not self._lends or self._rows is None:
             lent = 0
         static = StaticPrefix(lent, exact_salt(request.cache_salt)) if lent else None
         return BlockKeys(salted(self.policy.fingerprint, request.cache_salt), static)
@@ -452,7 +457,7 @@ class RunningEngine:
         rendered = await self.prompts.render(
             request.messages, request.tools, variables, verbatim=request.verbatim_history
         )
-        if not self.policy.exact_static_prefix:
+        if not self._lends:
             return rendered
         static = await self.prompts.static_tokens(rendered.token_ids, request.messages, request.tools, variables)
         return replace(rendered, static_tokens=static)

@@ -56,7 +56,7 @@ def test_divergence_grows_with_coarser_formats_and_more_rows(model: str) -> None
     found = measured(
         model,
         everywhere=PrecisionPolicy.of("uniform-nvfp4"),
-        reading=PrecisionPolicy.of("mixquant-nvfp4"),
+        reading=PrecisionPolicy.of("mixquant-nvfp4-plain"),
         fine=PrecisionPolicy.of("mixquant-fp8"),
     )
     assert found["everywhere"].kl_mean > found["reading"].kl_mean > found["fine"].kl_mean > 0

@@ -88,7 +88,7 @@ async def test_cache_salts_keep_prompts_apart() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "exact_rows", "emulated"),
-    [("exact", None, False), ("mixquant", None, False), ("mixquant-nvfp4", 1, True), ("mixquant-fp8", 0, True)],
+    [("exact", None, False), ("mixquant", None, False), ("mixquant-nvfp4-plain", 1, True), ("mixquant-fp8", 0, True)],
 )
 async def test_rows_follow_the_policy(policy: str, exact_rows: int | None, emulated: bool) -> None:
     engine = ScriptedEngine(["x"], policy=policy)

@@ -91,7 +91,7 @@ async def test_info_says_what_runs(engine: VllmEngine) -> None:
     able = engine.info
     assert (able.engine, able.policy, able.prefill_format, able.decode_format) == (
         "vllm",
-        "mixquant-nvfp4",
+        "mixquant-nvfp4-plain",
         "nvfp4",
         "exact",
     )
@@ -132,7 +132,7 @@ async def test_prefixes_are_cached_by_salt_and_policy(engine: VllmEngine) -> Non
     await engine.set_policy("exact")
     assert await cached() == 0  # policies never share blocks
     assert await cached() >= 128
-    await engine.set_policy("mixquant-nvfp4")
+    await engine.set_policy("mixquant-nvfp4-plain")
     assert await cached() >= 128
 
 

@@ -44,7 +44,7 @@ async def test_unsendable_request_is_refused_and_leaves_nothing(
     with pytest.raises(kind, match=words):
         await read(engine, **fields)
     assert (await engine.stats()).unfinished == 0
-    await engine.set_policy("mixquant-nvfp4")  # refused while a turn is running, or leaked
+    await engine.set_policy("mixquant-nvfp4-plain")  # refused while a turn is running, or leaked
 
 
 async def test_failure_on_the_way_to_the_core_leaves_nothing(engine: VllmEngine, monkeypatch: Any) -> None:
@@ -60,7 +60,7 @@ async def test_failure_on_the_way_to_the_core_leaves_nothing(engine: VllmEngine,
         with pytest.raises(Exception, match="too large for the wire"):
             await read(engine)
     assert (await engine.stats()).unfinished == 0
-    await engine.set_policy("mixquant-nvfp4")
+    await engine.set_policy("mixquant-nvfp4-plain")
     assert await read(engine, sampling=Sampling(max_tokens=2))
 
 

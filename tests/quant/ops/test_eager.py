@@ -69,7 +69,7 @@ batches = st.lists(st.tuples(st.integers(1, 20), st.integers(0, 25), st.integers
 
 def plan_of(batch: list[tuple[int, int, int]]) -> tuple[np.ndarray, StepPlan]:
     """Which rows are quantized, and the step."""
-    router = Router(resolve(PrecisionPolicy.of("mixquant-nvfp4"), DeviceInfo("cpu", "cpu")))
+    router = Router(resolve(PrecisionPolicy.of("mixquant-nvfp4-plain"), DeviceInfo("cpu", "cpu")))
     rows, step = router.route([RequestRows(f"r{i}", *values) for i, values in enumerate(batch)])
     return rows.mask(), step
 

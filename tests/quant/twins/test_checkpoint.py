@@ -148,7 +148,9 @@ def test_checkpoint_belongs_to_the_engine(tmp_path: pathlib.Path) -> None:
     state = Runtime(policy, DeviceInfo("cpu", "cpu"), switchable=True)
     state.set_policy(PrecisionPolicy.of("exact"))
     with pytest.raises(ConfigError, match="start another engine"):
-        Runtime(PrecisionPolicy.of("mixquant-nvfp4"), DeviceInfo("cpu", "cpu"), switchable=True).set_policy(policy)
+        Runtime(PrecisionPolicy.of("mixquant-nvfp4-plain"), DeviceInfo("cpu", "cpu"), switchable=True).set_policy(
+            policy
+        )
 
 
 def test_native_twin_passes_codes_on_and_refuses_differing_scales(tmp_path: pathlib.Path) -> None:

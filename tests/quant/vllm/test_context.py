@@ -31,7 +31,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Any:
         current_platform, "set_additional_forward_context", hooked.set_additional_forward_context, raising=False
     )
     config = VllmConfig(device_config=DeviceConfig("cpu"))
-    runtime = Runtime(PrecisionPolicy.of("mixquant-nvfp4"), DeviceInfo("cpu", "cpu"), switchable=True)
+    runtime = Runtime(PrecisionPolicy.of("mixquant-nvfp4-plain"), DeviceInfo("cpu", "cpu"), switchable=True)
     config.quant_config = SimpleNamespace(runtime=runtime)
     return config
 

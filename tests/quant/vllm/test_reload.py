@@ -83,7 +83,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[PrecisionPolicy, DeviceIn
 
 @pytest.fixture(params=list(PLACES))
 def model(request: pytest.FixtureRequest, make: Callable[[PrecisionPolicy, DeviceInfo], Model]) -> Model:
-    policy = PrecisionPolicy.of("mixquant-nvfp4" if request.param == "nvfp4" else "mixquant-fp8")
+    policy = PrecisionPolicy.of("mixquant-nvfp4-plain" if request.param == "nvfp4" else "mixquant-fp8")
     if request.param == "nested":
         policy = policy.model_copy(update={"storage": "nested"})
     return make(policy, PLACES[request.param])

@@ -20,7 +20,7 @@ from mixquant_agents.quant.vllm.patching import wrap
 
 
 def make_runtime() -> Runtime:
-    return Runtime(PrecisionPolicy.of("mixquant-nvfp4"), DeviceInfo("cpu", "cpu"), switchable=True)
+    return Runtime(PrecisionPolicy.of("mixquant-nvfp4-plain"), DeviceInfo("cpu", "cpu"), switchable=True)
 
 
 def scheduled(rows: dict[str, int], **fields: Any) -> SimpleNamespace:

@@ -1,0 +1,99 @@
+"""A missing calibration: made once where a GPU is, and never in an engine's way."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.recipe import Recipe
+from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant.calibration import at_load
+from mixquant_agents.quant.calibration.at_load import calibration_for, command
+from mixquant_agents.quant.calibration.store import folder_of, save
+from mixquant_agents.quant.numerics import nvfp4
+from mixquant_agents.quant.runtime import Runtime
+from mixquant_agents.quant.twins.calibrated import LayerCalibration
+
+POLICY = PrecisionPolicy.of("mixquant-nvfp4")
+CPU, GPU = DeviceInfo("cpu", "cpu"), DeviceInfo("cuda", "NVIDIA H200", (9, 0))
+KNOWN = LayerCalibration(0.5, torch.arange(32), nvfp4.quantize(torch.ones(16, 32), torch.tensor(1.0)))
+
+
+@pytest.fixture
+def model(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MIXQUANT_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return str(folder)
+
+
+def test_calibration_is_made_once_on_a_gpu(model: str) -> None:
+    made: list[Sequence[str]] = []
+
+    def run(words: Sequence[str]) -> None:
+        made.append(words)
+        save(folder_of(model), POLICY.recipe, {"layers.0.mlp.down_proj": KNOWN})
+
+    for _ in range(2):
+        calibration, reason = calibration_for(POLICY, model, GPU, make=True, run=run)
+        assert reason is None
+        assert calibration is not None
+        assert calibration.layer("layers.0.mlp.down_proj", 16, 32).activation_scale == 0.5
+    assert made == [command(model, POLICY)]
+    assert made[0][0] == sys.executable
+    assert made[0][-4:] == ["--rounding", "gptq", "--weight-scales", "max"]
+
+
+@pytest.mark.parametrize(
+    ("device", "make", "reason"),
+    [(CPU, True, "not on a CPU"), (GPU, False, "not while an engine runs"), (GPU, True, "out of memory")],
+)
+def test_engine_starts_without_one_and_says_why(model: str, device: DeviceInfo, make: bool, reason: str) -> None:
+    calibration, found = calibration_for(POLICY, model, device, make=make, run=lambda words: "out of memory")
+    assert calibration is None
+    assert found is not None
+    assert reason in found
+
+
+def test_runtime_without_one_rounds_to_the_nearest(model: str) -> None:
+    runtime = Runtime(POLICY, CPU, switchable=True, model=model)
+    assert runtime.status()["calibration"] is None
+    assert "mixquant calibrate" in runtime.status()["uncalibrated"]
+    assert runtime.status()["twin"] == "nvfp4-emulated"
+    runtime.set_policy(PrecisionPolicy.of("mixquant-nvfp4-plain"))
+    assert runtime.status()["uncalibrated"] is None
+    runtime.set_policy(POLICY)
+    assert runtime.status()["uncalibrated"]
+
+
+def test_runtime_takes_one_that_was_made_meanwhile(model: str) -> None:
+    runtime = Runtime(PrecisionPolicy.of("exact"), CPU, switchable=True, model=model)
+    save(folder_of(model), Recipe("gptq"), {"layers.0.mlp.down_proj": KNOWN})
+    runtime.set_policy(POLICY)
+    assert runtime.status()["twin"] == "nvfp4-emulated-gptq"
+
+
+def test_folder_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
+    named = POLICY.model_copy(update={"calibration": str(tmp_path)})
+    with pytest.raises(FormatRefusedError, match="there is no calibration"):
+        calibration_for(named, None, GPU, make=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ('print(\'{"what": "x", "share": 0.5}\')', None),
+        ("raise SystemExit('no memory')", "calibrating failed: no memory"),
+        ("print('no json')", "did not end well"),
+    ],
+)
+def test_process_that_fails_tells_its_last_words(script: str, reason: str | None) -> None:
+    found = at_load._run([sys.executable, "-c", script])
+    assert found == reason if reason is None else reason in (found or "")
