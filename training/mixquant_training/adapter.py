@@ -41,7 +41,7 @@ def _kept(tensor: Tensor, dtype: torch.dtype, gain: float) -> Tensor:
     return tensor + (_rounded(tensor.detach(), dtype, gain).to(tensor.dtype) / gain - tensor.detach())
 
 
-class Adapter(torch.nn.Module):
+class Adapter(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
     """Per matrix ``A [layers, rank, in]`` and ``B [layers, out, rank]``, float32; ``W + scale · B · A``."""
 
     def __init__(self, rank: int, scale: float, seed: int = 0, stored: str = "bfloat16") -> None:
@@ -64,7 +64,7 @@ class Adapter(torch.nn.Module):
         return self.scale * torch.bmm(up, down)
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator] # torch is untyped here
 def grown(adapter: Adapter, rank: int, stored: str) -> Adapter:
     """The same update with a larger rank, whose new room starts at zero.
 

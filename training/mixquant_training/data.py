@@ -7,6 +7,7 @@ its branch in that document (0: the beginning that all branches share) and its p
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.pool
 import pathlib
 import random
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def stream(tokenizer: pathlib.Path, tokens: int, learnt: int, seed: int, workers
     """Endless batches; at most ``ahead`` wait. The same seed gives the same batches, whatever the number of workers."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers, initializer=_start, initargs=(str(tokenizer),)) as pool:
-        waiting = []
+        waiting: list[multiprocessing.pool.AsyncResult[Batch]] = []
         number = seed * 1_000_000
         while True:
             while len(waiting) < ahead:

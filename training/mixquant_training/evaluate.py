@@ -36,7 +36,7 @@ def interval(right: int, count: int) -> tuple[float, float]:
     return round(scale * (middle - half), 1), round(scale * (middle + half), 1)
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator] # torch is untyped here
 def perplexity(weights: net.Weights, tokenizer: Tokenizer, text: str, window: int = 512) -> float:
     """Perplexity of a text in windows without overlap."""
     ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -120,7 +120,7 @@ def _documentation(rng: random.Random, count: int) -> list[str]:
     return [text[start : start + 1400] for start in (rng.randrange(len(text) - 1400) for _ in range(count))]
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator] # torch is untyped here
 def look(weights: Weights, kept: list[Kept], tokens: int = 65_536) -> None:
     """Fill in what the base says, once: it never changes."""
     device, dtype = str(weights.embedding.device), weights.embedding.dtype

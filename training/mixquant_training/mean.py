@@ -16,7 +16,7 @@ from mixquant_training.adapter import Adapter, load, save
 __all__ = ["mean"]
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator] # torch is untyped here
 def mean(adapters: list[Adapter], weights: list[float] | None = None) -> Adapter:
     """A new adapter of the first one's rank, scale and format. ``weights`` are made to sum to one; without, all count alike.
 

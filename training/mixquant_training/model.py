@@ -179,7 +179,7 @@ def hidden(weights: Weights, ids: Tensor, cos: Tensor, sin: Tensor, block=layer)
     return F.rms_norm(x, (CONFIG.width,), weights.norm, CONFIG.eps)
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator] # torch is untyped here
 def generate(
     weights: Weights, prompts: list[list[int]], max_tokens: int, *, temperature: float = 0.0, batch_tokens: int = 400_000,
     stop: int = CONFIG.end, seed: int = 0,

@@ -16,7 +16,7 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -76,6 +76,7 @@ _START = time.monotonic()
 
 
 _Item = TypeVar("_Item")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def ahead(items: Iterator[_Item], depth: int = 6) -> Iterator[_Item]:
@@ -113,23 +114,29 @@ def inputs(args: argparse.Namespace, kept: list[Kept]) -> Iterator[Step]:
     """Endless: each batch of examples beside kept texts."""
     made = stream(args.tokenizer, args.tokens, args.learnt, args.seed, args.workers, 4 * args.workers)
     rows = kept_rows(kept, args.kept_tokens, args.compared, random.Random(args.seed))
-    for one, row in zip(made, rows, strict=False):
-        document = np.concatenate([one.document, row.document + one.document[-1] + 1])
+    for example, row in zip(made, rows, strict=False):
+        document = np.concatenate([example.document, row.document + example.document[-1] + 1])
         at, weight, targets = (np.zeros(args.learnt, kind) for kind in (np.int64, np.float32, np.int64))
-        at[: len(one.at)], targets[: len(one.at)] = one.at, one.ids[one.at + 1]
-        weight[: len(one.at)] = 1 + (args.begin_weight - 1) * one.begins
+        at[: len(example.at)], targets[: len(example.at)] = example.at, example.ids[example.at + 1]
+        weight[: len(example.at)] = 1 + (args.begin_weight - 1) * example.begins
         kept_at, kept_weight = np.zeros(args.compared, np.int64), np.zeros(args.compared, np.float32)
         kept_at[: len(row.at)] = row.at + args.tokens
         kept_weight[: len(row.at)] = 1 + (args.kept_begin_weight - 1) * row.begins
-        host = [
-            np.concatenate([one.ids, row.ids]), until(document, np.concatenate([one.branch, np.zeros_like(row.ids)])),
-            np.concatenate([one.position, row.position]), at, targets, weight, kept_at, kept_weight, *tiles(document),
-        ]  # fmt: skip
-        tensors = [torch.from_numpy(part) for part in host]
-        if args.device == "cuda":
-            tensors = [part.pin_memory() for part in tensors]
-        states = F.pad(row.states, (0, 0, 0, args.compared - len(row.states)))
-        yield Step(*tensors[:3], tuple(tensors[8:]), *tensors[3:8], states, one.used, one.read)
+        host = {
+            "ids": np.concatenate([example.ids, row.ids]),
+            "until": until(document, np.concatenate([example.branch, np.zeros_like(row.ids)])),
+            "position": np.concatenate([example.position, row.position]),
+            "at": at, "targets": targets, "weight": weight, "kept_at": kept_at, "kept_weight": kept_weight,
+        }  # fmt: skip
+        moved = {name: _pinned(part, args.device) for name, part in host.items()}
+        moved["states"] = F.pad(row.states, (0, 0, 0, args.compared - len(row.states)))
+        shared = tuple(_pinned(part, args.device) for part in tiles(document))
+        yield Step(**moved, tiles=shared, used=example.used, read=example.read)
+
+
+def _pinned(part: np.ndarray, device: str) -> Tensor:
+    tensor = torch.from_numpy(part)
+    return tensor.pin_memory() if device == "cuda" else tensor
 
 
 def wrong(found: Tensor, embedding: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
@@ -164,7 +171,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if args.kept_from:
         kept = read_kept(plain, args.kept_from)
     else:
-        kept = make_kept(plain, Tokenizer.from_file(str(args.tokenizer)), *args.kept, seed=args.seed)
+        chats, free, windows = args.kept
+        kept = make_kept(plain, Tokenizer.from_file(str(args.tokenizer)), chats, free, windows, seed=args.seed)
         write_kept(kept, args.out / "kept.npz")
     kept = [one for one in kept if len(one.adapted) <= args.kept_tokens // 2 and one.compared <= args.compared // 2]
     say(f"{len(kept)} texts of the base")
@@ -179,19 +187,22 @@ def train(
         adapter = grown(load(args.resume), args.rank, args.format).to(args.device)
     else:
         adapter = Adapter(args.rank, args.scale, args.seed, args.format).to(args.device)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(adapter.down.values()), "factor": 1.0},
         {"params": list(adapter.up.values()), "factor": 2.0},
     ]
     optimizer = torch.optim.AdamW(
         groups, lr=args.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=args.device == "cuda"
     )
-    block, loss_of, apart_of = (
-        torch.compile(one, dynamic=False) if args.compile else one for one in (net.row_layer, wrong, apart)
-    )
+
+    def compiled(function: _Function) -> _Function:
+        return torch.compile(function, dynamic=False) if args.compile else function
+
+    block, loss_of, apart_of = compiled(net.row_layer), compiled(wrong), compiled(apart)
     cos, sin = net.rope(2048, args.device, dtype)
     seen = Seen(args.tokens + args.kept_tokens, args.device)
     begin = saved = time.monotonic()
+    begins, ends = args.part
     log: list[dict[str, Any]] = []
     steps = used = read = 0
     for step in ahead(inputs(args, kept)):
@@ -201,7 +212,7 @@ def train(
         if steps > 3 and spent > args.seconds:
             break
         for group in groups:
-            group["lr"] = rate_at(spent / args.seconds, *args.part, args.rate) * float(group["factor"])  # type: ignore[arg-type]
+            group["lr"] = rate_at(spent / args.seconds, begins, ends, args.rate) * group["factor"]
 
         def here(tensor: Tensor) -> Tensor:
             return tensor.to(args.device, non_blocking=True)

@@ -112,7 +112,8 @@ def widened(archetype: Archetype, rng: random.Random) -> Archetype:
     """The archetype with one to three optional parameters more; each question may mention them, mostly it does not."""
     taken = {name for param in archetype.params for name in param.names}
     kinds = {param.kind.name for param in archetype.params if param.kind.name != "bool"}
-    params, tails = [], []
+    params: list[Param] = []
+    tails: list[str] = []
     for _ in range(rng.choice([1, 1, 2, 3])):
         name, kind, description, phrases = attribute(rng)
         if name in taken or parse(kind).name in kinds - {"enum"} or any(p.names[0] == name for p in params):

@@ -151,15 +151,15 @@ def _attributes(rng: random.Random, held: bool) -> list[Attribute]:
 
 
 def action(
-    rng: random.Random, *, held: bool, verb: str | None = None, thing: tuple[str, str] | None = None, chosen: list[Attribute] | None = None
+    rng: random.Random, *, held: bool, verb: str | None = None, noun: tuple[str, str] | None = None, chosen: list[Attribute] | None = None
 ) -> Archetype:  # fmt: skip
     """A verb done to a thing, with one to five attributes; each of the three can be given."""
     verbs = _HELD_VERBS if held else _VERBS
     verb = verb or rng.choice(sorted(verbs))
-    thing, head = thing or _thing(rng, held)
+    thing, head = noun or _thing(rng, held)
     chosen = chosen or _attributes(rng, held)
     required = max(1, rng.randint(1, len(chosen)))
-    noun = thing.replace(" ", "_")
+    snake = thing.replace(" ", "_")
     params, parts = [], []
     for index, (name, kind, description, phrases) in enumerate(chosen):
         shown = (name, f"{head}_{name}", f"{name}_value") if rng.random() < 0.4 else (name,)
@@ -180,7 +180,7 @@ def action(
         return text.replace("{do}", _either(verbs[verb])).replace("{thing}", plural).replace("{rest}", rest)
 
     questions = [question(frame, parts) for frame in rng.sample(_FRAMES[held], k=min(3, len(_FRAMES[held])))]
-    names = (f"{verb}_{noun}", f"{noun}_{verb}", f"{verb}_{noun}s" if verb == "list" else f"{verb}_{head}")
+    names = (f"{verb}_{snake}", f"{snake}_{verb}", f"{verb}_{snake}s" if verb == "list" else f"{verb}_{head}")
     text = f"{verb.replace('_', ' ').capitalize()} {'all ' if verb == 'list' else 'a '}{thing}{'s' if verb == 'list' else ''}"
     asks = [
         (
@@ -351,8 +351,8 @@ def other_action(rng: random.Random) -> tuple[Archetype, Archetype]:
         if other[1] in thing[0] or thing[1] in other[0]:
             return other_action(rng)
     return (
-        action(rng, held=False, verb=verbs[0], thing=thing, chosen=chosen),
-        action(rng, held=False, verb=verbs[1], thing=other, chosen=chosen),
+        action(rng, held=False, verb=verbs[0], noun=thing, chosen=chosen),
+        action(rng, held=False, verb=verbs[1], noun=other, chosen=chosen),
     )
 
 

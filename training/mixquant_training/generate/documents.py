@@ -7,16 +7,14 @@ import functools
 import random
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from mixquant_training.generate.own.shown import numbered
+from mixquant_training.generate.own.shown import Call, Work, numbered
 from mixquant_training.generate.own.units import conversion
 from mixquant_training.generate.words import CATALOG, blend, pick, some, words
 
 __all__ = ["Document", "Topic", "Work", "about", "counted", "document", "shown"]
 
-Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
-Call = tuple[str, dict[str, Any], str]
+Call = Call
 
 _SLOT = re.compile(r"{(\w+):([^}]+)}")
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()

@@ -73,7 +73,7 @@ def _missing(box: Toolbox, archetype: Archetype, tool: Tool) -> list[Message] | 
 def _refused(box: Toolbox, beside: Archetype | None, archetypes: list[Archetype], tools: list[Tool]) -> list[Message] | None:  # fmt: skip
     """Something that none of the tools does."""
     rng = box.rng
-    meant = beside if beside and rng.random() < 0.5 else (box.distractors(archetypes, 1) or [None])[0]
+    meant = beside if beside and rng.random() < 0.5 else next(iter(box.distractors(archetypes, 1)), None)
     if meant is None or meant.key in KNOWLEDGE or any(overlaps(meant, one) for one in archetypes):
         return None
     asked = ask(meant, rng, held=False)
@@ -110,6 +110,7 @@ def fan(box: Toolbox) -> list[Scene]:
     while len(scenes) < wanted:
         roll, index = rng.random(), rng.randrange(len(tools))
         archetype, tool = archetypes[index], tools[index]
+        messages: list[Message] | None
         if roll < 0.59:
             messages = _call(box, archetype, tool)
         elif roll < 0.70:

@@ -61,7 +61,7 @@ def session(box: Toolbox) -> Scene:
         elif roll < 0.76 and archetypes[index].asks:
             messages += _missing(box, archetypes[index], tools[index])
         else:
-            meant = beside if beside and rng.random() < 0.5 else (box.distractors(archetypes, 1) or [None])[0]
+            meant = beside if beside and rng.random() < 0.5 else next(iter(box.distractors(archetypes, 1)), None)
             if meant is None or meant.key in KNOWLEDGE:
                 continue
             asked = ask(meant, rng, held=False)

@@ -130,11 +130,11 @@ def _free(category: str, rng: random.Random) -> str | None:
         return f"{rng.randint(1, 1999)} {some(rng, 1, 1, capital=True)} {rng.choice('Street Lane Road Avenue Court Way Row Drive Square Alley Close Hill'.split())}"
     if category in {"file", "imagefile"}:
         kinds = "png jpg svg webp" if category == "imagefile" else "txt md csv pdf json yaml log py html docx"
-        return f"{rng.choice('_-')}".join(some(rng, 1, 2).split()) + "." + rng.choice(kinds.split())
+        return rng.choice("_-").join(some(rng, 1, 2).split()) + "." + rng.choice(kinds.split())
     if category in {"folder", "branch", "servicename"}:
         return rng.choice("/-_").join(some(rng, 1, 2).split())
     if category == "chessmove":
-        return rng.choice(["", "", *"KQRBN"]) + rng.choice("abcdefgh") + rng.choice("12345678")
+        return rng.choice(["", "", "K", "Q", "R", "B", "N"]) + rng.choice("abcdefgh") + rng.choice("12345678")
     if category in _CODES:
         return "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(_CODES[category], 4)))
     return None

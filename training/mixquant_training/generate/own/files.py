@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
-from mixquant_training.generate.own.shown import numbered, plural
+from mixquant_training.generate.own.shown import Call, Work, numbered, plural
 from mixquant_training.generate.values import draw, parse
 from mixquant_training.generate.words import pick, some
 
 __all__ = ["listed"]
-
-Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
 
 
 def _path(rng: random.Random, ending: str) -> str:
@@ -19,7 +16,7 @@ def _path(rng: random.Random, ending: str) -> str:
     return f"{some(rng, 1, 1)}/{name}.{ending}" if rng.random() < 0.5 else f"{name}.{ending}"
 
 
-def _read(path: str, lines: list[str]) -> tuple[str, dict[str, Any], str]:
+def _read(path: str, lines: list[str]) -> Call:
     return "read_file", {"path": path}, numbered(lines)
 
 

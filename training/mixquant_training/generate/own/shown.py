@@ -1,11 +1,18 @@
-"""How the shipped tools show a file and a database, and the plural of a thing."""
+"""Work with the shipped tools: what it consists of, how they show a file and a database, and the plural of a thing."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["numbered", "plural", "result", "schema"]
+__all__ = ["Call", "Work", "numbered", "plural", "result", "schema"]
+
+Call = tuple[str, dict[str, Any], str]
+"""A tool's name, its arguments, and what it gives."""
+
+Work = tuple[str, list[Call], str]
+"""What is asked for, the calls that it takes, and the answer."""
 
 
 def numbered(lines: Sequence[str]) -> str:

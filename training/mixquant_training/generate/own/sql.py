@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
-from mixquant_training.generate.own.shown import result, schema
+from mixquant_training.generate.own.shown import Call, Work, result, schema
 from mixquant_training.generate.values import draw, parse
 from mixquant_training.generate.words import some
 
@@ -15,7 +15,6 @@ from mixquant_training.generate.words import some
 
 __all__ = ["database"]
 
-Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
 
 # table: what one row is called, its name column, text columns with a kind or words, number columns with bounds
 _TABLES: dict[str, tuple[str, str, str, dict[str, str], dict[str, tuple[int, int]]]] = {
@@ -60,10 +59,10 @@ class _World:
             self.link.execute(f"CREATE TABLE {table} ({types.replace(chr(34), '')})")
             rows = []
             pool = {column: [draw(parse(k), rng, held=False)[1] for _ in range(3)] for column, k in texts.items()}
-            for number in range(rng.randint(3, 8)):
-                row: dict[str, Any] = {"id": number + 1, key: str(draw(parse(kind), rng, held=False)[1])}
-                row |= {column: rng.choice(pool[column]) for column in texts}
-                row |= {column: rng.randint(*span) for column, span in numbers.items()}
+            for index in range(rng.randint(3, 8)):
+                row: dict[str, Any] = {"id": index + 1, key: str(draw(parse(kind), rng, held=False)[1])}
+                row |= {text: rng.choice(pool[text]) for text in texts}
+                row |= {number: rng.randint(*span) for number, span in numbers.items()}
                 rows.append(row)
                 self.link.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", list(row.values()))
             self.rows[table] = rows
@@ -195,7 +194,7 @@ def database(rng: random.Random) -> list[Work]:
             text, sql, answer, columns = _question(world, rng)
             shown = result(world.link, sql)
             table = sql.split(" FROM ")[1].split()[0]
-            calls: list[tuple[str, dict[str, Any], str]] = []
+            calls: list[Call] = []
             roll = rng.random()
             if not looked and roll < 0.3:
                 text = (

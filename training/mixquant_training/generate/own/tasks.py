@@ -5,19 +5,16 @@ from __future__ import annotations
 import datetime
 import random
 import zoneinfo
-from typing import Any
 
 from mixquant_training.generate.asking import fill
 from mixquant_training.generate.catalog import expand
 from mixquant_training.generate.grounded import fact
 from mixquant_training.generate.numerals import evaluate
+from mixquant_training.generate.own.shown import Work
 from mixquant_training.generate.values import draw, parse
 from mixquant_training.generate.words import pick
 
-__all__ = ["Work", "arithmetic", "clock", "files", "notes"]
-
-Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
-"""A question; calls as name, arguments and what the tool says; the answer."""
+__all__ = ["arithmetic", "clock", "files", "notes"]
 
 _ZONES = {
     "Tokyo": "Asia/Tokyo",

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from mixquant_training.generate.documents import counted
-from mixquant_training.generate.own.shown import plural, result, schema
+from mixquant_training.generate.own.shown import Call, Work, plural, result, schema
 from mixquant_training.generate.values import draw, parse
 from mixquant_training.generate.words import pick, vocabulary
 
@@ -16,8 +16,7 @@ from mixquant_training.generate.words import pick, vocabulary
 
 __all__ = ["difference", "staff", "trade"]
 
-Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
-Call = tuple[str, dict[str, Any], str]
+Call = Call
 
 # table: who, what, how many, how much money, and what was done
 _TRADES = [

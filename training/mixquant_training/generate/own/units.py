@@ -9,7 +9,7 @@ from mixquant_training.generate.values import draw, parse
 
 __all__ = ["UNITS", "conversion"]
 
-UNITS = {
+UNITS: dict[str, list[tuple[tuple[str, ...], float]]] = {
     "length": [(("meters", "meter", "m"), 1.0), (("kilometers", "km"), 1000.0), (("miles", "mile"), 1609.344), (("feet", "foot", "ft"), 0.3048), (("inches", "inch"), 0.0254), (("centimeters", "cm"), 0.01), (("yards", "yard"), 0.9144), (("millimeters", "mm"), 0.001)],
     "mass": [(("kilograms", "kg"), 1.0), (("grams", "gram", "g"), 0.001), (("pounds", "pound", "lb"), 0.45359237), (("ounces", "ounce", "oz"), 0.028349523125), (("tonnes",), 1000.0)],
     "volume": [(("liters", "liter"), 1.0), (("milliliters", "ml"), 0.001), (("gallons", "gallon"), 3.785411784), (("cups", "cup"), 0.2365882365), (("pints", "pint"), 0.473176473)],

@@ -13,14 +13,13 @@ from mixquant_training.generate.own import tasks as own_tasks
 from mixquant_training.generate.own import trade as own_trade
 from mixquant_training.generate.own import world as own_world
 from mixquant_training.generate.own.files import listed
+from mixquant_training.generate.own.shown import Work
 from mixquant_training.generate.own.sql import database
 from mixquant_training.generate.toolbox import Message, Scene, Toolbox, called
 from mixquant_training.generate.tools import Tool
 from mixquant_training.generate.words import CATALOG
 
 __all__ = ["own", "own_fan"]
-
-Work = own_tasks.Work
 
 
 @functools.cache
@@ -46,7 +45,8 @@ _SYSTEMS = [
 
 def _works(rng: random.Random) -> list[Work]:
     makers, shares = zip(*_KINDS, strict=True)
-    return rng.choices(makers, shares)[0](rng)
+    make: Callable[[random.Random], list[Work]] = rng.choices(makers, shares)[0]
+    return make(rng)
 
 
 def _needed(works: list[Work]) -> set[str]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import datetime
 import random
-from typing import Any
 
 from mixquant_training.generate.grounded import Fact, fact
-from mixquant_training.generate.own.shown import numbered
+from mixquant_training.generate.own.shown import Call, Work, numbered
 from mixquant_training.generate.own.units import UNITS, conversion
 from mixquant_training.generate.texts import compose
 from mixquant_training.generate.values import draw, parse
@@ -15,14 +14,12 @@ from mixquant_training.generate.words import pick, some
 
 __all__ = ["document_work", "file_work", "measures", "note_work", "passages", "reckoning", "times"]
 
-Work = tuple[str, list[tuple[str, dict[str, Any], str]], str]
-
 
 def _shown(value: float) -> str:
     return f"{value:.15g}"
 
 
-def _calc(expression: str, value: float) -> tuple[str, dict[str, Any], str]:
+def _calc(expression: str, value: float) -> Call:
     return "calculator", {"expression": expression}, _shown(value)
 
 
@@ -70,7 +67,7 @@ def reckoning(rng: random.Random) -> list[Work]:
 def measures(rng: random.Random) -> list[Work]:
     """Conversions of units, temperatures among them."""
     if rng.random() < 0.15:
-        value = rng.randint(-40, 250)
+        value: float = rng.randint(-40, 250)
         (a, said_a), (b, said_b) = rng.choice(
             [
                 (("degC", "degrees Celsius"), ("degF", "Fahrenheit")),
@@ -132,7 +129,7 @@ def times(rng: random.Random) -> list[Work]:
                 f"which date do we have {count} days from now (UTC)?",
             ]
         )
-        calls = [
+        calls: list[Call] = [
             ("current_time", {"timezone": "UTC"}, shown),
             ("shift_time", {"when": f"{now:%Y-%m-%d}", "days": count}, f"{moved} ({moved:%A})"),
         ]
