@@ -64,7 +64,7 @@ class HarmonyParser:
             self._mark(marker.group())
             at = marker.end()
         keep = next(
-            (place for place in range(max(at, len(text) - _LONGEST + 1), len(text)) if _begins_marker(text[place:])),
+            (start for start in range(max(at, len(text) - _LONGEST + 1), len(text)) if _begins_marker(text[start:])),
             len(text),
         )
         self._text(text[at:keep])

@@ -66,8 +66,8 @@ def _log(value: Number, base: Number | None = None) -> Number:
     if base is None:
         return Decimal(value).ln()
     with localcontext(prec=CONTEXT.prec + 10):  # so that the logarithm of 125 to 5 is 3, and not a little less
-        found = Decimal(value).ln() / Decimal(base).ln()
-    return CONTEXT.plus(found)
+        logarithm = Decimal(value).ln() / Decimal(base).ln()
+    return CONTEXT.plus(logarithm)
 
 
 FUNCTIONS: dict[str, tuple[int, int, Callable[..., Number]]] = {  # name: fewest and most arguments, function

@@ -54,14 +54,14 @@ _MARKS = {"×": "*", "÷": "/", "−": "-", "**": "^"}
 class _Parser:
     def __init__(self, text: str) -> None:
         self.tokens: list[tuple[str, str]] = []
-        place = 0
-        while place < len(text.rstrip()):
-            match = _TOKEN.match(text, place)
+        position = 0
+        while position < len(text.rstrip()):
+            match = _TOKEN.match(text, position)
             if match is None:
-                raise ToolInputError(f"cannot read {text[place : place + 20]!r} at position {place + 1}")
+                raise ToolInputError(f"cannot read {text[position : position + 20]!r} at position {position + 1}")
             kind = match.lastgroup or ""
             self.tokens.append((kind, _MARKS.get(match[kind], match[kind])))
-            place = match.end()
+            position = match.end()
         self.at = 0
         self.depth = 0
         self.listing = 0  # functions of several numbers around this place: there a comma parts

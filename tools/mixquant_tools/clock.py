@@ -57,17 +57,17 @@ def convert_units(value: float, source: str, target: str) -> float:
     registry = _registry()
     pint = require("pint", "pint", "unit conversion")
     try:
-        one, other = (registry.parse_units(unit) for unit in units)
-        if not one.is_compatible_with(other):
-            one, other = (registry.parse_units(_ALIASES.get(unit.lower(), unit)) for unit in units)
-        found = float(registry.Quantity(value, one).to(other).magnitude)
+        source_unit, target_unit = (registry.parse_units(unit) for unit in units)
+        if not source_unit.is_compatible_with(target_unit):
+            source_unit, target_unit = (registry.parse_units(_ALIASES.get(unit.lower(), unit)) for unit in units)
+        converted = float(registry.Quantity(value, source_unit).to(target_unit).magnitude)
     except pint.DimensionalityError as error:
         raise ToolInputError(str(error)[:200]) from None
     except (pint.PintError, AttributeError, ValueError, TypeError, OverflowError, ZeroDivisionError) as error:
         raise ToolInputError(f"cannot convert {source!r} to {target!r}: {str(error)[:150]}") from None
-    if not math.isfinite(found):
+    if not math.isfinite(converted):
         raise LimitError(f"{value:g} {source} is too many {target} for a number")
-    return found
+    return converted
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -75,7 +75,7 @@ def file_tools(folder: Folder) -> list[BaseTool]:
 
     def find_in_files(text: str, folder_path: str) -> str:
         deadline = time.monotonic() + folder.seconds
-        wanted = text.lower()
+        lowered = text.lower()
         lines: list[str] = []
         for path, _ in folder.entries(folder_path):
             if time.monotonic() > deadline:
@@ -85,10 +85,10 @@ def file_tools(folder: Folder) -> list[BaseTool]:
                 content = folder.read(path)
             except ToolError:  # binary, too large, or gone meanwhile: not what is looked for
                 continue
-            if wanted not in content.lower():
+            if lowered not in content.lower():
                 continue
             hits = (
-                f"{path}:{n}: {line[:200]}" for n, line in enumerate(content.splitlines(), 1) if wanted in line.lower()
+                f"{path}:{n}: {line[:200]}" for n, line in enumerate(content.splitlines(), 1) if lowered in line.lower()
             )
             lines.extend(islice(hits, _MAX_HITS + 1 - len(lines)))
             if len(lines) > _MAX_HITS:

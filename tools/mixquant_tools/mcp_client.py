@@ -98,9 +98,9 @@ def _wrapped(client: Any, described: list[Any], prefix: str, seconds: float, max
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ToolSetupError(f"the MCP server offers two tools of one name, {twice!r}, among {sorted(names)}")
-    told = sum(len(tool.description) + len(json.dumps(tool.args_schema)) for tool in tools)
-    if told > _MAX_TOLD:
-        raise ToolSetupError(f"the MCP server describes its tools in {told} characters, the limit is {_MAX_TOLD}")
+    characters = sum(len(tool.description) + len(json.dumps(tool.args_schema)) for tool in tools)
+    if characters > _MAX_TOLD:
+        raise ToolSetupError(f"the MCP server describes its tools in {characters} characters, the limit is {_MAX_TOLD}")
     return tools
 
 

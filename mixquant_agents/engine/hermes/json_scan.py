@@ -68,10 +68,10 @@ class ValueScanner:
                 self._escaped = False
                 at += 1
                 continue
-            found = (_IN_STRING if self._in_string else _OUTSIDE).search(text, at)
-            if found is None:
+            match = (_IN_STRING if self._in_string else _OUTSIDE).search(text, at)
+            if match is None:
                 return len(text)
-            char, at = found.group(), found.end()
+            char, at = match.group(), match.end()
             if char == "\\":
                 self._escaped = True
             elif char == '"':

@@ -143,9 +143,9 @@ class HermesParser:
         if not marks:
             out.content.append(text[at:])
             return len(text)
-        found = first(text, at, marks)
-        if found is not None:
-            return self._marker_in_text(text[at : found.start()], found.group(), found.end(), out)
+        mark = first(text, at, marks)
+        if mark is not None:
+            return self._marker_in_text(text[at : mark.start()], mark.group(), mark.end(), out)
         keep = certain(text, at, marks)
         if self._gap and (keep == at or text[at:keep].isspace()):
             keep = at
@@ -174,17 +174,17 @@ class HermesParser:
             self._drop_newline = False
             at += text[at] == "\n"
         marks = (self._markers.think_close, *self._opens)
-        found = first(text, at, marks)
-        if found is None:
+        mark = first(text, at, marks)
+        if mark is None:
             keep = certain(text, at, marks)
             out.reasoning.append(text[at:keep])
             self._held = text[keep:]
             return len(text)
-        if found.group() != self._markers.think_close:
-            return self._call_in_thought(text, at, found.start(), found.end(), out)
-        out.reasoning.append(text[at : found.start()].removesuffix("\n"))
+        if mark.group() != self._markers.think_close:
+            return self._call_in_thought(text, at, mark.start(), mark.end(), out)
+        out.reasoning.append(text[at : mark.start()].removesuffix("\n"))
         self._thinking, self._lead = False, True
-        return found.end()
+        return mark.end()
 
     def _call_in_thought(self, text: str, at: int, opens: int, inside: int, out: Pieces) -> int:
         """A marker of calls inside the thought: what follows it decides whether it is one."""

@@ -56,18 +56,18 @@ class ThoughtSplitter:
                 self._fresh = False
                 text = text.removeprefix("\n")
             marks = (self._closes, *self._calls)
-            found = first(text, 0, marks)
-            if found is None:
+            mark = first(text, 0, marks)
+            if mark is None:
                 keep = certain(text, 0, marks)
                 self._held = text[keep:]
                 return text[:keep], ""
-            reasoning = text[: found.start()].removesuffix("\n")
+            reasoning = text[: mark.start()].removesuffix("\n")
             self._thinking = False
-            if found.group() != self._closes:
+            if mark.group() != self._closes:
                 self.done = True
-                return reasoning, text[found.start() :]
+                return reasoning, text[mark.start() :]
             self._lead = True
-            text = text[found.end() :]
+            text = text[mark.end() :]
         rest = text.lstrip()
         self._lead, self.done = not rest, bool(rest)
         return reasoning, rest

@@ -64,7 +64,7 @@ def _both(key: str, first: Any, second: Any) -> Any:
         case "uniqueItems":
             return True
         case "anyOf" if len(first) * len(second) <= MAX_ALTERNATIVES:
-            return [{"allOf": [one, other]} for one in first for other in second]
+            return [{"allOf": [left, right]} for left in first for right in second]
         case _ if key in LOWER_BOUNDS:
             return max(first, second)
         case _ if key in UPPER_BOUNDS:

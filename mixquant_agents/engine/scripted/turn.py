@@ -84,15 +84,15 @@ def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
     parsed = turn.parsed and request.tool_choice != "none"  # then calls are text, as in every engine
     if not request.parallel_tool_calls:
         calls = calls[:1]
-    said = list(tokenize(turn.text)) if isinstance(turn.text, str) else list(turn.text)
-    said, stopped = _until_stop(said, request.sampling.stop)
+    content = list(tokenize(turn.text)) if isinstance(turn.text, str) else list(turn.text)
+    content, stopped = _until_stop(content, request.sampling.stop)
     if stopped:
         calls = []
     thought = _thoughts(turn)
-    called = "" if parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(said))
-    texts = [*thought, *said, *tokenize(called)]
-    wanted = request.sampling.logprobs
-    made = {text: TokenDelta(text, (token_id(text),), _logprobs(text, wanted)) for text in set(texts)}
+    called = "" if parsed else calls_text(((name, text) for name, text, _ in calls), after_text=any(content))
+    texts = [*thought, *content, *tokenize(called)]
+    alternatives = request.sampling.logprobs
+    made = {text: TokenDelta(text, (token_id(text),), _logprobs(text, alternatives)) for text in set(texts)}
     deltas: list[Delta | TokenDelta] = [made[text] for text in texts]
     if turn.parsed:
         deltas = [
@@ -100,7 +100,7 @@ def play(turn: ScriptedTurn, request: EngineRequest) -> Played:
             for reasoning, text, raw in ((at < len(thought), text, made[text]) for at, text in enumerate(texts))
         ]
     if parsed:
-        deltas += _parsed_calls(calls, wanted)
+        deltas += _parsed_calls(calls, alternatives)
     limit = request.sampling.max_tokens
     cut = limit is not None and len(deltas) > limit
     reason: FinishReason = "length" if cut else turn.finish_reason or ("tool_calls" if calls else "stop")
@@ -122,7 +122,7 @@ def _thoughts(turn: ScriptedTurn) -> list[str]:
     return list(tokenize(text))
 
 
-def _parsed_calls(calls: Sequence[tuple[str, str, str]], wanted: int | None) -> list[Delta]:
+def _parsed_calls(calls: Sequence[tuple[str, str, str]], alternatives: int | None) -> list[Delta]:
     deltas = []
     for index, (name, text, call_id) in enumerate(calls):
         pieces = [ToolCallDelta(index, call_id, name), *(ToolCallDelta(index, arguments=p) for p in tokenize(text))]
@@ -130,7 +130,7 @@ def _parsed_calls(calls: Sequence[tuple[str, str, str]], wanted: int | None) -> 
             Delta(
                 token_ids=(token_id(piece.arguments),),
                 tool_calls=(piece,),
-                logprobs=_logprobs(piece.arguments or name, wanted),
+                logprobs=_logprobs(piece.arguments or name, alternatives),
             )
             for piece in pieces
         ]
@@ -140,10 +140,10 @@ def _parsed_calls(calls: Sequence[tuple[str, str, str]], wanted: int | None) -> 
 def _until_stop(tokens: list[str], stop: Sequence[str]) -> tuple[list[str], bool]:
     """``tokens`` up to the first occurrence of a stop string, which is not part of the answer."""
     text = "".join(tokens)
-    places = [place for place in (text.find(word) for word in stop if word) if place >= 0]
-    if not places:
+    ends = [end for end in (text.find(word) for word in stop if word) if end >= 0]
+    if not ends:
         return tokens, False
-    left, kept = min(places), []
+    left, kept = min(ends), []
     for token in tokens:
         if left <= 0:
             break

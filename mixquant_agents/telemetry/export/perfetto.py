@@ -45,7 +45,7 @@ def _names(process: int, thread: str) -> Iterator[dict[str, Any]]:
 
 def _turn(process: int, turn: StoredTurn) -> Iterator[dict[str, Any]]:
     counts = {count.name: value for count in COUNTS if (value := getattr(turn, count.field)) is not None}
-    told = {
+    arguments = {
         "turn_id": turn.turn_id,
         "model": turn.model,
         "policy": turn.policy,
@@ -55,7 +55,7 @@ def _turn(process: int, turn: StoredTurn) -> Iterator[dict[str, Any]]:
     }
     calls = f" → {', '.join(turn.tool_calls)}" if turn.tool_calls else ""
     whole = _slice(process, _TURNS, f"turn {turn.turn_index}{calls}", turn.started_us, turn.total_seconds or 0.0)
-    yield {**whole, "cat": "turn", "args": {name: value for name, value in told.items() if value is not None}}
+    yield {**whole, "cat": "turn", "args": {name: value for name, value in arguments.items() if value is not None}}
     begun = float(turn.started_us)
     for phase in PHASES:
         seconds = getattr(turn, phase.field)
@@ -66,11 +66,11 @@ def _turn(process: int, turn: StoredTurn) -> Iterator[dict[str, Any]]:
 
 def _span(process: int, span: StoredSpan, content: bool) -> dict[str, Any]:
     kind = str(span.kind)
-    told: dict[str, Any] = {"span_id": span.span_id, "cancelled": span.cancelled or None, "error": span.error}
+    arguments: dict[str, Any] = {"span_id": span.span_id, "cancelled": span.cancelled or None, "error": span.error}
     if content:
-        told |= {"arguments": span.arguments, "result": span.result}
+        arguments |= {"arguments": span.arguments, "result": span.result}
     event = _slice(process, _TRACKS.get(kind, max(_TRACKS.values()) + 1), span.name, span.started_us, span.seconds)
-    return {**event, "cat": kind, "args": {name: value for name, value in told.items() if value is not None}}
+    return {**event, "cat": kind, "args": {name: value for name, value in arguments.items() if value is not None}}
 
 
 def _slice(process: int, track: int, name: str, started_us: float, seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import secrets
 import sqlite3
 import stat
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -78,12 +79,12 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         raise StoreError(
             f"turn store {path}: its folder cannot be made ({error.strerror}); give another file"
         ) from error
-    connection = None
-    try:
+    with _explained(path), contextlib.ExitStack() as on_failure:
         _make(path)
         connection = sqlite3.connect(
             path, timeout=BUSY_MILLISECONDS / 1000, isolation_level=None, check_same_thread=False
         )
+        on_failure.callback(connection.close)
         connection.text_factory = _AS_TEXT
         _refuse_foreign(connection, path)
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -100,15 +101,16 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('last_writer_pid', ?)", (os.getpid(),))
         connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        raise explain(error, path) from error
-    except StoreError:
-        if connection is not None:
-            connection.close()
-        raise
+        on_failure.pop_all()
     return connection
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explain(error, path) from error
 
 
 def _make(path: Path) -> None:
@@ -224,14 +226,14 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 def _statements(script: str) -> list[str]:
     """The script's statements one by one (``executescript`` would commit the open transaction)."""
-    found, current = [], ""
+    statements, current = [], ""
     for piece in script.split(";"):
         current += piece + ";"
         if sqlite3.complete_statement(current):
             if current.strip(" \n;"):
-                found.append(current)
+                statements.append(current)
             current = ""
-    return found
+    return statements
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
@@ -244,26 +246,18 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         raise StoreError(f"turn store {path}: it is a folder; give the file in it")
     if not path.is_file():
         raise StoreError(f"turn store {path}: no such file; run an agent with a recorder first, or give another file")
-    connection = None
-    try:
+    with _explained(path), contextlib.ExitStack() as on_failure:
         connection = _read_only(path)
+        on_failure.callback(connection.close)
         connection.text_factory = _AS_TEXT
         _refuse_foreign(connection, path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        raise explain(error, path) from error
-    except StoreError:
-        if connection is not None:
-            connection.close()
-        raise
-    if version < SCHEMA_VERSION:
-        connection.close()
-        raise StoreError(
-            f"turn store {path}: it has the older schema {version}; record one turn into it with this version "
-            f"(which brings it to {SCHEMA_VERSION}), or run 'mixquant dashboard --migrate'"
-        )
+        if version < SCHEMA_VERSION:
+            raise StoreError(
+                f"turn store {path}: it has the older schema {version}; record one turn into it with this version "
+                f"(which brings it to {SCHEMA_VERSION}), or run 'mixquant dashboard --migrate'"
+            )
+        on_failure.pop_all()
     return connection
 
 

@@ -216,16 +216,17 @@ def test_mistral_ids_have_nine_characters_and_match(ids: tuple[str | None, str |
     assert written == prompt(TEMPLATES["nine_ids"], tool_turns(*ids), [TOOL])
 
 
-@pytest.fixture(params=["tekken_240911.json", "mistral_instruct_tokenizer_240323.model.v3"])
-def mistral(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+@pytest.fixture(scope="module", params=["tekken_240911.json", "mistral_instruct_tokenizer_240323.model.v3"])
+def mistral(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """mistral_common's own tokenizer, as vLLM loads it."""
     import mistral_common
     from vllm.tokenizers.mistral import MistralTokenizer
 
     source = Path(mistral_common.__file__).parent / "data" / request.param
     name = "tekken.json" if request.param.startswith("tekken") else f"tokenizer.{request.param.partition('.')[2]}"
-    (tmp_path / name).symlink_to(source)
-    return MistralTokenizer.from_pretrained(str(tmp_path))
+    folder = tmp_path_factory.mktemp("mistral")
+    (folder / name).symlink_to(source)
+    return MistralTokenizer.from_pretrained(str(folder))
 
 
 def test_mistral_common_renders_foreign_ids(mistral: Any) -> None:

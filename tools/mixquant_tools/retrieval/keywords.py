@@ -27,17 +27,17 @@ _STOP = frozenset(
 
 def words(text: str, stem: Any = None) -> list[str]:
     """Lower-case words without stop words; ``tool_parser`` and ``ToolParser`` also give ``tool`` and ``parser``."""
-    found: list[str] = []
+    words: list[str] = []
     for word in _WORD.findall(text):
         if len(word) > _MAX_WORD:
             continue
         lower = word.lower()
-        found.append(lower)
+        words.append(lower)
         if not (lower == word and word.isalpha()):
             parts = [part.lower() for part in _PART.findall(word)]
             if len(parts) > 1:
-                found.extend(parts)
-    kept = [word for word in found if word not in _STOP]
+                words.extend(parts)
+    kept = [word for word in words if word not in _STOP]
     return stem(kept) if stem is not None else kept
 
 

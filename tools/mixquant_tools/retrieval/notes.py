@@ -111,9 +111,9 @@ def note_tools(book: NoteBook, owner: str = "") -> list[BaseTool]:
         return f"Saved as note {book.add(text, owner)}."
 
     def recall_notes(query: str, k: int = 5) -> str:
-        found = book.search(query, k, owner)
+        notes = book.search(query, k, owner)
         # the further lines of a note are marked, so that none looks like another note
-        shown = [f"[note {number}] " + "\n> ".join(text.splitlines()) for number, text in found]
+        shown = [f"[note {number}] " + "\n> ".join(text.splitlines()) for number, text in notes]
         return "\n".join(shown) or "No note matches; try other words."
 
     return [

@@ -123,8 +123,8 @@ class LanceVectors:
     def search(self, query: str, k: int) -> list[tuple[int, float]]:
         vector = _model().embed([query])[0]
         rows = self._table.search(vector).metric("cosine").limit(k).to_list()
-        found = [(item, 1.0 - float(row["_distance"])) for row in rows for item in self._of.get(row["key"], [])]
-        return found[:k]
+        neighbours = [(item, 1.0 - float(row["_distance"])) for row in rows for item in self._of.get(row["key"], [])]
+        return neighbours[:k]
 
 
 def _is_digest(key: str) -> bool:

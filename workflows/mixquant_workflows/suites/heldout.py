@@ -95,10 +95,10 @@ class HeldOut:
         return {"score": float(right), "why": why}
 
     def oracle(self, case: Case) -> list[Answer]:
-        wanted = case.data["task"].wanted
-        if not wanted:
+        expected = case.data["task"].wanted
+        if not expected:
             return ["Here is what I know about it."]
-        return [ScriptedTurn(tool_calls=[{"name": call["name"], "args": call["arguments"]} for call in wanted])]
+        return [ScriptedTurn(tool_calls=[{"name": call["name"], "args": call["arguments"]} for call in expected])]
 
 
 @functools.cache
@@ -151,10 +151,10 @@ def verdict(
     if not calls:
         return False, "no call"
     given = sorted(json.dumps(call, sort_keys=True) for call in calls)
-    wanted = sorted(json.dumps(call, sort_keys=True) for call in task.wanted)
-    if given == wanted:
+    expected = sorted(json.dumps(call, sort_keys=True) for call in task.wanted)
+    if given == expected:
         return True, ""
-    if len(given) != len(wanted):
+    if len(given) != len(expected):
         return False, "wrong count"
     if sorted(call["name"] for call in calls) != sorted(call["name"] for call in task.wanted):
         return False, "wrong name"
