@@ -223,3 +223,36 @@ def test_without_a_calibration_values_are_rounded_to_the_nearest() -> None:
     policy = PrecisionPolicy.of("mixquant-nvfp4")
     names = [resolve(policy, CPU, calibrated=there).default_format.name for there in (True, False)]  # type: ignore[union-attr] # it quantizes
     assert names == ["nvfp4-emulated-gptq", "nvfp4-emulated"]
+
+
+@pytest.mark.parametrize("device", [L4, H100, CPU])
+def test_nested_storage_is_taken_where_it_is_asked_for(device: DeviceInfo) -> None:
+    resolved = resolve(PrecisionPolicy(prefill_format="fp8", storage="nested"), device)
+    assert resolved.storage == "nested"
+    (layer,) = resolved.formats
+    assert (layer.nested, layer.emulated) == (True, device is CPU)
+    assert resolved.layer_format("model.layers.0.mlp.up_proj", {}) == layer
+    experts = resolved.layer_format("model.layers.0.mlp.experts", {})
+    assert experts == LayerFormat(NumberFormat.FP8, layer.emulated), "experts' twins lie beside their weights"
+    assert resolve(PrecisionPolicy(storage="separate", prefill_format="fp8"), device).storage == "separate"
+
+
+def test_nested_storage_follows_an_automatic_format() -> None:
+    nested = PrecisionPolicy(storage="nested")
+    assert resolve(nested, H100).storage == "nested"
+    for device, reason in ((B200, "'nvfp4'"), (CPU, "'exact'")):
+        with pytest.raises(FormatRefusedError, match=f"storage='nested' is refused.*{reason}"):
+            resolve(nested, device)
+
+
+@pytest.mark.parametrize("device", [A100, B200, RTX5090])
+def test_nested_storage_is_refused_where_there_is_no_product(device: DeviceInfo) -> None:
+    with pytest.raises(FormatRefusedError, match=f"{device.name}.*Ada and Hopper have.*storage 'auto'"):
+        resolve(PrecisionPolicy(prefill_format="fp8", storage="nested"), device)
+
+
+def test_automatic_storage_never_refuses() -> None:
+    for policy in POLICY_PRESETS.values():
+        for device in (CPU, A100, L4, H100, B200, RTX5090):
+            resolved = resolve(policy, device)
+            assert resolved.storage == "separate" or resolved.prefill_format is NumberFormat.FP8
