@@ -206,8 +206,9 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = T
     asked, prefill, reason = policy, policy.prefill_format, None
     if prefill is NumberFormat.AUTO:
         prefill, reason = _auto(device)
-        if prefill is NumberFormat.NVFP4:
-            policy = _with_recipe(policy)
+    storage = _storage(policy, prefill, device)
+    if asked.prefill_format is NumberFormat.AUTO and prefill is NumberFormat.NVFP4:
+        policy = _with_recipe(policy)
     support = format_support(prefill, device)
     if support.status == "refused":
         raise FormatRefusedError(
@@ -243,7 +244,6 @@ def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = T
         threshold = None if quantizes and support.status == "native" else 0
     else:
         threshold = policy.row_threshold
-    storage = _storage(policy, prefill, device)
     emulated = support.status == "emulated"
     return ResolvedPolicy(
         policy, prefill, decode, emulated, exact_last, threshold, reason or support.reason, storage, calibrated, asked
