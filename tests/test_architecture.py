@@ -44,6 +44,7 @@ FOREIGN = {
     "get_chat_template": "transformers' tokenizers; mistral's have none",
     "get_text_config": "transformers' configurations, of later releases",
     "hidden_size": "a checkpoint's configuration",
+    "kv_transfer_params": "vLLM's request output, of later releases",
     "num_attention_heads": "a checkpoint's configuration",
     "num_hidden_layers": "a checkpoint's configuration",
     "num_key_value_heads": "a checkpoint's configuration",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -115,13 +115,6 @@ def test_negative_retries_are_refused() -> None:
 
 
 def test_missing_langchain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def fail(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "mixquant_workflows.graphs.middleware":
-            raise ImportError("no langchain")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", fail)
+    monkeypatch.setitem(sys.modules, "mixquant_workflows.graphs.middleware", None)  # what imports it fails
     with pytest.raises(MissingDependencyError, match=r"mixquant-agents\[langchain\]"):
         _ = mixquant_workflows.InvalidToolCallsMiddleware
