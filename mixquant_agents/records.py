@@ -164,6 +164,15 @@ class TurnCounts(FrozenModel):
     reasoning_tokens: Annotated[
         Tokens | None, CountField(label="of them reasoning", help="Answer tokens inside the model's reasoning.")
     ] = None
+    draft_cycles: Annotated[
+        Tokens | None, CountField(label="draft cycles", help="Steps that verified drafts of the answer.")
+    ] = None
+    drafted_tokens: Annotated[
+        Tokens | None, CountField(label="drafted", help="Tokens of the answer that were drafted, right or wrong.")
+    ] = None
+    accepted_tokens: Annotated[
+        Tokens | None, CountField(label="drafted right", help="Drafted tokens that the exact weights accepted.")
+    ] = None
     recomputed_rows: Annotated[
         Tokens | None, CountField(label="rows run again", help="Rows computed again after a preemption.")
     ] = None
@@ -181,7 +190,17 @@ class TurnCounts(FrozenModel):
         quantized, exact = self.quantized_tokens, self.exact_tokens
         if prefill is not None and quantized is not None and exact is not None and prefill != quantized + exact:
             raise ValueError(f"prefill_tokens {prefill} is not quantized_tokens {quantized} + exact_tokens {exact}")
+        drafted, accepted = self.drafted_tokens, self.accepted_tokens
+        if drafted is not None and accepted is not None and accepted > drafted:
+            raise ValueError(f"accepted_tokens {accepted} is more than drafted_tokens {drafted}")
         return self
+
+    @property
+    def tokens_per_cycle(self) -> float | None:
+        """Answer tokens that a step yielded which verified drafts; ``None`` where none did."""
+        if not self.draft_cycles or self.accepted_tokens is None:
+            return None
+        return 1 + self.accepted_tokens / self.draft_cycles
 
 
 class TurnTimes(FrozenModel):

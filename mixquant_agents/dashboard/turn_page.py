@@ -83,6 +83,8 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
 
 def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
     tokens = [(count.label, formatting.count(getattr(turn, count.field))) for count in COUNTS]
+    if turn.tokens_per_cycle is not None:
+        tokens.append(("tokens a draft cycle", formatting.rate(turn.tokens_per_cycle)))
     times = [(time.label, formatting.duration(getattr(turn, time.field))) for time in TIMES]
     times.append(("tools before", formatting.duration(turn.tool_seconds_before)))
     formats = f"{turn.prefill_format or formatting.UNKNOWN} / {turn.decode_format or formatting.UNKNOWN}"

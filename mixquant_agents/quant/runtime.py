@@ -317,7 +317,6 @@ class Runtime:
             "uncalibrated": self.uncalibrated,
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,
-            "draft": self.draft_status,
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},
             "twin_bytes": sum(layer.twin_bytes for layer in self.layers),
             "weight_bytes": sum(p.numel() * p.element_size() for p in weights.values()),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.precision.drafting import DraftRule, tokens_per_cycle
+from mixquant_agents.precision.drafting import Acceptance, DraftRule, gain, tokens_per_cycle
 
 RULE = DraftRule(tokens=3, max_batch=16, max_kv_tokens=64_000)
 
@@ -24,8 +25,8 @@ RULE = DraftRule(tokens=3, max_batch=16, max_kv_tokens=64_000)
 def test_drafts_by_batch_kv_and_waiting_prompts(
     batch: int, kv_tokens: int, waits: bool, drafts: int, reason: str
 ) -> None:
-    assert RULE.drafts(batch, kv_tokens, waits) == drafts
-    assert RULE.reason(batch, kv_tokens, waits) == reason
+    assert RULE.drafts(batch, kv_tokens, waits, 0.95) == drafts
+    assert RULE.reason(batch, kv_tokens, waits, 0.95) == reason
 
 
 @given(st.floats(0, 1), st.integers(0, 8))
@@ -33,3 +34,30 @@ def test_tokens_of_a_cycle_lie_between_one_and_all(acceptance: float, drafts: in
     assert 1 <= tokens_per_cycle(acceptance, drafts) <= 1 + drafts + 1e-9
     assert tokens_per_cycle(0.0, drafts) == 1
     assert tokens_per_cycle(1.0, drafts) == 1 + drafts
+
+
+@pytest.mark.parametrize(("drafts", "least"), [(1, 0.73), (3, 0.838), (4, 0.866)])
+def test_least_acceptance_that_pays(drafts: int, least: float) -> None:
+    assert gain(least + 0.01, drafts, 0.7) > 1 > gain(least - 0.01, drafts, 0.7)
+    rule = DraftRule(drafts, 16, 64_000)
+    assert rule.drafts(1, 0, False, least + 0.01) == drafts
+    assert rule.reason(1, 0, False, least - 0.01) == "too few drafts are right"
+
+
+def test_acceptance_follows_what_is_seen() -> None:
+    """Of 0.8 right, one after the other; a cycle's drafts behind a wrong one say nothing."""
+    random = np.random.default_rng(3)
+    own = Acceptance(0.99)
+    for _ in range(3000):
+        right = random.random(3) < 0.8
+        own.add(3, 3 if right.all() else int(np.argmin(right)), keep=0.999)
+    assert own.rate == pytest.approx(0.8, abs=0.02)
+
+
+def test_acceptance_of_drafts_that_are_always_wrong_falls_fast() -> None:
+    own = Acceptance()
+    cycles = 0
+    while gain(own.rate, 3, 0.7) >= 1:
+        own.add(3, 0)
+        cycles += 1
+    assert cycles <= 3

@@ -138,6 +138,7 @@ class RunningEngine:
             raise
         llm: Any = self.llm
         self._rows: RowCountClient | None = RowCountClient(llm) if config.policy.quantizes else None
+        self._drafting = bool(self.status.get("draft", {}).get("tokens"))
         cache = llm.vllm_config.cache_config
         self._block = int(cache.block_size)
         self._kept = KeptPrefixes((cache.num_gpu_blocks or 0) * self._block or None)
@@ -293,7 +294,7 @@ class RunningEngine:
             meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"])
             await generate(
                 self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted, post,
-                **options,
+                drafting=self._drafting, **options,
             )  # fmt: skip
             self._note_use(meter)
         except Exception as error:

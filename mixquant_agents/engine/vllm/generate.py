@@ -18,7 +18,7 @@ from mixquant_agents.engine.base import FinishReason, TokenLogprob
 from mixquant_agents.engine.meter import EngineStamps, TurnMeter
 from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.kept import Reuse
-from mixquant_agents.engine.vllm.row_counts import Counts, RowCountClient
+from mixquant_agents.engine.vllm.row_counts import Counts, RowCountClient, draft_counts
 from mixquant_agents.errors import EngineError
 from mixquant_agents.records import TurnCounts, TurnTimes
 
@@ -73,9 +73,16 @@ class StepMeter:
         return self._meter.times(EngineStamps(*(getattr(stats, name, 0.0) or None for name in names)))
 
     def counts(
-        self, rows: Counts | None, preemptions: int | None, *, plugin: bool, reasoning: int | None = None
+        self,
+        rows: Counts | None,
+        preemptions: int | None,
+        *,
+        plugin: bool,
+        reasoning: int | None = None,
+        drafts: Counts | None = None,
     ) -> TurnCounts:
-        """Counts of the turn; ``rows`` is the worker's answer, ``plugin`` whether the engine runs the plugin at all."""
+        """Counts of the turn; ``rows`` is the worker's answer, ``plugin`` whether the engine runs the plugin at all,
+        ``drafts`` what the engine's core says of them."""
         cached, quantized, exact, recomputed = self.cached_tokens, None, None, None
         if rows is not None:
             quantized, exact, recomputed = rows["quantized"], rows["exact"], rows["recomputed"]
@@ -107,6 +114,9 @@ class StepMeter:
             exact_tokens=exact,
             decode_tokens=self.decode_tokens,
             reasoning_tokens=reasoning,
+            draft_cycles=drafts["cycles"] if drafts else None,
+            drafted_tokens=drafts["drafted"] if drafts else None,
+            accepted_tokens=drafts["accepted"] if drafts else None,
             recomputed_rows=recomputed,
             preemptions=preemptions,
         )
@@ -129,6 +139,8 @@ async def generate(
     rows: RowCountClient | None,
     preempted: Callable[[], int],
     post: Callable[[TokenDelta], None],
+    *,
+    drafting: bool = False,
     **options: Any,
 ) -> None:
     """Generate and ``post`` each delta. Cancelling this task aborts the request in the engine.
@@ -136,6 +148,7 @@ async def generate(
     Args:
         rows: asks the worker for row counts; ``None`` without the plugin.
         preempted: preemptions in the engine so far, of any request.
+        drafting: the engine drafts, and counts that.
         options: further arguments of ``AsyncLLM.generate``.
     """
     asked: asyncio.Future[Counts | None] | None = None
@@ -161,12 +174,13 @@ async def generate(
                     found = await rows.told(asked) if rows is not None and asked is not None else None
                     if rows is not None and _preemptions(output.metrics, preempted) != seen:
                         found = await rows.told(rows.ask(request_id))  # rows may have run again after the first answer
+                    drafts = await draft_counts(llm, request_id) if drafting else None
                     own = getattr(output.metrics, "num_preemptions", None)
                     thought = meter.count_reasoning(ids, meter.answer) if meter.count_reasoning is not None else None
                     delta = replace(
                         delta,
                         finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
-                        counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought),
+                        counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought, drafts=drafts),
                         times=meter.times(output.metrics),
                         prompt_token_ids=ids,
                         prompt_change=meter.prompt_change,

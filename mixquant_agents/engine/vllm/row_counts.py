@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import Any
 
-__all__ = ["RowCountClient"]
+__all__ = ["Counts", "RowCountClient", "draft_counts"]
 
 logger = logging.getLogger("mixquant_agents.engine")
 
@@ -53,3 +53,16 @@ class RowCountClient:
             for request_id, future in batch.items():
                 if not future.done():
                     future.set_result(found.get(request_id))
+
+
+async def draft_counts(llm: Any, request_id: str) -> Counts | None:
+    """``{"cycles", "drafted", "accepted"}`` of a request that has ended, asked of the engine's core; ``None`` where
+    nobody knows."""
+    try:
+        answer: Counts | None = await asyncio.wait_for(
+            llm.engine_core.call_utility_async("mixquant_draft_counts", request_id), timeout=1.0
+        )
+    except Exception as error:  # counting never fails a turn; a dead engine fails it by itself
+        logger.warning("counts of drafts are unknown: %s", error)
+        return None
+    return answer

@@ -108,7 +108,12 @@ DRAFTS = (
         ("Scheduler", "Scheduler.__init__", "Scheduler.dynamic_sd_lookup", "Scheduler.running", "Scheduler.waiting",
          "Scheduler.max_num_running_reqs", "Scheduler.make_spec_decoding_stats", "Scheduler.vllm_config"),
     ),
-    ("schedules drafts", "vllm.v1.request", ("Request.num_computed_tokens", "Request.num_prompt_tokens")),
+    (
+        "schedules drafts",
+        "vllm.v1.request",
+        ("Request.num_computed_tokens", "Request.num_prompt_tokens", "Request.request_id"),
+    ),
+    ("tells of drafts", "vllm.v1.engine.core", ("EngineCore", "EngineCore.scheduler")),
     ("drafts", f"{_V2_DIR}.spec_decode", ("init_speculator",)),
     (
         "drafts",

@@ -8,6 +8,7 @@ from typing import Any
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.quant.runtime import Runtime, runtime_of
+from mixquant_agents.quant.vllm.draft.settings import draft_status
 
 __all__ = ["install", "mixquant_row_counts", "mixquant_set_policy", "mixquant_status"]
 
@@ -21,8 +22,9 @@ def _runtime(worker: Any) -> Runtime:
 
 def mixquant_status(self: Any) -> dict[str, Any]:
     """Formats in use, whether they are emulated, device, threshold, and the bytes of exact weights and twins."""
-    status: dict[str, Any] = _runtime(self).status(self.get_model())
-    return status
+    runtime = _runtime(self)
+    status: dict[str, Any] = runtime.status(self.get_model())
+    return {**status, "draft": draft_status(runtime.resolved.policy, self.vllm_config, runtime.draft_status)}
 
 
 def mixquant_row_counts(self: Any, request_ids: list[str]) -> dict[str, dict[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import sys
@@ -21,7 +22,7 @@ from mixquant_agents.quant.vllm.draft.settings import (
 )
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["hook_drafts"]
+__all__ = ["hook_drafts", "mixquant_draft_counts"]
 
 _log = logging.getLogger("vllm.mixquant")
 _RUNNER = "vllm.v1.worker.gpu.model_runner"
@@ -38,17 +39,26 @@ def hook_drafts() -> None:
     try:
         from vllm.config import VllmConfig
         from vllm.v1.core.sched.scheduler import Scheduler
+        from vllm.v1.engine.core import EngineCore
         from vllm.v1.worker.gpu import spec_decode
 
         wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", _unsupported)
         wrap(VllmConfig, "_set_max_num_scheduled_tokens", _scheduled_tokens)
         wrap(Scheduler, "__init__", _scheduler)
         wrap(Scheduler, "make_spec_decoding_stats", _count)
+        setattr(EngineCore, mixquant_draft_counts.__name__, mixquant_draft_counts)
         wrap(spec_decode, "init_speculator", _init_speculator)
         if _RUNNER in sys.modules:
             wrap(sys.modules[_RUNNER], "init_speculator", _init_speculator)
     except (ImportError, EngineStartError):
         return  # a release without; drafts are refused there, with what is missing
+
+
+def mixquant_draft_counts(self: Any, request_id: str) -> dict[str, int] | None:
+    """Drafts of a request that has ended, once; ``None`` where the engine drafts nothing. A method of vLLM's
+    EngineCore, which the front end calls by its name."""
+    schedule = self.scheduler.dynamic_sd_lookup
+    return dataclasses.asdict(schedule.take(request_id)) if isinstance(schedule, DraftSchedule) else None
 
 
 @functools.cache

@@ -7,9 +7,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from mixquant_agents.precision.drafting import DraftRule
+from mixquant_agents.precision.drafting import PROBE_EVERY, Acceptance, DraftRule
 
 __all__ = ["DraftCounts", "DraftSchedule"]
+
+SUFFIX = 9
+"""Length of what vLLM appends to a front-end request id: a hyphen and 8 hex digits."""
 
 KEPT = 4096
 """Requests whose counts are kept until somebody reads them."""
@@ -51,6 +54,9 @@ class DraftSchedule:
         self.fixed: int | None = None
         self.total = DraftCounts()
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
+        self._acceptance: OrderedDict[str, Acceptance] = OrderedDict()
+        self._of_all = Acceptance()
+        self._without = 0
 
     def count(self, request_id: str, drafted: int, accepted: int) -> None:
         """A step has verified ``drafted`` tokens of a request."""
@@ -58,21 +64,37 @@ class DraftSchedule:
         counts = self._counts.get(request_id)
         if counts is None:
             counts = self._counts[request_id] = DraftCounts()
+            self._acceptance[request_id] = Acceptance(self._of_all.rate)
             if len(self._counts) > KEPT:
-                self._counts.popitem(last=False)
+                self._acceptance.pop(self._counts.popitem(last=False)[0], None)
         counts.add(drafted, accepted)
+        if drafted:
+            self._of_all.add(drafted, accepted, keep=0.995)
+            self._acceptance[request_id].add(drafted, accepted)
 
-    def take(self, request_id: str) -> DraftCounts | None:
-        """Counts of a request that has ended, once; ``None`` where nothing was drafted for it."""
-        return self._counts.pop(request_id, None)
+    def take(self, name: str) -> DraftCounts:
+        """Counts of a request that has ended, by its front-end id; the scheduler's may have a suffix. Once: they are
+        forgotten."""
+        for request_id in reversed(self._counts):
+            if name in (request_id, request_id[:-SUFFIX]):
+                self._acceptance.pop(request_id, None)
+                return self._counts.pop(request_id)
+        return DraftCounts()
 
     def __getitem__(self, batch: int) -> int:
         if self.fixed is not None:
             return self.fixed
         scheduler = self._scheduler
-        kv_tokens, prefilling = 0, False
+        kv_tokens, prefilling, rates = 0, False, 0.0
         for request in scheduler.running:
             kv_tokens += request.num_computed_tokens
             prefilling = prefilling or request.num_computed_tokens < request.num_prompt_tokens
+            rates += self._acceptance.get(request.request_id, self._of_all).rate
         room = len(scheduler.running) < scheduler.max_num_running_reqs
-        return self._rule.drafts(batch, kv_tokens, prefilling or (room and bool(scheduler.waiting)))
+        waits = prefilling or (room and bool(scheduler.waiting))
+        rate = rates / max(len(scheduler.running), 1)
+        drafts = self._rule.drafts(batch, kv_tokens, waits, rate)
+        if not drafts and self._without >= PROBE_EVERY:  # drafts may have become better
+            drafts = self._rule.drafts(batch, kv_tokens, waits, 1.0)
+        self._without = 0 if drafts else self._without + 1
+        return drafts

@@ -16,6 +16,7 @@ __all__ = [
     "check_drafts",
     "draft_policy",
     "draft_rule",
+    "draft_status",
     "drafts_itself",
     "obstacle",
     "refuse",
@@ -136,6 +137,19 @@ def why_not(policy: PrecisionPolicy, vllm_config: Any) -> str:
         in_step=not vllm_config.scheduler_config.async_scheduling,
         other=vllm_config.speculative_config is not None and not drafts_itself(vllm_config),
     )
+
+
+def draft_status(policy: PrecisionPolicy, vllm_config: Any, by_rows: dict[str, Any]) -> dict[str, Any]:
+    """Plain JSON for the worker's status: how the twin drafts, or why it does not; empty where nobody asked for it."""
+    if policy.draft is None:
+        return {}
+    if not drafts_itself(vllm_config):
+        return {"tokens": 0, "reason": why_not(policy, vllm_config)}
+    rule = draft_rule(policy)
+    return {
+        "tokens": rule.tokens, "reason": "", "window": window_of(policy), "most_requests": rule.max_batch,
+        "by_rows": by_rows,
+    }  # fmt: skip
 
 
 def refuse(policy: PrecisionPolicy, reason: str) -> ConfigError:

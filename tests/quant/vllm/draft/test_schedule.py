@@ -5,14 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mixquant_agents.precision.drafting import DraftRule
+from mixquant_agents.precision.drafting import PROBE_EVERY, DraftRule
 from mixquant_agents.quant.vllm.draft import schedule
 from mixquant_agents.quant.vllm.draft.schedule import DraftCounts, DraftSchedule
 
 
 def scheduler(*requests: tuple[int, int], waiting: int = 0, places: int = 8) -> Any:
     """``requests``: tokens of the prompt, and tokens whose KV is there."""
-    running = [SimpleNamespace(num_prompt_tokens=prompt, num_computed_tokens=done) for prompt, done in requests]
+    running = [
+        SimpleNamespace(request_id=str(number), num_prompt_tokens=prompt, num_computed_tokens=done)
+        for number, (prompt, done) in enumerate(requests)
+    ]
     return SimpleNamespace(running=running, waiting=[None] * waiting, max_num_running_reqs=places)
 
 
@@ -49,7 +52,7 @@ def test_counts_are_a_requests_own_and_taken_once() -> None:
     own.count("b", 3, 0)
     own.count("a", 3, 3)
     assert own.take("a") == DraftCounts(cycles=2, drafted=6, accepted=5)
-    assert own.take("a") is None
+    assert own.take("a") == DraftCounts()
     assert own.total == DraftCounts(cycles=3, drafted=9, accepted=5)
 
 
@@ -57,5 +60,30 @@ def test_counts_that_nobody_takes_are_bounded() -> None:
     own = DraftSchedule(scheduler(), DraftRule(3, 4, 1000))
     for number in range(schedule.KEPT + 10):
         own.count(str(number), 1, 1)
-    assert own.take("0") is None
+    assert own.take("0") == DraftCounts()
     assert own.take(str(schedule.KEPT + 9)) == DraftCounts(1, 1, 1)
+
+
+def test_drafts_that_are_wrong_stop_and_are_tried_again() -> None:
+    own = DraftSchedule(scheduler((10, 30)), DraftRule(3, 4, 1000))
+    for _ in range(6):
+        own.count("0", 3, 0)
+    asked = [own[1] for _ in range(2 * PROBE_EVERY + 2)]
+    assert asked.count(3) == 2
+    assert asked[0] == 0
+    for _ in range(40):
+        own.count("0", 3, 3)
+    assert own[1] == 3
+
+
+def test_new_requests_begin_with_what_others_had() -> None:
+    own = DraftSchedule(scheduler((10, 30)), DraftRule(3, 4, 1000))
+    for number in range(400):
+        own.count(f"other{number}", 3, 0)
+    assert own[1] == 0
+
+
+def test_counts_are_found_by_the_front_ends_id() -> None:
+    own = DraftSchedule(scheduler(), DraftRule(3, 4, 1000))
+    own.count("turn-7-0a1b2c3d", 3, 2)
+    assert own.take("turn-7") == DraftCounts(1, 3, 2)
