@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "fidelity": "fidelity",
     "calibrate": "calibrate",
+    "acceptance": "acceptance",
     "serve": "serve",
     "plan": "plan",
     "bench prefill": "bench.prefill",

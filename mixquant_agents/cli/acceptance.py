@@ -1,0 +1,62 @@
+"""``mixquant acceptance``."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Annotated
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    model: Annotated[str, typer.Option(metavar="NAME", help="'embedded', a folder, or a hub id.")] = "embedded",
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", metavar="NAME", help="Format of the twin; repeatable. Default: all.")
+    ] = None,
+    drafts: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Most drafts of a cycle.")] = 4,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Agent conversations to answer.")] = 12,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.")] = 48,
+    output: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="Also write the result, as JSON.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure how often a model's twin drafts right.
+
+    By format and number of drafts, on agent text; on a GPU also how much faster PrecisionPolicy(draft="twin") would
+    write.
+
+    \b
+    Example: mixquant acceptance --format fp8 --drafts 3
+    """
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from mixquant_agents.bench.acceptance import known_formats, measure
+    from mixquant_agents.cli.arguments import comma_lists, command_line, output_file
+    from mixquant_agents.cli.output import print_json, progress_console, result_console
+
+    output_file("--output", output)
+    chosen = known_formats(comma_lists(formats or ()))
+    with Progress(console=progress_console(), transient=True) as bar:
+        task = bar.add_task("loading", total=1.0)
+        report = measure(
+            model, chosen, drafts=drafts, prompts=limit, tokens=max_tokens,
+            progress=lambda what, share: bar.update(task, description=what, completed=share),
+        )  # fmt: skip
+    figures = {"command": command_line(), **report.model_dump(mode="json")}
+    if output is not None:
+        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(figures)
+        return
+    table = Table(title=f"{report.model}, {report.positions} answer tokens, drafts that are right")
+    for name in ("format", *(f"{k} drafts" for k in range(1, drafts + 1)), "tokens a cycle", "predicted gain"):
+        table.add_column(name)
+    for name, found in report.formats.items():
+        best = max(found.gain, key=found.gain.__getitem__) if found.gain else drafts
+        gain = f"{found.gain[best]:.2f}x with {best}" if found.gain else "– (emulated here)"
+        table.add_row(name, *(f"{found.acceptance[k]:.3f}" for k in range(1, drafts + 1)),
+                      f"{found.tokens_per_cycle[best]:.2f} with {best}", gain)  # fmt: skip
+    result_console().print(table)
