@@ -10,6 +10,7 @@ answer would not be distributed as the exact model's.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -68,7 +69,8 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         self._layer_names = set(target_attn_layer_names)
         runtime = runtime_of(self.vllm_config)
         layer_format = None if runtime is None else runtime.resolved.default_format
-        self._head = None if layer_format is None else DraftHead.of(target_model, twin_of(layer_format))
+        if layer_format is not None:  # the output layer stays as it is, with its twin beside it
+            self._head = DraftHead.of(target_model, twin_of(dataclasses.replace(layer_format, nested=False)))
         return target_model
 
     def renew(self) -> None:
