@@ -194,7 +194,7 @@ class RunningEngine:
         by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
         try:
             check_folder(config)  # a wrong path is told before a start is announced
-            with _starting, start_progress(config.model) as progress:
+            with _starting, start_progress(config.model, self.log_path) as progress:
                 control.check()
                 progress.enter("looking at the model")
                 path, local = model_path(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -13,15 +14,19 @@ __all__ = ["Progress", "start_progress"]
 
 logger = logging.getLogger("mixquant_agents.engine")
 
+_MARK, _TAIL = "mixquant: calibrating", 4096
+"""How the plugin's lines about a calibration begin; bytes at the log's end that are looked at."""
+
 HEARTBEAT_SECONDS = 5.0
 """Between two lines of one stage, outside a terminal: a start that takes long must not look like one that hangs."""
 
 
 class Progress:
-    """What the start is doing, and for how long (seconds, monotonic)."""
+    """What the start is doing, and for how long (seconds, monotonic). ``log`` is written by the engine's processes."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, log: str | None = None) -> None:
         self.model = model
+        self._log = log
         self.began = time.monotonic()
         self.stage = ""
         self._status: object | None = None
@@ -37,15 +42,39 @@ class Progress:
         """A new stage began."""
         self.stage = stage
         logger.debug("engine start: %s (%.1f s)", stage, self.seconds)
+        self._line()
+
+    def _line(self) -> None:
         if self._status is not None:
             from rich.text import Text  # a name may hold what rich takes for markup
 
-            self._status.update(Text(f"Starting the engine for {self.model}: {stage}"))  # type: ignore[attr-defined]  # rich
+            text = Text(f"Starting the engine for {self.model}: {self.stage}{self._note()}")
+            self._status.update(text)  # type: ignore[attr-defined]  # rich
         elif self._lines:
-            self._line()
+            _say(f"  {self.seconds:3.0f} s  {self.stage}{self._note()}")
 
-    def _line(self) -> None:
-        _say(f"  {self.seconds:3.0f} s  {self.stage}")
+    def _note(self) -> str:
+        """What the engine's processes say of a long piece of work, in brackets."""
+        if self._log is None:
+            return ""
+        try:
+            with open(self._log, "rb") as file:
+                file.seek(max(0, os.path.getsize(self._log) - _TAIL))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        told = next((line for line in reversed(lines) if _MARK in line), None)
+        return f" ({told.partition('mixquant: ')[2]})" if told is not None and told == lines[-1] else ""
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        heartbeat = threading.Thread(target=self._beat, name="mixquant-start-progress", daemon=True)
+        heartbeat.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            heartbeat.join()
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
@@ -58,25 +87,22 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def start_progress(model: str) -> Iterator[Progress]:
-    """Show the start on stderr; the log gets its duration."""
-    progress = Progress(model)
+def start_progress(model: str, log: str | None = None) -> Iterator[Progress]:
+    """Show the start on stderr; our log gets its duration. ``log`` is the engine's: its last words on a calibration are
+    shown."""
+    progress = Progress(model, log)
     if sys.stderr is not None and sys.stderr.isatty():
         from rich.console import Console
         from rich.text import Text
 
         with Console(stderr=True).status(Text(f"Starting the engine for {model}")) as status:
             progress._status = status
-            yield progress
+            with progress._beating():
+                yield progress
     else:
         _say(f"Starting the engine for {model}")
         progress._lines = True
-        heartbeat = threading.Thread(target=progress._beat, name="mixquant-start-progress", daemon=True)
-        heartbeat.start()
-        try:
+        with progress._beating():
             yield progress
-        finally:
-            progress._ended.set()
-            heartbeat.join()
     _say(f"Engine ready after {progress.seconds:.1f} s")
     logger.info("engine for %s ready after %.1f s", model, progress.seconds)

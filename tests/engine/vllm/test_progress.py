@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pathlib
 import threading
 import time
 
@@ -56,3 +57,17 @@ async def test_wrong_folder_is_told_before_a_start_is_announced(monkeypatch: pyt
     with pytest.raises(ModelNotFoundError, match="'/nope' does not exist"):
         await VllmEngine(EngineConfig(model="/nope")).start()
     assert "Starting" not in said.getvalue()
+
+
+def test_calibration_in_the_engines_process_is_shown(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text("started\n(Worker) WARNING mixquant: calibrating: rounding weights, 60 %\n")
+    with start_progress("m", str(log)) as progress:
+        progress.enter("starting")
+        log.write_text(log.read_text() + "weights loaded\n")
+        progress.enter("starting")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1].endswith("starting (calibrating: rounding weights, 60 %)")
+    assert lines[2].endswith("starting")
