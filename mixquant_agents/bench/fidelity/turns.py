@@ -12,6 +12,7 @@ from typing import Any
 
 from mixquant_agents.bench.fidelity.answers import Prompt, compare, reference
 from mixquant_agents.bench.fidelity.recipes import EMULATION, StudyRecipe
+from mixquant_agents.precision.plan import RowRule
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.quant.calibration.contexts import Conversation, conversations
 from mixquant_agents.quant.calibration.network import prompt_ids, routed
@@ -20,7 +21,7 @@ from mixquant_agents.quant.twins.calibrated import LayerCalibration
 __all__ = ["TURNS", "by_turn"]
 
 TURNS = (1, 2, 5, 20)
-RECIPES = ("plain", "kv-fp8", "qkv-fp8+gptq")
+RECIPES = ("plain", "qkv-fp8+gptq", "gptq+ends-exact")
 
 
 def by_turn(
@@ -56,17 +57,21 @@ def by_turn(
         for name in RECIPES:
             recipe = named[name]
             resolved = resolve(recipe.policy, EMULATION)
-            known = calibration_of(recipe)
+            rule, known = resolved.rule(), calibration_of(recipe)
             for way in ("kept", "reread"):
                 progress(f"turn {turn}: {name}, answers {way}", TURNS.index(turn) / len(TURNS))
 
                 def spans(
-                    prompt: Prompt, lies: dict[tuple[int, ...], list[tuple[int, int]]] = kept, way: str = way
+                    prompt: Prompt,
+                    lies: dict[tuple[int, ...], list[tuple[int, int]]] = kept,
+                    way: str = way,
+                    rule: RowRule = rule,
                 ) -> list[tuple[int, int]]:
                     own = lies[prompt.ids] if way == "kept" else []
                     edges = [0, *(edge for span in own for edge in span), len(prompt.ids) - 1]
-                    # Each turn's last prompt token runs exact, and so does the answer behind it.
-                    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+                    # Each turn's last prompt tokens run exact, and so does the answer behind them.
+                    pairs = zip(edges[::2], edges[1::2], strict=True)
+                    return [(max(start, rule.first), stop + 1 - rule.last) for start, stop in pairs]
 
                 with routed(network, resolved, known) as plan:
                     loss = compare(network, exact, plan, spans)

@@ -1,0 +1,118 @@
+"""``python -m mixquant_agents.bench.fidelity.tasks FILE ROWS…``: task scores of agent suites, added to a result file.
+
+ROWS are what ``mixquant bench agents --results`` wrote, gzipped or not. Policies are compared case by case: ``tasks``
+has each suite's score by policy with the 95 % interval of its paired difference to ``exact``; ``pooled_loss_won_back``
+is the share of what ``uniform-nvfp4`` loses against ``exact``, over all cases of all suites, that a policy does not lose,
+with an interval over cases, drawn within each suite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixquant_agents.bench.fidelity.report import rounded
+from mixquant_agents.errors import ConfigError
+
+__all__ = ["main", "read", "task_scores", "won_back"]
+
+EXACT, WORST = "exact", "uniform-nvfp4"
+DRAWS = 4000
+Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Suite → policy → case → score."""
+
+
+def read(paths: Iterable[pathlib.Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """The scores in files of results; lines that are no results are left out.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for path in paths:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # a killed run's last line
+                continue
+            if isinstance(row, dict) and {"suite", "policy", "case", "score"} <= row.keys():
+                found.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["case"]] = float(row["score"])
+    if not found:
+        raise ConfigError("no results of tasks in these files; give what mixquant bench agents --results wrote")
+    return found
+
+
+def task_scores(scores: Scores, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
+    """Suite → policy → ``score``, ``n``, and ``delta_ci95`` of the paired difference to exact where both ran a case."""
+    rng = np.random.default_rng(seed)
+    tasks: dict[str, dict[str, dict[str, Any]]] = {}
+    for suite, policies in scores.items():
+        for policy, cases in policies.items():
+            row: dict[str, Any] = {"score": float(np.mean(list(cases.values()))), "n": len(cases)}
+            exact = policies.get(EXACT, {})
+            pairs = [cases[case] - exact[case] for case in cases if case in exact]
+            if policy != EXACT and pairs:
+                row["delta"] = float(np.mean(pairs))
+                drawn = rng.integers(0, len(pairs), size=(DRAWS, len(pairs)))
+                row["delta_ci95"] = [float(x) for x in np.percentile(np.array(pairs)[drawn].mean(1), (2.5, 97.5))]
+            tasks.setdefault(suite, {})[policy] = row
+    return tasks
+
+
+def won_back(scores: Scores, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """By policy: ``share`` of the loss that is won back over the cases that all three ran, its ``ci95``, and ``n``."""
+    policies = dict.fromkeys(policy for own in scores.values() for policy in own)
+    made = {}
+    for policy in policies:
+        if policy in (EXACT, WORST):
+            continue
+        suites = [
+            np.array([[own[name][case] for name in (EXACT, WORST, policy)] for case in own[policy]
+                      if case in own[EXACT] and case in own[WORST]])
+            for own in scores.values()
+            if {EXACT, WORST, policy} <= own.keys()
+        ]  # fmt: skip
+        suites = [own for own in suites if len(own)]
+        if suites:
+            rng = np.random.default_rng(seed)
+            drawn = [_share([own[rng.integers(0, len(own), len(own))] for own in suites]) for _ in range(DRAWS)]
+            shares = [share for share in drawn if share is not None]
+            made[policy] = {
+                "share": _share(suites),
+                "ci95": [float(x) for x in np.percentile(shares, (2.5, 97.5))] if shares else None,
+                "n": sum(map(len, suites)),
+            }
+    return made
+
+
+def _share(suites: Sequence[np.ndarray[Any, Any]]) -> float | None:
+    """Of columns exact, worst and policy: over all cases; ``None`` where nothing is lost."""
+    exact, worst, own = np.concatenate(suites).sum(0)
+    return float((own - worst) / (exact - worst)) if exact > worst else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=pathlib.Path)
+    parser.add_argument("rows", type=pathlib.Path, nargs="+")
+    parser.add_argument("--command", default="", help="What made the rows.")
+    options = parser.parse_args(arguments)
+    scores = read(options.rows)
+    report = json.loads(options.file.read_text())
+    report |= rounded({"tasks": task_scores(scores), "pooled_loss_won_back": won_back(scores)})
+    if options.command:
+        report["tasks_command"] = options.command
+    options.file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
