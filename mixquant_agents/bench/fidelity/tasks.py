@@ -1,9 +1,9 @@
 """``python -m mixquant_agents.bench.fidelity.tasks FILE ROWS…``: task scores of agent suites, added to a result file.
 
 ROWS are what ``mixquant bench agents --results`` wrote, gzipped or not. Policies are compared case by case: ``tasks``
-has each suite's score by policy with the 95 % interval of its paired difference to ``exact``; ``pooled_loss_won_back``
-is the share of what ``uniform-nvfp4`` loses against ``exact``, over all cases of all suites, that a policy does not lose,
-with an interval over cases, drawn within each suite.
+has each suite's score by policy with the 95 % interval of its paired difference to ``exact``. What ``uniform-nvfp4``
+loses against ``exact`` over all cases of all suites is the loss; ``pooled_loss_won_back`` is the share of it that a
+policy does not lose, with an interval over cases, drawn within each suite.
 """
 
 from __future__ import annotations
