@@ -62,7 +62,7 @@ def command(
                 recorders=() if recorder is None else (recorder,),
             )
             conversation = Conversation(chat, out, system=system, interactive=interactive)
-            notes.print(conversation.heading(), style="dim", soft_wrap=True)
+            notes.print(conversation.heading(), style="dim", soft_wrap=not notes.is_terminal)
             lines = iter(message) if message else typed_lines(notes) if interactive else read_lines()
             for line in lines:
                 if not take(conversation, line):

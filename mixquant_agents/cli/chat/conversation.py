@@ -74,7 +74,7 @@ class Conversation:
 
     def note(self, text: str, *, style: str = "dim") -> None:
         """Print a line that is no part of an answer."""
-        self._out.print(text, style=style, soft_wrap=True)
+        self._out.print(text, style=style, soft_wrap=not self._out.is_terminal)  # a terminal breaks between words
 
     def ask(self, line: str) -> None:
         """Send a message and show the answer.
