@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -334,3 +336,29 @@ def test_documents_with_lone_surrogates_are_indexed() -> None:
 def test_vectors_take_any_text(tmp_path: Path) -> None:
     index = DocumentIndex([Document("a\udcff.md", "barn \ud800")], store=tmp_path)
     assert index.search("shed", mode="vectors")[0].passage.source == "a?.md:1-1"
+
+
+def test_keyword_search_leaves_jax_alone(tmp_path: Path) -> None:
+    """bm25s computes with jax as it is imported, which would take a GPU's memory from the engine."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("open('imported', 'w').close()\n")
+    (tmp_path / "jax" / "lax.py").write_text("top_k = lambda scores, k: None\n")
+    code = (
+        "import sys; sys.path.insert(0, '.')\n"
+        "from mixquant_tools.retrieval.keywords import KeywordIndex\n"
+        "assert KeywordIndex(['red barn', 'blue sky']).search('barn', 1)[0][0] == 0\n"
+        "assert 'jax' not in sys.modules\n"
+        "import jax  # the program's own use of it is as before\n"
+    )
+    before = tmp_path / "imported"
+    done = subprocess.run(  # noqa: S603 - a command of ours
+        [sys.executable, "-c", code.rsplit("import jax", 1)[0]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not before.exists()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)  # noqa: S603 - a command of ours
+    assert before.exists()

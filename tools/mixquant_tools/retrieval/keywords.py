@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -41,6 +42,23 @@ def words(text: str, stem: Any = None) -> list[str]:
     return stem(kept) if stem is not None else kept
 
 
+def _bm25s() -> Any:
+    """The package, without jax: where that is installed, bm25s has it compute once as it is imported, and jax then
+    takes most of the memory of a GPU, which the agent's engine needs.
+
+    Raises:
+        MissingDependencyError: it is missing.
+    """
+    hidden = "jax" not in sys.modules
+    if hidden:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # how Python marks a module that must not be imported
+    try:
+        return require("bm25s", "bm25s", "keyword search")
+    finally:
+        if hidden:
+            del sys.modules["jax"]
+
+
 class KeywordIndex:
     """BM25 (bm25s, Lucene's variant, ``k1=1.5, b=0.75``) over English-stemmed words."""
 
@@ -49,7 +67,7 @@ class KeywordIndex:
         Raises:
             MissingDependencyError: bm25s or PyStemmer is missing.
         """
-        bm25s = require("bm25s", "bm25s", "keyword search")
+        bm25s = _bm25s()
         self._stemmer = require("Stemmer", "PyStemmer", "keyword search").Stemmer("english")
         self._lock = threading.Lock()  # the stemmer keeps a cache and is not thread-safe
         self._index = bm25s.BM25()
