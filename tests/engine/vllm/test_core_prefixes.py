@@ -80,10 +80,10 @@ def request(*messages: dict[str, Any], **fields: Any) -> EngineRequest:
     return EngineRequest(request_id=f"r{next(numbers)}", messages=messages, sampling=sampling, tools=[TOOL], **fields)
 
 
-async def turn(engine: Any, asked: EngineRequest) -> TokenDelta:
+async def turn(engine: Any, asked: EngineRequest, history: TurnHistory | None = None) -> TokenDelta:
     engine.loop = asyncio.get_running_loop()
     posted: list[Any] = []
-    await engine.turn(asked, 0.0, posted.append, TurnHistory(engine.prompts.answers))
+    await engine.turn(asked, 0.0, posted.append, history or TurnHistory(engine.prompts.answers))
     if isinstance(posted[-1], BaseException):
         raise posted[-1]
     await asyncio.gather(*engine._background)
@@ -128,9 +128,9 @@ async def test_whole_prompt_is_certain_behind_a_question(engine: Any) -> None:
 @pytest.mark.parametrize("held", [True, False])
 async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: Any, held: bool) -> None:
     first = request(SYSTEM, USER, thread_id="T", keep=Keep(seconds=60) if held else None)
-    last = await turn(engine, first)
-    assert last.prompt_token_ids is not None
-    engine.hold(first, last.prompt_token_ids)
+    history = TurnHistory(engine.prompts.answers)
+    await turn(engine, first, history)
+    engine.hold(first, history)
     await asyncio.sleep(0)
     assert (await engine.stats()).kept_threads == held
     for number in range(8):  # each puts about 30 blocks of its own into a cache of 100
@@ -150,7 +150,10 @@ async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: Any, held
 
 async def test_released_thread_is_held_no_more(engine: Any) -> None:
     engine.loop = asyncio.get_running_loop()
-    engine.hold(request(USER, thread_id="T", keep=Keep(seconds=60, tokens=50)), range(100))
+    history = TurnHistory(engine.prompts.answers)
+    asked = request(USER, thread_id="T", keep=Keep(seconds=60, tokens=50))
+    await turn(engine, asked, history)
+    engine.hold(asked, history)
     await asyncio.sleep(0)
     assert engine._kept.tokens == 50
     await engine.release("T")

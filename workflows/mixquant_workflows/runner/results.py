@@ -102,7 +102,8 @@ def summarise(rows: Iterable[Row], baseline: str = "exact") -> dict[str, dict[st
 
     ``score`` with ``ci95``; ``delta`` and ``delta_ci95``: paired difference to the ``baseline`` policy over the cases
     both ran; tokens by phase and seconds by phase, summed over all turns; TTFT percentiles over turns;
-    ``task_p50_s``.
+    ``task_p50_s``; ``engine_s``: seconds in which the engine worked for these cases, each second divided among those
+    that ran, and ``engine_s_per_solved``: what a solved one cost, the failed ones included.
     """
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
@@ -142,6 +143,11 @@ def _figures(rows: Sequence[Row], base: Sequence[Row], is_base: bool) -> dict[st
         figures[name] = _total(turns, field)
     ttft = [1e3 * turn["ttft_seconds"] for turn in turns if turn.get("ttft_seconds") is not None]
     figures["ttft_p50_ms"], figures["ttft_p95_ms"] = percentile(ttft, 0.5), percentile(ttft, 0.95)
+    engine = [row["engine_seconds"] for row in rows if row.get("engine_seconds") is not None]
+    figures["engine_s"] = sum(engine) if len(engine) == len(rows) else None
+    solved = sum(scores)
+    known = figures["engine_s"] is not None and solved > 0
+    figures["engine_s_per_solved"] = figures["engine_s"] / solved if known else None
     figures["task_p50_s"] = percentile([row["seconds"] for row in rows], 0.5)
     figures["emulated"] = any(turn.get("emulated") for turn in turns)
     return figures

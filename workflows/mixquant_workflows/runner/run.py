@@ -6,7 +6,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -18,7 +20,7 @@ from mixquant_agents.errors import EngineError, MixQuantError
 from mixquant_workflows.runner.results import ResultFile
 from mixquant_workflows.suites.base import Case, Suite
 
-__all__ = ["Progress", "choose", "run_suites"]
+__all__ = ["Progress", "SharedTime", "choose", "run_suites"]
 
 Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(suite, policy, done, total)``."""
@@ -61,7 +63,7 @@ async def run_suites(
         EngineError: the engine went away. A new one would run under the policy that it was started with, so nothing
             more is scored; the rows so far are kept.
     """
-    slots = asyncio.Semaphore(concurrency)
+    slots, shared = asyncio.Semaphore(concurrency), SharedTime()
     for suite in suites:
         cases = choose(suite.cases(), n, seed)
         done = results.done(suite.name, policy)
@@ -70,8 +72,10 @@ async def run_suites(
 
         async def run_case(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
             async with slots:
-                row = await _run_case(suite, case, model, case_seconds, f"{suite.name}/{policy}/{case.id}")
-            results.add({"suite": suite.name, "policy": policy, "case": case.id, **row})
+                with shared.share() as share:
+                    row = await _run_case(suite, case, model, case_seconds, f"{suite.name}/{policy}/{case.id}")
+            cost = {"engine_seconds": share.seconds}
+            results.add({"suite": suite.name, "policy": policy, "case": case.id, **row, **cost})
             progress(suite.name, policy, len(results.done(suite.name, policy)), total)
 
         try:
@@ -80,6 +84,44 @@ async def run_suites(
                     group.create_task(run_case(case))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+
+@dataclass(slots=True)
+class Share:
+    """Seconds of the engine that one task has cost so far."""
+
+    seconds: float = 0.0
+
+
+class SharedTime:
+    """Divides the time that passes equally among the tasks that run: their shares add up to the time in which any ran.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._running: list[Share] = []
+        self._last = clock()
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """One task, while it runs."""
+        self._settle()
+        mine = Share()
+        self._running.append(mine)
+        try:
+            yield mine
+        finally:
+            self._settle()
+            self._running = [running for running in self._running if running is not mine]
+
+    def _settle(self) -> None:
+        now = self._clock()
+        for running in self._running:
+            running.seconds += (now - self._last) / len(self._running)
+        self._last = now
 
 
 async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float, thread: str) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -20,6 +21,9 @@ from mixquant_workflows.suites.base import Answer, Case, ScriptedTurn, Verdict
 from mixquant_workflows.suites.packages import agentdojo
 
 __all__ = ["AgentDojo"]
+
+_RUNS = ThreadPoolExecutor(max_workers=256, thread_name_prefix="agentdojo")
+"""Each run of the benchmark waits in a thread for its agent, whose tools want the loop's own threads."""
 
 MAX_STEPS = 16
 """Model calls per task: the benchmark's own loop allows 15 rounds of tools."""
@@ -60,7 +64,10 @@ class AgentDojo:
         attacker = suite.injection_tasks[case.data["attacker"]] if self.attacked else None
         pipeline = _pipeline(model, asyncio.get_running_loop())
         injections = await asyncio.to_thread(_injections, suite, user, attacker)
-        done, attacked = await asyncio.to_thread(suite.run_task_with_pipeline, pipeline, user, attacker, injections)
+        judged = asyncio.get_running_loop().run_in_executor(
+            _RUNS, suite.run_task_with_pipeline, pipeline, user, attacker, injections
+        )
+        done, attacked = await judged
         measures = {"attack_success": float(attacked)} if attacker is not None else {}
         why = "" if done else f"the user's task was not done: {user.PROMPT[:200]}"
         return Verdict(score=float(done), why=why, messages=pipeline.said, measures=measures)

@@ -258,7 +258,7 @@ def agentdojo() -> SimpleNamespace:
     for vendor in ("anthropic", "cohere", "google", "local", "openai", "prompting"):
         name = f"agentdojo.agent_pipeline.llms.{vendor}_llm"
         sys.modules.setdefault(name, SilentModule(name))
-    _silence("cohere")
+    _silence("anthropic", "cohere", "openai", "google", "google.genai")
     if "google.genai" not in sys.modules and not _has("google.genai"):
         sys.modules["google.genai"] = SilentModule("google.genai")
     try:

@@ -111,6 +111,27 @@ def _thousands(count: int | None) -> str:
     return "–" if count is None else f"{count / 1000:.1f}k" if count >= 100_000 else str(count)
 
 
+def _show_cost(out: Any, policies: dict[str, dict[str, Any]]) -> None:
+    """What the scores cost, how sure their differences are, and the suite's further figures."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    measures = sorted({name for row in policies.values() for name in row.get("measures") or ()})
+    fixed = ("policy", "Δ exact, 95 %", "cached\ntokens", "answer\ntokens", "engine\ns", "s a task\nsolved")
+    for column in (*fixed, *(name.replace("_", "\n") for name in measures)):
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
+    for policy, row in policies.items():
+        low, high = row.get("delta_ci95") or (None, None)
+        sure = "" if low is None else f"{low:+.3f} to {high:+.3f}"
+        tokens = [_thousands(row[key]) for key in ("cached_tokens", "decode_tokens")]
+        cost = row.get("engine_s_per_solved")
+        seconds = [_whole(row.get("engine_s")), "–" if cost is None else f"{cost:.2f}"]
+        found = [row.get("measures", {}).get(name) for name in measures]
+        told = ["–" if value is None else f"{value:.3f}" for value in found]
+        table.add_row(policy + "*" * bool(row["emulated"]), sure, *tokens, *seconds, *told)
+    out.print(table)
+
+
 def _show(out: Any, result: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -131,6 +152,7 @@ def _show(out: Any, result: dict[str, Any]) -> None:
             table.add_row(policy + "*" * bool(row["emulated"]), *scored, delta, *seconds, *tokens)
         out.print()
         out.print(table)
+        _show_cost(out, policies)
         for policy, row in policies.items():
             if row["errors"]:
                 out.print(f"{policy}: {row['errors']} of {row['n']} cases failed and score 0; --results FILE keeps why")
