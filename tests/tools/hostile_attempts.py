@@ -54,33 +54,41 @@ SQL = [
     "SELECT load_extension('/tmp/evil.so')", "SELECT readfile('/etc/passwd')", "SELECT writefile('/tmp/x', 'y')",
     "SELECT 1; DROP TABLE people", "SELECT 1; SELECT 2", "BEGIN", "SAVEPOINT a", "REINDEX", "ANALYZE",
     "CREATE TEMP TABLE t (a)", "CREATE VIRTUAL TABLE t USING fts5(a)", "EXPLAIN DELETE FROM people; SELECT 1",
-    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c) SELECT count(*) FROM c",
-    "SELECT count(*) FROM big a, big b, big c, big d", "SELECT zeroblob(1000000000)",
+    "SELECT zeroblob(1000000000)",
     "SELECT hex(randomblob(999999999))",
     "SELECT replace(hex(zeroblob(400000)), '0', hex(zeroblob(400000)))",
-    "SELECT group_concat(hex(randomblob(1000))) FROM big a, big b", "SELECT " + "(" * 500 + "1" + ")" * 500,
+    "SELECT " + "(" * 500 + "1" + ")" * 500,
     "SELECT 'a' LIKE '" + "%a" * 200 + "'", "SELECT * FROM no_such_table", "SELEC 1", "", "SELECT '\x00", "'; --",
     "SELECT 1 UNION " * 40 + "SELECT 1",
     "SELECT " + ",".join(["1"] * 3_000), "SELECT * FROM people WHERE name = '" + "x" * 11_000 + "'",
-    "SELECT max(x) FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION SELECT x+1 FROM c) SELECT x FROM c)",
     "DETACH DATABASE main", "ALTER TABLE people ADD COLUMN z",
     # one function that runs for minutes, or fills the memory, where no interrupt reaches it
     "SELECT trim(hex(zeroblob(90000)), replace(hex(zeroblob(45000)), '0', 'b') || '0')",
-    "SELECT sum(instr(hex(zeroblob(90000)) || x, hex(zeroblob(45000)) || 'b')) FROM (SELECT a.x FROM big a, big b)",
     "SELECT replace(hex(zeroblob(90000)), '0', hex(zeroblob(1000)))",
-    "SELECT json_group_array(hex(zeroblob(90000))) FROM big a, big b",
-    "SELECT json_group_object(a.x, hex(zeroblob(90000))) FROM big a, big b",
+
     "SELECT json_patch('{\"a\": 1', '{\"b\": 2}')",
     f"SELECT {','.join(['y'] * 1_500)} FROM (SELECT hex(zeroblob(90000)) y FROM big)",  # noqa: S608 # constants
     f"SELECT {','.join(['zeroblob(190000)'] * 500)} FROM big",  # noqa: S608 # constants
-    "SELECT x FROM (SELECT hex(zeroblob(90000)) || a.x x FROM big a, big b) ORDER BY x",
-    "SELECT count(*) FROM big a, big b, big c WHERE hex(zeroblob(90000)) || a.x LIKE '%0%0%0%0%0%0%0%0%0%1'",
-    "SELECT sum(x) OVER (ORDER BY x) FROM (SELECT a.x FROM big a, big b)",
+
     "SELECT * FROM pragma_table_info('people')", "SELECT * FROM pragma_database_list", "SELECT * FROM dbstat",
     "SELECT * FROM sqlite_dbpage", "SELECT * FROM json_each('[1, 2]')", "SELECT fts3_tokenizer('simple')",
     "EXPLAIN SELECT 1; ATTACH 'x' AS y", "/* harmless */ PRAGMA user_version = 7",
+]  # fmt: skip
+
+ENDLESS_SQL = [
+    "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c) SELECT count(*) FROM c",
+    "SELECT count(*) FROM big a, big b, big c, big d",
+    "SELECT group_concat(hex(randomblob(1000))) FROM big a, big b",
+    "SELECT max(x) FROM (WITH RECURSIVE c(x) AS (SELECT 1 UNION SELECT x+1 FROM c) SELECT x FROM c)",
+    "SELECT sum(instr(hex(zeroblob(90000)) || x, hex(zeroblob(45000)) || 'b')) FROM (SELECT a.x FROM big a, big b)",
+    "SELECT json_group_array(hex(zeroblob(90000))) FROM big a, big b",
+    "SELECT json_group_object(a.x, hex(zeroblob(90000))) FROM big a, big b",
+    "SELECT x FROM (SELECT hex(zeroblob(90000)) || a.x x FROM big a, big b) ORDER BY x",
+    "SELECT count(*) FROM big a, big b, big c WHERE hex(zeroblob(90000)) || a.x LIKE '%0%0%0%0%0%0%0%0%0%1'",
+    "SELECT sum(x) OVER (ORDER BY x) FROM (SELECT a.x FROM big a, big b)",
     "WITH RECURSIVE c(x) AS (SELECT hex(zeroblob(90000)) UNION ALL SELECT x || 'a' FROM c) SELECT count(*) FROM c",
 ]  # fmt: skip
+"""Statements that run until they are stopped."""
 
 PYTHON = [
     "print(open('/etc/passwd').read())", "import os; print(os.listdir('/'))", "import os; print(os.listdir('..'))",
@@ -167,7 +175,7 @@ def attempts() -> list[tuple[str, dict[str, Any]]]:
         ("list_files", {"folder": ".."}),
         ("list_files", {"folder": "linkdir"}),
         ("find_in_files", {"text": "TOP", "folder": "../"}),
-        *(("query_database", {"sql": text}) for text in SQL),
+        *(("query_database", {"sql": text}) for text in (*SQL, *ENDLESS_SQL)),
         *(("run_python", {"program": text}) for text in PYTHON),
         *(("search_documents", arguments) for arguments in QUERIES),
         *(("read_document", arguments) for arguments in DOCUMENTS),

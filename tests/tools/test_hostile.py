@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_attempts import SECRET, attempts
+from hostile_attempts import ENDLESS_SQL, SECRET, attempts
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage, ToolMessage
@@ -91,6 +91,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     del os.environ["MIXQUANT_CANARY"]
 
 
+def takes_time(name: str, arguments: dict[str, Any]) -> bool:
+    """Starts a process, or runs until it is stopped."""
+    return name == "run_python" or arguments.get("sql") in ENDLESS_SQL
+
+
 def test_there_are_enough_attempts() -> None:
     assert len(ATTEMPTS) >= 200
     assert len({repr(attempt) for attempt in ATTEMPTS}) == len(ATTEMPTS)
@@ -99,8 +104,7 @@ def test_there_are_enough_attempts() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        # Each run_python starts a process.
-        pytest.param(*attempt, id=f"{i}-{attempt[0]}", marks=[pytest.mark.slow] if attempt[0] == "run_python" else [])
+        pytest.param(*attempt, id=f"{i}-{attempt[0]}", marks=[pytest.mark.slow] if takes_time(*attempt) else [])
         for i, attempt in enumerate(ATTEMPTS)
     ],
 )

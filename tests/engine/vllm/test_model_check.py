@@ -28,8 +28,13 @@ def report_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return report
 
 
+QUICK = {"Qwen 3", "Llama 3.1", "Mistral", "DeepSeek V3", "gpt-oss", "Phi 3"}
+"""Families with little in common; a report of each takes a third of a second, so those of the others are slow."""
+EVERY = [pytest.param(family, marks=[] if family in QUICK else pytest.mark.slow) for family in FAMILIES]
+
+
 @pytest.mark.parametrize("case", [case.name for case in CASES])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_every_case_holds_for_every_family(report_of: Any, family: str, case: str) -> None:
     row = next(row for row in report_of(family)["cases"] if row["case"] == case)
     assert not row["wrong"], row["detail"]
@@ -37,11 +42,15 @@ def test_every_case_holds_for_every_family(report_of: Any, family: str, case: st
     assert row["answer"] in (None, "read")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 def test_parsers_are_found_by_the_template(report_of: Any, family: str) -> None:
     report = report_of(family)
     assert (report["tool_parser"], report["reasoning_parser"]) == FAMILIES[family].parsers
     assert report["problems"] == []
+
+
+def test_quick_families_are_families() -> None:
+    assert set(FAMILIES) > QUICK
 
 
 def test_every_adaptation_has_its_words() -> None:
