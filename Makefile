@@ -9,13 +9,17 @@ export VLLM_NO_USAGE_STATS ?= 1
 # Tests start many processes: what one compiled the next ones read, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit unit-plugin unit-rest test-full test-gpu test-training test-contract lint check clean
+.PHONY: demo test unit unit-plugin unit-rest test-full test-serving test-gpu test-training test-contract lint check clean
 
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
 test: unit
-	$(RUN)/python -m pytest -m "(engine or slow) and not browser and not prometheus and not gpu" $(ARGS)
+	$(RUN)/python -m pytest -m "(engine or slow) and not serving and not browser and not prometheus and not gpu" $(ARGS)
+
+# Two real servers on the CPU, alone, as a pair and behind a router: two engine starts.
+test-serving: $(READY)
+	$(RUN)/python -m pytest -m serving tests/serving $(ARGS)
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
 UNIT := -q -p no:langsmith_plugin --ignore=tests/gpu -m "not engine and not slow and not browser and not prometheus and not gpu"
@@ -30,7 +34,8 @@ unit-rest:
 
 # Needs Debian's chromium and prometheus on the PATH as well.  Properties are tried with many more examples.
 test-full: $(READY)
-	$(RUN)/python -m pytest -m "not gpu" $(ARGS)
+	$(RUN)/python -m pytest -m "not gpu and not serving" $(ARGS)
+	$(MAKE) --no-print-directory test-serving
 	$(RUN)/python -m pytest $(UNIT) -m "hypothesis and not engine and not gpu" --hypothesis-profile=thorough $(ARGS)
 
 # Needs a CUDA GPU, PyTorch, Triton and pytest: python -m pytest -m gpu tests/gpu

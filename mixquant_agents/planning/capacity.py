@@ -75,6 +75,7 @@ def plan(
     seconds: float = SECONDS,
     warm_up: float = WARM_UP,
     seed: int = 0,
+    tried: dict[int, dict[str, Any]] | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """Plan for ``agents``.
@@ -84,8 +85,9 @@ def plan(
         routing: as in :func:`simulate`. With ``"random"`` a turn meets its cached conversation on one engine of many:
             several engines are simulated together.
         spare: share of further engines, for failures and for peaks.
+        tried: figures of runs so far, by agents of one engine; for several plans of the same engines.
     """
-    tried: dict[int, dict[str, Any]] = {}
+    tried = {} if tried is None else tried
 
     def figures(number: int) -> dict[str, Any]:
         if number not in tried:

@@ -61,6 +61,7 @@ def answer(
         policy = PrecisionPolicy.of(name)
         steps, limits, bytes_per_token = _engine(question, name, policy, measured)
         sources[name] = steps.source
+        tried: dict[int, dict[str, Any]] = {}
         for agents in question.agents:
             made = plan(
                 workload,
@@ -74,6 +75,7 @@ def answer(
                 spare=question.spare,
                 seconds=question.seconds,
                 warm_up=question.seconds * 0.4,
+                tried=tried,
                 say=lambda text, name=name: say(f"{name}: {text}"),  # type: ignore[misc]  # mypy: the default
             )
             plans.append({"policy": name, **asdict(made), "limits": limits.model_dump(mode="json")})

@@ -89,8 +89,12 @@ async def run_agents(
     )
 
 
-def check(outcome: Outcome, *, threads: int, turns: int) -> None:
-    """Every thread finished; no turn was lost, or run twice against the user's state."""
+def check(outcome: Outcome, *, threads: int, turns: int, failures: bool = True) -> None:
+    """Every thread finished; no turn was lost, or run twice against the user's state.
+
+    Args:
+        failures: some turn was in the middle of its answer when its server died, and the store shows it.
+    """
     assert len(outcome.answers) == threads
     assert set(outcome.done.values()) == {turns}
     failed = 0
@@ -99,4 +103,4 @@ def check(outcome: Outcome, *, threads: int, turns: int) -> None:
         good = [turn for turn in outcome.turns[name] if turn.error is None and not turn.aborted]
         assert [turn.turn_index for turn in good] == list(range(turns)), "each turn answered once, in order"
         failed += len(outcome.turns[name]) - len(good)
-    assert failed, "the store shows what was lost with the replica"
+    assert failed or not failures, "the store shows what was lost with the replica"

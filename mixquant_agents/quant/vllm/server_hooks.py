@@ -24,7 +24,12 @@ __all__ = ["hook_server", "salted"]
 
 _log = logging.getLogger("vllm.mixquant")
 
-_SERVERS = ("vllm.entrypoints.launchers.api_server", "vllm.entrypoints.openai.api_server", "vllm.v1.engine.async_llm")
+_SERVERS = (
+    "vllm.entrypoints.launchers.api_server",
+    "vllm.entrypoints.launchers.cli_args",  # Ray Serve LLM's engines
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.async_llm",
+)
 """Modules of which one is loaded where a server is being started."""
 _SERVING = (
     "vllm.entrypoints.openai.chat_completion.serving",

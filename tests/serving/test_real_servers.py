@@ -1,0 +1,231 @@
+"""Two real servers on the CPU: one reads in INT8, one is exact, and a NIXL connector stands between them.
+
+``OpenAIEngine`` on one, ``PairEngine`` on both, and both behind the router; the last test kills one of them. ``make
+test-serving`` runs this: two engine starts. ``VllmEngine`` passes the same suites in ``make test``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import agents_help
+import pytest
+import pytest_asyncio
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from mixquant_agents import EngineConfig, MixQuantChatModel, OpenAIEngine, PairEngine, PrecisionPolicy, TurnStore
+from mixquant_agents.engine.base import Engine
+from mixquant_agents.serving.fleet import Fleet, free_port
+from mixquant_agents.serving.health import figures, server_health
+from mixquant_agents.serving.process import OwnedProcess
+from mixquant_agents.serving.start import server_commands
+from mixquant_agents.telemetry import StoreRecorder
+from mixquant_tools.calculator import calculator_tool
+from mixquant_workflows.graphs.tool import tool_agent
+
+pytestmark = [pytest.mark.engine, pytest.mark.serving, pytest.mark.asyncio(loop_scope="session")]
+
+POLICY = PrecisionPolicy(prefill_format="int8", exact_last_token=True)
+LONG = "Count from one to twenty in words, slowly and politely, and say thank you when you have come to the end. " * 6
+
+
+@dataclass
+class Servers:
+    """The two servers, and what speaks to them."""
+
+    reader: OwnedProcess
+    writer: OwnedProcess
+    single: OpenAIEngine
+    pair: PairEngine
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def servers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Servers]:
+    logs = tmp_path_factory.mktemp("servers")
+    connector = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+    started = []
+    for name, policy in (("reader", POLICY), ("writer", PrecisionPolicy.of("exact"))):
+        config = EngineConfig(
+            model="embedded",
+            policy=policy,
+            max_model_len=2048,
+            max_num_seqs=16,
+            kv_cache_bytes=160 * 2**20,
+            vllm_args={"kv_transfer_config": connector, "block_size": 32},
+        )
+        (made,) = server_commands(config, ("hermes", None), host="127.0.0.1", ports=[free_port()])
+        cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        env = {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port()), "VLLM_CPU_OMP_THREADS_BIND": cores}
+        started.append(OwnedProcess(name, made.arguments, url=made.url, log=logs / name, env={**made.env, **env}))
+    try:
+        for server in started:
+            await server.start()
+        for server in started:
+            while (await server_health(server.name, server.url))["state"] != "ready":
+                if server.exit_code is not None:
+                    raise server.failure()
+                await asyncio.sleep(1)
+        reader, writer = started
+        single = OpenAIEngine("embedded", base_url=f"{reader.url}/v1", policy=POLICY)
+        pair = PairEngine.of_servers(
+            "embedded", prefill_url=f"{reader.url}/v1", decode_url=f"{writer.url}/v1", policy=POLICY, lease_seconds=300
+        )
+        yield Servers(reader, writer, single, pair)
+        await single.aclose()
+        await pair.aclose()
+    finally:
+        await asyncio.gather(*(server.end() for server in started))
+
+
+@pytest.fixture(params=["openai", "pair"])
+def engine(request: pytest.FixtureRequest, servers: Servers) -> Engine:
+    return servers.single if request.param == "openai" else servers.pair
+
+
+async def rows(server: OwnedProcess) -> float:
+    """Prompt rows that the server's own metrics have counted."""
+    return float((await server_health(server.name, server.url)).get("prompt_rows", 0.0))
+
+
+async def test_turn_is_counted_and_timed_by_its_server(servers: Servers, tmp_path: Path) -> None:
+    before = await rows(servers.reader)
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    model = MixQuantChatModel(engine=servers.single, max_tokens=8, temperature=0, recorders=[recorder])
+    turns = [
+        (await model.ainvoke(LONG, config={"configurable": {"thread_id": "t"}})).response_metadata["turn"]
+        for _ in range(2)
+    ]
+    recorder.close()
+    first, second = turns
+    assert first["timing_source"] == "engine"
+    assert first["ttft_seconds"] >= first["queue_seconds"] + first["prefill_seconds"] > 0
+    assert (first["exact_tokens"], first["cached_tokens"]) == (1, 0), "the last prompt token"
+    assert first["quantized_tokens"] == first["prompt_tokens"] - 1
+    assert second["cached_tokens"] > 0
+    assert second["quantized_tokens"] + second["exact_tokens"] == second["prefill_tokens"]
+    assert await rows(servers.reader) - before == sum(turn["prefill_tokens"] for turn in turns)
+    store = TurnStore(tmp_path / "turns.sqlite")
+    assert [turn.quantized_tokens for turn in store.thread("t")] == [turn["quantized_tokens"] for turn in turns]
+    store.close()
+
+
+async def test_pair_answers_as_one_engine_does(servers: Servers) -> None:
+    """The same rows run in the same precision: one engine with an exact last token, or two with KV between them."""
+    answers: dict[str, tuple[str, list[float], dict[str, Any]]] = {}
+    for name, engine in (("pair", servers.pair), ("single", servers.single)):
+        model = MixQuantChatModel(
+            engine=engine, max_tokens=16, temperature=0, logprobs=True, cache_salt=f"equal-{name}"
+        )
+        message = await model.ainvoke("Name the days of the week. " + LONG)
+        scores = [token["logprob"] for token in message.response_metadata["logprobs"]["content"]]
+        answers[name] = str(message.content), scores, message.response_metadata["turn"]
+    (text, scores, pair), (alone, lone_scores, single) = answers["pair"], answers["single"]
+    assert text == alone
+    assert scores == pytest.approx(lone_scores, abs=2e-3)
+    for field in ("prompt_tokens", "cached_tokens", "prefill_tokens", "quantized_tokens", "exact_tokens"):
+        assert pair[field] == single[field], field
+    assert pair["engine"] == "pair"
+    assert 1 <= pair["recomputed_rows"] <= 32, "what decode runs again: the last token, at most a block"
+    assert pair["transfer_seconds"] > 0
+    assert single["transfer_seconds"] is None
+
+
+async def test_cancelled_turn_is_given_up_by_its_server(servers: Servers, engine: Engine) -> None:
+    model = MixQuantChatModel(engine=engine, max_tokens=1500, ignore_eos=True)
+    stream = model.astream("Tell me a very long story.")
+    await anext(stream)
+    await stream.aclose()
+    for server in (servers.reader, servers.writer):
+        for _ in range(100):
+            if (await server_health(server.name, server.url))["running"] == 0:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail(f"{server.name} goes on")
+
+
+async def test_bundled_agent_runs(engine: Engine) -> None:
+    model = MixQuantChatModel(engine=engine, max_tokens=64, temperature=0)
+    agent = tool_agent(model, [calculator_tool()])
+    state = await agent.ainvoke({"messages": [HumanMessage("What is 37 * 43? Use the calculator.")]})
+    turns = [message.response_metadata["turn"] for message in state["messages"] if isinstance(message, AIMessage)]
+    assert turns
+    assert {turn["engine"] for turn in turns} == {engine.info.engine}
+
+
+async def test_grammar_of_vllm_goes_by_the_extra_body(engine: Engine) -> None:
+    options = {"sampling_extra": {"structured_outputs": {"choice": ["yes", "no"]}}}
+    answer = await MixQuantChatModel(engine=engine, max_tokens=8, **options).ainvoke("Is three odd?")
+    assert answer.content in ("yes", "no")
+
+
+class _Suite(ChatModelIntegrationTests):
+    """LangChain's own integration suite."""
+
+    engine: Engine
+
+    @property
+    def chat_model_class(self) -> type[MixQuantChatModel]:
+        return MixQuantChatModel
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {"engine": self.engine, "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 96, "timeout": 300}
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_model_override(self) -> bool:
+        return False
+
+
+class TestIntegrationOfServer(_Suite):
+    @pytest.fixture(autouse=True)
+    def _on_the_server(self, servers: Servers) -> None:
+        self.engine = servers.single
+
+
+class TestIntegrationOfPair(_Suite):
+    @pytest.fixture(autouse=True)
+    def _on_the_pair(self, servers: Servers) -> None:
+        self.engine = servers.pair
+
+
+async def test_agents_go_on_where_a_server_is_killed(servers: Servers, tmp_path: Path) -> None:
+    """The last test: 32 threads on both servers behind the router, of which one is killed with SIGKILL."""
+    hosts = [servers.reader.url, servers.writer.url]
+    killed = _killer(servers.writer)
+    async with Fleet([], hosts=hosts, port=free_port(), routing="consistent_hash", logs=tmp_path) as fleet:
+        store = tmp_path / "turns.sqlite"
+        outcome = await agents_help.run_agents(
+            fleet.url, "embedded", store, threads=32, turns=3, answered=killed, max_tokens=6, ignore_eos=True
+        )
+        view = await fleet.health()
+    agents_help.check(outcome, threads=32, turns=3, failures=False)
+    assert [server["state"] for server in view["servers"]] == ["ready", "starting"]
+    assert servers.writer.exit_code == -signal.SIGKILL
+
+
+def _killer(server: OwnedProcess) -> Callable[[int], None]:
+    def kill(answers: int) -> None:
+        if answers == 20:
+            os.kill(server.pid or 0, signal.SIGKILL)
+
+    return kill
+
+
+def test_figures_of_a_real_server_are_found(servers: Servers) -> None:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{servers.reader.url}/metrics", timeout=10) as answer:  # noqa: S310 - our own
+        seen = figures(answer.read().decode())
+    assert {"running", "waiting", "kv_cache_usage", "prompt_tokens", "prompt_rows", "prefix_cache_hits"} <= {*seen}
