@@ -18,10 +18,10 @@ from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.planning.measure import Probes
 from mixquant_agents.planning.simulate import EngineLimits
-from mixquant_agents.planning.validate import validate
+from mixquant_agents.planning.validate import again, validate
 from mixquant_agents.planning.workload import Workload
 
-__all__ = ["WORKLOADS", "run_plan"]
+__all__ = ["WORKLOADS", "predicted_again", "run_plan"]
 
 WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
     "gpu": (
@@ -40,6 +40,20 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
     ),
 }  # fmt: skip
 """What agents do on each kind of device, and what the calibration asks of it."""
+
+
+def predicted_again(path: Path) -> dict[str, Any]:
+    """A result of this command with its runs predicted again, by the simulation as it is now.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        policies = {name: again(validated) for name, validated in result["policies"].items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"--again {path} is no result of `mixquant bench plan`: {error}") from error
+    return {**result, "policies": policies}
 
 
 def _shape(model: str, scratch: Path, tokenizer: Path | None) -> Path:

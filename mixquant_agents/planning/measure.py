@@ -131,11 +131,17 @@ def _prompt(known: Sequence[int], shared: Sequence[int], draw: TurnDraw, driver:
 
 
 async def calibrate(
-    engine: Engine, probes: Probes, *, source: str, say: Callable[[str], None] = lambda _: None
+    engine: Engine,
+    probes: Probes,
+    *,
+    source: str,
+    kv_tokens: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> MeasuredSteps:
     """Step times of an idle engine.
 
     Args:
+        kv_tokens: places of its KV cache, for as many writers with a long context as fit; ``None`` for few.
         source: what the result names as its source.
         say: gets a line for each curve.
     """
@@ -161,9 +167,10 @@ async def calibrate(
     say("writers, ms a step: " + ", ".join(f"{count} {seconds * 1e3:.2f}" for count, seconds in decode.items()))
     writer_context = 0.0
     if probes.context:
-        middle = probes.writers[len(probes.writers) // 2]
-        long = await _writing(driver, middle, probes.context, probes.tokens)
-        writer_context = max(0.0, long - decode[middle]) / (middle * (probes.context - short))
+        most = (kv_tokens or 0) // (probes.context + 2 * probes.tokens)
+        many = max((count for count in probes.writers if count <= most), default=probes.writers[0])
+        long = await _writing(driver, many, probes.context, probes.tokens)
+        writer_context = max(0.0, long - decode[many]) / (many * (probes.context - short))
     rows = probes.rows[1]
     prompt = await _together(driver, rows, probes.together, probes.repeats)
     more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)

@@ -78,16 +78,18 @@ class Outcome:
     since: float
     until: float
 
-    def counted(self) -> list[TurnResult]:
-        """Turns of the counted time whose first token came."""
-        return [turn for turn in self.turns if turn.asked >= self.since and turn.stamps]
+    def complete(self) -> list[TurnResult]:
+        """Turns whose whole answer came before the end."""
+        return [turn for turn in self.turns if len(turn.stamps) >= turn.answer]
 
     def summary(self) -> dict[str, float | int | None]:
-        """Percentiles in milliseconds, tokens per second, and the share of prompt tokens that were cached."""
-        counted = self.counted()
+        """Percentiles in milliseconds, tokens per second, and the share of prompt tokens that were cached; of complete
+        turns alone, for a real run that ends has no others."""
+        complete = self.complete()
+        counted = [turn for turn in complete if turn.asked >= self.since]
         first = [turn.ttft for turn in counted]
         gaps = [gap for turn in counted for gap in turn.gaps]
-        written = sum(self.since <= stamp <= self.until for turn in self.turns for stamp in turn.stamps)
+        written = sum(self.since <= stamp <= self.until for turn in complete for stamp in turn.stamps)
         read = sum(turn.prompt for turn in counted)
         length = self.until - self.since
         return {
@@ -133,7 +135,8 @@ class _Engine:
     def __init__(self, limits: EngineLimits, steps: StepTimes, shared_tokens: int) -> None:
         self._limits, self._steps = limits, steps
         self._shared = shared_tokens - shared_tokens % limits.block
-        self._shared_known = False
+        self._shared_known = 0
+        """Tokens of the shared beginning that are in the cache: a chunk is known to others as soon as it is read."""
         self.waiting: deque[_Running] = deque()
         self.running: list[_Running] = []
         self._idle: OrderedDict[tuple[int, int], int] = OrderedDict()
@@ -142,7 +145,7 @@ class _Engine:
 
     def used(self) -> int:
         """Places of the KV cache that running turns hold."""
-        return self._shared * self._shared_known + sum(turn.context - turn.shared for turn in self.running)
+        return self._shared_known + sum(turn.context - turn.shared for turn in self.running)
 
     def _make_room(self, tokens: int) -> bool:
         """Forget conversations until ``tokens`` more fit."""
@@ -155,10 +158,10 @@ class _Engine:
     def _cached(self, turn: _Running) -> tuple[int, int]:
         """Tokens of the prompt that are cached, and those of them that all agents share."""
         most = (turn.result.prompt - 1) // self._limits.block * self._limits.block
-        shared = min(self._shared, most) if self._shared_known else 0
         own = self._idle.pop(turn.key, 0)
-        known = min(self._shared + own if own else shared, most)
-        return known - known % self._limits.block, min(self._shared, known)
+        known = min(self._shared + own if own else self._shared_known, most)
+        known -= known % self._limits.block
+        return known, min(self._shared, known)
 
     def step(self, until: float) -> tuple[float, list[_Running], list[_Running]] | None:
         """Plan one step with the turns asked before ``until``: its seconds, its readers and its writers."""
@@ -205,11 +208,10 @@ class _Engine:
     def finish(self, now: float, readers: Iterable[_Running], writers: Iterable[_Running]) -> list[_Running]:
         """The step ended: tokens come; the turns that are through leave, and stay in the cache."""
         for turn in readers:
-            if not turn.reading:
-                self._shared_known = self._shared_known or self._shared > 0
-                turn.shared = min(self._shared, turn.computed)
-                if not turn.result.stamps:
-                    turn.result.stamps.append(now)
+            turn.shared = min(self._shared, turn.computed)
+            self._shared_known = max(self._shared_known, turn.shared)
+            if not turn.reading and not turn.result.stamps:
+                turn.result.stamps.append(now)
         for turn in writers:
             turn.result.stamps.append(now)
         done = [turn for turn in self.running if len(turn.result.stamps) >= turn.result.answer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mixquant_agents.engine.base import Engine
@@ -11,14 +11,14 @@ from mixquant_agents.planning.simulate import EngineLimits, Outcome, simulate
 from mixquant_agents.planning.steps import MeasuredSteps
 from mixquant_agents.planning.workload import Workload
 
-__all__ = ["COMPARED", "compare", "validate"]
+__all__ = ["COMPARED", "again", "compare", "validate"]
 
 COMPARED = ("ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p95_ms", "tokens_per_s")
 
 
-def compare(predicted: Outcome, measured: Outcome) -> dict[str, Any]:
-    """Both summaries, and the relative error of each figure that is compared."""
-    plan, real = predicted.summary(), measured.summary()
+def compare(predicted: Outcome, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary of a simulation beside that of a run, and the relative error of each figure that is compared."""
+    plan, real = predicted.summary(), dict(measured)
     errors = {}
     for name in COMPARED:
         said, seen = plan[name], real[name]
@@ -54,18 +54,30 @@ async def validate(
         "warm_up": warm_up,
         "runs": runs,
     }
-    before = await calibrate(engine, probes, source=source, say=say)
+    before = await calibrate(engine, probes, source=source, kv_tokens=limits.kv_tokens, say=say)
     for number in agents:
         measured = await run_workload(engine, workload, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
-        after = await calibrate(engine, probes, source=source, say=say)
+        after = await calibrate(engine, probes, source=source, kv_tokens=limits.kv_tokens, say=say)
         steps = _mean(before, after)
         predicted = simulate(workload, steps, limits, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
-        run = {"agents": number, **compare(predicted, measured), "steps": steps.model_dump(mode="json")}
+        run = {"agents": number, **compare(predicted, measured.summary()), "steps": steps.model_dump(mode="json")}
         runs.append(run)
         keep(result)
         say(f"{number} agents: errors {run['error']}")
         before = after
     return result
+
+
+def again(validated: Mapping[str, Any]) -> dict[str, Any]:
+    """The same runs, predicted again from the steps that stand beside them; nothing is run."""
+    workload, limits = Workload(**validated["workload"]), EngineLimits(**validated["limits"])
+    seconds, warm_up = validated["seconds"], validated["warm_up"]
+    runs = []
+    for run in validated["runs"]:
+        number, steps = run["agents"], MeasuredSteps(**run["steps"])
+        predicted = simulate(workload, steps, limits, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
+        runs.append({"agents": number, **compare(predicted, run["measured"]), "steps": run["steps"]})
+    return {**validated, "runs": runs}
 
 
 def _mean(one: MeasuredSteps, other: MeasuredSteps) -> MeasuredSteps:

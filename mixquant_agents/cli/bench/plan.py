@@ -27,6 +27,9 @@ def command(
         Path | None, typer.Option(metavar="FOLDER", help="Folder whose tokenizer a shape borrows.")
     ] = None,
     kv_gib: Annotated[float | None, typer.Option(min=0.01, metavar="GIB", help="KV cache of each engine.")] = None,
+    again: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Predict the runs of this result again; nothing is run.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -36,8 +39,9 @@ def command(
     Example: mixquant bench plan --policy mixquant-int8 --agents 8,16 --output plan.json
     """
     import asyncio
+    import json
 
-    from mixquant_agents.bench.plan import WORKLOADS, run_plan
+    from mixquant_agents.bench.plan import WORKLOADS, predicted_again, run_plan
     from mixquant_agents.cli.arguments import comma_list, command_line, output_file
     from mixquant_agents.cli.output import print_json, progress_console, result_console
     from mixquant_agents.errors import ConfigError
@@ -50,21 +54,26 @@ def command(
         raise ConfigError(f"--agents {agents!r}: give numbers above 0, such as 8,16,32")
     if warm_up >= seconds:
         raise ConfigError(f"--warm-up {warm_up:g} leaves nothing of --seconds {seconds:g}")
-    result = asyncio.run(
-        run_plan(
-            model=model,
-            policies=[name for text in policy or ["exact"] for name in comma_list(text)],
-            workload=workload,
-            agents=[int(number) for number in numbers],
-            seconds=seconds,
-            warm_up=warm_up,
-            tokenizer=tokenizer,
-            kv_bytes=None if kv_gib is None else int(kv_gib * 2**30),
-            command=command_line(),
-            output=output,
-            say=progress_console().print,
+    if again is not None:
+        result = predicted_again(again)
+        if output is not None:
+            output.write_text(json.dumps(result, indent=1) + "\n")
+    else:
+        result = asyncio.run(
+            run_plan(
+                model=model,
+                policies=[name for text in policy or ["exact"] for name in comma_list(text)],
+                workload=workload,
+                agents=[int(number) for number in numbers],
+                seconds=seconds,
+                warm_up=warm_up,
+                tokenizer=tokenizer,
+                kv_bytes=None if kv_gib is None else int(kv_gib * 2**30),
+                command=command_line(),
+                output=output,
+                say=progress_console().print,
+            )
         )
-    )
     if as_json:
         print_json(result)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,12 +30,13 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @contextmanager
-def start_environment(log_path: str, local: bool) -> Iterator[None]:
+def start_environment(log_path: str, local: bool, connector: bool = False) -> Iterator[None]:
     """Environment of the start: what the user set stays; what is ours is taken back afterwards.
 
     Args:
         log_path: file that vLLM's processes write to.
         local: the model is a folder, so nothing needs to be fetched from a hub.
+        connector: the engine has a KV connector, whose port must be its own: two engines of a pair are in one process.
     """
     from mixquant_agents.engine.vllm.child_process import ENV_LOG
     from mixquant_agents.engine.vllm.leftovers import socket_folder
@@ -50,6 +52,8 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if connector:
+        ours["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port())
     if local:
         ours["HF_HUB_OFFLINE"] = "1"
         _import_hub()
@@ -71,6 +75,13 @@ def start_environment(log_path: str, local: bool) -> Iterator[None]:
         for name, value in added.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
+
+
+def _free_port() -> int:
+    """A port of the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _quiet_tracker() -> None:
@@ -130,8 +141,24 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
     extra = {name: value for name, value in config.vllm_args.items() if name != "structured_outputs_config"}
     if isinstance(additional := extra.pop("additional_config", None), dict):
         values["additional_config"] = {**additional, **values["additional_config"]}
+    if isinstance(connector := extra.get("kv_transfer_config"), dict):
+        extra["kv_transfer_config"] = _connector(connector)
     values.update(extra)
     return AsyncEngineArgs(**values)
+
+
+def _connector(settings: dict[str, Any]) -> Any:
+    """vLLM's configuration of a KV connector.
+
+    Raises:
+        ConfigError: a setting is wrong.
+    """
+    from vllm.config import KVTransferConfig
+
+    try:
+        return KVTransferConfig(**settings)
+    except (TypeError, ValueError) as error:  # pydantic's, or an unknown name
+        raise ConfigError(f"vllm_args['kv_transfer_config'] is {settings!r}: {error}") from error
 
 
 def policy_arguments(policy: PrecisionPolicy) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class RunningEngine:
                 path, local = model_path(config)
                 if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
                     check_hub(config)
-                with start_environment(self.log_path, local):
+                with start_environment(self.log_path, local, "kv_transfer_config" in config.vllm_args):
                     control.check()
                     progress.enter("importing vLLM")
                     _quiet(by_user)

@@ -146,6 +146,21 @@ def test_shared_memory_that_a_failed_start_left_is_removed_silently() -> None:
     assert not Path("/dev/shm", ran.stdout.strip()).exists()
 
 
+def test_engines_with_a_connector_have_ports_of_their_own(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_NIXL_SIDE_CHANNEL_PORT", raising=False)
+    ports = []
+    for connector in (True, True, False):
+        with start_environment("/tmp/some.log", local=True, connector=connector):
+            ports.append(os.environ.get("VLLM_NIXL_SIDE_CHANNEL_PORT"))
+    assert ports[2] is None
+    assert ports[0] != ports[1]
+    settings = {"kv_connector": "NixlConnector", "kv_role": "kv_both", "kv_buffer_device": "cpu"}
+    made = arguments(folder, vllm_args={"kv_transfer_config": settings}).kv_transfer_config
+    assert (made.kv_connector, made.kv_load_failure_policy) == ("NixlConnector", "fail")
+    with pytest.raises(ConfigError, match="kv_transfer_config"):
+        arguments(folder, vllm_args={"kv_transfer_config": {"kv_connector": "NixlConnector", "colour": "red"}})
+
+
 def test_the_environment_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0")
     monkeypatch.delenv("VLLM_LOGGING_STREAM", raising=False)

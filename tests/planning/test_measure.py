@@ -1,0 +1,111 @@
+"""The same sessions on an engine: it is asked what the simulation assumes, and results can be predicted again."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from mixquant_agents.cli.app import run
+from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
+from mixquant_agents.planning.measure import Probes, calibrate, run_workload
+from mixquant_agents.planning.simulate import EngineLimits, Outcome, TurnResult, simulate
+from mixquant_agents.planning.validate import COMPARED, compare, validate
+from mixquant_agents.planning.workload import Workload
+from mixquant_agents.records import TurnCounts
+
+WORK = Workload(
+    turns=3, shared_tokens=64, own_tokens=16, tool_tokens=32, answer_tokens=4, spread=0.3, max_context=1000,
+    summary_tokens=16, tool_p86_seconds=0.001, tool_p95_seconds=0.001, ramp_seconds=0.0,
+)  # fmt: skip
+PROBES = Probes(rows=(8, 16, 32), context=64, writers=(1, 2), together=2, tokens=6, repeats=1)
+LIMITS = EngineLimits(kv_tokens=10_000)
+
+
+class Engines(Engine):
+    """A millisecond a token, and a tenth of one a prompt row; keeps the prompts."""
+
+    def __init__(self) -> None:
+        self.prompts: list[list[int]] = []
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(engine="double", model="m")
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        prompt = list(request.prompt_token_ids or ())
+        self.prompts.append(prompt)
+        await asyncio.sleep(1e-4 * len(prompt))
+        for token in range(request.sampling.max_tokens or 0):
+            await asyncio.sleep(1e-3)
+            yield Delta(token_ids=(token,))
+        yield Delta(finish_reason="length", counts=TurnCounts(cached_tokens=7))
+
+
+async def test_engine_is_asked_what_the_simulation_assumes() -> None:
+    engine = Engines()
+    real = await run_workload(engine, WORK, agents=3, seconds=30, turns_each=3)
+    steps = await calibrate(engine, PROBES, source="test", kv_tokens=10_000)
+    plan = simulate(WORK, steps, LIMITS, agents=3, seconds=30, turns_each=3)
+    for agent in range(3):
+        asked, planned = (
+            [(turn.prompt, turn.answer, turn.conversation) for turn in outcome.turns if turn.agent == agent]
+            for outcome in (real, plan)
+        )
+        assert asked == planned
+    assert all(len(turn.stamps) == turn.answer and turn.cached == 7 for turn in real.turns)
+    prompts = engine.prompts[:9]
+    assert sorted(map(len, prompts)) == sorted(turn.prompt for turn in real.turns)
+    first = min(prompts, key=len)
+    assert all(prompt[:64] == first[:64] for prompt in prompts), "the shared beginning"
+    longest = max(prompts, key=len)
+    assert sum(longest[: len(prompt)] == prompt for prompt in prompts) == 3, "a conversation repeats itself"
+
+
+async def test_calibration_brings_rising_curves() -> None:
+    steps = await calibrate(Engines(), PROBES, source="test")
+    assert [rows for rows, _ in steps.prefill] == [8, 16, 32]
+    assert [seconds for _, seconds in steps.prefill] == sorted(seconds for _, seconds in steps.prefill)
+    assert steps.prefill[-1][1] > 0.004
+    assert steps.decode[0][1] > 0.0009
+
+
+async def test_run_that_ends_counts_complete_turns_alone() -> None:
+    real = await run_workload(Engines(), WORK, agents=2, seconds=0.1)
+    assert all(not turn.stamps or len(turn.stamps) == turn.answer for turn in real.turns)
+    half = TurnResult(0, 0, 0.0, 10, 5, stamps=[0.1, 0.2])
+    whole = TurnResult(0, 0, 0.0, 10, 2, stamps=[0.1, 0.2])
+    assert Outcome((half, whole), 0.0, 1.0).summary()["turns"] == 1
+
+
+def test_errors_are_relative_to_what_was_measured() -> None:
+    turn = TurnResult(0, 0, 0.0, 10, 2, stamps=[0.1, 0.2])
+    compared = compare(
+        Outcome((turn,), 0.0, 1.0), {**dict.fromkeys(COMPARED), "ttft_p50_ms": 80.0, "tokens_per_s": 4.0}
+    )
+    assert compared["error"]["ttft_p50_ms"] == pytest.approx(0.25)
+    assert compared["error"]["tokens_per_s"] == pytest.approx(-0.5)
+    assert compared["error"]["itl_p50_ms"] is None
+    assert compared["largest_error"] == pytest.approx(0.5)
+
+
+async def test_result_is_predicted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept: list[int] = []
+    made = await validate(
+        Engines(), WORK, LIMITS, agents=[1, 2], seconds=0.4, warm_up=0.05, probes=PROBES, source="test",
+        keep=lambda result: kept.append(len(result["runs"])),
+    )  # fmt: skip
+    assert kept == [1, 2]
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"policies": {"exact": made}}))
+    assert run(["bench", "plan", "--again", str(path), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["policies"]["exact"]
+    assert again == json.loads(json.dumps(made))
+    path.write_text("{}")
+    assert run(["bench", "plan", "--again", str(path)]) == 2
+
+
+@pytest.mark.parametrize("words", [["--workload", "mars"], ["--agents", "x"], ["--seconds", "3", "--warm-up", "3"]])
+def test_wrong_command_is_refused(words: list[str]) -> None:
+    assert run(["bench", "plan", *words]) == 2
