@@ -9,13 +9,18 @@ export VLLM_NO_USAGE_STATS ?= 1
 # Tests start many processes: what one compiled the next ones read, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test unit unit-plugin unit-rest test-full test-serving test-gpu test-training test-contract lint check clean
+.PHONY: demo test test-engine test-slow unit unit-plugin unit-rest test-full test-serving test-gpu test-training test-contract lint check clean
 
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
+# After the unit tests what needs an engine, and beside it what starts other processes or waits.
 test: unit
-	$(RUN)/python -m pytest -m "(engine or slow) and not serving and not browser and not prometheus and not gpu" $(ARGS)
+	@$(MAKE) --no-print-directory -j2 --output-sync=line test-engine test-slow
+test-engine: $(READY)
+	$(RUN)/python -m pytest -m "engine and not serving and not browser and not prometheus and not gpu" $(ARGS)
+test-slow: $(READY)
+	$(RUN)/python -m pytest -p no:langsmith_plugin --ignore=tests/gpu -m "slow and not engine and not serving and not browser and not prometheus and not gpu" $(ARGS)
 
 # Two real servers on the CPU, alone, as a pair and behind a router: two engine starts.
 test-serving: $(READY)
@@ -32,7 +37,7 @@ unit-plugin:
 unit-rest:
 	$(RUN)/python -m pytest $(UNIT) tests $(addprefix --ignore=tests/,$(PLUGIN)) $(ARGS)
 
-# Needs Debian's chromium and prometheus on the PATH as well.  Properties are tried with many more examples.
+# Needs Debian's chromium and prometheus on the PATH as well. Properties are tried with many more examples.
 test-full: $(READY)
 	$(RUN)/python -m pytest -m "not gpu and not serving" $(ARGS)
 	$(MAKE) --no-print-directory test-serving
