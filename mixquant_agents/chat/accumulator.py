@@ -80,6 +80,7 @@ class AnswerAccumulator:
             text, call_id = well_formed(raw), new_call_id()
             chunks.append(tool_call_chunk(args=text + seal(text), id=call_id, index=index))
             unparsed.append({"id": call_id, "text": text, "error": reason})
+        fields["tool_call_chunks"] = _one_a_call(chunks)
         if unparsed:
             fields["additional_kwargs"] = {**fields.get("additional_kwargs", {}), UNPARSED: unparsed}
 
@@ -115,7 +116,7 @@ class AnswerAccumulator:
             self._reasoning.append(reasoning)
             fields["additional_kwargs"] = {REASONING: reasoning}
         if chunks := [_call_chunk(self.calls.take(piece)) for piece in calls]:
-            fields["tool_call_chunks"] = chunks
+            fields["tool_call_chunks"] = _one_a_call(chunks)
         if self._logprobs:
             fields["response_metadata"] = {"logprobs": {"content": self._logprobs}}
             self._logprobs = []
@@ -178,6 +179,20 @@ def combined_llm_output(outputs: Iterable[dict[str, Any] | None]) -> dict[str, A
 
 def _call_chunk(piece: ToolCallDelta) -> ToolCallChunk:
     return tool_call_chunk(name=piece.name, args=piece.arguments, id=piece.id, index=piece.index)
+
+
+def _one_a_call(chunks: Iterable[ToolCallChunk]) -> list[ToolCallChunk]:
+    """The pieces of each call as one. LangChain joins pieces when it adds a message to another, but takes those of the
+    first one as they are: there a second piece would be a call of its own, without id and name."""
+    joined: dict[int | None, ToolCallChunk] = {}
+    for chunk in chunks:
+        before = joined.setdefault(chunk["index"], chunk)
+        if before is not chunk:
+            args = (before["args"] or "") + (chunk["args"] or "")
+            joined[chunk["index"]] = tool_call_chunk(
+                name=before["name"] or chunk["name"], args=args, id=before["id"] or chunk["id"], index=chunk["index"]
+            )
+    return list(joined.values())
 
 
 def _logprob(item: TokenLogprob) -> dict[str, Any]:
