@@ -76,6 +76,7 @@ def _extras() -> dict[str, list[str]]:
     """Of each extra that a user may want the packages that are missing. Engines have lines of their own."""
     try:
         needs = metadata.requires("mixquant-agents") or []
+        extras = set(metadata.metadata("mixquant-agents").get_all("Provides-Extra") or []) - {"gpu", "cpu", "dev"}
     except metadata.PackageNotFoundError:
         return {}
     from packaging.requirements import InvalidRequirement, Requirement
@@ -84,7 +85,7 @@ def _extras() -> dict[str, list[str]]:
     for text in needs:
         with contextlib.suppress(InvalidRequirement):
             need = Requirement(text)
-            for extra in ("tools", "dashboard", "langchain", "openai", "bench"):
+            for extra in sorted(extras):
                 if need.marker is None or need.marker.evaluate({"extra": ""}):
                     continue
                 if need.marker.evaluate({"extra": extra}):

@@ -146,7 +146,7 @@ async def test_example_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: py
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(program, "README.md", "exec"), names)  # noqa: S102 - our own README
     await names["main"]()
-    assert asked == [{"model": "Qwen/Qwen3-8B", "policy": "mixquant"}]
+    assert asked == [{"model": "embedded", "policy": "mixquant"}]
     assert capsys.readouterr().out.startswith("It is 7. {")
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 from stand_in import ENGINES, StandIn
 
-from mixquant_agents import TurnStore
+from mixquant_agents import ScriptedEngine, TurnStore
 from mixquant_agents.cli.app import run
+from mixquant_agents.cli.output import result_console
+from mixquant_workflows.cli.demo import comparison_table
+from mixquant_workflows.demo import run_demo
 
 pytestmark = pytest.mark.usefixtures("stand_ins")
 
@@ -47,6 +51,7 @@ def test_policies_are_compared_side_by_side(
     assert "exact" in table
     assert "of these quantized" in table
     assert table.count("It is 1591.") == 2
+    assert "prefill" not in table, "times of an emulation are no comparison"
     assert len(ENGINES) == (1 if device == "cpu" else 2)
     assert all(engine.closed for engine in ENGINES)
     with TurnStore(store) as turns:
@@ -87,3 +92,12 @@ def test_demo_answers_in_json_for_each_policy(store: Path, capsys: pytest.Captur
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert {entry["policy"] for entry in runs} == {"exact", "uniform-nvfp4"}
     assert {entry["answer"] for entry in runs} == {"It is 1591.", "It is 2."}
+
+
+async def test_times_are_compared_where_formats_are_native(capsys: pytest.CaptureFixture[str]) -> None:
+    result = await run_demo(ScriptedEngine(["Yes."]), [], ["Is it?"])
+    native = [dataclasses.replace(result, policy=name, emulated=False) for name in ("exact", "mixquant-fp8")]
+    result_console().print(comparison_table(["Is it?"], native))
+    table = capsys.readouterr().out
+    assert "reading (prefill), s" in table
+    assert table.count("Yes.") == 2
