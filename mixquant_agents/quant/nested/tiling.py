@@ -1,7 +1,7 @@
 """How a product is cut up among threads, and the cuts that are tried on a device.
 
 A cut is compiled into the kernel (its fields are the macros of ``kernel.cu``), so each is a kernel of its own. Those
-below were the fastest of some six hundred on an H200 for one layer of an 8B model; :mod:`product` times them on the
+below were the fastest of some hundreds on an H200 for one layer of an 8B model; :mod:`product` times them on the
 shapes at hand and takes the best.
 """
 
@@ -189,79 +189,51 @@ def _on(capability: tuple[int, int], cut: AnyTiling) -> AnyTiling | None:
     return replace(cut, pdl=0, minb=min(cut.minb, 3))
 
 
-def _wide(nt: int) -> tuple[WideTiling, ...]:
-    """The cuts of the second kernel, with as many stages as shared memory holds beside the other blocks."""
-    cuts = []
-    for wgs, cn, ck, kc, minb in _WIDE:
-        room = (228 * 1024) // minb - 1024
-        stages = [count for count in range(2, 9) if _stages(nt, wgs, cn, ck, kc, minb, count).shared_bytes <= room]
-        if nt % cn == 0 and stages and wgs * minb <= {16: 3, 32: 2}.get(nt, 4):  # or registers spill
-            cuts.append(_stages(nt, wgs, cn, ck, kc, minb, stages[-1]))
-    return tuple(cuts)
-
-
-def _stages(nt: int, wgs: int, cn: int, ck: int, kc: int, minb: int, stages: int) -> WideTiling:
-    return WideTiling(nt=nt, wgs=wgs, cn=cn, ck=ck, kc=kc, stages=stages, minb=minb)
-
-
-_WIDE = (
-    (2, 1, 1, 64, 2), (2, 1, 2, 64, 2), (2, 1, 8, 64, 2), (2, 1, 4, 128, 1), (2, 1, 2, 128, 1), (2, 1, 4, 64, 2),
-    (2, 2, 1, 64, 2), (2, 2, 2, 64, 2), (2, 2, 4, 128, 1), (1, 1, 4, 64, 3), (1, 1, 2, 64, 4), (1, 1, 1, 64, 4),
-    (1, 2, 4, 64, 3), (1, 2, 2, 64, 4), (1, 4, 2, 64, 3), (4, 1, 2, 64, 1), (4, 1, 4, 64, 1), (1, 1, 8, 64, 3),
-    (1, 1, 1, 64, 1), (1, 1, 2, 64, 1), (2, 1, 1, 64, 1), (2, 1, 4, 64, 1), (2, 2, 1, 64, 1), (2, 1, 8, 64, 1),
-)  # fmt: skip
-"""Warpgroups, blocks that share tokens, blocks along K, inputs of a step, blocks of a multiprocessor."""
-
 CUTS: dict[int, tuple[AnyTiling, ...]] = {
     1: (
-        Tiling(nt=1, wn=2, wk=4, ck=2, depth=1, minb=2),
-        Tiling(nt=1, wn=2, wk=4, ck=1, depth=0, minb=1),
-        Tiling(nt=1, wn=2, wk=4, ck=1, depth=1, minb=2),
         Tiling(nt=1, wn=2, wk=2, ck=1, depth=1, minb=5),
+        Tiling(nt=1, wn=2, wk=4, ck=1, depth=0, minb=1),
         Tiling(nt=1, wn=2, wk=2, ck=2, depth=0, stages=3, minb=4),
-        Tiling(nt=1, wn=4, wk=1, ck=8, depth=1, minb=5),
-        Tiling(nt=1, wn=4, wk=1, ck=1, depth=1, minb=5),
+        Tiling(nt=1, wn=2, wk=4, ck=2, depth=1, minb=2),
         Tiling(nt=1, wn=1, wk=4, ck=1, depth=1, minb=5),
         Tiling(nt=1, wn=4, wk=1, ck=1, kc=64, depth=1, minb=5),
-        *_wide(1),
     ),
     2: (
+        Tiling(nt=2, wn=2, wk=4, ck=1, depth=0, minb=1),
+        Tiling(nt=2, wn=4, wk=1, ck=1, depth=0, stages=3, minb=4),
         Tiling(nt=2, wn=2, wk=2, ck=2, kc=64, depth=0, minb=5),
         Tiling(nt=2, wn=2, wk=2, ck=2, depth=1, minb=4),
-        Tiling(nt=2, wn=2, wk=4, ck=1, depth=0, minb=1),
-        Tiling(nt=2, wn=2, wk=4, ck=2, depth=1, minb=2),
-        Tiling(nt=2, wn=4, wk=1, ck=1, depth=0, stages=3, minb=4),
-        Tiling(nt=2, wn=4, wk=2, ck=1, depth=1, minb=2),
-        Tiling(nt=2, wn=4, wk=1, ck=1, depth=1, minb=4),
         Tiling(nt=2, wn=1, wk=4, ck=1, depth=1, minb=4),
         Tiling(nt=2, wn=4, wk=1, ck=1, kc=64, depth=1, minb=4),
-        *_wide(2),
     ),
     4: (
-        Tiling(nt=4, wn=4, wk=1, ck=4, kc=64, depth=0, minb=5),
-        Tiling(nt=4, wn=2, wk=2, ck=2, depth=1, minb=4),
         Tiling(nt=4, wn=4, wk=2, ck=2, depth=0, minb=1),
         Tiling(nt=4, wn=4, wk=1, ck=1, depth=0, stages=3, minb=3),
-        Tiling(nt=4, rt=2, wn=4, wk=1, ck=2, depth=1, minb=3),
-        Tiling(nt=4, wn=4, wk=1, ck=8, depth=1, minb=5),
-        Tiling(nt=4, wn=4, wk=1, ck=1, depth=1, minb=4),
+        Tiling(nt=4, wn=4, wk=1, ck=4, kc=64, depth=0, minb=5),
+        Tiling(nt=4, wn=2, wk=2, ck=2, depth=1, minb=4),
         Tiling(nt=4, wn=1, wk=4, ck=1, depth=1, minb=3),
         Tiling(nt=4, wn=4, wk=1, ck=1, kc=64, depth=1, minb=3),
-        *_wide(4),
     ),
     8: (
-        Tiling(nt=8, wn=8, wk=1, ck=4, depth=1, minb=2, wg=1),
-        Tiling(nt=8, wn=4, wk=2, ck=2, depth=1, minb=2, wg=1),
-        Tiling(nt=8, wn=4, wk=1, ck=1, depth=1, minb=3, wg=1),
         Tiling(nt=8, wn=4, wk=2, ck=2, depth=0, minb=1, wg=1),
-        Tiling(nt=8, rt=2, wn=4, wk=1, ck=4, depth=1, minb=2),
-        Tiling(nt=8, wn=4, wk=2, ck=2, depth=1, minb=1),
-        Tiling(nt=8, wn=4, wk=1, ck=1, depth=1, minb=3),
+        Tiling(nt=8, wn=8, wk=1, ck=4, depth=1, minb=2, wg=1),
+        WideTiling(nt=8, wgs=2, ck=2, kc=64, stages=5, minb=2),
+        WideTiling(nt=8, wgs=2, ck=4, kc=128, stages=5),
         Tiling(nt=8, wn=1, wk=4, ck=1, depth=1, stages=2, minb=1),
         Tiling(nt=8, wn=4, wk=1, ck=1, kc=64, depth=1, minb=2),
-        *_wide(8),
     ),
-    16: _wide(16),
-    32: _wide(32),
+    16: (
+        WideTiling(nt=16, wgs=1, ck=4, kc=64, stages=3, minb=3),
+        WideTiling(nt=16, wgs=2, ck=2, kc=128, stages=4),
+        WideTiling(nt=16, wgs=1, ck=2, kc=64, stages=5, minb=2),
+        WideTiling(nt=16, wgs=1, ck=1, kc=64, stages=8),
+    ),
+    32: (
+        WideTiling(nt=32, wgs=1, ck=2, kc=64, stages=5),
+        WideTiling(nt=32, wgs=2, ck=2, kc=128, stages=2),
+        WideTiling(nt=32, wgs=2, ck=1, kc=64, stages=5),
+        WideTiling(nt=32, wgs=1, ck=1, kc=64, stages=5),
+    ),
 }
-"""Cuts to try, by token tiles. Up to 64 rows one fits wherever N is a multiple of 64, or K one of 512."""
+"""Cuts to try, by token tiles: the fastest of some hundreds on an H200 for a layer of an 8B model, and general ones. Up
+to 64 rows one fits wherever N is a multiple of 64, or K one of 512."""

@@ -17,6 +17,7 @@ from mixquant_agents.errors import ConfigError, EngineStartError, FormatRefusedE
 from mixquant_agents.quant.nested.layout import TILE_K, TILE_N, NestedWeight, natural, nest, rebuild
 from mixquant_agents.quant.nested.product import NestedProduct, ProductPlan, Scratch, exact_weight, first_plan, measure
 from mixquant_agents.quant.ops.sources import ExactRows, RowSource
+from mixquant_agents.quant.timing import unwatched_objects
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 from mixquant_agents.quant.twins.emulated import EmulatedTwin, Grid
@@ -104,6 +105,10 @@ class NestedTwin(Twin[NestedState]):
             raise FormatRefusedError(
                 f"{self.name!r} multiplies in bfloat16, not {weight.dtype}; set dtype 'bfloat16', or storage 'separate'"
             )
+        if weight.is_cuda:
+            # What stays is allocated in memory of its own, not in pieces of what temporaries and other layers' weights
+            # left behind: those would then never be given back.
+            torch.cuda.empty_cache()
         held = nested(weight, self.name)
         count = held.escapes.shape[0]
         escapes = held.escapes.new_zeros(count + count // 4 + _SPARE, 2)
@@ -181,6 +186,10 @@ class NestedTwin(Twin[NestedState]):
         for state in states:
             n, k = state.weight.codes.shape
             by_shape.setdefault((n, k), []).append(state.weight)
+        with unwatched_objects():
+            self._measure_shapes(by_shape)
+
+    def _measure_shapes(self, by_shape: Mapping[tuple[int, int], Sequence[NestedWeight]]) -> None:
         for shape in sorted(by_shape, key=math.prod, reverse=True):  # the largest first: the scratch grows once
             self._plans[shape] = measure(by_shape[shape], self._scratch)
 
