@@ -31,7 +31,7 @@ from mixquant_agents.quant.twins.calibrated import LayerCalibration
 __all__ = ["Lesson", "Training", "distill"]
 
 _LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_CELL = 0.98
+_CELL = 0.5
 """How far towards the edge of its code's cell a value may begin."""
 
 
@@ -55,15 +55,17 @@ class Training:
     Attributes:
         steps: batches.
         rows: tokens of a batch.
-        rate: of Adam at the start, in E2M1 values; it falls to 0 linearly.
+        rate: of Adam at its height, in E2M1 values; it falls to 0 linearly.
+        warm_up: steps in which it rises, since Adam's first ones are as large as any.
         cache: weight of the relative squared error of K and V.
         seed: of the batches' order.
     """
 
     steps: int = 200
     rows: int = 8192
-    rate: float = 0.02
-    cache: float = 0.3
+    rate: float = 0.002
+    warm_up: int = 20
+    cache: float = 1.0
     seed: int = 0
 
 
@@ -232,7 +234,7 @@ def distill(
                     queue = list(made)
                     order.shuffle(queue)
                 for group in adam.param_groups:
-                    group["lr"] = training.rate * (1 - number / training.steps)
+                    group["lr"] = training.rate * min((number + 1) / training.warm_up, 1 - number / training.steps)
                 losses.append(_lesson(network, student, queue.pop(), lessons, rule.interval, training.cache))
                 adam.step()
                 adam.zero_grad(set_to_none=True)
