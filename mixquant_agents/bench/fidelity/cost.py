@@ -3,8 +3,9 @@
 Time is the roofline's (:mod:`mixquant_agents.bench.prefill.roofline`) for a GPU that was not measured, or of products
 in measured tables (:mod:`mixquant_agents.bench.prefill.tables`): a *prediction* either way.
 Added to plain NVFP4's: the part of the Linear time that runs in FP8 or exact instead, one more reading of the rows
-where a fused layer is split, and the channels of residuals. The exact last token is in both. Exact first tokens and an
-exact static part come from the prefix cache in the steady state and cost nothing there; the first request pays.
+where a fused layer is split, and the channels of residuals. The exact last token is in both, a pass over the exact
+weights; what a few dozen exact rows take beyond one is counted by the tables (the roofline knows no difference). An
+exact static part comes from the prefix cache in the steady state and costs nothing there; the first request pays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import groupby
 from mixquant_agents.bench.prefill.roofline import FITS, GPUS, H100, Mode, ModelShape, product_seconds, seconds
 from mixquant_agents.bench.prefill.tables import Tables, table_parts
 from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.precision.plan import Reach
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import PartFormats, ResolvedPolicy, resolve
 from mixquant_agents.precision.support import DeviceInfo
@@ -92,11 +94,22 @@ def added_time(
                     own += product_seconds(n, channels, tokens, "nvfp4", fitted, target)
                 more += model.layers * share * own
         if tables is not None:
+            rows = _exact_rows(resolved)
+            more += model.layers * sum(
+                tables.product_seconds(n, k, rows, "exact") - tables.product_seconds(n, k, 1, "exact")
+                for n, k in model.products
+            )
             plain = sum(table_parts(model, tokens, "nvfp4", gpu, tables).values())
         else:
             plain = seconds(model, tokens, 0, "nvfp4", fitted, target)
         added[str(tokens)] = more / plain
     return added
+
+
+def _exact_rows(resolved: ResolvedPolicy) -> int:
+    """Rows of a prompt's beginning and end that run exact, the last token's, which is in the plain form, among them."""
+    rule = resolved.rule()
+    return max(1, rule.first + (rule.last if rule.reach is Reach.BEFORE_LAST else 0))
 
 
 def _widths(model: ModelShape) -> dict[str, tuple[int, ...]]:
