@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 __all__ = ["PLAIN", "BlockScales", "Recipe", "WeightRounding"]
@@ -37,6 +37,11 @@ class Recipe:
     def needs_calibration(self) -> bool:
         """Whether the model's own activations have to be seen first."""
         return self.weight_rounding == "gptq" or self.residual_channels > 0
+
+    @property
+    def uncalibrated(self) -> Recipe:
+        """What of it can be done for a layer that no calibration knows."""
+        return replace(self, weight_rounding="nearest", residual_channels=0)
 
     @property
     def without_kernel(self) -> str | None:

@@ -110,7 +110,7 @@ class ResolvedPolicy:
     def _in(self, number_format: NumberFormat) -> LayerFormat:
         recipe = self.policy.recipe if number_format is NumberFormat.NVFP4 else PLAIN
         if not self.calibrated:
-            recipe = replace(recipe, weight_rounding="nearest", residual_channels=0)
+            recipe = recipe.uncalibrated
         nested = self.storage == "nested"
         return LayerFormat(number_format, self.emulated, self.policy.weight_only, recipe, nested)
 

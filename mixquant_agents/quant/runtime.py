@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mixquant_agents.errors import ConfigError
+from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.precision.layer_filter import parts_of
 from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
@@ -24,7 +24,7 @@ from mixquant_agents.quant.kernel_check import KernelCheck, check, first_of_each
 from mixquant_agents.quant.layer import RoutedLayer
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.step import EXACT, StepPlan, forced_step
-from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
+from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, UNKNOWN, LayerCalibration
 from mixquant_agents.quant.twins.checkpoint import TwinCheckpoint
 from mixquant_agents.quant.twins.memory import TwinMemory
 
@@ -86,6 +86,7 @@ class Runtime:
         self._fused = fused or {}
         followed = resolve(policy, device).policy
         self.calibration, self.uncalibrated = calibration_for(followed, model, device, make=True)
+        self._unknown: set[str] = set()
         self._loaded = _rounding(followed), self.calibration, self.uncalibrated
         if self.uncalibrated:
             _log.warning("mixquant: without a calibration (%s)", self.uncalibrated)
@@ -136,9 +137,30 @@ class Runtime:
         """What is known of the layer ``prefix``, ``[n, k]`` on this rank.
 
         Raises:
-            FormatRefusedError: the policy's calibration does not have it.
+            FormatRefusedError: the calibration that the policy names does not have it; the cache's may lack layers.
         """
-        return UNCALIBRATED if self.calibration is None else self.calibration.layer(prefix, n, k)
+        if self.calibration is None:
+            return UNCALIBRATED
+        if prefix in self._unknown:
+            return UNKNOWN
+        try:
+            return self.calibration.layer(prefix, n, k)
+        except FormatRefusedError as error:
+            if not self.calibration_is_cached:
+                raise
+            self.forget_calibration(prefix, str(error))
+            return UNKNOWN
+
+    @property
+    def calibration_is_cached(self) -> bool:
+        """The calibration is the cache's, which may lack layers, not one that the policy names."""
+        return self._loaded[0][0] == "auto"
+
+    def forget_calibration(self, prefix: str, reason: str) -> None:
+        """The calibration does not hold for the layer ``prefix``: its values are rounded to the nearest from now on."""
+        if not self._unknown:
+            _log.warning("mixquant: some layers are not calibrated (%s)", reason)
+        self._unknown.add(prefix)
 
     def reserve(self, nbytes: int, beside: bool = True) -> None:
         """A twin of ``nbytes`` is going to be built: once all weights are read, ``beside`` its own, or while they are.
@@ -315,6 +337,7 @@ class Runtime:
             "storage": resolved.storage,
             "calibration": None if self.calibration is None else str(self.calibration.path),
             "uncalibrated": self.uncalibrated,
+            "uncalibrated_layers": len(self._unknown),
             "routed_layers": sum(layer.layer_format is not None for layer in self.layers),
             "twin": "" if default is None else default.name,
             "layer_formats": {name: names.count(name) for name in dict.fromkeys(names)},

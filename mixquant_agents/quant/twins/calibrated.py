@@ -8,7 +8,7 @@ import torch
 
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 
-__all__ = ["UNCALIBRATED", "LayerCalibration"]
+__all__ = ["UNCALIBRATED", "UNKNOWN", "LayerCalibration"]
 
 
 class LayerCalibration(NamedTuple):
@@ -18,12 +18,17 @@ class LayerCalibration(NamedTuple):
         activation_scale: the global scale of its inputs in NVFP4, a power of two; encodes.
         channels: int64 ``[C]``, input channels by falling largest magnitude; ``None``: not seen.
         twin: the weight rounded beforehand (GPTQ); ``None``: round the weight itself.
+        nearest: a twin that wants one rounded beforehand takes nearest values instead, where there is none.
     """
 
     activation_scale: float = 1.0
     channels: torch.Tensor | None = None
     twin: Nvfp4Tensor | None = None
+    nearest: bool = False
 
+
+UNKNOWN = LayerCalibration(nearest=True)
+"""Of a layer that a calibration in the cache does not know: sharded, renamed, or loaded anew."""
 
 UNCALIBRATED = LayerCalibration()
 """A global scale of 1 neither saturates nor underflows where a block's largest magnitude is between 0.094 and 2,688."""

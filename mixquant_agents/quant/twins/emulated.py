@@ -99,7 +99,7 @@ class EmulatedTwin(Twin[Grid]):
 
     def build(self, weight: torch.Tensor, calibration: LayerCalibration = UNCALIBRATED) -> Grid:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
-        if self._variant != "nearest":
+        if self._variant != "nearest" and not (calibration.twin is None and calibration.nearest):
             if calibration.twin is None:
                 raise FormatRefusedError(
                     f"{self.name!r} needs a calibration with rounded twins: run mixquant calibrate"

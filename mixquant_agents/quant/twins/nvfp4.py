@@ -152,7 +152,7 @@ class Nvfp4Twin(Twin[Holder]):
         return self._hold(self._rounded(weight, calibration), calibration)
 
     def _rounded(self, weight: torch.Tensor, calibration: LayerCalibration) -> nvfp4.Nvfp4Tensor:
-        if self._recipe.weight_rounding != "nearest":
+        if self._recipe.weight_rounding != "nearest" and not (calibration.twin is None and calibration.nearest):
             if calibration.twin is None:
                 raise FormatRefusedError(
                     f"{self.name!r} needs a calibration with rounded twins: run mixquant calibrate"

@@ -184,10 +184,12 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         checkpoint = self._runtime.checkpoint
         calibration = self._runtime.calibration
         if self._states and calibration is not None and not torch.equal(weight, self.weight):
-            raise ConfigError(
-                f"the weights loaded anew for {self.prefix!r} are others than those that {calibration.path} was made "
-                "of; start another engine, with a calibration of the new weights or without one"
-            )
+            reason = f"the weights loaded anew for {self.prefix!r} are not those that {calibration.path} was made of"
+            if not self._runtime.calibration_is_cached:
+                raise ConfigError(
+                    f"{reason}; start another engine, with a calibration of the new weights or without one"
+                )
+            self._runtime.forget_calibration(self.prefix, reason)
         if checkpoint is None:
             for twin, state in self._states.values():
                 twin.renew(state, twin.build(weight, self._calibration()))

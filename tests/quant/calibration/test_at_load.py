@@ -16,6 +16,7 @@ from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration import at_load
 from mixquant_agents.quant.calibration.at_load import calibration_for, command
 from mixquant_agents.quant.calibration.store import folder_of, save
+from mixquant_agents.quant.formats.registry import twin_of
 from mixquant_agents.quant.numerics import nvfp4
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
@@ -97,3 +98,20 @@ def test_folder_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
 def test_process_that_fails_tells_its_last_words(script: str, reason: str | None) -> None:
     found = at_load._run([sys.executable, "-c", script])
     assert found == reason if reason is None else reason in (found or "")
+
+
+def test_layers_that_the_cache_does_not_know_are_rounded_to_the_nearest(model: str) -> None:
+    save(folder_of(model), POLICY.recipe, {"layers.0.mlp.down_proj": KNOWN})
+    runtime = Runtime(POLICY, CPU, switchable=True, model=model)
+    layer_format = runtime.layer_format("layers.0.mlp.down_proj")
+    assert layer_format is not None
+    twin, weight = twin_of(layer_format), torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    sharded = twin.build(weight, runtime.calibration_of("layers.0.mlp.down_proj", 8, 32))
+    nearest = nvfp4.split_tensor(weight)
+    assert torch.equal(sharded.grid * sharded.scale, nearest[0] * nearest[1])
+    assert runtime.status()["uncalibrated_layers"] == 1
+    assert runtime.calibration_of("layers.0.mlp.down_proj", 16, 32).twin is None, "its parts would not fit together"
+    save(folder_of(model), Recipe("gptq"), {})
+    named = POLICY.model_copy(update={"calibration": str(folder_of(model))})
+    with pytest.raises(FormatRefusedError, match="has no layer"):
+        Runtime(named, CPU, switchable=True).calibration_of("layers.0.mlp.down_proj", 16, 32)

@@ -8,6 +8,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -153,6 +154,8 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
 
     def use(self, layer_format: RoutedFormat | None) -> None:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        if isinstance(layer_format, LayerFormat):  # calibrations know Linear layers alone
+            layer_format = replace(layer_format, recipe=layer_format.recipe.uncalibrated)
         self.layer_format = layer_format
         self._twin = None if layer_format is None else self._twin_of(layer_format)
         if self._twin is not None and self._weights is not None and self._twin.build_key not in self._states:
