@@ -53,10 +53,47 @@ def _qwen3_moe(
     }
 
 
+def _gemma4_moe(hidden: int, dense: int, inner: int, layers: int, heads: int, experts: int) -> dict[str, Any]:
+    """Of Gemma-4-26B-A4B's text model: each block has an MLP of ``dense`` values beside its experts of ``inner``."""
+    return {
+        "architectures": ["Gemma4ForCausalLM"],
+        "model_type": "gemma4_text",
+        "hidden_size": hidden,
+        "intermediate_size": dense,
+        "moe_intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "num_global_key_value_heads": max(1, heads // 8),
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "attention_k_eq_v": True,
+        "sliding_window": 1024,
+        "layer_types": [
+            "full_attention" if layer % 6 == 5 or layer == layers - 1 else "sliding_attention"
+            for layer in range(layers)
+        ],
+        "enable_moe_block": True,
+        "num_experts": experts,
+        "top_k_experts": 8,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 0,
+        "vocab_size": 262144,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3-8b": _qwen3(4096, 12288, 36, 32, tied=False),
     "qwen3-4b": _qwen3(2560, 9728, 36, 32, tied=True),
     "qwen3-30b-a3b": _qwen3_moe(2048, 768, 48, 32, 128, 8, tied=False),
+    "gemma-4-26b-a4b": _gemma4_moe(2816, 2112, 704, 30, 16, 128),
     "qwen3-tiny": _qwen3(1024, 3072, 4, 16, tied=True),  # starts fast: for trying an installation
     "qwen3-moe-tiny": _qwen3_moe(1024, 512, 4, 16, 16, 4, tied=True),
 }

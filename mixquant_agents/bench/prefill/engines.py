@@ -25,9 +25,25 @@ SPAWN = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 
 
 def column_arguments(
-    column: str, model: Path, kv_gib: float, dummy: bool, max_len: int = 33_000, gpus: int = 1
+    column: str,
+    model: Path,
+    kv_gib: float,
+    dummy: bool,
+    max_len: int = 33_000,
+    gpus: int = 1,
+    memory: float | None = None,
 ) -> dict[str, Any]:
-    """vLLM's engine arguments for a column; ``kv_gib`` GiB of cache are shared among ``gpus`` tensor-parallel ranks."""
+    """vLLM's engine arguments for a column.
+
+    Args:
+        column: its name.
+        model: the model's folder.
+        kv_gib: GiB of KV cache, shared among ``gpus`` tensor-parallel ranks.
+        dummy: random weights.
+        max_len: longest request in tokens.
+        gpus: see above.
+        memory: of a GPU's memory, the share that the engine may use; what is left for the KV cache it finds itself.
+    """
     values: dict[str, Any] = {
         "model": str(model),
         "skip_tokenizer_init": True,
@@ -39,6 +55,11 @@ def column_arguments(
         "disable_log_stats": True,
         "seed": 0,
     }
+    if memory is not None:
+        del values["kv_cache_memory_bytes"]
+        values["gpu_memory_utilization"] = memory
+    if _wide_heads(model):
+        del values["attention_backend"]  # FlashAttention 3 ends at 256: vLLM picks one for each layer
     if gpus > 1:
         values |= {"tensor_parallel_size": gpus, "distributed_executor_backend": "mp"}
     if dummy:
@@ -53,6 +74,11 @@ def column_arguments(
     elif column.startswith("mixquant"):
         values |= policy_arguments(PrecisionPolicy.of(column.removesuffix("-exact-last")))
     return values
+
+
+def _wide_heads(model: Path) -> bool:
+    config = json.loads((model / "config.json").read_text())
+    return max(config.get("global_head_dim") or 0, config.get("head_dim") or 0) > 256
 
 
 class EngineProcess:
@@ -145,7 +171,13 @@ class EngineProcess:
 
 @contextlib.contextmanager
 def engines(
-    group: Group, model: Path, dummy: bool, logs: Path, say: Callable[[str], None], gpus: int = 1
+    group: Group,
+    model: Path,
+    dummy: bool,
+    logs: Path,
+    say: Callable[[str], None],
+    gpus: int = 1,
+    memory: float | None = None,
 ) -> Iterator[dict[str, EngineProcess]]:
     """Processes by name. Ours first: its start-up measurement wants the GPU for itself; the others then all at once."""
     names = list(dict.fromkeys(map(engine_of, group.columns)))
@@ -153,7 +185,7 @@ def engines(
     alive: dict[str, EngineProcess] = {}
     try:
         for name in names:
-            arguments = column_arguments(name, model, group.kv[name], dummy, group.max_len, gpus)
+            arguments = column_arguments(name, model, group.kv[name], dummy, group.max_len, gpus, memory)
             alive[name] = EngineProcess(name, arguments, logs / f"{name}.log", env=SPAWN)
         for name, engine in alive.items():
             engine.go()

@@ -116,7 +116,7 @@ def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | Non
             tpot[case.removeprefix("tpot_")] = round(1 / gain["median"], 4)
     engines = info.get("engines", {})
     weights = {name: status["weight_bytes"] for name, status in engines.items()}
-    names = ("command", "device", "gpus", "vllm", "torch", "date", "model")
+    names = ("command", "device", "gpus", "memory_gib", "vllm", "torch", "date", "model")
     result: dict[str, Any] = {key: info.get(key) for key in names}
     result |= {"rounds": {", ".join(run.columns): len(run.rounds) for run in all_runs.runs}}
     result |= {"ms": ms, "speedup": gains, "tpot_ratio": tpot, "spread_ms": detail}

@@ -61,6 +61,7 @@ def run_prefill(
     *,
     model: str = "qwen3-8b",
     gpus: int = 1,
+    memory_gib: float | None = None,
     columns: list[str] | None = None,
     rounds: int = 5,
     minutes: float | None = None,
@@ -76,6 +77,7 @@ def run_prefill(
     Args:
         model: the name of a shape, which gets random weights, or a model's folder.
         gpus: GPUs that each engine is shared among, tensor-parallel.
+        memory_gib: GiB of each GPU that an engine may use, one engine at a time: twins of experts have what is left.
         columns: some of ``COLUMNS``, ``OFF`` and ``NESTED``; all that are needed when ``None`` or empty.
         rounds: of all cases, engines alternating within each.
         minutes: after the first engines are ready, no further round begins that would take longer.
@@ -103,8 +105,13 @@ def run_prefill(
         if not columns and not both_fit(chosen_cases, config, total_gib, gpus):
             chosen_columns.append(OFF)
         planned = groups(chosen_columns, chosen_cases, config, total_gib, agent_seconds > 0, gpus)
+        if memory_gib is not None and any(len(set(map(engine_of, group.columns))) > 1 for group in planned):
+            raise ConfigError(
+                f"--memory {memory_gib:g} is for one engine, and {', '.join(chosen_columns)} are several; choose "
+                f"columns of one, for example {OURS},{OFF}"
+            )
         state = State.load(state_path or folder / "state.json")
-        state.take(model=model, gpus=gpus)
+        state.take(model=model, gpus=gpus, **({} if memory_gib is None else {"memory_gib": memory_gib}))
         state.info |= {"command": command, "date": datetime.now(UTC).date().isoformat()}
         logs = (state_path.parent if state_path else folder) / "engine-logs"
         logs.mkdir(exist_ok=True)
@@ -116,7 +123,8 @@ def run_prefill(
             if clock.is_over():
                 say(f"time is up before {', '.join(group.columns)}; continue with the same --state")
                 break
-            with engines(group, path, model in SHAPES, logs, say, gpus) as alive:
+            share = None if memory_gib is None else memory_gib / total_gib
+            with engines(group, path, model in SHAPES, logs, say, gpus, share) as alive:
                 clock.start()
                 _Bench(alive, state, clock, say).measure(group, goals)
         return report(state.info, state.runs, state.agents)

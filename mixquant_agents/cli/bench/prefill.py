@@ -14,9 +14,14 @@ __all__ = ["command"]
 
 def command(
     model: Annotated[
-        str, typer.Option(metavar="NAME", help="Model shape (qwen3-8b, qwen3-4b) or model folder.")
+        str,
+        typer.Option(metavar="NAME", help="Model shape (qwen3-8b, qwen3-30b-a3b, …) or model folder."),
     ] = "qwen3-8b",
     gpus: Annotated[int, typer.Option(min=1, help="GPUs that share each engine, tensor-parallel.")] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="GiB of the GPU that the engine may use; for columns of one engine."),
+    ] = None,
     columns: Annotated[str, typer.Option(metavar="NAMES", help="Engines to compare, with commas; empty for all.")] = "",
     cases: Annotated[
         str, typer.Option(metavar="NAMES", help="Cases to run, with commas; empty for all, 'none' for none.")
@@ -70,6 +75,7 @@ def command(
         say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
         model=model,
         gpus=gpus,
+        memory_gib=memory,
         columns=comma_list(columns) or None,
         cases=[] if cases == "none" else comma_list(cases) or None,
         rounds=rounds,

@@ -1,7 +1,8 @@
 """vLLM's grouped Triton product with tiles of our choice, and the activation fused with the quantization after it.
 
 vLLM picks tiles from a file for each shape and device, and has none for experts with one FP8 scale a row: its fallback
-was up to 1.4 times slower than the best of these on an H200 (``python -m mixquant_agents.bench.gpu.experts``).
+was up to 1.6 times slower than the better of these on an H200, and CUTLASS up to 1.3 times (``python -m
+mixquant_agents.bench.gpu.experts``, docs/results/experts-h200.json).
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ __all__ = ["TILES", "TiledExperts", "tiled_experts"]
 
 TILES = {
     "64x128x128": (64, 128, 128, 16, 4, 4),
-    "64x256x128": (64, 256, 128, 16, 8, 3),
-    "128x128x64": (128, 128, 64, 16, 4, 4),
-    "128x256x128": (128, 256, 128, 16, 8, 3),
+    "128x256x128": (128, 256, 128, 16, 8, 4),
 }
 """Rows, outputs and inputs of a tile, tiles of a group, warps, stages."""
 
