@@ -77,7 +77,8 @@ def column_arguments(
 
 
 def _wide_heads(model: Path) -> bool:
-    config = json.loads((model / "config.json").read_text())
+    path = model / "config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
     return max(config.get("global_head_dim") or 0, config.get("head_dim") or 0) > 256
 
 

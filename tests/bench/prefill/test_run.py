@@ -45,7 +45,13 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch, fail: str = "") -> list[tuple[str
 
     @contextlib.contextmanager
     def started(
-        group: Group, model: Path, dummy: bool, logs: Path, say: Callable[[str], None], gpus: int
+        group: Group,
+        model: Path,
+        dummy: bool,
+        logs: Path,
+        say: Callable[[str], None],
+        gpus: int,
+        memory: float | None,
     ) -> Iterator[dict[str, StandIn]]:
         names = dict.fromkeys(map(engine_of, group.columns))
         yield {name: StandIn(name, 2.0 if name == "mixquant-fp8" else 3.0, asked, fail) for name in names}
