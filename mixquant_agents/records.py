@@ -332,6 +332,7 @@ class TurnRecord(TurnCounts, TurnTimes):
         prefill_format, decode_format: formats actually used, after ``auto`` was resolved.
         device: what the engine ran on, as its capabilities name it; ``None`` where a remote engine does not say.
         emulated: quantized rows were computed by an emulation, whose times say nothing about speed.
+        storage: how exact weights and their twins were held, ``"separate"`` or ``"nested"``; ``None``: not known.
         tool_seconds_before: tool time since the turn before of the same agent (a sub-agent's tools are its own, also
             where several run side by side); ``None`` until the store knows it.
         tool_calls: names of the tools called, in order.
@@ -352,6 +353,7 @@ class TurnRecord(TurnCounts, TurnTimes):
     prefill_format: str | None = None
     decode_format: str | None = None
     emulated: bool | None = None
+    storage: str | None = None
     device: str | None = None
     started_at: str
     tool_seconds_before: Seconds | None = None

@@ -208,6 +208,7 @@ class _TurnState:
                 prefill_format=info.prefill_format,
                 decode_format=info.decode_format,
                 emulated=info.emulated,
+                storage=info.storage,
                 device=info.device,
             )
         except Exception:  # an engine of others that counts or names itself in an odd way: the answer is worth more

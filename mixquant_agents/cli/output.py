@@ -71,6 +71,8 @@ def precision_line(info: EngineInfo) -> str:
         words = f"reads {read}, writes {write}"
         if info.emulated:
             words += " (emulated here: shows the rounding, not the speed)"
+        if info.storage == "nested":
+            words += "; both weights in one storage"
     return f"policy {info.policy}: {words}"
 
 

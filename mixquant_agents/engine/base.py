@@ -229,6 +229,7 @@ class EngineInfo:
         policy: name of the precision policy.
         prefill_format, decode_format: after ``auto`` was resolved; ``None`` where a remote engine does not say.
         emulated: quantized rows are computed by an emulation.
+        storage: how exact weights and their twins are held, ``"separate"`` or ``"nested"``; ``None``: not known.
         device: for example ``"NVIDIA H100 80GB HBM3"`` or ``"cpu"``.
         max_model_len: context window in tokens; known before the start where settings or checkpoint say it.
         base_url: the server; ``None`` for an engine in this process.
@@ -243,6 +244,7 @@ class EngineInfo:
     prefill_format: str | None = None
     decode_format: str | None = None
     emulated: bool | None = None
+    storage: str | None = None
     device: str | None = None
     max_model_len: int | None = None
     base_url: str | None = None

@@ -142,6 +142,7 @@ class ScriptedEngine(SwitchableEngine):
             prefill_format=resolved.prefill_format.value,
             decode_format=resolved.decode_format.value,
             emulated=resolved.emulated,
+            storage=resolved.storage,
             max_model_len=self._max_model_len,
             fingerprint=self._policy.fingerprint,
             reasoning=True,

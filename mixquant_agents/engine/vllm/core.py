@@ -510,6 +510,7 @@ class RunningEngine:
             prefill_format=status.get("prefill_format", "exact"),
             decode_format=status.get("decode_format", "exact"),
             emulated=bool(status.get("emulated", False)),
+            storage=status.get("storage"),
             device="cpu" if current_platform.is_cpu() else current_platform.get_device_name(),
             reasoning=self.reasoning_parser is not None,
         )

@@ -153,6 +153,7 @@ def add_missing_columns(connection: sqlite3.Connection) -> None:
         **{count.field: "INTEGER" for count in COUNTS},
         **{time.field: "REAL" for time in TIMES},
         "prompt_change": "TEXT",
+        "storage": "TEXT",
         "parent_id": "TEXT",
         "agent_id": "TEXT",
     }

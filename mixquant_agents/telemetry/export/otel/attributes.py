@@ -54,6 +54,7 @@ def chat_attributes(event: TurnEvent, node: str | None) -> dict[str, Any]:
         "mixquant.prefill.format": turn.prefill_format,
         "mixquant.decode.format": turn.decode_format,
         "mixquant.emulated": turn.emulated,
+        "mixquant.storage": turn.storage,
         "mixquant.turn.index": turn.turn_index,
         "mixquant.aborted": turn.aborted or None,
         "openinference.span.kind": "LLM",
