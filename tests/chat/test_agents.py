@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from deepagents import create_deep_agent
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.exceptions import OutputParserException
@@ -122,3 +123,13 @@ async def test_structured_answer_beside_tools_is_checked_against_all_of_its_sche
     agent = create_agent(model, [add], response_format=schema)
     with pytest.raises(OutputParserException, match="breaks its schema"):
         await agent.ainvoke({"messages": [("human", "3 + 4?")]})
+
+
+async def test_deep_agent_answers_by_a_schema_without_a_turn_for_it() -> None:
+    engine = ScriptedEngine([CALL, '{"total": 7}'])
+    agent = create_deep_agent(MixQuantChatModel(engine=engine), [add], response_format=Sum)
+    result = await agent.ainvoke({"messages": [("human", "3 + 4?")]})
+    assert result["structured_response"] == Sum(total=7)
+    assert said(result) == ["human", "ai", "tool", "ai"]
+    assert all(request.schema is not None and request.tool_choice == "auto" for request in engine.requests)
+    assert not any(tool["function"]["name"] == "Sum" for request in engine.requests for tool in request.tools)

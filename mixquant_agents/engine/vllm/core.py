@@ -458,6 +458,13 @@ class RunningEngine:
         rendered = await self.prompts.render(
             request.messages, request.tools, variables, verbatim=request.verbatim_history
         )
+        needed = len(rendered.token_ids) + (request.sampling.max_tokens or 1)
+        if (
+            rendered.verbatim_tokens and needed > self.renderer.max_model_len
+        ):  # a template that drops thoughts is shorter
+            plain = await self.prompts.render(request.messages, request.tools, variables, verbatim=False)
+            change = "the conversation as it was written does not fit the context window"
+            rendered = replace(plain, key=rendered.key, change=change)
         if not self._lends:
             return rendered
         static = await self.prompts.static_tokens(rendered.token_ids, request.messages, request.tools, variables)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
-from mixquant_agents.engine.parsing import TokenDelta
+from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache
 from mixquant_agents.engine.vllm.core import RunningEngine
 from mixquant_agents.engine.vllm.history import TurnHistory
-from mixquant_agents.engine.vllm.kept import KeptPrefixes
-from mixquant_agents.engine.vllm.stats import StatsRecorder
+from mixquant_agents.engine.vllm.startup import StartControl
 from mixquant_agents.errors import ConfigError
 from tests.engine.vllm.byte_tokenizer import byte_tokenizer
 from tests.engine.vllm.history.threads import DROPS_THOUGHTS, MARKERS, TOOL, prompts_of
 
+T = TypeVar("T")
 BLOCKS = 100
 numbers = itertools.count()
 
@@ -36,6 +36,9 @@ class CachingLlm:
         self.errored = False
         self.unfinished = 0
         self.observability_config = SimpleNamespace(otlp_traces_endpoint=None)
+        self.model_config = SimpleNamespace(get_diff_sampling_param=dict, get_vocab_size=lambda: 300)
+        cache = SimpleNamespace(block_size=BLOCK_TOKENS, num_gpu_blocks=BLOCKS)
+        self.vllm_config = SimpleNamespace(cache_config=cache)
         self.output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: self.unfinished)
 
     async def generate(self, prompt: Any, params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
@@ -47,6 +50,8 @@ class CachingLlm:
         done = SimpleNamespace(text="7", token_ids=[7], logprobs=None, finish_reason="length", stop_reason=None)
         yield SimpleNamespace(outputs=[done], finished=True, metrics=None, num_cached_tokens=cached)
 
+    def shutdown(self, timeout: float) -> None: ...
+
     async def abort(self, request_id: str) -> None: ...
 
     async def sleep(self, level: int) -> None:
@@ -57,22 +62,23 @@ class CachingLlm:
         self.slept.append(0)
 
 
+class StandIn(RunningEngine):
+    """All of the owner's side, over :class:`CachingLlm`."""
+
+    async def _start(self, control: StartControl) -> None:
+        self.llm, self.prompts = CachingLlm(), prompts_of(byte_tokenizer(DROPS_THOUGHTS, MARKERS))
+        self.tool_parser, self.reasoning_parser = "hermes", "qwen3"
+
+
 @pytest.fixture
-def engine() -> Any:
-    made = RunningEngine.__new__(RunningEngine)
-    made.config, made.llm, made.dead, made.asleep = (
-        EngineConfig(model="m", liveness_seconds=None),
-        CachingLlm(),
-        False,
-        False,
-    )
-    made.policy, made.prompts = made.config.policy, prompts_of(byte_tokenizer(DROPS_THOUGHTS, MARKERS))
-    made.recorder, made.processes, made.log_path = StatsRecorder(), [], ""
-    made.tool_parser, made.reasoning_parser = "hermes", None
-    made._turns, made._watch, made._rows, made._tag_model = {}, None, None, "hermes"
-    made._count_reasoning, made._defaults, made._background = None, {}, set()
-    made._block, made._kept, made._waking = BLOCK_TOKENS, KeptPrefixes(BLOCKS * BLOCK_TOKENS), asyncio.Lock()
-    return made
+def engine() -> Iterator[StandIn]:
+    made = StandIn(EngineConfig(model="m", liveness_seconds=None))
+    yield made
+    made.close()
+
+
+async def on_its_loop(engine: StandIn, work: Coroutine[Any, Any, T]) -> T:
+    return await asyncio.wrap_future(engine.submit(work))
 
 
 def request(*messages: dict[str, Any], **fields: Any) -> EngineRequest:
@@ -80,13 +86,16 @@ def request(*messages: dict[str, Any], **fields: Any) -> EngineRequest:
     return EngineRequest(request_id=f"r{next(numbers)}", messages=messages, sampling=sampling, tools=[TOOL], **fields)
 
 
-async def turn(engine: Any, asked: EngineRequest, history: TurnHistory | None = None) -> TokenDelta:
-    engine.loop = asyncio.get_running_loop()
+async def turn(engine: StandIn, asked: EngineRequest, history: TurnHistory | None = None) -> TokenDelta:
     posted: list[Any] = []
-    await engine.turn(asked, 0.0, posted.append, history or TurnHistory(engine.prompts.answers))
+
+    async def run() -> None:
+        await engine.turn(asked, 0.0, posted.append, history or TurnHistory(engine.prompts.answers))
+        await asyncio.gather(*engine._background)
+
+    await on_its_loop(engine, run())
     if isinstance(posted[-1], BaseException):
         raise posted[-1]
-    await asyncio.gather(*engine._background)
     return posted[-1]  # type: ignore[no-any-return]
 
 
@@ -97,28 +106,28 @@ CALLED = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = " ".join(f"{number} m at buoy {number}" for number in range(40))
 
 
-async def test_everything_certain_is_read_ahead(engine: Any) -> None:
-    read = await engine.prefetch(request(SYSTEM, priority=9))
+async def test_everything_certain_is_read_ahead(engine: StandIn) -> None:
+    read = await on_its_loop(engine, engine.prefetch(request(SYSTEM, priority=9)))
     assert engine.llm.asked[-1][1] == 9
     told = (await turn(engine, request(SYSTEM, USER))).counts
     assert told is not None
     assert told.cached_tokens == told.warmed_tokens == read > 200
 
-    more = await engine.prefetch(request(SYSTEM, USER, CALLED))
+    more = await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER, CALLED)))
     assert more > read  # up to where the result will stand
     half = {"role": "tool", "tool_call_id": "c1", "content": RESULT[:300]}
-    grown = await engine.prefetch(request(SYSTEM, USER, CALLED, half), growing=True)
+    grown = await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER, CALLED, half), growing=True))
     whole = {"role": "tool", "tool_call_id": "c1", "content": RESULT}
     told = (await turn(engine, request(SYSTEM, USER, CALLED, whole))).counts
     assert told is not None
     assert told.cached_tokens == grown > more + 200
     assert told.warmed_tokens is not None
     assert told.warmed_tokens > 200
-    assert (await engine.stats()).warmed_tokens >= read
+    assert (await on_its_loop(engine, engine.stats())).warmed_tokens >= read
 
 
-async def test_whole_prompt_is_certain_behind_a_question(engine: Any) -> None:
-    read = await engine.prefetch(request(SYSTEM, USER))
+async def test_whole_prompt_is_certain_behind_a_question(engine: StandIn) -> None:
+    read = await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER)))
     told = (await turn(engine, request(SYSTEM, USER))).counts
     assert told is not None
     assert told.prompt_tokens is not None
@@ -126,13 +135,12 @@ async def test_whole_prompt_is_certain_behind_a_question(engine: Any) -> None:
 
 
 @pytest.mark.parametrize("held", [True, False])
-async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: Any, held: bool) -> None:
+async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: StandIn, held: bool) -> None:
     first = request(SYSTEM, USER, thread_id="T", keep=Keep(seconds=60) if held else None)
     history = TurnHistory(engine.prompts.answers)
     await turn(engine, first, history)
     engine.hold(first, history)
-    await asyncio.sleep(0)
-    assert (await engine.stats()).kept_threads == held
+    assert (await on_its_loop(engine, engine.stats())).kept_threads == held
     for number in range(8):  # each puts about 30 blocks of its own into a cache of 100
         await turn(engine, request({"role": "user", "content": f"{number} " + "other " * 60}))
     told = (
@@ -143,36 +151,58 @@ async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: Any, held
     if held:
         assert any(name.startswith("keep-") for name, _ in engine.llm.asked)
         assert told.kept_tokens == told.cached_tokens > 200
-        assert (await engine.stats()).kept_hits == 1
+        assert (await on_its_loop(engine, engine.stats())).kept_hits == 1
     else:
         assert told.cached_tokens == told.kept_tokens == 0
 
 
-async def test_released_thread_is_held_no_more(engine: Any) -> None:
-    engine.loop = asyncio.get_running_loop()
+async def test_released_thread_is_held_no_more(engine: StandIn) -> None:
     history = TurnHistory(engine.prompts.answers)
     asked = request(USER, thread_id="T", keep=Keep(seconds=60, tokens=50))
     await turn(engine, asked, history)
     engine.hold(asked, history)
-    await asyncio.sleep(0)
+    await on_its_loop(engine, asyncio.sleep(0))
     assert engine._kept.tokens == 50
-    await engine.release("T")
-    assert (await engine.stats()).kept_threads == 0
+    await on_its_loop(engine, engine.release("T"))
+    assert (await on_its_loop(engine, engine.stats())).kept_threads == 0
 
 
-async def test_sleeping_engine_is_woken_by_the_next_turn(engine: Any) -> None:
+async def test_sleeping_engine_is_woken_by_the_next_turn(engine: StandIn) -> None:
     await turn(engine, request(SYSTEM, USER))
     engine.llm.unfinished = 1
     with pytest.raises(ConfigError, match="1 turns are running"):
-        await engine.sleep()
+        await on_its_loop(engine, engine.sleep())
     engine.llm.unfinished = 0
-    report = await engine.sleep()
+    report = await on_its_loop(engine, engine.sleep())
     assert (report.way, engine.llm.slept, engine.asleep) == ("host", [1], True)
-    await engine.sleep()  # once is enough
+    await on_its_loop(engine, engine.sleep())  # once is enough
     told = (await turn(engine, request(SYSTEM, USER))).counts
     assert told is not None
     assert told.cached_tokens == 0
     assert (engine.llm.slept, engine.asleep) == ([1, 0], False)
-    await engine.sleep()
-    assert await engine.prefetch(request(SYSTEM)) > 0
+    await on_its_loop(engine, engine.sleep())
+    assert await on_its_loop(engine, engine.prefetch(request(SYSTEM))) > 0
     assert engine.llm.slept == [1, 0, 1, 0]
+
+
+async def test_history_that_does_not_fit_is_left_to_the_template(engine: StandIn) -> None:
+    """The template drops the thoughts, which alone fill the window."""
+    history = TurnHistory(engine.prompts.answers)
+    await turn(engine, request(USER), history)
+    thought = f"<think>\n{'hm ' * 200}\n</think>\n\nDeep."
+    tokens = tuple(engine.renderer.tokenizer.encode(thought, add_special_tokens=False))
+    parser = engine.parser(request(USER))
+    history = TurnHistory(engine.prompts.answers)
+    history.prompt = await on_its_loop(engine, engine.rendered(request(USER)))
+    out = parsed(TokenDelta(text=thought, token_ids=tokens, finish_reason="length"), parser)
+    history.feed(out)
+    answer = {"role": "assistant", "content": out.content, "reasoning_content": out.reasoning}
+    asked = request(USER, {k: v for k, v in answer.items() if v}, {"role": "user", "content": "Sure?"})
+    fits = await on_its_loop(engine, engine.rendered(asked))
+    assert fits.verbatim_tokens > 600
+    engine.renderer.max_model_len = len(fits.token_ids) - 10
+    prompt = await on_its_loop(engine, engine.rendered(asked))
+    assert prompt.verbatim_tokens == 0
+    assert prompt.change == "the conversation as it was written does not fit the context window"
+    assert prompt.key == fits.key
+    assert len(prompt.token_ids) < len(fits.token_ids) - 500
