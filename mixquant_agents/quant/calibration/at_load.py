@@ -11,6 +11,8 @@ import logging
 import pathlib
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Sequence
 
 from mixquant_agents.errors import ConfigError, FormatRefusedError
@@ -22,8 +24,8 @@ __all__ = ["SECONDS", "calibration_for", "command"]
 
 _log = logging.getLogger("vllm.mixquant")
 
-SECONDS = 480.0
-"""After so long the process is ended; engines wait ten minutes for a start."""
+SECONDS = 300.0
+"""After so long the process is ended; vLLM waits ten minutes for its processes, and weights are still to be read."""
 
 
 def command(model: str, policy: PrecisionPolicy) -> list[str]:
@@ -85,22 +87,36 @@ def _missing(
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    failed = path.with_suffix(".failed")
     with FileLock(path.with_suffix(".lock")):  # ranks of one engine, and engines of one model, wait for the first
-        return None if path.is_file() else run(command(model, policy))
+        if path.is_file():
+            return None
+        if failed.is_file():  # it would cost every start the same time
+            return f"{failed.read_text()}; once by hand: mixquant calibrate {model}{gptq}"
+        reason = run(command(model, policy))
+        if reason is not None:
+            failed.write_text(reason)
+        return reason
 
 
 def _run(words: Sequence[str]) -> str | None:
     """Run the command, its progress into the engine's log; why it failed, if it did."""
     _log.warning("mixquant: calibrating the model for NVFP4 (once; kept in the cache)")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own module
-    try:
-        for line in process.stdout or ():
-            progress = json.loads(line)
-            _log.warning("mixquant: calibrating: %s, %.0f %%", progress["what"], 100 * progress["share"])
-        _, errors = process.communicate(timeout=SECONDS)
-    except (subprocess.TimeoutExpired, ValueError, KeyError) as error:
-        return f"calibrating did not end well: {error}"
-    finally:
-        process.kill()
-    last = errors.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill up
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True)  # noqa: S603 - our own module
+        limit = threading.Timer(SECONDS, process.kill)
+        limit.start()
+        try:
+            for line in process.stdout or ():
+                progress = json.loads(line)
+                _log.warning("mixquant: calibrating: %s, %.0f %%", progress["what"], 100 * progress["share"])
+            process.wait()
+        except (ValueError, KeyError) as error:
+            return f"calibrating did not end well: {error}"
+        finally:
+            limit.cancel()
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        last = errors.read().decode(errors="replace").strip().splitlines()[-1:] or [f"status {process.returncode}"]
     return None if process.returncode == 0 else f"calibrating failed: {last[0]}"

@@ -115,3 +115,29 @@ def test_layers_that_the_cache_does_not_know_are_rounded_to_the_nearest(model: s
     named = POLICY.model_copy(update={"calibration": str(folder_of(model))})
     with pytest.raises(FormatRefusedError, match="has no layer"):
         Runtime(named, CPU, switchable=True).calibration_of("layers.0.mlp.down_proj", 16, 32)
+
+
+def test_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at_load, "SECONDS", 0.5)
+    found = at_load._run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert found == "calibrating failed: status -9"
+
+
+def test_process_that_writes_much_to_its_errors_does_not_block() -> None:
+    script = 'import sys; sys.stderr.write(\'x\' * 300_000); print(\'{"what": "x", "share": 1}\')'
+    assert at_load._run([sys.executable, "-c", script]) is None
+
+
+def test_calibration_that_failed_is_not_tried_again_at_every_start(model: str) -> None:
+    tried: list[Sequence[str]] = []
+
+    def run(words: Sequence[str]) -> str:
+        tried.append(words)
+        return "out of memory"
+
+    reasons = [calibration_for(POLICY, model, GPU, make=True, run=run)[1] for _ in range(2)]
+    assert len(tried) == 1
+    assert all("out of memory" in (reason or "") for reason in reasons)
+    assert "by hand: mixquant calibrate" in (reasons[1] or "")
+    save(folder_of(model), POLICY.recipe, {"layers.0.mlp.down_proj": KNOWN})
+    assert calibration_for(POLICY, model, GPU, make=True, run=run)[1] is None
