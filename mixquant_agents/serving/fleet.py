@@ -101,9 +101,12 @@ class Fleet:
             await server.start()
         if self._view is not None:
             self._tasks.append(asyncio.create_task(serve_view(*self._view, self.health, self._stop)))
-        self._say(f"starting {len(self.servers)} servers" if len(self.servers) != 1 else "starting the server")
+        count = len(self.servers)
+        if count:
+            self._say(f"starting {count} servers" if count > 1 else "starting the server")
         await self._wait_for(self.servers, begin + patience)
         if self.router is not None:
+            self._say(f"starting the router before {count + len(self.hosts)} servers")
             await self.router.start()
             await self._wait_for([self.router], begin + patience, ROUTER_READY)
         self._say(f"ready after {time.monotonic() - begin:.0f} s: {self.url}")
