@@ -111,7 +111,7 @@ def exact_weight(weight: NestedWeight) -> torch.Tensor:
 
 def first_plan(n: int, k: int, capability: tuple[int, int]) -> ProductPlan:
     """A plan without measuring, for weights ``[N, K]``."""
-    tilings = {tiles: some[0] for tiles, some in fitting(n, k, capability).items()}
+    tilings = {tiles: cuts[0] for tiles, cuts in fitting(n, k, capability).items()}
     return ProductPlan(tilings, 8 * max(tilings, default=0) + 1, {})
 
 
@@ -119,26 +119,26 @@ def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
     """The fastest plan for ``weights``, all of one shape and on one GPU."""
     n, k = weights[0].codes.shape
     device = weights[0].codes.device
-    some = weights[: max(1, _BYTES // weights[0].nbytes)]
+    sample = weights[: max(1, _BYTES // weights[0].nbytes)]
     cuts = fitting(n, k, torch.cuda.get_device_capability(device))
     if not cuts:
         return first_plan(n, k, torch.cuda.get_device_capability(device))
-    compile_tilings({tiling for tilings in cuts.values() for tiling in tilings}, device.index)
+    compile_tilings({tiling for candidates in cuts.values() for tiling in candidates}, device.index)
     tilings = {}
     for tiles, candidates in cuts.items():
         x = torch.randn(8 * tiles, k, device=device).bfloat16()
         times = {}
         for tiling in candidates:
-            kernels = [NestedKernel(weight, tiling) for weight in some]
+            kernels = [NestedKernel(weight, tiling) for weight in sample]
             times[tiling] = replay_microseconds(functools.partial(_run, kernels, x.new_empty(x.shape[0], n), x))
         tilings[tiles] = min(times, key=times.__getitem__)
     never = ProductPlan(tilings, 2**31, {})
-    products = [NestedProduct(weight, never, scratch) for weight in some]
+    products = [NestedProduct(weight, never, scratch) for weight in sample]
     microseconds = {}
     for rows in _CROSSING:
         x = torch.randn(rows, k, device=device).bfloat16()
         both = (_timed(products, NestedProduct.__call__, x), _timed(products, NestedProduct.unpacked, x))
-        microseconds[rows] = (round(both[0] / len(some), 1), round(both[1] / len(some), 1))
+        microseconds[rows] = (round(both[0] / len(sample), 1), round(both[1] / len(sample), 1))
     behind = [rows for rows, (nested, unpacked) in microseconds.items() if nested <= unpacked]
     return ProductPlan(tilings, max(behind, default=_CROSSING[0] - 1) + 1, microseconds)
 
