@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 
+import mixquant_agents
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.cli import app
 from mixquant_agents.engine.base import EngineRequest
@@ -107,7 +108,10 @@ def outside() -> dict[str, Any]:
 
     from mixquant_tools.calculator import calculator_tool
 
+    public = {name: getattr(mixquant_agents, name) for name in mixquant_agents.__all__ if name != "MixQuantChatModel"}
     return {
+        **public,
+        "MixQuantChatModel": scripted,
         "__name__": "snippet",
         "create_agent": create_agent,
         "HumanMessage": HumanMessage,

@@ -51,10 +51,12 @@ def command(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Simulate agents on engines, and say how many engines and GPUs they need within the objectives.
+    """Say how many engines and GPUs so many agents need.
+
+    Sessions are simulated; the answer keeps to the objectives.
 
     \b
-    Example: mixquant plan --agents 100,10000 --policy exact,mixquant-fp8 --gpu h200_sxm
+    Example: mixquant plan --agents 100,10000 --policy exact,mixquant-fp8
     """
     from mixquant_agents.cli.arguments import comma_list, command_line, output_file
     from mixquant_agents.cli.output import print_json, progress_console, result_console

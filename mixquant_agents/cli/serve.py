@@ -36,12 +36,13 @@ def command(
         Path | None, typer.Option(metavar="FOLDER", help="Folder for the servers' logs; a temporary one otherwise.")
     ] = None,
 ) -> None:
-    """Serve a model over HTTP (chat completions), reading in low precision and writing exactly.
+    """Serve a model over HTTP, in the chat completions format.
 
-    Replicas share the load behind vllm-router, which keeps a conversation where its prefix is cached. Ctrl-C ends all.
+    It reads in low precision and writes exactly. Replicas share the load behind vllm-router, which keeps a conversation
+    where its prefix is cached. Ctrl-C ends all.
 
     \b
-    Example: mixquant serve --model Qwen/Qwen3-8B --replicas 2 -- --max-num-seqs 128
+    Example: mixquant serve --model Qwen/Qwen3-8B --replicas 2
     """
     import asyncio
     import tempfile

@@ -33,10 +33,12 @@ def command(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Run agents on real engines, and say how far the simulation of the same agents is off.
+    """Measure how far the simulation of mixquant plan is off.
+
+    The same agents run on real engines.
 
     \b
-    Example: mixquant bench plan --policy mixquant-int8 --agents 8,16 --output plan.json
+    Example: mixquant bench plan --policy mixquant-int8 --agents 8,16
     """
     import asyncio
     import json
