@@ -338,6 +338,7 @@ def test_vectors_take_any_text(tmp_path: Path) -> None:
     assert index.search("shed", mode="vectors")[0].passage.source == "a?.md:1-1"
 
 
+@pytest.mark.slow
 def test_keyword_search_leaves_jax_alone(tmp_path: Path) -> None:
     """bm25s computes with jax as it is imported, which would take a GPU's memory from the engine."""
     (tmp_path / "jax").mkdir()

@@ -17,6 +17,7 @@ from mixquant_workflows.suites.packages import agentdojo
 pytestmark = pytest.mark.skipif(find_spec("agentdojo") is None, reason="its package is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["agentdojo_banking", "agentdojo_slack"])
 async def test_ground_truth_passes(name: str) -> None:
     result = await replay(suite(name), limit=5)

@@ -14,6 +14,7 @@ from mixquant_workflows.suites.reasoning_gym import ARITHMETIC, ReasoningGym
 pytestmark = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="its package is not installed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reasoning_gym_arithmetic", "reasoning_gym_copying"])
 async def test_ground_truth_passes(name: str) -> None:
     result = await replay(suite(name))
