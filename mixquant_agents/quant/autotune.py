@@ -12,6 +12,8 @@ often as the model has them: a mixture of experts may begin with dense blocks, o
 from __future__ import annotations
 
 import functools
+import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,6 +29,9 @@ from mixquant_agents.quant.timing import replay_microseconds
 from mixquant_agents.quant.twins.base import Twin
 
 __all__ = ["DraftChoice", "Sample", "choose_drafts", "measure", "run_once", "samples"]
+
+_log = logging.getLogger("vllm.mixquant")
+"""Below vLLM's logger, whose handlers the worker has set up."""
 
 GRID = (16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536, 2048)
 LARGE = (3072, 4096, 6144, 8192)
@@ -157,7 +162,7 @@ class DraftChoice(NamedTuple):
 
     Attributes:
         step: quantized rows or not, whichever is faster.
-        microseconds: of a block or two, by chain: ``exact``, ``quantized``, ``few_rows``.
+        microseconds: of a block or two, by chain: ``exact``, ``quantized``, and ``few_rows`` where it runs here.
     """
 
     step: StepPlan
@@ -166,7 +171,8 @@ class DraftChoice(NamedTuple):
     @property
     def share(self) -> float:
         """Time of a draft's products over the exact ones."""
-        return min(self.microseconds["quantized"], self.microseconds["few_rows"]) / self.microseconds["exact"]
+        others = [value for name, value in self.microseconds.items() if name != "exact"]
+        return min(others) / self.microseconds["exact"]
 
 
 def choose_drafts(layers: Sequence[RoutedLayer], sizes: Sequence[int]) -> dict[int, DraftChoice]:
@@ -175,7 +181,11 @@ def choose_drafts(layers: Sequence[RoutedLayer], sizes: Sequence[int]) -> dict[i
     chains = {"exact": EXACT, "quantized": DRAFT, "few_rows": DRAFT_FEW_ROWS}
     found = {}
     with torch.inference_mode():
-        _tune_few_rows(chosen)
+        try:
+            _tune_few_rows(chosen)
+        except Exception as error:  # a kernel that this device or release cannot compile: drafts do without
+            _log.warning("mixquant: drafts quantize their rows; the kernel for few rows does not run here: %s", error)
+            del chains["few_rows"]
         for m in sizes:
             times = dict.fromkeys(chains, 0.0)
             for sample in chosen:
@@ -183,7 +193,7 @@ def choose_drafts(layers: Sequence[RoutedLayer], sizes: Sequence[int]) -> dict[i
                 for name, step in chains.items():
                     with forced(step):
                         times[name] += sample.share * replay_microseconds(functools.partial(_each, works))
-            faster = DRAFT_FEW_ROWS if times["few_rows"] < times["quantized"] else DRAFT
+            faster = DRAFT_FEW_ROWS if times.get("few_rows", math.inf) < times["quantized"] else DRAFT
             found[m] = DraftChoice(faster, {name: round(value, 1) for name, value in times.items()})
     return found
 

@@ -51,6 +51,7 @@ class Runtime:
         calibration: what is known of the layers' activations, if anything.
         uncalibrated: why nothing is, although the policy asked for it.
         draft_status: plain JSON of the drafts that the twins make; empty where they make none.
+        draft_shares: time of a draft's products over the exact ones, by the number of rows for which it was measured.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Runtime:
         self._step: StepPlan | None = None
         self._drafts = 0
         self.draft_status: dict[str, Any] = {}
+        self.draft_shares: dict[int, float] = {}
         self._planned = False
         self._serving = False
         if self.resolved.emulated:
@@ -267,6 +269,11 @@ class Runtime:
     def ask_for_drafts(self, tokens: int) -> None:
         """The scheduler wants so many tokens drafted for each request once the step is verified."""
         self._drafts = tokens
+
+    def draft_share(self, rows: int) -> float | None:
+        """Time of a draft of so many rows over an exact step's, by the next size measured; ``None``: none was."""
+        sizes = [size for size in self.draft_shares if size >= rows]
+        return self.draft_shares[min(sizes)] if sizes else None
 
     def take_drafts(self) -> int:
         """How many tokens to draft now; asked once a step."""

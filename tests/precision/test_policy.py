@@ -37,6 +37,9 @@ def test_presets_by_name() -> None:
         ({"reproducible": True, "row_threshold": 64}, "row_threshold 0, not 64"),
         ({"prefill_format": "fp8", "prefill_checkpoint": "x"}, "prefill_format='nvfp4'"),
         ({"weight_only": True}, "named quantized"),
+        ({"prefill_format": "exact", "draft": "twin"}, "draft='twin' with prefill_format='exact'"),
+        ({"prefill_format": "fp8", "decode_format": "fp8", "draft": "twin"}, "use a phase-aware policy"),
+        ({"prefill_format": "fp8", "draft_tokens": 2}, "draft_tokens=2 without drafts"),
         (
             {"prefill_format": "fp8", "decode_format": "fp8", "exact_last_token": True},
             "exact_last_token=True with decode_format='fp8' is not supported",

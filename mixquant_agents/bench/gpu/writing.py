@@ -1,9 +1,10 @@
-"""What drafting by the twin gains: ``python -m mixquant_agents.bench.gpu.writing OUT.json [SECONDS]``.
+"""What drafting by the twin gains: ``python -m mixquant_agents.bench.gpu.writing OUT.json [SECONDS [DRAFTS]]``.
 
 Two engines of the Qwen3-8B shape with random weights take turns on one GPU: ``exact``, and ``twin``, phase-aware FP8
-that drafts 0 to 4 tokens a cycle. Which drafts are right is drawn (vLLM's ``synthetic`` acceptance), each with
-probability 0.95, so that a cycle costs and yields what it would with a real model of that acceptance. A case is a
-number of writing requests and the tokens each has in its KV cache; within a round each case runs on every column.
+that drafts a number of tokens a cycle, each of ``DRAFTS`` in turn (``0,1,2,3,4``). Which drafts are right is drawn
+(vLLM's ``synthetic`` acceptance), each with probability 0.95, so that a cycle costs and yields what it would with a
+real model of that acceptance. A case is a number of writing requests and the tokens each has in its KV cache; within a
+round each case runs on every column.
 
 Milliseconds per token and request are the time between the steps at which all requests had written eight tokens and at
 which the first was done, by the tokens written in between. ``split`` says how long the verified step and the drafts
@@ -18,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,35 +40,35 @@ ROWS = (1, 2, 3, 4, 5, 8, 16, 24, 32, 40, 64, 96, 128, 160)
 READING = (256, 512, 1024, 2048)
 KV_GIB = 14.0
 SERVE = (sys.executable, "-m", "mixquant_agents.bench.gpu.writing", "--serve")
-COLUMNS = ("exact", *range(MOST + 1))
+DRAFTS = tuple(range(MOST + 1))
 
 
-def twin_arguments(model: Path) -> dict[str, Any]:
-    """vLLM's arguments for the drafting engine: up to :data:`MOST` drafts, each number with graphs of its own."""
-    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin")
+def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS) -> dict[str, Any]:
+    """vLLM's arguments for the drafting engine: each number of drafts has graphs of its own."""
+    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", storage="separate")
+    most = max(drafts)
     return {
         **policy_arguments(policy),
         "async_scheduling": True,
         "speculative_config": {
             "method": "draft_model",
             "model": str(model),
-            "num_speculative_tokens": MOST,
+            "num_speculative_tokens": most,
             "draft_sample_method": "probabilistic",
             "rejection_sample_method": "synthetic",
-            "synthetic_acceptance_rates": [ACCEPTANCE ** (place + 1) for place in range(MOST)],
+            "synthetic_acceptance_rates": [ACCEPTANCE ** (place + 1) for place in range(most)],
             "num_speculative_tokens_per_batch_size": [
-                *((batch, batch, MOST + 1 - batch) for batch in range(1, MOST + 1)),
-                (MOST + 1, 64, 0),
+                (batch + 1, batch + 1 if batch + 1 < len(drafts) else 64, count) for batch, count in enumerate(drafts)
             ],
         },
     }
 
 
-def arguments(column: str, model: Path, dummy: bool = True) -> dict[str, Any]:
+def arguments(column: str, model: Path, drafts: Sequence[int] = DRAFTS) -> dict[str, Any]:
     """vLLM's arguments for one of the two engines."""
-    values = column_arguments("exact", model, KV_GIB, dummy) | {"max_model_len": 11_000}
+    values = column_arguments("exact", model, KV_GIB, True) | {"max_model_len": 11_000}
     values["compilation_config"] = {"cudagraph_capture_sizes": [*ROWS, *READING]}
-    return values | (twin_arguments(model) if column == "twin" else {})
+    return values | (twin_arguments(model, drafts) if column == "twin" else {})
 
 
 class WritingSession(Session):
@@ -191,9 +193,12 @@ def _runner(worker: Any, runners: list[Any]) -> None:
     runners.append(worker.model_runner)
 
 
-def start(folder: Path, logs: Path, names: tuple[str, ...]) -> dict[str, EngineProcess]:
+def start(folder: Path, logs: Path, drafts: Sequence[int]) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
-    engines = {name: EngineProcess(name, arguments(name, model), logs / f"draft-{name}.log", SERVE) for name in names}
+    engines = {
+        name: EngineProcess(name, arguments(name, model, drafts), logs / f"draft-{name}.log", SERVE)
+        for name in ("twin", "exact")
+    }
     for name, engine in engines.items():  # ours first: its start-up measurement wants the GPU for itself
         engine.go()
         if name == "twin":
@@ -229,30 +234,32 @@ def summary(rounds: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
     return result
 
 
-def main(out: str, seconds: float = 80.0) -> None:
-    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), ("twin", "exact"))
-    result: dict[str, Any] = {"command": f"python -m mixquant_agents.bench.gpu.writing {Path(out).name} {seconds:g}"}
+def main(out: str, seconds: str = "80", counts: str = "0,1,2,3,4") -> None:
+    drafts = [int(count) for count in counts.split(",")]
+    columns: list[str | int] = ["exact", *drafts]
+    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), drafts)
+    command = f"python -m mixquant_agents.bench.gpu.writing {Path(out).name} {seconds} {counts}"
+    result: dict[str, Any] = {"command": command}
     engines["twin"].ask(do="turn", cached=8192, new=2048, tokens=60, drafts=True)
     engines["exact"].ask(do="turn", cached=8192, new=2048, tokens=60, drafts=False)
     result["status"] = {name: engine.ask(do="status", plugin=name == "twin") for name, engine in engines.items()}
     result["device"] = result["status"]["twin"]["device"]
     for case in CASES:  # first runs fill caches
-        for column in COLUMNS:
+        for column in columns:
             ask(engines, column, case, 16)
-    until = time.monotonic() + seconds
+    until = time.monotonic() + float(seconds)
     result["split"] = {}
     for case, (batch, known) in CASES.items():
-        for drafts in (1, 3):
-            split = engines["twin"].ask(do="split", batch=batch, known=known, drafts=drafts)
-            result["split"][f"{case}/{drafts}"] = split
-            print(case, drafts, split, flush=True)
-    rounds: dict[str, dict[str, list[Any]]] = {case: {str(column): [] for column in COLUMNS} for case in CASES}
+        split = engines["twin"].ask(do="split", batch=batch, known=known, drafts=drafts[-1])
+        result["split"][f"{case}/{drafts[-1]}"] = split
+        print(case, drafts[-1], split, flush=True)
+    rounds: dict[str, dict[str, list[Any]]] = {case: {str(column): [] for column in columns} for case in CASES}
     count = 0
     turns: dict[str, list[Any]] = {"exact": [], "twin": []}
     while count < 2 or time.monotonic() < until:
         for case in CASES:
-            for place in range(len(COLUMNS)):
-                column = COLUMNS[(place + count) % len(COLUMNS)]
+            for place in range(len(columns)):
+                column = columns[(place + count) % len(columns)]
                 rounds[case][str(column)].append(ask(engines, column, case, 32))
         for name in (tuple(turns), tuple(reversed(turns)))[count % 2]:
             turns[name].append(engines[name].ask(do="turn", cached=8192, new=2048, tokens=500, drafts=name == "twin"))
@@ -277,4 +284,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(WritingSession)
     else:
-        main(sys.argv[1], *(float(value) for value in sys.argv[2:3]))
+        main(*sys.argv[1:4])

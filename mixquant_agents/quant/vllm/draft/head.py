@@ -5,6 +5,7 @@ The layer is vLLM's own and stays exact for everybody else; drafts alone go thro
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from mixquant_agents.quant.step import forced_step
 from mixquant_agents.quant.twins.base import Twin
 
 __all__ = ["DRAFT_ROWS", "DraftHead"]
+
+_log = logging.getLogger("vllm.mixquant")
+"""Below vLLM's logger, whose handlers the worker has set up."""
 
 DRAFT_ROWS = 64
 """Most rows for which the twin's products are timed; a draft has as many as there are requests."""
@@ -30,7 +34,12 @@ class DraftHead:
         self._exact = head.quant_method.apply
         self.state = twin.build(head.weight)
         twin.tune([(head.weight, self.state)], DRAFT_ROWS)
-        twin.tune_few_rows([(head.weight, self.state)])
+        try:
+            twin.tune_few_rows([(head.weight, self.state)])
+            self._few_rows = True
+        except Exception as error:  # a kernel that this device or release cannot compile: drafts do without
+            _log.warning("mixquant: the kernel for few rows does not run here: %s", error)
+            self._few_rows = False
         head.quant_method.apply = self.apply
 
     @classmethod
@@ -53,7 +62,7 @@ class DraftHead:
         if step is None or not step.drafts or x.dtype != self._head.weight.dtype:
             exact: torch.Tensor = self._exact(layer, x, bias)
             return exact
-        run = self._twin.few_rows if step.few_rows else self._twin.product
+        run = self._twin.few_rows if step.few_rows and self._few_rows else self._twin.product
         return run(PlainRows(x), self.state, bias)
 
     def renew(self) -> None:

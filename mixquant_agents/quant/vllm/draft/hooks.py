@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mixquant_agents.errors import EngineStartError
+from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.vllm.contract import check, installed_source
 from mixquant_agents.quant.vllm.draft.schedule import DraftSchedule
 from mixquant_agents.quant.vllm.draft.settings import (
@@ -125,9 +126,17 @@ def _scheduler(original: Callable[..., Any]) -> Callable[..., Any]:
         if drafts_itself(self.vllm_config):
             policy = draft_policy(self.vllm_config.model_config)
             if policy is not None:
-                self.dynamic_sd_lookup = DraftSchedule(self, draft_rule(policy))
+                self.dynamic_sd_lookup = DraftSchedule(
+                    self, draft_rule(policy), functools.partial(_share, self.vllm_config)
+                )
 
     return __init__
+
+
+def _share(vllm_config: Any, batch: int) -> float | None:
+    """What the worker measured, where it lives in the scheduler's process (one rank)."""
+    runtime = runtime_of(vllm_config)
+    return None if runtime is None else runtime.draft_share(batch)
 
 
 def _count(original: Callable[..., Any]) -> Callable[..., Any]:

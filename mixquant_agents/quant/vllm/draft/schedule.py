@@ -4,7 +4,8 @@ many of them were right."""
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixquant_agents.precision.drafting import PROBE_EVERY, Acceptance, DraftRule
@@ -47,10 +48,19 @@ class DraftSchedule:
         total: of all requests since the start.
     """
 
-    def __init__(self, scheduler: Any, rule: DraftRule) -> None:
-        """``scheduler`` is vLLM's, asked for the state of its requests."""
+    def __init__(
+        self, scheduler: Any, rule: DraftRule, share_of: Callable[[int], float | None] = lambda batch: None
+    ) -> None:
+        """
+        Args:
+            scheduler: vLLM's, asked for the state of its requests.
+            rule: when drafts pay.
+            share_of: what the worker has measured of a draft step's time over an exact one's, by the number of
+                requests; ``None``: nothing that is known here.
+        """
         self._scheduler = scheduler
         self._rule = rule
+        self._share_of = share_of
         self.fixed: int | None = None
         self.total = DraftCounts()
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
@@ -93,8 +103,10 @@ class DraftSchedule:
         room = len(scheduler.running) < scheduler.max_num_running_reqs
         waits = prefilling or (room and bool(scheduler.waiting))
         rate = rates / max(len(scheduler.running), 1)
-        drafts = self._rule.drafts(batch, kv_tokens, waits, rate)
+        share = self._share_of(batch)
+        rule = self._rule if share is None else replace(self._rule, share=share)
+        drafts = rule.drafts(batch, kv_tokens, waits, rate)
         if not drafts and self._without >= PROBE_EVERY:  # drafts may have become better
-            drafts = self._rule.drafts(batch, kv_tokens, waits, 1.0)
+            drafts = rule.drafts(batch, kv_tokens, waits, 1.0)
         self._without = 0 if drafts else self._without + 1
         return drafts

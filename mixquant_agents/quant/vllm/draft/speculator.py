@@ -109,6 +109,7 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
             _log.info("mixquant: %s", describe(self._choices))
             if runtime is not None:
                 runtime.draft_status = status_of(self._choices)
+                runtime.draft_shares = {rows: choice.share for rows, choice in self._choices.items()}
         self.graphs.record(
             self._step, self.model_state, self.input_buffers, self._tables, self.attn_groups, self.kv_cache_config
         )

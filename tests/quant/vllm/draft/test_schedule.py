@@ -87,3 +87,12 @@ def test_counts_are_found_by_the_front_ends_id() -> None:
     own = DraftSchedule(scheduler(), DraftRule(3, 4, 1000))
     own.count("turn-7-0a1b2c3d", 3, 2)
     assert own.take("turn-7") == DraftCounts(1, 3, 2)
+
+
+def test_share_that_the_worker_measured_decides() -> None:
+    """Where exact steps are nearly as fast as drafts, nothing is drafted however many are right."""
+    shares: dict[int, float | None] = {1: 0.6, 2: 0.99, 3: None}
+    own = DraftSchedule(scheduler((10, 30)), DraftRule(3, 4, 1000), shares.get)
+    for _ in range(50):
+        own.count("0", 3, 3)
+    assert [own[batch] for batch in (1, 2, 3)] == [3, 0, 3]
