@@ -4,6 +4,7 @@ reference is what the docstrings say."""
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 import shlex
@@ -93,11 +94,7 @@ async def ask_the_farm(names: dict[str, Any]) -> None:
     assert state["messages"][-1].text
 
 
-async def ask_main(names: dict[str, Any]) -> None:
-    await names["main"]()
-
-
-AFTERWARDS: dict[str, Callable[[dict[str, Any]], Any]] = {"README.md": ask_main, "docs/tools.md": ask_the_farm}
+AFTERWARDS: dict[str, Callable[[dict[str, Any]], Any]] = {"docs/tools.md": ask_the_farm}
 """What a page's snippets define and do not call themselves."""
 
 
@@ -112,7 +109,7 @@ def outside() -> dict[str, Any]:
     return {
         **public,
         "MixQuantChatModel": scripted,
-        "__name__": "snippet",
+        "__name__": "__main__",
         "create_agent": create_agent,
         "HumanMessage": HumanMessage,
         "tools": [calculator_tool()],
@@ -123,7 +120,7 @@ def outside() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if fences(page, "python")], ids=name_of)
-async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "farm.md").write_text("# Farm\nThe barn is red.\n")
     monkeypatch.chdir(tmp_path)
@@ -134,9 +131,9 @@ async def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
         code = compile(body, f"{name_of(page)}, snippet {number + 1}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         returned = eval(code, names)  # noqa: S307 - our own documents
         if inspect.iscoroutine(returned):
-            await returned
+            asyncio.run(returned)
     if name_of(page) in AFTERWARDS:
-        await AFTERWARDS[name_of(page)](names)
+        asyncio.run(AFTERWARDS[name_of(page)](names))
     for name in ("recorder", "server"):  # what a snippet leaves running
         if name in names:
             names[name].close()
