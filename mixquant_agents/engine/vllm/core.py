@@ -349,7 +349,11 @@ class RunningEngine:
             return
         until = time.monotonic() + request.keep.seconds
         keys = self._block_keys(request, history.prompt.static_tokens if history.prompt is not None else 0)
-        prefix = KeptPrefix(request.thread_id, tuple(history.token_ids), keys, until)
+        ids = history.token_ids
+        whole = max(0, len(ids) - 1) // self._block * self._block  # nobody has read the last token yet
+        if not whole:
+            return
+        prefix = KeptPrefix(request.thread_id, tuple(ids[:whole]), keys, until)
         limit = request.keep.tokens
         with suppress(RuntimeError):  # the engine has just been closed
             self.loop.call_soon_threadsafe(self._kept.hold, prefix, limit)

@@ -151,6 +151,7 @@ async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: StandIn, 
     if held:
         assert any(name.startswith("keep-") for name, _ in engine.llm.asked)
         assert told.kept_tokens == told.cached_tokens > 200
+        assert told.evicted_tokens == 0
         assert (await on_its_loop(engine, engine.stats())).kept_hits == 1
     else:
         assert told.cached_tokens == told.kept_tokens == 0
