@@ -52,7 +52,7 @@ def test_wheel_registers_the_plugin_and_the_commands(wheel: Path) -> None:
     parser.read_string(archive.read(name).decode())
     assert parser["vllm.general_plugins"]["mixquant"] == "mixquant_agents.quant:register"
     assert parser["console_scripts"]["mixquant"] == "mixquant_agents.cli:main"
-    assert set(parser["mixquant.commands"]) == {"demo", "bench.agents", "bench.peers", "bench.replay"}
+    assert set(parser["mixquant.commands"]) == {"demo", "export", "bench.agents", "bench.peers", "bench.replay"}
 
 
 @pytest.mark.slow
