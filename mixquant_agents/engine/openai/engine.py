@@ -303,7 +303,7 @@ class OpenAIEngine(Engine):
                 failure = self._incomplete(answer, reader.beginning, request)
             if failure is None:
                 break
-            pause = self._pause(failure, tries)
+            pause = self._pause(failure, tries, request)
             if pause is None:  # outside of the handler: an error's context must not tell what its text does not
                 raise failure
             logger.warning(
@@ -317,10 +317,12 @@ class OpenAIEngine(Engine):
             )  # fmt: skip
         yield answer.end(meter)
 
-    def _pause(self, failure: MixQuantError, tries: int) -> float | None:
+    def _pause(self, failure: MixQuantError, tries: int, request: EngineRequest) -> float | None:
         """Seconds until a turn that failed ``tries`` times is sent again; ``None`` where it is not."""
         if tries > self._settings.max_retries or self._closed or not isinstance(failure, RemoteEngineError):
             return None
+        if (request.kv_transfer or {}).get("do_remote_prefill"):
+            return None  # the KV that it names is freed by the first fetch, and may be another turn's by now
         return retry_wait(failure, tries)
 
     @asynccontextmanager
