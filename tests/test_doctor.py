@@ -50,3 +50,18 @@ def test_unusable_cache_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     report = doctor.examine()
     assert report["embedded"]["cache"] is None
     assert any("MIXQUANT_CACHE" in problem for problem in report["problems"])
+
+
+def test_mixture_is_told_which_layers_would_have_twins(tmp_path: Path) -> None:
+    from mixquant_agents.bench.shapes import write_model
+    from mixquant_agents.doctor import expert_layers
+
+    model = str(write_model("qwen3-30b-a3b", tmp_path))
+    small, large = (expert_layers(model, memory_gib=size) for size in (80, 140))
+    assert small is not None
+    assert large is not None
+    assert small["format"] == "fp8"
+    assert (len(small["quantized"]) + len(small["exact"]), len(large["exact"])) == (48, 0)
+    assert small["exact"][0] == "model.layers.0.mlp.experts"
+    assert "of 48 layers of experts have a quantized twin" in small["text"]
+    assert expert_layers(str(write_model("qwen3-8b", tmp_path)), memory_gib=80) is None

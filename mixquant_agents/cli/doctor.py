@@ -20,12 +20,16 @@ def command(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the model.")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Let the tokenizer run its own code.")] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="With --model: for a GPU of so many GiB instead of this machine's."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what this machine can do, and what is missing.
 
     Device, number formats, versions, what is installed, where things are kept. With a model or a template: what holds
-    of chats and tool use on it. No engine is started.
+    of chats and tool use on it, and of a mixture which layers of experts would have twins. No engine is started.
 
     \b
     Example: mixquant doctor --model Qwen/Qwen3-8B
@@ -33,13 +37,19 @@ def command(
     if model is None and chat_template is None:
         report = _machine(as_json=as_json)
     else:
-        report = _model(model, chat_template, revision, trust_remote_code=trust_remote_code, as_json=as_json)
+        report = _model(model, chat_template, revision, memory, trust_remote_code=trust_remote_code, as_json=as_json)
     if report["problems"]:
         raise typer.Exit(1)
 
 
 def _model(
-    model: str | None, template: Path | None, revision: str | None, *, trust_remote_code: bool, as_json: bool
+    model: str | None,
+    template: Path | None,
+    revision: str | None,
+    memory: float | None,
+    *,
+    trust_remote_code: bool,
+    as_json: bool,
 ) -> dict[str, Any]:
     from mixquant_agents.cli.output import print_json, result_console
     from mixquant_agents.config import EngineConfig
@@ -53,6 +63,7 @@ def _model(
             chat_template=None if template is None else str(template),
         )
         report = check_model(config)
+        report["expert_layers"] = _experts(model, revision, memory)
     else:
         report = check_template(Path(template or ""))
     if as_json:
@@ -62,6 +73,8 @@ def _model(
     from rich.text import Text
 
     out = result_console()
+    if experts := report.get("expert_layers"):
+        out.print(experts["text"], soft_wrap=True)
     calls, thoughts = report["tool_parser"] or "nobody", report["reasoning_parser"] or "nobody"
     parsers = f"  calls read by {calls}, thoughts by {thoughts}"
     out.print(Text.assemble((report["model"], "bold"), parsers), soft_wrap=True)
@@ -73,6 +86,12 @@ def _model(
         table.add_row(case["case"], case["prompt"], case["answer"] or "", Text(case["detail"] or ""), style=style)
     out.print(table)
     return report
+
+
+def _experts(model: str, revision: str | None, memory: float | None) -> dict[str, Any] | None:
+    from mixquant_agents.doctor import expert_layers
+
+    return expert_layers(model, revision, memory)
 
 
 def _machine(*, as_json: bool) -> dict[str, Any]:

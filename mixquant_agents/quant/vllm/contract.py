@@ -649,7 +649,15 @@ CONTRACT: tuple[Need, ...] = (
         "FusedMoEExperts.w2_bias",
     ),
     *_experts("multiplies experts", "vllm.triton_utils", "tl"),
-    *_experts("multiplies experts", f"{_MOE}.experts.cutlass_moe", "CutlassExpertsFp8"),
+    *_experts("multiplies experts", f"{_MOE}.experts.cutlass_moe", "CutlassExpertsFp8", "CutlassExpertsFp4"),
+    *_experts(
+        "multiplies experts",
+        f"{_MOE}.config",
+        "nvfp4_moe_quant_config",
+        parameters=("g1_alphas", "g2_alphas", "a1_gscale", "a2_gscale", "w1_scale", "w2_scale"),
+    ),
+    *_experts("multiplies experts", f"{_QUANT}.utils.nvfp4_utils", "swizzle_blockscale"),
+    *_experts("multiplies experts", f"{_QUANT}.utils.quant_utils", "kNvfp4Static", "kNvfp4Dynamic"),
     *_experts(
         "multiplies experts",
         f"{_MOE}.config",

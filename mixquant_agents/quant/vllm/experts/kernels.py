@@ -274,6 +274,10 @@ def native_experts(layer_format: LayerFormat) -> ExpertsTwin[Any]:
         return RowwiseExperts(layer_format.name, torch.float8_e4m3fn)
     if layer_format.number_format is NumberFormat.INT8:
         return RowwiseExperts(layer_format.name, torch.int8)
+    if layer_format.number_format is NumberFormat.NVFP4:
+        from mixquant_agents.quant.vllm.experts.nvfp4 import Nvfp4Experts
+
+        return Nvfp4Experts(layer_format.name, layer_format.recipe)
     raise FormatRefusedError(
         f"experts have no native product in {layer_format.number_format.value} here: add 're:.*experts' to "
         "ignored_layers, or use policy 'mixquant-fp8'"

@@ -11,13 +11,11 @@ from typing import Any
 
 import torch
 
+from mixquant_agents.quant.experts.estimate import SPARE
 from mixquant_agents.quant.runtime import Runtime, runtime_of
 from mixquant_agents.quant.vllm.patching import wrap
 
 __all__ = ["hook_loading", "room_for_experts"]
-
-SPARE = 0.04
-"""Of the GPU's memory: captured graphs, activations, the CUDA context."""
 
 
 def hook_loading(vllm_config: Any) -> None:
