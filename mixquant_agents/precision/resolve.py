@@ -135,12 +135,17 @@ class ResolvedPolicy:
         if not self.quantizes or is_ignored(prefix, self.policy.ignored_layers, fused):
             return None
         if not self.policy.formats:
-            default = self.default_format
-            # Experts' weights are not nested: their twins lie beside them.
-            return replace(default, nested=False) if default is not None and is_experts(prefix) else default
+            return self._of(prefix, self.default_format)
         named = [format_named((part, prefix), self.policy.formats) for part in parts_of(prefix, fused)]
         parts = tuple(map(self._named, named))
-        return parts[0] if len(set(parts)) == 1 else PartFormats(parts)
+        return self._of(prefix, parts[0]) if len(set(parts)) == 1 else PartFormats(parts)
+
+    @staticmethod
+    def _of(prefix: str, layer_format: LayerFormat | None) -> LayerFormat | None:
+        """Experts' weights are not nested: their twins lie beside them. And no calibration knows their inputs."""
+        if layer_format is None or not is_experts(prefix):
+            return layer_format
+        return replace(layer_format, nested=False, recipe=layer_format.recipe.uncalibrated)
 
     def _named(self, number_format: NumberFormat | None) -> LayerFormat | None:
         if number_format is NumberFormat.EXACT:

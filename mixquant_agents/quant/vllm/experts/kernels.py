@@ -8,7 +8,6 @@ at start.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,8 +15,6 @@ from typing import Any, NamedTuple
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
-from mixquant_agents.precision.formats import NumberFormat
-from mixquant_agents.precision.resolve import LayerFormat
 from mixquant_agents.quant.experts.layer import ExpertRows, ExpertShape, ExpertsLayer, ExpertWeights
 from mixquant_agents.quant.experts.twin import ExpertsTwin
 from mixquant_agents.quant.kernel_check import largest_error
@@ -27,7 +24,7 @@ from mixquant_agents.quant.timing import replay_microseconds
 
 _log = logging.getLogger("vllm.mixquant")
 
-__all__ = ["ExpertCodes", "RowwiseExperts", "modular_kernel", "native_experts", "run_kernel", "some_rows"]
+__all__ = ["ExpertCodes", "RowwiseExperts", "modular_kernel", "run_kernel", "some_rows"]
 
 GRID = (64, 256, 512, 1024, 2048, 4096, 8192)
 """Rows at which the kernels are timed."""
@@ -261,24 +258,3 @@ def _runs(name: str, rows: ExpertRows, layers: Sequence[tuple[ExpertsLayer, Expe
             run_kernel(state.kernels[name], state.up, state.down, rows, layer.own)
 
     return work
-
-
-@functools.cache
-def native_experts(layer_format: LayerFormat) -> ExpertsTwin[Any]:
-    """The twin that multiplies experts in the format's own arithmetic; one object for each.
-
-    Raises:
-        FormatRefusedError: there is none.
-    """
-    if layer_format.number_format is NumberFormat.FP8:
-        return RowwiseExperts(layer_format.name, torch.float8_e4m3fn)
-    if layer_format.number_format is NumberFormat.INT8:
-        return RowwiseExperts(layer_format.name, torch.int8)
-    if layer_format.number_format is NumberFormat.NVFP4:
-        from mixquant_agents.quant.vllm.experts.nvfp4 import Nvfp4Experts
-
-        return Nvfp4Experts(layer_format.name, layer_format.recipe)
-    raise FormatRefusedError(
-        f"experts have no native product in {layer_format.number_format.value} here: add 're:.*experts' to "
-        "ignored_layers, or use policy 'mixquant-fp8'"
-    )

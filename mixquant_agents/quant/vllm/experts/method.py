@@ -27,7 +27,8 @@ from mixquant_agents.quant.experts.twin import ExpertsTwin
 from mixquant_agents.quant.formats.registry import emulated_twin
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.vllm.context import current_step
-from mixquant_agents.quant.vllm.experts.kernels import native_experts, some_rows
+from mixquant_agents.quant.vllm.experts.kernels import some_rows
+from mixquant_agents.quant.vllm.experts.native import native_experts
 from mixquant_agents.quant.vllm.experts.refusals import refuse
 
 __all__ = ["MixQuantExpertsMethod"]
