@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mixquant_agents.errors import ConfigError, FormatRefusedError
+from mixquant_agents.errors import ConfigError, FormatRefusedError, MixQuantError
 from mixquant_agents.precision.layer_filter import parts_of
 from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
@@ -246,10 +246,18 @@ class Runtime:
                 f"policy {policy.name!r} needs other weights than the running {self.resolved.policy.name!r}, which a "
                 "compiled engine cannot swap; start another engine, or this one with enforce_eager=True"
             )
-        self.router.switch(resolved)
+        before = self.calibration, self.uncalibrated, self._loaded
+        running = [layer.layer_format for layer in self.layers]
         self.calibration, self.uncalibrated, self._loaded = calibration, uncalibrated, loaded
-        for layer, new in zip(self.layers, formats, strict=True):
-            layer.use(new)
+        try:
+            for layer, new in zip(self.layers, formats, strict=True):
+                layer.use(new)
+            self.router.switch(resolved)
+        except MixQuantError:
+            self.calibration, self.uncalibrated, self._loaded = before
+            for layer, old in zip(self.layers, running, strict=True):
+                layer.use(old)
+            raise
         self.resolved = resolved
 
     # --- steps --------------------------------------------------------------------------------------------------------

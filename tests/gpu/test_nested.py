@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from mixquant_agents.quant.nested.kernels import compile_tilings, nested_linear
-from mixquant_agents.quant.nested.layout import NestedWeight, nest, ordered
-from mixquant_agents.quant.nested.product import NestedProduct, Scratch, exact_weight, first_plan, measure
+from mixquant_agents.quant.nested.layout import NestedWeight, natural, nest, ordered
+from mixquant_agents.quant.nested.product import (
+    NestedProduct,
+    Scratch,
+    TwinProduct,
+    exact_weight,
+    first_plan,
+    measure,
+    measure_twin,
+)
 from mixquant_agents.quant.nested.tiling import CUTS, MAX_ROWS, AnyTiling
 
 pytestmark = pytest.mark.gpu
@@ -74,6 +82,22 @@ def test_every_number_of_rows_has_a_product_in_shapes_of_a_small_model(shape: tu
         for y in (product(x, bias), product.unpacked(x, bias)):
             assert y.shape == expected.shape
             assert (y.double() - expected).norm() <= 3e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("shape", [(N, K), (960, 576)])
+def test_draft_product_is_that_of_the_twin_with_unquantized_rows(shape: tuple[int, int]) -> None:
+    torch.manual_seed(4)
+    weight = (torch.randn(shape, device="cuda") * 0.02).bfloat16()
+    held = nest(weight)
+    codes = natural(held.codes.view(torch.uint8)).view(torch.float8_e4m3fn)
+    twin = codes.double() * held.twin_scales().double()
+    product = TwinProduct(held, measure_twin([held]))
+    assert product.most_rows == 64
+    bias = torch.randn(shape[0], device="cuda").bfloat16()
+    for rows in (1, 5, 16, 31, 64):
+        x = torch.randn(rows, shape[1], device="cuda").bfloat16()
+        expected = x.double() @ twin.T + bias.double()
+        assert (product(x, bias).double() - expected).norm() / expected.norm() < 2.5e-3
 
 
 def test_unpacked_weight_is_the_exact_one_bit_for_bit() -> None:

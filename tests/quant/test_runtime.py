@@ -89,6 +89,38 @@ def test_refused_policy_changes_nothing() -> None:
     assert runtime.status()["twin"] == "nvfp4-emulated"
 
 
+def test_layer_whose_weight_is_refused_leaves_all_layers_and_rows_as_they_were() -> None:
+    runtime = make_runtime()
+    nested = PrecisionPolicy(prefill_format="fp8", storage="nested")
+
+    def layer(name: str, refuses: bool) -> Any:
+        prefix = f"model.layers.0.mlp.{name}"
+        made = SimpleNamespace(prefix=prefix, layer_format=runtime.layer_format(prefix))
+
+        def use(layer_format: Any) -> None:
+            if refuses and layer_format is not None and layer_format.nested:
+                raise FormatRefusedError("no BF16 numbers")
+            made.layer_format = layer_format
+
+        made.use = use
+        return made
+
+    layers = [layer("up_proj", False), layer("down_proj", True)]
+    for each in layers:
+        runtime.add_layer(each)
+    before = [each.layer_format for each in layers]
+    with pytest.raises(FormatRefusedError, match="no BF16 numbers"):
+        runtime.set_policy(nested)
+    assert [each.layer_format for each in layers] == before
+    assert runtime.resolved.policy == runtime.router.resolved.policy == PrecisionPolicy.of("mixquant-nvfp4-plain")
+
+
+def test_memory_of_nested_weights_is_their_own_and_not_beside_others() -> None:
+    memory = TwinMemory("a test", lambda: 10 * 2**30)
+    with pytest.raises(OutOfMemoryError, match=r"nested weights need more than 11\.0 GiB, and 10\.0 GiB are free"):
+        memory.add(11 * 2**30, beside=False)
+
+
 def test_twins_reserve_what_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = make_runtime()
     runtime._memory = TwinMemory("a test", lambda: 100_000)

@@ -11,6 +11,7 @@
 //   MINB   blocks per multiprocessor aimed at
 //   WG     1: four warps multiply together by wgmma (sm_90a), which reads tokens from shared memory itself;
 //          0: each by mma.m16n8k16, with tokens read by ldmatrix
+//   CODES_ONLY  1: multiplies by the FP8 twin, unquantized tokens: nibbles and escapes are not read
 //   PDL    1: launched while the kernel before it ends; the first weights are fetched before that is awaited
 //
 // Weights are the first operand, unpacked into registers; tokens are the second. The order in which codes are stored
@@ -23,7 +24,8 @@
 
 #define BN (16 * RT * WN)
 #define THREADS (32 * WN * WK)
-#define PIECES (3 * RT * A)  // of 16 bytes, that a thread needs of a chunk
+#define KINDS (CODES_ONLY ? 2 : 3)
+#define PIECES (KINDS * RT * A)  // of 16 bytes, that a thread needs of a chunk
 
 __device__ __forceinline__ uint4 load_stream(const void* p) {
   uint4 v;
@@ -38,19 +40,19 @@ struct Chunk {  // 16 * RT rows x KC inputs of a warp
 
 // Where piece i of a chunk lies: 0, 1: codes of rows g and g + 8; 2: nibbles; and the next 64 inputs, the next tile.
 __device__ __forceinline__ const void* piece(int i, const u8* const* rows, const uint4* const* lows, int chunk, size_t k8) {
-  const int r = i / (3 * A), a = i / 3 % A, kind = i % 3;
+  const int r = i / (KINDS * A), a = i / KINDS % A, kind = i % KINDS;
   if (kind == 2) return lows[r] + (chunk * A + a) * 32;
   return rows[r] + (kind ? k8 : 0) + (chunk * A + a) * 64;
 }
 
 __device__ __forceinline__ uint4& slot(Chunk& c, int i) {
-  const int r = i / (3 * A), a = i / 3 % A, kind = i % 3;
+  const int r = i / (KINDS * A), a = i / KINDS % A, kind = i % KINDS;
   return kind == 2 ? c.low[r][a] : c.code[r][a][kind];
 }
 
 // Step s of 64 inputs.
 __device__ __forceinline__ void fragment(const Chunk& c, int r, int a, int s, u32* w) {
-  fragment(word(c.code[r][a][0], s), word(c.code[r][a][1], s), word(c.low[r][a], s), w);
+  fragment(word(c.code[r][a][0], s), word(c.code[r][a][1], s), CODES_ONLY ? 0x88888888u : word(c.low[r][a], s), w);
 }
 
 #if WG
@@ -253,7 +255,7 @@ nested_linear(const uint4* __restrict__ x,       // bf16 [M, K]
 #pragma unroll
       for (int n = 0; n < NT; n++) acc[r][n][i] = acc[r][n][i] * up * rest;
     }
-    add_escapes(acc[r], (const u16*)x, escapes, begin[r], end[r], exponent[r], g, t, M, K);
+    if (!CODES_ONLY) add_escapes(acc[r], (const u16*)x, escapes, begin[r], end[r], exponent[r], g, t, M, K);
   }
 
   // Partial sums: [WK][MT][SUMS], over the warps along K and the blocks of the cluster.

@@ -18,7 +18,16 @@ from mixquant_agents.quant.nested.layout import NestedWeight, rebuild
 from mixquant_agents.quant.nested.tiling import AnyTiling, fitting, token_tiles
 from mixquant_agents.quant.timing import replay_microseconds
 
-__all__ = ["NestedProduct", "ProductPlan", "Scratch", "exact_weight", "first_plan", "measure"]
+__all__ = [
+    "NestedProduct",
+    "ProductPlan",
+    "Scratch",
+    "TwinProduct",
+    "exact_weight",
+    "first_plan",
+    "measure",
+    "measure_twin",
+]
 
 _CROSSING = (96, 128, 192, 256, 384, 512, 768, 1024)
 """Rows at which pieces and the unpacked weight are timed."""
@@ -115,6 +124,30 @@ def first_plan(n: int, k: int, capability: tuple[int, int]) -> ProductPlan:
     return ProductPlan(tilings, 8 * max(tilings, default=0) + 1, {})
 
 
+class TwinProduct:
+    """The product of few unquantized rows with one weight's FP8 twin, on a GPU: reads the codes alone."""
+
+    def __init__(self, weight: NestedWeight, tilings: Mapping[int, AnyTiling]) -> None:
+        """``tilings`` by token tiles, as :func:`measure_twin` chooses them."""
+        self._outputs = weight.codes.shape[0]
+        kernels = {tiles: NestedKernel(weight, tiling) for tiles, tiling in tilings.items()}
+        self.most_rows = 8 * max(kernels, default=0)
+        self._kernels = [kernels[token_tiles(rows, kernels)] for rows in range(1, self.most_rows + 1)]
+
+    def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """bfloat16 ``[M, K]`` to ``[M, N]``, of 1 to ``most_rows`` rows."""
+        y = x.new_empty(x.shape[0], self._outputs)
+        self._kernels[x.shape[0] - 1].into(y, x.contiguous(), bias)
+        return y
+
+
+def measure_twin(weights: Sequence[NestedWeight]) -> dict[int, AnyTiling]:
+    """The fastest tilings of :class:`TwinProduct` for ``weights``, all of one shape and on one GPU."""
+    n, k = weights[0].codes.shape
+    device = weights[0].codes.device
+    return _fastest(weights, fitting(n, k, torch.cuda.get_device_capability(device), codes_only=True))
+
+
 def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
     """The fastest plan for ``weights``, all of one shape and on one GPU."""
     n, k = weights[0].codes.shape
@@ -123,15 +156,7 @@ def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
     cuts = fitting(n, k, torch.cuda.get_device_capability(device))
     if not cuts:
         return first_plan(n, k, torch.cuda.get_device_capability(device))
-    compile_tilings({tiling for candidates in cuts.values() for tiling in candidates}, device.index)
-    tilings = {}
-    for tiles, candidates in cuts.items():
-        x = torch.randn(8 * tiles, k, device=device).bfloat16()
-        times = {}
-        for tiling in candidates:
-            kernels = [NestedKernel(weight, tiling) for weight in sample]
-            times[tiling] = replay_microseconds(functools.partial(_run, kernels, x.new_empty(x.shape[0], n), x))
-        tilings[tiles] = min(times, key=times.__getitem__)
+    tilings = _fastest(sample, cuts)
     never = ProductPlan(tilings, 2**31, {})
     products = [NestedProduct(weight, never, scratch) for weight in sample]
     microseconds = {}
@@ -141,6 +166,22 @@ def measure(weights: Sequence[NestedWeight], scratch: Scratch) -> ProductPlan:
         microseconds[rows] = (round(both[0] / len(sample), 1), round(both[1] / len(sample), 1))
     behind = [rows for rows, (nested, unpacked) in microseconds.items() if nested <= unpacked]
     return ProductPlan(tilings, max(behind, default=_CROSSING[0] - 1) + 1, microseconds)
+
+
+def _fastest(weights: Sequence[NestedWeight], cuts: Mapping[int, Sequence[AnyTiling]]) -> dict[int, AnyTiling]:
+    """Of the cuts for each number of token tiles."""
+    n, k = weights[0].codes.shape
+    device = weights[0].codes.device
+    compile_tilings({tiling for candidates in cuts.values() for tiling in candidates}, device.index)
+    fastest = {}
+    for tiles, candidates in cuts.items():
+        x = torch.randn(8 * tiles, k, device=device).bfloat16()
+        times = {}
+        for tiling in candidates:
+            kernels = [NestedKernel(weight, tiling) for weight in weights]
+            times[tiling] = replay_microseconds(functools.partial(_run, kernels, x.new_empty(x.shape[0], n), x))
+        fastest[tiles] = min(times, key=times.__getitem__)
+    return fastest
 
 
 def _run(kernels: Sequence[NestedKernel], y: torch.Tensor, x: torch.Tensor) -> None:

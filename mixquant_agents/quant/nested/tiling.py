@@ -42,6 +42,7 @@ class Tiling:
         minb: blocks that a multiprocessor should hold.
         wg: 1: by ``wgmma``, four warps together; 0: by ``mma``, each warp alone.
         pdl: 1: weights are fetched while the kernel before it ends.
+        codes_only: 1: the product with the FP8 twin instead of the exact weight, tokens unquantized.
     """
 
     source: ClassVar[str] = "kernel.cu"
@@ -57,6 +58,7 @@ class Tiling:
     minb: int
     wg: int = 0
     pdl: int = 1
+    codes_only: int = 0
 
     @property
     def rows(self) -> int:
@@ -168,13 +170,17 @@ def token_tiles(rows: int, tiles: Iterable[int] | None = None) -> int:
     return next(count for count in known if rows <= _TOKENS * count)
 
 
-def fitting(n: int, k: int, capability: tuple[int, int] = HOPPER) -> dict[int, tuple[AnyTiling, ...]]:
+def fitting(
+    n: int, k: int, capability: tuple[int, int] = HOPPER, codes_only: bool = False
+) -> dict[int, tuple[AnyTiling, ...]]:
     """The cuts that fit a weight ``[N, K]`` on a device of this compute capability, by token tiles; those alone that
-    have any."""
+    have any. ``codes_only``: of the product with the FP8 twin, up to 64 rows."""
     cuts: dict[int, tuple[AnyTiling, ...]] = {}
     for tiles in CUTS:
         candidates = (_on(capability, cut) for cut in CUTS[tiles] if cut.fits(n, k))
         usable = tuple(cut for cut in candidates if cut is not None)
+        if codes_only:
+            usable = tuple(replace(cut, codes_only=1) for cut in usable if isinstance(cut, Tiling))
         if usable:
             cuts[tiles] = usable
     return cuts

@@ -15,7 +15,17 @@ from torch.nn.functional import linear
 
 from mixquant_agents.errors import ConfigError, EngineStartError, FormatRefusedError
 from mixquant_agents.quant.nested.layout import TILE_K, TILE_N, NestedWeight, natural, nest, rebuild
-from mixquant_agents.quant.nested.product import NestedProduct, ProductPlan, Scratch, exact_weight, first_plan, measure
+from mixquant_agents.quant.nested.product import (
+    NestedProduct,
+    ProductPlan,
+    Scratch,
+    TwinProduct,
+    exact_weight,
+    first_plan,
+    measure,
+    measure_twin,
+)
+from mixquant_agents.quant.nested.tiling import AnyTiling
 from mixquant_agents.quant.ops.sources import ExactRows, RowSource
 from mixquant_agents.quant.timing import unwatched_objects
 from mixquant_agents.quant.twins.base import Twin
@@ -38,8 +48,8 @@ def nested(weight: torch.Tensor, name: str) -> NestedWeight:
     narrow = weight.to(torch.bfloat16)
     if weight.dtype != torch.bfloat16 and not torch.equal(narrow.to(weight.dtype), weight):
         raise FormatRefusedError(
-            f"{name!r} holds bfloat16 weights, and these have values in {weight.dtype} that bfloat16 has not; use "
-            "storage 'separate'"
+            f"{name!r} holds bfloat16 weights, and these have values in {weight.dtype} that bfloat16 has not; "
+            "set dtype 'bfloat16', or storage 'separate'"
         )
     return nest(narrow)
 
@@ -59,12 +69,14 @@ class NestedState:
         weight: all its bits.
         scales: float32 ``[N, 1]``, powers of two, by which the codes are the twin.
         product: of exact rows, on a GPU; ``None`` until it is first needed.
+        draft: of a draft's few unquantized rows with the twin; ``None`` until it was tuned.
     """
 
     def __init__(self, weight: NestedWeight, scales: torch.Tensor) -> None:
         self.weight = weight
         self.scales = scales
         self.product: NestedProduct | None = None
+        self.draft: TwinProduct | None = None
 
 
 class NestedTwin(Twin[NestedState]):
@@ -82,6 +94,7 @@ class NestedTwin(Twin[NestedState]):
         self.name = name
         self._codes = RowwiseTwin(name, torch.float8_e4m3fn, *products, ordered=True)
         self._plans: dict[tuple[int, int], ProductPlan] = {}
+        self._draft_tilings: dict[tuple[int, ...], Mapping[int, AnyTiling]] = {}
         self._scratch = Scratch()
         self._verified = 0
 
@@ -198,6 +211,23 @@ class NestedTwin(Twin[NestedState]):
     ) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         return self._codes.product(source, Codes(state.weight.codes, state.scales), bias, exact)
+
+    def few_rows(self, source: RowSource, state: NestedState, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`: unquantized rows times the codes, 8 bits a weight."""
+        if state.draft is None and (tilings := self._draft_tilings.get(tuple(state.weight.codes.shape))):
+            state.draft = TwinProduct(state.weight, tilings)
+        if state.draft is None or not 0 < source.x.shape[0] <= state.draft.most_rows:
+            return self.product(source, state, bias)
+        return state.draft(source.rows(), bias)
+
+    def tune_few_rows(self, layers: Sequence[tuple[torch.Tensor, NestedState]]) -> None:
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
+        by_shape: dict[tuple[int, ...], list[NestedWeight]] = {}
+        for _, state in layers:
+            if state.scales.is_cuda:
+                by_shape.setdefault(tuple(state.weight.codes.shape), []).append(state.weight)
+        with unwatched_objects():
+            self._draft_tilings |= {shape: measure_twin(same) for shape, same in by_shape.items()}
 
     def tune(self, layers: Sequence[tuple[torch.Tensor, NestedState]], most_rows: int | None = None) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: of both products."""

@@ -202,11 +202,13 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
 
     def use(self, layer_format: RoutedFormat | None) -> None:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
+        twin = None if layer_format is None else twin_of(layer_format, self._widths)
+        if twin is not None and self._operand is not None and twin.build_key not in self._states:
+            self._states[twin.build_key] = (twin, self._built(twin, self._operand))
+        # Only now: a weight that the twin refuses leaves the layer as it was.
         self.layer_format = layer_format
-        self._twin = None if layer_format is None else twin_of(layer_format, self._widths)
-        self._captured = self._twin is not None and self._twin.captured
-        if self._twin is not None and self._operand is not None and self._twin.build_key not in self._states:
-            self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self._operand))
+        self._twin = twin
+        self._captured = twin is not None and twin.captured
 
     def trials(self) -> Iterator[Unit | ExactUnit]:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""

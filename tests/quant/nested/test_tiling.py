@@ -55,3 +55,10 @@ def test_cuts_of_a_device_before_hopper_use_what_it_has() -> None:
             assert cut.shared_bytes <= 99 * 1024
     assert set(fitting(6144, 4096)) == set(CUTS)
     assert fitting(48, 192) == {}, "such a weight is unpacked"
+
+
+def test_twin_is_multiplied_by_the_cuts_of_few_rows() -> None:
+    cuts = fitting(6144, 4096, codes_only=True)
+    assert set(cuts) == {1, 2, 4, 8}
+    assert all(cut.macros()["CODES_ONLY"] == 1 for some in cuts.values() for cut in some)
+    assert all(cut.macros().get("CODES_ONLY", 0) == 0 for some in fitting(6144, 4096).values() for cut in some)
