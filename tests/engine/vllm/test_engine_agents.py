@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
+from mixquant_agents.engine.base import EngineRequest, Keep, NamedTool, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.records import TurnCounts
 
@@ -67,7 +67,7 @@ async def test_agents_turns_go_on_from_their_own_tokens(engine: VllmEngine) -> N
     block = await block_of(engine)
     messages = [QUESTION]
     fields: dict[str, Any] = {"tools": [ADD], "thread_id": "T", "keep": Keep(seconds=60)}
-    answer, counts, written = await turn(engine, asked(messages, 64, tool_choice="required", **fields))
+    answer, counts, written = await turn(engine, asked(messages, 64, tool_choice=NamedTool("add"), **fields))
     assert counts.verbatim_tokens == 0
     (call,) = answer["tool_calls"]
     assert (await engine.stats()).kept_threads == 1
@@ -107,7 +107,7 @@ async def test_kept_prefix_outlives_others_turns(engine: VllmEngine, seconds: fl
     keep = Keep(seconds=seconds) if seconds is not None else None
     fields: dict[str, Any] = {"tools": [ADD], "thread_id": f"K{seconds}", "keep": keep}
     messages = [QUESTION]
-    answer, _, written = await turn(engine, asked(messages, 64, tool_choice="required", **fields))
+    answer, _, written = await turn(engine, asked(messages, 64, tool_choice=NamedTool("add"), **fields))
     for number in range(9):
         await turn(engine, asked([{"role": "user", "content": f"{number} {LONG}"}], 2))
     messages += [answer, {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "75"}]
