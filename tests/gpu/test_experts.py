@@ -1,4 +1,4 @@
-"""vLLM's kernels of experts as the plugin runs them: near their emulation, and routed inside CUDA graphs. Needs vLLM."""
+"""vLLM's kernels of experts as the plugin runs them: near their emulation, and routed in CUDA graphs. Needs vLLM."""
 
 from __future__ import annotations
 
