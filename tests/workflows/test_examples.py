@@ -104,6 +104,16 @@ async def scripted_engine(tmp_path: Path) -> None:
     assert "1591" in await load("scripted").main()
 
 
+async def read_ahead(tmp_path: Path) -> None:
+    model = scripted(calls("read_log", day="Monday"), "88 cm.")
+    assert await load("read_ahead").main(model) == "88 cm."
+    assert [request.priority for request in model.engine.requests] == [-1, -1]
+    texts = [request.messages[-1]["content"] for request, _ in model.engine.prefetched]
+    assert len(texts) > 2
+    assert "12:00" in texts[-1]
+    assert list(model.engine.released) == ["log"]
+
+
 async def own_engine(tmp_path: Path) -> None:
     assert await load("own_engine").main() == "Here I am."
 
@@ -114,6 +124,7 @@ RUNS: dict[str, Callable[[Path], Any]] = {
     "mcp_server": mcp_server,
     "own_engine": own_engine,
     "memory": memory,
+    "read_ahead": read_ahead,
     "records": records,
     "resume": resume,
     "retrieval": retrieval,
