@@ -15,7 +15,11 @@ from mixquant_agents.serving.router import router_command
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> str:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model's folder, on a CPU whose defaults are at hand: the true ones (``tests/engine/vllm/test_args.py``) ask
+    transformers."""
+    defaults = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 2**30}
+    monkeypatch.setattr(command, "cpu_defaults", lambda config, _: {**defaults, "max_model_len": config.max_model_len})
     described = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "max_position_embeddings": 4096}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **described}))
     return str(tmp_path)

@@ -219,6 +219,7 @@ class RunningEngine:
                             log_requests=False,
                             stat_loggers=[self.recorder.factory()],
                         )
+                    self.llm.mixquant_owner = "engine"  # the plugin's hook of servers then leaves its requests alone
                     self.processes = control.processes
                     self._tree = descendants(self.processes)
                     self._left_behind = (sockets_in(folder) - sockets) | segments_of(self._tree)

@@ -2,8 +2,8 @@
 counted by policy in the server's own ``/metrics`` and in its per-request metrics.
 
 Installed in the server's front end, when it makes the configuration of an engine whose method is ours; other processes
-and other engines are never touched. A request that already carries the policy's salt comes from this library's own
-engine, which counts its rows itself, and passes untouched.
+and other engines are never touched. This library's own engine salts its requests and counts their rows itself: it marks
+its client, which then passes untouched.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ _SERVERS = (
     "vllm.entrypoints.launchers.api_server",
     "vllm.entrypoints.launchers.cli_args",  # Ray Serve LLM's engines
     "vllm.entrypoints.openai.api_server",
-    "vllm.v1.engine.async_llm",
 )
 """Modules of which one is loaded where a server is being started."""
 _SERVING = (
@@ -37,6 +36,8 @@ _SERVING = (
     "vllm.entrypoints.openai.responses.serving",
 )
 """Modules that put per-request metrics into answers (vLLM since July 2026)."""
+_OWNED = "mixquant_owner"
+"""Attribute of a client whose owner salts and counts by itself (``engine/vllm/core.py``)."""
 _ROWS = "mixquant_rows"
 """Attribute of a request's statistics that carries its rows to the answer."""
 _COUNTED = ("quantized", "exact", "recomputed")
@@ -153,7 +154,9 @@ _rows_of: weakref.WeakKeyDictionary[Any, ServerRows] = weakref.WeakKeyDictionary
 
 
 def _server_rows(llm: Any, method: type[Any]) -> ServerRows | None:
-    """The rows of this engine's requests; ``None`` where its method is another."""
+    """The rows of this engine's requests; ``None`` where its method is another, or its owner counts them."""
+    if _OWNED in vars(llm):
+        return None
     if llm not in _rows_of:
         config = llm.vllm_config.quant_config
         if not isinstance(config, method):
@@ -171,10 +174,7 @@ def _generate(method: type[Any], original: Callable[..., Any]) -> Callable[..., 
         rows = _server_rows(self, method)
         if rows is None or not isinstance(prompt, dict):
             return original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        salt = prompt.get("cache_salt")
-        if salt is not None and salt.startswith(rows.policy.fingerprint):
-            return original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        prompt = {**prompt, "cache_salt": salted(rows.policy, salt)}
+        prompt = {**prompt, "cache_salt": salted(rows.policy, prompt.get("cache_salt"))}
         outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
         return _counted(outputs, rows, request_id, sampling_params.n)
 

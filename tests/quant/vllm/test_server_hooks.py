@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.quant.vllm import server_hooks
-from mixquant_agents.quant.vllm.server_hooks import hook_server, salted
+from mixquant_agents.quant.vllm.server_hooks import hook_server
 
 
 class Method:
@@ -142,8 +142,10 @@ async def test_other_methods_and_own_engine_pass_untouched(hooked: type[Client])
     exact = hooked(None, "exact")
     await outputs(exact, "a")
     own = hooked(Method(POLICY), "own")
-    await outputs(own, "b", {**PROMPT, "cache_salt": salted(POLICY, "x")})
-    assert (exact.salts, exact.asked, own.asked) == ([None], [], [])
+    own.mixquant_owner = "engine"
+    await outputs(own, "b", {**PROMPT, "cache_salt": "of its owner's"})
+    assert (exact.salts, exact.asked) == ([None], [])
+    assert (own.salts, own.asked) == (["of its owner's"], []), "also where its policy was switched since"
 
 
 async def test_engine_that_ends_is_let_go(hooked: type[Client]) -> None:
