@@ -18,7 +18,7 @@ from mixquant_agents.precision.static_prefix import BlockKeys
 
 __all__ = ["KeptPrefix", "KeptPrefixes", "Reuse"]
 
-_READ_AHEAD = 64
+_READ_AHEAD = 32
 """Prefetched beginnings that are remembered, to say later what they were good for."""
 
 REFRESH_SHARE = 0.5
@@ -173,4 +173,6 @@ class KeptPrefixes:
 def _begins(token_ids: Sequence[int], prefix: Sequence[int]) -> bool:
     """Whether ``token_ids`` begin with ``prefix``."""
     length = len(prefix)
-    return len(token_ids) >= length and list(token_ids[:length]) == list(prefix)
+    if len(token_ids) < length or (length and token_ids[length - 1] != prefix[-1]):  # the same length rarely ends alike
+        return False
+    return list(token_ids[:length]) == list(prefix)
