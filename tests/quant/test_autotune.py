@@ -1,95 +1,59 @@
-"""What is chosen by measuring, on layers whose products take times that are known."""
+"""Which blocks are measured, and what thresholds say of steps with several exact rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from mixquant_agents.quant import autotune
-from mixquant_agents.quant.autotune import choose_drafts
-from mixquant_agents.quant.step import DRAFT, DRAFT_FEW_ROWS, forced_step
-from mixquant_agents.quant.twins.base import Twin
-from mixquant_agents.quant.vllm.draft.speculator import describe
+from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.precision.plan import Mode, RequestRows
+from mixquant_agents.precision.resolve import resolve
+from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant.autotune import samples
+from mixquant_agents.quant.router import GraphSettings, Router
+from mixquant_agents.quant.thresholds import Thresholds
 
 
-class Layer(SimpleNamespace):
-    """One of a block's, which notes what it was asked for."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def tuning(self) -> tuple[Any, Any]:
-        return self.twin, self.prefix
-
-    def work(self, rows: Callable[[int], torch.Tensor]) -> Callable[[], object]:
-        return lambda: self.calls.append(forced_step())
+def layer(block: int, name: str, *shape: int) -> Any:
+    return SimpleNamespace(prefix=f"model.layers.{block}.{name}", shape=shape, layer_format="fp8")
 
 
-class FewRows(Twin[Any]):
-    name = "few"
-
-    def __init__(self, fails: bool) -> None:
-        self.fails = fails
-
-    def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
-        return 0
-
-    def build(self, weight: torch.Tensor, calibration: Any = None) -> Any:
-        return weight
-
-    def tensors(self, state: Any) -> dict[str, torch.Tensor]:
-        return {}
-
-    def product(self, source: Any, state: Any, bias: Any = None, exact: Any = None) -> torch.Tensor:
-        raise NotImplementedError
-
-    def tune_few_rows(self, layers: Any) -> None:
-        if self.fails:
-            raise RuntimeError("no such instruction")
+def test_model_of_equal_blocks_is_its_first_two() -> None:
+    blocks = [[layer(block, "self_attn.qkv_proj", 6, 4), layer(block, "mlp.down_proj", 4, 8)] for block in range(5)]
+    (sample,) = samples([each for block in blocks for each in block])
+    assert sample.layers == (*blocks[0], *blocks[1])
+    assert sample.share == 1
 
 
-def layers(fails: bool = False) -> tuple[list[Any], list[Any]]:
-    calls: list[Any] = []
-    twin = FewRows(fails)
-    made = [
-        Layer(prefix=f"model.layers.{block}.mlp.up_proj", shape=(8, 8), layer_format=None, twin=twin, calls=calls)
-        for block in range(4)
-    ]
-    return made, calls
+def test_kinds_count_as_often_as_the_model_has_them() -> None:
+    dense = [layer(0, "mlp.down_proj", 4, 8)]
+    mixed = [layer(block, "mlp.experts", 8, 2, 4) for block in range(1, 4)]
+    bare = [layer(block, "self_attn.o_proj", 4, 4) for block in range(4, 10)]
+    found = samples([*dense, *mixed, *bare])
+    assert [sample.layers for sample in found] == [tuple(dense), tuple(mixed[:2]), tuple(bare[:2])]
+    # Two blocks of ten count for each two of the measured ones; a kind's time is that of its measured blocks.
+    assert [sample.share for sample in found] == [2 * 1 / 10 / 1, 2 * 3 / 10 / 2, 2 * 6 / 10 / 2]
 
 
-@pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> dict[Any, float]:
-    times = {"exact": 100.0, DRAFT: 70.0, DRAFT_FEW_ROWS: 60.0}
-
-    def replay(work: Callable[[], object]) -> float:
-        work()
-        step = forced_step()
-        return times.get(step, times["exact"])
-
-    monkeypatch.setattr(autotune, "replay_microseconds", replay)
-    return times
+@pytest.mark.parametrize(("exact", "rows"), [(1, 31), (2, 3071), (8, 3071), (9, 4095), (64, 6143), (200, 6143)])
+def test_more_exact_rows_need_larger_steps(exact: int, rows: int) -> None:
+    thresholds = Thresholds(15, 31, by_exact={1: 31, 8: 3071, 32: 4095, 64: 6143})
+    assert thresholds.mixed_with(exact) == rows
+    assert Thresholds(15, 700).mixed_with(exact) == 700
 
 
-def test_faster_of_both_kinds_of_drafts_is_chosen(timed: dict[Any, float]) -> None:
-    made, calls = layers()
-    found = choose_drafts(made, [1, 8])
-    assert {rows: choice.step for rows, choice in found.items()} == {1: DRAFT_FEW_ROWS, 8: DRAFT_FEW_ROWS}
-    assert found[1].share == pytest.approx(0.6)
-    assert calls, "the layers' own products were run"
-    timed[DRAFT] = 50.0
-    again = choose_drafts(made, [1])[1]
-    assert (again.step, again.share) == (DRAFT, pytest.approx(0.5))
-    assert describe({1: again}) == "drafts by rows, and their products' time over the exact ones: 1: quantized 0.50"
-
-
-def test_kernel_that_does_not_run_here_is_done_without(
-    timed: dict[Any, float], caplog: pytest.LogCaptureFixture
-) -> None:
-    made, _ = layers(fails=True)
-    with caplog.at_level("WARNING", logger="vllm.mixquant"):
-        found = choose_drafts(made, [4])[4]
-    assert (found.step, found.share) == (DRAFT, pytest.approx(0.7))
+@pytest.mark.parametrize(
+    ("writers", "prompt", "mode"), [(1, 500, Mode.MIXED), (8, 500, Mode.EXACT), (8, 4000, Mode.MIXED)]
+)
+def test_router_asks_how_many_exact_rows_a_step_has(writers: int, prompt: int, mode: Mode) -> None:
+    resolved = resolve(PrecisionPolicy.of("mixquant-fp8"), DeviceInfo("cuda", "H200", (9, 0)))
+    router = Router(resolved, GraphSettings(64, full_graphs=True))
+    measured = Thresholds(15, 31, by_exact={1: 31, 8: 3071, 64: 6143})
+    router.prepare(torch.device("cpu"), lambda exact_rows: measured)
+    requests = [RequestRows(f"w{i}", 10, 20, 1) for i in range(writers)] + [RequestRows("p", prompt, 0, prompt)]
+    rows, step = router.route(requests)
+    assert step.mode is mode
+    assert rows.num_exact == (writers if mode is Mode.MIXED else writers + prompt)

@@ -87,7 +87,8 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
         from mixquant_agents.quant.vllm.experts.loading import hook_loading
         from mixquant_agents.quant.vllm.experts.method import MixQuantExpertsMethod
 
-        hook_loading(get_current_vllm_config())
+        if not runtime.experts.offers:
+            hook_loading(get_current_vllm_config())
         return MixQuantExpertsMethod(runtime, prefix, layer.moe_config)
 
     def _start(self) -> Runtime:

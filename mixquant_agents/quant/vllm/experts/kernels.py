@@ -29,6 +29,9 @@ __all__ = ["ExpertCodes", "RowwiseExperts", "modular_kernel", "run_kernel", "som
 GRID = (64, 256, 512, 1024, 2048, 4096, 8192)
 """Rows at which the kernels are timed."""
 
+UNMEASURED = {64: "triton", 1024: "tiles 64x128x128", 8192: "tiles 128x256x128"}
+"""The kernels up to so many rows where nothing is measured, as with a threshold of the policy's: an H200's."""
+
 AGREE = 0.1
 """Largest distance between two kernels' products of a row, of its length. Some values round differently between an
 expert's two products; 0.04 was seen."""
@@ -113,6 +116,8 @@ class RowwiseExperts(ExpertsTwin[ExpertCodes]):
             )
         self._classes = self._supported(layer)
         self._products.candidates = tuple(self._classes)
+        if self._classes.keys() >= set(UNMEASURED.values()) and self.dtype is torch.float8_e4m3fn:
+            self._products.learn(shape.up, shape.hidden, UNMEASURED)  # until it is measured
 
     def _supported(self, layer: ExpertsLayer) -> dict[str, Any]:
         from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEActivationFormat
