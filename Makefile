@@ -28,7 +28,7 @@ test-serving: $(READY)
 
 # The unit tests in two processes: only the first imports vLLM, which takes as long as a quarter of the tests.
 UNIT := -q -p no:langsmith_plugin --ignore=tests/gpu -m "not engine and not slow and not browser and not prometheus and not gpu"
-PLUGIN := bench embedded engine langchain_standard quant serving test_doctor.py
+PLUGIN := bench embedded engine langchain_standard precision quant serving test_doctor.py
 unit: $(READY)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
 unit-plugin unit-rest: export OMP_NUM_THREADS = 1
