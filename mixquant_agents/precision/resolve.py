@@ -194,11 +194,12 @@ def _storage(policy: PrecisionPolicy, prefill: NumberFormat, device: DeviceInfo)
 
 
 def _with_recipe(policy: PrecisionPolicy) -> PrecisionPolicy:
-    """NVFP4's default recipe, where the policy left everything to the device; what it says itself stays."""
-    open_fields = {name: value for name, value in NVFP4_RECIPE.items() if name not in policy.model_fields_set}
-    if policy.exact_last_token is False:
-        open_fields.pop("exact_last_tokens", None)
-    return PrecisionPolicy.model_validate({**policy.model_dump(), "prefill_format": NumberFormat.NVFP4, **open_fields})
+    """NVFP4's default recipe, where the policy says nothing of what the recipe is about."""
+    fields = policy.model_dump()
+    plain = PrecisionPolicy().model_dump()
+    told = [name for name in (*NVFP4_RECIPE, "exact_last_token", "prefill_checkpoint") if fields[name] != plain[name]]
+    recipe = {} if told else NVFP4_RECIPE
+    return PrecisionPolicy.model_validate({**fields, "prefill_format": NumberFormat.NVFP4, **recipe})
 
 
 def resolve(policy: PrecisionPolicy, device: DeviceInfo, *, calibrated: bool = True) -> ResolvedPolicy:

@@ -213,9 +213,11 @@ def test_auto_takes_nvfp4s_default_recipe_on_blackwell_and_keeps_its_name() -> N
     assert (resolved.prefill_format, resolved.name) == (NumberFormat.NVFP4, "mixquant")
     assert resolved.policy == PrecisionPolicy.of("mixquant-nvfp4")
     assert resolved.rule() == resolve(PrecisionPolicy.of("mixquant-nvfp4"), blackwell).rule()
-    own = resolve(PrecisionPolicy(exact_last_tokens=4, weight_rounding="nearest", calibration=None), blackwell)
-    assert (own.rule().last, own.rule().first, own.policy.calibration) == (4, 16, None)
-    assert own.policy.weight_rounding == "nearest"
+    sent = PrecisionPolicy.model_validate(PrecisionPolicy().model_dump(mode="json"))  # as a worker gets it
+    assert resolve(sent, blackwell).policy == PrecisionPolicy.of("mixquant-nvfp4")
+    assert resolve(PrecisionPolicy(row_threshold=7), blackwell).rule().last == 48
+    own = resolve(PrecisionPolicy(exact_last_tokens=4), blackwell)
+    assert (own.rule().last, own.rule().first, own.policy.calibration) == (4, 0, None)
     assert resolve(PrecisionPolicy(), CPU).policy == PrecisionPolicy()
 
 
