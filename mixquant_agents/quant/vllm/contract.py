@@ -146,6 +146,7 @@ DRAFTS = (
 
 CONTRACT: tuple[Need, ...] = (
     *_need("drafts", f"{_V2_DIR}.block_table", "BlockTables.kernel_block_sizes", optional=True),
+    *_need("renews drafts", _V2, "GPUModelRunner.reload_weights", "GPUModelRunner.speculator", optional=True),
     *_need(
         "drafts",
         "vllm.model_executor.layers.vocab_parallel_embedding",

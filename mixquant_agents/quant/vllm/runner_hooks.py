@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from mixquant_agents.precision.plan import RequestRows
 from mixquant_agents.precision.static_prefix import StaticPrefix
@@ -22,6 +22,14 @@ __all__ = ["install"]
 
 _V1 = "vllm.v1.worker.gpu_model_runner"
 _V2 = "vllm.v1.worker.gpu.model_runner"
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """A drafter that holds something made of the model's weights."""
+
+    def renew(self) -> None:
+        """They were loaded anew."""
 
 
 def install() -> None:
@@ -42,6 +50,8 @@ def install() -> None:
     if v2 is not None:
         wrap(v2, "prepare_inputs", _prepare_v2)
         wrap(v2, "execute_model", _execute)
+        if hasattr(v2, "reload_weights"):
+            wrap(v2, "reload_weights", _reload)
     wrap(current_platform, "set_additional_forward_context", _forward_context)
     worker_rpc.install()
 
@@ -130,6 +140,22 @@ def _prepare_v2(original: Callable[..., Any]) -> Callable[..., Any]:
         return batch
 
     return prepare_inputs
+
+
+def _reload(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A drafter keeps a twin of the output layer, which is no routed layer: it follows the new weights, too."""
+
+    def reload_weights(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _renew(self.speculator)
+        return result
+
+    return reload_weights
+
+
+def _renew(drafter: object) -> None:
+    if isinstance(drafter, Renewable):
+        drafter.renew()
 
 
 def _forward_context(original: Callable[..., Any]) -> Callable[..., Any]:

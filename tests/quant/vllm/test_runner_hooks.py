@@ -148,3 +148,12 @@ def test_changed_input_batch_fails_loudly() -> None:
     del runner.input_batch.num_prompt_tokens
     with pytest.raises(EngineStartError, match=r"InputBatch of runner V1.*num_prompt_tokens"):
         runner.execute_model(scheduled({"a": 4, "b": 1}))
+
+
+def test_reloaded_weights_renew_what_a_drafter_made_of_them() -> None:
+    renewed: list[str] = []
+    reload = hooks._reload(lambda self, path: renewed.append(path))
+    drafter = SimpleNamespace(renew=lambda: renewed.append("renewed"))
+    reload(SimpleNamespace(speculator=drafter), "new")
+    reload(SimpleNamespace(speculator=None), "newer")
+    assert renewed == ["new", "renewed", "newer"]
