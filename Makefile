@@ -40,7 +40,6 @@ unit-rest:
 # Needs Debian's chromium and prometheus on the PATH as well. Properties are tried with many more examples.
 test-full: $(READY)
 	$(RUN)/python -m pytest -m "not gpu and not serving" $(ARGS)
-	$(MAKE) --no-print-directory test-serving
 	$(RUN)/python -m pytest $(UNIT) -m "hypothesis and not engine and not gpu" --hypothesis-profile=thorough $(ARGS)
 
 # Needs a CUDA GPU, PyTorch, Triton and pytest: python -m pytest -m gpu tests/gpu

@@ -129,7 +129,7 @@ class Fleet:
         """How each server is: ``{"ready": number of them, "servers": […], "router": {…} | None}``."""
         servers = await asyncio.gather(
             *(server_health(each.name, each.url, exit_code=each.exit_code) for each in self.servers),
-            *(server_health(address, address) for address in self.hosts),
+            *(server_health(address, address, absent="unreachable") for address in self.hosts),
         )
         router = None
         if self.router is not None:

@@ -28,8 +28,10 @@ _SHOWN = {
 """Sums of vLLM's metrics → names in the view."""
 
 
-async def server_health(name: str, url: str, *, exit_code: int | None = None, path: str = "/health") -> dict[str, Any]:
-    """One server: ``state`` is ``"ready"``, ``"starting"`` (it does not answer yet, or no more) or ``"ended"``.
+async def server_health(
+    name: str, url: str, *, exit_code: int | None = None, path: str = "/health", absent: str = "starting"
+) -> dict[str, Any]:
+    """One server: ``state`` is ``"ready"``, ``absent`` while it does not answer, or ``"ended"``.
 
     Args:
         path: what answers 200 when it is ready. A router's ``/health`` speaks of its servers, its ``/liveness`` of
@@ -40,7 +42,7 @@ async def server_health(name: str, url: str, *, exit_code: int | None = None, pa
     try:
         await asyncio.to_thread(_get, f"{url}{path}", _PATIENCE)
     except OSError:
-        return {"name": name, "url": url, "state": "starting"}
+        return {"name": name, "url": url, "state": absent}
     try:
         text = await asyncio.to_thread(_get, f"{url}/metrics", _PATIENCE)
     except OSError:  # some servers have no metrics

@@ -101,3 +101,5 @@ async def test_one_server_needs_no_router(tmp_path: Path) -> None:
     both = Fleet([], hosts=["http://10.0.0.1:8000/v1", "http://10.0.0.2:8000/"], port=9, logs=tmp_path)
     assert both.hosts == ["http://10.0.0.1:8000", "http://10.0.0.2:8000"]
     assert both.url == "http://127.0.0.1:9/v1"
+    nowhere = Fleet([], hosts=[f"http://127.0.0.1:{free_port()}"], port=9, logs=tmp_path)
+    assert [server["state"] for server in (await nowhere.health())["servers"]] == ["unreachable"]
