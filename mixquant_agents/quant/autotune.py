@@ -25,7 +25,7 @@ from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.layer import RoutedLayer, Tunable
 from mixquant_agents.quant.step import DRAFT, DRAFT_FEW_ROWS, EXACT, QUANTIZED, StepPlan, forced
 from mixquant_agents.quant.thresholds import Thresholds, crossing
-from mixquant_agents.quant.timing import replay_microseconds
+from mixquant_agents.quant.timing import replay_microseconds, unwatched_objects
 from mixquant_agents.quant.twins.base import Twin
 
 __all__ = ["DraftChoice", "Sample", "choose_drafts", "measure", "run_once", "samples"]
@@ -180,7 +180,7 @@ def choose_drafts(layers: Sequence[RoutedLayer], sizes: Sequence[int]) -> dict[i
     chosen = samples(layers)
     chains = {"exact": EXACT, "quantized": DRAFT, "few_rows": DRAFT_FEW_ROWS}
     found = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), unwatched_objects():
         try:
             _tune_few_rows(chosen)
         except Exception as error:  # a kernel that this device or release cannot compile: drafts do without

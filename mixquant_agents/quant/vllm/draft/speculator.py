@@ -228,9 +228,8 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
     ) -> None:
         """One draft step: the model on ``rows`` rows, sampling, and the next step's input. Captured whole."""
         buffers = self.input_buffers
-        with (
-            forced(self._choices[rows].step if rows in self._choices else DRAFT),
-            set_forward_context(
+        with forced(self._choices[rows].step if rows in self._choices else DRAFT):
+            with set_forward_context(
                 metadata,
                 self.vllm_config,
                 num_tokens=rows,
@@ -238,18 +237,17 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
                 num_tokens_across_dp=across_ranks,
                 slot_mapping=slots,
                 batch_descriptor=BatchDescriptor(num_tokens=rows),
-            ),
-        ):
-            hidden = self.model(input_ids=buffers.input_ids[:rows], positions=buffers.positions[:rows])
-        sampled = self.sample_draft(
-            hidden[:count],
-            buffers.positions[:count] + NOISE_OFFSET,
-            self.idx_mapping[:count],
-            self.temperature,
-            self.seeds,
-            self.current_draft_step,
-            self.draft_logits,
-        )
+            ):
+                hidden = self.model(input_ids=buffers.input_ids[:rows], positions=buffers.positions[:rows])
+            sampled = self.sample_draft(  # with the output layer's twin
+                hidden[:count],
+                buffers.positions[:count] + NOISE_OFFSET,
+                self.idx_mapping[:count],
+                self.temperature,
+                self.seeds,
+                self.current_draft_step,
+                self.draft_logits,
+            )
         self.draft_tokens[:count].index_copy_(1, self.current_draft_step.view(1), sampled.view(-1, 1))
         buffers.input_ids[:count].copy_(sampled)
         buffers.positions[:count].add_(1)

@@ -77,10 +77,11 @@ def drafter(drafts: int, monkeypatch: pytest.MonkeyPatch, longest: int = LONGEST
     own._tables = DraftTables(own.block_tables, 0, None)
     own.model = Model(own.block_tables)
     own._set_up(PLACES, device)
-    own.sampled_at = []
+    own.sampled_at, own.sampled_under = [], []
 
     def sample_draft(hidden: torch.Tensor, positions: torch.Tensor, *args: Any) -> torch.Tensor:
         own.sampled_at.append(positions.tolist())
+        own.sampled_under.append(forced_step())
         return (hidden.view(-1).long() + 1) % VOCABULARY
 
     own.sample_draft = sample_draft
@@ -114,6 +115,8 @@ def test_drafts_begin_at_the_first_position_without_kv(monkeypatch: pytest.Monke
     assert [call["slots"] for call in own.model.calls] == slots
     assert own.input_buffers.seq_lens.tolist() == [22, 15, 0, 0, 0, 0], "as far as the next step would read"
     assert all(call["step"] is DRAFT for call in own.model.calls)
+    assert own.sampled_under == [DRAFT] * 3, "the output layer's twin is a draft's, too"
+    assert forced_step() is None
 
 
 def test_fewer_drafts_are_asked_for_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

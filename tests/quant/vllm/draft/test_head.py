@@ -1,0 +1,79 @@
+"""The output layer's twin: drafts alone go through it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mixquant_agents.quant.step import DRAFT, DRAFT_FEW_ROWS, EXACT, QUANTIZED, forced
+from mixquant_agents.quant.twins.rowwise import RowwiseTwin
+from mixquant_agents.quant.vllm.draft.head import DraftHead
+
+
+class Model(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lm_head = torch.nn.Linear(64, 96, bias=False, dtype=dtype)
+        self.lm_head.requires_grad_(False)
+        method = SimpleNamespace(apply=lambda layer, x, bias=None: torch.nn.functional.linear(x, layer.weight, bias))
+        self.lm_head.quant_method = method  # type: ignore[assignment] # as vLLM's layers carry it
+
+
+class Twin(RowwiseTwin):
+    """On a CPU there is nothing to time."""
+
+    def tune(self, layers: Any, most_rows: int | None = None) -> None:
+        assert most_rows is not None
+
+    def tune_few_rows(self, layers: Any) -> None:
+        raise RuntimeError("no such instruction")
+
+
+@pytest.fixture
+def twin() -> Twin:
+    return Twin("fp8", torch.float8_e4m3fn, "cutlass")
+
+
+def test_drafts_alone_are_quantized(twin: Twin) -> None:
+    model = Model()
+    head = DraftHead.of(model, twin)
+    assert head is not None
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    exact = torch.nn.functional.linear(x, model.lm_head.weight)
+    apply: Any = model.lm_head.quant_method
+    assert torch.equal(apply.apply(model.lm_head, x), exact)
+    for step in (EXACT, QUANTIZED):
+        with forced(step):
+            assert torch.equal(apply.apply(model.lm_head, x), exact)
+    for step in (DRAFT, DRAFT_FEW_ROWS):
+        with forced(step):
+            draft = apply.apply(model.lm_head, x)
+        assert not torch.equal(draft, exact)
+        assert float((draft - exact).norm() / exact.norm()) < 0.08
+
+
+def test_new_weights_are_followed_where_the_twin_lies(twin: Twin) -> None:
+    model = Model()
+    head = DraftHead.of(model, twin)
+    assert head is not None
+    address = head.state.codes.data_ptr()
+    model.lm_head.weight.data.copy_(torch.randn(96, 64))
+    head.renew()
+    assert head.state.codes.data_ptr() == address
+    x = torch.randn(2, 64, dtype=torch.bfloat16)
+    with forced(DRAFT):
+        draft = head.apply(model.lm_head, x)
+    exact = torch.nn.functional.linear(x, model.lm_head.weight)
+    assert float((draft - exact).norm() / exact.norm()) < 0.08
+
+
+def test_layers_that_the_twin_cannot_take_stay(twin: Twin) -> None:
+    assert DraftHead.of(Model(torch.float32), twin) is None
+    assert DraftHead.of(torch.nn.Sequential(torch.nn.Linear(4, 4)), twin) is None
+    narrow = Model()
+    narrow.lm_head.weight = torch.nn.Parameter(torch.zeros(90, 60, dtype=torch.bfloat16), requires_grad=False)
+    assert DraftHead.of(narrow, twin) is None
