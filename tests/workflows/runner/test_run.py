@@ -45,7 +45,7 @@ class Toy:
         return ["good"]
 
 
-async def play(toy: Toy, results: ResultFile, policies: tuple[str, ...] = ("exact", "mixquant-nvfp4")) -> None:
+async def play(toy: Toy, results: ResultFile, policies: tuple[str, ...] = ("exact", "mixquant-nvfp4-plain")) -> None:
     for policy in policies:
         say = "good" if policy == "exact" else "bad"
         model = MixQuantChatModel(engine=ScriptedEngine([say], cycle=True, policy=policy))
@@ -66,15 +66,15 @@ async def test_runner_scores_fails_and_goes_on(tmp_path: Path) -> None:
     await play(again, results)
     assert sorted(again.ran[:3]) == sorted({"c0", "c1", "c2", "c3", "c4", "c5"} - kept)
     figures = summarise(results.rows)["toy"]
-    assert figures["exact"]["n"] == figures["mixquant-nvfp4"]["n"] == 6
+    assert figures["exact"]["n"] == figures["mixquant-nvfp4-plain"]["n"] == 6
     assert figures["exact"]["errors"] == 2
     assert figures["exact"]["score"] == pytest.approx(4 / 6)
-    assert figures["mixquant-nvfp4"]["delta"] == pytest.approx(-4 / 6)
-    low, high = figures["mixquant-nvfp4"]["delta_ci95"]
+    assert figures["mixquant-nvfp4-plain"]["delta"] == pytest.approx(-4 / 6)
+    low, high = figures["mixquant-nvfp4-plain"]["delta_ci95"]
     assert low <= -4 / 6 <= high
-    assert figures["mixquant-nvfp4"]["emulated"] is True
-    turns = [turn for row in results.rows if row["policy"] == "mixquant-nvfp4" for turn in row["turns"]]
-    assert figures["mixquant-nvfp4"]["quantized_tokens"] == sum(turn["quantized_tokens"] for turn in turns) > 0
+    assert figures["mixquant-nvfp4-plain"]["emulated"] is True
+    turns = [turn for row in results.rows if row["policy"] == "mixquant-nvfp4-plain" for turn in row["turns"]]
+    assert figures["mixquant-nvfp4-plain"]["quantized_tokens"] == sum(turn["quantized_tokens"] for turn in turns) > 0
     assert figures["exact"]["ttft_p50_ms"] > 0
     reasons = {row["case"]: row["error"] for row in results.rows if row.get("error")}
     assert "tripped" in reasons["c3"]
