@@ -20,7 +20,7 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOCK = os.path.join(ROOT, "requirements", "cpu.lock")
 TORCH_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch's own; PyPI has its CUDA builds alone
-NEEDED_GB = 4.0  # .venv takes 2.7, pip unpacks on the way
+NEEDED_GB = 5.0  # .venv takes 3.3, and pip keeps what it downloads
 LOOK_SECONDS = 6
 BEAT_SECONDS = 5.0
 PYTHONS = ((3, 11), (3, 13))
@@ -238,7 +238,7 @@ def main():
             # torch first: it is the one that may be missing. --no-deps: the lock is complete, and vLLM's own list drags
             # in torchvision builds that break beside CPU torch.
             install(python, [*options, locked("torch")], shown, "torch, about 200 MB", 1, log)
-            install(python, [*options, "-r", LOCK], shown, "packages, about 900 MB", count, log)
+            install(python, [*options, "-r", LOCK], shown, "packages, about 1.1 GB", count, log)
             install(python, ["--no-build-isolation", "-e", ROOT], shown, "mixquant-agents", 1, log)
     except InstallError as error:
         shown.end()
