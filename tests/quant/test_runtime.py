@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, FormatRefusedError, OutOfMemoryError
 from mixquant_agents.precision.plan import Mode, RequestRows
 from mixquant_agents.precision.support import DeviceInfo
@@ -127,3 +127,16 @@ def test_twins_reserve_what_they_weigh(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime.reserve(60_000)
     with pytest.raises(OutOfMemoryError, match="policy 'exact'"):
         runtime.reserve(60_000)
+
+
+def test_drafts_are_set_up_with_the_engine_and_not_later() -> None:
+    runtime = make_runtime("mixquant-fp8")
+    drafting = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin")
+    with pytest.raises(ConfigError, match=r"draft='twin' is not what this engine was started with \(None"):
+        runtime.set_policy(drafting)
+    runtime.set_policy(PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="auto"))
+    runtime.set_policy(PrecisionPolicy.of("exact"))
+    other = make_runtime(drafting)
+    with pytest.raises(ConfigError, match="start another one"):
+        other.set_policy(PrecisionPolicy.of("mixquant-fp8"))
+    other.set_policy(drafting.model_copy(update={"row_threshold": 5}))
