@@ -236,12 +236,12 @@ class Runtime:
                 )
             calibration, uncalibrated = calibration_for(followed, self._model, self.device, make=False)
             loaded = _rounding(followed), calibration, uncalibrated
-        running = self.resolved.policy
-        drafts = [(each.draft, each.draft_tokens, each.draft_window) for each in (running, policy)]
-        if "twin" in (running.draft, policy.draft) and drafts[0] != drafts[1]:
+        own = self.resolved.policy
+        drafts = [(each.draft, each.draft_tokens, each.draft_window) for each in (own, policy)]
+        if "twin" in (own.draft, policy.draft) and drafts[0] != drafts[1]:
             raise ConfigError(
-                f"draft={policy.draft!r} is not what this engine was started with ({running.draft!r}, draft_tokens="
-                f"{running.draft_tokens!r}, draft_window={running.draft_window!r}): drafts are set up with the engine; "
+                f"draft={policy.draft!r} is not what this engine was started with ({own.draft!r}, draft_tokens="
+                f"{own.draft_tokens!r}, draft_window={own.draft_window!r}): drafts are set up with the engine; "
                 "start another one"
             )
         resolved = resolve(policy, self.device, calibrated=uncalibrated is None)
