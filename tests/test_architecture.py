@@ -56,6 +56,7 @@ FOREIGN = {
     "prefill_context_parallel_size": "vLLM's parallel configuration, of later releases",
     "quantization_config": "a checkpoint's configuration",
     "register_at_fork": "os, where the platform has it",
+    "reload_weights": "vLLM's model runner, of later releases",
     "sched_getaffinity": "os, where the platform has it",
     "setpgrp": "os, where the platform has it",
     "sqlite_errorcode": "sqlite3's errors, some of which have none",
