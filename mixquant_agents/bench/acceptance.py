@@ -158,7 +158,8 @@ def _along(network: Any, plan: Callable[[StepPlan], None], prompt: Prompt, draft
     cache = network(ids, use_cache=True).past_key_values
     found = []
     for begin in range(len(prompt.whole) - 1, len(prompt.ids) - 1, -1):
-        cache.crop(begin)  # the exact KV of all tokens before the one that is fed
+        surplus = cache.get_seq_length() - begin
+        cache.crop(-surplus)  # what is left: the exact KV of all tokens before the one that is fed
         plan(quantized)
         token, right = ids[:, begin : begin + 1], 0
         left = prompt.whole[begin + 1 : begin + 1 + drafts]

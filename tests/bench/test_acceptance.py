@@ -20,7 +20,11 @@ VOCABULARY = 11
 class Cache(list[tuple[int, bool]]):
     """Tokens read, and whether exactly."""
 
+    def get_seq_length(self) -> int:
+        return len(self)
+
     def crop(self, length: int) -> None:
+        assert length < 0, "so many tokens are taken away"
         del self[length:]
 
 
