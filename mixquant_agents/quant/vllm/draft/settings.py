@@ -30,8 +30,8 @@ MAX_BATCH = 32
 MAX_KV_TOKENS = 2**20
 FIRST_TOKENS = 32
 """Of a long context's beginning, which every token attends to."""
-WINDOW = 2048
-"""Tokens of a long context's end that drafts read."""
+WINDOW: int | None = None
+"""Tokens of a long context's end that drafts read by default: all, until acceptance with a window was measured."""
 
 
 def draft_policy(model_config: Any) -> PrecisionPolicy | None:
