@@ -365,3 +365,16 @@ def test_test_folders_mirror_the_source() -> None:
         if not source.is_dir():
             unlike.add(folder.relative_to(ROOT).as_posix())
     check_known("test folder without a source", unlike)
+
+
+def test_tests_are_collected_without_triton() -> None:
+    """Every run of pytest imports every test file; only a machine with a GPU has Triton. So kernels, in files named
+    ``*_triton``, are imported by the tests that run them."""
+    early: list[str] = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in tree(path).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            parts = {part for name in names for part in name.split(".")}
+            early += [str(path.relative_to(ROOT)) for part in parts if part == "triton" or part.endswith("_triton")]
+    assert not early
