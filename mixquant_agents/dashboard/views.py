@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from mixquant_agents.dashboard import charts, formatting
+from mixquant_agents.dashboard.policy_charts import policy_charts
 from mixquant_agents.dashboard.query import DEFAULT_WINDOW, WINDOWS, link, names_in, page_filter
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.dashboard.turn_page import turn_detail
 from mixquant_agents.telemetry.analysis.overview import Overview, overview
+from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS
 from mixquant_agents.telemetry.store.aggregate import MINUTE
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
@@ -77,13 +79,25 @@ def overview_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     turn_filter, _ = page_filter(query)
     seen = overview(store, turn_filter)
     turns = store.turns(turn_filter, limit=12)
-    return render("overview", seen=seen, charts=overview_charts(seen), turns=turns, turn_link=_turn_link)
+    return render(
+        "overview",
+        seen=seen,
+        by_policy=policy_charts(seen, _labels(seen)),
+        stratum_turns=STRATUM_TURNS,
+        charts=overview_charts(seen),
+        turns=turns,
+        turn_link=_turn_link,
+    )
+
+
+def _labels(seen: Overview) -> list[str]:
+    """The intervals' names."""
+    shown = formatting.clock if seen.interval_seconds == MINUTE else lambda at: formatting.moment(at)[:16]
+    return [shown(point.at) for point in seen.points]
 
 
 def overview_charts(seen: Overview) -> list[Markup]:
-    points = seen.points
-    shown = formatting.clock if seen.interval_seconds == MINUTE else lambda at: formatting.moment(at)[:16]
-    labels = [shown(point.at) for point in points]
+    points, labels = seen.points, _labels(seen)
     unit = formatting.interval(seen.interval_seconds)
     return [
         charts.line_chart(

@@ -35,7 +35,8 @@ class Collected:
         now_us: the present, microseconds since the epoch: where a window ends that was to end later.
         since_us, until_us: the window, microseconds since the epoch; whole intervals where roll-ups answered.
         parts: aggregates by ``(start of the interval in seconds since the epoch, series id)``.
-        values: every value by phase, where the turns were read one by one; ``None`` where roll-ups answered.
+        values: every value by phase and series id, where the turns were read one by one; ``None`` where roll-ups
+            answered.
         truncated: not all chosen turns were read, only the newest.
     """
 
@@ -44,7 +45,7 @@ class Collected:
     until_us: int
     now_us: int
     parts: dict[tuple[int, int], Aggregate] = field(default_factory=dict)
-    values: dict[str, list[float]] | None = None
+    values: dict[str, dict[int, list[float]]] | None = None
     truncated: bool = False
 
     def total(self, series: Sequence[int] | None = None) -> Aggregate:
@@ -55,10 +56,10 @@ class Collected:
                 whole.merge(aggregate)
         return whole
 
-    def intervals(self) -> tuple[int, list[tuple[int, Aggregate]]]:
-        """``(length, [(start, aggregate of all series)])``, seconds, from the first interval with a turn to the end of
-        the window. Intervals without turns are there: an hour in which nothing ran is not left out. Of very long
-        times several are taken together."""
+    def intervals(self, series: Sequence[int] | None = None) -> tuple[int, list[tuple[int, Aggregate]]]:
+        """``(length, [(start, aggregate)])``, seconds, from the first interval with a turn to the end of the window, of
+        all series or of some: the intervals are the same. Intervals without turns are there: an hour in which nothing
+        ran is not left out. Of very long times several are taken together."""
         if not self.parts:
             return self.level, []
         first = min(start for start, _ in self.parts)
@@ -66,14 +67,20 @@ class Collected:
         length = self.level * -(-(last - first + 1) // (self.level * MOST_INTERVALS))
         first -= first % length
         merged = {start: Aggregate() for start in range(first, last + 1, length)}
-        for (start, _), aggregate in self.parts.items():
-            merged[start - start % length].merge(aggregate)
+        for (start, part), aggregate in self.parts.items():
+            if series is None or part in series:
+                merged[start - start % length].merge(aggregate)
         return length, list(merged.items())
 
-    def percentile(self, name: str, share: float, total: Aggregate) -> float | None:
-        """Exact where the turns were read, else from the histogram of ``total`` (at most 2 % off)."""
+    def percentile(
+        self, name: str, share: float, total: Aggregate, series: Sequence[int] | None = None
+    ) -> float | None:
+        """Of all series or of some: exact where the turns were read, else from the histogram of ``total``, which
+        holds these series (at most 2 % off)."""
         if self.values is not None:
-            return percentile(self.values[name], share)
+            by_series = self.values[name]
+            chosen = by_series if series is None else series
+            return percentile([value for part in chosen for value in by_series.get(part, ())], share)
         return total.percentile(name, share)
 
 
@@ -200,5 +207,7 @@ def _from_turns(store: TurnStore, collected: Collected, turn_filter: TurnFilter,
             aggregate = collected.parts[key] = Aggregate()
         aggregate.add(turn)
     for time_field in SUMMARIZED:
-        values_of = [getattr(turn, time_field.field) for turn in rows]
-        collected.values[time_field.name] = [value for value in values_of if value is not None]
+        by_series = collected.values[time_field.name] = {}
+        for turn in rows:
+            if (value := getattr(turn, time_field.field)) is not None:
+                by_series.setdefault(turn.series_id, []).append(value)

@@ -11,47 +11,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mixquant_agents.records import COUNTS
 from mixquant_agents.telemetry.analysis.collect import Collected, collect
-from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS, side_by_side, speed_up
+from mixquant_agents.telemetry.analysis.figures import Figures, figures_of
+from mixquant_agents.telemetry.analysis.policies import PolicyFigures, by_policy
+from mixquant_agents.telemetry.analysis.speedup import BASELINE, STRATUM_TURNS, setup_of, side_by_side, speed_up
 from mixquant_agents.telemetry.store.aggregate import SUMMARIZED, Aggregate, bin_value
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import Series, TurnStore
 from mixquant_agents.telemetry.store.rows import from_microseconds
 
-__all__ = ["Comparison", "Figures", "Overview", "Point", "SpeedUp", "compare", "distribution", "overview"]
-
-BASELINE = "exact"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What is said of a set of turns; ``None`` where nothing is known.
-
-    Attributes:
-        bad: turns that failed or were aborted; a turn that ran out of time is both.
-        percentiles: ``{phase: (p50, p95)}``, seconds.
-        exact: percentiles are exact; else read from histograms, at most 2 % off.
-        prefill_tokens_per_second: prefilled tokens over prefill time, of the turns that know both.
-        decode_tokens_per_second: answer tokens after the first over decode time: the pace of one turn.
-        cache_hit_share: cached over prompt tokens.
-        quantized_share: quantized over all prefilled rows.
-        tokens: sums by the name of the count (``cached``, ``quantized``, ``decode`` …).
-        emulated: some of these turns ran an emulation: their times say nothing about speed.
-    """
-
-    turns: int
-    aborted: int
-    failed: int
-    bad: int
-    percentiles: dict[str, tuple[float | None, float | None]]
-    exact: bool
-    prefill_tokens_per_second: float | None
-    decode_tokens_per_second: float | None
-    cache_hit_share: float | None
-    quantized_share: float | None
-    tokens: dict[str, int | None]
-    emulated: bool
+__all__ = [
+    "Comparison",
+    "Figures",
+    "Overview",
+    "Point",
+    "PolicyFigures",
+    "SpeedUp",
+    "compare",
+    "distribution",
+    "overview",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +73,8 @@ class SpeedUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """The first page. ``interval_seconds`` is the length of a point; ``truncated``: only the newest turns were read."""
+    """The first page. ``interval_seconds`` is the length of a point; ``policies``: the same turns by policy;
+    ``truncated``: only the newest turns were read."""
 
     figures: Figures
     turns_per_minute: float | None
@@ -102,6 +82,7 @@ class Overview:
     until: str
     interval_seconds: int
     points: list[Point]
+    policies: list[PolicyFigures]
     speed_ups: list[SpeedUp]
     no_speed_up: str | None
     truncated: bool
@@ -138,12 +119,13 @@ def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: fl
     length, intervals = collected.intervals()
     speed_ups, no_speed_up = _speed_ups(with_baseline, series, turn_filter.policy)
     return Overview(
-        figures=_figures(collected, total, series),
+        figures=figures_of(collected, total, series),
         turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
         since=from_microseconds(collected.since_us),
         until=from_microseconds(collected.until_us),
         interval_seconds=length,
         points=[_point(start, aggregate) for start, aggregate in intervals],
+        policies=by_policy(collected, with_baseline, series),
         speed_ups=speed_ups,
         no_speed_up=no_speed_up,
         truncated=collected.truncated,
@@ -159,7 +141,7 @@ def compare(store: TurnStore, a: TurnFilter, b: TurnFilter, *, now: float | None
     series = store.series()
     sides = [collect(store, turn_filter, now=now) for turn_filter in (a, b)]
     totals = [side.total() for side in sides]
-    figures = [_figures(side, total, series) for side, total in zip(sides, totals, strict=True)]
+    figures = [figures_of(side, total, series) for side, total in zip(sides, totals, strict=True)]
     by_setup = [_by_setup(side, series) for side in sides]
     shared = sorted(by_setup[0].keys() & by_setup[1].keys())
     measured, note = None, None
@@ -200,27 +182,6 @@ def distribution(a: dict[int, int], b: dict[int, int], *, bars: int = 28) -> lis
     return [(bin_value(low + n * width + middle), shares[0][n], shares[1][n]) for n in range(count)]
 
 
-def _figures(collected: Collected, total: Aggregate, series: Sequence[Series]) -> Figures:
-    present = {series_id for _, series_id in collected.parts}
-    return Figures(
-        turns=total.turns,
-        aborted=total.aborted,
-        failed=total.failed,
-        bad=total.bad,
-        percentiles={
-            time.name: (collected.percentile(time.name, 0.5, total), collected.percentile(time.name, 0.95, total))
-            for time in SUMMARIZED
-        },
-        exact=collected.values is not None,
-        prefill_tokens_per_second=total.ratio("prefill_rate_tokens", "prefill_rate_seconds"),
-        decode_tokens_per_second=total.ratio("decode_rate_tokens", "decode_rate_seconds"),
-        cache_hit_share=total.ratio("cached", "prompt_known"),
-        quantized_share=total.ratio("quantized", "rows_known"),
-        tokens={count.name: total.count(count.name) for count in COUNTS},
-        emulated=any(entry.emulated for entry in series if entry.id in present),
-    )
-
-
 def _point(start: int, aggregate: Aggregate) -> Point:
     return Point(
         at=from_microseconds(start * 1_000_000),
@@ -247,11 +208,11 @@ def _speed_ups(collected: Collected, series: Sequence[Series], policy: str | Non
     if all(entry.device is None for entry in candidates):
         return [], "these turns do not say on which device they ran: there is nothing to compare them with"
     speed_ups = []
-    for name, setup in dict.fromkeys((entry.policy, _setup_of(entry)) for entry in candidates if not entry.emulated):
+    for name, setup in dict.fromkeys((entry.policy, setup_of(entry)) for entry in candidates if not entry.emulated):
         model, engine, device = setup
         if device is None:
             continue
-        comparable = [entry for entry in present_series if _setup_of(entry) == setup and not entry.emulated]
+        comparable = [entry for entry in present_series if setup_of(entry) == setup and not entry.emulated]
         base = collected.total([entry.id for entry in comparable if entry.policy == BASELINE])
         policy_turns = collected.total([entry.id for entry in comparable if entry.policy == name])
         measured = speed_up(base, policy_turns)
@@ -283,8 +244,3 @@ def _by_setup(collected: Collected, series: Sequence[Series]) -> dict[tuple[str,
         if entry.device is not None and entry.id in present:
             ids.setdefault((entry.model, entry.engine, entry.device), []).append(entry.id)
     return {setup: collected.total(series_ids) for setup, series_ids in ids.items()}
-
-
-def _setup_of(entry: Series) -> tuple[str, str, str | None]:
-    """What must be equal for two speeds to be compared."""
-    return entry.model, entry.engine, entry.device

@@ -6,9 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixquant_agents.telemetry.store.aggregate import Aggregate
+from mixquant_agents.telemetry.store.aggregate import Aggregate, timed_sums
+from mixquant_agents.telemetry.store.models import Series
 
-__all__ = ["STRATUM_TURNS", "Match", "side_by_side", "speed_up"]
+__all__ = ["BASELINE", "STRATUM_TURNS", "Match", "Saving", "saving", "setup_of", "side_by_side", "speed_up"]
+
+BASELINE = "exact"
+"""The policy that others are compared with."""
 
 STRATUM_TURNS = 5
 """Fewest turns on each side for a size class to count in a speed-up."""
@@ -26,6 +30,26 @@ class Match:
     covered: float
 
 
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """Prefill seconds that turns of a policy saved.
+
+    Attributes:
+        seconds: what the baseline would have taken less what the policy took; below 0 the policy was slower.
+        baseline_seconds: what the baseline would have taken for the same turns.
+        turns: the policy's turns that this is said of.
+    """
+
+    seconds: float
+    baseline_seconds: float
+    turns: int
+
+
+def setup_of(entry: Series) -> tuple[str, str, str | None]:
+    """Model, engine and device: what must be equal for two speeds to be compared."""
+    return entry.model, entry.engine, entry.device
+
+
 def side_by_side(setups: Sequence[Aggregate]) -> Aggregate:
     """Several models or devices in one aggregate, whose size classes stay apart."""
     whole = Aggregate()
@@ -36,11 +60,7 @@ def side_by_side(setups: Sequence[Aggregate]) -> Aggregate:
 
 def speed_up(base: Aggregate, policy_turns: Aggregate) -> Match | None:
     """Compare within the size classes that both sides fill; ``None`` where there is none."""
-    shared = {
-        name: (base.strata[name], stratum)
-        for name, stratum in policy_turns.strata.items()
-        if name in base.strata and min(stratum[0], base.strata[name][0]) >= STRATUM_TURNS
-    }
+    shared = _shared(base, policy_turns)
     turns = sum(after[0] for _, after in shared.values())
     if not turns:
         return None
@@ -58,6 +78,32 @@ def speed_up(base: Aggregate, policy_turns: Aggregate) -> Match | None:
         turns=int(turns),
         covered=turns / sum(stratum[0] for stratum in policy_turns.strata.values()),
     )
+
+
+def saving(base: Aggregate, policy_turns: Aggregate) -> Saving | None:
+    """Prefill seconds saved, by the same size classes as :func:`speed_up`; ``None`` where there is none, or where the
+    store does not say how long their turns took (earlier versions did not).
+
+    In a size class the baseline would have taken the policy's seconds times the ratio of the geometric means of the
+    seconds per prefilled token.
+    """
+    turns, took, baseline = 0, 0.0, 0.0
+    for name, (before, after) in _shared(base, policy_turns).items():
+        timed_turns, timed_seconds = (policy_turns.sums.get(sum_name, 0) for sum_name in timed_sums(name))
+        if timed_turns:
+            turns += int(timed_turns)
+            took += timed_seconds
+            baseline += timed_seconds * math.exp(before[1] / before[0] - after[1] / after[0])
+    return Saving(baseline - took, baseline, turns) if turns else None
+
+
+def _shared(base: Aggregate, policy_turns: Aggregate) -> dict[str, tuple[list[float], list[float]]]:
+    """``(baseline, policy)`` by size class, of the classes that hold enough turns of both."""
+    return {
+        name: (base.strata[name], stratum)
+        for name, stratum in policy_turns.strata.items()
+        if name in base.strata and min(stratum[0], base.strata[name][0]) >= STRATUM_TURNS
+    }
 
 
 def _variance_of_mean(stratum: list[float]) -> float:

@@ -6,7 +6,8 @@ off (half a bin), whatever the distribution. Values are seconds; below a microse
 Besides the phases a *stratum* is kept of turns alike in size: number, sum and sum of squares of the logarithm of the
 seconds of prefill per prefilled token, by power of two of the prefilled and of the whole prompt. Policies are only
 compared within a stratum, because which turns ran under which policy is not random: a policy tried on short prompts
-must not look fast for it.
+must not look fast for it. How long the prefill of a stratum's turns took lies among the sums, because a store of an
+earlier version has strata without it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ __all__ = [
     "bin_value",
     "histogram_percentile",
     "stratum_of",
+    "timed_sums",
 ]
 
 MINUTE, HOUR, QUARTER, DAY = 60, 3_600, 21_600, 86_400
@@ -98,6 +100,11 @@ def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | 
 def stratum_of(prefill_tokens: int, prompt_tokens: int) -> str:
     """Name of the size class: powers of two of prefilled and of all prompt tokens."""
     return f"{prefill_tokens.bit_length()}.{prompt_tokens.bit_length()}"
+
+
+def timed_sums(stratum: str) -> tuple[str, str]:
+    """Names of two sums of a size class: turns whose prefill seconds are summed, and those seconds."""
+    return f"timed_turns:{stratum}", f"timed_seconds:{stratum}"
 
 
 class Counted(Protocol):
@@ -195,7 +202,11 @@ class Aggregate:
             sums["prefill_rate_tokens"] += prefill
             sums["prefill_rate_seconds"] += prefill_seconds
             if prompt is not None and not failed and not aborted:
-                self._stratum(stratum_of(prefill, prompt), _log(prefill_seconds / prefill))
+                stratum = stratum_of(prefill, prompt)
+                self._stratum(stratum, _log(prefill_seconds / prefill))
+                timed_turns, timed_seconds = timed_sums(stratum)
+                sums[timed_turns] += 1
+                sums[timed_seconds] += prefill_seconds
         if quantized is not None and exact is not None:
             sums["quantized"] += quantized
             sums["rows_known"] += quantized + exact
