@@ -10,6 +10,7 @@ sampling parameters (``extra_args``), which vLLM carries to both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,13 +35,20 @@ class StaticPrefix(NamedTuple):
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> StaticPrefix | None:
-        """What a request's ``extra_args`` say; ``None`` where they say nothing of it."""
-        value = (extra_args or {}).get(EXTRA_ARG)
-        return None if value is None else cls(int(value[0]), str(value[1]))
+        """What a request's ``extra_args`` say; ``None`` where they say nothing of it, or nothing that makes sense."""
+        match (extra_args or {}).get(EXTRA_ARG):
+            case [int(tokens), str(salt)] if tokens > 0:
+                return cls(tokens, salt)
+        return None
 
     def extra_args(self, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The ``extra_args`` that say it, beside ``others``."""
         return {**(others or {}), EXTRA_ARG: list(self)}
+
+    def belongs_to(self, policy_salt: str | None) -> bool:
+        """Whether the static blocks of a request with this salt are the exact policy's with the same salt of its own:
+        no others can be asked for."""
+        return policy_salt is not None and self.salt == exact_salt(policy_salt.partition(":")[2])
 
     def salt_of(self, start: int, stop: int, policy_salt: str) -> str | None:
         """What the key of the KV block ``[start, stop)`` is salted with; each key includes the one before it.
@@ -65,6 +73,7 @@ class BlockKeys(NamedTuple):
     static: StaticPrefix | None = None
 
 
+@functools.lru_cache(maxsize=256)  # asked for at each block
 def exact_salt(cache_salt: str | None) -> str:
     """What the exact policy's blocks are salted with, for requests with this salt of their own."""
     return salted(POLICY_PRESETS["exact"].fingerprint, cache_salt)

@@ -61,3 +61,18 @@ def test_extra_arguments_carry_it_beside_others(others: dict[str, int] | None) -
 def test_requests_with_a_salt_of_their_own_are_lent_nothing_of_others() -> None:
     assert len({exact_salt(None), exact_salt("mine"), exact_salt("yours")}) == 3
     assert salted("fingerprint", None) == "fingerprint"
+
+
+@pytest.mark.parametrize(
+    "value", [5, "48", [], [48], ["48", "x"], [48, 5], [0, "x"], [-16, "x"], [48, "x", 1], {"tokens": 48}]
+)
+def test_arguments_that_make_no_sense_lend_nothing(value: object) -> None:
+    assert StaticPrefix.of({EXTRA_ARG: value}) is None
+
+
+def test_blocks_of_other_salts_cannot_be_asked_for() -> None:
+    assert StaticPrefix(48, exact_salt("a:b")).belongs_to(salted("quantized", "a:b"))
+    assert StaticPrefix(48, exact_salt(None)).belongs_to(salted("quantized", None))
+    assert not StaticPrefix(48, exact_salt("other")).belongs_to(salted("quantized", "own"))
+    assert not StaticPrefix(48, salted("quantized", "own")).belongs_to(salted("other", "own"))
+    assert not StaticPrefix(48, exact_salt(None)).belongs_to(None)

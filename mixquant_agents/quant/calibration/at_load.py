@@ -68,6 +68,9 @@ def calibration_for(
         return Calibration(path), None
     except (ConfigError, FormatRefusedError, OSError) as error:
         return None, str(error)
+    except Exception as error:  # a start must not fail for it, whatever a file system or a library does
+        _log.warning("mixquant: the calibration cannot be had", exc_info=True)
+        return None, f"{type(error).__name__}: {error}"
 
 
 def _missing(
@@ -103,16 +106,15 @@ def _run(words: Sequence[str]) -> str | None:
     """Run the command, its progress into the engine's log; why it failed, if it did."""
     _log.warning("mixquant: calibrating the model for NVFP4 (once; kept in the cache)")
     with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill up
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True)  # noqa: S603 - our own module
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            words, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
+        )
         limit = threading.Timer(SECONDS, process.kill)
         limit.start()
         try:
             for line in process.stdout or ():
-                progress = json.loads(line)
-                _log.warning("mixquant: calibrating: %s, %.0f %%", progress["what"], 100 * progress["share"])
+                _log.warning("mixquant: calibrating: %s", _progress(line))
             process.wait()
-        except (ValueError, KeyError) as error:
-            return f"calibrating did not end well: {error}"
         finally:
             limit.cancel()
             process.kill()
@@ -120,3 +122,12 @@ def _run(words: Sequence[str]) -> str | None:
         errors.seek(0)
         last = errors.read().decode(errors="replace").strip().splitlines()[-1:] or [f"status {process.returncode}"]
     return None if process.returncode == 0 else f"calibrating failed: {last[0]}"
+
+
+def _progress(line: str) -> str:
+    """A line for the log. What libraries print goes there as it is."""
+    try:
+        progress = json.loads(line)
+        return f"{progress['what']}, {100 * progress['share']:.0f} %"
+    except (ValueError, KeyError, TypeError):
+        return line.strip()

@@ -118,7 +118,11 @@ class Twin(ABC, Generic[State]):
         return self.product(source, state, bias)
 
     def tune_few_rows(self, layers: Sequence[tuple[torch.Tensor, State]]) -> None:
-        """Choose what :meth:`few_rows` can choose on this device. Called once for a shape."""
+        """Choose what :meth:`few_rows` can choose on this device. Called once for a shape.
+
+        Raises:
+            FormatRefusedError: the product is wrong on this device.
+        """
 
     def tune(self, layers: Sequence[tuple[torch.Tensor, State]], most_rows: int | None = None) -> None:
         """Choose by measuring what can be chosen on this device, on exact weights and their states, for at most

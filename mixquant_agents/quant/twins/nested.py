@@ -31,6 +31,7 @@ from mixquant_agents.quant.timing import unwatched_objects
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 from mixquant_agents.quant.twins.emulated import EmulatedTwin, Grid
+from mixquant_agents.quant.twins.few_rows import check_few_rows
 from mixquant_agents.quant.twins.rowwise import Codes, RowwiseTwin
 
 __all__ = ["EmulatedNestedTwin", "NestedGrid", "NestedState", "NestedTwin", "nested"]
@@ -227,7 +228,13 @@ class NestedTwin(Twin[NestedState]):
             if state.scales.is_cuda:
                 by_shape.setdefault(tuple(state.weight.codes.shape), []).append(state.weight)
         with unwatched_objects():
-            self._draft_tilings |= {shape: measure_twin(same) for shape, same in by_shape.items()}
+            tilings = {shape: measure_twin(same) for shape, same in by_shape.items()}
+        for shape, (weight, *_) in by_shape.items():
+            product = TwinProduct(weight, tilings[shape])
+            if product.most_rows:
+                codes = natural(weight.codes.view(torch.uint8)).view(weight.codes.dtype)
+                check_few_rows(product, codes, weight.twin_scales(), (1, product.most_rows), torch.bfloat16)
+        self._draft_tilings |= tilings
 
     def tune(self, layers: Sequence[tuple[torch.Tensor, NestedState]], most_rows: int | None = None) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: of both products."""

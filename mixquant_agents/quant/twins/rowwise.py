@@ -14,6 +14,7 @@ from mixquant_agents.quant.ops.sources import ExactRows, PlainRows, RowSource
 from mixquant_agents.quant.timing import replay_microseconds
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
+from mixquant_agents.quant.twins.few_rows import check_few_rows
 
 __all__ = ["Codes", "RowwiseTwin"]
 
@@ -91,7 +92,7 @@ class RowwiseTwin(Twin[Codes]):
         return few_rows_product(source.rows(), state.codes, state.scales, bias, tiling)
 
     def tune_few_rows(self, layers: Sequence[tuple[torch.Tensor, Codes]]) -> None:
-        """Time the tilings on each shape among ``layers``."""
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`: times the tilings on each shape among ``layers``."""
         from mixquant_agents.quant.ops.few_rows_triton import TILINGS, few_rows_product
 
         for (n, k), same in _by_shape(layers).items():
@@ -103,7 +104,10 @@ class RowwiseTwin(Twin[Codes]):
                         few_rows_product(x, state.codes, state.scales, None, TILINGS[number])
 
                 times = [replay_microseconds(functools.partial(work, number)) for number in range(len(TILINGS))]
-                self._tilings[n, k, size] = times.index(min(times))
+                fastest = times.index(min(times))
+                run = functools.partial(_few_rows, few_rows_product, same[0][1], TILINGS[fastest])
+                check_few_rows(run, *same[0][1], (1, size), x.dtype)
+                self._tilings[n, k, size] = fastest
 
     def tune(self, layers: Sequence[tuple[torch.Tensor, Codes]], most_rows: int | None = None) -> None:
         """Time the candidate products on each shape among ``layers``."""
@@ -127,6 +131,10 @@ class RowwiseTwin(Twin[Codes]):
         """The products that were chosen."""
         tilings = {f"{n}x{k}x{rows}": number for (n, k, rows), number in self._tilings.items()}
         return {"products": self.products.summary(), **({"few_rows": tilings} if tilings else {})}
+
+
+def _few_rows(run: Callable[..., torch.Tensor], state: Codes, tiling: object, x: torch.Tensor) -> torch.Tensor:
+    return run(x, state.codes, state.scales, None, tiling)
 
 
 def _size(rows: int) -> int:

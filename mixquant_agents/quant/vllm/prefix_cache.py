@@ -39,9 +39,9 @@ def _keys(original: Callable[..., Any]) -> Callable[..., Any]:
         keys, next_mm_idx = original(request, start_token_idx, end_token_idx, start_mm_idx)
         params = request.sampling_params
         static = None if params is None else StaticPrefix.of(params.extra_args)
-        if static is None:
-            return keys, next_mm_idx
         policy_salt = request.cache_salt
+        if static is None or not static.belongs_to(policy_salt):
+            return keys, next_mm_idx
         salt = static.salt_of(start_token_idx, end_token_idx, policy_salt)
         if start_token_idx == 0:
             # A pair with its name in newer releases, the text alone in older ones.

@@ -9,6 +9,7 @@ its client, which then passes untouched.
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import logging
 import sys
@@ -18,6 +19,7 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.static_prefix import EXTRA_ARG
 from mixquant_agents.quant.vllm.patching import wrap
 
 __all__ = ["hook_server", "salted"]
@@ -172,6 +174,8 @@ def _server_rows(llm: Any, method: type[Any]) -> ServerRows | None:
 def _generate(method: type[Any], original: Callable[..., Any]) -> Callable[..., Any]:
     def generate(self: Any, prompt: Any, sampling_params: Any, request_id: str, *args: Any, **kwargs: Any) -> Any:
         rows = _server_rows(self, method)
+        if rows is not None:
+            sampling_params = _without_static_prefix(sampling_params)
         if rows is None or not isinstance(prompt, dict):
             return original(self, prompt, sampling_params, request_id, *args, **kwargs)
         prompt = {**prompt, "cache_salt": salted(rows.policy, prompt.get("cache_salt"))}
@@ -179,6 +183,15 @@ def _generate(method: type[Any], original: Callable[..., Any]) -> Callable[..., 
         return _counted(outputs, rows, request_id, sampling_params.n)
 
     return generate
+
+
+def _without_static_prefix(sampling_params: Any) -> Any:
+    """A server's clients lend nothing: they would say for themselves which rows are exact, and how blocks are found."""
+    if EXTRA_ARG not in (sampling_params.extra_args or {}):
+        return sampling_params
+    own = copy.copy(sampling_params)
+    own.extra_args = {name: value for name, value in sampling_params.extra_args.items() if name != EXTRA_ARG}
+    return own
 
 
 async def _counted(outputs: Any, rows: ServerRows, request_id: str, answers: int) -> AsyncGenerator[Any, None]:

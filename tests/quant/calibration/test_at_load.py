@@ -92,7 +92,8 @@ def test_folder_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
     [
         ('print(\'{"what": "x", "share": 0.5}\')', None),
         ("raise SystemExit('no memory')", "calibrating failed: no memory"),
-        ("print('no json')", "did not end well"),
+        ("print('a library says this'); print(7); print('[]'); print('{}')", None),
+        ("import sys; sys.stdout.buffer.write(bytes([255, 10]))", None),
     ],
 )
 def test_process_that_fails_tells_its_last_words(script: str, reason: str | None) -> None:
@@ -141,3 +142,13 @@ def test_calibration_that_failed_is_not_tried_again_at_every_start(model: str) -
     assert "by hand: mixquant calibrate" in (reasons[1] or "")
     save(folder_of(model), POLICY.recipe, {"layers.0.mlp.down_proj": KNOWN})
     assert calibration_for(POLICY, model, GPU, make=True, run=run)[1] is None
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no locks here"), TypeError("what"), MemoryError()])
+def test_whatever_fails_the_engine_starts(model: str, error: Exception) -> None:
+    def run(words: Sequence[str]) -> str:
+        raise error
+
+    calibration, reason = calibration_for(POLICY, model, GPU, make=True, run=run)
+    assert calibration is None
+    assert type(error).__name__ in (reason or "")

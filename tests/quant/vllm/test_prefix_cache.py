@@ -54,7 +54,8 @@ def test_blocks_of_a_static_beginning_are_the_exact_policys() -> None:
 
 def test_requests_that_say_nothing_keep_their_keys() -> None:
     assert blocks("quantized") == blocks("quantized")
-    assert not set(blocks("quantized")) & {*blocks("quantized", StaticPrefix(48, "exact")), *blocks(exact_salt(None))}
+    lent = blocks("quantized", StaticPrefix(48, exact_salt(None)))
+    assert not set(blocks("quantized")) & {*lent, *blocks(exact_salt(None))}
     assert blocks(None)
 
 
@@ -70,13 +71,22 @@ def test_salt_is_replaced_in_the_form_that_vllm_gives_it(form: Any) -> None:
     def original(request: Any, start: int, stop: int, mm: int) -> tuple[tuple[Any, ...] | None, int]:
         return (("lora", form(request.cache_salt)) if start == 0 else ("lora",)), mm + 1
 
-    static = StaticPrefix(32, "exact")
+    exact = exact_salt(None)
+    static = StaticPrefix(32, exact)
     request = SimpleNamespace(
         cache_salt="own", sampling_params=SimpleNamespace(extra_args=static.extra_args({"other": 1}))
     )
     keys = _keys(original)
-    assert keys(request, 0, 16, 0) == (("lora", form("exact")), 1)
+    assert keys(request, 0, 16, 0) == (("lora", form(exact)), 1)
     assert keys(request, 16, 32, 0) == (("lora",), 1)
     assert keys(request, 32, 48, 0) == (("lora", ("cache_salt", "own")), 1)
     assert keys(request, 48, 64, 0) == (("lora",), 1)
     assert keys(SimpleNamespace(cache_salt="own", sampling_params=None), 0, 16, 0) == (("lora", form("own")), 1)
+
+
+def test_nobody_finds_blocks_of_another_salt() -> None:
+    """A client of a server may write into ``extra_args`` what it likes."""
+    theirs = StaticPrefix(48, exact_salt("theirs"))
+    assert blocks("quantized:mine", theirs) == blocks("quantized:mine")
+    assert blocks(None, theirs) == blocks(None)
+    assert blocks("quantized:theirs", theirs)[:3] == blocks(exact_salt("theirs"))[:3]

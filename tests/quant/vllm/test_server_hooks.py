@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.static_prefix import EXTRA_ARG, StaticPrefix, exact_salt
 from mixquant_agents.quant.vllm import server_hooks
 from mixquant_agents.quant.vllm.server_hooks import hook_server
 
@@ -29,12 +30,14 @@ class Client:
         self.vllm_config = SimpleNamespace(quant_config=config, model_config=model)
         self.errored = False
         self.salts: list[str | None] = []
+        self.extra_args: list[dict[str, Any] | None] = []
         self.asked: list[list[str]] = []
         self.rows = {"quantized": 5, "exact": 1, "recomputed": 0, "preemptions": 0}
         self.preempted = 0
 
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str) -> AsyncIterator[Any]:
         self.salts.append(prompt.get("cache_salt"))
+        self.extra_args.append(sampling_params.extra_args)
         for finished in (False, True):
             await asyncio.sleep(0)
             metrics = SimpleNamespace(num_preemptions=self.preempted if finished else 0)
@@ -66,7 +69,7 @@ PROMPT = {"prompt_token_ids": [1, 2]}
 
 
 async def outputs(client: Any, request_id: str, prompt: dict[str, Any] = PROMPT, n: int = 1) -> list[Any]:
-    return [output async for output in client.generate(prompt, SimpleNamespace(n=n), request_id)]
+    return [output async for output in client.generate(prompt, SimpleNamespace(n=n, extra_args=None), request_id)]
 
 
 async def test_rows_are_counted_and_told_with_the_last_output(hooked: type[Client]) -> None:
@@ -105,7 +108,7 @@ async def test_rows_that_ran_again_are_asked_for_once_more(hooked: type[Client])
 
 async def test_request_given_up_early_is_counted_all_the_same(hooked: type[Client]) -> None:
     client = hooked(Method(POLICY), "left")
-    stream = client.generate(PROMPT, SimpleNamespace(n=1), "a")
+    stream = client.generate(PROMPT, SimpleNamespace(n=1, extra_args=None), "a")
     await anext(stream)
     await stream.aclose()
     await asyncio.sleep(0.01)
@@ -175,3 +178,12 @@ def test_process_that_is_no_server_is_not_hooked(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(server_hooks, "_SERVERS", ("no.such.module",))
     monkeypatch.setattr(server_hooks, "wrap", lambda *_: pytest.fail("hooked"))
     hook_server(Method)
+
+
+async def test_clients_of_a_server_lend_nothing(hooked: type[Client]) -> None:
+    """They would say which rows are exact, and under whose key their blocks are found."""
+    client = hooked(Method(POLICY), "lent")
+    params = SimpleNamespace(n=1, extra_args=StaticPrefix(16, exact_salt(None)).extra_args({"other": 1}))
+    assert [output async for output in client.generate(PROMPT, params, "a")]
+    assert client.extra_args == [{"other": 1}]
+    assert EXTRA_ARG in params.extra_args

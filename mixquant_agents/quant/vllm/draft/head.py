@@ -6,14 +6,19 @@ The layer is vLLM's own and stays exact for everybody else; drafts alone go thro
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.precision.recipe import PLAIN
+from mixquant_agents.precision.resolve import LayerFormat
+from mixquant_agents.quant.formats.registry import twin_of
+from mixquant_agents.quant.kernel_check import Unit, check
 from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.step import forced_step
-from mixquant_agents.quant.twins.base import Twin
+from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
 __all__ = ["DRAFT_ROWS", "DraftHead"]
 
@@ -27,13 +32,18 @@ DRAFT_ROWS = 64
 class DraftHead:
     """Routes an output layer between its exact weight and a twin: drafts quantized, all else exact."""
 
-    def __init__(self, head: Any, twin: Twin[Any]) -> None:
-        """``head`` is vLLM's output layer, with its weights loaded."""
+    def __init__(self, head: Any, twin: RowwiseTwin, layer_format: LayerFormat) -> None:
+        """``head`` is vLLM's output layer, with its weights loaded; ``layer_format`` is the twin's.
+
+        Raises:
+            FormatRefusedError: the twin's product is wrong on this device.
+        """
         self._head = head
         self._twin = twin
         self._exact = head.quant_method.apply
         self.state = twin.build(head.weight)
         twin.tune([(head.weight, self.state)], DRAFT_ROWS)
+        check([Unit("lm_head", layer_format, twin, head.weight, self.state)])
         try:
             twin.tune_few_rows([(head.weight, self.state)])
             self._few_rows = True
@@ -43,18 +53,27 @@ class DraftHead:
         head.quant_method.apply = self.apply
 
     @classmethod
-    def of(cls, model: torch.nn.Module, twin: Twin[Any]) -> DraftHead | None:
-        """For the output layer of ``model``; ``None`` where it has none, or one that the twin cannot take."""
+    def of(cls, model: torch.nn.Module, layer_format: LayerFormat) -> DraftHead | None:
+        """For the output layer of ``model``; ``None`` where it has none, or one that no 8-bit twin of the format
+        takes, or where the twin fails on this device: drafts then use the exact layer."""
         modules = model.named_modules(remove_duplicate=False)  # tied ones have the embedding's weights
         head: Any = next((module for name, module in modules if name.rpartition(".")[2] == "lm_head"), None)
         weight = None if head is None else dict(head.named_parameters()).get("weight")
         if weight is None or weight.dim() != 2 or weight.dtype not in (torch.bfloat16, torch.float16):
             return None
+        own = replace(layer_format, nested=False, recipe=PLAIN)  # its storage stays as it is, and it is not calibrated
+        twin = twin_of(own)
+        if not isinstance(twin, RowwiseTwin):  # what four bits cost here was never measured
+            return None
         try:
             twin.check(weight.shape[0], weight.shape[1], "lm_head")
         except FormatRefusedError:
             return None
-        return cls(head, twin)
+        try:
+            return cls(head, twin, own)
+        except Exception as error:  # drafts do without, the engine starts
+            _log.warning("mixquant: drafts use the exact output layer: %s", error)
+            return None
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` ``[M, K]`` to logits ``[M, N]``."""

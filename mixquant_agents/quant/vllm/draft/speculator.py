@@ -10,7 +10,6 @@ answer would not be distributed as the exact model's.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from typing import Any
 
@@ -22,7 +21,6 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappin
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from mixquant_agents.quant.autotune import DraftChoice, choose_drafts
-from mixquant_agents.quant.formats.registry import twin_of
 from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.step import DRAFT, forced
 from mixquant_agents.quant.vllm.draft.graphs import DraftGraphs
@@ -70,7 +68,7 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         runtime = runtime_of(self.vllm_config)
         layer_format = None if runtime is None else runtime.resolved.default_format
         if layer_format is not None:  # the output layer stays as it is, with its twin beside it
-            self._head = DraftHead.of(target_model, twin_of(dataclasses.replace(layer_format, nested=False)))
+            self._head = DraftHead.of(target_model, layer_format)
         return target_model
 
     def renew(self) -> None:
