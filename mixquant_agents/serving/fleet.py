@@ -73,6 +73,7 @@ class Fleet:
             self.router = OwnedProcess("router", words, url=f"http://{host}:{port}", log=logs / "router.log")
         self.url = (self.router.url if self.router is not None else addresses[0]) + "/v1"
         self._view = (host, view_port) if view_port is not None else None
+        self._view_server: asyncio.Server | None = None
         self._say = say
         self._stop = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,10 +98,14 @@ class Fleet:
             EngineStartError: one ended, or does not answer in time; with the end of its log.
         """
         begin = time.monotonic()
+        if self._view is not None:
+            host, port = self._view
+            try:
+                self._view_server = await serve_view(host, port, self.health)
+            except OSError as error:
+                raise EngineStartError(f"the health of all cannot be answered at {host}:{port}: {error}") from error
         for server in self.servers:
             await server.start()
-        if self._view is not None:
-            self._tasks.append(asyncio.create_task(serve_view(*self._view, self.health, self._stop)))
         count = len(self.servers)
         if count:
             self._say(f"starting {count} servers" if count > 1 else "starting the server")
@@ -158,6 +163,8 @@ class Fleet:
     async def end(self) -> None:
         """End the router, then the servers. Idempotent."""
         self._stop.set()
+        if self._view_server is not None:
+            self._view_server.close()
         if self.router is not None:
             await self.router.end(5.0)
         await asyncio.gather(*(server.end() for server in self.servers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import re
 import urllib.error
@@ -68,10 +69,16 @@ def _get(url: str, timeout: float) -> str:
             return text
     except urllib.error.HTTPError as error:
         raise OSError(f"{url} answered {error.code}") from error
+    except http.client.HTTPException as error:  # it ended, or was killed, in the middle of an answer
+        raise OSError(f"{url} broke off its answer ({type(error).__name__})") from error
 
 
-async def serve_view(host: str, port: int, servers: Any, stop: asyncio.Event) -> None:
-    """Answer ``GET /`` with the health of all as JSON (503 while none is ready), until ``stop``."""
+async def serve_view(host: str, port: int, servers: Any) -> asyncio.Server:
+    """Answer ``GET /`` with the health of all as JSON (503 while none is ready), until the caller closes it.
+
+    Raises:
+        OSError: the port is taken, or no address of this machine.
+    """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -87,9 +94,7 @@ async def serve_view(host: str, port: int, servers: Any, stop: asyncio.Event) ->
         finally:
             writer.close()
 
-    server = await asyncio.start_server(answer, host, port)
-    async with server:
-        await stop.wait()
+    return await asyncio.start_server(answer, host, port)
 
 
 def summary_line(servers: Sequence[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sys
 import urllib.request
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ import pytest
 from mixquant_agents.errors import EngineStartError
 from mixquant_agents.serving.command import ServerCommand
 from mixquant_agents.serving.fleet import Fleet, free_port
+from mixquant_agents.serving.health import server_health
 
 STAND_IN = Path(__file__).parent / "stand_in_server.py"
 
@@ -93,6 +95,26 @@ async def test_server_that_does_not_start_is_told_with_its_log(tmp_path: Path) -
     with pytest.raises(EngineStartError, match="no weights here"):
         async with fleet:
             pass
+
+
+async def test_view_whose_port_is_taken_is_told_before_a_server_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        fleet = Fleet([stand_in("left")], view_port=port, logs=tmp_path)
+        with pytest.raises(EngineStartError, match=f"cannot be answered at 127.0.0.1:{port}"):
+            await fleet.start()
+    assert fleet.servers[0].pid is None
+
+
+async def test_server_that_breaks_off_its_answer_does_not_answer() -> None:
+    async def half(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        writer.close()
+
+    async with await asyncio.start_server(half, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert (await server_health("s", f"http://127.0.0.1:{port}"))["state"] == "starting"
 
 
 async def test_one_server_needs_no_router(tmp_path: Path) -> None:

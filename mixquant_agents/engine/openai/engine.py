@@ -303,6 +303,8 @@ class OpenAIEngine(Engine):
                 failure = self._incomplete(answer, reader.beginning, request)
             if failure is None:
                 break
+            if waiting.has_begun and isinstance(failure, RemoteEngineError):
+                failure.retryable = False  # log probabilities may come before any text
             pause = self._pause(failure, tries, request)
             if pause is None:  # outside of the handler: an error's context must not tell what its text does not
                 raise failure

@@ -53,6 +53,11 @@ class Waiting:
         self._deadline = asyncio.get_running_loop().time() + patience.first_token
         self._begun = False
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of the answer was given out, were it log probabilities alone."""
+        return self._begun
+
     def begun(self) -> None:
         """The first token is there: from now on only silence counts."""
         self._begun = True

@@ -183,6 +183,8 @@ class PairEngine(Engine):
             PairError: a side failed; says which.
         """
         meter = TurnMeter()
+        # Both sides must read the same tokens, and only the decode side knows those of earlier answers.
+        request = replace(request, verbatim_history=False)
         if self._kv_back and request.prompt_token_ids is None:
             request = replace(request, prompt_token_ids=await self.prefill.render(request))
         read = await self._read(request)

@@ -18,8 +18,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -111,7 +111,8 @@ class RunningEngine:
         self.recorder = StatsRecorder()
         self.dead = False
         self.asleep = False
-        self._waking = asyncio.Lock()
+        self._changing = asyncio.Lock()  # held while the engine falls asleep, wakes, or changes its policy
+        self._working = 0
         self.start_seconds = 0.0
         self.status: dict[str, Any] = {}
         self.llm: Any = None
@@ -290,14 +291,14 @@ class RunningEngine:
                 name="mixquant-liveness",
             )
         try:
-            await self.wake()
-            prompt, params, meter, options = await self._prepare(request, submitted, history)
-            meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"])
-            await generate(
-                self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted, post,
-                drafting=self._drafting, **options,
-            )  # fmt: skip
-            self._note_use(meter)
+            async with self._awake():
+                prompt, params, meter, options = await self._prepare(request, submitted, history)
+                meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"])
+                await generate(
+                    self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted,
+                    post, drafting=self._drafting, **options,
+                )  # fmt: skip
+                self._note_use(meter)
         except Exception as error:
             with suppress(RuntimeError):
                 post(self.translated(error))
@@ -322,7 +323,10 @@ class RunningEngine:
     async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
         """Read what is certain of a coming prompt; see :meth:`Engine.prefetch`."""
         _check_sendable(request)
-        await self.wake()
+        async with self._awake():
+            return await self._read_ahead(request, growing=growing)
+
+    async def _read_ahead(self, request: EngineRequest, *, growing: bool) -> int:
         if request.prompt_token_ids is None:
             variables = _variables(request)
             ids = await self.prompts.certain(
@@ -378,6 +382,9 @@ class RunningEngine:
             task.add_done_callback(self._background.discard)
 
     async def _refresh(self, prefix: KeptPrefix) -> None:
+        if self.asleep or self._changing.locked():  # a favour wakes nobody, and nobody waits for it
+            self._kept.drop(prefix)
+            return
         whole = len(prefix.token_ids) // self._block * self._block
         try:
             cached = await self._read(prefix.token_ids[:whole], prefix.keys, f"keep-{uuid.uuid4().hex}", 0)
@@ -562,25 +569,29 @@ class RunningEngine:
                 "this engine runs without the plugin, because its policy is 'exact'; start it with a quantizing policy "
                 "to switch later"
             )
-        busy = self.llm.output_processor.get_num_unfinished_requests()
-        if busy:
-            raise ConfigError(f"the policy cannot change while {busy} turns are running; wait for their end")
-        try:
-            answers = await self.llm.collective_rpc("mixquant_set_policy", args=(policy.model_dump(mode="json"),))
-        except Exception as error:
-            ours = self.translated(error)
-            if isinstance(ours, EngineDeadError):
-                raise ours from error
-            raise FormatRefusedError(f"policy {policy.name!r} is refused by the running engine: {error}") from error
-        self.policy, self.status = policy, dict(answers[0])
+        async with self._changing:
+            await self.check_idle("the policy cannot change")
+            await _cancel(list(self._background))
+            await self._wake_up()
+            try:
+                answers = await self.llm.collective_rpc("mixquant_set_policy", args=(policy.model_dump(mode="json"),))
+            except Exception as error:
+                ours = self.translated(error)
+                if isinstance(ours, EngineDeadError):
+                    raise ours from error
+                raise FormatRefusedError(f"policy {policy.name!r} is refused by the running engine: {error}") from error
+            finally:
+                self._kept.forget()  # read anew, they would be of another policy than their keys say
+            self.policy, self.status = policy, dict(answers[0])
         return self.status
 
     async def sleep(self) -> Sleep:
         """Weights to the host's memory, the KV cache given up; see :meth:`Engine.sleep`."""
-        self.check_idle("sleep")
-        async with self._waking:
+        async with self._changing:
+            await self.check_idle("the engine cannot sleep")
             begun, before = time.monotonic(), device_bytes()
             if not self.asleep:
+                await _cancel(list(self._background))
                 try:
                     await self.llm.sleep(level=1)
                 except Exception as error:
@@ -593,24 +604,44 @@ class RunningEngine:
 
     async def wake(self) -> None:
         """Weights and twins back into the places that captured graphs know."""
-        if not self.asleep:
-            return
-        async with self._waking:
-            if self.asleep:
-                try:
-                    await self.llm.wake_up()
-                except Exception as error:
-                    raise self.translated(error) from error
-                self.asleep = False
+        async with self._changing:
+            await self._wake_up()
 
-    def check_idle(self, what: str) -> None:
-        """Refuse ``what`` while turns are running.
+    async def _wake_up(self) -> None:
+        """:meth:`wake` for who holds the lock."""
+        if self.asleep:
+            try:
+                await self.llm.wake_up()
+            except Exception as error:
+                raise self.translated(error) from error
+            self.asleep = False
+
+    @asynccontextmanager
+    async def _awake(self) -> AsyncIterator[None]:
+        """The engine stays awake, and keeps its policy, while the body runs. Counted before the wait: what is rendered
+        is no request of vLLM's yet, and would reach an engine that fell asleep meanwhile."""
+        self._working += 1
+        try:
+            await self.wake()
+            yield
+        finally:
+            self._working -= 1
+
+    def _busy(self) -> int:
+        """Turns and readings that run, from their rendering on; held prefixes that are asked for again do not count."""
+        unfinished: int = self.llm.output_processor.get_num_unfinished_requests()
+        return max(self._working, unfinished - len(self._background))
+
+    async def check_idle(self, refusal: str) -> None:
+        """Refuse something while turns are running. Those that were cancelled may leave first.
 
         Raises:
-            ConfigError: they are.
+            ConfigError: they are; begins with ``refusal``.
         """
-        if busy := self.llm.output_processor.get_num_unfinished_requests():
-            raise ConfigError(f"the engine cannot {what} while {busy} turns are running; wait for their end")
+        if leaving := [task for task in self._turns if task.cancelling()]:
+            await asyncio.wait(leaving, timeout=SHUTDOWN_SECONDS)
+        if busy := self._busy():
+            raise ConfigError(f"{refusal} while {busy} turns are running; wait for their end")
 
     async def reset_prefix_cache(self) -> None:
         """Forget cached prefixes."""

@@ -169,7 +169,7 @@ class VllmEngine(SwitchableEngine):
             return Sleep(way="ended", seconds=0.0, freed_bytes=0)
         if self.config.sleep_mode:
             return await asyncio.wrap_future(running.submit(running.sleep()))
-        running.check_idle("sleep")
+        await asyncio.wrap_future(running.submit(running.check_idle("the engine cannot sleep")))
         begun, before = time.monotonic(), await asyncio.to_thread(running.held_bytes)
         await asyncio.to_thread(self._handle.suspend)
         seconds, after = time.monotonic() - begun, await asyncio.to_thread(running.held_bytes)

@@ -268,3 +268,11 @@ async def test_pair_of_servers_names_them() -> None:
     copy = pickle.loads(pickle.dumps(pair))  # noqa: S301 - our own
     assert copy.info == pair.info
     await pair.aclose()
+
+
+@pytest.mark.parametrize("kv_back", [False, True])
+async def test_both_sides_render_by_the_template(prefill: Side, decode: Side, kv_back: bool) -> None:
+    """The decode side alone wrote the earlier answers: with their tokens in its prompt, and the template's in the
+    prefill side's, the KV would be another prompt's."""
+    await read(PairEngine(prefill, decode, kv_back=kv_back))
+    assert [asked.verbatim_history for asked in (*prefill.requests, *decode.requests)] == [False, False]

@@ -6,11 +6,11 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 
-from mixquant_agents.config import EngineConfig
+from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
 from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache
@@ -207,3 +207,90 @@ async def test_history_that_does_not_fit_is_left_to_the_template(engine: StandIn
     assert prompt.change == "the conversation as it was written does not fit the context window"
     assert prompt.key == fits.key
     assert len(prompt.token_ids) < len(fits.token_ids) - 500
+
+
+async def test_turn_that_comes_while_the_engine_falls_asleep_wakes_it(engine: StandIn) -> None:
+    """vLLM takes requests while it sleeps, and does nothing for them."""
+    falling, asleep = asyncio.Event(), asyncio.Event()
+    order: list[str] = []
+    sleep_of, generate_of, wake_of = engine.llm.sleep, engine.llm.generate, engine.llm.wake_up
+
+    async def slow_sleep(level: int) -> None:
+        falling.set()
+        await asleep.wait()
+        await sleep_of(level)
+        order.append("asleep")
+
+    async def wake_up() -> None:
+        await wake_of()
+        order.append("awake")
+
+    async def generate(*arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        order.append("generate")
+        async for output in generate_of(*arguments, **options):
+            yield output
+
+    engine.llm.sleep, engine.llm.generate, engine.llm.wake_up = slow_sleep, generate, wake_up
+
+    async def run() -> None:
+        sleeping = asyncio.create_task(engine.sleep())
+        await falling.wait()
+        coming = [
+            asyncio.create_task(
+                engine.turn(request(USER), 0.0, list[Any]().append, TurnHistory(engine.prompts.answers))
+            ),
+            asyncio.create_task(engine.prefetch(request(SYSTEM))),
+        ]
+        await asyncio.wait(coming, timeout=0.05)
+        asleep.set()
+        await asyncio.gather(sleeping, *coming)
+
+    await on_its_loop(engine, run())
+    assert order == ["asleep", "awake", "generate", "generate"]
+
+
+@pytest.mark.parametrize("change", ["sleep", "set_policy"])
+async def test_turn_that_is_being_rendered_is_running(engine: StandIn, change: str) -> None:
+    """It is no request of vLLM's yet, but its keys, and the engine that it will reach, are settled."""
+    engine._rows = cast("Any", SimpleNamespace())
+    policy = PrecisionPolicy.of("mixquant-int8")
+    rendering, go_on = asyncio.Event(), asyncio.Event()
+
+    async def rendered(_: EngineRequest) -> Any:
+        rendering.set()
+        await go_on.wait()
+        raise ConfigError("enough")
+
+    async def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine, "rendered", rendered)
+            history = TurnHistory(engine.prompts.answers)
+            running = asyncio.create_task(engine.turn(request(USER), 0.0, list[Any]().append, history))
+            await rendering.wait()
+            try:
+                with pytest.raises(ConfigError, match="1 turns are running"):
+                    await (engine.sleep() if change == "sleep" else engine.set_policy(policy))
+            finally:
+                go_on.set()
+                await running
+
+    await on_its_loop(engine, run())
+    assert engine.llm.slept == []
+    await on_its_loop(engine, engine.sleep())  # its end is counted, too
+    assert engine.asleep
+
+
+async def test_prefixes_of_another_policy_are_held_no_more(engine: StandIn) -> None:
+    """Asked for again, they would be read by the new policy under the old one's keys."""
+    asked, history = request(USER, thread_id="T", keep=Keep(seconds=60)), TurnHistory(engine.prompts.answers)
+    await turn(engine, asked, history)
+    engine.hold(asked, history)
+    await on_its_loop(engine, asyncio.sleep(0))
+    assert len(engine._kept) == 1
+
+    async def answer(name: str, args: Any) -> list[dict[str, Any]]:
+        return [{"prefill_format": "int8"}]
+
+    engine._rows, engine.llm.collective_rpc = cast("Any", SimpleNamespace()), answer
+    await on_its_loop(engine, engine.set_policy(PrecisionPolicy.of("mixquant-int8")))
+    assert len(engine._kept) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import copy
 import gc
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -40,9 +41,12 @@ class StubEngine:
     def close(self) -> None:
         self.closed += 1
 
-    def check_idle(self, what: str) -> None:
+    def submit(self, work: Coroutine[Any, Any, None]) -> concurrent.futures.Future[None]:
+        return asyncio.run_coroutine_threadsafe(work, asyncio.get_running_loop())
+
+    async def check_idle(self, refusal: str) -> None:
         if self.turns:
-            raise ConfigError(f"the engine cannot {what} while {self.turns} turns are running")
+            raise ConfigError(f"{refusal} while {self.turns} turns are running")
 
     def held_bytes(self) -> int:
         return 0 if self.closed else 1000

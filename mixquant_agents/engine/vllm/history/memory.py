@@ -76,14 +76,17 @@ class WrittenAnswers:
         return self._tokens
 
     def keep(self, key: bytes, before: WrittenTurn | None, own: Iterable[int], *, stopped: bool) -> None:
-        """Keep a turn; see :class:`WrittenTurn`."""
+        """Keep a turn; see :class:`WrittenTurn`. Of a conversation that is known already the first tokens stay: later
+        turns may build on them, and would hold them beyond what is counted."""
         tokens = array("i", own)
-        length = len(tokens) + (before.length - before.stopped if before is not None else 0)
-        turn = WrittenTurn(key, before, tokens, length, stopped)
         with self._lock:
-            if (replaced := self._turns.pop(key, None)) is not None:
-                self._tokens -= len(replaced.own)
-            self._turns[key] = turn
+            if (known := self._turns.get(key)) is not None:
+                self._touch(known)
+                return
+            if before is not None and self._turns.get(before.key) is not before:  # it left while this turn ran
+                tokens, before = array("i", [*before.tokens, *tokens]), None
+            length = len(tokens) + (before.length - before.stopped if before is not None else 0)
+            self._turns[key] = turn = WrittenTurn(key, before, tokens, length, stopped)
             self._tokens += len(tokens)
             self._touch(turn)
             while self._tokens > self._limit and self._turns:

@@ -7,7 +7,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.engine.vllm.history import WrittenAnswers, conversation_keys
+from mixquant_agents.engine.vllm.history import WrittenAnswers, WrittenTurn, conversation_keys
 
 USER = {"role": "user", "content": "How deep?"}
 
@@ -63,3 +63,41 @@ def test_memory_is_bounded_and_chains_stay_whole(turns: list[tuple[int, int, boo
             if (found := answers.newest([(0, kept)])) is not None:
                 assert found[1].tokens == written[kept]
                 assert found[1].length - found[1].stopped == len(written[kept])
+
+
+def held_tokens(answers: WrittenAnswers) -> int:
+    """Tokens of all turns that the memory keeps alive, each once."""
+    alive: dict[int, int] = {}
+    for turn in answers._turns.values():
+        walked: WrittenTurn | None = turn
+        while walked is not None:
+            alive[id(walked)] = len(walked.own)
+            walked = walked.before
+    return sum(alive.values())
+
+
+def test_what_is_counted_is_all_that_is_held_where_a_conversation_begins_again() -> None:
+    """A benchmark asks the same question again and again, and the tools answer differently each time."""
+    answers = WrittenAnswers(2_000)
+    for number in range(50):
+        answers.keep(b"question", None, [1] * 100, stopped=True)
+        first = answers.newest([(1, b"question")])
+        assert first is not None
+        answers.keep(str(number).encode(), first[1], [2, number], stopped=True)
+        assert held_tokens(answers) == answers.tokens <= 2_000
+        second = answers.newest([(1, str(number).encode())])
+        assert second is not None
+        assert second[1].tokens == [1] * 99 + [2]
+
+
+def test_turn_whose_beginning_was_forgotten_while_it_ran_is_kept_whole() -> None:
+    answers = WrittenAnswers(10)
+    answers.keep(b"a", None, [1, 2, 3, 4], stopped=True)
+    first = answers.newest([(1, b"a")])
+    assert first is not None
+    answers.keep(b"other", None, [9] * 8, stopped=False)
+    answers.keep(b"b", first[1], [5, 6], stopped=False)
+    second = answers.newest([(3, b"b")])
+    assert second is not None
+    assert (second[1].tokens, second[1].length) == ([1, 2, 3, 5, 6], 5)
+    assert held_tokens(answers) == answers.tokens == 5
