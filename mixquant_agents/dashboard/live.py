@@ -12,16 +12,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from markupsafe import Markup
-from nicegui import run, ui
+from nicegui import app, run, ui
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.compare import compare_page
+from mixquant_agents.dashboard.export import exported
 from mixquant_agents.dashboard.store_source import StoreSource
 from mixquant_agents.errors import RequestError, StoreError
 from mixquant_agents.telemetry.store.reader import TurnStore
 
-__all__ = ["Watcher", "declare_pages"]
+__all__ = ["Watcher", "declare_pages", "export_response"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class Watcher:
 
 
 def declare_pages(watcher: Watcher) -> None:
-    """Declare all pages."""
+    """Declare all pages, and the addresses of what they export."""
 
     def declare(address: str, title: str, fragment: Fragment, filters: bool) -> None:
         async def page(request: Request) -> None:
@@ -64,6 +66,25 @@ def declare_pages(watcher: Watcher) -> None:
     declare("/threads", "Threads · mixquant", views.threads_page, True)
     declare("/thread", "Thread · mixquant", views.thread_page, False)
     declare("/compare", "Compare · mixquant", compare_page, False)
+
+    def export(request: Request, table: str, ending: str) -> Response:  # Starlette runs it in a thread
+        return export_response(watcher.source, table, ending, dict(request.query_params))
+
+    app.get("/export/{table}.{ending}", include_in_schema=False)(export)
+
+
+def export_response(source: StoreSource, table: str, ending: str, query: Mapping[str, str]) -> Response:
+    """A table as a file to keep; 400 where the address is wrong, 404 where there is no store yet, 503 where it cannot
+    be read."""
+    if not source.exists():
+        return PlainTextResponse(f"no turns yet: {source.path} does not exist\n", 404)
+    try:
+        content, media_type = exported(source.store(), table, ending, query)
+    except (StoreError, RequestError) as error:
+        status = 400 if isinstance(error, RequestError) else 503
+        return PlainTextResponse(f"{error}\n".encode("utf-8", "backslashreplace"), status)
+    disposition = f'attachment; filename="mixquant-{table}.{ending}"'
+    return Response(content, media_type=media_type, headers={"content-disposition": disposition})
 
 
 async def _page(

@@ -55,6 +55,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         detail=None,
         turn_link=_anchor,
         more=None,
+        export_links=None,
     )
     details = [(_anchor(turn)[1:], turn_detail(store, turn, content=content)) for turn in turns]
     return _whole(f"Thread {thread}", page, details)

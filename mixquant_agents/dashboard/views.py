@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from markupsafe import Markup
 
 from mixquant_agents.dashboard import charts, formatting
+from mixquant_agents.dashboard.export import export_links
 from mixquant_agents.dashboard.policy_charts import policy_charts
 from mixquant_agents.dashboard.query import DEFAULT_WINDOW, WINDOWS, link, names_in, page_filter
 from mixquant_agents.dashboard.templates import render
@@ -83,6 +84,7 @@ def overview_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         "overview",
         seen=seen,
         by_policy=policy_charts(seen, _labels(seen)),
+        export_links=export_links("policies", query),
         stratum_turns=STRATUM_TURNS,
         charts=overview_charts(seen),
         turns=turns,
@@ -148,6 +150,7 @@ def threads_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     return render(
         "threads",
         threads=threads[:PAGE],
+        export_links=export_links("threads", query),
         thread_link=thread_link,
         newer=page(max(0, offset - PAGE)) if offset else None,
         older=page(offset + PAGE) if len(threads) > PAGE else None,
@@ -176,6 +179,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         detail=turn_detail(store, current) if current is not None else None,
         turn_link=_turn_link,
         more=link("/thread", {**query, "show": "500"}) if len(turns) == limit == 100 else None,
+        export_links=export_links("turns", {"id": thread}) if thread is not None else None,
     )
 
 
