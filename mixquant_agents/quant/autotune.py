@@ -178,24 +178,31 @@ class DraftChoice(NamedTuple):
 def choose_drafts(layers: Sequence[RoutedLayer], sizes: Sequence[int]) -> dict[int, DraftChoice]:
     """How drafts of ``sizes`` rows run fastest, by the products of a few blocks of a model made of ``layers``."""
     chosen = samples(layers)
-    chains = {"exact": EXACT, "quantized": DRAFT, "few_rows": DRAFT_FEW_ROWS}
-    found = {}
+    chains = {"exact": EXACT, "quantized": DRAFT}
     with torch.inference_mode(), unwatched_objects():
         try:
             _tune_few_rows(chosen)
-        except Exception as error:  # a kernel that this device or release cannot compile: drafts do without
+            return _draft_choices(chosen, sizes, {**chains, "few_rows": DRAFT_FEW_ROWS})
+        except Exception as error:  # a kernel that is wrong or does not run on this device: drafts do without
             _log.warning("mixquant: drafts quantize their rows; the kernel for few rows does not run here: %s", error)
-            del chains["few_rows"]
-        for m in sizes:
-            times = dict.fromkeys(chains, 0.0)
-            for sample in chosen:
-                works = _works(sample.layers, m)
-                for name, step in chains.items():
-                    with forced(step):
-                        times[name] += sample.share * replay_microseconds(functools.partial(_each, works))
-            faster = DRAFT_FEW_ROWS if times.get("few_rows", math.inf) < times["quantized"] else DRAFT
-            found[m] = DraftChoice(faster, {name: round(value, 1) for name, value in times.items()})
-    return found
+            return _draft_choices(chosen, sizes, chains)
+
+
+def _draft_choices(
+    chosen: Sequence[Sample], sizes: Sequence[int], chains: Mapping[str, StepPlan]
+) -> dict[int, DraftChoice]:
+    """The fastest of ``chains`` for each number of rows."""
+    choices = {}
+    for m in sizes:
+        times = dict.fromkeys(chains, 0.0)
+        for sample in chosen:
+            works = _works(sample.layers, m)
+            for name, step in chains.items():
+                with forced(step):
+                    times[name] += sample.share * replay_microseconds(functools.partial(_each, works))
+        faster = DRAFT_FEW_ROWS if times.get("few_rows", math.inf) < times["quantized"] else DRAFT
+        choices[m] = DraftChoice(faster, {name: round(value, 1) for name, value in times.items()})
+    return choices
 
 
 def _each(works: Sequence[Callable[[], object]]) -> None:

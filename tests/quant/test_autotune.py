@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.plan import Mode, RequestRows
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.autotune import samples
+from mixquant_agents.quant import autotune
+from mixquant_agents.quant.autotune import choose_drafts, samples
 from mixquant_agents.quant.router import GraphSettings, Router
+from mixquant_agents.quant.step import DRAFT, DRAFT_FEW_ROWS, EXACT, StepPlan, forced_step
 from mixquant_agents.quant.thresholds import Thresholds
+from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
 
 def layer(block: int, name: str, *shape: int) -> Any:
@@ -57,3 +61,68 @@ def test_router_asks_how_many_exact_rows_a_step_has(writers: int, prompt: int, m
     rows, step = router.route(requests)
     assert step.mode is mode
     assert rows.num_exact == (writers if mode is Mode.MIXED else writers + prompt)
+
+
+class DraftLayer:
+    """A layer whose products take as long as ``times`` says, by the step in force; an error where it is one."""
+
+    prefix, shape, layer_format = "model.layers.0.mlp.down_proj", (16, 16), "fp8"
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, times: dict[StepPlan, float | Exception], tuning: Exception | None = None) -> None:
+        self.times = times
+        self.twin = RowwiseTwin("fp8", torch.float8_e4m3fn, "cutlass")
+
+        def tune_few_rows(layers: Any) -> None:
+            if tuning is not None:
+                raise tuning
+
+        self.twin.tune_few_rows = tune_few_rows  # type: ignore[method-assign]
+        self.now = 0.0
+
+    def tuning(self) -> Any:
+        return self.twin, None
+
+    def work(self, rows: Any) -> Any:
+        rows(16)
+        return self.run
+
+    def run(self) -> None:
+        step = forced_step()
+        assert step is not None
+        time = self.times[step]
+        if isinstance(time, Exception):
+            raise time
+        self.now += time
+
+
+def choose(layer: DraftLayer, monkeypatch: pytest.MonkeyPatch) -> Any:
+    def replay(work: Any) -> float:
+        layer.now = 0.0
+        work()
+        return layer.now
+
+    monkeypatch.setattr(autotune, "replay_microseconds", replay)
+    layers: Any = [layer]
+    return choose_drafts(layers, [1, 8])
+
+
+@pytest.mark.parametrize(("few_rows", "step"), [(3.0, DRAFT_FEW_ROWS), (5.0, DRAFT)])
+def test_drafts_run_the_faster_kernel(monkeypatch: pytest.MonkeyPatch, few_rows: float, step: StepPlan) -> None:
+    choices = choose(DraftLayer({EXACT: 8.0, DRAFT: 4.0, DRAFT_FEW_ROWS: few_rows}), monkeypatch)
+    assert {rows: choice.step for rows, choice in choices.items()} == {1: step, 8: step}
+    assert choices[1].share == min(4.0, few_rows) / 8
+
+
+@pytest.mark.parametrize(
+    ("few_rows", "tuning"),
+    [(1.0, FormatRefusedError("wrong on this device")), (RuntimeError("no image of the one with a bias"), None)],
+    ids=["wrong", "does not run"],
+)
+def test_kernel_that_fails_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, few_rows: float | Exception, tuning: Exception | None
+) -> None:
+    choices = choose(DraftLayer({EXACT: 8.0, DRAFT: 4.0, DRAFT_FEW_ROWS: few_rows}, tuning), monkeypatch)
+    assert {choice.step for choice in choices.values()} == {DRAFT}
+    assert list(choices[8].microseconds) == ["exact", "quantized"]
+    assert choices[8].share == 0.5
