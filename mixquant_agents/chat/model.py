@@ -719,7 +719,8 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         Returns:
             Tokens that are in the prefix cache now; 0 with a server, and where the call is not known (any more).
         """
-        request = self._started.calls.request(tool_call_id, result)
+        thread = run_ids(None, current_run_context()).thread_id  # of the graph whose tool runs
+        request = self._started.calls.request(tool_call_id, result, thread)
         if request is None:
             return 0
         with langchain_errors():

@@ -16,10 +16,11 @@ _REMEMBERED = 256
 
 
 class OpenCalls:
-    """The first call of each of the latest answers, by its id. Safe to use from several threads."""
+    """The first call of each of the latest answers, by its conversation and id: some models number their calls, so that
+    ids of two conversations are equal. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._calls: OrderedDict[str, tuple[EngineRequest, dict[str, Any]]] = OrderedDict()
+        self._calls: OrderedDict[tuple[str | None, str], tuple[EngineRequest, dict[str, Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[OpenCalls], tuple[()]]:
@@ -40,14 +41,30 @@ class OpenCalls:
         if not calls:
             return
         with self._lock:
-            self._calls[calls[0]["id"]] = request, answer
+            key = request.thread_id, calls[0]["id"]
+            self._calls[key] = request, answer
+            self._calls.move_to_end(key)
             while len(self._calls) > _REMEMBERED:
                 self._calls.popitem(last=False)
 
-    def request(self, call_id: str, result: str) -> EngineRequest | None:
-        """The next turn's request as far as it is known, with ``result`` at its end; ``None`` for an unknown call."""
+    def request(self, call_id: str, result: str, thread_id: str | None = None) -> EngineRequest | None:
+        """The next turn's request as far as it is known, with ``result`` at its end.
+
+        Args:
+            thread_id: the conversation's; ``None`` where it is not known, and the id alone must tell.
+
+        Returns:
+            ``None`` for an unknown call, and for an id that calls of several conversations have.
+        """
         with self._lock:
-            known = self._calls.get(call_id)
+            known = self._calls.get((thread_id, call_id))
+            if known is None:
+                alike = [
+                    entry
+                    for (thread, name), entry in self._calls.items()
+                    if name == call_id and (thread is None or thread_id is None)
+                ]
+                known = alike[0] if len(alike) == 1 else None
         if known is None:
             return None
         request, answer = known

@@ -57,6 +57,27 @@ async def test_result_is_read_while_its_tool_runs() -> None:
     assert await model.aprefetch_result("unknown", long) == 0
 
 
+async def test_calls_of_two_threads_with_one_id_are_told_apart() -> None:
+    """Some models number their calls: the first one of every conversation has the same id."""
+    numbered = ScriptedTurn(
+        tool_calls=[{"name": "add", "args": {"a": 3, "b": 4}, "id": "functions.add:0"}], parsed=True
+    )
+    engine = ScriptedEngine([numbered, numbered])
+    model = MixQuantChatModel(engine=engine)
+    bound = model.bind_tools([add])
+    for thread in "ST":
+        await bound.ainvoke(
+            [SystemMessage(SYSTEM), HumanMessage(f"question of {thread}")], {"configurable": {"thread_id": thread}}
+        )
+
+    async def read_ahead(_: object) -> int:
+        return await model.aprefetch_result("functions.add:0", "7")
+
+    assert await RunnableLambda(read_ahead).ainvoke(0, {"configurable": {"thread_id": "S"}}) > 0
+    assert engine.prefetched[-1][0].messages[1]["content"] == "question of S"
+    assert await model.aprefetch_result("functions.add:0", "7") == 0  # whose it is, is not known
+
+
 def test_first_calls_of_the_latest_answers_are_known() -> None:
     calls = OpenCalls()
     for number in range(300):
