@@ -293,7 +293,7 @@ class RunningEngine:
         try:
             async with self._awake():
                 prompt, params, meter, options = await self._prepare(request, submitted, history)
-                meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"])
+                meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"], prompt["cache_salt"])
                 await generate(
                     self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted,
                     post, drafting=self._drafting, **options,
@@ -345,7 +345,7 @@ class RunningEngine:
             cached = await self._read(ids[:whole], keys, request.request_id, request.priority)
         except Exception as error:
             raise self.translated(error) from error
-        self._kept.read_ahead(ids[:whole], cached)
+        self._kept.read_ahead(ids[:whole], cached, keys.salt)
         return whole
 
     def hold(self, request: EngineRequest, history: TurnHistory) -> None:

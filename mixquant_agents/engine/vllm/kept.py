@@ -71,7 +71,7 @@ class KeptPrefixes:
     evicted: int = 0
     hits: int = 0
     _held: dict[str, list[KeptPrefix]] = field(default_factory=dict)
-    _ahead: deque[tuple[int, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=_READ_AHEAD))
+    _ahead: deque[tuple[int, Sequence[int], str]] = field(default_factory=lambda: deque(maxlen=_READ_AHEAD))
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
@@ -111,26 +111,30 @@ class KeptPrefixes:
             mine.remove(prefix)
         self._drop_empty(prefix.thread)
 
-    def take(self, thread: str | None, token_ids: Sequence[int]) -> Reuse:
-        """The turn for whose sake a prefix was held or read ahead has come."""
+    def take(self, thread: str | None, token_ids: Sequence[int], salt: str) -> Reuse:
+        """The turn for whose sake a prefix was held or read ahead has come.
+
+        Args:
+            salt: the turn's, of :class:`BlockKeys`: under another one the same tokens are other blocks.
+        """
         held = 0
         for prefix in list(self._held.get(thread, ())) if thread is not None else ():
-            if _begins(token_ids, prefix.token_ids):
+            if prefix.keys.salt == salt and _begins(token_ids, prefix.token_ids):
                 held = max(held, len(prefix.token_ids))
                 self.drop(prefix)
         ahead = None
         for entry in list(self._ahead):
-            begin, ids = entry
-            if _begins(token_ids, ids):
+            begin, ids, of_salt = entry
+            if of_salt == salt and _begins(token_ids, ids):
                 ahead = (min(begin, ahead[0]) if ahead else begin, max(len(ids), ahead[1]) if ahead else len(ids))
                 self._ahead.remove(entry)
         return Reuse(held, ahead)
 
-    def read_ahead(self, token_ids: Sequence[int], cached: int) -> None:
-        """These tokens are in the cache now; ``cached`` of them were there before."""
+    def read_ahead(self, token_ids: Sequence[int], cached: int, salt: str) -> None:
+        """These tokens are in the cache now, under ``salt``; ``cached`` of them were there before."""
         self.warmed += len(token_ids) - cached
         if len(token_ids) > cached:
-            self._ahead.append((cached, tuple(token_ids)))
+            self._ahead.append((cached, tuple(token_ids), salt))
 
     def used(self, tokens: int, usage: float, now: float) -> list[KeptPrefix]:
         """Note that a turn put ``tokens`` into the cache; the prefixes that must be asked for again.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes
+from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes, Reuse
 from mixquant_agents.precision.static_prefix import BlockKeys
 
 
@@ -17,10 +17,10 @@ def test_turn_finds_what_was_held_for_its_thread() -> None:
     kept = KeptPrefixes(10_000)
     kept.hold(prefix("a", 100))
     kept.hold(prefix("a", 50, first=7))  # a sub-agent of the same thread
-    assert kept.take("b", range(200)).held == 0
-    assert kept.take("a", range(200)).held == 100
+    assert kept.take("b", range(200), "salt").held == 0
+    assert kept.take("a", range(200), "salt").held == 100
     assert len(kept) == 1
-    assert kept.take("a", range(200)).held == 0
+    assert kept.take("a", range(200), "salt").held == 0
 
 
 def test_newer_state_takes_the_place_of_what_it_goes_on_from() -> None:
@@ -56,11 +56,22 @@ def test_time_and_run_let_go() -> None:
 
 def test_what_was_read_ahead_counts_once() -> None:
     kept = KeptPrefixes()
-    kept.read_ahead(range(64), cached=16)
-    kept.read_ahead(range(128), cached=64)
+    kept.read_ahead(range(64), cached=16, salt="salt")
+    kept.read_ahead(range(128), cached=64, salt="salt")
     assert kept.warmed == 48 + 64
-    assert kept.take(None, range(200)).read_ahead == (16, 128)
-    assert kept.take(None, range(200)).read_ahead is None
+    assert kept.take(None, range(200), "salt").read_ahead == (16, 128)
+    assert kept.take(None, range(200), "salt").read_ahead is None
+
+
+def test_what_was_done_for_another_salt_is_not_counted() -> None:
+    """The same tokens are other blocks there."""
+    kept = KeptPrefixes()
+    held = prefix("a", 100)
+    kept.hold(held)
+    kept.read_ahead(range(64), cached=16, salt="s")
+    assert kept.take("a", range(200), "other") == Reuse()
+    assert kept.take(None, range(200), "s").read_ahead == (16, 64)
+    assert kept.take("a", range(200), held.keys.salt).held == 100
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 400), st.sampled_from(["hold", "use", "end"]))))
