@@ -146,7 +146,8 @@ class VllmEngine(SwitchableEngine):
     async def release(self, thread_id: str) -> None:
         """See :meth:`Engine.release`. An engine that does not run holds nothing."""
         if (engine := self._handle.running) is not None:
-            await asyncio.wrap_future(engine.submit(engine.release(thread_id)))
+            with suppress(EngineClosedError):  # closed at this moment
+                await asyncio.wrap_future(engine.submit(engine.release(thread_id)))
 
     async def token_ids(self, text: str) -> list[int]:
         """Ids of the tokens of a text, without special tokens."""

@@ -82,7 +82,7 @@ class KeptPrefixes:
         return sum(len(prefix.token_ids) for prefixes in self._held.values() for prefix in prefixes)
 
     def hold(self, prefix: KeptPrefix, limit: int | None = None) -> bool:
-        """Hold a prefix; it takes the place of what it goes on from.
+        """Hold a prefix; it takes the place of what it goes on from, which stays where there is no room for more.
 
         Args:
             limit: most tokens; of a longer one its beginning is held.
@@ -92,12 +92,12 @@ class KeptPrefixes:
         """
         if limit is not None:
             prefix.token_ids = prefix.token_ids[:limit]
-        mine = [other for other in self._held.get(prefix.thread, []) if not _begins(prefix.token_ids, other.token_ids)]
-        self._held[prefix.thread] = mine
-        if self.capacity is not None and self.tokens + len(prefix.token_ids) > self.capacity // 2:
-            self._drop_empty(prefix.thread)
+        before = self._held.get(prefix.thread, [])
+        mine = [other for other in before if not _begins(prefix.token_ids, other.token_ids)]
+        replaced = sum(len(other.token_ids) for other in before) - sum(len(other.token_ids) for other in mine)
+        if self.capacity is not None and self.tokens - replaced + len(prefix.token_ids) > self.capacity // 2:
             return False
-        mine.append(prefix)
+        self._held[prefix.thread] = [*mine, prefix]
         return True
 
     def release(self, thread: str) -> int:

@@ -32,6 +32,13 @@ def test_newer_state_takes_the_place_of_what_it_goes_on_from() -> None:
     assert kept.tokens == 200
 
 
+def test_state_that_has_no_room_leaves_its_beginning_held() -> None:
+    kept = KeptPrefixes(1_000)
+    assert kept.hold(prefix("a", 400))
+    assert not kept.hold(prefix("a", 600))
+    assert (len(kept), kept.tokens) == (1, 400)
+
+
 def test_prefixes_are_asked_for_again_under_pressure_alone() -> None:
     kept = KeptPrefixes(1_000)
     held = prefix("a", 100)
