@@ -102,8 +102,7 @@ async def test_twelve_constrained_requests_in_several_orders(engine: VllmEngine,
     names = list(requests(model))
     assert len(names) == 12
     expected: dict[str, Any] = {}
-    orders = [names, names[::-1], names[6:] + names[:6]]
-    for order in orders:
+    for order in (names, names[6:][::-1] + names[:6]):
         for name in order:
             answer = await shown(requests(model)[name]())
             assert expected.setdefault(name, answer) == answer, (name, order)
