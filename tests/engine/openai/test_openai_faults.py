@@ -123,13 +123,12 @@ async def test_stream_dropped_in_the_answer_is_never_sent_again(engine: OpenAIEn
     assert (text(got), error.retryable, proxy.exchanges) == ("Hel", False, 1)
 
 
-async def test_stream_dropped_behind_log_probabilities_is_never_sent_again(
+async def test_answer_that_fails_behind_log_probabilities_is_never_sent_again(
     server: Server, engine: OpenAIEngine, proxy: FaultProxy
 ) -> None:
     """A special token has no text, but its log probability was given out."""
     logprobs = {"content": [{"token": "<s>", "logprob": -0.5, "top_logprobs": []}]}
-    server.chunks = [piece(content="", logprobs=logprobs), piece(content="Hi"), piece(finish="stop")]
-    proxy.faults = [Fault(after=b'"top_logprobs": []}]}}]}\n\n', cut=True)]
+    server.chunks = [piece(content="", logprobs=logprobs), {"error": {"code": 503, "message": "busy"}}]
     error, got = await failure(engine)
     assert (len(got), error.retryable, proxy.exchanges) == (1, False, 1)
 
