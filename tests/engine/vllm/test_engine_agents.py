@@ -66,7 +66,7 @@ async def test_agents_turns_go_on_from_their_own_tokens(engine: VllmEngine) -> N
     await engine.reset_prefix_cache()
     block = await block_of(engine)
     messages = [QUESTION]
-    fields: dict[str, Any] = {"tools": [ADD], "thread_id": "T", "keep": Keep(seconds=60)}
+    fields: dict[str, Any] = {"tools": [ADD], "thread_id": "T", "keep": Keep(seconds=3600)}
     answer, counts, written = await turn(engine, asked(messages, 64, tool_choice=NamedTool("add"), **fields))
     assert counts.verbatim_tokens == 0
     (call,) = answer["tool_calls"]
@@ -100,7 +100,7 @@ async def test_prefix_that_was_read_ahead_is_found(engine: VllmEngine) -> None:
     assert counts.cached_tokens == counts.warmed_tokens == read > 0
 
 
-@pytest.mark.parametrize("seconds", [60.0, None])
+@pytest.mark.parametrize("seconds", [3600.0, None])
 async def test_kept_prefix_outlives_others_turns(engine: VllmEngine, seconds: float | None) -> None:
     """The cache holds about 2,100 tokens; others read more than that before the thread comes back."""
     await engine.reset_prefix_cache()

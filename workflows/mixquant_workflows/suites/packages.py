@@ -270,7 +270,7 @@ def agentdojo() -> SimpleNamespace:
     package_folder("agentdojo", requirement)
     vendors = ("anthropic", "cohere", "google", "local", "openai", "prompting")
     clients = [f"agentdojo.agent_pipeline.llms.{vendor}_llm" for vendor in vendors]
-    stand_ins = {name: SilentModule(name) for name in clients}
+    stand_ins: dict[str, ModuleType] = {name: SilentModule(name) for name in clients}
     stand_ins |= _empty("anthropic", "cohere", "openai", "google", "google.genai")
     if not _has("google.genai"):
         stand_ins["google.genai"] = SilentModule("google.genai")
