@@ -146,8 +146,10 @@ class Fleet:
     async def run(self) -> int:
         """Wait until every server has ended, or the router has; the exit code of the one that ended last."""
         watched = [self.router] if self.router is not None else self.servers
-        codes = await asyncio.gather(*(process.wait() for process in watched))
-        return codes[-1]
+        code = 0
+        for ended in asyncio.as_completed([process.wait() for process in watched]):
+            code = await ended
+        return code
 
     async def _watch(self) -> None:
         """Tell what changes."""

@@ -54,7 +54,7 @@ async def proxy(server: Server) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture
 async def engine(proxy: FaultProxy) -> AsyncIterator[OpenAIEngine]:
-    made = OpenAIEngine("m", base_url=proxy.url, first_token_timeout=0.3, silence_timeout=0.3)
+    made = OpenAIEngine("m", base_url=proxy.url, first_token_timeout=1.0, silence_timeout=0.5)
     yield made
     await made.aclose()
 
