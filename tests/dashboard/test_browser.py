@@ -282,6 +282,34 @@ def test_pages_are_reachable_by_keyboard(browser: Any, board: Dashboard) -> None
     until(lambda: "/compare" in browser.current_url, "the comparison by its key")
 
 
+def test_live_pages_say_their_language_and_have_one_main_landmark(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    for page, heading in (("/", "Overview"), ("/threads", "Threads, newest first"), ("/compare", "A and B compared")):
+        opened(browser, f"{board.url}{page}?window=30d", heading)
+        assert browser.execute_script("return document.documentElement.lang") == "en"
+        landmarks = browser.find_elements(By.CSS_SELECTOR, "main:not([role=none])")
+        assert [element.get_attribute("id") for element in landmarks] == ["main"]
+        assert [element.text for element in browser.find_elements(By.TAG_NAME, "h1")] == [heading]
+        assert len(browser.find_elements(By.CSS_SELECTOR, "header[role=banner]")) == 1
+    link = browser.find_element(By.CSS_SELECTOR, "a.skip")
+    browser.execute_script("arguments[0].focus()", link)
+    link.send_keys(Keys.ENTER)
+    until(lambda: browser.switch_to.active_element.get_attribute("id") == "main", "the page by the skip link")
+
+
+def test_overview_exports_what_it_shows(browser: Any, board: Dashboard) -> None:
+    opened(browser, f"{board.url}/?window=30d&policy=mixquant-fp8", "By policy")
+    (row,) = browser.find_elements(By.CSS_SELECTOR, "section[aria-labelledby=by-policy] tbody tr")
+    assert row.find_element(By.TAG_NAME, "th").text == "mixquant-fp8"
+    assert "reading saved" in row.text
+    address = browser.find_element(By.LINK_TEXT, "JSON").get_attribute("href")
+    answer = browser.execute_async_script(
+        "const done = arguments[1]; fetch(arguments[0]).then((r) => r.json()).then(done)", address
+    )
+    assert [entry["policy"] for entry in answer] == ["mixquant-fp8"]
+    assert answer[0]["reading_saved_seconds"] > 0
+
+
 def test_focus_survives_a_live_update(browser: Any, board: Dashboard) -> None:
     opened(browser, f"{board.url}/?window=1h&policy=exact", "Time")
     board.recorder.record(make_turn(thread_id="focus-0"))

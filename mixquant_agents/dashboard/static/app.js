@@ -1,6 +1,7 @@
 // Theme, filters that apply on change, and focus that survives a live update. Nothing is fetched from elsewhere.
 (() => {
   const root = document.documentElement;
+  root.lang ||= "en";
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const show = () => { root.dataset.theme = localStorage.getItem("mq-theme") || (dark.matches ? "dark" : "light"); };
   show();
@@ -33,6 +34,8 @@
   let focused = null;
   document.addEventListener("focusin", (event) => { focused = event.target.id || null; });
   new MutationObserver(() => {
+    // The frame around the page is a <main> too; the landmark is the one inside, which the skip link leads to.
+    for (const frame of document.querySelectorAll("main:not(#main):not([role])")) frame.setAttribute("role", "none");
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   }).observe(document, { childList: true, subtree: true });
 })();
