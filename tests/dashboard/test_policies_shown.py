@@ -34,7 +34,10 @@ def test_overview_says_what_reading_saved(tmp_path: Path) -> None:
     assert "Measured turns only, never emulated ones" in page
     assert "a size class counts from 5 turns of each policy on" in page
     assert page.index('id="by-policy"') < page.index("All turns over time")
-    assert [f'<th scope="row">{name}' in page for name in ("exact", "fast", "slow")] == [True] * 3
+    assert [
+        f'<th scope="row" class="policy"><span class="cut" title="{name}">{name}<' in page
+        for name in ("exact", "fast", "slow")
+    ] == [True] * 3
 
 
 def test_overview_claims_no_saving_of_an_emulation(tmp_path: Path) -> None:
