@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import datetime
 
-__all__ = ["UNKNOWN", "clock", "count", "duration", "interval", "moment", "rate", "ratio", "share"]
+__all__ = ["UNKNOWN", "clock", "count", "duration", "interval", "moment", "pretty", "rate", "ratio", "share"]
 
 UNKNOWN = "–"
 _THIN = "\u202f"
@@ -76,6 +77,15 @@ def interval(seconds: int) -> str:
 def ratio(value: float | None) -> str:
     """``1.43×``."""
     return UNKNOWN if value is None else f"{value:.2f}×"
+
+
+def pretty(text: str) -> str:
+    """JSON on lines of its own; any other text as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(value, indent=2, ensure_ascii=False) if isinstance(value, dict | list) else text
 
 
 def _local(instant: str) -> datetime:

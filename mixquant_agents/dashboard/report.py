@@ -45,6 +45,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
     page = render(
         "thread",
         live=False,
+        opened=content,
         thread=thread,
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),

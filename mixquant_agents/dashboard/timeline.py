@@ -29,6 +29,8 @@ FOLD_SHARE = 0.08
 """A gap longer than this share of the working time (and than half a second) is folded."""
 FOLD_WIDTH = 0.025
 """Width of a fold, share of the axis."""
+TICKS = 5
+"""Marks of the time axis."""
 BEFORE_FIRST_TURN_US = 60_000_000
 """Tools that ran longer before the first turn shown belong to turns that are not shown."""
 
@@ -76,12 +78,14 @@ class Waterfall:
             ``seconds``.
         seconds: from the first beginning to the last end, folded time included.
         folded: long idle times are drawn short.
+        ticks: ``(percent of the axis, seconds since the first beginning)``, from left to right.
     """
 
     rows: list[Row] = field(default_factory=list)
     totals: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     folded: bool = False
+    ticks: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def agents(self) -> dict[int, str]:
@@ -131,6 +135,25 @@ class _Axis:
                 folds += (at - start) / (stop - start)
         return 100 * (plain * self._scale + folds * self._fold)
 
+    def instant(self, percent: float) -> float:
+        """The instant at a place of the axis, microseconds since the epoch."""
+        share, at = percent / 100, float(self.start)
+        for start, stop in self.folds:
+            if share <= (start - at) * self._scale:
+                break
+            share, at = share - (start - at) * self._scale, float(start)
+            if share <= self._fold:
+                return at + share / self._fold * (stop - start)
+            share, at = share - self._fold, float(stop)
+        return at + share / self._scale
+
+    def ticks(self) -> list[tuple[float, float]]:
+        """``(percent, seconds since the beginning)``, at even distances; none where no time passed."""
+        if self.end - self.start < TICKS:
+            return []
+        places = (100 * n / (TICKS - 1) for n in range(TICKS))
+        return [(place, (self.instant(place) - self.start) / 1e6) for place in places]
+
 
 def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Waterfall:
     """Lay out a thread. Only tools and retrievals get rows of their own; nodes and agent runs frame them in time, and
@@ -139,7 +162,7 @@ def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Water
     if not items:
         return Waterfall()
     axis = _Axis(items)
-    result = Waterfall(seconds=(axis.end - axis.start) / 1e6, folded=bool(axis.folds))
+    result = Waterfall(seconds=(axis.end - axis.start) / 1e6, folded=bool(axis.folds), ticks=axis.ticks())
     folds, last_run = list(axis.folds), None
     for item in items:
         while folds and item.start >= folds[0][1]:

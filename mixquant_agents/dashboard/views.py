@@ -169,6 +169,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     return render(
         "thread",
         live=True,
+        opened=True,
         thread=thread or (f"Turn {current.turn_id} (of no thread)" if current is not None else "this address"),
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),

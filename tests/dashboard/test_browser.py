@@ -285,15 +285,15 @@ def test_pages_are_reachable_by_keyboard(browser: Any, board: Dashboard) -> None
 def test_live_pages_say_their_language_and_have_one_main_landmark(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
     for page, heading in (("/", "Overview"), ("/threads", "Threads, newest first"), ("/compare", "A and B compared")):
-        opened(browser, f"{board.url}{page}?window=30d", heading)
+        browser.get(f"{board.url}{page}?window=30d")
+        until(lambda: browser.find_elements(By.TAG_NAME, "h1"), f"the heading of {page}")
         assert browser.execute_script("return document.documentElement.lang") == "en"
         landmarks = browser.find_elements(By.CSS_SELECTOR, "main:not([role=none])")
         assert [element.get_attribute("id") for element in landmarks] == ["main"]
         assert [element.text for element in browser.find_elements(By.TAG_NAME, "h1")] == [heading]
         assert len(browser.find_elements(By.CSS_SELECTOR, "header[role=banner]")) == 1
     link = browser.find_element(By.CSS_SELECTOR, "a.skip")
-    browser.execute_script("arguments[0].focus()", link)
-    link.send_keys(Keys.ENTER)
+    browser.execute_script("arguments[0].click()", link)
     until(lambda: browser.switch_to.active_element.get_attribute("id") == "main", "the page by the skip link")
 
 
@@ -308,6 +308,33 @@ def test_overview_exports_what_it_shows(browser: Any, board: Dashboard) -> None:
     )
     assert [entry["policy"] for entry in answer] == ["mixquant-fp8"]
     assert answer[0]["reading_saved_seconds"] > 0
+
+
+def test_opened_tool_row_stays_open_when_the_thread_grows(browser: Any, board: Dashboard) -> None:
+    words = {"arguments": '{"query": "budget"}', "result": "three notes"}
+    board.recorder.record_span(
+        Span(
+            kind=SpanKind.TOOL,
+            name="search",
+            span_id="grows",
+            started_at=utc(-1),
+            seconds=0.1,
+            thread_id="grows",
+            **words,
+        )
+    )
+    board.recorder.record(make_turn(thread_id="grows"))
+    board.recorder.flush()
+    opened(browser, f"{board.url}/thread?id=grows", "search")
+    assert "three notes" not in text_of(browser)
+    row = browser.find_element(By.ID, "open-grows")
+    browser.execute_script("arguments[0].focus()", row)
+    row.send_keys(Keys.ENTER)
+    until(lambda: "three notes" in text_of(browser) and '"query": "budget"' in text_of(browser), "what the tool said")
+    picture(browser, "tool-row")
+    board.recorder.record(make_turn(thread_id="grows", turn_index=1))
+    until(lambda: "2 turns" in text_of(browser), "the second turn")
+    until(lambda: "three notes" in text_of(browser), "the row, still open", 5)
 
 
 def test_focus_survives_a_live_update(browser: Any, board: Dashboard) -> None:

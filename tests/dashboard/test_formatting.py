@@ -33,3 +33,12 @@ def test_counts_and_rates() -> None:
 )
 def test_intervals_are_named_by_their_length(seconds: int, text: str) -> None:
     assert formatting.interval(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [('{"a":[1,"ä"]}', ["{", '  "a": [', "    1,", '    "ä"', "  ]", "}"]), ("12", ["12"]), ('"words"', ['"words"']),
+     ("{no json", ["{no json"]), ("[" * 100_000, ["[" * 100_000])],
+)  # fmt: skip
+def test_json_gets_lines_and_other_text_stays(text: str, lines: list[str]) -> None:
+    assert formatting.pretty(text).splitlines() == lines

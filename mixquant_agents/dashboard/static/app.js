@@ -31,11 +31,19 @@
     event.preventDefault();
     if (event.key === "/") element.focus(); else element.click();
   });
+  const opened = new Set();  // what the reader opened stays open when the page is updated
+  document.addEventListener("toggle", (event) => {
+    if (event.target.id) opened[event.target.open ? "add" : "delete"](event.target.id);
+  }, true);
   let focused = null;
   document.addEventListener("focusin", (event) => { focused = event.target.id || null; });
   new MutationObserver(() => {
     // The frame around the page is a <main> too; the landmark is the one inside, which the skip link leads to.
     for (const frame of document.querySelectorAll("main:not(#main):not([role])")) frame.setAttribute("role", "none");
+    for (const id of opened) {
+      const closed = document.getElementById(id);
+      if (closed && !closed.open) closed.open = true;
+    }
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   }).observe(document, { childList: true, subtree: true });
 })();
