@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, SecretStr
 from mixquant_agents import MixQuantChatModel, VllmEngine
 from mixquant_agents.errors import GrammarError
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]  # 36 answers of up to 64 tokens: minutes on two busy cores
 
 
 @tool
