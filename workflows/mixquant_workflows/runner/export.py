@@ -9,12 +9,11 @@ from typing import Any, Literal
 
 from mixquant_agents import TurnStore
 from mixquant_agents.errors import ConfigError
-from mixquant_workflows.runner.trace import TraceTurn, read_trace
+from mixquant_workflows.runner.trace import MOONCAKE_BLOCK, TraceTurn, read_trace
 
 __all__ = ["TraceFormat", "aiperf_rows", "export_trace", "message_rows", "mooncake_rows"]
 
 TraceFormat = Literal["mooncake", "aiperf"]
-MOONCAKE_BLOCK = 512
 
 
 def export_trace(

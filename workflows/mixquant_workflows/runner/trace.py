@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from mixquant_agents import TurnStore
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["TraceTurn", "fitting", "read_trace"]
+__all__ = ["MOONCAKE_BLOCK", "TraceTurn", "fitting", "read_trace"]
 
-_MOONCAKE_BLOCK = 512
+MOONCAKE_BLOCK = 512
+"""Tokens of each hash in Mooncake's format."""
+_STORE_BLOCK = 16  # tokens that each hash of a turn store adds
 _WORDS_TO_TOKENS = 1.4
 _DEFAULT_ANSWER = 64
 
@@ -120,7 +123,7 @@ def _from_store(path: Path, limit: int | None) -> list[list[TraceTurn]]:
     with TurnStore(path) as store:
         names = [summary.thread_id for summary in store.threads(limit=limit or 1_000)]
         stored = [(name, store.thread(name, limit=100_000)) for name in names]
-        starts = [records[0].started_us for _, records in stored if records]
+        began = min((records[0].started_us for _, records in stored if records), default=0)
         for name, records in stored:
             turns: list[TraceTurn] = []
             before: tuple[tuple[str, int, int], ...] = (("shared", 0, 1_000_000),)
@@ -129,14 +132,14 @@ def _from_store(path: Path, limit: int | None) -> list[list[TraceTurn]]:
                 if not record.prompt_tokens or not record.decode_tokens:
                     continue
                 hashes = store.block_hashes(record)
-                shared = _shared(hashes, seen) if hashes is not None else _first(before, record.cached_tokens or 0)
-                rest = record.prompt_tokens - sum(end - begin for _, begin, end in shared)
-                prompt = (*shared, (f"{name}/{number}", 0, rest)) if rest else shared
-                for block, key in enumerate(hashes or (), 1):
-                    seen.setdefault(key, _first(prompt, block * BLOCK_TOKENS))
+                if hashes is not None:
+                    prompt = _by_blocks(hashes, record.prompt_tokens, f"{name}/{number}", seen)
+                else:
+                    cached = _first(before, record.cached_tokens or 0)
+                    prompt = _extended(cached, record.prompt_tokens, f"{name}/{number}")
                 begun = record.started_us
                 gap = None if ended is None else max(0.0, (begun - ended) / 1e6)
-                start = (begun - min(starts)) / 1e6
+                start = (begun - began) / 1e6
                 turns.append(TraceTurn(prompt, record.decode_tokens, start, gap, name, record.turn_id))
                 ended = begun + round((record.total_seconds or 0.0) * 1e6)
                 before = prompt
@@ -147,15 +150,25 @@ def _from_store(path: Path, limit: int | None) -> list[list[TraceTurn]]:
     return threads
 
 
-BLOCK_TOKENS = 16
-"""Tokens that each hash of a store adds."""
-
-
-def _shared(
-    hashes: Sequence[int], seen: Mapping[int, tuple[tuple[str, int, int], ...]]
+def _by_blocks(
+    keys: Sequence[int], length: int, own: str, seen: dict[int, tuple[tuple[str, int, int], ...]]
 ) -> tuple[tuple[str, int, int], ...]:
-    """The longest beginning that an earlier prompt has, too."""
-    return next((seen[key] for key in reversed(hashes) if key in seen), ())
+    """A prompt of ``length`` tokens: the longest beginning that an earlier one has, too, then the stream ``own``.
+
+    Args:
+        keys: one for each whole block of 16 tokens; equal keys are equal beginnings.
+        seen: the beginning of each key so far; those of this prompt are added.
+    """
+    prompt = _extended(next((seen[key] for key in reversed(keys) if key in seen), ()), length, own)
+    for block, key in enumerate(keys, 1):
+        seen.setdefault(key, _first(prompt, block * _STORE_BLOCK))
+    return prompt
+
+
+def _extended(beginning: tuple[tuple[str, int, int], ...], length: int, own: str) -> tuple[tuple[str, int, int], ...]:
+    """``beginning``, and the stream ``own`` up to ``length`` tokens."""
+    rest = length - sum(end - begin for _, begin, end in beginning)
+    return (*beginning, (own, 0, rest)) if rest else beginning
 
 
 def _first(runs: Sequence[tuple[str, int, int]], count: int) -> tuple[tuple[str, int, int], ...]:
@@ -188,8 +201,8 @@ def _from_mooncake(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
             blocks = [str(block) for block in row.get("hash_ids") or ()]
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}, request {number + 1}: {error!r}; Mooncake lines need input_length") from error
-        hashed = ((block, index * _MOONCAKE_BLOCK) for index, block in enumerate(blocks))
-        runs = [(block, 0, min(_MOONCAKE_BLOCK, length - begin)) for block, begin in hashed if begin < length]
+        hashed = ((block, index * MOONCAKE_BLOCK) for index, block in enumerate(blocks))
+        runs = [(block, 0, min(MOONCAKE_BLOCK, length - begin)) for block, begin in hashed if begin < length]
         rest = length - sum(end for _, _, end in runs)  # tokens without a hash are this request's own
         runs += [(f"own-{number}", 0, rest)] if rest else []
         name = str(row.get("session_id") or row.get("thread_id") or f"line-{number}")
@@ -227,12 +240,11 @@ def _from_sessions(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
         answer = int(row.get("output_length") or payload.get("max_tokens") or _DEFAULT_ANSWER)
         ids = payload.get("prompt")
         if isinstance(ids, list) and all(isinstance(token, int) for token in ids):
-            keys = [hash(tuple(ids[:end])) for end in range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS)]
-            shared = _shared(keys, seen)
-            rest = len(ids) - sum(end - begin for _, begin, end in shared)
-            prompt = (*shared, (f"{name}/{number}", 0, rest)) if rest else shared
-            for block, key in enumerate(keys, 1):
-                seen.setdefault(key, _first(prompt, block * BLOCK_TOKENS))
+            blocks = (
+                hash(tuple(ids[end - _STORE_BLOCK : end])) for end in range(_STORE_BLOCK, len(ids) + 1, _STORE_BLOCK)
+            )
+            keys = list(accumulate(blocks, lambda before, block: hash((before, block))))
+            prompt = _by_blocks(keys, len(ids), f"{name}/{number}", seen)
         else:
             said = row.get("messages") or payload.get("messages")
             if not isinstance(said, list):
@@ -282,12 +294,11 @@ def _from_aiperf(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceT
             raise ConfigError(f"{path}, line {number + 1}: neither input_length (Mooncake) nor turns or text (AIPerf)")
         name, length, thread = str(row.get("session_id", f"line-{number}")), 0, []
         for turn in turns:
-            text = turn if isinstance(turn, str) else turn.get("text") or ""
-            words = turn.get("input_length") if isinstance(turn, dict) else None
-            answer = int((turn.get("output_length") if isinstance(turn, dict) else 0) or _DEFAULT_ANSWER)
-            length += int(words or max(1, round(len(str(text).split()) * _WORDS_TO_TOKENS)))
-            told = turn if isinstance(turn, dict) else {}
-            start, gap = _milliseconds(told.get("timestamp")), _milliseconds(told.get("delay"))
+            fields = {"text": turn} if isinstance(turn, str) else turn
+            answer = int(fields.get("output_length") or _DEFAULT_ANSWER)
+            words = len(str(fields.get("text") or "").split())
+            length += int(fields.get("input_length") or max(1, round(words * _WORDS_TO_TOKENS)))
+            start, gap = _milliseconds(fields.get("timestamp")), _milliseconds(fields.get("delay"))
             thread.append(TraceTurn(((name, 0, length),), answer, start, gap, name))
             length += answer
         threads.append(thread)
