@@ -1,4 +1,4 @@
-"""harness-bench-fast: 298 tasks of a deep agent on files (edits, CSV, SQLite, memory), checked by programs.
+"""harness-bench-fast: 351 tasks of a deep agent on files (edits, CSV, SQLite, memory), checked by programs.
 
 The agent is deepagents' own with its file tools on a folder made for the task; nothing outside it is reached.
 """
@@ -15,7 +15,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 
 from mixquant_agents.errors import ConfigError, MissingDependencyError
-from mixquant_workflows.suites.base import Answer, Case, Verdict
+from mixquant_workflows.suites.base import Answer, Case, ScriptedTurn, Verdict
 from mixquant_workflows.suites.packages import harness_bench
 
 __all__ = ["HarnessBench"]
@@ -60,8 +60,6 @@ class HarnessBench:
         Raises:
             ConfigError: its solution is a program, or removes files, for which there is no tool.
         """
-        from mixquant_workflows.suites.base import ScriptedTurn
-
         task: Any = case.data["task"]
         if task.gold_callback is not None or None in task.gold_files.values() or not task.gold_files:
             raise ConfigError(f"{case.id}: its solution is no set of written files")

@@ -321,7 +321,7 @@ def reasoning_gym() -> ModuleType:
 
 @functools.cache
 def harness_bench() -> ModuleType:
-    """harness-bench-fast: 298 tasks on files with their verifiers (MIT). Tasks and verifiers alone; its runners, which
+    """harness-bench-fast: 351 tasks on files with their verifiers (MIT). Tasks and verifiers alone; its runners, which
     want Python 3.12 and an older deepagents, are not imported.
 
     Raises:

@@ -88,7 +88,5 @@ class ReasoningGym:
 
 def _extract(text: str) -> str | None:
     """What the package's own rule takes for the answer."""
-    from importlib import import_module
-
-    extracted: str | None = import_module("reasoning_gym.utils").extract_answer(text)
+    extracted: str | None = reasoning_gym().utils.extract_answer(text)
     return extracted
