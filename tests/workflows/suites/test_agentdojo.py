@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
@@ -13,8 +11,6 @@ from mixquant_workflows.runner.registry import suite
 from mixquant_workflows.runner.replay import replay
 from mixquant_workflows.suites.agentdojo import AgentDojo
 from mixquant_workflows.suites.packages import agentdojo
-
-pytestmark = pytest.mark.skipif(find_spec("agentdojo") is None, reason="its package is not installed")
 
 
 @pytest.mark.slow

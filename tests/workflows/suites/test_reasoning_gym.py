@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_workflows.runner.registry import suite
 from mixquant_workflows.runner.replay import replay
 from mixquant_workflows.suites.reasoning_gym import ARITHMETIC, ReasoningGym
-
-pytestmark = pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="its package is not installed")
 
 
 @pytest.mark.slow
