@@ -289,22 +289,20 @@ class OpenAIEngine(Engine):
                     while (event := await _next(events, answer)) is not None:
                         delta = answer.take(event.value)
                         if delta is not None:
-                            waiting.begun()
+                            waiting.begun = True
                             meter.token()
                             yield delta
                         if answer.done or answer.failure is not None:
                             break
             except Exception as error:
                 if not answer.finished:
-                    failure = self._translated(error, request, begun=answer.streamed)
+                    failure = self._translated(error, request, begun=waiting.begun)
             if answer.reasoning_field is not None:
                 self._dialect.reasoning_field = answer.reasoning_field
             if failure is None and not answer.complete:
-                failure = self._incomplete(answer, reader.beginning, request)
+                failure = self._incomplete(answer, reader.beginning, request, begun=waiting.begun)
             if failure is None:
                 break
-            if waiting.has_begun and isinstance(failure, RemoteEngineError):
-                failure.retryable = False  # log probabilities may come before any text
             pause = self._pause(failure, tries, request)
             if pause is None:  # outside of the handler: an error's context must not tell what its text does not
                 raise failure
@@ -350,19 +348,19 @@ class OpenAIEngine(Engine):
                 await opening.__aexit__(None, None, None)
             return
 
-    def _incomplete(self, answer: Answer, beginning: bytes, request: EngineRequest) -> MixQuantError:
+    def _incomplete(self, answer: Answer, beginning: bytes, request: EngineRequest, *, begun: bool) -> MixQuantError:
         """Why the answer is none, though the connection held."""
         from mixquant_agents.engine.openai.errors import server_error
 
         url, struck = self._settings.address, self._struck(request.messages)
         if answer.failure is not None:
             return server_error(
-                answer.failure, url=url, struck=struck, max_tokens=request.sampling.max_tokens, begun=answer.streamed
+                answer.failure, url=url, struck=struck, max_tokens=request.sampling.max_tokens, begun=begun
             )
         text = struck(beginning.decode("utf-8", "replace"))[:_BEGINNING_CHARACTERS]
         if answer.streamed or not text:
             what = "the answer in the middle" if answer.streamed else "its answer before it began"
-            return RemoteEngineError(f"{url} ended {what}, without a finish reason", retryable=not answer.streamed)
+            return RemoteEngineError(f"{url} ended {what}, without a finish reason", retryable=not begun)
         if text.startswith("<"):
             return RemoteEngineError(
                 f"{url} answers, but not as a chat completions server: with a page that begins {text!r}; correct "

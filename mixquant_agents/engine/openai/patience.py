@@ -46,21 +46,15 @@ class Waiting:
 
     Args:
         url: the server, for messages.
+
+    Attributes:
+        begun: something of the answer was given out, were it log probabilities alone: from then on only silence counts.
     """
 
     def __init__(self, patience: Patience, url: str) -> None:
         self._patience, self._url = patience, url
         self._deadline = asyncio.get_running_loop().time() + patience.first_token
-        self._begun = False
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether something of the answer was given out, were it log probabilities alone."""
-        return self._begun
-
-    def begun(self) -> None:
-        """The first token is there: from now on only silence counts."""
-        self._begun = True
+        self.begun = False
 
     @asynccontextmanager
     async def sign(self) -> AsyncIterator[None]:
@@ -71,7 +65,7 @@ class Waiting:
         """
         now = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(now + self._patience.silence if self._begun else self._deadline) as clock:
+            async with asyncio.timeout_at(now + self._patience.silence if self.begun else self._deadline) as clock:
                 yield
         except TimeoutError:
             if not clock.expired():  # the connection's own
@@ -79,7 +73,7 @@ class Waiting:
             raise self._error() from None
 
     def _error(self) -> RemoteEngineError:
-        if self._begun:
+        if self.begun:
             return RemoteEngineError(
                 f"{self._url} fell silent for {self._patience.silence:g} seconds in the middle of the answer; look at "
                 "it, or raise OpenAIEngine(silence_timeout=…)",
