@@ -30,8 +30,6 @@ class Dialect:
         reasoning_field: under which name the server sends reasoning, and so reads it.
     """
 
-    _OPTIONAL = ("stream_options", "parallel_tool_calls", "strict", "tool_choice", "top_logprobs")
-
     def __init__(self) -> None:
         self.reasoning_field = REASONING_FIELDS[0]
         self._refused: set[str] = set()

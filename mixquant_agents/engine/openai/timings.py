@@ -40,10 +40,8 @@ class ServerMetrics:
     recomputed: int | None = None
 
     @classmethod
-    def of(cls, metrics: object) -> ServerMetrics:
+    def of(cls, metrics: Mapping[str, object]) -> ServerMetrics:
         """From the field ``metrics`` of an answer; what is no duration and no count is unknown."""
-        if not isinstance(metrics, Mapping):
-            return cls()
         return cls(
             queue=_seconds(metrics.get("queue_time_ms")),
             prefill=_seconds(metrics.get("time_to_first_token_ms")),  # vLLM counts it from scheduling
