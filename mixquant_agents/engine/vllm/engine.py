@@ -121,9 +121,7 @@ class VllmEngine(SwitchableEngine):
                 if isinstance(item, BaseException):
                     raise item
                 delta = parsed(item, parser)
-                history.feed(
-                    delta, stopped_by_word=item.stopped_by == "word", stopped_by_token=item.stopped_by == "token"
-                )
+                history.feed(delta, item.stopped_by)
                 if item.finish_reason is not None and history.calls_tools:
                     engine.hold(request, history)
                 yield delta

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mixquant_agents.engine.base import Delta
 from mixquant_agents.engine.vllm.history.memory import WrittenAnswers, WrittenTurn, key_after
@@ -58,13 +58,12 @@ class TurnHistory:
         """Prompt and answer so far."""
         return [*(self.prompt.token_ids if self.prompt is not None else ()), *self._tokens]
 
-    def feed(self, delta: Delta, *, stopped_by_word: bool = False, stopped_by_token: bool = False) -> None:
+    def feed(self, delta: Delta, stopped_by: Literal["token", "word"] | None = None) -> None:
         """Take the next piece of the answer.
 
         Args:
             delta: parsed.
-            stopped_by_word: a stop word ended the answer with it.
-            stopped_by_token: its last token is one that ends answers.
+            stopped_by: what ended the answer with it; see :class:`~mixquant_agents.engine.parsing.TokenDelta`.
         """
         self._tokens += delta.token_ids
         self._content.append(delta.content)
@@ -74,9 +73,10 @@ class TurnHistory:
             arguments.append(piece.arguments)
             self._calls[piece.index] = (name or piece.name or "", arguments)
         self._invalid = self._invalid or bool(delta.invalid_calls)
-        whole = delta.finish_reason in ("stop", "tool_calls", "length") and not stopped_by_word and not self._invalid
+        ended = delta.finish_reason in ("stop", "tool_calls", "length")
+        whole = ended and stopped_by != "word" and not self._invalid
         if whole and self.prompt is not None and self.prompt.key is not None:
-            self._keep(self.prompt, self.prompt.key, stopped=stopped_by_token)
+            self._keep(self.prompt, self.prompt.key, stopped=stopped_by == "token")
 
     def _keep(self, prompt: RenderedPrompt, key: bytes, *, stopped: bool) -> None:
         self._answers.keep(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
@@ -86,7 +85,7 @@ class Thread:
         parser = HermesParser(tools=bool(self.tools))
         delta = TokenDelta(text=raw, token_ids=(*tokens, *end), finish_reason=finish)  # type: ignore[arg-type]
         out = parsed(delta, parser)
-        history.feed(replace(out), stopped_by_token=finish == "stop")
+        history.feed(out, "token" if finish == "stop" else None)
         calls: dict[int, dict[str, Any]] = {}
         for piece in out.tool_calls:
             call = calls.setdefault(piece.index, {"id": piece.id, "name": piece.name, "arguments": ""})
