@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from mixquant_agents.engine.base import JsonObject, Message
 from mixquant_agents.engine.vllm.chat_format.messages import mended
@@ -19,6 +19,7 @@ from mixquant_agents.errors import ContextOverflowError, MixQuantError
 __all__ = ["LARGE_PROMPT", "Prompts"]
 
 logger = logging.getLogger("mixquant_agents.engine")
+T = TypeVar("T")
 
 _STATIC_ROLES = ("system", "developer")
 _MEMORY = 256
@@ -67,10 +68,10 @@ class Prompts:
         Raises:
             InvalidMessagesError, RequestError, ConfigError: see :meth:`Renderer.render`.
         """
-        loop = asyncio.get_running_loop()
-        large = _characters(messages, tools) > LARGE_PROMPT
-        pool = self._large_pool if large else self._pool
-        return await loop.run_in_executor(pool, self._render, large, messages, tools, variables, verbatim)
+        return await self._with_renderer(
+            _characters(messages, tools),
+            lambda renderer: self._render(renderer, messages, tools, variables, verbatim),
+        )
 
     async def certain(
         self,
@@ -110,9 +111,7 @@ class Prompts:
 
     async def token_ids(self, text: str) -> list[int]:
         """Ids of the tokens of a text, without special tokens."""
-        large = len(text) > LARGE_PROMPT
-        pool = self._large_pool if large else self._pool
-        return await asyncio.get_running_loop().run_in_executor(pool, self._token_ids, large, text)
+        return await self._with_renderer(len(text), lambda renderer: _token_ids(renderer, text))
 
     def check_characters(self, messages: Sequence[Message], max_tokens: int | None) -> None:
         """Refuse what cannot fit whatever its tokens are, before it is tokenized.
@@ -132,15 +131,20 @@ class Prompts:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._large_pool.shutdown(wait=False, cancel_futures=True)
 
+    async def _with_renderer(self, characters: int, work: Callable[[Renderer], T]) -> T:
+        """Do ``work`` with the renderer for so many characters, on its thread."""
+        large = characters > LARGE_PROMPT
+        pool = self._large_pool if large else self._pool
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(self._renderer_of(large)))
+
     def _render(
         self,
-        large: bool,
+        renderer: Renderer,
         messages: Sequence[Message],
         tools: Sequence[JsonObject],
         variables: JsonObject,
         verbatim: bool,
     ) -> RenderedPrompt:
-        renderer = self._renderer_of(large)
         if not verbatim:
             return RenderedPrompt(token_ids=renderer.render(messages, tools, variables))
         keys, whole = conversation_keys(messages, tools, variables)
@@ -153,14 +157,8 @@ class Prompts:
                 change = str(error)
             else:
                 tokens = turn.tokens
-                return RenderedPrompt(
-                    token_ids=tokens + tail, before=turn, verbatim_tokens=len(tokens), change=None, key=whole
-                )
+                return RenderedPrompt(token_ids=tokens + tail, before=turn, verbatim_tokens=len(tokens), key=whole)
         return RenderedPrompt(token_ids=renderer.render(messages, tools, variables), change=change, key=whole)
-
-    def _token_ids(self, large: bool, text: str) -> list[int]:
-        encoded = self._renderer_of(large).tokenizer.encode(mended(text), add_special_tokens=False)
-        return [int(token) for token in encoded]
 
     def _renderer_of(self, large: bool) -> Renderer:
         if not large:
@@ -168,6 +166,10 @@ class Prompts:
         if self._large_renderer is None:
             self._large_renderer = self._another()
         return self._large_renderer
+
+
+def _token_ids(renderer: Renderer, text: str) -> list[int]:
+    return [int(token) for token in renderer.tokenizer.encode(mended(text), add_special_tokens=False)]
 
 
 def _endings(messages: Sequence[Message], *, growing: bool) -> tuple[list[Message], list[Message]]:
