@@ -98,10 +98,7 @@ class Renderer:
         """
         if self.template is None and hasattr(self.tokenizer, "get_chat_template"):
             raise ConfigError("this model's tokenizer has no chat template; give one: chat_template='FILE.jinja'")
-        settings = dict(variables or {})
-        check_variables(settings, self._known_variables())
-        plain = plain_messages(messages)
-        given_tools = [mended(tool) for tool in tools]
+        plain, given_tools, settings = self._checked(messages, tools, variables or {})
         refusal: Exception | None = None
         for shape in self._fitting(plain, bool(given_tools), settings):
             for conversation in filter(None, (plain, _without_broken_calls(plain))):
@@ -126,10 +123,7 @@ class Renderer:
             raise TemplateChangeError(
                 "this tokenizer renders by itself, so where an answer ends in its prompt is not known"
             )
-        settings = dict(variables)
-        check_variables(settings, self._known_variables())
-        plain = plain_messages(messages)
-        given_tools = [mended(tool) for tool in tools]
+        plain, given_tools, settings = self._checked(messages, tools, variables)
         shape = self._fitting(plain, bool(given_tools), settings)[0]
         probe_tools = [PROBE_TOOL] if given_tools else []
 
@@ -149,6 +143,18 @@ class Renderer:
         if not ids or ids[0] not in self._markers:
             raise TemplateChangeError("the chat template has no token that marks where an answer ends")
         return ids
+
+    def _checked(
+        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
+    ) -> tuple[list[dict[str, Any]], list[JsonObject], dict[str, Any]]:
+        """Messages, tools and variables as templates take them.
+
+        Raises:
+            InvalidMessagesError, RequestError: as :meth:`render` does.
+        """
+        settings = dict(variables)
+        check_variables(settings, self._known_variables())
+        return plain_messages(messages), [mended(tool) for tool in tools], settings
 
     @functools.cached_property
     def _markers(self) -> frozenset[int]:
