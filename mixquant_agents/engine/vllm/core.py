@@ -369,13 +369,10 @@ class RunningEngine:
 
     def _note_use(self, meter: StepMeter) -> None:
         """A turn has used the cache: ask again for the held prefixes that would be forgotten next."""
-        if (
-            meter.reuse is not None
-            and meter.reuse.held
-            and (meter.cached_tokens or 0) + self._block >= meter.reuse.held
-        ):
-            self._kept.hits += 1
-        tokens = meter.prompt_tokens - (meter.cached_tokens or 0) + meter.decode_tokens
+        cached = meter.cached_tokens or 0
+        if meter.reuse is not None:
+            self._kept.found(meter.reuse, cached, self._block)
+        tokens = meter.prompt_tokens - cached + meter.decode_tokens
         for prefix in self._kept.used(tokens, self.recorder.kv_cache_usage, time.monotonic()):
             task = self.loop.create_task(self._refresh(prefix), name="mixquant-keep")
             self._background.add(task)

@@ -109,7 +109,8 @@ class KeptPrefixes:
         mine = self._held.get(prefix.thread, [])
         if prefix in mine:
             mine.remove(prefix)
-        self._drop_empty(prefix.thread)
+        if not mine:
+            self._held.pop(prefix.thread, None)
 
     def take(self, thread: str | None, token_ids: Sequence[int], salt: str) -> Reuse:
         """The turn for whose sake a prefix was held or read ahead has come.
@@ -129,6 +130,11 @@ class KeptPrefixes:
                 ahead = (min(begin, ahead[0]) if ahead else begin, max(len(ids), ahead[1]) if ahead else len(ids))
                 self._ahead.remove(entry)
         return Reuse(held, ahead)
+
+    def found(self, reuse: Reuse, cached: int, block: int) -> None:
+        """Of a turn's prompt ``cached`` tokens were found: all that was held for it, or not."""
+        if reuse.held and cached + block >= reuse.held:
+            self.hits += 1
 
     def read_ahead(self, token_ids: Sequence[int], cached: int, salt: str) -> None:
         """These tokens are in the cache now, under ``salt``; ``cached`` of them were there before."""
@@ -168,10 +174,6 @@ class KeptPrefixes:
         """The cache has been emptied."""
         self._held.clear()
         self._ahead.clear()
-
-    def _drop_empty(self, thread: str) -> None:
-        if not self._held.get(thread, True):
-            del self._held[thread]
 
 
 def _begins(token_ids: Sequence[int], prefix: Sequence[int]) -> bool:
