@@ -337,7 +337,7 @@ class RunningEngine:
                 static = await self.prompts.static_tokens(ids, request.messages, request.tools, variables)
         else:
             ids, static = list(request.prompt_token_ids), request.static_tokens
-        whole = min(len(ids), self.renderer.max_model_len - 1) // self._block * self._block
+        whole = self._in_blocks(min(len(ids), self.renderer.max_model_len - 1))
         if not whole:
             return 0
         try:
@@ -355,7 +355,7 @@ class RunningEngine:
         until = time.monotonic() + request.keep.seconds
         keys = self._block_keys(request, history.prompt.static_tokens if history.prompt is not None else 0)
         ids = history.token_ids
-        whole = max(0, len(ids) - 1) // self._block * self._block  # nobody has read the last token yet
+        whole = self._in_blocks(max(0, len(ids) - 1))  # nobody has read the last token yet
         if not whole:
             return
         prefix = KeptPrefix(request.thread_id, tuple(ids[:whole]), keys, until)
@@ -382,7 +382,7 @@ class RunningEngine:
         if self.asleep or self._changing.locked():  # a favour wakes nobody, and nobody waits for it
             self._kept.drop(prefix)
             return
-        whole = len(prefix.token_ids) // self._block * self._block
+        whole = self._in_blocks(len(prefix.token_ids))
         try:
             cached = await self._read(prefix.token_ids[:whole], prefix.keys, f"keep-{uuid.uuid4().hex}", 0)
         except Exception as error:  # holding is a favour: no turn fails for it
@@ -403,16 +403,18 @@ class RunningEngine:
         )  # fmt: skip
         return meter.cached_tokens or 0
 
+    def _in_blocks(self, tokens: int) -> int:
+        """How many of so many tokens fill whole KV blocks."""
+        return tokens // self._block * self._block
+
     @property
     def _lends(self) -> bool:
-        """The policy, as the plugin follows it, keeps static beginnings exact."""
+        """The policy, as the plugin follows it, keeps static beginnings exact; never where no plugin runs."""
         return bool(self.status.get("exact_static_prefix", False))
 
     def _block_keys(self, request: EngineRequest, static_tokens: int) -> BlockKeys:
-        """What tells the request's KV blocks from those of others. Lent are whole blocks, where the plugin runs."""
-        lent = static_tokens // self._block * self._block
-        if not self._lends or self._rows is None:
-            lent = 0
+        """What tells the request's KV blocks from those of others. Lent are whole blocks."""
+        lent = self._in_blocks(static_tokens) if self._lends else 0
         static = StaticPrefix(lent, exact_salt(request.cache_salt)) if lent else None
         return BlockKeys(salted(self.policy.fingerprint, request.cache_salt), static)
 
