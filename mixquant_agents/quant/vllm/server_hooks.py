@@ -19,10 +19,10 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.static_prefix import EXTRA_ARG
+from mixquant_agents.precision.static_prefix import EXTRA_ARG, salted
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["hook_server", "salted"]
+__all__ = ["hook_server"]
 
 _log = logging.getLogger("vllm.mixquant")
 
@@ -64,12 +64,6 @@ def hook_server(method: type[Any]) -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     wrap(AsyncLLM, "generate", functools.partial(_generate, method))
-
-
-def salted(policy: PrecisionPolicy, salt: str | None) -> str:
-    """The cache salt of a request under ``policy``: blocks never meet those of another policy, also where a KV store
-    is shared by several servers."""
-    return f"{policy.fingerprint}:{salt}" if salt else policy.fingerprint
 
 
 class ServerRows:
@@ -178,7 +172,8 @@ def _generate(method: type[Any], original: Callable[..., Any]) -> Callable[..., 
             sampling_params = _without_static_prefix(sampling_params)
         if rows is None or not isinstance(prompt, dict):
             return original(self, prompt, sampling_params, request_id, *args, **kwargs)
-        prompt = {**prompt, "cache_salt": salted(rows.policy, prompt.get("cache_salt"))}
+        # Blocks never meet those of another policy, also where a KV store is shared by several servers.
+        prompt = {**prompt, "cache_salt": salted(rows.policy.fingerprint, prompt.get("cache_salt"))}
         outputs = original(self, prompt, sampling_params, request_id, *args, **kwargs)
         return _counted(outputs, rows, request_id, sampling_params.n)
 
