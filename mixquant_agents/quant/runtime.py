@@ -174,8 +174,7 @@ class Runtime:
 
     def offer(self, prefix: str, nbytes: int, shape: ExpertShape) -> None:
         """The layer of experts ``prefix`` would have a twin of ``nbytes``, if there is room."""
-        work = shape.chosen * shape.hidden * (shape.up + shape.inner)
-        self.experts.offers.append(Offer(prefix, nbytes, work))
+        self.experts.offers.append(Offer(prefix, nbytes, shape.work))
         rows = self._most_rows * shape.chosen
         self._workspace = max(self._workspace, 4 * rows * max(shape.up, shape.hidden))  # two buffers of 16 bits
 

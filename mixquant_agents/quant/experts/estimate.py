@@ -54,8 +54,7 @@ def estimate(
     with_experts = range(first, layers)
     exact = 2 * (dense + embedding + len(with_experts) * shape.numel)
     twin = int(_BYTES[number_format] * shape.numel) + 4 * shape.experts * (shape.up + hidden)
-    work = shape.chosen * hidden * (shape.up + shape.inner)
-    plan = ExpertsMemory([Offer(f"model.layers.{layer}.mlp.experts", twin, work) for layer in with_experts])
+    plan = ExpertsMemory([Offer(f"model.layers.{layer}.mlp.experts", twin, shape.work) for layer in with_experts])
     kv = 4 * 8192 * cached * width * layers
     room = share * memory - exact - _BYTES[number_format] * dense - kv - SPARE * memory
     plan.settle(max(0, int(room)))

@@ -39,6 +39,11 @@ class ExpertShape:
         """Weights of all experts."""
         return self.experts * self.hidden * (self.up + self.inner)
 
+    @property
+    def work(self) -> int:
+        """Multiplications of a row."""
+        return self.chosen * self.hidden * (self.up + self.inner)
+
 
 class ExpertWeights(NamedTuple):
     """Exact weights, as vLLM loads them.
