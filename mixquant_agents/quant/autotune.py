@@ -84,12 +84,7 @@ def _works(layers: Sequence[RoutedLayer], m: int) -> list[Callable[[], object]]:
 
 
 def _chains(layers: Sequence[RoutedLayer], m: int, indices: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    works = _works(layers, m)
-
-    def chain() -> None:
-        for work in works:
-            work()
-
+    chain = functools.partial(_each, _works(layers, m))
     times = {}
     mixed = {name: StepPlan(Mode.MIXED, m, exact_rows=index) for name, index in indices.items()}
     for name, step in {"exact": EXACT, "quantized": QUANTIZED, **mixed}.items():
@@ -141,13 +136,18 @@ def _exact_rows(count: int, capacity: int, m: int, device: torch.device) -> torc
     return index
 
 
-def _tune(chosen: Sequence[Sample]) -> None:
+def _by_twin(chosen: Sequence[Sample]) -> dict[Tunable, list[Any]]:
+    """The twins in use, and what of their layers they are tuned on."""
     by_twin: dict[Tunable, list[Any]] = {}
     for sample in chosen:
         for layer in sample.layers:
             twin, what = layer.tuning()
             by_twin.setdefault(twin, []).append(what)
-    for twin, each in by_twin.items():
+    return by_twin
+
+
+def _tune(chosen: Sequence[Sample]) -> None:
+    for twin, each in _by_twin(chosen).items():
         twin.tune(each)
 
 
@@ -196,10 +196,10 @@ def _draft_choices(
     for m in sizes:
         times = dict.fromkeys(chains, 0.0)
         for sample in chosen:
-            works = _works(sample.layers, m)
+            chain = functools.partial(_each, _works(sample.layers, m))
             for name, step in chains.items():
                 with forced(step):
-                    times[name] += sample.share * replay_microseconds(functools.partial(_each, works))
+                    times[name] += sample.share * replay_microseconds(chain)
         faster = DRAFT_FEW_ROWS if times.get("few_rows", math.inf) < times["quantized"] else DRAFT
         choices[m] = DraftChoice(faster, {name: round(value, 1) for name, value in times.items()})
     return choices
@@ -211,14 +211,9 @@ def _each(works: Sequence[Callable[[], object]]) -> None:
 
 
 def _tune_few_rows(chosen: Sequence[Sample]) -> None:
-    by_twin: dict[Twin[Any], list[Any]] = {}
-    for sample in chosen:
-        for layer in sample.layers:
-            twin, what = layer.tuning()
-            if isinstance(twin, Twin):  # experts choose for themselves
-                by_twin.setdefault(twin, []).append(what)
-    for twin, each in by_twin.items():
-        twin.tune_few_rows(each)
+    for twin, each in _by_twin(chosen).items():
+        if isinstance(twin, Twin):  # experts choose for themselves
+            twin.tune_few_rows(each)
 
 
 def run_once(layers: Sequence[RoutedLayer], rows: int) -> None:
@@ -229,5 +224,4 @@ def run_once(layers: Sequence[RoutedLayer], rows: int) -> None:
     with torch.inference_mode():
         for step in (EXACT, QUANTIZED):
             with forced(step):
-                for work in _works(layers, rows):
-                    work()
+                _each(_works(layers, rows))
