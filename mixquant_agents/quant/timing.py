@@ -6,11 +6,13 @@ import contextlib
 import gc
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["replay_microseconds", "unwatched_objects"]
+__all__ = ["capture", "replay_microseconds", "unwatched_objects"]
+
+Output = TypeVar("Output")
 
 
 @contextlib.contextmanager
@@ -25,8 +27,8 @@ def unwatched_objects() -> Iterator[None]:
         gc.unfreeze()
 
 
-def replay_microseconds(work: Callable[[], Any], repeats: int = 5) -> float:
-    """Median microseconds of a captured ``work``."""
+def capture(work: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output]:
+    """A graph of ``work``, which has run once before, and what its capture returned: replays write there."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -34,7 +36,13 @@ def replay_microseconds(work: Callable[[], Any], repeats: int = 5) -> float:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        work()
+        out = work()
+    return graph, out
+
+
+def replay_microseconds(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Median microseconds of a captured ``work``."""
+    graph, _ = capture(work)
     graph.replay()
     times = []
     for _ in range(repeats):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from mixquant_agents.quant.experts.layer import ExpertRows, ExpertShape
 from mixquant_agents.quant.experts.routing import routed_experts
 from mixquant_agents.quant.experts.trial import ExpertsTrial
 from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
+from mixquant_agents.quant.timing import capture
 
 pytestmark = pytest.mark.gpu
 SHAPE = ExpertShape(experts=16, hidden=512, inner=256, gated=True, chosen=4)
@@ -75,25 +75,13 @@ def test_every_kernel_is_near_the_emulation(name: str, activation: str) -> None:
         assert 0 < error < 0.08, kernel
 
 
-def captured(work: Callable[[], torch.Tensor]) -> tuple[Any, torch.Tensor]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = work()
-    return graph, out
-
-
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_captured_mixed_step_replays_with_other_rows_and_gives_each_its_own_bits(name: str) -> None:
     layer = Layer(name, "silu")
     rows = layer.rows(300)
     slot = torch.full((16,), -1, dtype=torch.int32, device="cuda")
     layer.run(rows, EXACT)  # buffers grow before anything is captured
-    graph, out = captured(lambda: layer.run(rows, StepPlan(Mode.MIXED, 300, exact_rows=slot)))
+    graph, out = capture(lambda: layer.run(rows, StepPlan(Mode.MIXED, 300, exact_rows=slot)))
     quantized = layer.run(rows, QUANTIZED).clone()
     for chosen in ([0], [7, 8, 299], list(range(3, 19))):
         slot.fill_(-1)
