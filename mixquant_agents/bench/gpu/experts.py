@@ -23,6 +23,7 @@ from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.resolve import LayerFormat
 from mixquant_agents.quant.experts.activations import ACTIVATIONS
+from mixquant_agents.quant.experts.estimate import shape_of
 from mixquant_agents.quant.experts.layer import ExpertRows, ExpertShape, ExpertsLayer, ExpertWeights
 from mixquant_agents.quant.experts.trial import ExpertsTrial
 from mixquant_agents.quant.timing import replay_microseconds
@@ -136,11 +137,11 @@ class Layers:
         return {name: round(value / LAYERS, 1) for name, value in times.items()}
 
 
-def shape_of(name: str) -> tuple[ExpertShape, str]:
-    c = SHAPES[name]
-    chosen = c.get("num_experts_per_tok") or c["top_k_experts"]
-    shape = ExpertShape(c["num_experts"], c["hidden_size"], c["moe_intermediate_size"], True, chosen)
-    return shape, "gelu_tanh" if "hidden_activation" in c else "silu"
+def layer_shape(name: str) -> tuple[ExpertShape, str]:
+    shape = shape_of(SHAPES[name])
+    if shape is None:
+        raise ValueError(f"{name!r} has no experts")
+    return shape, "gelu_tanh" if "hidden_activation" in SHAPES[name] else "silu"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     result["microseconds"] = {}
     with vllm_alone(), torch.inference_mode():
-        layers = Layers(*shape_of(options.shape), options.more)
+        layers = Layers(*layer_shape(options.shape), options.more)
         result["errors"] = layers.errors()
         print("errors", result["errors"], flush=True)
         for m in ROWS:
