@@ -7,7 +7,7 @@ same storage and back, so that an engine on a CPU computes with what came out of
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +95,7 @@ class NestedTwin(Twin[NestedState]):
         self.name = name
         self._codes = RowwiseTwin(name, torch.float8_e4m3fn, *products, ordered=True)
         self._plans: dict[tuple[int, int], ProductPlan] = {}
-        self._draft_tilings: dict[tuple[int, ...], Mapping[int, AnyTiling]] = {}
+        self._draft_tilings: dict[tuple[int, int], Mapping[int, AnyTiling]] = {}
         self._scratch = Scratch()
         self._verified = 0
 
@@ -196,16 +196,10 @@ class NestedTwin(Twin[NestedState]):
         return NestedProduct(state.weight, self._plans[n, k], self._scratch)
 
     def _measure(self, states: Sequence[NestedState]) -> None:
-        by_shape: dict[tuple[int, int], list[NestedWeight]] = {}
-        for state in states:
-            n, k = state.weight.codes.shape
-            by_shape.setdefault((n, k), []).append(state.weight)
+        by_shape = _by_shape(states)
         with unwatched_objects():
-            self._measure_shapes(by_shape)
-
-    def _measure_shapes(self, by_shape: Mapping[tuple[int, int], Sequence[NestedWeight]]) -> None:
-        for shape in sorted(by_shape, key=math.prod, reverse=True):  # the largest first: the scratch grows once
-            self._plans[shape] = measure(by_shape[shape], self._scratch)
+            for shape in sorted(by_shape, key=math.prod, reverse=True):  # the largest first: the scratch grows once
+                self._plans[shape] = measure(by_shape[shape], self._scratch)
 
     def product(
         self, source: RowSource, state: NestedState, bias: torch.Tensor | None = None, exact: ExactRows | None = None
@@ -215,7 +209,7 @@ class NestedTwin(Twin[NestedState]):
 
     def few_rows(self, source: RowSource, state: NestedState, bias: torch.Tensor | None = None) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: unquantized rows times the codes, 8 bits a weight."""
-        if state.draft is None and (tilings := self._draft_tilings.get(tuple(state.weight.codes.shape))):
+        if state.draft is None and (tilings := self._draft_tilings.get(_shape(state))):
             state.draft = TwinProduct(state.weight, tilings)
         if state.draft is None or not 0 < source.x.shape[0] <= state.draft.most_rows:
             return self.product(source, state, bias)
@@ -223,10 +217,7 @@ class NestedTwin(Twin[NestedState]):
 
     def tune_few_rows(self, layers: Sequence[tuple[torch.Tensor, NestedState]]) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
-        by_shape: dict[tuple[int, ...], list[NestedWeight]] = {}
-        for _, state in layers:
-            if state.scales.is_cuda:
-                by_shape.setdefault(tuple(state.weight.codes.shape), []).append(state.weight)
+        by_shape = _by_shape(state for _, state in layers if state.scales.is_cuda)
         with unwatched_objects():
             tilings = {shape: measure_twin(same) for shape, same in by_shape.items()}
         for shape, (weight, *_) in by_shape.items():
@@ -302,6 +293,18 @@ class EmulatedNestedTwin(Twin[NestedGrid]):
     ) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
         return self._emulation.product(source, state.grid, bias, exact)
+
+
+def _shape(state: NestedState) -> tuple[int, int]:
+    n, k = state.weight.codes.shape
+    return n, k
+
+
+def _by_shape(states: Iterable[NestedState]) -> dict[tuple[int, int], list[NestedWeight]]:
+    shapes: dict[tuple[int, int], list[NestedWeight]] = {}
+    for state in states:
+        shapes.setdefault(_shape(state), []).append(state.weight)
+    return shapes
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
