@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.support import DeviceInfo
-from mixquant_agents.quant.calibration.store import Calibration, file_name, folder_of
+from mixquant_agents.quant.calibration.store import Calibration, by_hand, file_name, folder_of
 
 __all__ = ["SECONDS", "calibration_for", "command"]
 
@@ -83,10 +83,10 @@ def _missing(
     run: Callable[[Sequence[str]], str | None],
 ) -> str | None:
     """Make the file; why it is still not there, if so."""
-    gptq = " --gptq" if policy.weight_rounding == "gptq" else ""
+    remedy = f"once by hand: {by_hand(model, path)}"
     if device.kind != "cuda" or not make:
         where = "on a CPU" if device.kind != "cuda" else "while an engine runs"
-        return f"the model is not calibrated, and is not {where}; once by hand: mixquant calibrate {model}{gptq}"
+        return f"the model is not calibrated, and is not {where}; {remedy}"
     from filelock import FileLock
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def _missing(
         if path.is_file():
             return None
         if failed.is_file():  # it would cost every start the same time
-            return f"{failed.read_text()}; once by hand: mixquant calibrate {model}{gptq}"
+            return f"{failed.read_text()}; {remedy}"
         reason = run(command(model, policy))
         if reason is not None:
             failed.write_text(reason)

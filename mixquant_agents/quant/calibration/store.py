@@ -24,7 +24,7 @@ from mixquant_agents.precision.recipe import Recipe
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
 
-__all__ = ["CHANNELS", "Calibration", "calibrate", "file_name", "folder_of", "save"]
+__all__ = ["CHANNELS", "Calibration", "by_hand", "calibrate", "file_name", "folder_of", "save"]
 
 CHANNELS = 1024
 """So many channels of each layer are ranked."""
@@ -38,6 +38,13 @@ def file_name(recipe: Recipe) -> str:
     if recipe.weight_rounding == "nearest":
         return "scales.safetensors"
     return "gptq-w46.safetensors" if recipe.weight_scales == "4/6" else "gptq.safetensors"
+
+
+def by_hand(model: str, path: pathlib.Path) -> str:
+    """The command line by which people make the file ``path`` of ``model``."""
+    gptq = " --gptq" if path.name.startswith("gptq") else ""
+    scales = " --weight-scales 4/6" if "w46" in path.name else ""
+    return f"mixquant calibrate {model}{gptq}{scales}"
 
 
 def folder_of(model: str | pathlib.Path) -> pathlib.Path:
@@ -96,11 +103,7 @@ class Calibration:
 
         self.path = path
         if not path.is_file():
-            more = " --gptq" if path.name.startswith("gptq") else ""
-            more += " --weight-scales 4/6" if "w46" in path.name else ""
-            raise FormatRefusedError(
-                f"there is no calibration {path}; make it once with: mixquant calibrate MODEL{more}"
-            )
+            raise FormatRefusedError(f"there is no calibration {path}; make it once with: {by_hand('MODEL', path)}")
         try:
             self._file: Any = safe_open(path, framework="pt")
             self._names = set(self._file.keys())  # type: ignore[no-untyped-call, unused-ignore] # safetensors is untyped
