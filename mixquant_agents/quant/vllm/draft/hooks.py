@@ -17,6 +17,7 @@ from mixquant_agents.quant.vllm.draft.settings import (
     draft_policy,
     draft_rule,
     drafts_itself,
+    is_own,
     obstacle,
     refuse,
     speculative_settings,
@@ -74,7 +75,7 @@ def _speculative_config(original: Callable[..., Any]) -> Callable[..., Any]:
         policy = draft_policy(target_model_config)
         if policy is None:
             return given
-        own = given is not None and given.method == "draft_model" and given.model == target_model_config.model
+        own = is_own(given, target_model_config)
         reason = obstacle(
             policy,
             target_model_config,

@@ -18,6 +18,7 @@ __all__ = [
     "draft_rule",
     "draft_status",
     "drafts_itself",
+    "is_own",
     "obstacle",
     "refuse",
     "speculative_settings",
@@ -60,10 +61,14 @@ def window_of(policy: PrecisionPolicy) -> int | None:
 
 def drafts_itself(vllm_config: Any) -> bool:
     """Whether the engine with this configuration drafts with its own model's twin."""
-    spec, model = vllm_config.speculative_config, vllm_config.model_config
-    if spec is None or model is None or spec.method != "draft_model" or spec.model != model.model:
-        return False
-    return draft_policy(model) is not None
+    model = vllm_config.model_config
+    return model is not None and is_own(vllm_config.speculative_config, model) and draft_policy(model) is not None
+
+
+def is_own(speculative_config: Any, model_config: Any) -> bool:
+    """Whether the drafter that vLLM's configuration names, if any, is the model itself."""
+    spec = speculative_config
+    return spec is not None and spec.method == "draft_model" and spec.model == model_config.model
 
 
 def obstacle(
