@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.quant.numerics.nvfp4 import BLOCK, Nvfp4Tensor
 
 __all__ = ["TwinCheckpoint"]
@@ -78,6 +78,14 @@ class TwinCheckpoint:
             together = scales.repeat_interleave(rows).unsqueeze(1)
         packed, block_scales = torch.cat([p.packed for p in parts]), torch.cat([p.scales for p in parts])
         return Nvfp4Tensor(packed, block_scales, together, packed.shape[1] * 2)
+
+    def refused_weights(self, prefix: str) -> ConfigError:
+        """The error for a layer ``prefix`` whose weights, loaded anew, are others than those these twins belong to."""
+        return ConfigError(
+            f"the weights loaded anew for {prefix!r} are others than this engine started with, and "
+            f"prefill_checkpoint={self.location!r} holds no twins of them; start another engine, with a checkpoint of "
+            "the new weights or without one: twins made here follow their weights"
+        )
 
     def _read(self, name: str) -> Nvfp4Tensor:
         packed, scale, global_scale = (self._file(key).get_tensor(key) for key in self._tensors(name))

@@ -194,11 +194,7 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
             for twin, state in self._states.values():
                 twin.renew(state, twin.build(weight, self._calibration()))
         elif self._states and not torch.equal(weight, self.weight):
-            raise ConfigError(
-                f"the weights loaded anew for {self.prefix!r} are others than this engine started with, and "
-                f"prefill_checkpoint={checkpoint.location!r} holds no twins of them; start another "
-                "engine, with a checkpoint of the new weights or without one: twins made here follow their weights"
-            )
+            raise checkpoint.refused_weights(self.prefix)
 
     def use(self, layer_format: RoutedFormat | None) -> None:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""

@@ -291,17 +291,12 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
         return [f"{self.prefix}.{expert}.{self.layer.own.ckpt_down_proj_name}"]
 
     def _renew(self, loaded: ExpertWeights) -> None:
-        same = all(torch.equal(new, old) for new, old in zip(loaded[:2], self.weights[:2], strict=True))
         checkpoint = self._runtime.checkpoint
-        if self._states and checkpoint is not None and not same:
-            raise ConfigError(
-                f"the weights loaded anew for {self.prefix!r} are others than this engine started with, and "
-                f"prefill_checkpoint={checkpoint.location!r} holds no twins of them; start another engine, with a "
-                "checkpoint of the new weights or without one: twins made here follow their weights"
-            )
         if checkpoint is None:
             for twin, state in self._states.values():
                 twin.renew(state, twin.build(loaded, self.layer))
+        elif self._states and not all(map(torch.equal, loaded[:2], self.weights[:2])):
+            raise checkpoint.refused_weights(self.prefix)
 
     def apply(
         self,
