@@ -6,8 +6,7 @@ import pathlib
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_llama import tiny_llama, word_tokenizer
 
 from mixquant_agents.bench.fidelity import measure as fidelity
 from mixquant_agents.config import PrecisionPolicy
@@ -27,22 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a Llama of two layers, 64 wide, and a word tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")
     words = ["<unk>", *" ".join(PROMPTS).split(), *(f"w{i}" for i in range(55))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)  # noqa: S106
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=None,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    word_tokenizer(words).save_pretrained(folder)
+    tiny_llama(64).save_pretrained(folder)
     return str(folder)
 
 

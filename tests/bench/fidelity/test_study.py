@@ -8,8 +8,7 @@ import pathlib
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny_llama import tiny_llama, word_tokenizer
 
 from mixquant_agents.bench.fidelity.answers import Prompt, compare, reference
 from mixquant_agents.bench.fidelity.cost import LENGTHS, added_time, flops_by_format, within_budget
@@ -38,24 +37,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a Llama of two layers, 64 wide, a word tokenizer and a chat template."""
     folder = tmp_path_factory.mktemp("tiny")
     words = ["<unk>", "</s>", *(f"w{i}" for i in range(300))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106 - no password
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")  # noqa: S106 - no password
+    made = word_tokenizer(words)
     made.chat_template = TEMPLATE
     made.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=302,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=1,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_llama(302, end=1).save_pretrained(folder)
     return str(folder)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import tiny_llama
 
 from mixquant_agents.bench.fidelity.answers import Prompt, compare, greedy, reference
 from mixquant_agents.precision.policy import PrecisionPolicy
@@ -26,19 +26,7 @@ KEYS_IN_FP8 = PrecisionPolicy(
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=302,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        eos_token_id=1,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_llama(302, end=1).eval()
 
 
 @pytest.fixture(scope="module")
