@@ -21,6 +21,7 @@ from mixquant_agents.quant.formats.registry import reference_twin
 from mixquant_agents.quant.layer import KernelTrial, RoutedLayer
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.ops.sources import PlainRows
+from mixquant_agents.quant.row_errors import largest_error
 from mixquant_agents.quant.twins.base import Twin
 from mixquant_agents.quant.twins.calibrated import UNCALIBRATED, LayerCalibration
 from mixquant_agents.quant.twins.parts import PartsTwin, rows_of
@@ -33,7 +34,6 @@ __all__ = [
     "Unit",
     "check",
     "first_of_each_shape",
-    "largest_error",
     "sample_rows",
     "units_of",
 ]
@@ -216,17 +216,6 @@ def _error(unit: Unit) -> float:
     expected = _expected(unit, x, index)
     products = (unit.twin.product(PlainRows(x.repeat(copies, 1)), unit.state)[:, index] for copies in COPIES)
     return max(largest_error(product, expected) for product in products)
-
-
-def largest_error(product: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of some copies of rows, ``[copies * R, N]``, the largest distance from ``expected`` (float32 ``[R, N]``), of a
-    row's length."""
-    length = expected.norm(dim=1)
-    difference = (product.float().unflatten(0, (-1, expected.shape[0])) - expected).norm(dim=2)
-    # A row that the format rounds to zero altogether must be zero.
-    of_zero = torch.where(difference > 0, torch.inf, 0.0)
-    error = torch.where(length > 0, difference / length.clamp_min(1e-30), of_zero)
-    return float("inf") if error.isnan().any() else float(error.max())
 
 
 def _outputs_of(weight: torch.Tensor) -> torch.Tensor:

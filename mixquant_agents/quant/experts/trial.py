@@ -13,7 +13,8 @@ from mixquant_agents.quant.experts.emulated import EmulatedExperts
 from mixquant_agents.quant.experts.layer import ExpertRows, ExpertsLayer, ExpertWeights
 from mixquant_agents.quant.experts.twin import ExpertsTwin
 from mixquant_agents.quant.formats.registry import emulated_twin
-from mixquant_agents.quant.kernel_check import COPIES, largest_error, sample_rows
+from mixquant_agents.quant.kernel_check import COPIES, sample_rows
+from mixquant_agents.quant.row_errors import largest_error
 
 __all__ = ["ExpertsTrial"]
 

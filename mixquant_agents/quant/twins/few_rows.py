@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from mixquant_agents.errors import FormatRefusedError
+from mixquant_agents.quant.row_errors import largest_error
 
 __all__ = ["LIMIT", "check_few_rows"]
 
@@ -49,7 +50,7 @@ def check_few_rows(
         x[size // 2] *= 300.0
         x = x.to(codes.device, dtype)
         expected = x.double() @ weight.T
-        error = float(((run(x)[:, index].double() - expected).norm(dim=1) / expected.norm(dim=1)).max())
+        error = largest_error(run(x)[:, index], expected)
         if not error <= LIMIT:
             raise FormatRefusedError(
                 f"the product of {size} unquantized rows with {n}x{k} codes is wrong on this device: its largest "

@@ -17,9 +17,9 @@ import torch
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.quant.experts.layer import ExpertRows, ExpertShape, ExpertsLayer, ExpertWeights
 from mixquant_agents.quant.experts.twin import ExpertsTwin
-from mixquant_agents.quant.kernel_check import largest_error
 from mixquant_agents.quant.ops.gemm import GemmTable
 from mixquant_agents.quant.ops.sources import PlainRows
+from mixquant_agents.quant.row_errors import largest_error
 from mixquant_agents.quant.timing import replay_microseconds
 
 _log = logging.getLogger("vllm.mixquant")
