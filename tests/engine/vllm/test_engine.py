@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 import threading
@@ -11,7 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import engine_requests
 import pytest
+from engine_requests import ADD
 
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.engine.base import Delta, Engine, EngineRequest, NamedTool, Sampling
@@ -19,25 +20,10 @@ from mixquant_agents.engine.vllm import EngineStats, VllmEngine
 from mixquant_agents.errors import ConfigError, ContextOverflowError, GrammarError, InvalidSamplingError, RequestError
 
 pytestmark = pytest.mark.engine
-numbers = itertools.count()
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add two numbers",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
-}
 
 
 def asked(question: str, tokens: int = 8, **fields: Any) -> EngineRequest:
-    sampling = fields.pop("sampling", None) or Sampling(temperature=0.0, max_tokens=tokens)
-    messages = [{"role": "user", "content": question}]
-    return EngineRequest(request_id=f"t{next(numbers)}", messages=messages, sampling=sampling, **fields)
+    return engine_requests.asked([{"role": "user", "content": question}], tokens, **fields)
 
 
 async def turn(engine: VllmEngine, request: EngineRequest) -> list[Delta]:

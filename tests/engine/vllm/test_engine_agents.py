@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
+from engine_requests import ADD, asked
 
-from mixquant_agents.engine.base import EngineRequest, Keep, NamedTool, Sampling
+from mixquant_agents.engine.base import EngineRequest, Keep, NamedTool
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.records import TurnCounts
 
 pytestmark = pytest.mark.engine
-numbers = itertools.count()
-ADD = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add two numbers",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
-            "required": ["a", "b"],
-        },
-    },
-}
 QUESTION = {"role": "user", "content": "What is 31 + 44? " + "Please be careful with the numbers. " * 40}
 LONG = "The lake lies high above the valley, and nobody has ever seen its ground. " * 16
 """About 270 tokens."""
-
-
-def asked(messages: list[dict[str, Any]], tokens: int = 8, **fields: Any) -> EngineRequest:
-    sampling = Sampling(temperature=0.0, max_tokens=tokens)
-    return EngineRequest(request_id=f"a{next(numbers)}", messages=messages, sampling=sampling, **fields)
 
 
 async def turn(engine: VllmEngine, request: EngineRequest) -> tuple[dict[str, Any], TurnCounts, list[int]]:
