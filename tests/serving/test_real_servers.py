@@ -20,7 +20,7 @@ import agents_help
 import pytest
 import pytest_asyncio
 from langchain_core.messages import AIMessage, HumanMessage
-from langchain_tests.integration_tests import ChatModelIntegrationTests
+from real_suite import RealSuite
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, OpenAIEngine, PairEngine, PrecisionPolicy, TurnStore
 from mixquant_agents.engine.base import Engine
@@ -179,35 +179,17 @@ async def test_grammar_of_vllm_goes_by_the_extra_body(engine: Engine) -> None:
     assert answer.content in ("yes", "no")
 
 
-class _Suite(ChatModelIntegrationTests):
-    """LangChain's own integration suite."""
+class TestIntegrationOfServer(RealSuite):
+    max_tokens = 96
 
-    engine: Engine
-
-    @property
-    def chat_model_class(self) -> type[MixQuantChatModel]:
-        return MixQuantChatModel
-
-    @property
-    def chat_model_params(self) -> dict[str, Any]:
-        return {"engine": self.engine, "temperature": 0, "repetition_penalty": 1.1, "max_tokens": 96, "timeout": 300}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_model_override(self) -> bool:
-        return False
-
-
-class TestIntegrationOfServer(_Suite):
     @pytest.fixture(autouse=True)
     def _on_the_server(self, servers: Servers) -> None:
         self.engine = servers.single
 
 
-class TestIntegrationOfPair(_Suite):
+class TestIntegrationOfPair(RealSuite):
+    max_tokens = 96
+
     @pytest.fixture(autouse=True)
     def _on_the_pair(self, servers: Servers) -> None:
         self.engine = servers.pair
