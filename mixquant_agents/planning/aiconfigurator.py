@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mixquant_agents.errors import ConfigError, MissingDependencyError
-from mixquant_agents.planning.steps import MeasuredSteps
+from mixquant_agents.planning.steps import MeasuredSteps, rising
 
 __all__ = ["FORMATS", "step_times"]
 
@@ -64,8 +64,8 @@ def step_times(
         source=f"aiconfigurator-core {_version()}: {model} on {system}, prefill {prefill}, decode {decode}"
         + (f", {tensor_parallel} GPUs" if tensor_parallel > 1 else "")
         + (f", fitted: {scale:.3g} x table + {constant * 1e3:.3g} ms" if (scale, constant) != (1.0, 0.0) else ""),
-        prefill=_rising(cold),
-        decode=_rising(near),
+        prefill=rising(cold),
+        decode=rising(near),
         decode_context=DECODE_CONTEXT,
         attention=max(0.0, scale * warm / 1000) / (2048 * 8192),
         writer_context=max(0.0, scale * far / 1000) / (8 * (FAR_CONTEXT - DECODE_CONTEXT)),
@@ -110,7 +110,3 @@ def _engine(model: str, system: str, products: str, tensor_parallel: int) -> Any
         raise ConfigError(
             f"aiconfigurator-core cannot model {model!r} on {system!r} with {products} products: {error}"
         ) from error
-
-
-def _rising(points: Sequence[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
-    return tuple((at, max(seconds for _, seconds in points[: index + 1])) for index, (at, _) in enumerate(points))

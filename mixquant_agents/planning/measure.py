@@ -15,7 +15,7 @@ import numpy as np
 
 from mixquant_agents.engine.base import Engine, EngineRequest, Sampling
 from mixquant_agents.planning.simulate import Outcome, TurnResult
-from mixquant_agents.planning.steps import MeasuredSteps
+from mixquant_agents.planning.steps import MeasuredSteps, rising
 from mixquant_agents.planning.workload import TurnDraw, Workload, session
 
 __all__ = ["Probes", "calibrate", "run_workload"]
@@ -176,8 +176,8 @@ async def calibrate(
     more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)
     return MeasuredSteps(
         source=source,
-        prefill=_rising(cold),
-        decode=_rising(decode),
+        prefill=rising(cold.items()),
+        decode=rising(decode.items()),
         decode_context=short + probes.tokens // 2,
         attention=attention,
         writer_context=writer_context,
@@ -195,7 +195,7 @@ async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeat
 
 
 async def _writing(driver: _Driver, writers: int, context: int, tokens: int) -> float:
-    """Median seconds a step while all of ``writers`` write."""
+    """Mean seconds a step while all of ``writers`` write."""
     prompts = [driver.ids(context) for _ in range(writers)]
     turns = await asyncio.gather(*(driver.turn(prompt, tokens) for prompt in prompts))
     begun = max(stamps[0] for _, stamps, _, _ in turns)
@@ -220,9 +220,3 @@ async def _together(driver: _Driver, rows: int, prompts: int, repeats: int) -> f
 
 def _between(curve: dict[int, float], at: int) -> float:
     return float(np.interp(at, list(curve), list(curve.values())))
-
-
-def _rising(curve: dict[int, float]) -> tuple[tuple[int, float], ...]:
-    """The curve without dips, which noise makes: more rows never take less."""
-    points = sorted(curve.items())
-    return tuple((at, max(seconds for _, seconds in points[: index + 1])) for index, (at, _) in enumerate(points))

@@ -7,14 +7,15 @@ attention to what is cached, plus a little for each further prompt in it; never 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Protocol
 
 from pydantic import Field, model_validator
 
 from mixquant_agents.validation import FrozenConfig
 
-__all__ = ["MeasuredSteps", "PromptRows", "StepTimes"]
+__all__ = ["MeasuredSteps", "PromptRows", "StepTimes", "interpolated", "rising"]
 
 PromptRows = tuple[int, int]
 """Rows of one prompt in a step, and the tokens before them."""
@@ -87,3 +88,9 @@ def interpolated(curve: Curve, at: float) -> float:
     right = min(max(1, bisect.bisect_left(points, at)), len(points) - 1)
     (low, start), (high, end) = curve[right - 1], curve[right]
     return max(0.0, start + (end - start) * (at - low) / (high - low))
+
+
+def rising(points: Iterable[tuple[int, float]]) -> Curve:
+    """The points in order and without dips, which noise makes: more rows never take less."""
+    sizes, seconds = zip(*sorted(points), strict=True)
+    return tuple(zip(sizes, itertools.accumulate(seconds, max), strict=True))

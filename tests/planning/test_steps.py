@@ -3,7 +3,7 @@
 import pytest
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.planning.steps import MeasuredSteps, interpolated
+from mixquant_agents.planning.steps import MeasuredSteps, interpolated, rising
 
 CURVE = ((10, 1.0), (20, 2.0), (40, 3.0))
 
@@ -11,6 +11,10 @@ CURVE = ((10, 1.0), (20, 2.0), (40, 3.0))
 @pytest.mark.parametrize(("at", "seconds"), [(1, 1.0), (10, 1.0), (15, 1.5), (30, 2.5), (40, 3.0), (60, 4.0)])
 def test_curve_is_linear_between_its_points_and_beyond_the_last(at: float, seconds: float) -> None:
     assert interpolated(CURVE, at) == pytest.approx(seconds)
+
+
+def test_dips_of_a_measured_curve_are_noise() -> None:
+    assert rising([(40, 2.5), (10, 1.0), (20, 3.0)]) == ((10, 1.0), (20, 3.0), (40, 3.0))
 
 
 STEPS = MeasuredSteps(
