@@ -108,10 +108,7 @@ async def run_workload(
             result.asked, result.stamps = asked - begin, [stamp - begin for stamp in stamps]
             result.cached = cached or 0
             tokens = [*tokens, *answer]
-            wait = draw.tool_seconds
-            if workload.turns_per_minute is not None:
-                wait = max(wait, 60 / workload.turns_per_minute - (time.monotonic() - asked))
-            await asyncio.sleep(wait)
+            await asyncio.sleep(workload.pause(draw, time.monotonic() - asked))
 
     tasks = [asyncio.create_task(agent(number)) for number in range(agents)]
     _, running = await asyncio.wait(tasks, timeout=seconds)

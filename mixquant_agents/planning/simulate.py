@@ -8,6 +8,7 @@ place is needed, the longest unused first.
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -67,7 +68,7 @@ class TurnResult:
     @property
     def gaps(self) -> Iterator[float]:
         """Seconds between tokens."""
-        return (later - earlier for earlier, later in zip(self.stamps, self.stamps[1:], strict=False))
+        return (later - earlier for earlier, later in itertools.pairwise(self.stamps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +258,7 @@ def simulate(
     results: list[TurnResult] = []
     left = [turns_each if turns_each is not None else -1] * agents
     events: list[tuple[float, int, str, object]] = []
-    order = iter(range(2**62))
+    order = itertools.count()
     now = 0.0
 
     def at(when: float, kind: str, what: object) -> None:
@@ -298,9 +299,7 @@ def simulate(
             left[agent.number] -= 1
             if left[agent.number] == 0:
                 continue
-            wait = agent.draw.tool_seconds
-            if workload.turns_per_minute is not None:
-                wait = max(wait, 60 / workload.turns_per_minute - (now - agent.asked))
+            wait = workload.pause(agent.draw, now - agent.asked)
             agent.draw = next(agent.draws)
             at(now + wait, "ask", agent)
         begin(number, started if limits.lookahead else now)

@@ -68,6 +68,12 @@ class Workload(FrozenConfig):
             )
         return self
 
+    def pause(self, draw: TurnDraw, since_asked: float) -> float:
+        """Seconds from the end of a turn, ``since_asked`` after it was asked, until its agent asks again."""
+        if self.turns_per_minute is None:
+            return draw.tool_seconds
+        return max(draw.tool_seconds, 60 / self.turns_per_minute - since_asked)
+
 
 @dataclass(frozen=True, slots=True)
 class TurnDraw:
