@@ -8,14 +8,18 @@ The tables are steady-state sums of kernels: host time and element-wise work are
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError, MissingDependencyError
 from mixquant_agents.planning.steps import MeasuredSteps, rising
 
-__all__ = ["FORMATS", "step_times"]
+__all__ = ["FORMATS", "PACKAGE", "package_folder", "step_times"]
+
+PACKAGE = "aiconfigurator_core"
 
 FORMATS: Mapping[str, str] = {"exact": "bfloat16", "fp8": "fp8", "nvfp4": "nvfp4"}
 """Our names of number formats → the tables' names of matrix products."""
@@ -23,6 +27,13 @@ ROWS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 WRITERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 DECODE_CONTEXT = 1024
 FAR_CONTEXT = 16_384
+
+
+def package_folder() -> Path | None:
+    """Where the package's files are, told without running its code; ``None`` where it is not installed."""
+    spec = importlib.util.find_spec(PACKAGE)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return Path(folders[0]) if folders else None
 
 
 def step_times(
@@ -87,7 +98,7 @@ def _version() -> str:
 @functools.cache
 def _engine(model: str, system: str, products: str, tensor_parallel: int) -> Any:
     """The package's engine of one model, GPU and format of matrix products; what else there is stays in 16 bits."""
-    logging.getLogger("aiconfigurator_core").setLevel(logging.ERROR)  # it tells each table that it falls back to
+    logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # it tells each table that it falls back to
     try:
         import aiconfigurator_core
         from aiconfigurator_core.sdk.engine import compile_engine

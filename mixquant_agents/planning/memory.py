@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError, MissingDependencyError
+from mixquant_agents.planning.aiconfigurator import package_folder
 
 __all__ = ["EngineMemory", "engine_memory"]
 
@@ -53,14 +54,13 @@ def engine_memory(model: str, gpu: str, prefill: str, decode: str, gpus: int = 1
 
 
 def _root() -> Path:
-    try:
-        import aiconfigurator_core
-    except ImportError as error:
+    folder = package_folder()
+    if folder is None:
         raise MissingDependencyError(
             "memory of other devices needs aiconfigurator-core; install mixquant-agents[plan], or give --kv-tokens and "
             "--steps"
-        ) from error
-    return Path(str(aiconfigurator_core.__file__)).parent
+        )
+    return folder
 
 
 def _config(model: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from mixquant_agents.bench.prefill.roofline import FITS, GPUS, H100, Mode, ModelShape, chunks, parts
 from mixquant_agents.errors import ConfigError, MissingDependencyError
+from mixquant_agents.planning.aiconfigurator import PACKAGE, package_folder
 
 __all__ = ["SYSTEMS", "Curve", "Tables", "installed", "load", "table_parts"]
 
@@ -29,7 +29,6 @@ SYSTEMS = {"b200": "b200_sxm", "rtx-pro-6000": "rtx_pro_6000_server", "h100": "h
 """GPUs of the roofline, and their folders in the wheel."""
 
 _DTYPES: dict[Mode, str] = {"exact": "bfloat16", "fp8": "fp8", "nvfp4": "nvfp4"}
-_PACKAGE = "aiconfigurator_core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +107,8 @@ def _between(grid: Mapping[int, Any], size: int, seconds: Any) -> float:
 
 def installed() -> Path | None:
     """The folder of the tables; ``None`` where the wheel is not installed."""
-    spec = importlib.util.find_spec(_PACKAGE)
-    places = list(spec.submodule_search_locations or ()) if spec is not None else []
-    return Path(places[0]) / "systems" / "data" if places else None
+    folder = package_folder()
+    return folder / "systems" / "data" if folder is not None else None
 
 
 @functools.cache
@@ -146,7 +144,7 @@ def load(gpu: str, folder: Path | None = None) -> Tables:
     grid: dict[str, dict[int, dict[int, Curve]]] = {}
     for (dtype, n, k), curve in _curves(products, 3).items():
         grid.setdefault(dtype, {}).setdefault(n, {})[k] = curve
-    return Tables(f"{_PACKAGE}, vLLM {version}", grid, _curves(attention, 3))
+    return Tables(f"{PACKAGE}, vLLM {version}", grid, _curves(attention, 3))
 
 
 def _read(system: Path, kind: str, name: str, columns: list[str], **only: object) -> tuple[list[tuple[Any, ...]], str]:
