@@ -22,12 +22,7 @@ PACKAGES = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
-    assert built.returncode == 0, built.stderr
-    (path,) = folder.glob("*.whl")
-    return path
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.mark.slow
@@ -67,19 +62,12 @@ def test_unpacked_wheel_works_anywhere(wheel: Path, tmp_path: Path) -> None:
         "from mixquant_agents.cli.app import run\n"
         "raise SystemExit(run(['bench', 'prefill', '--predict', 'h200']))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
-    assert done.returncode == 0, done.stderr
-    assert "predicted, not measured" in done.stdout
+    assert "predicted, not measured" in run(sys.executable, "-c", code, cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sdist")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603 - a command of ours
-    assert built.returncode == 0, built.stderr
-    (path,) = folder.glob("*.tar.gz")
-    return path
+    return build("sdist", tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.mark.slow
@@ -122,6 +110,13 @@ def test_extras_are_what_the_readme_names(wheel: Path) -> None:
     named = set(re.findall(r"mixquant-agents\[([a-z,]+)\]", (ROOT / "README.md").read_text()))
     assert {extra for group in named for extra in group.split(",")} <= extras
     assert "Requires-Dist: vllm<0.33,>=0.23; extra == 'gpu'" in metadata
+
+
+def build(kind: str, folder: Path) -> Path:
+    """The ``wheel`` or ``sdist`` of this tree, the only file in ``folder``."""
+    run(sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(folder))
+    (path,) = folder.glob({"wheel": "*.whl", "sdist": "*.tar.gz"}[kind])
+    return path
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
