@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated
 
@@ -30,24 +29,19 @@ def command(
     \b
     Example: mixquant acceptance --format fp8 --drafts 3
     """
-    from rich.progress import Progress
     from rich.table import Table
 
     from mixquant_agents.bench.acceptance import known_formats, measure
     from mixquant_agents.cli.arguments import comma_lists, command_line, output_file
-    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.output import print_json, progress_bar, result_console, write_json
 
     output_file("--output", output)
     chosen = known_formats(comma_lists(formats or ()))
-    with Progress(console=progress_console(), transient=True) as bar:
-        task = bar.add_task("loading", total=1.0)
-        report = measure(
-            model, chosen, drafts=drafts, prompts=limit, tokens=max_tokens,
-            progress=lambda what, share: bar.update(task, description=what, completed=share),
-        )  # fmt: skip
+    with progress_bar() as progress:
+        report = measure(model, chosen, drafts=drafts, prompts=limit, tokens=max_tokens, progress=progress)
     figures = {"command": command_line(), **report.model_dump(mode="json")}
     if output is not None:
-        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(output, figures)
     if as_json:
         print_json(figures)
         return

@@ -30,9 +30,7 @@ def command(
     \b
     Example: mixquant calibrate embedded --gptq
     """
-    from rich.progress import Progress
-
-    from mixquant_agents.cli.output import progress_console, result_console
+    from mixquant_agents.cli.output import progress_bar, result_console
     from mixquant_agents.errors import ConfigError
     from mixquant_agents.precision.recipe import Recipe
     from mixquant_agents.quant.calibration.store import calibrate
@@ -40,13 +38,6 @@ def command(
     if weight_scales not in ("max", "4/6"):
         raise ConfigError(f"--weight-scales {weight_scales}: give 'max' or '4/6'")
     recipe = Recipe("gptq" if gptq else "nearest", "4/6" if weight_scales == "4/6" else "max")
-    with Progress(console=progress_console(), transient=True) as bar:
-        task = bar.add_task("loading", total=1.0)
-        folder = calibrate(
-            model,
-            recipe,
-            output,
-            count=count,
-            progress=lambda what, share: bar.update(task, description=what, completed=share),
-        )
+    with progress_bar() as progress:
+        folder = calibrate(model, recipe, output, count=count, progress=progress)
     result_console().print(f"calibration in {folder}", soft_wrap=True)

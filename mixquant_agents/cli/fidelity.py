@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Annotated
 
@@ -49,11 +48,9 @@ def command(
         return
     if recipe or plot:
         raise ConfigError("--recipe and --plot are of the study on agent prompts; add --agents 100")
-    from rich.progress import Progress
-
     from mixquant_agents.bench.fidelity.measure import measure, named_policies
     from mixquant_agents.bench.fidelity.prompts import PROMPTS
-    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.output import print_json, progress_bar, result_console, write_json
 
     policies = named_policies(comma_lists(policy or []))
     texts: tuple[str, ...] = PROMPTS
@@ -63,14 +60,11 @@ def command(
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise ConfigError(f"--prompts {prompts}: {why}; give a text file, one prompt a line") from error
-    with Progress(console=progress_console(), transient=True) as bar:
-        task = bar.add_task("loading", total=1.0)
-        report = measure(
-            model, policies, texts, tokens, lambda what, share: bar.update(task, description=what, completed=share)
-        )
+    with progress_bar() as progress:
+        report = measure(model, policies, texts, tokens, progress)
     figures = {"command": command_line(), **report.model_dump(mode="json")}
     if output is not None:
-        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(output, figures)
     if as_json:
         print_json(figures)
         return
@@ -95,28 +89,23 @@ def _agents(
     *,
     as_json: bool,
 ) -> None:
-    from rich.progress import Progress
-
     from mixquant_agents.bench.fidelity.plots import save
     from mixquant_agents.bench.fidelity.report import rounded, table
     from mixquant_agents.bench.fidelity.study import Settings, known_recipes, run
     from mixquant_agents.cli.arguments import output_file
-    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.output import print_json, progress_bar, result_console, write_json
     from mixquant_agents.quant.calibration.network import load
 
     known_recipes(only)
     output_file("--plot", plot)
     settings = Settings(prompts=count, tokens=tokens, only=only)
-    with Progress(console=progress_console(), transient=True) as bar:
-        task = bar.add_task("loading", total=1.0)
+    with progress_bar() as progress:
         network, tokenizer = load(model)
-        result = run(
-            network, tokenizer, settings, lambda what, share: bar.update(task, description=what, completed=share)
-        )
+        result = run(network, tokenizer, settings, progress)
     command = f"mixquant fidelity --model {model} --agents {count} --tokens {tokens}"
     report = {"command": command + "".join(f" --recipe {name}" for name in only), **rounded(result.json())}
     if out is not None:
-        out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(out, report)
     if plot is not None:
         save(report, plot)
     if as_json:

@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ __all__ = [
     "own_command",
     "precision_line",
     "print_json",
+    "progress_bar",
     "progress_console",
     "result_console",
+    "write_json",
 ]
 
 
@@ -34,6 +37,11 @@ def print_json(result: Mapping[str, Any]) -> None:
     """One JSON object on stdout; the only thing there when ``--json`` is given."""
     sys.stdout.write(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """The result as a file."""
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def result_console() -> Console:
@@ -44,6 +52,16 @@ def result_console() -> Console:
 def progress_console() -> Console:
     """For progress and notes: stderr."""
     return Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr while something takes long; it is told what is being done and the share done."""
+    from rich.progress import Progress
+
+    with Progress(console=progress_console(), transient=True) as bar:
+        task = bar.add_task("loading", total=1.0)
+        yield lambda what, share: bar.update(task, description=what, completed=share)
 
 
 def own_command() -> str:

@@ -59,9 +59,9 @@ def command(
     Example: mixquant plan --agents 100,10000 --policy exact,mixquant-fp8
     """
     from mixquant_agents.cli.arguments import comma_list, command_line, output_file
-    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.output import print_json, progress_console, result_console, write_json
     from mixquant_agents.errors import ConfigError
-    from mixquant_agents.planning.report import Question, answer, write_answer
+    from mixquant_agents.planning.report import Question, answer
 
     output_file("--output", output)
     output_file("--trace", trace)
@@ -92,7 +92,7 @@ def command(
         **answer(question, trace=trace, say=progress_console().print),
     }
     if output is not None:
-        write_answer(output, result)
+        write_json(output, result)
     if as_json:
         print_json(result)
         return

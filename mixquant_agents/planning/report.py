@@ -19,7 +19,7 @@ from mixquant_agents.planning.workload import Workload
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
 
-__all__ = ["Question", "answer", "write_answer"]
+__all__ = ["Question", "answer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,11 +93,6 @@ def answer(
         "plans": plans,
         "assumptions": _assumptions(question, workload, sources),
     }
-
-
-def write_answer(path: Path, result: Mapping[str, Any]) -> None:
-    """The answer as a file."""
-    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _workload(question: Question) -> Workload:

@@ -41,11 +41,10 @@ def command(
     Example: mixquant bench plan --policy mixquant-int8 --agents 8,16
     """
     import asyncio
-    import json
 
     from mixquant_agents.bench.plan import WORKLOADS, predicted_again, run_plan
     from mixquant_agents.cli.arguments import comma_list, command_line, output_file
-    from mixquant_agents.cli.output import print_json, progress_console, result_console
+    from mixquant_agents.cli.output import print_json, progress_console, result_console, write_json
     from mixquant_agents.errors import ConfigError
 
     output_file("--output", output)
@@ -59,7 +58,7 @@ def command(
     if again is not None:
         result = predicted_again(again)
         if output is not None:
-            output.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(output, result)
     else:
         result = asyncio.run(
             run_plan(

@@ -52,6 +52,7 @@ def command(
     Example: mixquant bench prefill --predict h100
     """
     from mixquant_agents.cli.arguments import comma_list, output_file
+    from mixquant_agents.cli.output import write_json
 
     output_file("--output", output)
     if predict:
@@ -65,7 +66,7 @@ def command(
             )
         result = predicted(model, predict)
         if output is not None:
-            output.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(output, result)
         print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
         return
     from mixquant_agents.bench.prefill.report import table
@@ -88,5 +89,5 @@ def command(
         ),
     )
     if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(output, result)
     print(json.dumps(result) if as_json else table(result))  # noqa: T201 - the command's output
