@@ -10,7 +10,7 @@ from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["comma_list", "comma_lists", "command_line", "engine_settings", "output_file"]
+__all__ = ["comma_list", "comma_lists", "command_line", "engine_settings", "output_file", "positive_numbers"]
 
 
 def comma_list(text: str) -> list[str]:
@@ -21,6 +21,18 @@ def comma_list(text: str) -> list[str]:
 def comma_lists(texts: Sequence[str]) -> list[str]:
     """What a repeatable option was given, each with or without commas, in order and once."""
     return list(dict.fromkeys(name for text in texts for name in comma_list(text)))
+
+
+def positive_numbers(option: str, text: str, example: str) -> list[int]:
+    """``"8,16"`` → ``[8, 16]``.
+
+    Raises:
+        ConfigError: there is none, or one is no whole number above 0; names the option and gives the example.
+    """
+    numbers = comma_list(text)
+    if not numbers or not all(number.isdigit() and int(number) for number in numbers):
+        raise ConfigError(f"{option} {text!r}: give numbers above 0, such as {example}")
+    return [int(number) for number in numbers]
 
 
 def engine_settings(texts: Sequence[str]) -> dict[str, Any]:

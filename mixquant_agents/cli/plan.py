@@ -58,23 +58,21 @@ def command(
     \b
     Example: mixquant plan --agents 100,10000 --policy exact,mixquant-fp8
     """
-    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    from mixquant_agents.cli.arguments import comma_lists, command_line, output_file, positive_numbers
     from mixquant_agents.cli.output import print_json, progress_console, result_console, write_json
     from mixquant_agents.errors import ConfigError
     from mixquant_agents.planning.report import Question, answer
 
     output_file("--output", output)
     output_file("--trace", trace)
-    numbers = comma_list(agents)
-    if not numbers or not all(number.isdigit() and int(number) for number in numbers):
-        raise ConfigError(f"--agents {agents!r}: give numbers above 0, such as 100,10000")
+    numbers = positive_numbers("--agents", agents, "100,10000")
     if routing not in ("session", "random"):
         raise ConfigError(f"--routing {routing!r}: choose session or random")
     question = Question(
-        agents=tuple(int(number) for number in numbers),
+        agents=tuple(numbers),
         model=model,
         gpu=gpu,
-        policies=tuple(name for text in policy or ["exact", "mixquant-fp8"] for name in comma_list(text)),
+        policies=tuple(comma_lists(policy or ["exact", "mixquant-fp8"])),
         steps=steps,
         workload=workload,
         turns_per_minute=turns_per_minute,

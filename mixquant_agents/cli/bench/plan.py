@@ -43,16 +43,14 @@ def command(
     import asyncio
 
     from mixquant_agents.bench.plan import WORKLOADS, predicted_again, run_plan
-    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    from mixquant_agents.cli.arguments import comma_lists, command_line, output_file, positive_numbers
     from mixquant_agents.cli.output import print_json, progress_console, result_console, write_json
     from mixquant_agents.errors import ConfigError
 
     output_file("--output", output)
     if workload not in WORKLOADS:
         raise ConfigError(f"--workload {workload!r}: choose one of {', '.join(WORKLOADS)}")
-    numbers = comma_list(agents)
-    if not numbers or not all(number.isdigit() and int(number) for number in numbers):
-        raise ConfigError(f"--agents {agents!r}: give numbers above 0, such as 8,16,32")
+    numbers = positive_numbers("--agents", agents, "8,16,32")
     if warm_up >= seconds:
         raise ConfigError(f"--warm-up {warm_up:g} leaves nothing of --seconds {seconds:g}")
     if again is not None:
@@ -63,9 +61,9 @@ def command(
         result = asyncio.run(
             run_plan(
                 model=model,
-                policies=[name for text in policy or ["exact"] for name in comma_list(text)],
+                policies=comma_lists(policy or ["exact"]),
                 workload=workload,
-                agents=[int(number) for number in numbers],
+                agents=numbers,
                 seconds=seconds,
                 warm_up=warm_up,
                 tokenizer=tokenizer,
