@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import shutil
@@ -74,9 +75,6 @@ def expert_layers(model: str, revision: str | None = None, memory_gib: float | N
     Returns:
         ``format``, ``memory_gib``, ``quantized`` and ``exact`` (names), ``text`` (a line for people).
     """
-    import json
-    from pathlib import Path
-
     import torch
 
     from mixquant_agents.quant.experts.estimate import estimate

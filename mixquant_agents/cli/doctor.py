@@ -53,6 +53,7 @@ def _model(
 ) -> dict[str, Any]:
     from mixquant_agents.cli.output import print_json, result_console
     from mixquant_agents.config import EngineConfig
+    from mixquant_agents.doctor import expert_layers
     from mixquant_agents.engine.vllm.model_check import check_model, check_template
 
     if model is not None:
@@ -63,7 +64,7 @@ def _model(
             chat_template=None if template is None else str(template),
         )
         report = check_model(config)
-        report["expert_layers"] = _experts(model, revision, memory)
+        report["expert_layers"] = expert_layers(model, revision, memory)
     else:
         report = check_template(Path(template or ""))
     if as_json:
@@ -86,12 +87,6 @@ def _model(
         table.add_row(case["case"], case["prompt"], case["answer"] or "", Text(case["detail"] or ""), style=style)
     out.print(table)
     return report
-
-
-def _experts(model: str, revision: str | None, memory: float | None) -> dict[str, Any] | None:
-    from mixquant_agents.doctor import expert_layers
-
-    return expert_layers(model, revision, memory)
 
 
 def _machine(*, as_json: bool) -> dict[str, Any]:
