@@ -4,7 +4,7 @@ roll-ups."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.store.aggregate import DAY, HOUR, MINUTE, QUARTER, SUMMARIZED, Aggregate
 from mixquant_agents.telemetry.store.aggregate import MOST_TURNS as MOST_COUNTED
 from mixquant_agents.telemetry.store.filters import TurnFilter
+from mixquant_agents.telemetry.store.models import Series
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.retention import MINUTES_KEPT_SECONDS, oldest
 from mixquant_agents.telemetry.store.rollups import counted_rows
@@ -47,6 +48,11 @@ class Collected:
     parts: dict[tuple[int, int], Aggregate] = field(default_factory=dict)
     values: dict[str, dict[int, list[float]]] | None = None
     truncated: bool = False
+
+    def present(self, series: Iterable[Series]) -> list[Series]:
+        """Those of ``series`` that the chosen turns are of."""
+        ids = {series_id for _, series_id in self.parts}
+        return [entry for entry in series if entry.id in ids]
 
     def total(self, series: Sequence[int] | None = None) -> Aggregate:
         """Everything, or some series, in one aggregate."""

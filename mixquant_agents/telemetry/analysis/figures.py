@@ -47,7 +47,6 @@ def figures_of(
     collected: Collected, total: Aggregate, series: Sequence[Series], ids: Sequence[int] | None = None
 ) -> Figures:
     """Figures of ``total``, the aggregate of all series of ``collected``, or of those with these ``ids``."""
-    present = {series_id for _, series_id in collected.parts if ids is None or series_id in ids}
     return Figures(
         turns=total.turns,
         aborted=total.aborted,
@@ -66,5 +65,5 @@ def figures_of(
         cache_hit_share=total.ratio("cached", "prompt_known"),
         quantized_share=total.ratio("quantized", "rows_known"),
         tokens={count.name: total.count(count.name) for count in COUNTS},
-        emulated=any(entry.emulated for entry in series if entry.id in present),
+        emulated=any(entry.emulated for entry in collected.present(series) if ids is None or entry.id in ids),
     )

@@ -197,8 +197,7 @@ def _point(start: int, aggregate: Aggregate) -> Point:
 
 def _speed_ups(collected: Collected, series: Sequence[Series], policy: str | None) -> tuple[list[SpeedUp], str | None]:
     """Speed-ups, or why there is none to show."""
-    present = {series_id for _, series_id in collected.parts}
-    present_series = [entry for entry in series if entry.id in present]
+    present_series = collected.present(series)
     candidates = [entry for entry in present_series if entry.policy != BASELINE and policy in (None, entry.policy)]
     if not candidates:
         only_exact = present_series and policy is None
@@ -239,8 +238,7 @@ def _speed_ups(collected: Collected, series: Sequence[Series], policy: str | Non
 def _by_setup(collected: Collected, series: Sequence[Series]) -> dict[tuple[str, str, str], Aggregate]:
     """Turns by model, engine and device; without those that do not say on which device they ran."""
     ids: dict[tuple[str, str, str], list[int]] = {}
-    present = {series_id for _, series_id in collected.parts}
-    for entry in series:
-        if entry.device is not None and entry.id in present:
+    for entry in collected.present(series):
+        if entry.device is not None:
             ids.setdefault((entry.model, entry.engine, entry.device), []).append(entry.id)
     return {setup: collected.total(series_ids) for setup, series_ids in ids.items()}

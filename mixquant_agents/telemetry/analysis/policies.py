@@ -44,11 +44,9 @@ def by_policy(collected: Collected, with_baseline: Collected, series: Sequence[S
         with_baseline: the same turns and those of the baseline, where a filter left it out.
         series: all series of the store.
     """
-    present = {series_id for _, series_id in collected.parts}
     ids: dict[tuple[str, bool], list[int]] = {}
-    for entry in series:
-        if entry.id in present:
-            ids.setdefault((entry.policy, bool(entry.emulated)), []).append(entry.id)
+    for entry in collected.present(series):
+        ids.setdefault((entry.policy, bool(entry.emulated)), []).append(entry.id)
     rows = []
     for policy, emulated in sorted(ids, key=lambda key: (key[0] != BASELINE, key)):
         own = ids[policy, emulated]
