@@ -75,8 +75,8 @@ class Fleet:
         self._view = (host, view_port) if view_port is not None else None
         self._view_server: asyncio.Server | None = None
         self._say = say
-        self._stop = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._ending = False
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -115,7 +115,7 @@ class Fleet:
             await self.router.start()
             await self._wait_for([self.router], begin + patience, ROUTER_READY)
         self._say(f"ready after {time.monotonic() - begin:.0f} s: {self.url}")
-        self._tasks.append(asyncio.create_task(self._watch(), name="mixquant-fleet"))
+        self._watching = asyncio.create_task(self._watch(), name="mixquant-fleet")
 
     async def _wait_for(self, processes: Sequence[OwnedProcess], deadline: float, path: str = "/health") -> None:
         waiting = list(processes)
@@ -156,7 +156,7 @@ class Fleet:
 
         async def ended(server: OwnedProcess) -> None:
             code = await server.wait()
-            if not self._stop.is_set():
+            if not self._ending:
                 servers = (await self.health())["servers"]
                 self._say(f"{server.name} ended with code {code}: {summary_line(servers)}")
 
@@ -164,12 +164,12 @@ class Fleet:
 
     async def end(self) -> None:
         """End the router, then the servers. Idempotent."""
-        self._stop.set()
+        self._ending = True
         if self._view_server is not None:
             self._view_server.close()
         if self.router is not None:
             await self.router.end(5.0)
         await asyncio.gather(*(server.end() for server in self.servers))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -38,7 +37,6 @@ class OwnedProcess:
         self._arguments, self._env = tuple(arguments), dict(env or {})
         self._process: asyncio.subprocess.Process | None = None
         self._children: set[psutil.Process] = set()
-        self.started_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -61,7 +59,6 @@ class OwnedProcess:
                 env={**os.environ, **self._env},
                 start_new_session=True,  # Ctrl-C is for the owner, who ends it in its turn
             )
-        self.started_at = time.monotonic()
 
     async def wait(self) -> int:
         """Wait for its end; its exit code."""
@@ -72,8 +69,7 @@ class OwnedProcess:
     def failure(self) -> EngineStartError:
         """The error of one that ended by itself, with the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
-        told = "\n".join(line for line in lines if line.strip())
-        tail = "\n".join(told.splitlines()[-LOG_LINES:])
+        tail = "\n".join([line for line in lines if line.strip()][-LOG_LINES:])
         return EngineStartError(
             f"{self.name} ended with code {self.exit_code}; its log ({self.log}) ends with:\n{tail}"
         )

@@ -22,8 +22,6 @@ def router_command(
     port: int,
     prometheus_port: int,
     policy: str = "cache_aware",
-    startup_seconds: int = 900,
-    extra: Sequence[str] = (),
 ) -> list[str]:
     """The router's command.
 
@@ -46,7 +44,7 @@ def router_command(
         "--policy": policy,
         "--prometheus-host": "127.0.0.1",
         "--prometheus-port": prometheus_port,
-        "--worker-startup-timeout-secs": startup_seconds,
+        "--worker-startup-timeout-secs": 900,
         "--worker-startup-check-interval": 1,
         "--health-check-interval-secs": 2,
         "--health-check-timeout-secs": 2,
@@ -60,5 +58,4 @@ def router_command(
     words = [str(word) for pair in flags.items() for word in pair]
     return [
         sys.executable, "-m", "vllm_router.launch_router", "--worker-urls", *servers, *words, "--disable-retries",
-        *extra,
     ]  # fmt: skip
