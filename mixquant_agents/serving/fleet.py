@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mixquant_agents.engine.vllm.args import free_port
 from mixquant_agents.errors import EngineStartError
 from mixquant_agents.serving.command import ServerCommand
 from mixquant_agents.serving.health import serve_view, server_health, summary_line
@@ -21,13 +21,6 @@ __all__ = ["Fleet", "free_port"]
 ROUTER_LIVES, ROUTER_READY = "/liveness", "/readiness"
 LOOK_SECONDS = 1.0
 """Between two looks at servers that start; and at all of them, for changes to tell."""
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 class Fleet:

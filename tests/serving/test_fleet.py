@@ -12,9 +12,10 @@ import agents_help
 import psutil
 import pytest
 
+from mixquant_agents.engine.vllm.args import free_port
 from mixquant_agents.errors import EngineStartError
 from mixquant_agents.serving.command import ServerCommand
-from mixquant_agents.serving.fleet import Fleet, free_port
+from mixquant_agents.serving.fleet import Fleet
 from mixquant_agents.serving.health import server_health
 
 STAND_IN = Path(__file__).parent / "stand_in_server.py"

@@ -24,7 +24,8 @@ from real_suite import RealSuite
 
 from mixquant_agents import EngineConfig, MixQuantChatModel, OpenAIEngine, PairEngine, PrecisionPolicy, TurnStore
 from mixquant_agents.engine.base import Engine
-from mixquant_agents.serving.fleet import Fleet, free_port
+from mixquant_agents.engine.vllm.args import free_port
+from mixquant_agents.serving.fleet import Fleet
 from mixquant_agents.serving.health import figures, server_health
 from mixquant_agents.serving.process import OwnedProcess
 from mixquant_agents.serving.start import server_commands

@@ -18,7 +18,7 @@ from mixquant_agents.engine.vllm.checkpoint import context_length, kv_bytes_per_
 from mixquant_agents.engine.vllm.context_window import CPU_CONTEXT_CAP
 from mixquant_agents.errors import ConfigError, OutOfMemoryError
 
-__all__ = ["cpu_defaults", "engine_arguments", "physical_memory", "policy_arguments", "start_environment"]
+__all__ = ["cpu_defaults", "engine_arguments", "free_port", "physical_memory", "policy_arguments", "start_environment"]
 
 CPU_KV_BYTES = 2**30
 """Least KV cache on a CPU; more where the context window needs it."""
@@ -53,7 +53,7 @@ def start_environment(log_path: str, local: bool, connector: bool = False) -> It
         "TOKENIZERS_PARALLELISM": "false",
     }
     if connector:
-        ours["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(_free_port())
+        ours["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
     if local:
         ours["HF_HUB_OFFLINE"] = "1"
         _import_hub()
@@ -77,7 +77,7 @@ def start_environment(log_path: str, local: bool, connector: bool = False) -> It
                 del os.environ[name]
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port of the loopback interface that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
