@@ -27,6 +27,7 @@ from mixquant_agents.quant.numerics.e2m1 import E2M1_MAX, pack, round_e2m1, unpa
 from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.step import EXACT, StepPlan
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
+from mixquant_agents.quant.twins.parts import rows_of
 
 __all__ = ["Lesson", "Training", "distill"]
 
@@ -154,9 +155,11 @@ def _learning(network: Any, resolved: ResolvedPolicy, start: Mapping[str, LayerC
         known = start[group.name]
         for number, layer in enumerate(group.layers):
             part = _format_of(resolved, group, number)
+            begin, end = sum(group.widths[:number]), sum(group.widths[: number + 1])
+            own = rows_of(known.twin, torch.arange(begin, end))
             learner = fixed = None
-            if part is not None and part.number_format is NumberFormat.NVFP4 and known.twin is not None:
-                learner = _Weight(layer.weight.detach(), _rows(known.twin, group.widths, number))
+            if part is not None and part.number_format is NumberFormat.NVFP4 and own is not None:
+                learner = _Weight(layer.weight.detach(), own.to(layer.weight.device))
             elif part is not None:
                 twin = twin_of(part)
                 fixed = twin, twin.build(layer.weight.detach(), known)
@@ -185,13 +188,6 @@ def _keep(caches: dict[str, torch.Tensor], name: str) -> Callable[[Any, Any, tor
 def _format_of(resolved: ResolvedPolicy, group: Group, number: int) -> LayerFormat | None:
     layer_format = resolved.layer_format(group.name, FUSED)
     return layer_format.parts[number] if isinstance(layer_format, PartFormats) else layer_format
-
-
-def _rows(twin: nvfp4.Nvfp4Tensor, widths: Sequence[int], number: int) -> nvfp4.Nvfp4Tensor:
-    own = slice(sum(widths[:number]), sum(widths[: number + 1]))
-    scale = twin.global_scale[own] if twin.global_scale.ndim else twin.global_scale
-    device = twin.packed.device
-    return nvfp4.Nvfp4Tensor(twin.packed[own], twin.scales[own], scale, twin.columns).to(device)
 
 
 def distill(
