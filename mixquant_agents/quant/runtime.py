@@ -200,14 +200,18 @@ class Runtime:
         """The layers whose twins run inside captured graphs."""
         return [layer for layer in self.layers if layer.captured]
 
+    @property
+    def kinds(self) -> list[RoutedLayer]:
+        """Of those, one of each format and shape."""
+        return first_of_each_shape(self.captured_layers)
+
     def check_kernels(self) -> None:
         """Hold the device's products against our references, on one layer of each shape.
 
         Raises:
             FormatRefusedError: one of them is wrong.
         """
-        layers = first_of_each_shape(self.captured_layers)
-        self.kernels = check(trial for layer in layers for trial in layer.trials())
+        self.kernels = check(trial for layer in self.kinds for trial in layer.trials())
 
     # --- policy -------------------------------------------------------------------------------------------------------
 
@@ -332,15 +336,12 @@ class Runtime:
         self._step = None
         return step
 
-    def _kinds(self) -> list[RoutedLayer]:
-        return first_of_each_shape(self.captured_layers)
-
     def status(self, model: torch.nn.Module | None = None) -> dict[str, Any]:
         """Plain JSON; see ``vllm/worker_rpc.py``."""
         resolved, default = self.resolved, self.resolved.default_format
         weights = {} if model is None else {p.data_ptr(): p for p in model.parameters()}
         twins = {name: value for each in resolved.formats for name, value in twin_of(each).status().items()}
-        twins |= {k: v for each in self._kinds() for k, v in each.tuning()[0].status().items()}
+        twins |= {k: v for each in self.kinds for k, v in each.tuning()[0].status().items()}
         kernels = {} if self.kernels is None else self.kernels.status()
         names = [layer.layer_format.name for layer in self.layers if layer.layer_format is not None]
         return {

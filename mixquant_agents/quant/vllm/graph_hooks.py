@@ -22,7 +22,6 @@ import torch
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.plan import Mode
-from mixquant_agents.quant.kernel_check import first_of_each_shape
 from mixquant_agents.quant.ops.fusion import FUSE_FROM, fuse
 from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.runtime import Runtime, runtime_of
@@ -246,7 +245,7 @@ def _prepare(runtime: Runtime, device: torch.device, most_rows: int) -> None:
     from mixquant_agents.quant.autotune import measure, run_once
 
     runtime.router.prepare(device, lambda exact_rows: _agreed(measure(layers, exact_rows, most_rows)))
-    run_once(first_of_each_shape(layers), most_rows)
+    run_once(runtime.kinds, most_rows)
     _check_kernels(runtime)  # now that it is known which products run
     torch.cuda.empty_cache()
     if runtime.router.thresholds.microseconds:
