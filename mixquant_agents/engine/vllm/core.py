@@ -328,13 +328,10 @@ class RunningEngine:
 
     async def _read_ahead(self, request: EngineRequest, *, growing: bool) -> int:
         if request.prompt_token_ids is None:
-            variables = _variables(request)
             ids = await self.prompts.certain(
-                request.messages, request.tools, variables, growing=growing, verbatim=request.verbatim_history
+                request.messages, request.tools, _variables(request), growing=growing, verbatim=request.verbatim_history
             )
-            static = 0
-            if self._lends:
-                static = await self.prompts.static_tokens(ids, request.messages, request.tools, variables)
+            static = await self._static_tokens(request, ids)
         else:
             ids, static = list(request.prompt_token_ids), request.static_tokens
         whole = self._in_blocks(min(len(ids), self.renderer.max_model_len - 1))
@@ -476,10 +473,13 @@ class RunningEngine:
             plain = await self.prompts.render(request.messages, request.tools, variables, verbatim=False)
             change = "the conversation as it was written does not fit the context window"
             rendered = replace(plain, key=rendered.key, change=change)
+        return replace(rendered, static_tokens=await self._static_tokens(request, rendered.token_ids))
+
+    async def _static_tokens(self, request: EngineRequest, token_ids: Sequence[int]) -> int:
+        """How many tokens of the request's prompt are its static beginning; 0 where nothing is lent."""
         if not self._lends:
-            return rendered
-        static = await self.prompts.static_tokens(rendered.token_ids, request.messages, request.tools, variables)
-        return replace(rendered, static_tokens=static)
+            return 0
+        return await self.prompts.static_tokens(token_ids, request.messages, request.tools, _variables(request))
 
     async def _grammar(self, request: EngineRequest) -> Grammar | None:
         """The grammar of the answer, tried; away from the loop, for a schema may be large."""
