@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, 
 from contextlib import aclosing, closing
 from dataclasses import replace
 from inspect import iscoroutinefunction
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.callbacks.manager import BaseRunManager
@@ -273,9 +273,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
     @property
     def _knows_itself(self) -> bool:
         """Whether the profile says all that an engine could add."""
-        return self.profile is None or self.profile.keys() >= self._LEARNED
-
-    _LEARNED: ClassVar = frozenset({"max_input_tokens", "max_output_tokens", "reasoning_output"})
+        return self.profile is None or self.profile.keys() >= _LEARNED
 
     @property
     def _retries(self) -> int:
@@ -840,7 +838,9 @@ def _with_reasons(result: LLMResult) -> LLMResult:
     return result
 
 
-_OF_THE_ENGINE = frozenset({"name", "max_input_tokens", "max_output_tokens", "reasoning_output", "structured_output"})
+_LEARNED = frozenset({"max_input_tokens", "max_output_tokens", "reasoning_output"})
+"""Of the profile: what an engine says at the latest when it runs."""
+_OF_THE_ENGINE = _LEARNED | {"name", "structured_output"}
 
 
 def _but_engine(profile: ModelProfile | None) -> dict[str, Any]:
