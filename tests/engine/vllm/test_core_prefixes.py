@@ -18,6 +18,7 @@ from mixquant_agents.engine.vllm.core import RunningEngine
 from mixquant_agents.engine.vllm.history import TurnHistory
 from mixquant_agents.engine.vllm.startup import StartControl
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.records import TurnCounts
 from tests.engine.vllm.byte_tokenizer import byte_tokenizer
 from tests.engine.vllm.history.threads import DROPS_THOUGHTS, MARKERS, TOOL, prompts_of
 
@@ -99,6 +100,21 @@ async def turn(engine: StandIn, asked: EngineRequest, history: TurnHistory | Non
     return posted[-1]  # type: ignore[no-any-return]
 
 
+async def counts_of(engine: StandIn, asked: EngineRequest) -> TurnCounts:
+    """What a turn counts at its end."""
+    counts = (await turn(engine, asked)).counts
+    assert counts is not None
+    return counts
+
+
+async def hold_behind_turn(engine: StandIn, asked: EngineRequest) -> None:
+    """Run a turn, and hold its prefix as for an answer that calls tools."""
+    history = TurnHistory(engine.prompts.answers)
+    await turn(engine, asked, history)
+    engine.hold(asked, history)
+    await on_its_loop(engine, asyncio.sleep(0))
+
+
 SYSTEM = {"role": "system", "content": "You know lakes."}
 USER = {"role": "user", "content": "How deep is Inari?"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "depth", "arguments": '{"lake": "Inari"}'}}
@@ -109,8 +125,7 @@ RESULT = " ".join(f"{number} m at buoy {number}" for number in range(40))
 async def test_everything_certain_is_read_ahead(engine: StandIn) -> None:
     read = await on_its_loop(engine, engine.prefetch(request(SYSTEM, priority=9)))
     assert engine.llm.asked[-1][1] == 9
-    told = (await turn(engine, request(SYSTEM, USER))).counts
-    assert told is not None
+    told = await counts_of(engine, request(SYSTEM, USER))
     assert told.cached_tokens == told.warmed_tokens == read > 200
 
     more = await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER, CALLED)))
@@ -118,8 +133,7 @@ async def test_everything_certain_is_read_ahead(engine: StandIn) -> None:
     half = {"role": "tool", "tool_call_id": "c1", "content": RESULT[:300]}
     grown = await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER, CALLED, half), growing=True))
     whole = {"role": "tool", "tool_call_id": "c1", "content": RESULT}
-    told = (await turn(engine, request(SYSTEM, USER, CALLED, whole))).counts
-    assert told is not None
+    told = await counts_of(engine, request(SYSTEM, USER, CALLED, whole))
     assert told.cached_tokens == grown > more + 200
     assert told.warmed_tokens is not None
     assert told.warmed_tokens > 200
@@ -128,25 +142,18 @@ async def test_everything_certain_is_read_ahead(engine: StandIn) -> None:
 
 async def test_whole_prompt_is_certain_behind_a_question(engine: StandIn) -> None:
     read = await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER)))
-    told = (await turn(engine, request(SYSTEM, USER))).counts
-    assert told is not None
+    told = await counts_of(engine, request(SYSTEM, USER))
     assert told.prompt_tokens is not None
     assert told.prompt_tokens - told.prompt_tokens % BLOCK_TOKENS == read
 
 
 @pytest.mark.parametrize("held", [True, False])
 async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: StandIn, held: bool) -> None:
-    first = request(SYSTEM, USER, thread_id="T", keep=Keep(seconds=60) if held else None)
-    history = TurnHistory(engine.prompts.answers)
-    await turn(engine, first, history)
-    engine.hold(first, history)
+    await hold_behind_turn(engine, request(SYSTEM, USER, thread_id="T", keep=Keep(seconds=60) if held else None))
     assert (await on_its_loop(engine, engine.stats())).kept_threads == held
     for number in range(8):  # each puts about 30 blocks of its own into a cache of 100
         await turn(engine, request({"role": "user", "content": f"{number} " + "other " * 60}))
-    told = (
-        await turn(engine, request(SYSTEM, USER, CALLED, {"role": "tool", "content": "92 m"}, thread_id="T"))
-    ).counts
-    assert told is not None
+    told = await counts_of(engine, request(SYSTEM, USER, CALLED, {"role": "tool", "content": "92 m"}, thread_id="T"))
     assert told.cached_tokens is not None
     if held:
         assert any(name.startswith("keep-") for name, _ in engine.llm.asked)
@@ -158,11 +165,7 @@ async def test_held_prefix_is_asked_for_before_it_is_forgotten(engine: StandIn, 
 
 
 async def test_released_thread_is_held_no_more(engine: StandIn) -> None:
-    history = TurnHistory(engine.prompts.answers)
-    asked = request(USER, thread_id="T", keep=Keep(seconds=60, tokens=50))
-    await turn(engine, asked, history)
-    engine.hold(asked, history)
-    await on_its_loop(engine, asyncio.sleep(0))
+    await hold_behind_turn(engine, request(USER, thread_id="T", keep=Keep(seconds=60, tokens=50)))
     assert engine._kept.tokens == 50
     await on_its_loop(engine, engine.release("T"))
     assert (await on_its_loop(engine, engine.stats())).kept_threads == 0
@@ -177,8 +180,7 @@ async def test_sleeping_engine_is_woken_by_the_next_turn(engine: StandIn) -> Non
     report = await on_its_loop(engine, engine.sleep())
     assert (report.way, engine.llm.slept, engine.asleep) == ("host", [1], True)
     await on_its_loop(engine, engine.sleep())  # once is enough
-    told = (await turn(engine, request(SYSTEM, USER))).counts
-    assert told is not None
+    told = await counts_of(engine, request(SYSTEM, USER))
     assert told.cached_tokens == 0
     assert (engine.llm.slept, engine.asleep) == ([1, 0], False)
     await on_its_loop(engine, engine.sleep())
@@ -282,10 +284,7 @@ async def test_turn_that_is_being_rendered_is_running(engine: StandIn, change: s
 
 async def test_prefixes_of_another_policy_are_held_no_more(engine: StandIn) -> None:
     """Asked for again, they would be read by the new policy under the old one's keys."""
-    asked, history = request(USER, thread_id="T", keep=Keep(seconds=60)), TurnHistory(engine.prompts.answers)
-    await turn(engine, asked, history)
-    engine.hold(asked, history)
-    await on_its_loop(engine, asyncio.sleep(0))
+    await hold_behind_turn(engine, request(USER, thread_id="T", keep=Keep(seconds=60)))
     assert len(engine._kept) == 1
 
     async def answer(name: str, args: Any) -> list[dict[str, Any]]:
