@@ -34,6 +34,12 @@ def make_turn(**values: Any) -> TurnRecord:
     return TurnRecord(**{**base, **values})
 
 
+def turn_read_in(seconds: float, **values: Any) -> TurnRecord:
+    """A turn whose prompt took ``seconds`` to read."""
+    times = {"prefill_seconds": seconds, "ttft_seconds": 0.003 + seconds, "total_seconds": 9.0}
+    return make_turn(**{**times, **values})
+
+
 @dataclass
 class Dashboard:
     url: str

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from dashboard_help import make_turn
+from dashboard_help import make_turn, turn_read_in
 from markupsafe import escape
 
 from mixquant_agents.dashboard import views
@@ -30,8 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TurnStore:
     recorder = StoreRecorder(path)
     for policy, seconds in (("exact", 0.3), ("fast", 0.1)):
         for n in range(60):
-            times = {"prefill_seconds": seconds, "ttft_seconds": 0.003 + seconds, "total_seconds": 9.0}
-            recorder.record(make_turn(policy=policy, thread_id=f"{policy}-{n}", **times))
+            recorder.record(turn_read_in(seconds, policy=policy, thread_id=f"{policy}-{n}"))
     recorder.record(make_turn(policy="emulation", emulated=True, thread_id=EVIL, tool_calls=("a", "b"), error="x, y"))
     recorder.record(make_turn(policy="emulation", emulated=True, thread_id=EVIL, total_seconds=float("inf")))
     recorder.close()

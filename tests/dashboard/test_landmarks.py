@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_help import make_turn
+from dashboard_help import turn_read_in
 
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.compare import compare_page
@@ -56,8 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TurnStore:
     recorder = StoreRecorder(path)
     for policy, seconds in (("exact", 0.3), ("fast", 0.1)):
         for n in range(8):
-            times = {"prefill_seconds": seconds, "ttft_seconds": 0.003 + seconds, "total_seconds": 9.0}
-            turn = make_turn(policy=policy, thread_id=policy, turn_id=f"{policy}-{n}", **times)
+            turn = turn_read_in(seconds, policy=policy, thread_id=policy, turn_id=f"{policy}-{n}")
             recorder.record(turn)
     span: dict[str, Any] = {"span_id": "s", "thread_id": "exact", "started_at": turn.started_at, "seconds": 0.1}
     recorder.record_span(Span(kind=SpanKind.TOOL, name="search", **span))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_help import make_turn
+from dashboard_help import turn_read_in
 
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.policy_charts import MOST_LINES, policy_charts
@@ -19,8 +19,7 @@ def recorded(path: Path, *groups: tuple[str, float, dict[str, Any]]) -> TurnStor
     recorder = StoreRecorder(path)
     for policy, seconds, more in groups:
         for _ in range(6):
-            times = {"prefill_seconds": seconds, "ttft_seconds": 0.003 + seconds, "total_seconds": 9.0}
-            recorder.record(make_turn(policy=policy, **times, **more))
+            recorder.record(turn_read_in(seconds, policy=policy, **more))
     recorder.close()
     assert recorder.dropped == 0
     return TurnStore(path)
