@@ -22,21 +22,18 @@ def policy_charts(seen: Overview, labels: Sequence[str]) -> list[Markup]:
         return []
     largest = sorted(seen.policies, key=lambda row: -row.figures.turns)[:MOST_LINES]
     shown = [row for row in seen.policies if row in largest]
-    names = [f"{row.policy} (emulated)" if row.emulated else row.policy for row in shown]
+    keys = [(f"{row.policy} (emulated)" if row.emulated else row.policy, f"line-{n}") for n, row in enumerate(shown, 1)]
     return [
         charts.line_chart(
             "Time to first token by policy, p50",
             labels,
-            [(name, f"line-{n}", row.ttft_p50) for n, (name, row) in enumerate(zip(names, shown, strict=True), 1)],
+            [(*key, row.ttft_p50) for key, row in zip(keys, shown, strict=True)],
             formatting.duration,
         ),
         charts.line_chart(
             "Prefill tokens/s by policy",
             labels,
-            [
-                (name, f"line-{n}", row.prefill_tokens_per_second)
-                for n, (name, row) in enumerate(zip(names, shown, strict=True), 1)
-            ],
+            [(*key, row.prefill_tokens_per_second) for key, row in zip(keys, shown, strict=True)],
             formatting.rate,
         ),
     ]
