@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -157,7 +158,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 
 def _finite(value: Any) -> Any:
     """JSON has no word for an endless time."""
-    return None if isinstance(value, float) and value - value != 0 else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: Any) -> Any:

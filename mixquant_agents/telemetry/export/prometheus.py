@@ -168,9 +168,9 @@ class MetricsServer:
         self.address = f"http://{name}:{server.server_port}/metrics"
         self._thread = threading.Thread(
             target=server.serve_forever,
-            args=(0.1,),
+            args=(0.1,),  # closing waits that long
             name="mixquant-metrics",
-            daemon=True,  # closing waits that long
+            daemon=True,
         )
         self._thread.start()
 
