@@ -14,7 +14,14 @@ from dataclasses import dataclass, field, replace
 from mixquant_agents.telemetry.analysis.collect import Collected, collect
 from mixquant_agents.telemetry.analysis.figures import Figures, figures_of
 from mixquant_agents.telemetry.analysis.policies import PolicyFigures, by_policy
-from mixquant_agents.telemetry.analysis.speedup import BASELINE, STRATUM_TURNS, setup_of, side_by_side, speed_up
+from mixquant_agents.telemetry.analysis.speedup import (
+    BASELINE,
+    STRATUM_TURNS,
+    comparable,
+    setup_of,
+    side_by_side,
+    speed_up,
+)
 from mixquant_agents.telemetry.store.aggregate import SUMMARIZED, Aggregate, bin_value
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import Series, TurnStore
@@ -211,10 +218,7 @@ def _speed_ups(collected: Collected, series: Sequence[Series], policy: str | Non
         model, engine, device = setup
         if device is None:
             continue
-        comparable = [entry for entry in present_series if setup_of(entry) == setup and not entry.emulated]
-        base = collected.total([entry.id for entry in comparable if entry.policy == BASELINE])
-        policy_turns = collected.total([entry.id for entry in comparable if entry.policy == name])
-        measured = speed_up(base, policy_turns)
+        measured = speed_up(*comparable(collected, present_series, name, setup))
         if measured is not None:
             speed_ups.append(
                 SpeedUp(

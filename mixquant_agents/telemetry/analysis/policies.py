@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mixquant_agents.telemetry.analysis.collect import Collected
 from mixquant_agents.telemetry.analysis.figures import Figures, figures_of
-from mixquant_agents.telemetry.analysis.speedup import BASELINE, STRATUM_TURNS, Saving, saving, setup_of
+from mixquant_agents.telemetry.analysis.speedup import BASELINE, STRATUM_TURNS, Saving, comparable, saving, setup_of
 from mixquant_agents.telemetry.store.models import Series
 
 __all__ = ["PolicyFigures", "by_policy"]
@@ -79,15 +79,8 @@ def _saved(
     setups = dict.fromkeys(setup for entry in own if (setup := setup_of(entry))[2] is not None)
     if not setups:
         return None, "these turns do not say on which device they ran"
-    savings = []
-    for setup in setups:
-        base = [
-            entry.id for entry in series if entry.policy == BASELINE and not entry.emulated and setup_of(entry) == setup
-        ]
-        turns = [entry.id for entry in own if setup_of(entry) == setup]
-        part = saving(with_baseline.total(base), with_baseline.total(turns))
-        if part is not None:
-            savings.append(part)
+    parts = [saving(*comparable(with_baseline, series, own[0].policy, setup)) for setup in setups]
+    savings = [part for part in parts if part is not None]
     if not savings:
         reason = f"no size class holds {STRATUM_TURNS} of these turns and {STRATUM_TURNS} exact ones of the same model"
         return None, f"{reason}, engine and device"

@@ -6,10 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixquant_agents.telemetry.analysis.collect import Collected
 from mixquant_agents.telemetry.store.aggregate import Aggregate, timed_sums
 from mixquant_agents.telemetry.store.models import Series
 
-__all__ = ["BASELINE", "STRATUM_TURNS", "Match", "Saving", "saving", "setup_of", "side_by_side", "speed_up"]
+__all__ = [
+    "BASELINE",
+    "STRATUM_TURNS",
+    "Match",
+    "Saving",
+    "comparable",
+    "saving",
+    "setup_of",
+    "side_by_side",
+    "speed_up",
+]
 
 BASELINE = "exact"
 """The policy that others are compared with."""
@@ -48,6 +59,17 @@ class Saving:
 def setup_of(entry: Series) -> tuple[str, str, str | None]:
     """Model, engine and device: what must be equal for two speeds to be compared."""
     return entry.model, entry.engine, entry.device
+
+
+def comparable(
+    collected: Collected, series: Sequence[Series], policy: str, setup: tuple[str, str, str | None]
+) -> tuple[Aggregate, Aggregate]:
+    """The baseline's turns and the policy's, of one setup: what may be compared. Emulations are left out."""
+    measured = [entry for entry in series if setup_of(entry) == setup and not entry.emulated]
+    base, turns = (
+        collected.total([entry.id for entry in measured if entry.policy == name]) for name in (BASELINE, policy)
+    )
+    return base, turns
 
 
 def side_by_side(setups: Sequence[Aggregate]) -> Aggregate:
