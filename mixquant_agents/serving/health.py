@@ -9,7 +9,7 @@ import json
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 __all__ = ["figures", "serve_view", "server_health", "summary_line"]
@@ -80,8 +80,8 @@ def _get(url: str, timeout: float) -> str:
         raise OSError(f"{url} broke off its answer ({type(error).__name__})") from error
 
 
-async def serve_view(host: str, port: int, servers: Any) -> asyncio.Server:
-    """Answer ``GET /`` with the health of all as JSON (503 while none is ready), until the caller closes it.
+async def serve_view(host: str, port: int, look: Callable[[], Awaitable[dict[str, Any]]]) -> asyncio.Server:
+    """Answer ``GET /`` with the health of all, told by ``look``, as JSON (503 while none is ready), until it is closed.
 
     Raises:
         OSError: the port is taken, or no address of this machine.
@@ -90,7 +90,7 @@ async def serve_view(host: str, port: int, servers: Any) -> asyncio.Server:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
-            view: dict[str, Any] = await servers()
+            view = await look()
             body = json.dumps(view).encode()
             status = "200 OK" if view["ready"] else "503 Service Unavailable"
             head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
