@@ -138,7 +138,9 @@ def _engine(
         if name not in measured:
             raise ConfigError(f"--steps holds no policy {name!r}; it holds {', '.join(measured)}")
         steps, limits = measured[name]
-        return steps, _limits(limits, question.kv_tokens), None
+        if question.kv_tokens is not None:
+            limits = limits.model_copy(update={"kv_tokens": question.kv_tokens})
+        return steps, limits, None
     from mixquant_agents.planning.aiconfigurator import step_times
 
     prefill, decode = _format(policy.prefill_format), _format(policy.decode_format)
@@ -148,10 +150,6 @@ def _engine(
     memory = engine_memory(question.model, question.gpu, prefill, decode, question.gpus_per_engine)
     limits = EngineLimits(kv_tokens=question.kv_tokens or memory.kv_tokens, max_num_seqs=256, lookahead=1)
     return steps, limits, memory.kv_bytes_per_token
-
-
-def _limits(limits: EngineLimits, kv_tokens: int | None) -> EngineLimits:
-    return limits if kv_tokens is None else limits.model_copy(update={"kv_tokens": kv_tokens})
 
 
 def _format(given: NumberFormat) -> str:
