@@ -38,6 +38,14 @@ def test_memory_that_is_left_holds_what_vllm_would_hold() -> None:
         engine_memory(MODEL, "l4", "fp8", "exact")
 
 
+def test_experts_take_memory() -> None:
+    """Qwen3-30B-A3B has 30.5 billion weights, 57 GiB; of 80 GiB about 10 are left."""
+    exact = engine_memory("Qwen/Qwen3-30B-A3B", "h100_sxm", "exact", "exact")
+    assert exact.kv_tokens == pytest.approx(110_000, rel=0.05)
+    with pytest.raises(ConfigError, match="no room"):
+        engine_memory("Qwen/Qwen3-30B-A3B", "h100_sxm", "fp8", "exact")
+
+
 def test_format_without_tables_is_refused() -> None:
     with pytest.raises(ConfigError, match="int8"):
         step_times(MODEL, "h100_sxm", prefill="int8")

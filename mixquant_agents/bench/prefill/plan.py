@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.planning.memory import heads_of, linear_weights
 
 __all__ = [
     "CASES",
@@ -121,30 +122,9 @@ def engine_of(column: str) -> str:
     return OURS if column.startswith("mixquant") and column != NESTED else column
 
 
-def _heads(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Query heads, key-value heads, and their width."""
-    query = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // query
-    return query, config.get("num_key_value_heads") or query, width
-
-
-def _linear(config: Mapping[str, Any]) -> int:
-    query, cached, width = _heads(config)
-    heads = width * 2 * (query + cached)
-    experts = config.get("num_experts") or 0
-    inner = config["intermediate_size"] if _dense_mlp(config) else 0
-    each = config["hidden_size"] * (heads + 3 * (inner + experts * config.get("moe_intermediate_size", 0)))
-    return int(config["num_hidden_layers"] * each)
-
-
-def _dense_mlp(config: Mapping[str, Any]) -> bool:
-    """Whether every layer has an MLP that all rows pass: Gemma 4 has one beside its experts."""
-    return not config.get("num_experts") or "enable_moe_block" in config
-
-
 def kv_gib(tokens: int, config: Mapping[str, Any]) -> float:
     """GiB of KV cache in 16 bits that hold ``tokens``, and some to spare."""
-    _, cached, width = _heads(config)
+    _, cached, width = heads_of(config)
     each: int = config["num_hidden_layers"] * 4 * cached * width
     return round(1.05 * (tokens + 64) * each / GIB + 0.05, 2)
 
@@ -153,7 +133,7 @@ def needed_gib(engine: str, kv: float, config: Mapping[str, Any], gpus: int = 1)
     """GiB of memory that an engine takes of each of ``gpus`` GPUs which share it, ``kv`` of all for its cache."""
     embedding: int = config["vocab_size"] * config["hidden_size"] * (2 if config.get("tie_word_embeddings") else 4)
     each = {"uniform-fp8": 1, OURS: 3, NESTED: 1.52}.get(engine, 2)
-    return ((embedding + each * _linear(config)) / GIB + kv) / gpus + OVERHEAD_GIB[engine]
+    return ((embedding + each * linear_weights(config)) / GIB + kv) / gpus + OVERHEAD_GIB[engine]
 
 
 def groups(
