@@ -16,6 +16,7 @@ from mixquant_agents.precision.policy import POLICY_PRESETS, PolicyName, Precisi
 from mixquant_agents.validation import FrozenConfig
 
 __all__ = [
+    "BACKGROUND_PRIORITY",
     "CAPTURE_SIZES",
     "POLICY_PRESETS",
     "EngineConfig",
@@ -31,6 +32,10 @@ CAPTURE_SIZES = (
 """Rows of captured CUDA graphs, by default. An agent's warm turn adds hundreds to thousands of rows, and the decode
 rows of other agents come on top, so 2048 is not where it ends: up to about 4352 rows a step that is not captured is
 bound by launches."""
+
+BACKGROUND_PRIORITY = 2**20
+"""From this priority on a request is no turn that somebody waits for: it reads ahead, behind all turns and where it
+costs their writing little (:mod:`mixquant_agents.quant.deferral`)."""
 
 
 class EngineConfig(FrozenConfig):

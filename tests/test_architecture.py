@@ -45,6 +45,7 @@ FOREIGN = {
     "get_text_config": "transformers' configurations, of later releases",
     "hidden_size": "a checkpoint's configuration",
     "kv_transfer_params": "vLLM's request output, of later releases",
+    "max_num_active_reqs": "vLLM's scheduler, of later releases",
     "num_attention_heads": "a checkpoint's configuration",
     "num_hidden_layers": "a checkpoint's configuration",
     "num_key_value_heads": "a checkpoint's configuration",

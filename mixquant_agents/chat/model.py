@@ -53,16 +53,13 @@ from mixquant_agents.chat.standard_names import by_standard_names, unknown_setti
 from mixquant_agents.chat.structured import Method, structured
 from mixquant_agents.chat.tools import ToolLike, engine_choice, engine_tools
 from mixquant_agents.chat.turn import TurnPlan, run_turn
-from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.config import BACKGROUND_PRIORITY, EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import Engine, EngineInfo, Sleep
 from mixquant_agents.errors import ConfigError, MixQuantError, RequestError
 from mixquant_agents.telemetry import Recorder
 from mixquant_agents.validation import config_error
 
 __all__ = ["MixQuantChatModel"]
-
-PREFETCH_PRIORITY = 2**20
-"""Of what is read ahead: every turn goes before it."""
 
 _starting = threading.Lock()
 
@@ -700,7 +697,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
             Tokens that are in the prefix cache now; 0 with a server.
         """
         with langchain_errors():
-            given = {"priority": PREFETCH_PRIORITY, **options}
+            given = {"priority": BACKGROUND_PRIORITY, **options}
             settings = {name: getattr(self, name) for name in MODEL_OPTIONS} | checked_options(given)
             request = engine_request(messages, {**settings, "tools": tools}, model=self.model, certain=True)
             return await self._resolve_engine().prefetch(request, growing=growing)
@@ -722,7 +719,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         if request is None:
             return 0
         with langchain_errors():
-            request = replace(request, request_id=new_request_id(), priority=PREFETCH_PRIORITY, keep=None)
+            request = replace(request, request_id=new_request_id(), priority=BACKGROUND_PRIORITY, keep=None)
             return await self._resolve_engine().prefetch(request, growing=growing)
 
     async def arelease(self, thread_id: str) -> None:

@@ -144,7 +144,40 @@ DRAFTS = (
 )  # fmt: skip
 """What drafts by the twin need. A release without it runs everything else, and refuses drafts."""
 
+DEFERRAL = (
+    (
+        "vllm.v1.core.sched.scheduler",
+        ("Scheduler", "Scheduler.schedule", "Scheduler.running", "Scheduler.waiting", "Scheduler.policy",
+         "Scheduler.max_num_running_reqs", "Scheduler.max_num_scheduled_tokens", "Scheduler.num_spec_tokens",
+         "Scheduler.scheduler_config"),
+    ),
+    (
+        "vllm.v1.core.sched.request_queue",
+        ("SchedulingPolicy", "SchedulingPolicy.PRIORITY", "PriorityRequestQueue.add_request",
+         "PriorityRequestQueue.peek_request", "PriorityRequestQueue.pop_request",
+         "PriorityRequestQueue.prepend_request", "PriorityRequestQueue.prepend_requests",
+         "PriorityRequestQueue.remove_request", "PriorityRequestQueue.remove_requests"),
+    ),
+    (
+        "vllm.v1.request",
+        ("Request.priority", "Request.status", "Request.is_prefill_chunk", "RequestStatus", "RequestStatus.WAITING",
+         "RequestStatus.PREEMPTED"),
+    ),
+    ("vllm.v1.core.sched.output", ("SchedulerOutput.total_num_scheduled_tokens",)),
+    (f"{_CONFIG}.scheduler", ("SchedulerConfig.enable_chunked_prefill",)),
+    ("vllm.v1.engine.core", ("EngineCore", "EngineCore.scheduler")),
+)  # fmt: skip
+"""What leaving prefills for a later step needs. A release without it schedules as it always did."""
+
 CONTRACT: tuple[Need, ...] = (
+    *(
+        each
+        for module, names in DEFERRAL
+        for each in _need("defers prefills", module, *names, group="deferral", optional=True)
+    ),
+    *_need(
+        "defers prefills", "vllm.v1.core.sched.scheduler", "Scheduler.max_num_active_reqs", group="newer", optional=True
+    ),
     *_need("drafts", f"{_V2_DIR}.block_table", "BlockTables.kernel_block_sizes", optional=True),
     *_need("renews drafts", _V2, "GPUModelRunner.reload_weights", "GPUModelRunner.speculator", optional=True),
     *_need(

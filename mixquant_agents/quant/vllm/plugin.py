@@ -9,6 +9,7 @@ from mixquant_agents.quant.vllm.config_hooks import hook_config
 from mixquant_agents.quant.vllm.draft.hooks import hook_drafts
 from mixquant_agents.quant.vllm.method import METHOD, MixQuantConfig
 from mixquant_agents.quant.vllm.prefix_cache import hook_prefix_cache
+from mixquant_agents.quant.vllm.scheduler_hooks import hook_scheduler
 
 __all__ = ["load"]
 
@@ -17,6 +18,7 @@ def load() -> None:
     """Make the method known to vLLM in this process. Idempotent."""
     register_quantization_config(METHOD)(MixQuantConfig)
     hook_prefix_cache()
+    hook_scheduler()
     if current_platform.is_cuda():
         hook_config()
         hook_drafts()
