@@ -1,12 +1,15 @@
 """What an engine that knows its agents gains: ``python -m mixquant_agents.bench.gpu.agents OUT.json TOKENIZER``.
 
-One engine of a model's shape with random weights, and the tokenizer of the folder ``TOKENIZER``. Three measurements:
+One engine of a model's shape with random weights, and the tokenizer of the folder ``TOKENIZER``. The measurements:
 
 - ``warm``: a tool runs for two seconds and its result of 8k tokens is read as it grows (``Engine.prefetch``), beside
   agents that write. Against the same without reading ahead, in turns on one engine: time to the first token of the turn
-  behind the tool, and the time between tokens of the others.
-- ``priority``: a thread at priority 0 and one at priority 10 beside sixteen busy ones at priority 10.
+  behind the tool, and the time between tokens of the others. ``--ways`` adds controls: by vLLM's own schedule, and the
+  prompts rendered only.
+- ``priority``: a thread at priority 0 and one at priority 10 beside sixteen busy ones at priority 10; ``--steps`` by
+  rows of a step that holds the less urgent (0: vLLM's own schedule).
 - ``sleep``: memory before, asleep and awake; greedy answers before and after.
+- ``swap``: a second engine takes turns with the first on one card that does not hold both.
 
 ``OUT.json`` is written after each of them.
 """
@@ -30,16 +33,18 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.bench.shapes import SHAPES
-from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.config import BACKGROUND_PRIORITY, EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import EngineStartError
+from mixquant_agents.quant.deferral import STEP_ROWS
 from mixquant_agents.records import percentile
 
 GIB = 2**30
 VOCABULARY = 49_152
 """Of the tokenizer: random weights may then write any token."""
 WORDS = ("lake", "river", "hill", "stone", "water", "north", "bridge", "village", "road", "winter", "salt", "copper")
+PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 _numbers = itertools.count()
 
 
@@ -105,14 +110,44 @@ async def writers(engine: VllmEngine, count: int, gaps: list[float], stop: async
     await asyncio.gather(*(write(number) for number in range(count)))
 
 
+async def deferral(engine: VllmEngine, **settings: Any) -> dict[str, Any]:
+    """Change what the scheduler leaves for later; what it did so far."""
+    running = engine._handle.running
+    if running is None:
+        raise RuntimeError("the engine is not running")
+    call = running.llm.engine_core.call_utility_async("mixquant_deferral", settings)
+    return dict(await asyncio.wrap_future(running.submit(call)) or {})
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "read ahead": {},
+    "read ahead, vLLM's schedule": {"enabled": False},
+    "read ahead, gap 32": {"background_gap": 32},
+    "rendered only": {},
+}
+"""What is tried, and the scheduler's settings for it."""
+
+
+def gap_figures(gaps: Sequence[float]) -> dict[str, float | int | None]:
+    """Seconds between tokens: percentiles, and the share of those half as long again as the median."""
+    median = percentile(gaps, 0.5)
+    figures: dict[str, float | int | None] = {f"p{100 * share:g}": percentile(gaps, share) for share in PERCENTILES}
+    slow = sum(gap > 1.5 * (median or 0) for gap in gaps) / max(len(gaps), 1)
+    return {"count": len(gaps), "mean": statistics.fmean(gaps), **figures, "max": max(gaps), "slow_share": slow}
+
+
 async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str, Any]:
-    """Rounds with and without reading ahead, in turns."""
-    rows: dict[str, list[float]] = {"plain": [], "read ahead": []}
-    gaps: dict[str, list[float]] = {"plain": [], "read ahead": []}
-    shares: list[float] = []
+    """Rounds of all ways, in turns."""
+    rows: dict[str, list[float]] = {way: [] for way in plan.ways}
+    gaps: dict[str, list[float]] = {way: [] for way in plan.ways}
+    shares: dict[str, list[float]] = {way: [] for way in plan.ways}
     call = {"id": "call00001", "type": "function", "function": {"name": "search", "arguments": '{"query": "lakes"}'}}
-    for number in range(2 * plan.rounds + 2):  # the first of each warms up
-        way = "read ahead" if number % 2 else "plain"
+    settings = await deferral(engine)
+    usual = {"enabled": settings["enabled"], "background_gap": settings["background_gap"]}
+    for number in range(len(plan.ways) * (plan.rounds + 1)):  # the first of each warms up
+        way = plan.ways[number % len(plan.ways)]
+        await deferral(engine, **{**usual, **WAYS[way]})
         history: list[dict[str, Any]] = [
             {"role": "user", "content": text(800, 10_000 + number)},
             {"role": "assistant", "content": "", "tool_calls": [call]},
@@ -127,54 +162,71 @@ async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str
         heard: list[float] = []
         stop = asyncio.Event()
         busy = asyncio.create_task(writers(engine, plan.writers, heard, stop))
-        begun = time.monotonic()
+        begun, reading = time.monotonic(), []
         for step in range(1, 9):  # the tool works: an eighth of its result at a time
-            if way == "read ahead":
-                await engine.prefetch(asked(known(step / 8 - 1 / 16), priority=2**20), growing=True)
+            part = known(step / 8 - 1 / 16)
+            if way.startswith("read ahead"):
+                ahead = engine.prefetch(asked(part, priority=BACKGROUND_PRIORITY), growing=True)
+                reading.append(asyncio.create_task(ahead))
+            elif way == "rendered only":
+                reading.append(asyncio.create_task(engine.count_tokens(part)))
             await asyncio.sleep(max(0.0, begun + plan.tool_seconds * step / 8 - time.monotonic()))
         row = await turn(engine, asked(known(1.0), 8))
         stop.set()
         await busy
-        if number > 1:
+        await asyncio.gather(*reading)
+        if number >= len(plan.ways):
             rows[way].append(row["ttft"])
             gaps[way] += heard
-            if way == "read ahead":
-                shares.append(row["counts"].cached_tokens / row["counts"].prompt_tokens)
-    plain, ahead = (statistics.median(rows[way]) for way in rows)
-    itl = {way: percentile(each, 0.95) for way, each in gaps.items()}
+            shares[way].append(row["counts"].cached_tokens / row["counts"].prompt_tokens)
+    after = await deferral(engine, **usual)
+    ttft = {way: statistics.median(each) for way, each in rows.items()}
+    itl = {way: gap_figures(each) for way, each in gaps.items()}
     return {
         "rounds": plan.rounds,
         "prompt_tokens": row["counts"].prompt_tokens,
         "tool_seconds": plan.tool_seconds,
         "writers": plan.writers,
-        "ttft_plain_s": plain,
-        "ttft_read_ahead_s": ahead,
-        "ttft_ratio": ahead / plain,
-        "cached_share": statistics.median(shares),
-        "itl_p95_plain_s": itl["plain"],
-        "itl_p95_read_ahead_s": itl["read ahead"],
-        "itl_p95_ratio": (itl["read ahead"] or 0) / (itl["plain"] or 1),
+        "ttft_s": ttft,
+        "ttft_ratio": {way: value / ttft["plain"] for way, value in ttft.items()},
+        "cached_share": {way: statistics.median(each) for way, each in shares.items()},
+        "itl_p95_ratio": {way: (each["p95"] or 0) / (itl["plain"]["p95"] or 1) for way, each in itl.items()},
+        "itl_s": itl,
+        "deferral": after,
         "rows": rows,
     }
 
 
 async def measure_priority(engine: VllmEngine, plan: argparse.Namespace) -> dict[str, Any]:
-    """Two probing threads beside busy ones."""
+    """Two probing threads beside busy ones, by rows of a step that holds the less urgent."""
+    usual = await deferral(engine)
+    result: dict[str, Any] = {}
+    for rows in plan.steps:
+        await deferral(engine, enabled=rows > 0, step_rows=rows or usual["step_rows"])
+        result[f"step of {rows} rows" if rows else "vLLM's schedule"] = await _priority(engine, plan)
+    await deferral(engine, enabled=usual["enabled"], step_rows=usual["step_rows"])
+    return result
+
+
+async def _priority(engine: VllmEngine, plan: argparse.Namespace) -> dict[str, Any]:
     stop = asyncio.Event()
     ttft: dict[int, list[float]] = {0: [], 10: []}
+    turns, epoch = 0, next(_numbers)
 
     async def busy(number: int) -> None:
+        nonlocal turns
         for again in itertools.count():
             if stop.is_set():
                 return
-            seed = 50_000 + 1_000 * number + again
+            seed = 1_000_000 * epoch + 50_000 + 1_000 * number + again
             await turn(engine, asked(prompt=tokens(plan.busy_tokens, seed), answer=32, priority=10))
+            turns += not stop.is_set()
 
     async def probe(priority: int) -> None:
         for again in itertools.count():
             if stop.is_set():
                 return
-            seed = 90_000 + 5_000 * priority + again
+            seed = 1_000_000 * epoch + 90_000 + 5_000 * priority + again
             row = await turn(engine, asked(prompt=tokens(plan.probe_tokens, seed), answer=8, priority=priority))
             ttft[priority].append(row["ttft"])
             await asyncio.sleep(0.05)
@@ -188,6 +240,7 @@ async def measure_priority(engine: VllmEngine, plan: argparse.Namespace) -> dict
     return {
         "busy": plan.busy,
         "busy_prompt_tokens": plan.busy_tokens,
+        "busy_turns_per_s": turns / plan.seconds,
         "probe_prompt_tokens": plan.probe_tokens,
         "turns": {str(priority): len(values) for priority, values in ttft.items()},
         "ttft_p50_s": {str(priority): percentile(values, 0.5) for priority, values in ttft.items()},
@@ -196,21 +249,24 @@ async def measure_priority(engine: VllmEngine, plan: argparse.Namespace) -> dict
     }
 
 
+PROMPTS = (5, 100, 600, 1500)
+"""Tokens of the prompts whose greedy answers are compared."""
+
+
+async def answers(engine: VllmEngine) -> list[list[int]]:
+    await engine.reset_prefix_cache()
+    return [(await turn(engine, asked(prompt=tokens(count, 7 + count), answer=24)))["ids"] for count in PROMPTS]
+
+
 async def measure_sleep(engine: VllmEngine, baseline: int | None) -> dict[str, Any]:
     """Twice to sleep and back: the first time the host's memory has yet to be found."""
-    prompts = [tokens(count, 7 + count) for count in (5, 100, 600, 1500)]
-
-    async def answers() -> list[list[int]]:
-        await engine.reset_prefix_cache()
-        return [(await turn(engine, asked(prompt=prompt, answer=24)))["ids"] for prompt in prompts]
-
-    before, rounds = await answers(), []
+    before, rounds = await answers(engine), []
     for _ in range(2):
         report = await engine.sleep()
         begun = time.monotonic()
         await engine.wake()
         woken = time.monotonic() - begun
-        after = await answers()
+        after = await answers(engine)
         held = None if report.held_bytes is None else report.held_bytes - (baseline or 0)
         rounds.append(
             {
@@ -225,6 +281,36 @@ async def measure_sleep(engine: VllmEngine, baseline: int | None) -> dict[str, A
             }
         )
     return {"rounds": rounds}
+
+
+async def measure_swap(first: VllmEngine, config: EngineConfig) -> dict[str, Any]:
+    """Two engines take turns on one card: whoever answers has it to himself."""
+    engines = {"first": first, "second": VllmEngine(config)}
+    before = {"first": await answers(first)}
+    log: list[dict[str, Any]] = []
+
+    async def change(falls_asleep: str, wakes: str) -> None:
+        report = await engines[falls_asleep].sleep()
+        begun = time.monotonic()
+        await (engines[wakes].wake() if wakes in before else engines[wakes].start())
+        took = time.monotonic() - begun
+        after, earlier = await answers(engines[wakes]), before.get(wakes)
+        before.setdefault(wakes, after)
+        log.append(
+            {
+                "asleep": falls_asleep,
+                "sleep_s": report.seconds,
+                "freed_gib": None if report.freed_bytes is None else report.freed_bytes / GIB,
+                "awake": wakes,
+                "start_s" if earlier is None else "wake_s": took,
+                "same_answers": None if earlier is None else sum(map(list.__eq__, earlier, after)),
+            }
+        )
+
+    async with engines["second"]:
+        for falls_asleep, wakes in (("first", "second"), ("second", "first"), ("first", "second"), ("second", "first")):
+            await change(falls_asleep, wakes)
+    return {"second_kv_gib": (config.kv_cache_bytes or 0) / GIB, "answers": len(PROMPTS), "turns": log}
 
 
 async def run(plan: argparse.Namespace) -> None:
@@ -270,6 +356,16 @@ async def run(plan: argparse.Namespace) -> None:
             }
             if plan.sleep != "none":
                 parts["sleep"] = lambda: measure_sleep(engine, baseline)
+            if plan.swap:
+                second = config.model_copy(
+                    update={
+                        "model": str(model_folder(plan.swap, Path(folder), Path(plan.tokenizer))),
+                        "kv_cache_bytes": int(plan.swap_kv_gib * GIB),
+                        "enforce_eager": True,
+                    }
+                )
+                parts["swap"] = lambda: measure_swap(engine, second)
+            parts = {name: part for name, part in parts.items() if name in plan.parts}
             for name, part in parts.items():
                 begun = time.monotonic()
                 try:
@@ -298,6 +394,11 @@ def main() -> None:
     parser.add_argument("--busy-tokens", type=int, default=6_000)
     parser.add_argument("--probe-tokens", type=int, default=1_000)
     parser.add_argument("--seconds", type=float, default=25.0)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["plain", "read ahead"])
+    parser.add_argument("--steps", nargs="+", type=int, default=[STEP_ROWS])
+    parser.add_argument("--parts", nargs="+", default=["warm", "priority", "sleep", "swap"])
+    parser.add_argument("--swap", default="", help="shape of a second engine that takes turns with the first")
+    parser.add_argument("--swap-kv-gib", type=float, default=80.0)
     parser.add_argument("--sleep", choices=("host", "ended", "none"), default="host")
     asyncio.run(run(parser.parse_args()))
 

@@ -26,17 +26,23 @@ CPU_KV_BYTES = 2**30
 EXACT_CAPTURE_LIMIT = 2048
 """Rows of an exact engine's largest captured graph. vLLM's own limit is 512; an agent's warm turn adds hundreds."""
 
+PINNING_THREADS = 16
+"""Threads that touch the pages of pinned memory; PyTorch takes up to 128."""
+
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @contextmanager
-def start_environment(log_path: str, local: bool, connector: bool = False) -> Iterator[None]:
+def start_environment(
+    log_path: str, local: bool, connector: bool = False, *, sleep_mode: bool = False
+) -> Iterator[None]:
     """Environment of the start: what the user set stays; what is ours is taken back afterwards.
 
     Args:
         log_path: file that vLLM's processes write to.
         local: the model is a folder, so nothing needs to be fetched from a hub.
         connector: the engine has a KV connector, whose port must be its own: two engines of a pair are in one process.
+        sleep_mode: the engine will put its weights into pinned memory of the host.
     """
     from mixquant_agents.engine.vllm.child_process import ENV_LOG
     from mixquant_agents.engine.vllm.leftovers import socket_folder
@@ -54,6 +60,8 @@ def start_environment(log_path: str, local: bool, connector: bool = False) -> It
     }
     if connector:
         ours["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
+    if sleep_mode and "PYTORCH_ALLOC_CONF" not in os.environ:
+        ours["PYTORCH_CUDA_ALLOC_CONF"] = _pinned_by_threads()
     if local:
         ours["HF_HUB_OFFLINE"] = "1"
         _import_hub()
@@ -75,6 +83,12 @@ def start_environment(log_path: str, local: bool, connector: bool = False) -> It
         for name, value in added.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
+
+
+def _pinned_by_threads() -> str:
+    """PyTorch's setting for pinned memory whose pages several threads touch before it is registered. By default one
+    thread asks the driver for all of it, at about 2 GB/s: 14 s of the first sleep of 22 GiB of weights and twins."""
+    return f"pinned_use_cuda_host_register:True,pinned_num_register_threads:{min(PINNING_THREADS, os.cpu_count() or 1)}"
 
 
 def free_port() -> int:

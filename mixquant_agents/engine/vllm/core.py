@@ -201,7 +201,8 @@ class RunningEngine:
                 path, local = model_path(config)
                 if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
                     check_hub(config)
-                with start_environment(self.log_path, local, "kv_transfer_config" in config.vllm_args):
+                connector = "kv_transfer_config" in config.vllm_args
+                with start_environment(self.log_path, local, connector, sleep_mode=config.sleep_mode):
                     control.check()
                     progress.enter("importing vLLM")
                     _quiet(by_user)

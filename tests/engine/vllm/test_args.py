@@ -182,6 +182,18 @@ def test_the_environment_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "HF_HUB_OFFLINE" not in os.environ
 
 
+def test_engines_that_will_sleep_find_pinned_memory_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    with start_environment("/tmp/some.log", local=True):
+        assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    with start_environment("/tmp/some.log", local=True, sleep_mode=True):
+        assert os.environ["PYTORCH_CUDA_ALLOC_CONF"].startswith("pinned_use_cuda_host_register:True,")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:64")  # the user's stays, under either name
+    with start_environment("/tmp/some.log", local=True, sleep_mode=True):
+        assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+
+
 @pytest.mark.usefixtures("cpu")
 def test_grammar_backend_is_fixed_for_the_engines_life(folder: str) -> None:
     for given in ({}, {"backend": "auto"}, {"backend": "xgrammar", "disable_any_whitespace": True}):
