@@ -27,20 +27,24 @@ from mixquant_agents.quant.experts.estimate import shape_of
 from mixquant_agents.quant.experts.layer import ExpertRows, ExpertShape, ExpertsLayer, ExpertWeights
 from mixquant_agents.quant.experts.trial import ExpertsTrial
 from mixquant_agents.quant.timing import replay_microseconds
+from mixquant_agents.quant.vllm.experts.grouped import Cut, grouped_experts
 from mixquant_agents.quant.vllm.experts.kernels import RowwiseExperts, modular_kernel, run_kernel, some_rows
 from mixquant_agents.quant.vllm.experts.tiled import tiled_experts
 
 ROWS = (1, 8, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 MORE = {
-    "64x128x128 warps 8": (64, 128, 128, 16, 8, 3),
-    "128x128x128": (128, 128, 128, 16, 8, 3),
     "64x256x128": (64, 256, 128, 16, 8, 3),
     "128x128x64": (128, 128, 64, 16, 4, 4),
-    "128x256x128 stages 3": (128, 256, 128, 16, 8, 3),
-    "128x256x128 group 1": (128, 256, 128, 1, 8, 3),
-    "256x128x128": (256, 128, 128, 16, 8, 3),
 }
 """Tiles that the plugin does not try at start: rows, outputs and inputs, tiles of a group, warps, stages."""
+MORE_CUTS = {
+    "64 tall": Cut(64, (128, 128, 4, 2), (256, 128, 4, 2)),
+    "64 deep": Cut(64, (128, 128, 8, 4), (128, 128, 4, 4)),
+    "128 two": Cut(128, (64, 128, 4, 3), (128, 128, 4, 3)),
+    "128 three": Cut(128, (128, 128, 8, 3), (128, 128, 8, 3)),
+    "128 short": Cut(128, (128, 64, 8, 4), (128, 64, 4, 4)),
+}
+"""So of our own products."""
 LAYERS = 2
 FP8 = LayerFormat(NumberFormat.FP8, emulated=False)
 
@@ -107,6 +111,7 @@ class Layers:
         self.twin.prepare(self.layer)
         if more:
             self.twin.add(tiled_experts(self.layer.own, MORE))
+            self.twin.add(grouped_experts(self.layer.own, shape, False, MORE_CUTS))
         self.weights = [random_weights(shape) for _ in range(LAYERS)]
         self.states = [self.twin.build(each, self.layer) for each in self.weights]
         self.exact = modular_kernel(TritonExperts, FusedMoEQuantConfig.make(), self.layer.own)
@@ -131,7 +136,7 @@ class Layers:
         rows = some_rows(self.layer, x)
         times = {"exact": replay_microseconds(lambda: self.run_exact(rows))}
         for name in self.states[0].kernels:
-            if name.startswith("tiles") and m < 256:
+            if name.startswith(("tiles", "grouped")) and m < 256:
                 continue  # steps of so few rows run exact
             times[name] = replay_microseconds(lambda name=name: self.run(name, rows))  # type: ignore[misc] # bound now
         return {name: round(value / LAYERS, 1) for name, value in times.items()}

@@ -31,6 +31,7 @@ import triton.language as tl
 from mixquant_agents.quant.numerics import rowwise
 
 __all__ = [
+    "activated",
     "norm_quantize_rows",
     "norm_rows",
     "quantize_rows",
@@ -117,14 +118,20 @@ def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scale
 
 
 @triton.jit
-def _silu_row(x, row, x_stride, K, cols, mask, GELU: tl.constexpr):
+def activated(gate, GELU: tl.constexpr):
+    """The activation of a gate. Called by other kernels."""
     # gate * sigmoid(z): SiLU with z = gate, and GELU's tanh form, since 0.5 * (1 + tanh(z / 2)) is sigmoid(z)
-    gate = tl.load(x + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(x + row * x_stride + K + cols, mask=mask, other=0.0).to(tl.float32)
     z = gate
     if GELU:
         z = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
-    return gate / (1.0 + tl.exp(-z)) * up
+    return gate / (1.0 + tl.exp(-z))
+
+
+@triton.jit
+def _silu_row(x, row, x_stride, K, cols, mask, GELU: tl.constexpr):
+    gate = tl.load(x + row * x_stride + cols, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(x + row * x_stride + K + cols, mask=mask, other=0.0).to(tl.float32)
+    return activated(gate, GELU) * up
 
 
 @triton.jit(do_not_specialize=["M"])
