@@ -1,7 +1,8 @@
 """``python -m mixquant_agents.bench.fidelity.tasks FILE ROWS…``: task scores of agent suites, added to a result file.
 
 ROWS are what ``mixquant bench agents --results`` wrote, gzipped or not. Policies are compared case by case: ``tasks``
-has each suite's score by policy with the 95 % interval of its paired difference to ``exact``. What ``uniform-nvfp4``
+has each suite's score by policy with the 95 % interval of its paired difference to ``exact``, and ``rows_quantized``:
+the share of prefilled rows that ran quantized, without which a small difference says little. What ``uniform-nvfp4``
 loses against ``exact`` over all cases of all suites is the loss; ``pooled_loss_won_back`` is the share of it that a
 policy does not lose, with an interval over cases, drawn within each suite.
 """
@@ -20,21 +21,24 @@ import numpy as np
 from mixquant_agents.bench.fidelity.report import rounded
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["main", "read", "task_scores", "won_back"]
+__all__ = ["Rows", "main", "read", "rows_quantized", "scores_of", "task_scores", "won_back"]
 
 EXACT, WORST = "exact", "uniform-nvfp4"
 DRAWS = 4000
 Scores = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Suite → policy → case → score."""
 
+Rows = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+"""Suite → policy → case → the case's row of a file of results."""
 
-def read(paths: Iterable[pathlib.Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """The scores in files of results; lines that are no results are left out.
+
+def read(paths: Iterable[pathlib.Path]) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """The rows of files of results; lines that are no results are left out.
 
     Raises:
         ConfigError: there are none.
     """
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for path in paths:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
@@ -44,10 +48,33 @@ def read(paths: Iterable[pathlib.Path]) -> dict[str, dict[str, dict[str, float]]
             except ValueError:  # a killed run's last line
                 continue
             if isinstance(row, dict) and {"suite", "policy", "case", "score"} <= row.keys():
-                found.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["case"]] = float(row["score"])
+                found.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["case"]] = row
     if not found:
         raise ConfigError("no results of tasks in these files; give what mixquant bench agents --results wrote")
     return found
+
+
+def scores_of(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:
+    """The rows' scores."""
+    return {
+        suite: {
+            policy: {case: float(row["score"]) for case, row in cases.items()} for policy, cases in policies.items()
+        }
+        for suite, policies in rows.items()
+    }
+
+
+def rows_quantized(rows: Rows) -> dict[str, dict[str, float]]:
+    """Suite → policy → the share of prefilled rows that ran quantized; left out where turns were not counted."""
+    shares: dict[str, dict[str, float]] = {}
+    for suite, policies in rows.items():
+        for policy, cases in policies.items():
+            turns = [turn for row in cases.values() for turn in row.get("turns") or ()]
+            counts = [(turn.get("quantized_tokens"), turn.get("prefill_tokens")) for turn in turns]
+            known = [(quantized, read) for quantized, read in counts if quantized is not None and read]
+            if known:
+                shares.setdefault(suite, {})[policy] = sum(q for q, _ in known) / sum(read for _, read in known)
+    return shares
 
 
 def task_scores(scores: Scores, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
@@ -106,9 +133,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("rows", type=pathlib.Path, nargs="+")
     parser.add_argument("--command", default="", help="What made the rows.")
     options = parser.parse_args(arguments)
-    scores = read(options.rows)
+    rows = read(options.rows)
+    scores = scores_of(rows)
+    tasks = task_scores(scores)
+    for suite, shares in rows_quantized(rows).items():
+        for policy, share in shares.items():
+            tasks[suite][policy]["rows_quantized"] = share
     report = json.loads(options.file.read_text())
-    report |= rounded({"tasks": task_scores(scores), "pooled_loss_won_back": won_back(scores)})
+    report |= rounded({"tasks": tasks, "pooled_loss_won_back": won_back(scores)})
     if options.command:
         report["tasks_command"] = options.command
     options.file.write_text(json.dumps(report, indent=1) + "\n")

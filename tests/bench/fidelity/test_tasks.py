@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from mixquant_agents.bench.fidelity.tasks import main, read, task_scores, won_back
+from mixquant_agents.bench.fidelity.tasks import main, read, rows_quantized, scores_of, task_scores, won_back
 from mixquant_agents.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def test_loss_won_back_is_pooled_over_cases_that_all_ran(tmp_path: pathlib.Path)
     second = written(
         tmp_path / "b.jsonl.gz", rows("mixquant-nvfp4", own) + rows("mixquant-nvfp4", [1.0], "alone"), zipped=True
     )
-    scores = read([first, second])
+    scores = scores_of(read([first, second]))
     found = won_back(scores)["mixquant-nvfp4"]
     assert (found["share"], found["n"]) == (pytest.approx(0.8), 10)
     low, high = found["ci95"]
@@ -44,6 +44,17 @@ def test_nothing_to_win_back_is_no_number() -> None:
     assert won_back(same)["mine"] == {"share": None, "ci95": None, "n": 1}
 
 
+def test_share_of_quantized_rows_is_over_all_turns_that_were_counted(tmp_path: pathlib.Path) -> None:
+    made = rows("mine", [1.0, 1.0, 1.0])
+    made[0]["turns"] = [
+        {"quantized_tokens": 30, "prefill_tokens": 100},
+        {"quantized_tokens": 0, "prefill_tokens": 100},
+        {"quantized_tokens": None, "prefill_tokens": None},
+    ]
+    shares = rows_quantized(read([written(tmp_path / "a.jsonl", made + rows("server", [1.0]))]))
+    assert shares == {"bundled": {"mine": pytest.approx(0.15)}}
+
+
 def test_result_file_gets_them(tmp_path: pathlib.Path) -> None:
     file = tmp_path / "fidelity.json"
     file.write_text('{"model": "m"}')
@@ -53,5 +64,6 @@ def test_result_file_gets_them(tmp_path: pathlib.Path) -> None:
     assert report["model"] == "m"
     assert report["pooled_loss_won_back"]["mine"]["share"] == 1.0
     assert report["tasks_command"] == "bench"
+    assert "rows_quantized" not in report["tasks"]["bundled"]["mine"]  # their turns were not counted
     with pytest.raises(ConfigError, match="no results of tasks"):
         read([file])
