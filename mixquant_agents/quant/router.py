@@ -22,9 +22,9 @@ __all__ = ["GraphSettings", "Router"]
 MAX_EXACT_ROWS = 64
 """Exact rows inside a captured graph. Up to here a product costs what reading the weights costs, whatever the rows."""
 
-MAX_DRAFT_ROWS = 128
-"""The same where a writing request has several rows, its drafts: they cost a little more, and without a slot for them
-the whole step would leave its graph."""
+MAX_WIDE_ROWS = 128
+"""The same where a writing request has several rows, its drafts, or a policy keeps so many rows of each prompt exact:
+they cost a little more, and without a slot for them the whole step would leave its graph."""
 
 LARGEST_SHARE = 0.4
 """Beyond that an exact row costs its own product again; from this share on, quantizing all others saves nothing."""
@@ -48,7 +48,7 @@ class GraphSettings:
     def exact_rows(self) -> int:
         """Exact rows that a captured mixed step has room for: every writer's, drafts included, to a limit."""
         rows = -(-self.max_num_seqs * self.decode_rows // 16) * 16
-        return min(MAX_EXACT_ROWS if self.decode_rows == 1 else MAX_DRAFT_ROWS, rows)
+        return min(MAX_EXACT_ROWS if self.decode_rows == 1 else MAX_WIDE_ROWS, rows)
 
 
 @dataclass(slots=True)
@@ -245,7 +245,7 @@ def _ends(resolved: ResolvedPolicy) -> int:
     """Exact rows that one prompt has at its beginning and its end, to the limit."""
     rule = resolved.rule()
     rows = rule.first + (rule.last if rule.reach is Reach.BEFORE_LAST else 0)
-    return min(MAX_EXACT_ROWS, -(-rows // 16) * 16)
+    return min(MAX_WIDE_ROWS, -(-rows // 16) * 16)
 
 
 def _given(resolved: ResolvedPolicy) -> Thresholds:

@@ -82,6 +82,12 @@ def test_slot_of_exact_rows_holds_every_writers_drafts(writers: int, drafts: int
     assert make_router(settings=settings).capacity == slot
 
 
+@pytest.mark.parametrize(("first", "last", "slot"), [(0, 1, 16), (16, 48, 64), (16, 112, 128), (16, 500, 128)])
+def test_slot_of_exact_rows_holds_the_ends_of_one_prompt(first: int, last: int, slot: int) -> None:
+    policy = fp8(exact_first_tokens=first, exact_last_tokens=last, exact_last_token=True)
+    assert make_router(policy, settings=GraphSettings(1, True)).capacity == slot
+
+
 def test_writers_with_drafts_stay_in_the_graph_of_a_mixed_step() -> None:
     """Eight writers of four rows are 32 exact rows; 16 places would hold four of them."""
     router = make_router(settings=GraphSettings(8, True, decode_rows=4))
