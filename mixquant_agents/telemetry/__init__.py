@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mixquant_agents.telemetry.events import RunLink, Span, SpanKind, TurnContent
+from mixquant_agents.telemetry.events import RunLink, Score, Span, SpanKind, TurnContent
 from mixquant_agents.telemetry.export.perfetto import perfetto_trace
 from mixquant_agents.telemetry.recorder import NullRecorder, QueueRecorder, Recorder
 from mixquant_agents.telemetry.store.recorder import StoreRecorder
@@ -27,6 +27,7 @@ __all__ = [
     "Recorder",
     "Retention",
     "RunLink",
+    "Score",
     "Span",
     "SpanKind",
     "StoreRecorder",

@@ -1,5 +1,5 @@
-"""What a recorder is handed: turns with what goes with them, spans (tools, graph nodes, whole agents) and links of
-runs.
+"""What a recorder is handed: turns with what goes with them, spans (tools, graph nodes, whole agents), links of runs,
+and scores.
 
 Plain data, cheap to make on the turn's own path; everything costly (hashing, JSON, SQL, spans, histograms) happens
 later, in the recorder's thread. Nothing here imports langchain, OpenTelemetry or Prometheus.
@@ -10,15 +10,16 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mixquant_agents.records import TurnRecord
+from mixquant_agents.records import TurnRecord, utc_now
 
 __all__ = [
     "TOOL_ERROR",
     "Event",
     "RunLink",
+    "Score",
     "Span",
     "SpanKind",
     "TurnContent",
@@ -142,7 +143,26 @@ class RunLink:
     agent_id: str | None = None
 
 
-Event = TurnEvent | Span | RunLink
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """What a benchmark, a judge or a person said of a thread's answer.
+
+    Attributes:
+        thread_id: the thread that is scored; its turns say under which policy it ran.
+        name: what is scored, for example a suite. A later score of the same thread and name replaces it.
+        score: any finite number; benchmarks give 0 to 1.
+        scored_at: UTC, ISO 8601.
+        comment: why, in one line; only with content recording on.
+    """
+
+    thread_id: str
+    name: str
+    score: float
+    scored_at: str = field(default_factory=utc_now)
+    comment: str | None = None
+
+
+Event = TurnEvent | Span | RunLink | Score
 
 
 def error_class(error: str) -> str:
@@ -159,6 +179,8 @@ def without_content(event: Event) -> Event:
             event.turn = event.turn.model_copy(update={"error": error_class(event.turn.error)})
         event.content = None
         return event
+    if isinstance(event, Score):
+        return replace(event, comment=None)
     if isinstance(event, RunLink) or (event.error is None and event.arguments is None and event.result is None):
         return event
     error = None if event.error is None else error_class(event.error)

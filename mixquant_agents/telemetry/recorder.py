@@ -25,6 +25,7 @@ from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import (
     Event,
     RunLink,
+    Score,
     Span,
     TurnContent,
     TurnEvent,
@@ -126,6 +127,10 @@ class QueueRecorder:
 
     def link(self, link: RunLink) -> None:
         self._put(link)
+
+    def record_score(self, score: Score) -> None:
+        """Take what was said of a thread. Only a store keeps it."""
+        self._put(score)
 
     def _put(self, event: Event) -> None:
         if self._pid != os.getpid():  # forked by what does not tell Python

@@ -21,11 +21,13 @@ from platformdirs import user_data_path
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry.store.fsync import CHECKPOINT_BYTES, sync_folder
+from mixquant_agents.telemetry.store.questions import fill_questions
 from mixquant_agents.telemetry.store.rollups import fill_bad_rollups
 from mixquant_agents.telemetry.store.schema import (
     APPLICATION_ID,
     MIGRATIONS,
     OUTCOMES_VERSION,
+    QUESTIONS_VERSION,
     SCHEMA_VERSION,
     add_missing_columns,
 )
@@ -202,6 +204,10 @@ def _refuse_foreign(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
+_FILL = {OUTCOMES_VERSION: fill_bad_rollups, QUESTIONS_VERSION: fill_questions}
+"""What fills the tables of a version from what the store held before it."""
+
+
 def _migrate(connection: sqlite3.Connection) -> None:
     """Apply the missing migrations, each wholly or not at all; safe when several processes open the file at once."""
     while True:
@@ -214,8 +220,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
                 return
             for statement in _statements(MIGRATIONS[version]):
                 connection.execute(statement)
-            if version + 1 == OUTCOMES_VERSION:
-                fill_bad_rollups(connection)
+            if version + 1 in _FILL:
+                _FILL[version + 1](connection)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")

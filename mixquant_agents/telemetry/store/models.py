@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mixquant_agents.telemetry.events import SpanKind
 
-__all__ = ["Series", "StoredSpan", "ThreadSummary"]
+__all__ = ["Series", "StoredScore", "StoredSpan", "ThreadSummary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,12 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class ThreadSummary:
-    """One thread in the list. Tokens and seconds are sums of what is known."""
+    """One thread in the list. Tokens and seconds are sums of what is known.
+
+    Attributes:
+        question: what its first recorded turn was asked; ``None`` where content was not recorded.
+        score: mean of its scores; ``None`` where it has none.
+    """
 
     thread_id: str
     turns: int
@@ -38,6 +43,25 @@ class ThreadSummary:
     total_seconds: float
     policies: tuple[str, ...]
     models: tuple[str, ...]
+    question: str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScore:
+    """A score of a thread. Attributes as in :class:`~mixquant_agents.telemetry.events.Score`.
+
+    Attributes:
+        at_us: start of the thread's last turn, microseconds since the epoch.
+        series: ids of the series that the thread's turns are of.
+    """
+
+    thread_id: str
+    name: str
+    score: float
+    at_us: int
+    series: tuple[int, ...]
+    comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ thread, so a long query holds up no other.
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
@@ -15,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixquant_agents.errors import StoreError
+from mixquant_agents.errors import RequestError, StoreError
 from mixquant_agents.records import percentile
 from mixquant_agents.telemetry.events import SpanKind, TurnContent
 from mixquant_agents.telemetry.fork_safety import notify_of_forks
@@ -23,7 +24,7 @@ from mixquant_agents.telemetry.store.aggregate import SUMMARIZED
 from mixquant_agents.telemetry.store.connection import connect_reader, default_store_path, explain
 from mixquant_agents.telemetry.store.content import unpack_content
 from mixquant_agents.telemetry.store.filters import TurnFilter
-from mixquant_agents.telemetry.store.models import Series, StoredSpan, ThreadSummary
+from mixquant_agents.telemetry.store.models import Series, StoredScore, StoredSpan, ThreadSummary
 from mixquant_agents.telemetry.store.prefix_cache import (
     HASH_BYTES,
     PrefixFinding,
@@ -32,6 +33,7 @@ from mixquant_agents.telemetry.store.prefix_cache import (
     shared_blocks,
     unpack_hashes,
 )
+from mixquant_agents.telemetry.store.questions import fold
 from mixquant_agents.telemetry.store.rows import (
     SERIES,
     UNREADABLE,
@@ -44,7 +46,7 @@ from mixquant_agents.telemetry.store.rows import (
 )
 from mixquant_agents.telemetry.store.schema import columns_of, select_columns
 
-__all__ = ["Series", "StoredSpan", "ThreadSummary", "TurnStore"]
+__all__ = ["THREAD_ORDERS", "Series", "StoredScore", "StoredSpan", "ThreadSummary", "TurnStore"]
 
 _SELECT = (
     f"SELECT turns.*, {', '.join('series.' + name for name in SERIES)} FROM turns JOIN series ON series.id = series_id"  # noqa: S608 # constants
@@ -190,10 +192,27 @@ class TurnStore:
         return [turn_of(dict(row)) for row in reversed(rows)]
 
     def threads(
-        self, turn_filter: TurnFilter | None = None, *, limit: int = 50, offset: int = 0, search: str | None = None
+        self,
+        turn_filter: TurnFilter | None = None,
+        *,
+        limit: int = 50,
+        offset: int = 0,
+        search: str | None = None,
+        order: str = "last",
+        descending: bool = True,
     ) -> list[ThreadSummary]:
-        """Threads by the time of their last turn, the newest first. Sums cover the chosen series (model, policy,
-        engine) of a thread; ``search`` is a part of the thread's name."""
+        """Threads, the one with the newest turn first unless ``order`` says otherwise. Sums cover the chosen series
+        (model, policy, engine) of a thread.
+
+        Args:
+            search: a part of the thread's name or of its first question, in any case.
+            order: a name of :data:`THREAD_ORDERS`; what is unknown comes last.
+
+        Raises:
+            RequestError: no such order.
+        """
+        if order not in THREAD_ORDERS:
+            raise RequestError(f"threads cannot be ordered by {order!r}; choose one of {', '.join(THREAD_ORDERS)}")
         turn_filter = turn_filter or TurnFilter()
         parts: list[str] = ["1"]
         values: list[Any] = []
@@ -213,28 +232,80 @@ class TurnStore:
             parts.append("thread_id = ?")
             values.append(turn_filter.thread)
         if search:
-            parts.append("instr(thread_id, ?) > 0")
-            values.append(search)
+            parts.append(
+                "(instr(lower(thread_id), lower(?)) > 0 OR "
+                "thread_id IN (SELECT thread_id FROM questions WHERE instr(folded, ?) > 0))"
+            )
+            values += [search, fold(search)]
         where = " AND ".join(parts)
-        query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built above
-        end, window = offset + limit, (offset + limit) * 3 + 50
         with self.reading() as connection:
-            while True:  # a thread has one row per series, so it takes more rows than threads
-                rows = [row[0] for row in connection.execute(query, (*values, window))]
-                threads = list(dict.fromkeys(rows))
-                if len(threads) >= end or len(rows) < window:
-                    break
-                window *= 4
-            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads[offset:end]}
-            for begin in range(offset, offset + len(merged), 10_000):
-                part = threads[begin : min(begin + 10_000, end)]
-                marks = ", ".join("?" * len(part))
+            if order == "last" and descending:
+                threads = _newest_threads(connection, where, values, limit, offset)
+            else:
+                query = _ordered_threads(where, summed, order, descending)
+                bound = (*summed_values, *values, limit, offset)
+                threads = [row[0] for row in connection.execute(query, bound)]
+            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads}
+            questions: dict[str, str | None] = {}
+            scores: dict[str, float | None] = {}
+            for begin in range(0, len(threads), 10_000):
+                part = threads[begin : begin + 10_000]
+                among = f"thread_id IN ({', '.join('?' * len(part))})"
                 # Conditions are built from constants, values are bound.
-                sums = f"SELECT * FROM thread_stats WHERE {summed} AND thread_id IN ({marks}) ORDER BY last_us DESC"  # noqa: S608
+                sums = f"SELECT * FROM thread_stats WHERE {summed} AND {among} ORDER BY last_us DESC"  # noqa: S608
                 for row in connection.execute(sums, (*summed_values, *part)):
                     merged[row["thread_id"]].append(row)
+                asked = connection.execute(f"SELECT thread_id, question FROM questions WHERE {among}", part)  # noqa: S608
+                questions.update((thread, text(question)) for thread, question in asked)
+                scored = connection.execute(
+                    f"SELECT thread_id, avg(score) FROM scores WHERE {among} GROUP BY thread_id",  # noqa: S608
+                    part,
+                )
+                scores.update((thread, _score(score)) for thread, score in scored)
         names = {entry.id: entry for entry in self.series()}
-        return [_summary(thread, rows, names) for thread, rows in merged.items() if rows]
+        return [
+            replace(_summary(thread, rows, names), question=questions.get(thread), score=scores.get(thread))
+            for thread, rows in merged.items()
+            if rows
+        ]
+
+    def question(self, thread_id: str) -> str | None:
+        """What the first recorded turn of a thread was asked; ``None`` where content was not recorded."""
+        with self.reading() as connection:
+            row = connection.execute("SELECT question FROM questions WHERE thread_id = ?", (thread_id,)).fetchone()
+        return text(row[0]) if row else None
+
+    def scores(self, turn_filter: TurnFilter | None = None, *, limit: int = 20_000) -> list[StoredScore]:
+        """The scores of threads that have turns of the chosen series and whose last turn lies in the window, the newest
+        ``limit`` threads' first. The outcome of turns chooses threads that have such turns."""
+        turn_filter = turn_filter or TurnFilter()
+        parts, values = ["1"], list[Any]()
+        if turn_filter.thread is not None:
+            parts.append("scores.thread_id = ?")
+            values.append(turn_filter.thread)
+        if turn_filter.run is not None:
+            parts.append("scores.thread_id IN (SELECT thread_id FROM turns WHERE root_run_id = ? OR run_id = ?)")
+            values += [turn_filter.run, turn_filter.run]
+        having = ["1"]
+        for condition, instant in (
+            ("max(last_us) >= ?", turn_filter.since_us),
+            ("max(last_us) < ?", turn_filter.until_us),
+        ):
+            if instant is not None:
+                having.append(condition)
+                values.append(instant)
+        if turn_filter.status is not None:
+            having.append("total(bad) = 0" if turn_filter.status == "ok" else "total(bad) > 0")
+        query = (
+            "SELECT scores.thread_id, name, score, comment, max(last_us) AS at_us, group_concat(series_id) AS series "  # noqa: S608 # constants
+            f"FROM scores JOIN thread_stats USING (thread_id) WHERE {' AND '.join(parts)} "
+            f"GROUP BY scores.thread_id, name HAVING {' AND '.join(having)} ORDER BY at_us DESC LIMIT ?"
+        )
+        chosen = self.series_ids(turn_filter)
+        with self.reading() as connection:
+            rows = connection.execute(query, (*values, limit)).fetchall()
+        scores = [scored for row in rows if (scored := _stored_score(row)) is not None]
+        return [scored for scored in scores if chosen is None or set(chosen) & set(scored.series)]
 
     def spans(self, *, thread: str | None = None, run: str | None = None, limit: int = 2_000) -> list[StoredSpan]:
         """The last ``limit`` spans of a thread or of an agent run, in the order of time."""
@@ -340,6 +411,64 @@ class TurnStore:
         with self.reading() as connection:
             row = connection.execute("SELECT hashes FROM blocks WHERE turn = ?", (number,)).fetchone()
         return _hashes(row[0]) if row else None
+
+
+THREAD_ORDERS = {
+    "last": "max(last_us)",
+    "first": "min(first_us)",
+    "question": "(SELECT folded FROM questions WHERE questions.thread_id = thread_stats.thread_id)",
+    "turns": "total(turns)",
+    "prompt": "total(prompt_tokens)",
+    "cached": "total(cached_tokens) / nullif(total(prompt_tokens), 0)",
+    "decode": "total(decode_tokens)",
+    "seconds": "total(total_seconds)",
+    "bad": "total(bad)",
+    "score": "(SELECT avg(score) FROM scores WHERE scores.thread_id = thread_stats.thread_id)",
+}
+"""What threads can be ordered by, as SQL over the rows of a thread in ``thread_stats``."""
+
+
+def _newest_threads(
+    connection: sqlite3.Connection, where: str, values: Sequence[object], limit: int, offset: int
+) -> list[str]:
+    """Threads by their last turn, the newest first: the index gives them in that order."""
+    query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built by the caller
+    end, window = offset + limit, (offset + limit) * 3 + 50
+    while True:  # a thread has one row per series, so it takes more rows than threads
+        rows = [row[0] for row in connection.execute(query, (*values, window))]
+        threads = list(dict.fromkeys(rows))
+        if len(threads) >= end or len(rows) < window:
+            return threads[offset:end]
+        window *= 4
+
+
+def _ordered_threads(where: str, summed: str, order: str, descending: bool) -> str:
+    """SQL for a page of the threads that ``where`` chooses, by what the rows that ``summed`` chooses add up to."""
+    key, direction = THREAD_ORDERS[order], "DESC" if descending else "ASC"
+    chosen = f"SELECT thread_id FROM thread_stats WHERE {where}"  # noqa: S608 # built by the caller
+    return (
+        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({chosen}) GROUP BY thread_id "  # noqa: S608
+        f"ORDER BY {key} {direction} NULLS LAST, max(last_us) DESC LIMIT ? OFFSET ?"
+    )
+
+
+def _score(value: object) -> float | None:
+    """What a column of scores holds; ``None`` where that is no number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _stored_score(row: sqlite3.Row) -> StoredScore | None:
+    score, at_us = _score(row["score"]), whole_number(row["at_us"])
+    if score is None or at_us is None:
+        return None
+    return StoredScore(
+        thread_id=text(row["thread_id"]) or UNREADABLE,
+        name=text(row["name"]) or UNREADABLE,
+        score=score,
+        at_us=at_us,
+        series=tuple(int(part) for part in str(row["series"]).split(",") if part.isdecimal()),
+        comment=text(row["comment"]),
+    )
 
 
 CANDIDATES = 100

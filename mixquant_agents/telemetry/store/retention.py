@@ -128,6 +128,11 @@ def _delete(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int = 
 
 def _recount_threads(connection: sqlite3.Connection, threads: set[str]) -> None:
     names = [(thread,) for thread in threads]
+    for table in ("questions", "scores"):
+        connection.executemany(
+            f"DELETE FROM {table} WHERE thread_id = ?1 AND NOT EXISTS (SELECT 1 FROM turns WHERE thread_id = ?1)",  # noqa: S608 # constants
+            names,
+        )
     connection.executemany("DELETE FROM thread_stats WHERE thread_id = ?", names)
     connection.executemany(
         """INSERT INTO thread_stats

@@ -14,6 +14,8 @@ A migration that was released is never edited; a change is a new one at the end.
   ``bad_rollups``: the same of failed and aborted turns alone, by ``outcome``: 1 aborted, 2 failed, 3 both.
 * ``thread_stats``: the same idea per thread and series, for the list of threads.
 * ``spans``: tools, graph nodes, agent runs.
+* ``questions``: what the first recorded turn of a thread was asked, and the same casefolded for search; only with
+  content recording on. ``scores``: what a benchmark or a reader said of a thread; the last of a name counts.
 * ``blocks``: salted rolling hashes of the prompt, 8 bytes (little endian) per 16 tokens. ``contents``: zlib-packed
   JSON, only with content recording on.
 """
@@ -29,6 +31,7 @@ __all__ = [
     "APPLICATION_ID",
     "MIGRATIONS",
     "OUTCOMES_VERSION",
+    "QUESTIONS_VERSION",
     "SCHEMA_VERSION",
     "add_missing_columns",
     "columns_of",
@@ -119,7 +122,19 @@ CREATE TABLE bad_rollups (
 OUTCOMES_VERSION = 3
 """The version that brought ``bad_rollups``, which are filled from the turns."""
 
-MIGRATIONS: tuple[str, ...] = (_TURNS, _PREFIX_AND_CONTENT, _DEVICE_AND_OUTCOMES)
+_QUESTIONS_AND_SCORES = """
+CREATE TABLE questions (
+    thread_id TEXT PRIMARY KEY, asked_us INTEGER NOT NULL, question TEXT NOT NULL, folded TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE scores (
+    thread_id TEXT NOT NULL, name TEXT NOT NULL, score REAL NOT NULL, scored_us INTEGER NOT NULL, comment TEXT,
+    PRIMARY KEY (thread_id, name)
+) WITHOUT ROWID;
+"""
+QUESTIONS_VERSION = 4
+"""The version that brought ``questions``, which are filled from the contents."""
+
+MIGRATIONS: tuple[str, ...] = (_TURNS, _PREFIX_AND_CONTENT, _DEVICE_AND_OUTCOMES, _QUESTIONS_AND_SCORES)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mixquant_agents.errors import StoreError
-from mixquant_agents.telemetry.events import Event, RunLink, Span, TurnEvent
+from mixquant_agents.telemetry.events import Event, RunLink, Score, Span, TurnEvent
 from mixquant_agents.telemetry.recorder import QUEUE_LIMIT
 from mixquant_agents.telemetry.store.connection import connect_writer, explain
 from mixquant_agents.telemetry.store.content import pack_content
 from mixquant_agents.telemetry.store.fsync import Syncer
 from mixquant_agents.telemetry.store.linker import Linker
 from mixquant_agents.telemetry.store.prefix_cache import BlockHasher, pack_hashes
+from mixquant_agents.telemetry.store.questions import Asked, question_of, write_questions
 from mixquant_agents.telemetry.store.retention import Retention, retain
 from mixquant_agents.telemetry.store.rollups import RollupCache, write_rollups, write_threads
 from mixquant_agents.telemetry.store.rows import INSERT_TURN, SERIES, TurnLinks, row_of, series_of, to_microseconds
@@ -42,6 +43,11 @@ SLICE = 4_096
 _INSERT_SPAN = (
     "INSERT INTO spans (span_id, parent_id, run_id, thread_id, kind, name, started_us, seconds, cancelled, error, "
     "arguments, result) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_PUT_SCORE = (
+    "INSERT INTO scores (thread_id, name, score, scored_us, comment) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (thread_id, name) DO UPDATE SET score = excluded.score, scored_us = excluded.scored_us, "
+    "comment = excluded.comment WHERE excluded.scored_us >= scored_us"
 )
 
 
@@ -172,15 +178,13 @@ class StoreSink:
     def _transaction(self, connection: sqlite3.Connection, events: Sequence[Event]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            made = [_guarded(_span_row, event) for event in events if isinstance(event, Span)]
-            spans = [row for row in made if row is not None]
-            if spans:
-                connection.executemany(_INSERT_SPAN, spans)
-            unusable = self._turns(connection, events)
+            unusable = _insert(connection, _INSERT_SPAN, _span_row, [e for e in events if isinstance(e, Span)])
+            unusable += _insert(connection, _PUT_SCORE, _score_row, [e for e in events if isinstance(e, Score)])
+            unusable += self._turns(connection, events)
             connection.execute("COMMIT")
             self._linker.keep()
             self._rollups.committed()
-            self._lost += unusable + len(made) - len(spans)
+            self._lost += unusable
         except BaseException:
             self._linker.put_back()
             self._rollups.forget()
@@ -193,7 +197,7 @@ class StoreSink:
         """Insert the turns among ``events``; how many could not be made into rows (and never will)."""
         known = self._known(connection, [event.turn.turn_id for event in events if isinstance(event, TurnEvent)])
         number = connection.execute("SELECT ifnull(max(id), 0) FROM turns").fetchone()[0]
-        rows, fresh, blocks, contents = [], [], [], []
+        rows, fresh, blocks, contents, asked = [], [], [], [], list[Asked]()
         unusable = 0
         for event in events:
             if isinstance(event, RunLink):
@@ -201,6 +205,8 @@ class StoreSink:
                 continue
             if isinstance(event, Span):
                 _guarded(self._linker.span, event)
+                continue
+            if isinstance(event, Score):
                 continue
             turn = event.turn
             if turn.turn_id in known:
@@ -226,6 +232,8 @@ class StoreSink:
                 blocks.append((number, packed))
             if event.content is not None and (packed := _guarded(pack_content, event.content)):
                 contents.append((number, packed))
+                if turn.thread_id is not None and (question := _guarded(question_of, event.content.messages)):
+                    asked.append(Asked(turn.thread_id, started_us, question))
         if not rows:
             return unusable
         connection.executemany(INSERT_TURN, rows)
@@ -233,6 +241,7 @@ class StoreSink:
             connection.executemany("INSERT INTO blocks (turn, hashes) VALUES (?, ?)", blocks)
         if contents:
             connection.executemany("INSERT INTO contents (turn, packed) VALUES (?, ?)", contents)
+        write_questions(connection, asked)
         write_rollups(connection, fresh, self._rollups)
         write_threads(connection, fresh)
         return unusable
@@ -265,6 +274,16 @@ def _guarded(make: Callable[..., _T], *arguments: Any) -> _T | None:
         return None
 
 
+def _insert(
+    connection: sqlite3.Connection, statement: str, row_of_event: Callable[[Any], tuple[object, ...]], events: list[Any]
+) -> int:
+    """Write a row for each event; how many could not be made into rows (and never will)."""
+    rows = [row for event in events if (row := _guarded(row_of_event, event)) is not None]
+    if rows:
+        connection.executemany(statement, rows)
+    return len(events) - len(rows)
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     """Which file has the name now; ``None``: none."""
     try:
@@ -291,3 +310,9 @@ def _span_row(span: Span) -> tuple[object, ...]:
         span.arguments,
         span.result,
     )
+
+
+def _score_row(score: Score) -> tuple[object, ...]:
+    if not math.isfinite(score.score):
+        raise ValueError(f"the score {score.name!r} of thread {score.thread_id!r} is {score.score}")
+    return score.thread_id, score.name, float(score.score), to_microseconds(score.scored_at), score.comment

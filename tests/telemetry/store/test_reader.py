@@ -182,7 +182,8 @@ def test_content_is_off_by_default_and_round_trips_when_on(tmp_path: Path) -> No
         turn = store.turn("x")
         assert turn is not None
         assert store.content(turn) == (content if on else None)
-        assert (b"geheim" in (tmp_path / f"{on}.sqlite").read_bytes()) is False
+        assert (b"geheim" in (tmp_path / f"{on}.sqlite").read_bytes()) is on, "the question stands in its own column"
+        assert store.question("thread") == ("geheim \\ud800 ✓" if on else None)
 
 
 @pytest.mark.parametrize("wrong", [{"since": "yesterday"}, {"until": "x"}, {"since": 1.7e9}, {"status": "fine"}])

@@ -67,7 +67,7 @@ class SpanSink(ExportSink):
                 self._links.popitem(last=False)
         elif isinstance(event, TurnEvent):
             self._turn(event)
-        else:
+        elif isinstance(event, Span):
             self._span(event)
 
     def close(self) -> None:
