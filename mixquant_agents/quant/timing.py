@@ -18,13 +18,19 @@ Output = TypeVar("Output")
 @contextlib.contextmanager
 def unwatched_objects() -> Iterator[None]:
     """For many measurements at once: capturing a graph makes Python look for garbage among all objects there are, a
-    tenth of a second in an engine's process. Those of now are left alone meanwhile."""
+    tenth of a second in an engine's process. Those of now are left alone meanwhile.
+
+    Where the process has frozen its objects for good, as vLLM does behind its start, they stay so: they would be looked
+    at again in every step that follows.
+    """
+    frozen_for_good = gc.get_freeze_count() > 0
     gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not frozen_for_good:
+            gc.unfreeze()
 
 
 def capture(work: Callable[[], Output]) -> tuple[torch.cuda.CUDAGraph, Output]:

@@ -115,6 +115,7 @@ async def _interleaved(rounds: int, first: Work, second: Work) -> tuple[float, f
     """Median CPU seconds of both and the median of their ratio; they take turns and change who begins. One unmeasured
     round warms up."""
     seconds: tuple[list[float], list[float]] = ([], [])
+    frozen_for_good = gc.get_freeze_count() > 0  # by the program: stays so
     gc.collect()
     gc.freeze()  # what was there before is the program's, not the chat layer's: neither side pays for looking at it
     try:
@@ -123,7 +124,8 @@ async def _interleaved(rounds: int, first: Work, second: Work) -> tuple[float, f
             for side in (0, 1) if number % 2 else (1, 0):
                 seconds[side].append(await (first, second)[side]())
     finally:
-        gc.unfreeze()
+        if not frozen_for_good:
+            gc.unfreeze()
     ratios = [first_seconds / second_seconds for first_seconds, second_seconds in zip(*seconds, strict=True)]
     return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(ratios)
 
