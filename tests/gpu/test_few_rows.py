@@ -11,6 +11,8 @@ import torch
 from mixquant_agents.quant.ops.sources import PlainRows
 from mixquant_agents.quant.twins.rowwise import RowwiseTwin
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(scope="module")
 def kernels() -> types.ModuleType:

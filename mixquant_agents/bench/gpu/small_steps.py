@@ -1,15 +1,14 @@
-"""Where the time of small steps goes: ``python -m mixquant_agents.bench.gpu.small_steps OUT.json [SECONDS]``.
+"""Small steps, held against each other within one run: ``python -m mixquant_agents.bench.gpu.small_steps OUT.json``.
 
-On a GPU with 80 GB three engines of the Qwen3-8B shape take turns of a few requests each: ``exact``; ``ours``
-(phase-aware FP8, thresholds as measured); ``fused`` (the same, norms fused with quantization from 17 rows on).
-``ours128`` is ``ours`` told to keep steps of up to 128 rows exact: on such steps it does what ``exact`` does, so what
-lies between the two is the plugin's part of the host's time, and what lies between ``ours128`` and ``ours`` is what
-quantizing gains.
+On a GPU with 80 GB four engines of the Qwen3-8B shape with random weights take turns of a few requests each: ``exact``
+with vLLM's default graphs (full ones for decode, pieces for the rest) and with full graphs for all steps
+(``exact-full``: its answers are not to be trusted, its times are), ``mixquant-fp8``, and vLLM's own FP8
+(``uniform-fp8``). ``OUT.json [SECONDS]`` ends after so many seconds of measuring.
 
 Each request gives milliseconds ``[asking, executing, on the GPU, total]``: adding the request; the runner's
-``execute_model``, which only launches; from its first to its last kernel; until the first token is back. First the
-threads run where the kernel puts them, then all main threads on one core and all others on a few: that shows what
-their placement does.
+``execute_model``, which only launches; from its first to its last kernel; until the first token is back. A turn's
+figure is the median of its requests; ratios are formed turn by turn, over ``exact`` in the mode that is the faster one
+by its median.
 """
 
 # ruff: noqa: T201 - a program
@@ -30,26 +29,22 @@ from mixquant_agents.bench.prefill.stats import ratio_interval
 from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
-from mixquant_agents.config import PrecisionPolicy
 
-CASES = [(n, 0) for n in (16, 32, 64, 128, 256, 512)] + [(n, 8192) for n in (64, 128, 256, 512, 1024)]
-COLUMNS = {"exact": "exact", "ours128": "ours", "ours": "ours", "fused": "fused"}
-SETTINGS: dict[str, dict[str, int]] = {"exact": {}, "ours": {}, "fused": {"fuse_from": 17}}
+CASES = [(64, 0), *((n, 8192) for n in (32, 64, 128, 256))]
+OURS = "mixquant-fp8"
+EXACT = ("exact", "exact-full")
+COLUMNS = (OURS, *EXACT, "uniform-fp8")
+"""Ours first: its start-up measurement wants the GPU for itself."""
+SIZES = [*(1, 2, 4), *range(8, 257, 8), 384, 512, 1024, 2048]
 KV_GIB = 1.7
+REPEATS = 3
 SERVE = (sys.executable, "-m", "mixquant_agents.bench.gpu.small_steps", "--serve")
 
 
 class TimedSession(Session):
-    """Also tells where a request's time went; experiments change the plugin's constants before the engine starts."""
+    """Also tells where a request's time went."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
-        settings = arguments.pop("settings", {})
-        if "fuse_from" in settings:
-            from mixquant_agents.quant.vllm import config_hooks as engine_config
-            from mixquant_agents.quant.vllm import graph_hooks as install
-
-            install.FUSE_FROM = settings["fuse_from"]  # type: ignore[attr-defined] # it reads its own copy of the name
-            engine_config.FUSE_BOUNDARY = settings["fuse_from"] - 1
         super().__init__(arguments)
         self._steps: list[StepTime] = []
         self.engine.collective_rpc(time_steps, args=(self._steps,))
@@ -74,77 +69,75 @@ class TimedSession(Session):
         return {"ms": rows}
 
 
+def arguments(column: str, model: Path) -> dict[str, Any]:
+    """vLLM's arguments for a column."""
+    values = column_arguments("exact" if column in EXACT else column, model, KV_GIB, True)
+    mode = {"cudagraph_mode": "FULL"} if column == "exact-full" else {}
+    return values | {"max_model_len": 10_500, "compilation_config": {"cudagraph_capture_sizes": SIZES, **mode}}
+
+
 def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
-    engines = {}
-    for name, settings in SETTINGS.items():
-        arguments = column_arguments("exact" if name == "exact" else "mixquant-fp8", model, KV_GIB, True)
-        arguments |= {"max_model_len": 10_500, "settings": settings}
-        if settings:
-            arguments["additional_config"] = {**arguments["additional_config"], "experiment": json.dumps(settings)}
-        engines[name] = EngineProcess(name, arguments, logs / f"{name}.log", SERVE)
+    engines = {name: EngineProcess(name, arguments(name, model), logs / f"small-{name}.log", SERVE) for name in COLUMNS}
     for name, engine in engines.items():
         engine.go()
-        if name != "exact":
+        if name == OURS:
             print(name, engine.wait_for("measured", "ready").get("text"), flush=True)
     for name, engine in engines.items():
         print(name, f"ready after {engine.wait_for('ready')['start_seconds']:.0f} s", flush=True)
     return engines
 
 
-def policy(column: str) -> dict[str, Any]:
-    fields = PrecisionPolicy.of("mixquant-fp8").model_dump(mode="json")
-    return {**fields, "row_threshold": 128} if column == "ours128" else fields
+def label(tokens: int, cached: int) -> str:
+    return f"warm_{cached}_{tokens}" if cached else f"cold_{tokens}"
 
 
-def turns(engines: dict[str, EngineProcess], cases: list[tuple[int, int]], count: int, until: float) -> dict[str, Any]:
-    results: dict[str, dict[str, list[Any]]] = {}
-    for tokens, cached in cases:
-        name = f"warm_{cached}_{tokens}" if cached else f"cold_{tokens}"
-        rows: dict[str, list[Any]] = {column: [] for column in COLUMNS}
-        for turn in range(count):
-            order = list(COLUMNS)
-            for column in [*order[turn % len(order) :], *order[: turn % len(order)]]:
-                engine = engines[COLUMNS[column]]
-                if COLUMNS[column] == "ours":
-                    engine.ask(do="policy", policy=policy(column))
-                rows[column].append(engine.ask(do="split", tokens=tokens, cached=cached, repeats=3)["ms"])
-        results[name] = rows
-        print(name, *summary(rows), sep="\n  ", flush=True)
-        if time.monotonic() > until:
-            break
-    return results
+def turn(engines: dict[str, EngineProcess], number: int, rows: dict[str, dict[str, list[Any]]]) -> None:
+    """Each case once on each engine, in an order that goes round."""
+    order = [*COLUMNS[number % len(COLUMNS) :], *COLUMNS[: number % len(COLUMNS)]]
+    for tokens, cached in CASES:
+        for column in order:
+            asked = engines[column].ask(do="split", tokens=tokens, cached=cached, repeats=REPEATS)
+            rows[label(tokens, cached)].setdefault(column, []).append(asked["ms"])
 
 
-def summary(rows: dict[str, list[Any]]) -> list[str]:
-    lines = []
-    medians = {column: [statistics.median(r[3] for r in turn) for turn in each] for column, each in rows.items()}
-    for column, each in rows.items():
-        parts = [statistics.median(r[k] for turn in each for r in turn) for k in range(4)]
-        gain = ratio_interval([a / b for a, b in zip(medians["exact"], medians[column], strict=True)])
-        text = "/".join(f"{value:.2f}" for value in parts)
-        lines.append(f"{column:8} {text}  {gain['median']:.3f} ({gain['low95']:.3f} to {gain['high95']:.3f})")
-    return lines
+def summary(columns: dict[str, list[list[list[float]]]]) -> dict[str, Any]:
+    """Of one case: medians of the parts by column, and how many times faster ours is, turn by turn.
+
+    Args:
+        columns: by column and turn the requests' ``[asking, executing, on the GPU, total]``.
+    """
+    totals = {name: [statistics.median(row[3] for row in each) for each in turns] for name, turns in columns.items()}
+    best = min(EXACT, key=lambda name: statistics.median(totals[name]))
+    parts = {
+        name: [round(statistics.median(row[part] for each in turns for row in each), 3) for part in range(4)]
+        for name, turns in columns.items()
+    }
+    over = {
+        name: ratio_interval([other / own for other, own in zip(totals[name], totals[OURS], strict=True)])
+        for name in (*EXACT, "uniform-fp8")
+    }
+    return {"best_exact": best, "ms": parts, "over_exact": over[best], "over": over}
 
 
-def main(out: str, seconds: float = 150.0) -> None:
-    folder = Path(tempfile.mkdtemp())
-    engines = start(folder, Path(out).parent)
-    until = time.monotonic() + seconds
-    for engine in engines.values():  # first runs compile and fill caches
-        for tokens, cached in CASES:
-            engine.ask(do="split", tokens=tokens, cached=cached, repeats=1)
-    status = {name: engine.ask(do="status", plugin=name != "exact") for name, engine in engines.items()}
-    result: dict[str, Any] = {"engines": status}
-    result["unpinned"] = turns(engines, [(64, 0), (128, 8192)], 8, until)
-    cores = by_speed()
+def main(out: str, seconds: str = "60") -> None:
+    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()))
+    command = f"python -m mixquant_agents.bench.gpu.small_steps {Path(out).name} {seconds}"
+    status = {name: engine.ask(do="status", plugin=name == OURS) for name, engine in engines.items()}
+    result: dict[str, Any] = {"command": command, "engines": status, "device": status[OURS]["device"]}
     for engine in engines.values():
-        engine.ask(do="pin", cores=cores)
-    for count in (12, 24):
-        result[f"pinned_{count}"] = turns(engines, CASES, count, until)
-        Path(out).write_text(json.dumps(result))
-        if time.monotonic() > until:
-            break
+        engine.ask(do="pin", cores=by_speed())
+    turn(engines, 0, {label(*case): {} for case in CASES})  # first runs compile and fill caches
+    rows: dict[str, dict[str, list[Any]]] = {label(*case): {} for case in CASES}
+    until, count = time.monotonic() + float(seconds), 0
+    while count < 6 or time.monotonic() < until:
+        turn(engines, count, rows)
+        count += 1
+    result |= {"turns": count, "cases": {name: summary(columns) for name, columns in rows.items()}, "raw": rows}
+    Path(out).write_text(json.dumps(result))
+    for name, case in result["cases"].items():
+        ours = {other: tuple(round(value, 3) for value in ratio.values()) for other, ratio in case["over"].items()}
+        print(name, case["best_exact"], json.dumps(case["ms"]), ours, flush=True)
     for engine in engines.values():
         engine.close()
 
@@ -153,4 +146,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(TimedSession)
     else:
-        main(sys.argv[1], *(float(value) for value in sys.argv[2:3]))
+        main(*sys.argv[1:3])
