@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mixquant_agents.bench.shapes import SHAPES, write_model
+from mixquant_agents.bench.shapes import SHAPES, model_folder
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError
@@ -36,7 +35,10 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
             turns=8, shared_tokens=256, own_tokens=64, tool_tokens=96, answer_tokens=24, spread=0.5, max_context=1600,
             summary_tokens=128, tool_p86_seconds=0.5, tool_p95_seconds=1.5, ramp_seconds=2.0,
         ),
-        Probes(rows=(32, 64, 128, 256, 512), context=512, writers=(1, 4, 8, 16, 32), tokens=24, repeats=3),
+        Probes(
+            rows=(32, 64, 128, 256, 512), context=512, writers=(1, 4, 8, 16, 32), tokens=24, repeats=3,
+            beside_writer=(64, 128, 256),
+        ),
     ),
 }  # fmt: skip
 """What agents do on each kind of device, and what the calibration asks of it."""
@@ -54,21 +56,6 @@ def predicted_again(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--again {path} is no result of `mixquant bench plan`: {error}") from error
     return {**result, "policies": policies}
-
-
-def _shape(model: str, scratch: Path, tokenizer: Path | None) -> Path:
-    """The shape's folder with a tokenizer in it, and with its vocabulary: random weights may write any token."""
-    if tokenizer is None or not (tokenizer / "tokenizer.json").is_file():
-        raise ConfigError(f"--model {model} is a shape, and needs --tokenizer with the folder of a tokenizer.json")
-    folder = write_model(model, scratch)
-    for file in tokenizer.glob("*token*"):
-        shutil.copy(file, folder)
-    described = json.loads((tokenizer / "tokenizer.json").read_text())
-    ids = [*described["model"]["vocab"].values(), *(token["id"] for token in described.get("added_tokens", ()))]
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"vocab_size": max(ids) + 1, "bos_token_id": 1, "eos_token_id": 2}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 async def run_plan(
@@ -107,7 +94,7 @@ async def run_plan(
         if kv_bytes is not None:  # the cache's size is said: the share of memory only keeps engines from starting
             extra.setdefault("gpu_memory_utilization", 0.1)
         if model in SHAPES:
-            path = str(_shape(model, Path(scratch), tokenizer))
+            path = str(model_folder(model, Path(scratch), tokenizer))
             extra |= {"tool_parser": None, "reasoning_parser": None}  # its prompts are token ids
             extra["vllm_args"] = {**extra.get("vllm_args", {}), "load_format": "dummy"}
         else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["SHAPES", "write_model"]
+__all__ = ["SHAPES", "model_folder", "write_model"]
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool) -> dict[str, Any]:
@@ -111,3 +112,22 @@ def write_model(shape: str, folder: Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     (target / "config.json").write_text(json.dumps(SHAPES[shape], indent=1))
     return target
+
+
+def model_folder(model: str, scratch: Path, tokenizer: Path | None) -> Path:
+    """The shape's folder with a tokenizer in it, and with its vocabulary: random weights may write any token.
+
+    Raises:
+        ConfigError: no such shape, or no folder of a tokenizer.
+    """
+    if tokenizer is None or not (tokenizer / "tokenizer.json").is_file():
+        raise ConfigError(f"--model {model} is a shape, and needs --tokenizer with the folder of a tokenizer.json")
+    folder = write_model(model, scratch)
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, folder)
+    described = json.loads((tokenizer / "tokenizer.json").read_text())
+    ids = [*described["model"]["vocab"].values(), *(token["id"] for token in described.get("added_tokens", ()))]
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"vocab_size": max(ids) + 1, "bos_token_id": 1, "eos_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

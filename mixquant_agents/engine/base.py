@@ -116,8 +116,8 @@ class EngineRequest:
         schema: JSON schema the answer must satisfy (grammar-constrained), or ``None``.
         schema_checked: the caller checks the finished answer against ``schema``. Without it an engine refuses a schema
             with parts that its grammar cannot hold.
-        json_mode: the caller asked for JSON mode. An engine with a grammar of its own holds the answer to ``schema``
-            all the same; a remote one asks its server for any JSON object, which is all that some servers know.
+        json_mode: the caller asked for JSON mode. An engine holds the answer to ``schema`` all the same; a remote one
+            asks its server for any JSON object where the server refuses the schema, for that is all that some know.
         sampling: how tokens are drawn.
         reasoning_effort: how much to think (``"low"``, ``"high"``, …); a local engine gives it to the chat template
             as the variable of that name, as vLLM's server does.

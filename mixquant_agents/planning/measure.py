@@ -36,6 +36,7 @@ class Probes:
         together: prompts that come at once, of the second shortest length.
         tokens: written by each writer.
         repeats: of each prompt.
+        beside_writer: lengths of prompts that come while one writes; each is read in one step.
     """
 
     rows: Sequence[int] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -44,6 +45,7 @@ class Probes:
     together: int = 4
     tokens: int = 48
     repeats: int = 3
+    beside_writer: Sequence[int] = (256, 512, 1024)
 
 
 class _Driver:
@@ -148,6 +150,8 @@ async def calibrate(
     for rows in probes.rows:
         cold[rows] = await _first_token(driver, [], rows, probes.repeats)
     say("cold prompts, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in cold.items()))
+    latency = await _latency(driver, cold, probes)
+    say(f"of which outside of the steps, ms: {latency * 1e3:.2f}")
     attention = 0.0
     if probes.context:
         before = driver.ids(probes.context)
@@ -173,12 +177,13 @@ async def calibrate(
     more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)
     return MeasuredSteps(
         source=source,
-        prefill=rising(cold.items()),
+        prefill=rising((rows, max(0.0, seconds - latency)) for rows, seconds in cold.items()),
         decode=rising(decode.items()),
         decode_context=short + probes.tokens // 2,
         attention=attention,
         writer_context=writer_context,
         prompt=max(0.0, more),
+        latency=latency,
     )
 
 
@@ -189,6 +194,21 @@ async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeat
         asked, stamps, _, _ = await driver.turn([*before, *driver.ids(rows)], 1)
         times.append(stamps[0] - asked)
     return statistics.median(times)
+
+
+async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> float:
+    """Seconds of a cold prompt's TTFT in which a writer beside it does not wait: a step that reads a prompt keeps all
+    writers waiting, its way through the front end none. The median over lengths that one step reads."""
+    shares = []
+    for rows in probes.beside_writer:
+        for _ in range(probes.repeats):
+            writer = asyncio.create_task(driver.turn(driver.ids(32), probes.tokens))
+            await asyncio.sleep(2 * cold[probes.rows[0]])
+            asked, (came,), _, _ = await driver.turn(driver.ids(rows), 1)
+            _, stamps, _, _ = await writer
+            gaps = [b - a for a, b in itertools.pairwise(stamps) if asked < b and a < came]
+            shares += [_between(cold, rows) - max(gaps)] if gaps else []
+    return max(0.0, statistics.median(shares)) if shares else 0.0
 
 
 async def _writing(driver: _Driver, writers: int, context: int, tokens: int) -> float:

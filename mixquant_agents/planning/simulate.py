@@ -181,7 +181,7 @@ class _Engine:
             budget = self._read(turn, budget, prompts, readers)
         while self.waiting and budget > 0 and len(self.running) < self._limits.max_num_seqs:
             turn = self.waiting[0]
-            if turn.result.asked > until:
+            if turn.result.asked + self._steps.latency > until:
                 break
             cached, shared = self._cached(turn)
             if not self._make_room(turn.result.prompt - shared) and self.running:
@@ -274,6 +274,12 @@ def simulate(
         elif engine.waiting:  # too new for a step that was scheduled ahead
             begin(number, now)
 
+    def arrive(turn: _Running) -> None:
+        engine = fleet[turn.result.engine]
+        engine.waiting.append(turn)
+        if not engine.busy:
+            begin(turn.result.engine, now)
+
     for agent in people:
         at(workload.ramp_seconds * agent.number / agents, "ask", agent)
     while events:
@@ -289,9 +295,14 @@ def simulate(
             )
             results.append(result)
             asking.asked = now
-            fleet[number].waiting.append(_Running(result, (asking.number, draw.conversation)))
-            if not fleet[number].busy:
-                begin(number, now)
+            arriving = _Running(result, (asking.number, draw.conversation))
+            if steps.latency:
+                at(now + steps.latency, "arrive", arriving)
+            else:
+                arrive(arriving)
+            continue
+        if kind == "arrive":
+            arrive(cast("_Running", what))
             continue
         number, started, readers, writers = cast("tuple[int, float, list[_Running], list[_Running]]", what)
         for turn in fleet[number].finish(now, readers, writers):

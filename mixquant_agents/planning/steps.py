@@ -26,6 +26,11 @@ Curve = tuple[tuple[int, Seconds], ...]
 class StepTimes(Protocol):
     """Step times of one engine on one device."""
 
+    @property
+    def latency(self) -> float:
+        """Seconds of a turn's TTFT outside of the engine's steps, where nobody else waits for it: front end and way."""
+        ...
+
     def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int]) -> float:
         """Seconds of a step.
 
@@ -41,12 +46,13 @@ class MeasuredSteps(FrozenConfig):
 
     Attributes:
         source: what measured them, on what.
-        prefill: rows of one cold prompt → seconds until its first token.
+        prefill: rows of one cold prompt → seconds of the step that reads it.
         decode: writers → seconds a step, with ``decode_context`` tokens each.
         decode_context: tokens of context of the writers above.
         attention: seconds a row and token of context before it.
         writer_context: seconds a writer and token of context beyond ``decode_context``.
         prompt: seconds for each prompt of a step after the first.
+        latency: seconds of a TTFT outside of the engine's steps.
     """
 
     source: str
@@ -56,6 +62,7 @@ class MeasuredSteps(FrozenConfig):
     attention: Seconds = 0.0
     writer_context: Seconds = 0.0
     prompt: Seconds = 0.0
+    latency: Seconds = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasuredSteps:

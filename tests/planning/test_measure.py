@@ -19,7 +19,7 @@ WORK = Workload(
     turns=3, shared_tokens=64, own_tokens=16, tool_tokens=32, answer_tokens=4, spread=0.3, max_context=1000,
     summary_tokens=16, tool_p86_seconds=0.001, tool_p95_seconds=0.001, ramp_seconds=0.0,
 )  # fmt: skip
-PROBES = Probes(rows=(8, 16, 32), context=64, writers=(1, 2), together=2, tokens=6, repeats=1)
+PROBES = Probes(rows=(8, 16, 32), context=64, writers=(1, 2), together=2, tokens=6, repeats=1, beside_writer=(16,))
 LIMITS = EngineLimits(kv_tokens=10_000)
 
 

@@ -44,6 +44,8 @@ class Dialect:
         for field in self._sent(request):
             if field not in self._refused and re.search(rf"\b{field}\b", words):
                 self._refused.add(field)
+        if _json_mode_by_schema(request) and re.search(r"\b(json_schema|response_format)\b", words):
+            self._refused.add("json_schema")
         if "max_completion_tokens" in words and request.sampling.max_tokens is not None:
             self._refused.add("max_tokens")
         return self._refused != before
@@ -57,7 +59,7 @@ class Dialect:
             sent.append("parallel_tool_calls")
         if request.tools and request.tool_choice == "auto":
             sent.append("tool_choice")
-        if request.schema is not None:
+        if request.schema is not None and not request.json_mode:
             sent.append("strict")
         if request.sampling.logprobs == 0:
             sent.append("top_logprobs")
@@ -125,7 +127,7 @@ def wire_body(
         if not request.parallel_tool_calls and dialect.takes("parallel_tool_calls"):
             body["parallel_tool_calls"] = False
     if request.schema is not None:
-        body["response_format"] = _response_format(request, strict=dialect.takes("strict"))
+        body["response_format"] = _response_format(request, dialect)
     if extra := _extra(request):
         body["extra_body"] = extra
     if headers := {**(request.trace_context or {}), **_session(request, session_headers)}:
@@ -148,9 +150,16 @@ def _session(request: EngineRequest, names: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(names, thread)
 
 
-def _response_format(request: EngineRequest, *, strict: bool) -> dict[str, Any]:
-    if request.json_mode or request.schema is None or dict(request.schema) == {"type": "object"}:
+def _json_mode_by_schema(request: EngineRequest) -> bool:
+    """JSON mode whose schema is known: a server with a grammar holds the answer to it, as a local engine does."""
+    return request.json_mode and request.schema is not None and dict(request.schema) != {"type": "object"}
+
+
+def _response_format(request: EngineRequest, dialect: Dialect) -> dict[str, Any]:
+    known = request.schema is not None and dict(request.schema) != {"type": "object"}
+    if not known or (request.json_mode and not dialect.takes("json_schema")):
         return {"type": "json_object"}
+    strict = dialect.takes("strict") and not request.json_mode  # JSON mode takes schemas that strict servers refuse
     named = {"name": "answer", "schema": request.schema} | ({"strict": True} if strict else {})
     return {"type": "json_schema", "json_schema": named}
 

@@ -78,6 +78,20 @@ async def test_strict_server_gets_what_it_takes(server: Server, engine: OpenAIEn
     assert server.bodies[-1]["response_format"]["json_schema"]["schema"]
 
 
+async def test_json_mode_without_its_schema_where_the_server_knows_no_schemas(
+    server: Server, engine: OpenAIEngine
+) -> None:
+    server.strict = {"json_schema"}
+    server.chunks = [piece(content="{}"), STOP]
+    request = ask(schema={"type": "object", "properties": {"a": {}}}, json_mode=True)
+    for tries in (2, 3):  # refused once, then known
+        assert await text_of(engine, request) == "{}"
+        assert len(server.bodies) == tries
+    assert server.bodies[-1]["response_format"] == {"type": "json_object"}
+    with pytest.raises(RequestError, match="json_schema"):  # a schema that was asked for is never dropped
+        await text_of(engine, ask(schema={"type": "object", "properties": {"a": {}}}))
+
+
 async def test_max_tokens_by_its_other_name(server: Server, engine: OpenAIEngine) -> None:
     server.strict = {"max_tokens"}
     server.strict_hint = " Use 'max_completion_tokens' instead."
