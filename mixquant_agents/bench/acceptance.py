@@ -150,28 +150,40 @@ def _cycles(network: Any, name: NumberFormat, prompts: Sequence[Prompt], drafts:
 def _along(network: Any, plan: Callable[[StepPlan], None], prompt: Prompt, drafts: int) -> list[int]:
     """From each token of the answer on, how many drafts were right; ``drafts`` at most, and not beyond the answer.
 
-    The KV cache is read from its end to its beginning, so that what drafts add is cut off with the tokens behind them.
+    The first drafts of all cycles are one pass, their second ones another, and so on: a mask lets each row read the
+    exact KV of the tokens before its cycle, and the rows of its own cycle. So weights are read ``drafts`` times, not
+    ``drafts`` times for each token.
     """
-    ids = torch.tensor([prompt.whole], device=network.device)
-    quantized = StepPlan(Mode.QUANTIZED)
+    from transformers import DynamicCache
+
+    device, dtype = network.device, network.dtype
+    cycles = len(prompt.answer) - drafts
+    if cycles < 1:
+        return []
+    begins = len(prompt.ids) + torch.arange(cycles, device=device)
+    whole = torch.tensor([prompt.whole], device=device)
     plan(EXACT)
-    cache = network(ids, use_cache=True).past_key_values
-    found = []
-    for begin in range(len(prompt.whole) - 1, len(prompt.ids) - 1, -1):
-        surplus = cache.get_seq_length() - begin
-        cache.crop(-surplus)  # what is left: the exact KV of all tokens before the one that is fed
-        plan(quantized)
-        token, right = ids[:, begin : begin + 1], 0
-        left = prompt.whole[begin + 1 : begin + 1 + drafts]
-        for expected in left:
-            logits = network(token, past_key_values=cache, use_cache=True).logits
-            token = logits[:, -1:].argmax(-1)
-            if int(token) != expected:
-                break
-            right += 1
-        if len(left) == drafts:
-            found.append(right)
-    return found
+    cache = DynamicCache()  # of whole layers, a sliding window's too: which tokens are read the mask says
+    network(whole, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    plan(StepPlan(Mode.QUANTIZED))
+    before = torch.arange(whole.shape[1], device=device) < begins.view(-1, 1)
+    own = torch.eye(cycles, dtype=torch.bool, device=device)
+    hidden = torch.finfo(dtype).min
+    tokens, right = whole[:, begins], torch.ones(cycles, dtype=torch.bool, device=device)
+    counts = torch.zeros(cycles, dtype=torch.int64, device=device)
+    for step in range(drafts):
+        read = torch.cat([before, *[own] * (step + 1)], dim=1)
+        logits = network(
+            tokens,
+            past_key_values=cache,
+            use_cache=True,
+            position_ids=(begins + step).view(1, -1),
+            attention_mask=torch.zeros_like(read, dtype=dtype).masked_fill_(~read, hidden).view(1, 1, cycles, -1),
+        ).logits
+        tokens = logits.argmax(-1)
+        right &= tokens[0] == whole[0, begins + step + 1]
+        counts += right
+    return [int(count) for count in counts]
 
 
 def _share(network: Any, name: NumberFormat) -> float | None:
