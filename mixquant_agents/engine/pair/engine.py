@@ -190,7 +190,7 @@ class PairEngine(Engine):
         read = await self._read(request)
         if self._clock() - read.at > self._lease:
             raise self._expired()
-        decode = replace(request, kv_transfer=read.kv_transfer)
+        decode = replace(request, kv_transfer=_handed_on(read.kv_transfer))
         begun = False
         token_ids: list[int] = []
         try:
@@ -264,6 +264,14 @@ class PairEngine(Engine):
         if not known or tuple((request.prompt_token_ids or ())[:known]) != beginning:
             return {}  # the template wrote the answer in other tokens, or the conversation was changed
         return kept.kv_transfer
+
+
+def _handed_on(kv_transfer: JsonObject | None) -> JsonObject | None:
+    """What the decode side is told of the KV. With the prefill side's cached tokens in it, vLLM would report those as
+    its own, and the record has both sides' already."""
+    if kv_transfer is None:
+        return None
+    return {name: value for name, value in kv_transfer.items() if name != "remote_prefill_cached_tokens"}
 
 
 def _side_error(side: str, error: EngineError, *, begun: bool = False) -> PairError | EngineError:

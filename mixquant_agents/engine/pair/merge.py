@@ -22,7 +22,8 @@ def merged_counts(prefill: TurnCounts | None, decode: TurnCounts | None) -> Turn
         return TurnCounts(decode_tokens=wrote.decode_tokens, reasoning_tokens=wrote.reasoning_tokens)
     again = None
     if wrote.prefill_tokens is not None:
-        again = wrote.prefill_tokens + (read.recomputed_rows or 0) + (wrote.recomputed_rows or 0)
+        # vLLM counts all of a prompt whose KV came as cached, and runs its last token all the same.
+        again = max(1, wrote.prefill_tokens) + (read.recomputed_rows or 0) + (wrote.recomputed_rows or 0)
     preemptions = None
     if read.preemptions is not None and wrote.preemptions is not None:
         preemptions = read.preemptions + wrote.preemptions

@@ -121,6 +121,15 @@ async def test_counts_of_both_sides_become_one(pair: PairEngine) -> None:
     ), "the last prompt token, which decode runs again, is said"
 
 
+async def test_last_prompt_token_is_run_again_also_where_vllm_counts_it_as_cached(
+    pair: PairEngine, prefill: Side, decode: Side
+) -> None:
+    prefill.kv_transfer = {**PLACE, "remote_prefill_cached_tokens": 4}
+    decode.counts = WROTE.model_copy(update={"cached_tokens": 20, "prefill_tokens": 0, "exact_tokens": 0})
+    assert (await read(pair))[-1].counts.recomputed_rows == 1
+    assert decode.requests[0].kv_transfer == PLACE, "vLLM would tell the prefill side's cached tokens as its own"
+
+
 async def test_counts_that_contradict_each_other_are_unknown(pair: PairEngine, decode: Side) -> None:
     decode.counts = WROTE.model_copy(update={"prompt_tokens": 21})
     assert (await read(pair))[-1].counts == TurnCounts(decode_tokens=3)
