@@ -15,6 +15,9 @@ asked for at once on one GPU:
   graphs; it must read as the engine that started on them. Wants the group ``graphs``.
 - ``nested``: FP8 within the exact weights, from the right weights and reloaded from reversed ones; and ``exact``. Exact
   products are summed in another order than cuBLAS's, so answers may part at ties, as those of eager engines do.
+- ``nested-features``: the same with a LoRA adapter; with drafts by the twin; and one that slept before it was asked,
+  which must read as one that never did. Wants the group ``nested``.
+- ``nested-parallel``: the same and ``exact`` as tensor-parallel ranks on two GPUs, and ``exact`` on one.
 - ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
   also eager, and with thresholds measured at start.
 
@@ -101,6 +104,17 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "nested": (NESTED, FULL, {}),
         "nested-reloaded": (NESTED, FULL, {}),
     },
+    "nested-features": {
+        "exact-lora": ("exact", LORA, {}),
+        "nested-lora": (NESTED, LORA, {}),
+        "nested-draft": (NESTED, FULL, {}),
+        "nested-slept": (NESTED, {**FULL, "enable_sleep_mode": True}, {}),
+    },
+    "nested-parallel": {
+        "exact": ("exact", FULL, {}),
+        "exact-tp2": ("exact", TWO, PLAIN),
+        "nested-tp2": (NESTED, TWO, PLAIN),
+    },
     "parallel": {
         "exact": ("exact", FULL, {}),
         "mixquant": ("mixquant-fp8", FULL, {}),
@@ -118,13 +132,15 @@ POLICIES: dict[str, dict[str, Any]] = {
     "projections-eager": _BY_PROJECTION,
     "calibrated": {"formats": {"qkv_proj": "fp8"}, "weight_rounding": "gptq", "calibration": "auto"},
     "mixquant-draft": {"draft": "twin"},
+    "nested-draft": {"draft": "twin"},
 }
 """What some engines' policies say beside their column's."""
 PAIRS = {
     "projections": "exact", "projections-eager": "exact-eager", "calibrated": "exact-eager",
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
-    "nested": "exact", "nested-reloaded": "nested",
+    "nested": "exact", "nested-reloaded": "nested", "nested-lora": "exact-lora", "nested-draft": "nested",
+    "nested-slept": "nested", "nested-tp2": "exact-tp2",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "mixquant-draft": "exact", "exact-tp2": "exact",
     "mixquant-tp2": "exact-tp2",
     "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
@@ -134,13 +150,26 @@ ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
 """FP8 engines that sum in one order; ranks sum in another."""
 BY_PROJECTION = ("projections", "projections-eager")
 """So do these."""
-BESIDE = ("exact", *FAMILY, "nested", "projections", "mixquant-draft", "mixquant-tp2", "mixquant-pp2")
+SAME_NESTED = ("nested", "nested-reloaded", "nested-slept")
+"""These compute the same."""
+BESIDE = (
+    "exact",
+    *FAMILY,
+    "nested",
+    "nested-draft",
+    "nested-slept",
+    "nested-tp2",
+    "projections",
+    "mixquant-draft",
+    "mixquant-tp2",
+    "mixquant-pp2",
+)
 """Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
 MANY = ("exact", "mixquant-draft")
 """Engines of the group ``draft``, which also answer :data:`MANY_PROMPTS` short prompts, eight at a time."""
 MANY_PROMPTS = 500
 SCORED = (
-    "exact", "exact-eager", *ALIKE, *BY_PROJECTION, "nested", "nested-reloaded", "int8", "nvfp4", "calibrated",
+    "exact", "exact-eager", *ALIKE, *BY_PROJECTION, *SAME_NESTED, "nested-tp2", "int8", "nvfp4", "calibrated",
     "exact-tp2", "mixquant-tp2",
 )  # fmt: skip
 """Engines whose reading of long prompts is compared, token by token."""
@@ -231,7 +260,7 @@ def unlike_pairs(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
     """
     unlike = []
-    for alike in (BY_PROJECTION, ALIKE):
+    for alike in (SAME_NESTED, BY_PROJECTION, ALIKE):
         family = [name for name in alike if name in read]
         own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
         pairs = [(a, b) for a in family for b in family if a < b]
@@ -330,6 +359,8 @@ def examine(
         if name.endswith("reloaded"):
             before = engine.ask(do="score", prompts=list(longer.values()))["logprobs"]
             outcome.note(name, reloaded=engine.ask(do="reload", path=str(path)))
+        if name.endswith("slept"):
+            outcome.note(name, slept=engine.ask(do="sleep"))
         outcome.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
         if name in BESIDE:
             outcome.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))

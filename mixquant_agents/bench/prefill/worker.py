@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,16 @@ class Session(Measurements):
         """Load the weights of another checkpoint of the same shape into the running engine."""
         self.engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
         return {"prefix_cache_reset": self.engine.reset_prefix_cache()}
+
+    def sleep(self) -> dict[str, Any]:
+        """Move the weights to the host's memory and back; GiB that the GPU had more meanwhile, and the time of both."""
+        import torch
+
+        before, began = torch.cuda.mem_get_info()[0], time.perf_counter()
+        self.engine.sleep(level=1)
+        freed = torch.cuda.mem_get_info()[0] - before
+        self.engine.wake_up()
+        return {"freed_gib": freed / 2**30, "seconds": time.perf_counter() - began}
 
     def pin(self, cores: list[int]) -> dict[str, Any]:
         """Keep this process on ``cores``; see ``prefill_cores``."""
