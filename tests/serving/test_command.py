@@ -68,6 +68,8 @@ def test_replicas_share_the_machine(folder: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(command.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     bound = [made(folder, replica=number, replicas=2).env["VLLM_CPU_OMP_THREADS_BIND"] for number in (0, 1)]
     assert bound == ["0,2", "1,3"]
+    bound = [made(folder, replica=number, replicas=6).env["VLLM_CPU_OMP_THREADS_BIND"] for number in range(6)]
+    assert bound == ["0", "1", "2", "3", "0", "1"], "two threads that share cores would wait for each other"
     monkeypatch.setattr(command, "runs_on_cpu", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     env = [made(folder, replica=number, replicas=2, tensor_parallel_size=2).env for number in (0, 1)]

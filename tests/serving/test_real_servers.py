@@ -35,9 +35,9 @@ from mixquant_workflows.graphs.tool import tool_agent
 
 pytestmark = [pytest.mark.engine, pytest.mark.serving, pytest.mark.asyncio(loop_scope="session")]
 
-BLOCK = 32
+BLOCK = 16
 POLICY = PrecisionPolicy(prefill_format="int8", exact_last_token=True, exact_last_tokens=BLOCK + 1)
-"""The connector moves whole blocks, and not the one that holds the last token: the decode side runs up to 33 tokens of
+"""The connector moves whole blocks, and not the one that holds the last token: the decode side runs up to 17 tokens of
 the prompt itself, exact. Here one engine alone does the same."""
 LONG = "Count from one to twenty in words, slowly and politely, and say thank you when you have come to the end. " * 6
 
