@@ -10,6 +10,7 @@ import pytest
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.engine.base import Delta, EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.engine.vllm.beginnings import PATIENCE
 from mixquant_agents.records import TurnCounts
 
 pytestmark = pytest.mark.engine
@@ -93,3 +94,24 @@ async def test_beginning_that_was_read_ahead_is_lent_to_the_first_request(engine
     await engine.set_policy(FP8)
     first, _ = await run(engine, asked("Where is floor 3?", "ahead"))
     assert (first.cached_tokens, first.lent_tokens, first.exact_tokens) == (tokens, tokens, 0)
+
+
+async def test_beginnings_that_nobody_shares_are_soon_read_quantized(engine: VllmEngine) -> None:
+    """One-shot prompts with tools of their own: their rows are worth nothing to others, so they are read fast."""
+    await engine.set_policy(NVFP4)
+
+    def alone(number: int, text: str = "Anything") -> EngineRequest:
+        request = asked(text, "alone")
+        system = f"House {number}. {SYSTEM[: len(SYSTEM) // 2]}"
+        return replace(request, messages=[{"role": "system", "content": system}, *request.messages[1:]])
+
+    for number in range(PATIENCE):
+        await run(engine, alone(number))
+    lone, _ = await run(engine, alone(PATIENCE))
+    assert lone.exact_tokens == 1, "the last prompt token"
+    assert (lone.quantized_tokens or 0) > BLOCK
+    shared, _ = await run(engine, alone(PATIENCE, "Where is floor 3?"))
+    assert (shared.lent_tokens, shared.cached_tokens) == (0, 0), "what was read quantized is lent to nobody"
+    assert (shared.exact_tokens or 0) > BLOCK
+    third, _ = await run(engine, alone(PATIENCE, "Who has the key?"))
+    assert (third.lent_tokens or 0) >= BLOCK

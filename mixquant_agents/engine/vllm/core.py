@@ -27,6 +27,7 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineInfo, EngineRequest, Sampling, Sleep
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
+from mixquant_agents.engine.vllm.beginnings import SharedBeginnings
 from mixquant_agents.engine.vllm.checkpoint import check_folder, check_hub, model_path
 from mixquant_agents.engine.vllm.errors import start_error, turn_error
 from mixquant_agents.engine.vllm.generate import StepMeter, generate
@@ -142,6 +143,7 @@ class RunningEngine:
         self._drafting = bool(self.status.get("draft", {}).get("tokens"))
         cache = llm.vllm_config.cache_config
         self._block = int(cache.block_size)
+        self._beginnings = SharedBeginnings()
         self._kept = KeptPrefixes((cache.num_gpu_blocks or 0) * self._block or None)
         self._background: set[asyncio.Task[Any]] = set()
         self._tag_model = tag_model_of(self.tool_parser)
@@ -332,7 +334,7 @@ class RunningEngine:
             ids = await self.prompts.certain(
                 request.messages, request.tools, _variables(request), growing=growing, verbatim=request.verbatim_history
             )
-            static = await self._static_tokens(request, ids)
+            static = await self._static_tokens(request, ids, ahead=True)
         else:
             ids, static = list(request.prompt_token_ids), request.static_tokens
         whole = self._in_blocks(min(len(ids), self.renderer.max_model_len - 1))
@@ -476,11 +478,19 @@ class RunningEngine:
             rendered = replace(plain, key=rendered.key, change=change)
         return replace(rendered, static_tokens=await self._static_tokens(request, rendered.token_ids))
 
-    async def _static_tokens(self, request: EngineRequest, token_ids: Sequence[int]) -> int:
-        """How many tokens of the request's prompt are its static beginning; 0 where nothing is lent."""
+    async def _static_tokens(self, request: EngineRequest, token_ids: Sequence[int], *, ahead: bool = False) -> int:
+        """How many tokens of the request's prompt are its static beginning; 0 where nothing is lent, or nobody else
+        has shown it (see :mod:`~mixquant_agents.engine.vllm.beginnings`). ``ahead``: it is read before a question."""
         if not self._lends:
             return 0
-        return await self.prompts.static_tokens(token_ids, request.messages, request.tools, _variables(request))
+        static = await self.prompts.static_tokens(token_ids, request.messages, request.tools, _variables(request))
+        if not self._in_blocks(static) or self.policy.reproducible:  # what others asked must not matter
+            return static
+        beginning = hash((tuple(token_ids[:static]), request.cache_salt))
+        opens = not any(message.get("role") == "assistant" for message in request.messages)
+        if ahead and opens:
+            self._beginnings.will_be_shared(beginning)
+        return static if self._beginnings.exact(beginning, opens=opens and not ahead) else 0
 
     async def _grammar(self, request: EngineRequest) -> Grammar | None:
         """The grammar of the answer, tried; away from the loop, for a schema may be large."""
