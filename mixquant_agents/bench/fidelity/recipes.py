@@ -36,6 +36,9 @@ BUDGET = 0.03
 _NVFP4, _FP8, _EXACT = NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.EXACT
 _KV = (("k_proj", _FP8), ("v_proj", _FP8))
 _ENDS: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 48}
+_WIDE: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 112}
+"""As many exact rows as captured graphs have room for, and 3 % of the time at 2k tokens."""
+
 EMULATION = DeviceInfo("cpu", "emulation")
 """Fidelity is about rounding, so formats are emulated on any device."""
 
@@ -78,6 +81,7 @@ def recipes() -> dict[str, StudyRecipe]:
         "last-16-exact": _nvfp4(exact_last_tokens=16),
         "last-48-exact": _nvfp4(exact_last_tokens=48),
         "ends-exact": _nvfp4(**_ENDS),
+        "wide-ends-exact": _nvfp4(**_WIDE),
         "w46": _nvfp4(**w46),
         "a46": _nvfp4(**a46),
         "w46+a46": _nvfp4(**w46, **a46),
@@ -122,6 +126,7 @@ def recipes() -> dict[str, StudyRecipe]:
         "gptq": _nvfp4(**gptq),
         "gptq+w46": _nvfp4(**gptq, **w46),
         "gptq+ends-exact": _nvfp4(**gptq, **_ENDS),
+        "gptq+wide-ends-exact": _nvfp4(**gptq, **_WIDE),
         "kv-fp8+gptq": _nvfp4(**kv, **gptq),
         "kv-fp8+gptq+w46": _nvfp4(**kv, **gptq, **w46),
         "kv-fp8+gptq+w46+a46": _nvfp4(**kv, **gptq, **w46, **a46),
@@ -129,6 +134,7 @@ def recipes() -> dict[str, StudyRecipe]:
         "qkv-fp8+gptq": _nvfp4(**qkv, **gptq),
         "qkv-fp8+gptq+w46": _nvfp4(**qkv, **gptq, **w46),
         "qkv-fp8+gptq+ends-exact": _nvfp4(**qkv, **gptq, **_ENDS),
+        "qkv-fp8+gptq+wide-ends-exact": _nvfp4(**qkv, **gptq, **_WIDE),
     }
     made |= {name: StudyRecipe(policy, "gptq") for name, policy in rounded.items()}
     static = (
@@ -137,8 +143,10 @@ def recipes() -> dict[str, StudyRecipe]:
         "qkv-fp8+gptq",
         "ends-exact",
         "gptq+ends-exact",
+        "gptq+wide-ends-exact",
         "gptq-ordered+ends-exact",
         "qkv-fp8+gptq+ends-exact",
+        "qkv-fp8+gptq+wide-ends-exact",
         "distilled",
         "distilled+ends-exact",
     )
