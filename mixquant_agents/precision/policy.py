@@ -253,7 +253,7 @@ NVFP4_RECIPE: dict[str, Any] = {
     "calibration": "auto",
 }
 """What NVFP4 reads with by default, by the figures of ``docs/nvfp4-fidelity.md``: to a prefill that finds its static
-beginning in the cache it adds what 128 exact rows take beyond one, 1 to 3 % at 2k tokens and less beyond (predicted)."""
+beginning in the cache it adds what 128 exact rows take beyond one. Predicted: 1 to 3 % at 2k tokens, less beyond."""
 
 POLICY_PRESETS: dict[str, PrecisionPolicy] = {
     "exact": PrecisionPolicy(prefill_format=NumberFormat.EXACT),
