@@ -86,11 +86,14 @@ class _Counted(Engine):
 async def _turn(
     engine: Engine, prompt: Sequence[int], answer: int, *, thread: str | None = None, **sampling: Any
 ) -> _Turn:
+    """One turn. Only turns of the same thread find cached blocks of each other: a reset would fail while a connector
+    holds blocks."""
     request = EngineRequest(
         request_id=f"pair-{next(_names)}",
         messages=(),
         prompt_token_ids=tuple(prompt),
         thread_id=thread,
+        cache_salt=thread or f"pair-{next(_names)}",
         sampling=Sampling(temperature=0.0, max_tokens=answer, min_tokens=answer, ignore_eos=True, **sampling),
     )
     turn = _Turn(time.monotonic())
@@ -121,8 +124,10 @@ def kl_divergence(exact: TokenLogprob, other: TokenLogprob) -> float:
 class _Bench:
     """Two engines, alone and as a pair."""
 
-    def __init__(self, prefill: VllmEngine, decode: VllmEngine, token_bytes: int, seed: int = 0) -> None:
-        self.prefill, self.decode, self.token_bytes = prefill, decode, token_bytes
+    def __init__(
+        self, prefill: VllmEngine, decode: VllmEngine, token_bytes: int, kept_seconds: float, seed: int = 0
+    ) -> None:
+        self.prefill, self.decode, self.token_bytes, self.kept_seconds = prefill, decode, token_bytes, kept_seconds
         self.counted = _Counted(decode)
         self.pair = PairEngine(prefill, self.counted, lease_seconds=LEASE_SECONDS)
         self.columns: Mapping[str, Engine] = {"pair": self.pair, "policy": prefill, "exact": decode}
@@ -140,8 +145,6 @@ class _Bench:
         for number, prompt in enumerate(prompts):
             names = list(self.columns)
             for name in (*names[number % 3 :], *names[: number % 3]):  # no column is always first
-                for engine in (self.prefill, self.decode):
-                    await engine.reset_prefix_cache()
                 turns[name].append(await _turn(self.columns[name], prompt, answer))
                 if name == "pair" and self.counted.counts is not None:
                     moved.append((self.counted.counts.cached_tokens or 0) * self.token_bytes)
@@ -191,13 +194,11 @@ class _Bench:
         columns: dict[str, Engine] = {"exact": self.decode, "policy": self.prefill, "pair": self.pair}
         if kv_back:
             columns["pair, KV back"] = PairEngine(
-                self.prefill, self.counted, lease_seconds=LEASE_SECONDS, kv_back=True, kv_back_seconds=LEASE_SECONDS
+                self.prefill, self.counted, lease_seconds=LEASE_SECONDS, kv_back=True, kv_back_seconds=self.kept_seconds
             )
         rows: dict[str, list[list[_Turn]]] = {}
         later = [[self.ids(new) for _ in range(turns - 1)] for _ in beginnings]
         for name, engine in columns.items():
-            for side in (self.prefill, self.decode):
-                await side.reset_prefix_cache()
             rows[name] = []
             for number, beginning in enumerate(beginnings):
                 prompt, done = list(beginning), []
@@ -267,7 +268,7 @@ def _memory() -> int | None:
     return on_gpu if on_gpu is not None else resident_bytes(psutil.Process().children(recursive=True))
 
 
-def _connector(name: str, storage: str, *, gpus: bool) -> dict[str, Any]:
+def _connector(name: str, storage: str, kept_seconds: int, *, gpus: bool) -> dict[str, Any]:
     if name == "example":
         return {
             "kv_connector": "ExampleConnector",
@@ -277,7 +278,7 @@ def _connector(name: str, storage: str, *, gpus: bool) -> dict[str, Any]:
     extra = {
         "kv_lease_duration": int(LEASE_SECONDS),
         "bidirectional_kv_xfer": True,
-        "decoder_kv_blocks_ttl": int(LEASE_SECONDS),
+        "decoder_kv_blocks_ttl": kept_seconds,
         "kv_recompute_threshold": 1,
     }
     return {
@@ -298,7 +299,9 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
     lengths = [int(word) for word in given.lengths.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
         settings: dict[str, Any] = {}
-        extra: dict[str, Any] = {"kv_transfer_config": _connector(given.connector, f"{scratch}/kv", gpus=gpus)}
+        extra: dict[str, Any] = {
+            "kv_transfer_config": _connector(given.connector, f"{scratch}/kv", given.kept_seconds, gpus=gpus)
+        }
         path = given.model
         if given.model in SHAPES:
             path = str(model_folder(given.model, Path(scratch), given.tokenizer))
@@ -362,7 +365,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 "limits": {"prefill": await prefill.limits(), "decode": await decode.limits()},
                 "kv_bytes_per_token": token_bytes,
             }
-            bench = _Bench(prefill, decode, token_bytes)
+            bench = _Bench(prefill, decode, token_bytes, given.kept_seconds)
             for column in bench.columns.values():
                 await _turn(column, bench.ids(max(lengths)), 4)  # whatever happens once, happens now
             result["reading"] = []
@@ -418,6 +421,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turn-answer", type=int, default=48)
     parser.add_argument("--block", type=int, default=0, help="tokens of a block of the KV cache; 0 for vLLM's choice")
     parser.add_argument("--kv-gib", type=float, default=0.5)
+    parser.add_argument(
+        "--kept-seconds",
+        type=int,
+        default=60,
+        help="how long the writing engine keeps an answer's KV; its cache must hold it",
+    )
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)

@@ -11,6 +11,7 @@ import asyncio
 import os
 import shutil
 import signal
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,12 @@ async def test_grammar_of_vllm_goes_by_the_extra_body(engine: Engine) -> None:
     assert answer.content in ("yes", "no")
 
 
+async def test_figures_of_a_real_server_are_found(servers: Servers) -> None:
+    with await asyncio.to_thread(urllib.request.urlopen, f"{servers.reader.url}/metrics") as answer:
+        seen = figures(answer.read().decode())
+    assert {"running", "waiting", "kv_cache_usage", "prompt_tokens", "prompt_rows", "prefix_cache_hits"} <= {*seen}
+
+
 class TestIntegrationOfServer(RealSuite):
     max_tokens = 96
 
@@ -217,11 +224,3 @@ def _killer(server: OwnedProcess) -> Callable[[int], None]:
             os.kill(server.pid or 0, signal.SIGKILL)
 
     return kill
-
-
-def test_figures_of_a_real_server_are_found(servers: Servers) -> None:
-    import urllib.request
-
-    with urllib.request.urlopen(f"{servers.reader.url}/metrics", timeout=10) as answer:  # noqa: S310 - our own
-        seen = figures(answer.read().decode())
-    assert {"running", "waiting", "kv_cache_usage", "prompt_tokens", "prompt_rows", "prefix_cache_hits"} <= {*seen}
