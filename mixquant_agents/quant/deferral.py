@@ -21,11 +21,14 @@ from dataclasses import dataclass, field
 
 from mixquant_agents.config import BACKGROUND_PRIORITY
 
-__all__ = ["BACKGROUND_GAP", "MEMORY_SECONDS", "STEP_ROWS", "Deferral", "PrefillDeferral"]
+__all__ = ["BACKGROUND_GAP", "BACKGROUND_ROWS", "MEMORY_SECONDS", "STEP_ROWS", "Deferral", "PrefillDeferral"]
 
 STEP_ROWS = 2048
 """Rows of a step that somebody more urgent may have to wait for: about 45 ms of an 8B model on an H200, and the largest
 step that is captured as a CUDA graph by default."""
+
+BACKGROUND_ROWS = 2048
+"""Rows of a step that reads ahead."""
 
 BACKGROUND_GAP = 64
 """Steps from one that reads ahead beside decoding to the next: 1.6 % of the steps are longer for it."""
@@ -54,6 +57,7 @@ class PrefillDeferral:
     Attributes:
         enabled: ``False``: every step is vLLM's own. For measurements.
         step_rows: see :data:`STEP_ROWS`.
+        background_rows: see :data:`BACKGROUND_ROWS`.
         background_gap: see :data:`BACKGROUND_GAP`.
         deferred: steps that left a prefill for later.
         background: steps that read ahead.
@@ -61,6 +65,7 @@ class PrefillDeferral:
 
     enabled: bool = True
     step_rows: int = STEP_ROWS
+    background_rows: int = BACKGROUND_ROWS
     background_gap: int = BACKGROUND_GAP
     deferred: int = 0
     background: int = 0
@@ -89,7 +94,7 @@ class PrefillDeferral:
         self._seen[first] = now
         for priority in [priority for priority, seen in self._seen.items() if now - seen > MEMORY_SECONDS]:
             del self._seen[priority]
-        rows = self._limit(decode_rows) if first > min(self._seen) else None
+        rows = _limit(self.step_rows, decode_rows) if first > min(self._seen) else None
         return Deferral(first, rows) if others or rows is not None else None
 
     def _read_ahead(self, decode_rows: int) -> Deferral:
@@ -97,8 +102,9 @@ class PrefillDeferral:
             return Deferral(up_to=BACKGROUND_PRIORITY - 1)
         self._since_background = 0
         self.background += 1
-        return Deferral(rows=self._limit(decode_rows))
+        return Deferral(rows=_limit(self.background_rows, decode_rows))
 
-    def _limit(self, decode_rows: int) -> int:
-        """Where many write, half of the limit is left for prompts all the same."""
-        return max(self.step_rows, decode_rows + self.step_rows // 2)
+
+def _limit(rows: int, decode_rows: int) -> int:
+    """Where many write, half of the limit is left for prompts all the same."""
+    return max(rows, decode_rows + rows // 2)

@@ -37,14 +37,14 @@ def test_steps_are_short_while_an_urgent_thread_may_come_back() -> None:
 def test_reading_ahead_beside_writing_takes_one_step_in_many() -> None:
     rule = PrefillDeferral(background_gap=64)
     steps = [rule.decide([], AHEAD, 8, 0.0) for _ in range(640)]
-    assert steps[0] == Deferral(rows=rule.step_rows)
-    assert steps.count(Deferral(rows=rule.step_rows)) == rule.background == 10
+    assert steps[0] == Deferral(rows=rule.background_rows)
+    assert steps.count(Deferral(rows=rule.background_rows)) == rule.background == 10
     assert steps.count(Deferral(up_to=AHEAD - 1)) == 630
 
 
 def test_reading_ahead_in_an_idle_engine_goes_on_step_by_step() -> None:
     rule = PrefillDeferral()
-    assert [rule.decide([AHEAD], AHEAD, 0, 0.0) for _ in range(5)] == [Deferral(rows=rule.step_rows)] * 5
+    assert [rule.decide([AHEAD], AHEAD, 0, 0.0) for _ in range(5)] == [Deferral(rows=rule.background_rows)] * 5
 
 
 def test_turns_prompts_go_before_what_is_read_ahead() -> None:

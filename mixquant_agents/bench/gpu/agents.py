@@ -122,8 +122,10 @@ async def deferral(engine: VllmEngine, **settings: Any) -> dict[str, Any]:
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "read ahead": {},
+    "read ahead, usual switching": {"switch_seconds": 0.005},
+    "plain, usual switching": {"switch_seconds": 0.005},
+    "read ahead, 4096 rows in 128": {"background_rows": 4096, "background_gap": 128},
     "read ahead, vLLM's schedule": {"enabled": False},
-    "read ahead, gap 32": {"background_gap": 32},
     "rendered only": {},
 }
 """What is tried, and the scheduler's settings for it."""
@@ -144,7 +146,7 @@ async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str
     shares: dict[str, list[float]] = {way: [] for way in plan.ways}
     call = {"id": "call00001", "type": "function", "function": {"name": "search", "arguments": '{"query": "lakes"}'}}
     settings = await deferral(engine)
-    usual = {"enabled": settings["enabled"], "background_gap": settings["background_gap"]}
+    usual = {name: settings[name] for name in ("enabled", "background_rows", "background_gap", "switch_seconds")}
     for number in range(len(plan.ways) * (plan.rounds + 1)):  # the first of each warms up
         way = plan.ways[number % len(plan.ways)]
         await deferral(engine, **{**usual, **WAYS[way]})

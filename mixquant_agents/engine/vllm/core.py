@@ -76,6 +76,9 @@ Post = Callable[[TokenDelta | BaseException], None]
 _starting = threading.Lock()
 """A start changes the environment that its processes inherit, so starts happen one after the other."""
 
+PIECE_TOKENS = 2048
+"""A growing prompt is read on, while turns run, when so many tokens have come."""
+
 SHUTDOWN_SECONDS = 2.0
 """vLLM's processes hold nothing to save. After so long they are killed; CPU workers never end by themselves."""
 
@@ -340,9 +343,14 @@ class RunningEngine:
         whole = self._in_blocks(min(len(ids), self.renderer.max_model_len - 1))
         if not whole:
             return 0
+        keys = self._block_keys(request, static)
+        if growing and self._turns:  # every piece costs others' steps
+            read = self._kept.read_length(ids, keys.salt)
+            if read and whole - read < PIECE_TOKENS:
+                return read
         try:
-            keys = self._block_keys(request, static)
-            cached = await self._read(ids[:whole], keys, request.request_id, request.priority)
+            with self._kept.reading(ids[:whole], keys.salt):
+                cached = await self._read(ids[:whole], keys, request.request_id, request.priority)
         except Exception as error:
             raise self.translated(error) from error
         self._kept.read_ahead(ids[:whole], cached, keys.salt)

@@ -11,7 +11,8 @@ Pure bookkeeping: no clock of its own, no engine.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mixquant_agents.precision.static_prefix import BlockKeys
@@ -72,6 +73,7 @@ class KeptPrefixes:
     hits: int = 0
     _held: dict[str, list[KeptPrefix]] = field(default_factory=dict)
     _ahead: deque[tuple[int, Sequence[int], str]] = field(default_factory=lambda: deque(maxlen=_READ_AHEAD))
+    _reading: list[tuple[Sequence[int], str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
@@ -141,6 +143,21 @@ class KeptPrefixes:
         self.warmed += len(token_ids) - cached
         if len(token_ids) > cached:
             self._ahead.append((cached, tuple(token_ids), salt))
+
+    @contextmanager
+    def reading(self, token_ids: Sequence[int], salt: str) -> Iterator[None]:
+        """These tokens are being read while the body runs."""
+        entry = (token_ids, salt)
+        self._reading.append(entry)
+        try:
+            yield
+        finally:
+            self._reading.remove(entry)
+
+    def read_length(self, token_ids: Sequence[int], salt: str) -> int:
+        """How many tokens at the beginning were read ahead for a turn that has not come yet, or are being read."""
+        begun = [*self._reading, *((ids, of_salt) for _, ids, of_salt in self._ahead)]
+        return max((len(ids) for ids, of_salt in begun if of_salt == salt and _begins(token_ids, ids)), default=0)
 
     def used(self, tokens: int, usage: float, now: float) -> list[KeptPrefix]:
         """Note that a turn put ``tokens`` into the cache; the prefixes that must be asked for again.

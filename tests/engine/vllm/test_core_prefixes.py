@@ -14,6 +14,7 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
 from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache
+from mixquant_agents.engine.vllm import core
 from mixquant_agents.engine.vllm.core import RunningEngine
 from mixquant_agents.engine.vllm.history import TurnHistory
 from mixquant_agents.engine.vllm.startup import StartControl
@@ -138,6 +139,30 @@ async def test_everything_certain_is_read_ahead(engine: StandIn) -> None:
     assert told.warmed_tokens is not None
     assert told.warmed_tokens > 200
     assert (await on_its_loop(engine, engine.stats())).warmed_tokens >= read
+
+
+async def test_growing_result_is_read_in_large_pieces_while_turns_run(
+    engine: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "PIECE_TOKENS", 10 * BLOCK_TOKENS)
+
+    async def read(characters: int) -> int:
+        half = {"role": "tool", "tool_call_id": "c1", "content": (RESULT * 2)[:characters]}
+        return await on_its_loop(engine, engine.prefetch(request(SYSTEM, USER, CALLED, half), growing=True))
+
+    other = await on_its_loop(engine, _task_of_a_turn(engine))
+    first = await read(100)
+    assert (await read(200), len(engine.llm.asked)) == (first, 1), "a small piece waits for more"
+    second = await read(400)
+    assert (second > first + 10 * BLOCK_TOKENS - BLOCK_TOKENS, len(engine.llm.asked)) == (True, 2)
+    del engine._turns[other]
+    assert await read(450) > second, "nobody else is slowed down"
+
+
+async def _task_of_a_turn(engine: StandIn) -> asyncio.Task[None]:
+    task = asyncio.get_running_loop().create_task(asyncio.sleep(0))
+    engine._turns[task] = print
+    return task
 
 
 async def test_whole_prompt_is_certain_behind_a_question(engine: StandIn) -> None:
