@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["SHAPES", "model_folder", "write_model"]
+__all__ = ["SHAPES", "checkpoint_tensors", "model_folder", "write_model"]
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int, *, tied: bool) -> dict[str, Any]:
@@ -131,3 +132,37 @@ def model_folder(model: str, scratch: Path, tokenizer: Path | None) -> Path:
     config |= {"vocab_size": max(ids) + 1, "bos_token_id": 1, "eos_token_id": 2}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def checkpoint_tensors(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], float | None]]:
+    """Names, sizes and standard deviations of the weights of a Qwen3 shape's checkpoint; ``None``: all ones.
+
+    With these, logits scatter by about 3, and a router chooses among its experts evenly.
+    """
+    hidden, heads, cached, width = (
+        config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    linears = {
+        "self_attn.q_proj": (heads * width, hidden), "self_attn.k_proj": (cached * width, hidden),
+        "self_attn.v_proj": (cached * width, hidden), "self_attn.o_proj": (hidden, heads * width),
+    }  # fmt: skip
+    inner = config.get("moe_intermediate_size", config["intermediate_size"])
+    if "num_experts" in config:
+        linears["mlp.gate"] = (config["num_experts"], hidden)
+    for mlp in [f"mlp.experts.{expert}" for expert in range(config.get("num_experts", 0))] or ["mlp"]:
+        linears |= {
+            f"{mlp}.gate_proj": (inner, hidden),
+            f"{mlp}.up_proj": (inner, hidden),
+            f"{mlp}.down_proj": (hidden, inner),
+        }
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden,
+             "self_attn.q_norm": width, "self_attn.k_norm": width}  # fmt: skip
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden), 3 / hidden**0.5
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], hidden), 3 / hidden**0.5
+    yield "model.norm.weight", (hidden,), None
+    for layer in range(config["num_hidden_layers"]):
+        for name, (n, k) in linears.items():
+            yield f"model.layers.{layer}.{name}.weight", (n, k), k**-0.5
+        for name, size in norms.items():
+            yield f"model.layers.{layer}.{name}.weight", (size,), None

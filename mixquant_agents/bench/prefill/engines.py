@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.bench.prefill.plan import NESTED, OURS, Group, engine_of
+from mixquant_agents.bench.prefill.random_weights import LOAD_FORMAT
 from mixquant_agents.config import CAPTURE_SIZES, NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
 from mixquant_agents.errors import EngineStartError
@@ -39,7 +40,7 @@ def column_arguments(
         column: its name.
         model: the model's folder.
         kv_gib: GiB of KV cache, shared among ``gpus`` tensor-parallel ranks.
-        dummy: random weights.
+        dummy: random weights; of a mixture loaded as a checkpoint's are (``random_weights``).
         max_len: longest request in tokens.
         gpus: see above.
         memory: of a GPU's memory, the share that the engine may use; what is left for the KV cache it finds itself.
@@ -63,7 +64,7 @@ def column_arguments(
     if gpus > 1:
         values |= {"tensor_parallel_size": gpus, "distributed_executor_backend": "mp"}
     if dummy:
-        values["load_format"] = "dummy"
+        values["load_format"] = LOAD_FORMAT if gpus == 1 and _routes_rows(model) else "dummy"
     if column != "exact_default":
         values["max_num_seqs"] = 64
         values["compilation_config"] = {"cudagraph_capture_sizes": list(CAPTURE_SIZES)}
@@ -76,9 +77,19 @@ def column_arguments(
     return values
 
 
-def _wide_heads(model: Path) -> bool:
+def _config(model: Path) -> dict[str, Any]:
     path = model / "config.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
+    config: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return config
+
+
+def _routes_rows(model: Path) -> bool:
+    """Whether what rows cost depends on their values, in a shape whose checkpoint we know."""
+    return _config(model).get("model_type") == "qwen3_moe"
+
+
+def _wide_heads(model: Path) -> bool:
+    config = _config(model)
     return max(config.get("global_head_dim") or 0, config.get("head_dim") or 0) > 256
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from mixquant_agents.bench.prefill.cores import pin_threads
 from mixquant_agents.bench.prefill.measure import Measurements
+from mixquant_agents.bench.prefill.random_weights import register_loader
 from mixquant_agents.quant.vllm.draft.schedule import DraftSchedule
 
 __all__ = ["Session", "main"]
@@ -101,6 +102,7 @@ def main(session: Callable[[dict[str, Any]], Session] = Session) -> None:
     arguments = json.loads(sys.stdin.readline())
     import vllm.v1.engine.llm_engine  # noqa: F401 - half a minute of imports, while another engine has the GPU
 
+    register_loader()
     # Only now: vLLM's logging set-up, at its import, takes handlers away.
     logging.getLogger("vllm.mixquant").addHandler(_Measured(say))
     sys.stdin.readline()  # the parent says when to go on

@@ -146,7 +146,9 @@ class RowwiseExperts(ExpertsTwin[ExpertCodes]):
         from mixquant_agents.quant.vllm.experts.grouped import grouped_experts
         from mixquant_agents.quant.vllm.experts.tiled import tiled_experts
 
-        candidates: dict[str, Any] = {"triton": TritonExperts, **tiled_experts(layer.own)}
+        candidates: dict[str, Any] = dict(tiled_experts(layer.own))
+        if self.dtype is torch.float8_e4m3fn or not candidates:  # vLLM's own class takes no INT8 rows before 0.32
+            candidates = {"triton": TritonExperts, **candidates}
         has_bias = layer.own.moe_config.has_bias
         if self.dtype is torch.float8_e4m3fn:
             candidates |= grouped_experts(layer.own, layer.shape, layer.weight_on_input)
