@@ -255,10 +255,10 @@ class TurnStore:
                 sums = f"SELECT * FROM thread_stats WHERE {summed} AND {among} ORDER BY last_us DESC"  # noqa: S608
                 for row in connection.execute(sums, (*summed_values, *part)):
                     merged[row["thread_id"]].append(row)
-                asked = connection.execute(f"SELECT thread_id, question FROM questions WHERE {among}", part)  # noqa: S608
+                asked = connection.execute(f"SELECT thread_id, question FROM questions WHERE {among}", part)  # noqa: S608 # as above
                 questions.update((thread, text(question)) for thread, question in asked)
                 scored = connection.execute(
-                    f"SELECT thread_id, avg(score) FROM scores WHERE {among} GROUP BY thread_id",  # noqa: S608
+                    f"SELECT thread_id, avg(score) FROM scores WHERE {among} GROUP BY thread_id",  # noqa: S608 # as above
                     part,
                 )
                 scores.update((thread, _score(score)) for thread, score in scored)
@@ -447,7 +447,7 @@ def _ordered_threads(where: str, summed: str, order: str, descending: bool) -> s
     key, direction = THREAD_ORDERS[order], "DESC" if descending else "ASC"
     chosen = f"SELECT thread_id FROM thread_stats WHERE {where}"  # noqa: S608 # built by the caller
     return (
-        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({chosen}) GROUP BY thread_id "  # noqa: S608
+        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({chosen}) GROUP BY thread_id "  # noqa: S608 # as above
         f"ORDER BY {key} {direction} NULLS LAST, max(last_us) DESC LIMIT ? OFFSET ?"
     )
 
