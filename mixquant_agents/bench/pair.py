@@ -33,6 +33,7 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest, Sampling, TokenLogprob
 from mixquant_agents.engine.pair import PairEngine
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.planning.measure import Probes, measure_latency
 from mixquant_agents.records import TurnCounts, percentile
 
 __all__ = ["kl_divergence", "main", "measure"]
@@ -372,6 +373,11 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
             for tokens in lengths:
                 result["reading"].append(await bench.reading(tokens, given.answer, given.repeats))
                 keep()
+            probes = Probes() if gpus else Probes(rows=(32, 64, 128, 256), tokens=24, beside_writer=(64, 128, 256))
+            result["latency_seconds"] = {
+                name: round(await measure_latency(engine, probes), 6)
+                for name, engine in (("policy", prefill), ("exact", decode))
+            }
             if given.writers:
                 result["mixed"] = await bench.mixed(given.writers, given.mixed_answer, given.mixed_prompt, given.every)
                 keep()

@@ -44,15 +44,18 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
 """What agents do on each kind of device, and what the calibration asks of it."""
 
 
-def predicted_again(path: Path) -> dict[str, Any]:
+def predicted_again(path: Path, latency: float | None = None) -> dict[str, Any]:
     """A result of this command with its runs predicted again, by the simulation as it is now.
+
+    Args:
+        latency: seconds of a TTFT outside of the engine's steps, for results measured without it.
 
     Raises:
         ConfigError: it is none.
     """
     try:
         result: dict[str, Any] = json.loads(path.read_text())
-        policies = {name: again(validated) for name, validated in result["policies"].items()}
+        policies = {name: again(validated, latency) for name, validated in result["policies"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--again {path} is no result of `mixquant bench plan`: {error}") from error
     return {**result, "policies": policies}

@@ -18,7 +18,7 @@ from mixquant_agents.planning.simulate import Outcome, TurnResult
 from mixquant_agents.planning.steps import MeasuredSteps, rising
 from mixquant_agents.planning.workload import TurnDraw, Workload, session
 
-__all__ = ["Probes", "calibrate", "run_workload"]
+__all__ = ["Probes", "calibrate", "measure_latency", "run_workload"]
 
 VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
@@ -185,6 +185,14 @@ async def calibrate(
         prompt=max(0.0, more),
         latency=latency,
     )
+
+
+async def measure_latency(engine: Engine, probes: Probes) -> float:
+    """Seconds of a TTFT outside of an idle engine's steps; see :class:`MeasuredSteps`."""
+    driver = _Driver(engine, time.monotonic_ns())
+    longest = max(probes.beside_writer)
+    cold = {rows: await _first_token(driver, [], rows, probes.repeats) for rows in probes.rows if rows <= longest}
+    return await _latency(driver, cold, probes)
 
 
 async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeats: int) -> float:

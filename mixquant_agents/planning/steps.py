@@ -72,6 +72,11 @@ class MeasuredSteps(FrozenConfig):
                 raise ValueError(f"{name} needs two points at least, in rising order, and has {points}")
         return self
 
+    def with_latency(self, latency: float) -> MeasuredSteps:
+        """The same times until a first token, of which ``latency`` seconds are no part of a step."""
+        prefill = tuple((rows, max(0.0, seconds - latency + self.latency)) for rows, seconds in self.prefill)
+        return self.model_copy(update={"prefill": prefill, "latency": latency})
+
     def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int]) -> float:
         """See :class:`StepTimes`."""
         alone = 0.0

@@ -68,15 +68,21 @@ async def validate(
     return result
 
 
-def again(validated: Mapping[str, Any]) -> dict[str, Any]:
-    """The same runs, predicted again from the steps that stand beside them; nothing is run."""
+def again(validated: Mapping[str, Any], latency: float | None = None) -> dict[str, Any]:
+    """The same runs, predicted again from the steps that stand beside them; nothing is run.
+
+    Args:
+        latency: seconds of a TTFT outside of the steps, for steps that were measured without it.
+    """
     workload, limits = Workload(**validated["workload"]), EngineLimits(**validated["limits"])
     seconds, warm_up = validated["seconds"], validated["warm_up"]
     runs = []
     for run in validated["runs"]:
         number, steps = run["agents"], MeasuredSteps(**run["steps"])
+        if latency is not None:
+            steps = steps.with_latency(latency)
         predicted = simulate(workload, steps, limits, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
-        runs.append({"agents": number, **compare(predicted, run["measured"]), "steps": run["steps"]})
+        runs.append({"agents": number, **compare(predicted, run["measured"]), "steps": steps.model_dump(mode="json")})
     return {**validated, "runs": runs}
 
 
@@ -93,5 +99,6 @@ def _mean(one: MeasuredSteps, other: MeasuredSteps) -> MeasuredSteps:
             "attention": (one.attention + other.attention) / 2,
             "writer_context": (one.writer_context + other.writer_context) / 2,
             "prompt": (one.prompt + other.prompt) / 2,
+            "latency": (one.latency + other.latency) / 2,
         }
     )

@@ -24,10 +24,11 @@ LIMITS = EngineLimits(kv_tokens=10_000)
 
 
 class Engines(Engine):
-    """A millisecond a token, and a tenth of one a prompt row; keeps the prompts."""
+    """A millisecond a token, and a tenth of one a prompt row, in which writers wait; keeps the prompts."""
 
-    def __init__(self) -> None:
+    def __init__(self, front_end: float = 0.0) -> None:
         self.prompts: list[list[int]] = []
+        self._front_end, self._step = front_end, asyncio.Lock()
 
     @property
     def info(self) -> EngineInfo:
@@ -36,9 +37,12 @@ class Engines(Engine):
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         prompt = list(request.prompt_token_ids or ())
         self.prompts.append(prompt)
-        await asyncio.sleep(1e-4 * len(prompt))
+        await asyncio.sleep(self._front_end)
+        async with self._step:
+            await asyncio.sleep(1e-4 * len(prompt))
         for token in range(request.sampling.max_tokens or 0):
-            await asyncio.sleep(1e-3)
+            async with self._step:
+                await asyncio.sleep(1e-3)
             yield Delta(token_ids=(token,))
         yield Delta(finish_reason="length", counts=TurnCounts(cached_tokens=7))
 
@@ -69,6 +73,13 @@ async def test_calibration_brings_rising_curves() -> None:
     assert [seconds for _, seconds in steps.prefill] == sorted(seconds for _, seconds in steps.prefill)
     assert steps.prefill[-1][1] > 0.004
     assert steps.decode[0][1] > 0.0009
+
+
+async def test_time_in_which_no_writer_waits_is_no_part_of_a_step() -> None:
+    probes = Probes(rows=(50, 100, 400), context=0, writers=(1, 2), tokens=90, repeats=3, beside_writer=(400,))
+    slow = await calibrate(Engines(front_end=0.03), probes, source="test")
+    assert 0.02 < slow.latency < 0.045
+    assert 0.03 < slow.prefill[-1][1] < 0.06, "400 rows take 40 ms"
 
 
 async def test_run_that_ends_counts_complete_turns_alone() -> None:

@@ -33,6 +33,17 @@ def test_one_agent_takes_what_its_steps_take() -> None:
     assert second.asked == pytest.approx(first.stamps[-1] + 1.0)
 
 
+def test_latency_makes_its_own_turn_wait_and_no_writer() -> None:
+    workload = PLAIN.model_copy(update={"ramp_seconds": 0.5, "shared_tokens": 0})
+    plain = run(workload=workload, agents=2, turns_each=1).turns
+    late = simulate(workload, STEPS.model_copy(update={"latency": 0.005}), LIMITS, agents=2, seconds=1000, turns_each=1)
+    first, second = late.turns
+    assert first.ttft == pytest.approx(plain[0].ttft + 0.005)
+    assert max(first.gaps) == pytest.approx(max(plain[0].gaps))
+    assert sum(first.gaps) == pytest.approx(sum(plain[0].gaps))
+    assert second.ttft > 0.005
+
+
 def test_shared_beginning_is_read_once() -> None:
     turns = run(agents=2, turns_each=1, workload=PLAIN.model_copy(update={"ramp_seconds": 4.0})).turns
     assert [turn.cached for turn in turns] == [0, 160]

@@ -42,3 +42,10 @@ def test_step_with_prompts_costs_its_rows_and_what_they_look_at() -> None:
 def test_curve_without_an_order_is_refused(curve: tuple[tuple[int, float], ...]) -> None:
     with pytest.raises(ConfigError, match="two points at least"):
         MeasuredSteps(source="test", prefill=curve, decode=CURVE)
+
+
+def test_latency_is_taken_out_of_the_steps() -> None:
+    split = STEPS.with_latency(0.0005)
+    assert split.latency == 0.0005
+    assert [seconds for _, seconds in split.prefill] == pytest.approx([0.0995, 1.0995])
+    assert [seconds for _, seconds in split.with_latency(0.0).prefill] == pytest.approx([0.1, 1.1])

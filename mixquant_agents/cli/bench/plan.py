@@ -30,6 +30,12 @@ def command(
     again: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Predict the runs of this result again; nothing is run.")
     ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="With --again: of a TTFT outside of the steps, where it was not measured."
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -53,8 +59,10 @@ def command(
     numbers = positive_numbers("--agents", agents, "8,16,32")
     if warm_up >= seconds:
         raise ConfigError(f"--warm-up {warm_up:g} leaves nothing of --seconds {seconds:g}")
+    if latency is not None and again is None:
+        raise ConfigError("--latency belongs to --again; a run measures it")
     if again is not None:
-        result = predicted_again(again)
+        result = predicted_again(again, latency)
         if output is not None:
             write_json(output, result)
     else:
