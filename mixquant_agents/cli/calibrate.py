@@ -15,6 +15,9 @@ def command(
         str, typer.Argument(metavar="MODEL", help="'embedded', a folder, or a hub id (with --output).")
     ] = "embedded",
     gptq: Annotated[bool, typer.Option("--gptq", help="Round the twins by GPTQ, too.")] = False,
+    behind: Annotated[
+        bool, typer.Option("--behind", help="With --gptq: for policies that keep the first 16 tokens exact.")
+    ] = False,
     weight_scales: Annotated[
         str, typer.Option(metavar="KIND", help="Block scales of these twins: 'max' or '4/6'.")
     ] = "max",
@@ -28,16 +31,19 @@ def command(
     Gives their scales, and with --gptq twins rounded by GPTQ. Kept in the cache.
 
     \b
-    Example: mixquant calibrate embedded --gptq
+    Example: mixquant calibrate embedded --gptq --behind
     """
     from mixquant_agents.cli.output import progress_bar, result_console
     from mixquant_agents.errors import ConfigError
-    from mixquant_agents.precision.recipe import Recipe
+    from mixquant_agents.precision.recipe import Recipe, WeightRounding
     from mixquant_agents.quant.calibration.store import calibrate
 
     if weight_scales not in ("max", "4/6"):
         raise ConfigError(f"--weight-scales {weight_scales}: give 'max' or '4/6'")
-    recipe = Recipe("gptq" if gptq else "nearest", "4/6" if weight_scales == "4/6" else "max")
+    if behind and not gptq:
+        raise ConfigError("--behind says what GPTQ rounds by; add --gptq")
+    rounding: WeightRounding = ("gptq-behind" if behind else "gptq") if gptq else "nearest"
+    recipe = Recipe(rounding, "4/6" if weight_scales == "4/6" else "max")
     with progress_bar() as progress:
         folder = calibrate(model, recipe, output, count=count, progress=progress)
     result_console().print(f"calibration in {folder}", soft_wrap=True)

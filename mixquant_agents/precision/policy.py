@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mixquant_agents.errors import UnknownPolicyError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
-from mixquant_agents.precision.recipe import PLAIN, BlockScales, Recipe, WeightRounding
+from mixquant_agents.precision.recipe import FIRST_TOKENS, PLAIN, BlockScales, Recipe, WeightRounding
 from mixquant_agents.validation import FrozenConfig
 
 __all__ = ["NVFP4_RECIPE", "POLICY_PRESETS", "PolicyName", "PrecisionPolicy"]
@@ -162,12 +162,20 @@ class PrecisionPolicy(FrozenConfig):
             )
         if self.recipe.needs_calibration and self.calibration is None:
             raise ValueError(
-                "weight_rounding='gptq' and residual_channels need a calibration: run mixquant calibrate once, and set "
+                f"weight_rounding={self.weight_rounding!r} and residual_channels={self.residual_channels} need a "
+                "calibration: run mixquant calibrate once, and set "
                 "calibration='auto'"
+            )
+        if self.weight_rounding == "gptq-behind" and self.exact_first_tokens < FIRST_TOKENS:
+            raise ValueError(
+                f"weight_rounding='gptq-behind' rounds for tokens behind the first {FIRST_TOKENS}, and "
+                f"exact_first_tokens={self.exact_first_tokens} quantizes earlier ones; use 'gptq', or "
+                f"exact_first_tokens={FIRST_TOKENS}"
             )
         if self.prefill_checkpoint is not None and self.weight_rounding != "nearest":
             raise ValueError(
-                "weight_rounding='gptq' and prefill_checkpoint each bring the twins; leave one of them out"
+                f"weight_rounding={self.weight_rounding!r} and prefill_checkpoint each bring the twins; leave one of "
+                "them out"
             )
         if self.storage == "nested":
             self._nests()
@@ -249,7 +257,7 @@ NVFP4_RECIPE: dict[str, Any] = {
     "exact_static_prefix": True,
     "exact_first_tokens": 16,
     "exact_last_tokens": 112,
-    "weight_rounding": "gptq",
+    "weight_rounding": "gptq-behind",
     "calibration": "auto",
 }
 """What NVFP4 reads with by default, by the figures of ``docs/nvfp4-fidelity.md``: to a prefill that finds its static

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["PLAIN", "BlockScales", "Recipe", "WeightRounding"]
+__all__ = ["FIRST_TOKENS", "PLAIN", "BlockScales", "Recipe", "WeightRounding"]
 
 BlockScales = Literal["max", "4/6"]
 """``"max"``: a block's largest magnitude becomes 6, the largest E2M1 value. ``"4/6"``: 6 or 4, whichever leaves the
 smaller squared error (arXiv 2512.02010)."""
 
-WeightRounding = Literal["nearest", "gptq"]
+WeightRounding = Literal["nearest", "gptq", "gptq-behind"]
 """``"gptq"``: column by column, each column's error carried on to those after it by the inputs' second moments (arXiv
-2210.17323). Needs a calibration."""
+2210.17323). Needs a calibration. ``"gptq-behind"``: by those of tokens behind the first 16 alone, for policies that
+keep these exact: a prompt's first tokens are unlike all others, and rounding that suits them suits others less."""
+
+FIRST_TOKENS = 16
+"""So many tokens of a prompt are left out of what ``"gptq-behind"`` rounds by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Recipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether the model's own activations have to be seen first."""
-        return self.weight_rounding == "gptq" or self.residual_channels > 0
+        return self.weight_rounding != "nearest" or self.residual_channels > 0
 
     @property
     def uncalibrated(self) -> Recipe:
@@ -54,7 +58,7 @@ class Recipe:
     def name(self) -> str:
         """What differs from the plain form, for example ``"-gptq-w46"``; empty for the plain one."""
         parts = [
-            "-gptq" if self.weight_rounding == "gptq" else "",
+            "" if self.weight_rounding == "nearest" else f"-{self.weight_rounding}",
             "-w46" if self.weight_scales == "4/6" else "",
             "-a46" if self.activation_scales == "4/6" else "",
             f"-r{self.residual_channels}" if self.residual_channels else "",

@@ -48,6 +48,10 @@ def test_presets_by_name() -> None:
         ({"prefill_format": "nvfp4", "exact_last_tokens": 16, "exact_last_token": False}, "no prompt token at the end"),
         ({"prefill_format": "nvfp4", "decode_format": "nvfp4", "exact_last_tokens": 2}, "decode_format='nvfp4'"),
         ({"prefill_format": "fp8", "decode_format": "fp8", "exact_static_prefix": True}, "exact_static_prefix=True"),
+        (
+            {"prefill_format": "nvfp4", "weight_rounding": "gptq-behind", "calibration": "auto"},
+            "exact_first_tokens=0 quantizes earlier ones; use 'gptq'",
+        ),
         ({"prefill_format": "nvfp4", "storage": "nested"}, "holds FP8 twins, not prefill_format='nvfp4'"),
         ({"prefill_format": "fp8", "storage": "nested", "weight_only": True}, "weight_only=True has no product"),
         ({"prefill_format": "fp8", "storage": "nested", "formats": {"k_proj": "exact"}}, "leave formats empty"),

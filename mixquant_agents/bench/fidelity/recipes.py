@@ -25,10 +25,12 @@ __all__ = [
     "worst_layers",
 ]
 
-CalibrationKind = Literal["none", "scales", "gptq", "gptq-paired", "gptq-ordered", "gptq-sweep", "distilled"]
+CalibrationKind = Literal[
+    "none", "scales", "gptq", "gptq-behind", "gptq-paired", "gptq-ordered", "gptq-sweep", "distilled"
+]
 """What a recipe takes of calibration: nothing (activations are scaled by 1), scales of activations, twins rounded by
-GPTQ for the exact model's inputs, or for those that a quantizing engine meets, blocks by falling energy, with block
-scales swept; or twins trained from GPTQ's, for the recipe's own formats."""
+GPTQ for the exact model's inputs, for those behind a prompt's first tokens, or for those that a quantizing engine
+meets, blocks by falling energy, with block scales swept; or twins trained from GPTQ's, for the recipe's own formats."""
 
 BUDGET = 0.03
 """Predicted time that a default may add to plain NVFP4's prefill, at every length."""
@@ -73,7 +75,7 @@ def recipes() -> dict[str, StudyRecipe]:
     """All recipes by name; the baseline first."""
     kv, qkv = {"formats": _KV}, {"formats": (("qkv_proj", _FP8),)}
     w46, a46 = {"weight_scales": "4/6"}, {"activation_scales": "4/6"}
-    gptq = {"weight_rounding": "gptq"}
+    gptq, behind = {"weight_rounding": "gptq"}, {"weight_rounding": "gptq-behind"}
     plain = {
         "plain": _nvfp4(),
         "last-quantized": _nvfp4(exact_last_token=False),
@@ -118,6 +120,8 @@ def recipes() -> dict[str, StudyRecipe]:
         "gptq-paired": StudyRecipe(_nvfp4(**gptq), "gptq-paired"),
         "gptq-ordered": StudyRecipe(_nvfp4(**gptq), "gptq-ordered"),
         "gptq-sweep": StudyRecipe(_nvfp4(**gptq), "gptq-sweep"),
+        "gptq-behind+ends-exact": StudyRecipe(_nvfp4(**behind, **_ENDS), "gptq-behind"),
+        "gptq-behind+wide-ends-exact": StudyRecipe(_nvfp4(**behind, **_WIDE), "gptq-behind"),
         "distilled": StudyRecipe(_nvfp4(**gptq), "distilled"),
         "distilled+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "distilled"),
         "gptq-ordered+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "gptq-ordered"),
@@ -144,6 +148,8 @@ def recipes() -> dict[str, StudyRecipe]:
         "ends-exact",
         "gptq+ends-exact",
         "gptq+wide-ends-exact",
+        "gptq-behind+ends-exact",
+        "gptq-behind+wide-ends-exact",
         "gptq-ordered+ends-exact",
         "qkv-fp8+gptq+ends-exact",
         "qkv-fp8+gptq+wide-ends-exact",

@@ -35,6 +35,7 @@ from mixquant_agents.bench.fidelity.turns import by_turn
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.plan import Reach
 from mixquant_agents.precision.policy import PrecisionPolicy
+from mixquant_agents.precision.recipe import FIRST_TOKENS
 from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
 from mixquant_agents.quant.calibration.collect import Seen, collect, layer_calibrations
 from mixquant_agents.quant.calibration.contexts import Conversation, conversations, plain_texts
@@ -218,7 +219,7 @@ class _Study:
         return trained
 
     def _look(self, kind: CalibrationKind) -> Mapping[str, Seen]:
-        kind = "gptq" if kind.startswith("gptq-") and kind != "gptq-paired" else kind
+        kind = "gptq" if kind in ("gptq-ordered", "gptq-sweep") else kind
         if kind not in self._seen:
             paired = None
             if kind == "gptq-paired":
@@ -232,6 +233,7 @@ class _Study:
                 self.network,
                 self._batches,
                 moments=kind != "scales",
+                behind=FIRST_TOKENS if kind == "gptq-behind" else 0,
                 quantized=paired,
                 scales=self.calibration("scales", False) if paired else None,
             )

@@ -15,7 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--rounding", choices=("nearest", "gptq"), default="nearest")
+    parser.add_argument("--rounding", choices=("nearest", "gptq", "gptq-behind"), default="nearest")
     parser.add_argument("--weight-scales", choices=("max", "4/6"), default="max")
     parser.add_argument("--count", type=int, default=64)
     options = parser.parse_args(arguments)

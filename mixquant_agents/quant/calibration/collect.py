@@ -65,6 +65,7 @@ def collect(
     made: Sequence[Batch],
     *,
     moments: bool,
+    behind: int = 0,
     quantized: ResolvedPolicy | None = None,
     scales: Mapping[str, LayerCalibration] | None = None,
     progress: Callable[[float], None] = lambda share: None,
@@ -75,6 +76,7 @@ def collect(
         network: see :func:`~mixquant_agents.quant.calibration.network.load`.
         made: calibration text.
         moments: second moments too.
+        behind: of so many first tokens of each text they are not taken.
         quantized: where given, each batch runs once more with every row quantized, and the moments are of the rounded
             inputs of that pass.
         scales: for that pass, see :func:`~mixquant_agents.quant.calibration.network.routed`.
@@ -102,6 +104,10 @@ def collect(
                 scale = torch.tensor(1.0 if known is None else known.activation_scale, device=x.device)
                 grid, decode = nvfp4.split_scaled(x, scale)
                 rounded[name] = grid * decode
+        if behind:
+            place = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape).flatten().to(real.device)[real]
+            rounded = {name: x[place >= behind] for name, x in rounded.items()}
+            exact = {name: x[place >= behind] for name, x in exact.items()}
         for name, x in rounded.items():
             own = seen[name]
             second = x.float().T @ x.float()

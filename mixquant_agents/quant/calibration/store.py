@@ -1,9 +1,9 @@
 """Calibrations on disk: one folder for each model, one file for each way of rounding, computed once.
 
 ``CACHE/calibration-MODEL-KEY/``: ``scales.safetensors`` (scales of activations, and channels by rank),
-``gptq.safetensors`` and ``gptq-w46.safetensors`` (the same, and rounded twins). The key is of the model's configuration
-and its weight files, so that a changed checkpoint has another folder. Nothing random is in it: the same model and the
-same package give the same files.
+``gptq.safetensors``, ``gptq-behind.safetensors``, and each with ``-w46`` (the same, and rounded twins). The key is of
+the model's configuration and its weight files, so that a changed checkpoint has another folder. Nothing random is in
+it: the same model and the same package give the same files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from mixquant_agents.embedded.store import cache_root
 from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.recipe import Recipe
+from mixquant_agents.precision.recipe import FIRST_TOKENS, Recipe
 from mixquant_agents.quant.numerics.nvfp4 import Nvfp4Tensor
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
 
@@ -37,14 +37,15 @@ def file_name(recipe: Recipe) -> str:
     """The file that ``recipe`` reads."""
     if recipe.weight_rounding == "nearest":
         return "scales.safetensors"
-    return "gptq-w46.safetensors" if recipe.weight_scales == "4/6" else "gptq.safetensors"
+    return f"{recipe.weight_rounding}{'-w46' if recipe.weight_scales == '4/6' else ''}.safetensors"
 
 
 def by_hand(model: str, path: pathlib.Path) -> str:
     """The command line by which people make the file ``path`` of ``model``."""
     gptq = " --gptq" if path.name.startswith("gptq") else ""
     scales = " --weight-scales 4/6" if "w46" in path.name else ""
-    return f"mixquant calibrate {model}{gptq}{scales}"
+    behind = " --behind" if path.name.startswith("gptq-behind") else ""
+    return f"mixquant calibrate {model}{gptq}{behind}{scales}"
 
 
 def folder_of(model: str | pathlib.Path) -> pathlib.Path:
@@ -188,12 +189,13 @@ def calibrate(
     if tokenizer.chat_template is not None:
         asked = conversations(count, "calibration", turns=(2, 6))
         sequences += [prompt_ids(tokenizer, each.messages, each.tools) for each in asked]
-    twins = recipe.weight_rounding == "gptq"
+    twins = recipe.weight_rounding != "nearest"
     rows = 16_384 if network.device.type == "cuda" else 2048
     seen = collect(
         network,
         batches(sequences, network.device, rows),
         moments=twins,
+        behind=FIRST_TOKENS if recipe.weight_rounding == "gptq-behind" else 0,
         progress=lambda share: progress("looking at activations", 0.05 + 0.45 * share),
     )
     made = layer_calibrations(

@@ -32,7 +32,9 @@ def policy(folder: pathlib.Path, **fields: object) -> PrecisionPolicy:
     return PrecisionPolicy(prefill_format="nvfp4", calibration=str(folder), **fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe("gptq"), GPTQ])
+@pytest.mark.parametrize(
+    "recipe", [Recipe(), Recipe("gptq"), GPTQ, Recipe("gptq-behind"), Recipe("gptq-behind", "4/6")]
+)
 def test_what_is_saved_is_read_again(tmp_path: pathlib.Path, known: LayerCalibration, recipe: Recipe) -> None:
     path = save(tmp_path, recipe, {NAME: known})
     assert path.name == file_name(recipe)
@@ -51,6 +53,9 @@ def test_missing_and_foreign_calibrations_are_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(FormatRefusedError, match=r"mixquant calibrate MODEL --gptq --weight-scales 4/6"):
         Calibration.of(policy(tmp_path, weight_rounding="gptq", weight_scales="4/6"), None)
+    behind = policy(tmp_path, weight_rounding="gptq-behind", exact_first_tokens=16)
+    with pytest.raises(FormatRefusedError, match=r"gptq-behind.safetensors.*calibrate MODEL --gptq --behind"):
+        Calibration.of(behind, None)
     save(tmp_path, GPTQ, {NAME: known})
     read = Calibration(tmp_path / file_name(GPTQ))
     with pytest.raises(FormatRefusedError, match="another model's"):
