@@ -16,8 +16,8 @@ asked for at once on one GPU:
 - ``nested``: FP8 within the exact weights, from the right weights and reloaded from reversed ones; and ``exact``. Exact
   products are summed in another order than cuBLAS's, so answers may part at ties, as those of eager engines do.
 - ``nested-features``: the same with a LoRA adapter; with drafts by the twin; and one that slept before it was asked,
-  which must read as one that never did. Wants the group ``nested``.
-- ``nested-parallel``: the same and ``exact`` as tensor-parallel ranks on two GPUs, and ``exact`` on one.
+  which must read as one that never did.
+- ``nested-parallel``: FP8 within the exact weights and ``exact``, on one GPU and as tensor-parallel ranks on two.
 - ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
   also eager, and with thresholds measured at start.
 
@@ -105,6 +105,8 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "nested-reloaded": (NESTED, FULL, {}),
     },
     "nested-features": {
+        "exact": ("exact", FULL, {}),
+        "nested": (NESTED, FULL, {}),
         "exact-lora": ("exact", LORA, {}),
         "nested-lora": (NESTED, LORA, {}),
         "nested-draft": (NESTED, FULL, {}),
@@ -112,6 +114,7 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
     },
     "nested-parallel": {
         "exact": ("exact", FULL, {}),
+        "nested": (NESTED, FULL, {}),
         "exact-tp2": ("exact", TWO, PLAIN),
         "nested-tp2": (NESTED, TWO, PLAIN),
     },
