@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from openai_double import Server
 from stand_in import ENGINES, StandIn
 
 from mixquant_agents import PrecisionPolicy, TurnStore
@@ -161,3 +167,49 @@ def test_dead_engine_ends_the_run(
     monkeypatch.setattr(StandIn, "_say", say)
     assert run([*arguments, "--concurrency", "1"]) == 0
     assert len([line for line in rows.read_text().splitlines() if "score" in line]) == 12
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[str]:
+    """The fake server in a thread of its own: the command has its own event loop."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def begin() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_get("/v1/models", server.models)
+        app.router.add_post("/v1/chat/completions", server.complete)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    runner = asyncio.run_coroutine_threadsafe(begin(), loop).result()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+
+def test_servers_model_is_scored_by_its_address(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = Server()
+    delta = {"index": 0, "delta": {"role": "assistant", "content": "I do not know."}, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}
+    server.chunks = [{"id": "1", "model": "m", "choices": [delta], "usage": usage}]
+    with serving(server) as url:
+        arguments = ("bench", "agents", "--suite", "bundled:3", "--base-url", url, "--model", "m")
+        arguments = (*arguments, "--results", str(tmp_path / "r.jsonl"))
+        result = command(capsys, *arguments)
+        asked = len(server.bodies)
+        again = command(capsys, *arguments)
+        assert run([*arguments, "--policy", "exact", "--engine", "seed=1"]) == 2
+        assert "leave out --policy and --engine" in capsys.readouterr().err
+    assert not ENGINES
+    assert {body["model"] for body in server.bodies} == {"m"}
+    assert len(server.bodies) == asked >= 3, "nothing was left to run"
+    figures = result["suites"]["bundled"]["server"]
+    assert (figures["n"], figures["errors"], figures["decode_tokens"]) == (3, 0, 5 * figures["turns"])
+    assert again["suites"] == result["suites"]

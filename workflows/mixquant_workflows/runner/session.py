@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress, TaskID
 
-from mixquant_agents import EngineConfig, MixQuantChatModel, PrecisionPolicy, VllmEngine
+from mixquant_agents import EngineConfig, MixQuantChatModel, OpenAIEngine, PrecisionPolicy, VllmEngine
+from mixquant_agents.engine.base import Engine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import StoreRecorder
 from mixquant_workflows.engines import EngineGroup, engine_groups
@@ -28,7 +29,10 @@ from mixquant_workflows.suites.base import Suite
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["AgentsPlan", "run_agents"]
+__all__ = ["SERVER", "AgentsPlan", "run_agents"]
+
+SERVER = "server"
+"""Stands for the policy where a server's model runs: which one it runs under was decided where it was started."""
 
 _FREE = (  # may change from session to session of one result file
     *("results", "store", "concurrency", "suites", "policies", "n", "case_seconds", "trace_threads", "out"),
@@ -45,6 +49,7 @@ class AgentsPlan:
     n: int | None = None
     concurrency: int = 4
     model: str = "embedded"
+    base_url: str | None = None
     calls: CallMode = "auto"
     seed: int = 0
     max_tokens: int = 256
@@ -68,7 +73,26 @@ class AgentsPlan:
     def header(self) -> dict[str, Any]:
         """What must be equal for a run to go on in the same file."""
         fixed = {key: str(value) for key, value in asdict(self).items() if key not in _FREE}
-        return {**fixed, "weights": Path(model_folder(self.model)).name}
+        if self.base_url is None:
+            del fixed["base_url"]  # as in files of earlier versions
+        return {**fixed, "weights": self.model if self.base_url else Path(model_folder(self.model)).name}
+
+    def check_server(self) -> None:
+        """Refuse what a server cannot be asked for.
+
+        Raises:
+            ConfigError: a policy, a trace or an engine's setting is given beside its address.
+        """
+        given = {
+            "--policy": self.policies != (SERVER,),
+            "--trace": self.trace is not None,
+            "--engine": bool(self.engine),
+        }
+        if wrong := [name for name, there in given.items() if there]:
+            raise ConfigError(
+                f"--base-url {self.base_url} names a server, which was started with its own policy and settings: leave "
+                f"out {' and '.join(wrong)}"
+            )
 
     def chosen_suites(self) -> list[tuple[Suite, int | None]]:
         """Suites and cases of each: ``name``, or ``name:n`` where a suite has its own number.
@@ -126,18 +150,21 @@ class _Session:
                 "nothing to run: give --suite (for example bundled, or bfcl_simple:100; a wrong name lists all) or "
                 "--trace, and at least one --policy"
             )
+        if plan.base_url is not None:
+            plan.check_server()
         self._plan, self._console = plan, console
         self._threads = read_trace(plan.trace, plan.trace_threads) if plan.trace else []
         self._left_out_turns = 0
         self._suites = plan.chosen_suites()
-        self._policies = {name: plan.policy(name) for name in plan.policies}
+        self._policies = {} if plan.base_url else {name: plan.policy(name) for name in plan.policies}
         self._first_rows = ResultFile.of(plan.rerun_of).rows if plan.rerun_of else []
         self._results = ResultFile(plan.results, plan.header())
-        self._config(next(iter(self._policies.values())))  # a wrong setting is told before anything is loaded
+        for policy in list(self._policies.values())[:1]:
+            self._config(policy)  # a wrong setting is told before anything is loaded
 
     def is_complete(self) -> bool:
         """Whether the results hold every case already; a trace looks for itself."""
-        return not self._threads and not any(map(self._is_missing, self._policies))
+        return not self._threads and not any(map(self._is_missing, self._plan.policies))
 
     def _is_missing(self, policy: str) -> bool:
         return any(self._missing(benchmark, n, policy) for benchmark, n in self._suites)
@@ -167,6 +194,9 @@ class _Session:
         recorder = StoreRecorder(self._plan.store) if self._plan.store else None
         groups = engine_groups(waiting, self._config)
         try:
+            if self._plan.base_url is not None:
+                await self._run_server(self._plan.base_url, recorder)
+                return
             self._console.print(f"starting {self._plan.model}", style="dim")
             async with contextlib.aclosing(groups):
                 async for group in groups:
@@ -175,6 +205,17 @@ class _Session:
         finally:
             if recorder is not None:
                 recorder.close()
+
+    async def _run_server(self, base_url: str, recorder: StoreRecorder | None) -> None:
+        """Run what is missing on a server's model."""
+        async with OpenAIEngine(self._plan.model, base_url=base_url, max_model_len=self._plan.max_model_len) as engine:
+            self._note(engine)
+            with Progress(console=self._console, transient=True) as bar:
+                progress = _Bars(bar)
+                for benchmark, n in self._suites:
+                    if self._missing(benchmark, n, SERVER):
+                        await self._run_suite(benchmark, n, SERVER, self._model(engine, recorder), progress)
+                    self.report()
 
     async def _run_group(self, group: EngineGroup, recorder: StoreRecorder | None) -> None:
         """Run what is missing of the policies that one engine serves."""
@@ -202,7 +243,7 @@ class _Session:
         }
         return EngineConfig(**{**settings, **plan.engine})
 
-    def _note(self, engine: VllmEngine) -> None:
+    def _note(self, engine: Engine) -> None:
         """Note what runs where, and leave out what of a trace does not fit this engine."""
         plan, info = self._plan, engine.info
         self._threads, left_out = fitting(self._threads, info.max_model_len or 2**31)
@@ -219,7 +260,7 @@ class _Session:
             )
         )
 
-    def _model(self, engine: VllmEngine, recorder: StoreRecorder | None) -> MixQuantChatModel:
+    def _model(self, engine: Engine, recorder: StoreRecorder | None) -> MixQuantChatModel:
         """A chat model on the engine, which runs under the policy in question."""
         plan = self._plan
         settings: dict[str, Any] = {

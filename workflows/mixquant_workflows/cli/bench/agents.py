@@ -29,6 +29,10 @@ def command(
         str,
         typer.Option(metavar="NAME", help="'embedded', 'embedded-base' (no adapter), a folder, or a hub id."),
     ] = "embedded",
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server's, …/v1, instead of an engine here; --model is its name there."),
+    ] = None,
     calls: Annotated[
         Literal["auto", "strict", "required"],
         typer.Option(metavar="KIND", help="auto: free. strict: by their schema. required: one call at least."),
@@ -70,16 +74,17 @@ def command(
     """
     from mixquant_agents.cli.arguments import comma_lists, command_line, engine_settings, output_file
     from mixquant_agents.cli.output import print_json, progress_console, result_console
-    from mixquant_workflows.runner.session import AgentsPlan, run_agents
+    from mixquant_workflows.runner.session import SERVER, AgentsPlan, run_agents
 
     line = command_line()
     output_file("--output", output)
     plan = AgentsPlan(
         suites=tuple(comma_lists(suite or ())),
-        policies=tuple(comma_lists(policy or DEFAULT_POLICIES)),
+        policies=tuple(comma_lists(policy or ((SERVER,) if base_url else DEFAULT_POLICIES))),
         n=limit,
         concurrency=concurrency,
         model=model,
+        base_url=base_url,
         calls=calls,
         seed=seed,
         max_tokens=max_tokens,
@@ -139,7 +144,7 @@ def _show(out: Any, result: dict[str, Any]) -> None:
     columns = ("policy", "score", "95 %", "Δ exact", *figures)
     for name, policies in result["suites"].items():
         counts = sorted({row["n"] for row in policies.values()})
-        title = f"{name} on {result['model']} ({result['device']}), {' or '.join(map(str, counts))} cases"
+        title = f"{name} on {result['model']} ({result['device'] or 'a server'}), {' or '.join(map(str, counts))} cases"
         table = Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
         for column in columns:  # narrow enough for 80 characters
             table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
