@@ -26,8 +26,8 @@ __all__ = ["hook_scheduler", "mixquant_deferral"]
 _STATE = "mixquant_deferring"
 
 SWITCH_SECONDS = 0.0005
-"""How soon a thread of vLLM's core hands the interpreter over, seconds. Python's own 5 ms are as long as a step, and the
-thread that takes in a prompt of 10,000 tokens hashes its blocks for more than a millisecond while the steps wait."""
+"""How soon a thread of vLLM's core hands the interpreter over, seconds. Python's own 5 ms are as long as a step, and a
+thread that takes in a prompt of 10,000 tokens hashes its blocks for more than a millisecond while steps wait."""
 
 
 @dataclass(slots=True)
