@@ -196,17 +196,25 @@ class OpenAIEngine(Engine):
         self.policy = PrecisionPolicy.of(policy)
         self._settings = checked
         self._dialect = Dialect()
-        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
+        self._clear()
         self._max_model_len = checked.max_model_len
         self._asked = False
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Without connections, which belong to the loops of this process: a copy makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name != "_clients"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_clients", "_places")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _clients=weakref.WeakKeyDictionary())
+        self.__dict__.update(state)
+        self._clear()
+
+    def _clear(self) -> None:
+        """No connection of any loop, and as many places for turns in each as there may be connections."""
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
+        self._places: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
 
     @property
     def info(self) -> EngineInfo:
@@ -281,22 +289,23 @@ class OpenAIEngine(Engine):
         most_calls = 0 if request.tool_choice == "none" else None if request.parallel_tool_calls else 1
         for tries in itertools.count(1):
             answer, reader = Answer(most_calls), EventReader()
-            waiting = Waiting(self._settings.patience, self._settings.address)
             failure: MixQuantError | None = None
-            try:
-                async with self._opened(request, waiting) as response:
-                    events = _events(response, reader, waiting)
-                    while (event := await _next(events, answer)) is not None:
-                        delta = answer.take(event.value)
-                        if delta is not None:
-                            waiting.begun = True
-                            meter.token()
-                            yield delta
-                        if answer.done or answer.failure is not None:
-                            break
-            except Exception as error:
-                if not answer.finished:
-                    failure = self._translated(error, request, begun=waiting.begun)
+            async with self._place():
+                waiting = Waiting(self._settings.patience, self._settings.address)
+                try:
+                    async with self._opened(request, waiting) as response:
+                        events = _events(response, reader, waiting)
+                        while (event := await _next(events, answer)) is not None:
+                            delta = answer.take(event.value)
+                            if delta is not None:
+                                waiting.begun = True
+                                meter.token()
+                                yield delta
+                            if answer.done or answer.failure is not None:
+                                break
+                except Exception as error:
+                    if not answer.finished:
+                        failure = self._translated(error, request, begun=waiting.begun)
             if answer.reasoning_field is not None:
                 self._dialect.reasoning_field = answer.reasoning_field
             if failure is None and not answer.complete:
@@ -384,7 +393,7 @@ class OpenAIEngine(Engine):
             client = self._clients[loop] = openai.AsyncOpenAI(
                 base_url=settings.base_url,
                 api_key=settings.api_key or "none",
-                # Time-outs of turns are ours: theirs know no first token. A place in the pool is waited for.
+                # Time-outs of turns are ours: theirs know no first token.
                 timeout=openai.Timeout(None, connect=settings.connect_timeout),
                 max_retries=0,  # likewise
                 default_headers=settings.headers,
@@ -399,6 +408,10 @@ class OpenAIEngine(Engine):
                 ),
             )
         return client
+
+    def _place(self) -> asyncio.Semaphore:
+        """What a turn holds while it is at the server. Who waits for it was not sent yet: no time-out runs."""
+        return self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._settings.max_connections))
 
     def _asking(self) -> AsyncOpenAI:
         """The client for small questions, which the package itself sends again."""

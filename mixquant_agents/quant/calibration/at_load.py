@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from mixquant_agents.errors import ConfigError, FormatRefusedError
@@ -26,6 +27,8 @@ _log = logging.getLogger("vllm.mixquant")
 
 SECONDS = 300.0
 """After so long the process is ended; vLLM waits ten minutes for its processes, and weights are still to be read."""
+_FAILED_SECONDS = 3600.0
+"""So long no start tries again what failed: a full GPU may be free by then, and each try costs up to the time above."""
 
 
 def command(model: str, policy: PrecisionPolicy) -> list[str]:
@@ -94,10 +97,12 @@ def _missing(
     with FileLock(path.with_suffix(".lock")):  # ranks of one engine, and engines of one model, wait for the first
         if path.is_file():
             return None
-        if failed.is_file():  # it would cost every start the same time
-            return f"{failed.read_text()}; {remedy}"
+        if failed.is_file() and 0 <= time.time() - failed.stat().st_mtime < _FAILED_SECONDS:
+            return f"{failed.read_text()}; it is tried again after an hour, or {remedy}"
         reason = run(command(model, policy))
-        if reason is not None:
+        if reason is None:
+            failed.unlink(missing_ok=True)
+        else:
             failed.write_text(reason)
         return reason
 

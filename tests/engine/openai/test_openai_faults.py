@@ -54,7 +54,18 @@ async def proxy(server: Server) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture
 async def engine(proxy: FaultProxy) -> AsyncIterator[OpenAIEngine]:
-    made = OpenAIEngine("m", base_url=proxy.url, first_token_timeout=0.9, silence_timeout=0.5)
+    made = OpenAIEngine("m", base_url=proxy.url)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def impatient(proxy: FaultProxy) -> AsyncIterator[OpenAIEngine]:
+    """It gives up a first token alone, and is connected: the client's first turn takes longer on a busy machine."""
+    made = OpenAIEngine("m", base_url=proxy.url, first_token_timeout=5)
+    await read(made)
+    made._settings = made._settings.model_copy(update={"first_token_timeout": 0.3})
+    proxy.exchanges = 0
     yield made
     await made.aclose()
 
@@ -97,24 +108,26 @@ async def test_server_that_stays_away_is_told(engine: OpenAIEngine, proxy: Fault
     assert error.retryable
 
 
-async def test_slow_head_is_given_up_after_the_first_tokens_time(engine: OpenAIEngine, proxy: FaultProxy) -> None:
+async def test_slow_head_is_given_up_after_the_first_tokens_time(impatient: OpenAIEngine, proxy: FaultProxy) -> None:
     proxy.faults = [Fault(slow_head=5)]
-    error, _ = await failure(engine)
-    assert "no token came within 0.9 seconds" in str(error)
+    error, _ = await failure(impatient)
+    assert "no token came within 0.3 seconds" in str(error)
     assert (error.status, error.retryable, proxy.exchanges) == (408, False, 1), "a busy server gets no second request"
 
 
-async def test_head_without_a_token_is_given_up_likewise(engine: OpenAIEngine, proxy: FaultProxy) -> None:
+async def test_head_without_a_token_is_given_up_likewise(impatient: OpenAIEngine, proxy: FaultProxy) -> None:
     proxy.faults = [Fault(after=b"\r\n\r\n")]
-    error, _ = await failure(engine)
-    assert "no token came within 0.9 seconds" in str(error)
+    error, _ = await failure(impatient)
+    assert "no token came within 0.3 seconds" in str(error)
 
 
-async def test_silence_after_the_first_token_is_an_error(engine: OpenAIEngine, proxy: FaultProxy) -> None:
+async def test_silence_after_the_first_token_is_an_error(proxy: FaultProxy) -> None:
+    engine = OpenAIEngine("m", base_url=proxy.url, silence_timeout=0.5)
     proxy.faults = [Fault(after=b'"Hel"}, "finish_reason": null, "logprobs": null}]}\n\n')]
     error, got = await failure(engine)
     assert "fell silent for 0.5 seconds in the middle of the answer" in str(error)
     assert (text(got), error.retryable, proxy.exchanges) == ("Hel", False, 1)
+    await engine.aclose()
 
 
 async def test_stream_dropped_in_the_answer_is_never_sent_again(engine: OpenAIEngine, proxy: FaultProxy) -> None:
@@ -248,6 +261,20 @@ async def test_connections_are_bounded_and_turns_wait_for_one(server: Server, pr
     await engine.aclose()
     assert {text(deltas) for deltas in answers} == {"Hello"}
     assert (proxy.exchanges, proxy.most_open) == (8, 2)
+
+
+async def test_waiting_for_a_connection_is_no_waiting_for_a_token(server: Server, proxy: FaultProxy) -> None:
+    engine = OpenAIEngine("m", base_url=proxy.url, max_connections=1, first_token_timeout=5)
+    await read(engine)
+    engine._settings = engine._settings.model_copy(update={"first_token_timeout": 0.5})
+    first = engine.stream(EngineRequest(request_id="first", messages=[{"role": "user", "content": "hi"}]))
+    await anext(first)
+    second = asyncio.create_task(read(engine))
+    await asyncio.sleep(0.6)
+    assert not second.done()
+    await first.aclose()
+    assert text(await second) == "Hello"
+    await engine.aclose()
 
 
 async def test_thread_and_priority_reach_server_and_router(server: Server, engine: OpenAIEngine) -> None:

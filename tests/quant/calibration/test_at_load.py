@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -140,6 +141,11 @@ def test_calibration_that_failed_is_not_tried_again_at_every_start(model: str) -
     assert len(tried) == 1
     assert all("out of memory" in (reason or "") for reason in reasons)
     assert "by hand: mixquant calibrate" in (reasons[1] or "")
+    (failed,) = folder_of(model).glob("*.failed")
+    an_hour_ago = failed.stat().st_mtime - 3700
+    os.utime(failed, (an_hour_ago, an_hour_ago))
+    assert calibration_for(POLICY, model, GPU, make=True, run=lambda words: None)[0] is None, "nothing was written"
+    assert not failed.exists()
     save(folder_of(model), POLICY.recipe, {"layers.0.mlp.down_proj": KNOWN})
     assert calibration_for(POLICY, model, GPU, make=True, run=run)[1] is None
 

@@ -76,6 +76,39 @@ def test_unreadable_trace_is_told(tmp_path: Path) -> None:
         read_trace(write_lines(tmp_path / "z.jsonl"))
 
 
+@pytest.mark.parametrize("count", ["many", [7], {"a": 1}, -3, True, float("inf")])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input_length": 3, "output_length": "x"},
+        {"session_id": "a", "input_length": "x"},
+        {"session_id": "a", "messages": [], "output_length": "x"},
+        {"session_id": "a", "payload": {"messages": [], "max_tokens": "x"}},
+        {"session_id": "a", "turns": [{"text": "hi", "output_length": "x"}]},
+    ],
+    ids=["mooncake", "deltas", "sessions", "payload", "turns"],
+)
+def test_length_that_is_no_number_is_told(tmp_path: Path, row: dict[str, Any], count: Any) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row).replace('"x"', json.dumps(count)) + "\n")
+    with pytest.raises(ConfigError, match=r"request 1: (in|out)put_length is"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"session_id": "a", "turns": [7]}],
+        [{"payload": "text"}],
+        [{"metadata": {}, "metrics": {}, "error": "no"}, {"metadata": "text", "metrics": []}],
+        [{"metadata": {}, "metrics": {}, "error": "no"}, {}],
+    ],
+)
+def test_row_of_another_shape_is_told(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match=r"(line|request) [12]: "):
+        read_trace(write_lines(tmp_path / "x.jsonl", *rows))
+
+
 def test_aiperf_sessions_by_lengths_grow_by_answers(tmp_path: Path) -> None:
     first = {"session_id": "a", "input_length": 300, "output_length": 40}
     second = {"session_id": "a", "delay": 1500, "input_length": 150, "output_length": 20}

@@ -197,10 +197,11 @@ def _from_mooncake(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
     threads: dict[str, list[TraceTurn]] = {}
     for number, row in enumerate(rows):
         try:
-            length, answer = int(row["input_length"]), max(1, int(row.get("output_length") or _DEFAULT_ANSWER))
+            length = _tokens(path, number, "input_length", row["input_length"], default=0)
             blocks = [str(block) for block in row.get("hash_ids") or ()]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError) as error:
             raise ConfigError(f"{path}, request {number + 1}: {error!r}; Mooncake lines need input_length") from error
+        answer = _tokens(path, number, "output_length", row.get("output_length"), default=_DEFAULT_ANSWER)
         hashed = ((block, index * MOONCAKE_BLOCK) for index, block in enumerate(blocks))
         runs = [(block, 0, min(MOONCAKE_BLOCK, length - begin)) for block, begin in hashed if begin < length]
         rest = length - sum(end for _, _, end in runs)  # tokens without a hash are this request's own
@@ -215,14 +216,31 @@ def _milliseconds(value: Any) -> float | None:
     return value / 1e3 if isinstance(value, int | float) else None
 
 
+def _tokens(path: Path, number: int, name: str, *counts: Any, default: int) -> int:
+    """The first of ``counts`` that is given and not 0, of request ``number`` (from 0).
+
+    Raises:
+        ConfigError: it is no number, or below 0.
+    """
+    count = next((count for count in counts if count), default)
+    try:
+        tokens = int(count)
+    except (TypeError, ValueError, OverflowError):
+        tokens = -1
+    if tokens < 0 or isinstance(count, bool):
+        raise ConfigError(f"{path}, request {number + 1}: {name} is {count!r}; give a number of tokens")
+    return tokens
+
+
 def _from_deltas(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
     """AIPerf's sessions by lengths: each line is what its turn adds to the dialogue before it."""
     threads: dict[str, list[TraceTurn]] = {}
     lengths: dict[str, int] = {}
     for number, row in enumerate(rows):
         name = str(row.get("session_id", f"line-{number}"))
-        answer = int(row.get("output_length") or _DEFAULT_ANSWER)
-        length = lengths.get(name, 0) + int(row.get("input_length") or 0)
+        answer = _tokens(path, number, "output_length", row.get("output_length"), default=_DEFAULT_ANSWER)
+        added = _tokens(path, number, "input_length", row.get("input_length"), default=0)
+        length = lengths.get(name, 0) + added
         start, gap = _milliseconds(row.get("timestamp")), _milliseconds(row.get("delay"))
         threads.setdefault(name, []).append(TraceTurn(((name, 0, length),), answer, start, gap, name))
         lengths[name] = length + answer
@@ -236,8 +254,11 @@ def _from_sessions(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
     seen: dict[int, tuple[tuple[str, int, int], ...]] = {}
     for number, row in enumerate(rows):
         payload = row.get("payload") or {}
+        if not isinstance(payload, dict):
+            raise ConfigError(f"{path}, request {number + 1}: payload is {payload!r}; give an object")
         name = str(row.get("session_id", f"line-{number}"))
-        answer = int(row.get("output_length") or payload.get("max_tokens") or _DEFAULT_ANSWER)
+        lengths = row.get("output_length"), payload.get("max_tokens")
+        answer = _tokens(path, number, "output_length", *lengths, default=_DEFAULT_ANSWER)
         ids = payload.get("prompt")
         if isinstance(ids, list) and all(isinstance(token, int) for token in ids):
             blocks = (
@@ -260,18 +281,19 @@ def _from_results(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trace
     """AIPerf's record of each request that it sent: its turns, tokens and gaps as they were measured."""
     sessions: dict[str, list[tuple[int, int, int, int, int]]] = {}
     for number, row in enumerate(rows):
-        told, metrics = row.get("metadata") or {}, row.get("metrics") or {}
         if row.get("error"):
             continue
         try:
+            told, metrics = row["metadata"], row["metrics"]
             prompt, answer = (
                 int(metrics[name]["value"]) for name in ("input_sequence_length", "output_sequence_length")
             )
             name = str(told.get("conversation_id") or told.get("x_correlation_id") or f"request-{number}")
             start, end = int(told["request_start_ns"]), int(told["request_end_ns"])
-        except (KeyError, TypeError, ValueError) as error:
+            turn = int(told.get("turn_index") or 0)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{path}, line {number + 1}: no record of a request ({error!r})") from error
-        sessions.setdefault(name, []).append((int(told.get("turn_index") or 0), start, end, prompt, answer))
+        sessions.setdefault(name, []).append((turn, start, end, prompt, answer))
     first = min((start for turns in sessions.values() for _, start, *_ in turns), default=0)
     threads = []
     for name, turns in sessions.items():
@@ -295,9 +317,11 @@ def _from_aiperf(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceT
         name, length, thread = str(row.get("session_id", f"line-{number}")), 0, []
         for turn in turns:
             fields = {"text": turn} if isinstance(turn, str) else turn
-            answer = int(fields.get("output_length") or _DEFAULT_ANSWER)
-            words = len(str(fields.get("text") or "").split())
-            length += int(fields.get("input_length") or max(1, round(words * _WORDS_TO_TOKENS)))
+            if not isinstance(fields, dict):
+                raise ConfigError(f"{path}, line {number + 1}: a turn is {turn!r}; give a text or an object")
+            answer = _tokens(path, number, "output_length", fields.get("output_length"), default=_DEFAULT_ANSWER)
+            words = max(1, round(len(str(fields.get("text") or "").split()) * _WORDS_TO_TOKENS))
+            length += _tokens(path, number, "input_length", fields.get("input_length"), default=words)
             start, gap = _milliseconds(fields.get("timestamp")), _milliseconds(fields.get("delay"))
             thread.append(TraceTurn(((name, 0, length),), answer, start, gap, name))
             length += answer
