@@ -36,7 +36,7 @@ from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.planning.measure import Probes, measure_latency
 from mixquant_agents.records import TurnCounts, percentile
 
-__all__ = ["kl_divergence", "main", "measure"]
+__all__ = ["PairBench", "kl_divergence", "main", "measure"]
 
 VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
@@ -66,7 +66,7 @@ class _Turn:
 class _Counted(Engine):
     """The writing engine, whose own counts are kept: a pair's record says what the pair did."""
 
-    def __init__(self, engine: VllmEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.counts: TurnCounts | None = None
 
@@ -122,12 +122,10 @@ def kl_divergence(exact: TokenLogprob, other: TokenLogprob) -> float:
     return max(0.0, sum(p * math.log(p / q) for p, q in [*pairs, (rest[0], rest[1])] if p > 0))
 
 
-class _Bench:
+class PairBench:
     """Two engines, alone and as a pair."""
 
-    def __init__(
-        self, prefill: VllmEngine, decode: VllmEngine, token_bytes: int, kept_seconds: float, seed: int = 0
-    ) -> None:
+    def __init__(self, prefill: Engine, decode: Engine, token_bytes: int, kept_seconds: float, seed: int = 0) -> None:
         self.prefill, self.decode, self.token_bytes, self.kept_seconds = prefill, decode, token_bytes, kept_seconds
         self.counted = _Counted(decode)
         self.pair = PairEngine(prefill, self.counted, lease_seconds=LEASE_SECONDS)
@@ -372,7 +370,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 "limits": {"prefill": await prefill.limits(), "decode": await decode.limits()},
                 "kv_bytes_per_token": token_bytes,
             }
-            bench = _Bench(prefill, decode, token_bytes, given.kept_seconds)
+            bench = PairBench(prefill, decode, token_bytes, given.kept_seconds)
             for column in bench.columns.values():
                 await _turn(column, bench.ids(max(lengths)), 4)  # whatever happens once, happens now
             result["reading"] = []
