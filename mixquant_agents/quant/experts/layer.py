@@ -60,6 +60,10 @@ class ExpertWeights(NamedTuple):
     up_bias: torch.Tensor | None = None
     down_bias: torch.Tensor | None = None
 
+    def on(self, device: torch.device, copy: bool = False) -> ExpertWeights:
+        """The weights on ``device``; those that are there already without ``copy``."""
+        return ExpertWeights(*(each if each is None else each.to(device, copy=copy) for each in self))
+
 
 class ExpertRows(NamedTuple):
     """Rows of a step.

@@ -61,6 +61,8 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
         self._use_modular_kernel()
         self._layer: ExpertsLayer | None = None
         self._weights: ExpertWeights | None = None
+        self._device = torch.device("cpu")
+        self._reordered = False
         self._twin: ExpertsTwin[Any] | None = None
         self._states: dict[Hashable, tuple[ExpertsTwin[Any], Any]] = {}
 
@@ -105,7 +107,14 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
 
     @property
     def weights(self) -> ExpertWeights:
-        """The exact weights. Raises ``ValueError`` until they are loaded."""
+        """The exact weights, as loaded. Raises ``ValueError`` until they are.
+
+        Where vLLM's kernel keeps them in another order, they lie in the host's memory, and each call copies them.
+        """
+        return self._loaded.on(self._device)
+
+    @property
+    def _loaded(self) -> ExpertWeights:
         if self._weights is None:
             raise ValueError(f"the weights of {self.prefix!r} are not loaded yet")
         return self._weights
@@ -130,7 +139,7 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
     @property
     def shape(self) -> tuple[int, ...]:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return (*self.weights.up.shape, self.layer.shape.inner)
+        return (*self._loaded.up.shape, self.layer.shape.inner)
 
     @property
     def reads_by_row(self) -> bool:
@@ -140,12 +149,12 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
     @property
     def device(self) -> torch.device:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return self.weights.up.device
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:
         """See :class:`~mixquant_agents.quant.layer.RoutedLayer`."""
-        return self.weights.up.dtype
+        return self._loaded.up.dtype
 
     @property
     def twin_bytes(self) -> int:
@@ -160,7 +169,7 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
         self.layer_format = layer_format
         self._twin = None if layer_format is None else self._twin_of(layer_format)
         if self._twin is not None and self._weights is not None and self._twin.build_key not in self._states:
-            self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self._weights))
+            self._states[self._twin.build_key] = (self._twin, self._built(self._twin, self.weights))
 
     def _twin_of(self, layer_format: RoutedFormat) -> ExpertsTwin[Any]:
         if not isinstance(layer_format, LayerFormat):
@@ -250,7 +259,7 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
         )
         if self._weights is None:
             self._runtime.settle()
-            self._weights = loaded
+            self._weights, self._device = loaded, loaded.up.device
             self._runtime.add_layer(self)
             self.use(self._runtime.layer_format(self.prefix))
             if self.captured:
@@ -262,7 +271,18 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
             # vLLM would pack the weights into another layout; rows run expert by expert here, exact ones too.
             self.moe_quant_config = self.get_fused_moe_quant_config(layer)
         else:
-            super().process_weights_after_loading(layer)
+            self._keep_once(layer, loaded)
+
+    def _keep_once(self, layer: Any, loaded: ExpertWeights) -> None:
+        """Let vLLM put the weights into its kernel's order. Where that is another one (FlashInfer's), the device need
+        not have them twice: those in the order of the checkpoint go to the host's memory."""
+        if self._reordered:  # weights loaded anew are reordered in their place
+            self._weights = loaded.on(torch.device("cpu"), copy=True)
+        first = self.moe_kernel is None
+        super().process_weights_after_loading(layer)
+        if first and layer.w13_weight.data_ptr() != loaded.up.data_ptr():
+            self._reordered = True
+            self._weights = loaded.on(torch.device("cpu"), copy=True)
 
     def _built(self, twin: ExpertsTwin[Any], weights: ExpertWeights) -> Any:
         checkpoint = self._runtime.checkpoint

@@ -225,3 +225,24 @@ def test_ignored_experts_stay_exact_until_another_policy_routes_them() -> None:
     assert torch.equal(applied(model, rows, QUANTIZED), applied(model, rows, EXACT))
     method._runtime.set_policy(PrecisionPolicy.of("mixquant-fp8"))
     assert not torch.equal(applied(model, rows, QUANTIZED), applied(model, rows, EXACT))
+
+
+def test_weights_in_the_order_of_another_kernel_are_kept_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FlashInfer keeps them: what the plugin still needs lies in the host's memory, in memory of its own."""
+    from mixquant_agents.quant.vllm.experts import method as module
+
+    def reorder(self: Any, layer: Any) -> None:
+        flipped = torch.nn.Parameter(layer.w13_weight.data.flip(1), requires_grad=False)
+        layer.register_parameter("w13_weight", flipped)
+
+    monkeypatch.setattr(module.UnquantizedFusedMoEMethod, "process_weights_after_loading", reorder)
+    model = model_of("mixquant-fp8")
+    model.load(random_weights())
+    first = model.experts[0].w13_weight.data_ptr()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+        model.finish()
+    method = method_of(model)
+    assert torch.equal(method.weights.up, random_weights().up)
+    assert method.weights.up.data_ptr() not in {first, model.experts[0].w13_weight.data_ptr()}
+    assert method.shape[:3] == (E, 2 * INNER, H)
