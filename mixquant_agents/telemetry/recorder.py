@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 32_768
 """Most events waiting; about three seconds at 10,000 turns a second."""
+_BATCH = 2_000
+"""Most events of one write, so that a long queue is seen to shrink."""
+_STUCK_SECONDS = 5.0
+"""So long :meth:`QueueRecorder.close` waits for a write that does not end."""
 GATHER_SECONDS = 0.05
 """How long a batch gathers. With the commit it bounds what a kill can lose (200 ms promised)."""
 
@@ -177,6 +181,8 @@ class QueueRecorder:
             self._wake.clear()
             with self._busy:
                 wait = self._write(self._drain())
+            if self._queue:
+                self._wake.set()
             if self._closed and not self._queue:
                 break
         with self._busy:
@@ -210,7 +216,7 @@ class QueueRecorder:
 
     def _drain(self) -> list[Event]:
         batch: list[Event] = []
-        while self._queue:
+        while self._queue and len(batch) < _BATCH:
             self._taken += 1  # before it leaves the queue: flush() must find it in one of the two
             event = self._queue.popleft()
             batch.append(event if self._content else without_content(event))
@@ -263,8 +269,12 @@ class QueueRecorder:
             self._start()
         self.stop()
         thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(timeout=5.0)
+        if thread is None or thread is threading.current_thread():
+            return
+        written = -1
+        while thread.is_alive() and written < self._written:  # a busy machine is slow, not stuck
+            written = self._written
+            thread.join(timeout=_STUCK_SECONDS)
 
 
 def _line(error: BaseException) -> str:

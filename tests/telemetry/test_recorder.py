@@ -15,6 +15,7 @@ from telemetry_help import at, make_turn
 
 from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.telemetry import QueueRecorder, Span, SpanKind, StoreRecorder, TurnContent
+from mixquant_agents.telemetry import recorder as recorder_module
 from mixquant_agents.telemetry.events import Event, TurnEvent, error_class
 from mixquant_agents.telemetry.store import TurnStore
 
@@ -184,6 +185,44 @@ def test_flush_and_close_write_what_an_ended_thread_left(path: Path) -> None:
         finish(recorder)
         assert TurnStore(path).turn(turn.turn_id) is not None
         recorder.close()
+
+
+class SlowSink:
+    """Takes its time for each write; for ever, where it is ``stuck``."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.written = seconds, 0
+        self.go_on = threading.Event()
+
+    def write(self, events: list[Any]) -> None:
+        self.go_on.wait(self.seconds)
+        self.written += len(events)
+
+    def retry_seconds(self) -> None: ...
+
+    def lost(self) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
+def test_close_waits_while_it_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_BATCH", 1)
+    monkeypatch.setattr(recorder_module, "_STUCK_SECONDS", 0.3)
+    recorder = QueueRecorder([sink := SlowSink(0.05)], gather_seconds=0)
+    for number in range(20):
+        recorder.record(make_turn(number))
+    recorder.close()
+    assert sink.written == 20
+
+
+def test_close_gives_up_a_sink_that_is_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "_STUCK_SECONDS", 0.05)
+    recorder = QueueRecorder([sink := SlowSink(30)], gather_seconds=0)
+    recorder.record(make_turn())
+    recorder.close()
+    assert sink.written == 0
+    sink.go_on.set()
 
 
 def test_syncing_thread_that_was_ended_is_replaced(path: Path, caplog: pytest.LogCaptureFixture) -> None:
