@@ -47,6 +47,7 @@ def register_loader() -> None:
 
         def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
             config = json.loads((Path(model_config.model) / "config.json").read_text())
-            model.load_weights(random_tensors(config, torch.get_default_device()))
+            devices = {each.device for each in model.parameters()} - {torch.device("meta")}  # of layers quantized later
+            model.load_weights(random_tensors(config, max(devices, key=lambda device: device.type != "cpu")))
 
     register_model_loader(LOAD_FORMAT)(RandomLoader)
