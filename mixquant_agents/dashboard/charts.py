@@ -76,7 +76,7 @@ def line_chart(
 
 
 def _y(value: float, ceiling: float) -> float:
-    return HEIGHT * (1 - min(1.0, value / ceiling))
+    return HEIGHT * (1 - max(0.0, min(1.0, value / ceiling)))
 
 
 def _grid() -> str:

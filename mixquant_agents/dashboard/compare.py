@@ -8,7 +8,7 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from mixquant_agents.dashboard import charts, formatting
-from mixquant_agents.dashboard.query import DEFAULT_WINDOW, WINDOWS, names_in, window_start
+from mixquant_agents.dashboard.query import EVERYTHING, FITTING, WINDOWS, names_in, window_start
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.telemetry.analysis.overview import Comparison, compare
 from mixquant_agents.telemetry.store.aggregate import SUMMARIZED
@@ -20,7 +20,7 @@ __all__ = ["compare_page", "comparison_charts", "comparison_rows"]
 
 def compare_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """Two policies, models or runs side by side."""
-    window = query.get("window") or DEFAULT_WINDOW
+    window = query.get("window") or EVERYTHING
     names = names_in(store)
     values = dict(query)
     if not any(name.startswith(("a.", "b.")) for name in values):  # a useful first view
@@ -40,8 +40,8 @@ def compare_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         b=_shown(sides[1]),
         names=names,
         window=window,
-        windows=WINDOWS,
-        default_window=DEFAULT_WINDOW,
+        windows=[(name, label) for name, label in WINDOWS if name != FITTING],
+        default_window=EVERYTHING,
         rows=comparison_rows(seen),
         charts=comparison_charts(seen, (f"A {labels[0]}", f"B {labels[1]}")),
     )

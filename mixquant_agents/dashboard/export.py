@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mixquant_agents.dashboard.query import link, page_filter
+from mixquant_agents.dashboard.query import EVERYTHING, link, page_filter, thread_order
 from mixquant_agents.errors import RequestError
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.analysis.overview import overview
@@ -20,7 +20,7 @@ from mixquant_agents.telemetry.store.rows import StoredTurn
 __all__ = ["FORMATS", "MOST_THREADS", "TABLES", "export_links", "exported", "policy_rows", "thread_rows", "turn_rows"]
 
 MOST_THREADS = 10_000
-"""Most threads of one export, the newest."""
+"""Most threads of one export, the first of the list."""
 
 Row = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def policy_rows(store: TurnStore, query: Mapping[str, str]) -> list[Row]:
     Raises:
         RequestError: a parameter is not what its name asks for.
     """
-    turn_filter, _ = page_filter(query)
+    turn_filter, _ = page_filter(store, query)
     rows: list[Row] = []
     for entry in overview(store, turn_filter).policies:
         figures, saved = entry.figures, entry.saved
@@ -54,6 +54,8 @@ def policy_rows(store: TurnStore, query: Mapping[str, str]) -> list[Row]:
                 "decode_tokens_per_second": figures.decode_tokens_per_second,
                 "cache_hit_share": figures.cache_hit_share,
                 "quantized_share": figures.quantized_share,
+                "score": entry.score,
+                "scored_threads": entry.scored,
                 **{count.field: figures.tokens[count.name] for count in COUNTS},
                 "reading_saved_seconds": saved.seconds if saved is not None else None,
                 "reading_exact_seconds": saved.baseline_seconds if saved is not None else None,
@@ -70,7 +72,11 @@ def thread_rows(store: TurnStore, query: Mapping[str, str]) -> list[Row]:
     Raises:
         RequestError: a parameter is not what its name asks for.
     """
-    turn_filter, _ = page_filter(query)
+    turn_filter, _ = page_filter(store, query, EVERYTHING)
+    order, descending = thread_order(query)
+    threads = store.threads(
+        turn_filter, limit=MOST_THREADS, search=query.get("search"), order=order, descending=descending
+    )
     return [
         {
             "thread_id": thread.thread_id,
@@ -84,8 +90,10 @@ def thread_rows(store: TurnStore, query: Mapping[str, str]) -> list[Row]:
             "cached_tokens": thread.cached_tokens,
             "decode_tokens": thread.decode_tokens,
             "total_seconds": thread.total_seconds,
+            "first_question": thread.question,
+            "score": thread.score,
         }
-        for thread in store.threads(turn_filter, limit=MOST_THREADS, search=query.get("search"))
+        for thread in threads
     ]
 
 

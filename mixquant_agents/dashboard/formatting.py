@@ -6,7 +6,7 @@ import json
 import math
 from datetime import datetime
 
-__all__ = ["UNKNOWN", "clock", "count", "duration", "interval", "moment", "pretty", "rate", "ratio", "share"]
+__all__ = ["UNKNOWN", "clock", "count", "duration", "interval", "moment", "pretty", "rate", "ratio", "score", "share"]
 
 UNKNOWN = "–"
 _THIN = "\u202f"
@@ -77,6 +77,11 @@ def interval(seconds: int) -> str:
 def ratio(value: float | None) -> str:
     """``1.43×``."""
     return UNKNOWN if value is None else f"{value:.2f}×"
+
+
+def score(value: float | None) -> str:
+    """Two digits behind the point: ``0.67``."""
+    return UNKNOWN if value is None else f"{value:.2f}"
 
 
 def pretty(text: str) -> str:

@@ -96,21 +96,23 @@ async def _page(
     )
     source = watcher.source
     ui.html(views.header(address, str(source.path), source.path.name), sanitize=False)
+    state = ui.html("", tag="aside", sanitize=False).classes("mq state")
+    state.props('aria-label="Live state"')
     bar = ui.html("", sanitize=False).classes("mq")
     body = ui.html('<p class="loading" role="status">Reading the store …</p>', tag="main", sanitize=False).classes("mq")
     body.props("id=main tabindex=-1 aria-live=off")
     seen = {"changes": -1, "busy": False}
 
-    def compute() -> tuple[Markup, Markup]:
+    def compute() -> tuple[Markup, Markup, Markup]:
         if not source.exists():
-            return Markup(""), views.error_page(str(source.path), None)
+            return Markup(""), Markup(""), views.error_page(str(source.path), None)
         try:
             store = source.store()
             shown = views.filters_bar(store, address, query) if filters else Markup("")
-            return shown, fragment(store, query)
+            return views.live_state(store), shown, fragment(store, query)
         except (StoreError, RequestError) as error:
             wrong = isinstance(error, RequestError)
-            return Markup(""), views.error_page(str(source.path), str(error), wrong=wrong)
+            return Markup(""), Markup(""), views.error_page(str(source.path), str(error), wrong=wrong)
 
     async def refresh() -> None:
         if seen["busy"] or seen["changes"] == watcher.changes:
@@ -119,8 +121,8 @@ async def _page(
         try:
             made = await run.io_bound(compute)
             if made is not None:  # else the server is stopping
-                _update(bar, made[0])
-                _update(body, made[1])
+                for element, content in zip((state, bar, body), made, strict=True):
+                    _update(element, content)
         except Exception:
             log.exception("the page %s could not be made", address)
             _update(body, views.error_page(str(source.path), "an unexpected error; the server's log has the details"))

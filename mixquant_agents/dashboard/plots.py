@@ -19,8 +19,9 @@ __all__ = ["plot_comparison", "plot_thread"]
 
 COLOURS = {
     "queue": "#8d939d", "prefill": "#0f8b8d", "delivery": "#b9bdc4", "decode": "#d9822b", "tool": "#7a5cc0",
-    "unknown": "#a9adb5",
+    "frame": "#dfdfd8", "unknown": "#a9adb5",
 }  # fmt: skip
+HEIGHTS = {"tool": 0.4, "node": 0.2, "agent": 0.2}
 MOST_PIXELS = 60_000
 """Height of a picture; matplotlib draws fewer than 65,536."""
 SIDES = ("#0f8b8d", "#c2410c")
@@ -46,7 +47,7 @@ def plot_thread(fall: Waterfall, title: str, stem: Path) -> list[Path]:
         for bar in row.bars:
             name = bar.phase if bar.phase not in shown else None
             shown.add(bar.phase)
-            height, colour = 0.4 if row.kind == "tool" else 0.72, COLOURS.get(bar.phase, COLOURS["unknown"])
+            height, colour = HEIGHTS.get(row.kind, 0.72), COLOURS.get(bar.phase, COLOURS["unknown"])
             axes.barh(
                 index,
                 max(bar.width, 0.15),

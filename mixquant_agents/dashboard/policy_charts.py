@@ -16,14 +16,12 @@ MOST_LINES = 6
 
 
 def policy_charts(seen: Overview, labels: Sequence[str]) -> list[Markup]:
-    """Time to first token and prefill rate over time, a line for each policy, those with most turns; none where fewer
-    than two policies ran."""
-    if len(seen.policies) < 2:
-        return []
+    """Time to first token, prefill rate and score over time, a line for each policy, those with most turns. The first
+    two where at least two policies ran, the last where threads were scored."""
     largest = sorted(seen.policies, key=lambda row: -row.figures.turns)[:MOST_LINES]
     shown = [row for row in seen.policies if row in largest]
     keys = [(f"{row.policy} (emulated)" if row.emulated else row.policy, f"line-{n}") for n, row in enumerate(shown, 1)]
-    return [
+    times = [
         charts.line_chart(
             "Time to first token by policy, p50",
             labels,
@@ -37,3 +35,10 @@ def policy_charts(seen: Overview, labels: Sequence[str]) -> list[Markup]:
             formatting.rate,
         ),
     ]
+    scores = charts.line_chart(
+        "Score by policy, mean",
+        labels,
+        [(*key, row.score_means) for key, row in zip(keys, shown, strict=True)],
+        formatting.score,
+    )
+    return (times if len(seen.policies) > 1 else []) + ([scores] if seen.scores else [])

@@ -47,6 +47,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         live=False,
         opened=content,
         thread=thread,
+        question=store.question(thread) if content else None,
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
         models=list(dict.fromkeys(turn.model for turn in turns)),

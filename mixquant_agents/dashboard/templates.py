@@ -30,7 +30,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("mixquant_agents.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    for name in ("clock", "count", "duration", "moment", "pretty", "rate", "ratio", "share"):
+    for name in ("clock", "count", "duration", "moment", "pretty", "rate", "ratio", "score", "share"):
         environment.filters[name] = getattr(formatting, name)
     environment.globals["columns"] = COLUMNS
     return environment

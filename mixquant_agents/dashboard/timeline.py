@@ -38,7 +38,7 @@ BEFORE_FIRST_TURN_US = 60_000_000
 @dataclass(frozen=True, slots=True)
 class Bar:
     """A piece of a row: ``left`` and ``width`` in percent of the axis, ``seconds`` as measured. ``phase``: name of a
-    phase of a turn, ``tool``, or ``unknown``."""
+    phase of a turn, ``tool``, ``frame`` (a node, an agent's run), or ``unknown``."""
 
     phase: str
     left: float
@@ -48,15 +48,17 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One turn, tool or folded gap, in the order of time.
+    """One turn, tool, graph node, agent's run or folded gap. What ran inside another row stands below it, in the order
+    of time.
 
     Attributes:
         offset: seconds since the first row began.
-        depth: in how many tools it ran: a sub-agent's turns run inside the tool that called it.
+        depth: in how many other rows it ran: a sub-agent's turns run inside the tool that called it.
         agent: name of the sub-agent whose turn it is; ``None`` for the agent of the whole run.
+        own: seconds in which nothing ran inside it; ``None`` for a turn and a folded gap.
     """
 
-    kind: Literal["turn", "tool", "idle"]
+    kind: Literal["turn", "tool", "node", "agent", "idle"]
     label: str
     offset: float
     seconds: float
@@ -65,6 +67,7 @@ class Row:
     span: StoredSpan | None = None
     depth: int = 0
     agent: str | None = None
+    own: float | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +98,8 @@ class Waterfall:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """A turn or a tool, from ``start`` to ``stop`` (microseconds since the epoch), and the tools around it."""
+    """A turn, a tool or a frame (a node, an agent's run), from ``start`` to ``stop`` (microseconds since the epoch),
+    and the tools around it."""
 
     start: int
     stop: int
@@ -156,15 +160,15 @@ class _Axis:
 
 
 def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Waterfall:
-    """Lay out a thread. Only tools and retrievals get rows of their own; nodes and agent runs frame them in time, and
-    say what ran inside what."""
+    """Lay out a thread as a tree. Turns, tools and retrievals make the axis and take the time; nodes and agents' runs
+    frame them. A frame in which no turn or tool ran is left out; what of a frame lies beyond the axis is not drawn."""
     items = _items(turns, spans)
     if not items:
         return Waterfall()
     axis = _Axis(items)
     result = Waterfall(seconds=(axis.end - axis.start) / 1e6, folded=bool(axis.folds), ticks=axis.ticks())
     folds, last_run = list(axis.folds), None
-    for item in items:
+    for item, depth, own in _tree(items, spans):
         while folds and item.start >= folds[0][1]:
             start, stop = folds.pop(0)
             left, right = axis.percent(start), axis.percent(stop)
@@ -172,10 +176,64 @@ def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Water
             label = "idle" if item.run != last_run else "agent code"
             bar = Bar("unknown", left, right - left, seconds)
             result.rows.append(Row("idle", label, (start - axis.start) / 1e6, seconds, (bar,)))
-        result.rows.append(_row(item, axis))
+        result.rows.append(_row(item, depth, own, axis))
         last_run = item.run
     result.totals = _totals(items, spans)
     return result
+
+
+def _tree(items: Sequence[_Item], spans: Sequence[StoredSpan]) -> Iterator[tuple[_Item, int, float | None]]:
+    """``(item, depth, own seconds)`` of turns and tools with the frames around them, each above what ran inside it."""
+    parents = {span.span_id: span.parent_id for span in spans}
+    rows = {item.span.span_id for item in items if item.span is not None}
+    frames = {
+        span.span_id: _Item(span.started_us, span.started_us + round(span.seconds * 1e6), span=span)
+        for span in spans
+        if span.kind in (SpanKind.NODE, SpanKind.AGENT) and span.span_id not in rows
+    }
+
+    def parent_of(item: _Item) -> str | None:
+        """The nearest row around an item; ``None`` at the top, and in a circle."""
+        own = None if item.span is None else item.span.span_id
+        outer = item.turn.parent_id if item.turn is not None else parents.get(own or "")
+        chain = list(_chain(outer, parents))
+        if own in chain:
+            return None
+        return next((span_id for span_id in chain if span_id in rows or span_id in frames), None)
+
+    inside: dict[str | None, list[_Item]] = {}
+    waiting = list(items)
+    while waiting:
+        item = waiting.pop()
+        outer = parent_of(item)
+        inside.setdefault(outer, []).append(item)
+        if outer is not None and outer in frames:
+            waiting.append(frames.pop(outer))
+            rows.add(outer)
+
+    def last_first(outer: str | None, depth: int) -> list[tuple[_Item, int]]:
+        return [(item, depth) for item in sorted(inside.get(outer, ()), key=_in_time, reverse=True)]
+
+    stack = last_first(None, 0)
+    while stack:
+        item, depth = stack.pop()
+        if item.span is None:
+            yield item, depth, None
+            continue
+        yield item, depth, _own_seconds(item, inside.get(item.span.span_id, ()))
+        stack += last_first(item.span.span_id, depth + 1)
+
+
+def _own_seconds(item: _Item, inside: Iterable[_Item]) -> float:
+    """How long an item ran while nothing ran inside it."""
+    pieces = ((max(item.start, part.start), min(item.stop, part.stop)) for part in inside)
+    taken = _covered((start, stop) for start, stop in pieces if stop > start)
+    return (item.stop - item.start - sum(stop - start for start, stop in taken)) / 1e6
+
+
+def _in_time(item: _Item) -> tuple[int, int, int]:
+    """Order of items: by their beginning; of those that begin together the tool before what ran in it."""
+    return item.start, -item.stop if item.span is not None else 0, item.stop
 
 
 def _items(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> list[_Item]:
@@ -214,7 +272,7 @@ def _items(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> list[_It
         for span in tools.values()
         if first is None or span.started_us >= first - BEFORE_FIRST_TURN_US
     ]
-    return sorted(items, key=lambda item: (item.start, -item.stop if item.span is not None else 0, item.stop))
+    return sorted(items, key=_in_time)
 
 
 def _chain(span_id: str | None, parents: Mapping[str, str | None]) -> Iterator[str]:
@@ -253,12 +311,15 @@ def _segments(turn: StoredTurn) -> list[tuple[str, int]]:
     return segments
 
 
-def _row(item: _Item, axis: _Axis) -> Row:
+def _row(item: _Item, depth: int, own: float | None, axis: _Axis) -> Row:
     offset, seconds = (item.start - axis.start) / 1e6, (item.stop - item.start) / 1e6
     if item.span is not None:
-        left = axis.percent(item.start)
-        bar = Bar("tool", left, axis.percent(item.stop) - left, seconds)
-        return Row("tool", item.span.name, offset, seconds, (bar,), span=item.span, depth=len(item.around))
+        kind: Literal["tool", "node", "agent"] = "tool"
+        if item.span.kind in (SpanKind.NODE, SpanKind.AGENT):
+            kind = "node" if item.span.kind == SpanKind.NODE else "agent"
+        left, right = (axis.percent(min(max(at, axis.start), axis.end)) for at in (item.start, item.stop))
+        bar = Bar("tool" if kind == "tool" else "frame", left, right - left, seconds)
+        return Row(kind, item.span.name, offset, seconds, (bar,), span=item.span, depth=depth, own=own)
     turn = item.turn
     if turn is None:  # pragma: no cover - an item is a turn or a span
         raise AssertionError
@@ -271,7 +332,7 @@ def _row(item: _Item, axis: _Axis) -> Row:
     if not bars:  # nothing is known but that it began
         bars.append(Bar("unknown", axis.percent(item.start), 0.0, 0.0))
     label = f"turn {turn.turn_index}"
-    return Row("turn", label, offset, seconds, tuple(bars), turn=turn, depth=len(item.around), agent=item.agent)
+    return Row("turn", label, offset, seconds, tuple(bars), turn=turn, depth=depth, agent=item.agent)
 
 
 def _covered(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from markupsafe import Markup
@@ -13,10 +14,11 @@ from mixquant_agents.dashboard import formatting
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.analysis.prompt_diff import diverging_text
+from mixquant_agents.telemetry.events import TurnContent
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
-__all__ = ["Message", "message_view", "turn_detail"]
+__all__ = ["Added", "Message", "added_since", "message_view", "turn_detail"]
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -62,11 +64,45 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What a turn's messages are beside those that the turn before ended with (its own, and its answer).
+
+    Attributes:
+        kept: how many stand at the beginning as they were.
+        new: how many come after those.
+        changed: how many of the earlier ones are gone, or differ.
+    """
+
+    kept: int
+    new: int
+    changed: int
+
+
+def added_since(before: TurnContent | None, now: TurnContent | None) -> Added | None:
+    """What was added; ``None`` where one of the two was not recorded. Reasoning is left aside: it is not sent again."""
+    if before is None or now is None or before.problem is not None or now.problem is not None:
+        return None
+    earlier = [*before.messages, *([before.answer] if before.answer is not None else ())]
+    pairs = zip(map(_compared, earlier), map(_compared, now.messages), strict=False)
+    kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return Added(kept, len(now.messages) - kept, len(earlier) - kept)
+
+
+def _compared(message: Any) -> tuple[str, str, tuple[str, ...]]:
+    view = message_view(message)
+    return view.role, view.text, view.calls
+
+
 def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> Markup:
     """All figures of a turn, its prefix reuse, and, with ``content``, its messages where they were recorded."""
     prefix = store.prefix(turn)
     earlier = store.turn(prefix.earlier_turn_id) if prefix is not None and prefix.earlier_turn_id is not None else None
     recorded = store.content(turn) if content else None
+    before = store.predecessor(turn)
+    growth = None
+    if before is not None and before.prompt_tokens is not None and turn.prompt_tokens is not None:
+        growth = turn.prompt_tokens - before.prompt_tokens
     return render(
         "turn",
         turn=turn,
@@ -74,6 +110,9 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
         facts=_facts(turn),
         prefix=prefix,
         earlier=earlier,
+        before=before,
+        growth=growth,
+        added=added_since(store.content(before), recorded) if before is not None and recorded is not None else None,
         divergence=diverging_text(store.content(earlier), recorded) if earlier is not None else None,
         messages=[message_view(message) for message in recorded.messages] if recorded is not None else None,
         problem=recorded.problem if recorded is not None else None,

@@ -5,20 +5,21 @@ Every function here reads the store and returns markup; none knows of NiceGUI, r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
 from mixquant_agents.dashboard import charts, formatting
 from mixquant_agents.dashboard.export import export_links
 from mixquant_agents.dashboard.policy_charts import policy_charts
-from mixquant_agents.dashboard.query import DEFAULT_WINDOW, WINDOWS, link, names_in, page_filter
+from mixquant_agents.dashboard.query import EVERYTHING, FITTING, WINDOWS, link, names_in, page_filter, thread_order
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.dashboard.turn_page import turn_detail
 from mixquant_agents.telemetry.analysis.overview import Overview, overview
 from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS
 from mixquant_agents.telemetry.store.aggregate import MINUTE
+from mixquant_agents.telemetry.store.models import ThreadSummary
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
@@ -26,6 +27,7 @@ __all__ = [
     "error_page",
     "filters_bar",
     "header",
+    "live_state",
     "overview_charts",
     "overview_page",
     "thread_link",
@@ -56,13 +58,15 @@ def header(here: str, path: str, file: str) -> Markup:
 
 def filters_bar(store: TurnStore, action: str, query: Mapping[str, str]) -> Markup:
     """The filters, as a form whose address is the page's."""
-    turn_filter, window = page_filter(query)
+    default = EVERYTHING if action == "/threads" else FITTING
+    turn_filter, window = page_filter(store, query, default)
     shown = {
         **dict.fromkeys(("policy", "model", "engine", "status", "thread", "run", "since", "until")),
         **turn_filter.as_mapping(),
     }
-    if not query.get("since"):
-        shown["since"] = None  # it came from the window
+    for end in ("since", "until"):
+        if not query.get(end):
+            shown[end] = None  # it came from the window
     return render(
         "filters",
         action=action,
@@ -70,14 +74,15 @@ def filters_bar(store: TurnStore, action: str, query: Mapping[str, str]) -> Mark
         chosen=shown,
         window=window,
         windows=WINDOWS,
-        default_window=DEFAULT_WINDOW,
+        default_window=default,
         search=query.get("search", ""),
+        order=query.get("order", ""),
     )
 
 
 def overview_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """Figures, charts, newest turns."""
-    turn_filter, _ = page_filter(query)
+    turn_filter, _ = page_filter(store, query)
     seen = overview(store, turn_filter)
     turns = store.turns(turn_filter, limit=12)
     return render(
@@ -94,7 +99,7 @@ def overview_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
 
 def _labels(seen: Overview) -> list[str]:
     """The intervals' names."""
-    shown = formatting.clock if seen.interval_seconds == MINUTE else lambda at: formatting.moment(at)[:16]
+    shown = formatting.clock if seen.interval_seconds <= MINUTE else lambda at: formatting.moment(at)[:16]
     return [shown(point.at) for point in seen.points]
 
 
@@ -139,22 +144,59 @@ def overview_charts(seen: Overview) -> list[Markup]:
 
 def threads_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """The list of threads."""
-    turn_filter, _ = page_filter(query)
+    turn_filter, _ = page_filter(store, query, EVERYTHING)
+    order, descending = thread_order(query)
     digits = query.get("offset", "")
     offset = int(digits) if digits.isdecimal() and len(digits) < 10 else 0
-    threads = store.threads(turn_filter, limit=PAGE + 1, offset=offset, search=query.get("search"))
+    threads = store.threads(
+        turn_filter,
+        limit=PAGE + 1,
+        offset=offset,
+        search=query.get("search"),
+        order=order,
+        descending=descending,
+    )
 
     def page(at: int) -> str:
         return link("/threads", {**query, "offset": str(at) if at else None})
 
+    def ordered(by: str) -> str:
+        """Address of the list in that order; once more turns it round."""
+        return link(
+            "/threads", {**query, "order": f"-{by}" if (order, descending) == (by, True) else by, "offset": None}
+        )
+
     return render(
         "threads",
         threads=threads[:PAGE],
+        columns_shown=[column for column in _THREAD_COLUMNS if column[0] != "score" or _scored(threads)],
+        order=order,
+        descending=descending,
+        ordered=ordered,
         export_links=export_links("threads", query),
         thread_link=thread_link,
         newer=page(max(0, offset - PAGE)) if offset else None,
         older=page(offset + PAGE) if len(threads) > PAGE else None,
     )
+
+
+_THREAD_COLUMNS = (
+    ("question", "First question", False),
+    ("last", "Last turn", False),
+    ("", "Policies", False),
+    ("turns", "Turns", True),
+    ("prompt", "Prompt tokens", True),
+    ("cached", "Cache hits", True),
+    ("decode", "Decode tokens", True),
+    ("seconds", "Model time", True),
+    ("score", "Score", True),
+    ("bad", "Outcome", False),
+)
+"""``(order, heading, whether it holds numbers)``; those without an order cannot be ordered by."""
+
+
+def _scored(threads: Sequence[ThreadSummary]) -> bool:
+    return any(thread.score is not None for thread in threads)
 
 
 def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
@@ -170,6 +212,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         "thread",
         live=True,
         opened=True,
+        question=store.question(thread) if thread is not None else None,
         thread=thread or (f"Turn {current.turn_id} (of no thread)" if current is not None else "this address"),
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
@@ -182,6 +225,12 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         more=link("/thread", {**query, "show": "500"}) if len(turns) == limit == 100 else None,
         export_links=export_links("turns", {"id": thread}) if thread is not None else None,
     )
+
+
+def live_state(store: TurnStore) -> Markup:
+    """Whether the page follows the store, and how old the newest turn is."""
+    newest = store.turns(limit=1)
+    return render("live", newest=newest[0] if newest else None)
 
 
 def error_page(path: str, message: str | None, *, wrong: bool = False) -> Markup:

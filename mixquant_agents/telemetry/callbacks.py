@@ -64,6 +64,10 @@ class _Run:
     def top(self) -> _Run:
         return self.root or self
 
+    def begin(self) -> None:
+        """It begins now."""
+        self.began, self.started_at = time.monotonic(), utc_now()
+
     def agent(self) -> str | None:
         """Id of the graph that runs this: the run around the nearest node; ``None``: that of the whole invocation."""
         run: _Run | None = self
@@ -134,6 +138,7 @@ class TelemetryCallback(BaseCallbackHandler):
         name = (serialized or {}).get("name") or kwargs.get("name") or "tool"
         run = self._begin(run_id, parent_run_id, SpanKind.TOOL, str(name), metadata)
         run.call_id = kwargs.get("tool_call_id")
+        _begin_with_its_code(run)
         if self.recorder.wants_content:
             run.arguments = _text(input_str)
 
@@ -299,6 +304,16 @@ class TelemetryCallback(BaseCallbackHandler):
             if not self._failed:  # told once
                 self._failed = True
                 log.warning("the recorder %r failed; runs go on", self.recorder, exc_info=True)
+
+
+def _begin_with_its_code(run: _Run) -> None:
+    """An asynchronous tool begins when the event loop gets to it: until then other agents may run. LangChain makes its
+    task right after its callbacks, so that what is scheduled here runs just before the tool's first line."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return  # a synchronous tool runs at once
+    loop.call_soon(run.begin)
 
 
 def _text(value: Any) -> str:

@@ -97,7 +97,7 @@ async def test_json_schema_needs_neither_a_title_nor_properties(method: Any) -> 
     assert request_of(model).schema == listed
 
 
-@pytest.mark.parametrize("nested", ["[" * 3000, "[" * 3000 + "]" * 3000 + "}"], ids=["cut off", "whole"])
+@pytest.mark.parametrize("nested", ["[" * 30_000, "[" * 30_000 + "]" * 30_000 + "}"], ids=["cut off", "whole"])
 async def test_call_that_nests_without_end_is_invalid(nested: str) -> None:
     called = ScriptedTurn(tool_calls=[{"name": "add", "args": '{"a": ' + nested}])
     model = model_of(called).bind_tools([add])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.runnables import RunnableConfig
 
-from mixquant_agents.dashboard.timeline import PARTS, waterfall
+from mixquant_agents.dashboard.timeline import PARTS, Row, waterfall
 from mixquant_agents.records import PHASES
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder
 from mixquant_agents.telemetry.store import StoredSpan, StoredTurn, TurnStore
@@ -86,13 +87,35 @@ def test_parts_add_up_to_the_whole_for_any_tree(tree: tuple[list[StoredTurn], li
     assert set(fall.totals) <= {name for name, _ in PARTS}
     assert min(fall.totals.values(), default=0) >= 0
     tools = [one for one in spans if one.kind in (SpanKind.TOOL, SpanKind.RETRIEVAL)]
+    assert len([row for row in fall.rows if row.kind in ("turn", "tool")]) == len(turns) + len(tools)
     shown = [row for row in fall.rows if row.kind != "idle"]
-    assert len(shown) == len(turns) + len(tools)
+    assert_tree(shown, spans)
     assert all(row.bars for row in fall.rows)
     for row in shown:  # the bars of a row follow each other and end where the row does
         assert sum(bar.seconds for bar in row.bars) == pytest.approx(row.seconds, abs=1e-6)
         for bar, following in itertools.pairwise(row.bars):
             assert bar.left + bar.width == pytest.approx(following.left, abs=1e-6)
+
+
+def assert_tree(rows: list[Row], spans: list[StoredSpan]) -> None:
+    """Every row stands below the nearest row that it ran in, one step further in; the own times are what the rows
+    inside leave."""
+    parents = {span.span_id: span.parent_id for span in spans}
+    shown = {row.span.span_id for row in rows if row.span is not None}
+    above: list[str] = []
+    for row in rows:
+        assert row.depth <= len(above), "no row is deeper than one below the row above it"
+        del above[row.depth :]
+        outer = row.turn.parent_id if row.turn is not None else parents[row.span.span_id] if row.span else None
+        steps = 0
+        while outer is not None and outer not in shown and steps < 50:
+            outer, steps = parents.get(outer), steps + 1
+        circle = row.span is not None and row.depth == 0
+        assert circle or (above[-1] if above else None) == (outer if outer in shown else None)
+        if row.span is not None:
+            above.append(row.span.span_id)
+            assert row.own is not None
+            assert -1e-6 <= row.own <= row.seconds + 1e-6
 
 
 def test_tool_counts_without_the_turns_inside_it() -> None:
@@ -109,8 +132,15 @@ def test_tool_counts_without_the_turns_inside_it() -> None:
     # search, and what task did while neither a turn nor a tool ran in it: 0.25 + 0.25 + 1.0
     assert fall.totals["tool"] == pytest.approx(0.5 + 1.5)
     assert [(row.label, row.depth) for row in fall.rows] == [
-        ("turn 0", 0), ("task", 0), ("turn 0", 1), ("search", 1), ("turn 0", 0),
+        ("agent", 0), ("turn 0", 1), ("task", 1), ("node", 2), ("turn 0", 3), ("search", 3), ("turn 0", 1),
     ]  # fmt: skip
+    own = {row.label: row.own for row in fall.rows if row.span is not None}
+    assert own == {
+        "agent": pytest.approx(0),  # two turns and the task fill it
+        "task": pytest.approx(0.2),
+        "node": pytest.approx(2.8 - 1.0 - 0.5),
+        "search": pytest.approx(0.5),
+    }
 
 
 def test_parallel_agents_share_their_time() -> None:
@@ -158,9 +188,30 @@ def test_aborted_turn_is_drawn_from_what_is_known(known: dict[str, float], bars:
     assert row.seconds == pytest.approx(sum(length for _, length in bars))
 
 
-async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
-    """Five sub-agents at once, each with a tool of its own length: what a turn says of the tools before it is what
-    that agent's tool took, by its own clock."""
+@dataclass
+class DeepRun:
+    """What a deep agent with five sub-agents at once left: what was recorded, and what its tools' own clocks said."""
+
+    turns: list[StoredTurn]
+    spans: list[StoredSpan]
+    clock: dict[str, float]
+    wall: float
+
+    def tool_seconds(self) -> dict[str, float | None]:
+        """What each sub-agent's second turn says of the tools before it."""
+        names = {span.span_id: span.name for span in self.spans}
+        asked = [turn for turn in self.turns if turn.agent_id is not None and turn.turn_index == 1]
+        return {names[turn.agent_id or ""]: turn.tool_seconds_before for turn in asked}
+
+    def errors(self) -> list[float]:
+        """By how much that differs from the tools' own clocks, seconds."""
+        told = self.tool_seconds()
+        assert told.keys() == self.clock.keys()
+        return [abs((told[name] or 0.0) - own) for name, own in self.clock.items()]
+
+
+async def deep_run(path: Path) -> DeepRun:
+    """Run it."""
     from langchain.agents import create_agent
     from langchain_core.tools import tool
 
@@ -168,7 +219,7 @@ async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     from mixquant_agents.engine.scripted import ScriptedTurn
     from mixquant_agents.telemetry.callbacks import TelemetryCallback
 
-    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    recorder = StoreRecorder(path)
     clock: dict[str, float] = {}
 
     def model(*script: Any) -> MixQuantChatModel:
@@ -197,24 +248,39 @@ async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     await lead.ainvoke({"messages": [("user", "go")]}, config)
     wall = time.monotonic() - began
     recorder.close()
-    with TurnStore(tmp_path / "turns.sqlite") as store:
-        turns, spans = store.thread("t"), store.spans(thread="t")
-    works = sorted(span.seconds for span in spans if span.name == "work")
-    agents = {one.agent_id for one in turns}
+    with TurnStore(path) as store:
+        return DeepRun(store.thread("t"), store.spans(thread="t"), clock, wall)
+
+
+async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
+    """Five sub-agents at once, each with a tool of its own length: what a turn says of the tools before it is what
+    that agent's tool took, by its own clock, within a millisecond; and the tree's parts are the wall's."""
+    # Another program may take the processor between a tool's end and the callback that tells of it: not in each run.
+    for attempt in range(8):
+        run = await deep_run(tmp_path / f"{attempt}.sqlite")
+        if max(run.errors()) < 1e-3:
+            break
+    assert max(run.errors()) < 1e-3, run.errors()
+    turns, spans = run.turns, run.spans
     assert len(turns) == 12
-    assert len(agents) == 6
-    before = sorted(one.tool_seconds_before for one in turns if one.agent_id and one.tool_seconds_before is not None)
-    assert before == pytest.approx(works, abs=1e-5)
-    # A span holds the tool's own time, and what LangChain did around it: a busy machine takes its time for that.
-    assert all(own <= told < own + 1 for own, told in zip(sorted(clock.values()), before, strict=True))
+    assert len({one.agent_id for one in turns}) == 6
+    works = sorted(span.seconds for span in spans if span.name == "work")
+    assert sorted(seconds or 0.0 for seconds in run.tool_seconds().values()) == pytest.approx(works, abs=1e-5)
     (last,) = [one for one in turns if one.agent_id is None and one.tool_seconds_before is not None]
     tasks = [span for span in spans if span.name == "task"]
     first, end = min(one.started_us for one in tasks), max(one.started_us + one.seconds * 1e6 for one in tasks)
     assert last.tool_seconds_before == pytest.approx((end - first) / 1e6, abs=1e-3)
     fall = waterfall(turns, spans)
     assert sum(fall.totals.values()) == pytest.approx(fall.seconds, abs=1e-6)
-    assert fall.seconds <= wall
-    assert {row.depth for row in fall.rows} == {0, 1}
+    assert fall.seconds <= run.wall
+    assert_tree([row for row in fall.rows if row.kind != "idle"], spans)
+    for name in run.clock:  # lead, its node, the task, the sub-agent, its nodes, their turns and tool
+        (at,) = [n for n, row in enumerate(fall.rows) if (row.kind, row.label) == ("agent", name)]
+        below = [(row.kind, row.label, row.depth) for row in fall.rows[at - 1 : at + 7]]
+        assert below == [
+            ("tool", "task", 2), ("agent", name, 3), ("node", "model", 4), ("turn", "turn 0", 5), ("node", "tools", 4),
+            ("tool", "work", 5), ("node", "model", 4), ("turn", "turn 1", 5),
+        ]  # fmt: skip
     assert sorted(fall.agents.values()) == sorted(2 * [f"agent-{n}" for n in range(5)])
     for one in turns:
         if one.agent_id is not None:

@@ -35,6 +35,23 @@
   document.addEventListener("toggle", (event) => {
     if (event.target.id) opened[event.target.open ? "add" : "delete"](event.target.id);
   }, true);
+  const switched = new Map();  // and so does what was switched on or off
+  document.addEventListener("change", (event) => {
+    if (event.target.type === "checkbox" && event.target.id) switched.set(event.target.id, event.target.checked);
+  });
+  const age = (seconds) => seconds < 60 ? `${Math.floor(seconds)} s` : seconds < 3600 ? `${Math.floor(seconds / 60)} min`
+    : seconds < 172800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} days`;
+  const put = (element, text) => { if (element.textContent !== text) element.textContent = text; };
+  setInterval(() => {
+    const lost = window.socket !== undefined && !window.socket.connected;
+    for (const state of document.querySelectorAll(".live")) {
+      state.dataset.state = lost ? "lost" : "live";
+      put(state.querySelector("[data-state-text]"), lost ? "Connection lost, trying again" : "Live");
+    }
+    for (const time of document.querySelectorAll("[data-age]")) {
+      put(time, `${age(Math.max(0, (Date.now() - new Date(time.dateTime)) / 1000))} ago`);
+    }
+  }, 500);
   let focused = null;
   document.addEventListener("focusin", (event) => { focused = event.target.id || null; });
   new MutationObserver(() => {
@@ -43,6 +60,10 @@
     for (const id of opened) {
       const closed = document.getElementById(id);
       if (closed && !closed.open) closed.open = true;
+    }
+    for (const [id, checked] of switched) {
+      const box = document.getElementById(id);
+      if (box && box.checked !== checked) box.checked = checked;
     }
     if (focused && document.activeElement === document.body) document.getElementById(focused)?.focus({ preventScroll: true });
   }).observe(document, { childList: true, subtree: true });

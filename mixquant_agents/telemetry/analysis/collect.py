@@ -21,6 +21,8 @@ __all__ = ["Collected", "collect", "level_for"]
 
 MOST_INTERVALS = 500
 """Most points of a chart."""
+SHORT_INTERVALS = 60
+"""Most intervals of less than a minute."""
 EXACT_TURNS = 2_000
 """Up to this many turns are read one by one, and percentiles are exact."""
 MOST_TURNS = 5_000
@@ -110,8 +112,15 @@ def collect(store: TurnStore, turn_filter: TurnFilter, *, now: float | None = No
         _from_rollups(store, collected, turn_filter, ids)
         _widen(collected, turn_filter, now_us)
     else:
+        collected.level = _finer(collected)
         _from_turns(store, collected, turn_filter, ids)
     return collected
+
+
+def _finer(collected: Collected) -> int:
+    """Length of the intervals, seconds, where the turns are read themselves: a window of minutes shows seconds."""
+    span = (min(collected.until_us, collected.now_us) - collected.since_us) / 1e6
+    return next((seconds for seconds in (1, 5, 15) if span <= SHORT_INTERVALS * seconds), collected.level)
 
 
 def _widen(collected: Collected, turn_filter: TurnFilter, now_us: int) -> None:

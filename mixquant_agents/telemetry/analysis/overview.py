@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from mixquant_agents.telemetry.analysis.collect import Collected, collect
 from mixquant_agents.telemetry.analysis.figures import Figures, figures_of
 from mixquant_agents.telemetry.analysis.policies import PolicyFigures, by_policy
+from mixquant_agents.telemetry.analysis.scores import ScoreRow, scores_by_name, scores_by_policy
 from mixquant_agents.telemetry.analysis.speedup import (
     BASELINE,
     STRATUM_TURNS,
@@ -80,8 +81,14 @@ class SpeedUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """The first page. ``interval_seconds`` is the length of a point; ``policies``: the same turns by policy;
-    ``truncated``: only the newest turns were read."""
+    """The first page.
+
+    Attributes:
+        interval_seconds: length of a point.
+        policies: the same turns by policy.
+        scores: of their threads, by name.
+        truncated: only the newest turns were read.
+    """
 
     figures: Figures
     turns_per_minute: float | None
@@ -90,6 +97,7 @@ class Overview:
     interval_seconds: int
     points: list[Point]
     policies: list[PolicyFigures]
+    scores: list[ScoreRow]
     speed_ups: list[SpeedUp]
     no_speed_up: str | None
     truncated: bool
@@ -125,6 +133,7 @@ def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: fl
     )
     length, intervals = collected.intervals()
     speed_ups, no_speed_up = _speed_ups(with_baseline, series, turn_filter.policy)
+    scores = store.scores(turn_filter)
     return Overview(
         figures=figures_of(collected, total, series),
         turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
@@ -132,7 +141,8 @@ def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: fl
         until=from_microseconds(collected.until_us),
         interval_seconds=length,
         points=[_point(start, aggregate) for start, aggregate in intervals],
-        policies=by_policy(collected, with_baseline, series),
+        policies=by_policy(collected, with_baseline, series, scores),
+        scores=scores_by_name(scores_by_policy(scores, series)),
         speed_ups=speed_ups,
         no_speed_up=no_speed_up,
         truncated=collected.truncated,

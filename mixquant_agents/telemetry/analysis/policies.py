@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from mixquant_agents.telemetry.analysis.collect import Collected
 from mixquant_agents.telemetry.analysis.figures import Figures, figures_of
+from mixquant_agents.telemetry.analysis.scores import mean, scores_by_policy
 from mixquant_agents.telemetry.analysis.speedup import BASELINE, STRATUM_TURNS, Saving, comparable, saving, setup_of
-from mixquant_agents.telemetry.store.models import Series
+from mixquant_agents.telemetry.store.models import Series, StoredScore
 
 __all__ = ["PolicyFigures", "by_policy"]
 
@@ -25,6 +26,9 @@ class PolicyFigures:
         prefill_tokens_per_second: by interval of the overview; ``None`` where nothing is known.
         saved: prefill seconds saved against the baseline at like sizes; ``None`` where that cannot be said.
         no_saving: why it cannot be said; ``None`` where it is, and for the baseline.
+        score: mean score of its threads; ``None`` where none was scored.
+        scored: how many scores that is the mean of.
+        score_means: the same by interval of the overview, in which the threads' last turns began.
     """
 
     policy: str
@@ -34,23 +38,31 @@ class PolicyFigures:
     prefill_tokens_per_second: list[float | None]
     saved: Saving | None
     no_saving: str | None
+    score: float | None
+    scored: int
+    score_means: list[float | None]
 
 
-def by_policy(collected: Collected, with_baseline: Collected, series: Sequence[Series]) -> list[PolicyFigures]:
+def by_policy(
+    collected: Collected, with_baseline: Collected, series: Sequence[Series], scores: Sequence[StoredScore] = ()
+) -> list[PolicyFigures]:
     """The turns of ``collected`` by policy: the baseline first, then by name.
 
     Args:
         collected: the turns to show.
         with_baseline: the same turns and those of the baseline, where a filter left it out.
         series: all series of the store.
+        scores: of the threads whose turns these are.
     """
+    grouped = scores_by_policy(scores, series)
     ids: dict[tuple[str, bool], list[int]] = {}
     for entry in collected.present(series):
         ids.setdefault((entry.policy, bool(entry.emulated)), []).append(entry.id)
     rows = []
     for policy, emulated in sorted(ids, key=lambda key: (key[0] != BASELINE, key)):
         own = ids[policy, emulated]
-        _, intervals = collected.intervals(own)
+        length, intervals = collected.intervals(own)
+        scored = grouped.get((policy, emulated), [])
         saved, no_saving = _saved([entry for entry in series if entry.id in own], with_baseline, series)
         rows.append(
             PolicyFigures(
@@ -63,6 +75,12 @@ def by_policy(collected: Collected, with_baseline: Collected, series: Sequence[S
                 ],
                 saved=saved,
                 no_saving=no_saving,
+                score=mean(scored),
+                scored=len(scored),
+                score_means=[
+                    mean([entry for entry in scored if start <= entry.at_us // 1_000_000 < start + length])
+                    for start, _ in intervals
+                ],
             )
         )
     return rows

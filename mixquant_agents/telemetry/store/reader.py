@@ -178,6 +178,17 @@ class TurnStore:
             ).fetchall()
         return [turn_of(dict(row)) for row in rows]
 
+    def first_us(self, turn_filter: TurnFilter | None = None) -> int | None:
+        """When the first of the chosen turns started, microseconds since the epoch; ``None`` where there is none."""
+        turn_filter = turn_filter or TurnFilter()
+        where, values = turn_filter.where(self.series_ids(turn_filter))
+        with self.reading() as connection:
+            row = connection.execute(
+                f"SELECT min(started_us) FROM turns WHERE turns.series_id IN (SELECT id FROM series) AND {where}",  # noqa: S608 # as above
+                values,
+            ).fetchone()
+        return row[0] if isinstance(row[0], int) else None
+
     def turn(self, turn_id: str) -> StoredTurn | None:
         """The turn with this id."""
         with self.reading() as connection:
@@ -252,7 +263,7 @@ class TurnStore:
                 part = threads[begin : begin + 10_000]
                 among = f"thread_id IN ({', '.join('?' * len(part))})"
                 # Conditions are built from constants, values are bound.
-                sums = f"SELECT * FROM thread_stats WHERE {summed} AND {among} ORDER BY last_us DESC"  # noqa: S608
+                sums = f"SELECT * FROM thread_stats WHERE {summed} AND {among} ORDER BY last_us DESC"  # noqa: S608 # built above
                 for row in connection.execute(sums, (*summed_values, *part)):
                     merged[row["thread_id"]].append(row)
                 asked = connection.execute(f"SELECT thread_id, question FROM questions WHERE {among}", part)  # noqa: S608 # as above
@@ -447,8 +458,8 @@ def _ordered_threads(where: str, summed: str, order: str, descending: bool) -> s
     key, direction = THREAD_ORDERS[order], "DESC" if descending else "ASC"
     chosen = f"SELECT thread_id FROM thread_stats WHERE {where}"  # noqa: S608 # built by the caller
     return (
-        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({chosen}) GROUP BY thread_id "  # noqa: S608 # as above
-        f"ORDER BY {key} {direction} NULLS LAST, max(last_us) DESC LIMIT ? OFFSET ?"
+        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({chosen}) "  # noqa: S608 # built by the caller
+        f"GROUP BY thread_id ORDER BY {key} {direction} NULLS LAST, max(last_us) DESC LIMIT ? OFFSET ?"
     )
 
 

@@ -194,18 +194,27 @@ def test_aggregate_merges_as_if_counted_at_once() -> None:
 
 
 def test_empty_intervals_are_shown(path: Path) -> None:
-    store = stored(path, *(make_turn(60 * minute) for minute in (0, 1, 1, 11)))
-    now = to_microseconds(at(60 * 14)) / 1e6
+    store = stored(path, *(make_turn(60 * minute) for minute in (0, 1, 1, 16)))
+    now = to_microseconds(at(60 * 19)) / 1e6
     seen = overview(store, TurnFilter(since=at(0)), now=now)
     assert seen.interval_seconds == 60
-    assert [point.turns for point in seen.points] == [1, 2, *[0] * 9, 1, 0, 0]
-    assert [point.at for point in seen.points] == [at(60 * minute) for minute in range(14)]
+    assert [point.turns for point in seen.points] == [1, 2, *[0] * 14, 1, 0, 0]
+    assert [point.at for point in seen.points] == [at(60 * minute) for minute in range(19)]
     quiet = seen.points[5]
     assert (quiet.ttft_p50, quiet.cache_hit_share, quiet.prefill_tokens_per_second) == (None, None, None)
     chart = str(overview_charts(seen)[1])
-    assert chart.count('class="hit"') == 14
+    assert chart.count('class="hit"') == 19
     assert chart.count("<polyline") == 2, "p50 and p95 of the first two minutes"
     assert chart.count("dot") == 2, "and of the last turn, alone"
+
+
+@pytest.mark.parametrize(("seconds", "length"), [(20, 1), (200, 5), (800, 15), (1000, 60)])
+def test_window_of_minutes_shows_seconds(path: Path, seconds: int, length: int) -> None:
+    store = stored(path, *(make_turn(n * seconds / 10) for n in range(10)))
+    seen = overview(store, TurnFilter(since=at(0)), now=to_microseconds(at(seconds)) / 1e6)
+    assert seen.interval_seconds == length
+    assert sum(point.turns for point in seen.points) == 10
+    assert max(point.turns for point in seen.points) <= 2, "no single bar"
 
 
 @given(starts=st.lists(st.integers(0, 400 * 86_400), min_size=1, max_size=30), quiet=st.integers(1, 40_000 * 86_400))

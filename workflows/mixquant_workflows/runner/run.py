@@ -20,10 +20,13 @@ from mixquant_agents.errors import EngineError, MixQuantError
 from mixquant_workflows.runner.results import ResultFile
 from mixquant_workflows.suites.base import Case, Suite
 
-__all__ = ["Progress", "SharedTime", "choose", "run_suites"]
+__all__ = ["Progress", "Scored", "SharedTime", "choose", "run_suites"]
 
 Progress = Callable[[str, str, int, int], None]
 """Called as ``progress(suite, policy, done, total)``."""
+
+Scored = Callable[[str, str, Mapping[str, Any]], None]
+"""Called as ``scored(thread, suite, row)`` when a task has ended; ``thread`` is what its turns are recorded under."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ async def run_suites(
     seed: int = 0,
     case_seconds: float = 900.0,
     progress: Progress = lambda suite, policy, done, total: None,
+    scored: Scored = lambda thread, suite, row: None,
 ) -> None:
     """Run what ``results`` does not hold yet, under one policy.
 
@@ -71,9 +75,11 @@ async def run_suites(
         progress(suite.name, policy, len(cases) - len(unfinished), len(cases))
 
         async def run_case(case: Case, suite: Suite = suite, total: int = len(cases)) -> None:
+            thread = f"{suite.name}/{policy}/{case.id}"
             async with slots:
                 with shared.share() as share:
-                    row = await _run_case(suite, case, model, case_seconds, f"{suite.name}/{policy}/{case.id}")
+                    row = await _run_case(suite, case, model, case_seconds, thread)
+            scored(thread, suite.name, row)
             cost = {"engine_seconds": share.seconds}
             results.add({"suite": suite.name, "policy": policy, "case": case.id, **row, **cost})
             progress(suite.name, policy, len(results.done(suite.name, policy)), total)

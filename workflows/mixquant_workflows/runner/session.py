@@ -15,7 +15,7 @@ from rich.progress import Progress, TaskID
 from mixquant_agents import EngineConfig, MixQuantChatModel, OpenAIEngine, PrecisionPolicy, VllmEngine
 from mixquant_agents.engine.base import Engine
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.telemetry import StoreRecorder
+from mixquant_agents.telemetry import Score, StoreRecorder
 from mixquant_workflows.engines import EngineGroup, engine_groups
 from mixquant_workflows.runner.constrained import CallMode, ConstrainedModel
 from mixquant_workflows.runner.registry import BASE_MODEL, model_folder, suite
@@ -225,7 +225,7 @@ class _Session:
                 for policy in group.policies:
                     if self._missing(benchmark, n, policy):
                         await group.enter(policy)
-                        await self._run_suite(benchmark, n, policy, self._model(group.engine, recorder), progress)
+                        await self._run_suite(benchmark, n, policy, group.engine, recorder, progress)
                 self.report()
             for policy in group.policies if self._threads else ():
                 await group.enter(policy)
@@ -273,20 +273,27 @@ class _Session:
         return MixQuantChatModel(**settings) if plan.calls == "auto" else ConstrainedModel(calls=plan.calls, **settings)
 
     async def _run_suite(
-        self, benchmark: Suite, n: int | None, policy: str, model: MixQuantChatModel, progress: _Bars
+        self,
+        benchmark: Suite,
+        n: int | None,
+        policy: str,
+        engine: VllmEngine,
+        recorder: StoreRecorder | None,
+        progress: _Bars,
     ) -> None:
         plan, rows = self._plan, self._results.rows
         began, before = time.monotonic(), len(rows)
         await run_suites(
             [benchmark],
             policy,
-            model,
+            self._model(engine, recorder),
             self._results,
             n=n,
             concurrency=plan.concurrency,
             seed=plan.seed,
             case_seconds=plan.case_seconds,
             progress=progress,
+            scored=functools.partial(_record_score, recorder),
         )
         new_rows = rows[before:]
         score = sum(row["score"] for row in new_rows) / len(new_rows)
@@ -305,6 +312,12 @@ class _Session:
             concurrency=self._plan.concurrency,
             progress=functools.partial(progress, "trace", policy),
         )
+
+
+def _record_score(recorder: StoreRecorder | None, thread: str, suite: str, row: Mapping[str, Any]) -> None:
+    """Put a task's score beside its turns, so that the dashboard shows it by policy."""
+    if recorder is not None:
+        recorder.record_score(Score(thread_id=thread, name=suite, score=row["score"], comment=row["why"] or None))
 
 
 class _Bars:
