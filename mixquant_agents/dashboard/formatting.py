@@ -71,7 +71,7 @@ def interval(seconds: int) -> str:
     for size, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
         if seconds % size == 0:
             return name if seconds == size else f"{seconds // size} {name}s"
-    return f"{seconds} seconds"
+    return "second" if seconds == 1 else f"{seconds} seconds"
 
 
 def ratio(value: float | None) -> str:

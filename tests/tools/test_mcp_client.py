@@ -192,7 +192,7 @@ async def test_arguments_nested_without_end_are_refused(nonsense: Any) -> None:
     schema: dict[str, Any] = {}
     for _ in range(3_000):
         schema = {"properties": {"x": schema}}
-    with pytest.raises(ToolSetupError, match="nests its arguments too deeply|the limit is 20000"):
+    with pytest.raises(ToolSetupError, match=r"nests its arguments too deeply|the limit is 20000"):
         async with nonsense(NonsenseClient(iter([page(offered(schema))]))):
             pass
 
