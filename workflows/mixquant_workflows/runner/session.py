@@ -214,7 +214,7 @@ class _Session:
                 progress = _Bars(bar)
                 for benchmark, n in self._suites:
                     if self._missing(benchmark, n, SERVER):
-                        await self._run_suite(benchmark, n, SERVER, self._model(engine, recorder), progress)
+                        await self._run_suite(benchmark, n, SERVER, engine, recorder, progress)
                     self.report()
 
     async def _run_group(self, group: EngineGroup, recorder: StoreRecorder | None) -> None:
@@ -277,7 +277,7 @@ class _Session:
         benchmark: Suite,
         n: int | None,
         policy: str,
-        engine: VllmEngine,
+        engine: Engine,
         recorder: StoreRecorder | None,
         progress: _Bars,
     ) -> None:
