@@ -66,14 +66,16 @@ def _nameless_calls(messages: Sequence[BaseMessage]) -> set[str]:
 def no_conversation(given: object, error: Exception) -> InvalidMessagesError:
     """Why LangChain could not make messages of what the model was ``given``: which message it is, where one is."""
     why = str(error).partition("\n")[0].rstrip(".")  # a link to LangChain's pages follows
+    if isinstance(error, KeyError):
+        why = f"it has no {error}"
     if isinstance(given, Sequence) and not isinstance(given, str):
         for number, message in enumerate(given, 1):
             if (broken := _broken_arguments(message)) is not None:
                 return InvalidMessagesError(f"message {number}: {broken}")
             try:
                 convert_to_messages([message])
-            except (ValueError, TypeError, NotImplementedError):
-                return InvalidMessagesError(f"message {number} is none: {why}; give a text, or a message")
+            except Exception:  # LangChain reads what it is given without a look at it
+                return InvalidMessagesError(f"message {number} is not valid: {why}; give a text, or a message")
     return InvalidMessagesError(f"this is no conversation: {why}; give a text, or a list of messages")
 
 

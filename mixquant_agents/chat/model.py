@@ -348,7 +348,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
     def _convert_input(self, model_input: LanguageModelInput) -> PromptValue:
         try:
             return super()._convert_input(model_input)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except Exception as error:  # LangChain reads what it is given without a look at it
             raise langchain_error(no_conversation(model_input, error)) from error
 
     def invoke(

@@ -209,9 +209,13 @@ def test_broken_arguments_in_openai_form_name_the_message_and_the_call() -> None
         MixQuantChatModel(engine=ScriptedEngine()).invoke(history)
 
 
-def test_message_that_is_none_is_named() -> None:
-    with pytest.raises(InvalidMessagesError, match="message 2 is none"):
-        MixQuantChatModel(engine=ScriptedEngine()).invoke([("user", "hi"), ("poet", "x")])
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [(("poet", "x"), "poet"), (("user", None), "validation errors"), (("tool", "x"), "it has no 'tool_call_id'")],
+)
+def test_message_that_is_not_valid_is_named(message: Any, reason: str) -> None:
+    with pytest.raises(InvalidMessagesError, match=f"message 2 is not valid: .*{reason}"):
+        MixQuantChatModel(engine=ScriptedEngine()).invoke([("user", "hi"), message])
 
 
 @pytest.mark.parametrize(

@@ -436,13 +436,16 @@ class _Rewriter:
     def _number(self, kind: str, schema: Mapping[str, Any], path: str) -> Schema:
         result: dict[str, Any] = {"type": kind}
         for keyword in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
-            if keyword in schema:
-                result[keyword] = schema[keyword]
+            unbounded = math.inf if "aximum" in keyword else -math.inf  # what pydantic writes of le=math.inf
+            if schema.get(keyword, unbounded) != unbounded:
+                result[keyword] = _finite(schema[keyword], keyword, path)
         lower = max(result.get("minimum", -math.inf), result.get("exclusiveMinimum", -math.inf))
         upper = min(result.get("maximum", math.inf), result.get("exclusiveMaximum", math.inf))
         if lower > upper:
             return False
         step = schema.get("multipleOf")
+        if step is not None:
+            _finite(step, "multipleOf", path)
         if step is None or (kind == "integer" and step == 1):
             return result
         if kind == "integer" and step == int(step):
@@ -466,6 +469,17 @@ class _Rewriter:
             self.unenforced.append(f"pattern ({pattern.problem}) at {path}")
             return None
         return pattern
+
+
+def _finite(value: int | float, keyword: str, path: str) -> int | float:
+    """A keyword's number.
+
+    Raises:
+        GrammarError: JSON has no such number.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise GrammarError(f"the schema is no JSON schema: {keyword} at {path} is {value}; give a finite number")
+    return value
 
 
 def _references(node: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from typing import Any
 
@@ -175,11 +176,21 @@ def test_keyword_beyond_grammars_is_named_and_checked(keyword: str, schema: Any,
         ({"enum": []}, "enum|no value"),
         ({"anyOf": []}, "anyOf"),
         ({"enum": [1], "minLength": "x"}, "minLength"),
+        ({"type": "integer", "multipleOf": math.inf}, "multipleOf at #.* is inf"),
+        ({"type": "integer", "multipleOf": math.nan}, "multipleOf at #.* is nan"),
+        ({"type": "number", "maximum": math.nan}, "maximum at #.* is nan"),
+        ({"type": "number", "minimum": math.inf}, "minimum at #.* is inf"),
     ],
 )
 def test_schema_without_answers_is_refused(schema: Any, words: str) -> None:
     with pytest.raises(GrammarError, match=words):
         grammar_schema(schema)
+
+
+def test_bound_without_end_is_none() -> None:
+    bounds = {"minimum": -math.inf, "exclusiveMaximum": math.inf}
+    assert grammar_schema({"type": "number", **bounds}).schema == grammar_schema({"type": "number"}).schema
+    assert grammar_schema({"type": "integer", "maximum": 10**400}).schema["maximum"] == 10**400
 
 
 def test_schema_too_deep_or_too_large_is_refused() -> None:
