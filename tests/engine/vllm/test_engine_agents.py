@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 from engine_requests import ADD, asked
+from langchain.agents import create_agent
+from langchain.agents.middleware import wrap_model_call
+from langchain.agents.structured_output import ProviderStrategy
+from langchain_core.messages import AIMessage
+from pydantic import BaseModel
 
+from mixquant_agents import MixQuantChatModel
 from mixquant_agents.engine.base import EngineRequest, Keep, NamedTool
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.records import TurnCounts
@@ -101,3 +107,37 @@ async def test_kept_prefix_outlives_others_turns(engine: VllmEngine, seconds: fl
     else:
         assert counts.cached_tokens == (len(written) - 1) // block * block
         assert counts.kept_tokens == counts.cached_tokens
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+    degrees: int
+
+
+def temperature(city: str) -> str:
+    """Temperature in a city, in degrees Celsius."""
+    return f"{city}: 21 degrees"
+
+
+@wrap_model_call
+async def no_tools_behind_a_result(request: Any, handler: Any) -> Any:
+    """The embedded model ends with a sentence; asked for a call or JSON it goes on to call."""
+    return await handler(request.override(tools=[]) if request.messages[-1].type == "tool" else request)
+
+
+async def test_agents_answer_by_a_schema_takes_no_turn_of_its_own(engine: VllmEngine) -> None:
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
+    question = {"messages": [("human", "How warm is it in Graz?")]}
+    plain = (await create_agent(model, [temperature]).ainvoke(question))["messages"]
+    forced = await model.with_structured_output(Weather).ainvoke(plain)
+
+    schema = ProviderStrategy(Weather)
+    agent = create_agent(model, [temperature], response_format=schema, middleware=[no_tools_behind_a_result])
+    result = await agent.ainvoke(question)
+    assert result["structured_response"].degrees == 21  # the small model may misspell the city
+    turns = [message for message in result["messages"] if isinstance(message, AIMessage)]
+    assert [call["name"] for call in turns[0].tool_calls] == ["temperature"], "under the grammar of both"
+    assert isinstance(forced, Weather)
+    assert len(turns) == sum(isinstance(message, AIMessage) for message in plain) == 2, "the forced turn came on top"
