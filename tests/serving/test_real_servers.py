@@ -36,10 +36,11 @@ from mixquant_workflows.graphs.tool import tool_agent
 
 pytestmark = [pytest.mark.engine, pytest.mark.serving, pytest.mark.asyncio(loop_scope="session")]
 
-BLOCK = 16
-POLICY = PrecisionPolicy(prefill_format="int8", exact_last_token=True, exact_last_tokens=BLOCK + 1)
-"""The connector moves whole blocks, and not the one that holds the last token: the decode side runs up to 17 tokens of
-the prompt itself, exact. Here one engine alone does the same."""
+BLOCK = 32
+EXACT = 2 * BLOCK + 1
+POLICY = PrecisionPolicy(prefill_format="int8", exact_last_token=True, exact_last_tokens=EXACT)
+"""The connector moves whole blocks, and not the one that holds the last token: the decode side runs up to 33 tokens of
+the prompt itself, exact. One engine alone that reads its last 65 exact runs the same rows in the same precision."""
 LONG = "Count from one to twenty in words, slowly and politely, and say thank you when you have come to the end. " * 6
 
 
@@ -122,8 +123,8 @@ async def test_turn_is_counted_and_timed_by_its_server(servers: Servers, tmp_pat
     first, second = turns
     assert first["timing_source"] == "engine"
     assert first["ttft_seconds"] >= first["queue_seconds"] + first["prefill_seconds"] > 0
-    assert (first["exact_tokens"], first["cached_tokens"]) == (BLOCK + 1, 0), "the last prompt tokens"
-    assert first["quantized_tokens"] == first["prompt_tokens"] - BLOCK - 1
+    assert (first["exact_tokens"], first["cached_tokens"]) == (EXACT, 0), "the last prompt tokens"
+    assert first["quantized_tokens"] == first["prompt_tokens"] - EXACT
     assert second["cached_tokens"] > 0
     assert second["quantized_tokens"] + second["exact_tokens"] == second["prefill_tokens"]
     assert await rows(servers.reader) - before == sum(turn["prefill_tokens"] for turn in turns)
