@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import time
 from collections.abc import Callable
@@ -67,7 +68,7 @@ def test_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
 
 def test_links_lead_from_overview_to_messages(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
-    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
     browser.find_elements(By.CSS_SELECTOR, "main table a")[0].click()
     until(lambda: "Waterfall" in text_of(browser), "the thread")
     rows = browser.find_elements(By.CSS_SELECTOR, ".fall li")
@@ -192,12 +193,12 @@ def test_requests_stay_on_the_machine(browser: Any, board: Dashboard) -> None:
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_pages_are_readable_at_both_widths(browser: Any, board: Dashboard, width: int, dark: bool) -> None:
     resize(browser, width, dark=dark)
-    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
     thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
     name = f"{width}-{'dark' if dark else 'light'}"
     for page, address, holds in (
         ("overview", f"{board.url}/?window=30d", "Newest turns"),
-        ("threads", f"{board.url}/threads?window=30d", "Threads, newest first"),
+        ("threads", f"{board.url}/threads?window=30d", "First question"),
         ("thread", thread, "Waterfall"),
         ("compare", f"{board.url}/compare?window=30d", "Distributions"),
     ):
@@ -222,10 +223,10 @@ def test_pages_are_readable_at_both_widths(browser: Any, board: Dashboard, width
 def test_every_column_is_in_sight(browser: Any, board: Dashboard, width: int) -> None:
     """Also where turns failed and a policy is emulated."""
     resize(browser, width)
-    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
     thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
     addresses = (f"{board.url}/?window=30d", f"{board.url}/threads?window=30d", thread)
-    for address, holds in zip(addresses, ("Newest turns", "Threads, newest first", "Waterfall"), strict=True):
+    for address, holds in zip(addresses, ("Newest turns", "First question", "Waterfall"), strict=True):
         opened(browser, address, holds)
         cut = browser.execute_script(
             "return [...document.querySelectorAll('.sheet')].filter(e => e.scrollWidth > e.clientWidth + 1)"
@@ -262,7 +263,7 @@ def test_theme_switch_is_kept(browser: Any, board: Dashboard) -> None:
 
 def test_pages_are_reachable_by_keyboard(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
-    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "Threads, newest first")
+    opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
     body = browser.find_element(By.TAG_NAME, "body")
     body.send_keys("/")
     assert browser.switch_to.active_element.get_attribute("name") == "search"
@@ -284,7 +285,7 @@ def test_pages_are_reachable_by_keyboard(browser: Any, board: Dashboard) -> None
 
 def test_live_pages_say_their_language_and_have_one_main_landmark(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
-    for page, heading in (("/", "Overview"), ("/threads", "Threads, newest first"), ("/compare", "A and B compared")):
+    for page, heading in (("/", "Overview"), ("/threads", "Threads"), ("/compare", "A and B compared")):
         browser.get(f"{board.url}{page}?window=30d")
         until(lambda: browser.find_elements(By.TAG_NAME, "h1"), f"the heading of {page}")
         assert browser.execute_script("return document.documentElement.lang") == "en"
@@ -295,6 +296,82 @@ def test_live_pages_say_their_language_and_have_one_main_landmark(browser: Any, 
     link = browser.find_element(By.CSS_SELECTOR, "a.skip")
     browser.execute_script("arguments[0].click()", link)
     until(lambda: browser.switch_to.active_element.get_attribute("id") == "main", "the page by the skip link")
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_pages_have_no_serious_finding_of_axe(browser: Any, board: Dashboard, width: int, dark: bool) -> None:
+    axe = (importlib.resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    addresses = {
+        "/": "Newest turns", "/threads?search=synthetic": "First question", "/compare": "Distributions",
+        f"/thread?id={AXE_THREAD}&turn=axe-1": "Added since", "/?policy=none": "No turns match",
+    }  # fmt: skip
+    record_axe_thread(board)
+    for address, holds in addresses.items():
+        resize(browser, width, dark=dark)
+        opened(browser, board.url + address, holds)
+        browser.execute_script(axe)
+        found = browser.execute_async_script("axe.run(document, {resultTypes: ['violations']}).then(arguments[0])")
+        assert len(found["passes"]) > 15, "it looked"
+        serious = [
+            (finding["id"], [node["html"] for node in finding["nodes"]])
+            for finding in found["violations"]
+            if finding["impact"] in ("serious", "critical")
+        ]
+        assert not serious, (address, serious)
+    resize(browser, 1280)
+
+
+def test_axe_finds_what_is_wrong(browser: Any, board: Dashboard) -> None:
+    axe = (importlib.resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+    opened(browser, f"{board.url}/", "Overview")
+    browser.execute_script("document.querySelector('main').insertAdjacentHTML('beforeend', '<img src=x><input>')")
+    browser.execute_script(axe)
+    found = browser.execute_async_script("axe.run(document, {resultTypes: ['violations']}).then(arguments[0])")
+    assert {"image-alt", "label"} <= {finding["id"] for finding in found["violations"]}
+
+
+AXE_THREAD = "axe"
+
+
+def record_axe_thread(board: Dashboard) -> None:
+    """A thread with all kinds of rows; written once."""
+    for kind, name, parent in ((SpanKind.AGENT, "lead", None), (SpanKind.NODE, "model", "axe-lead")):
+        board.recorder.record_span(
+            Span(kind=kind, name=name, span_id=f"axe-{name}", parent_id=parent, started_at=utc(-3), seconds=3.0,
+                 thread_id=AXE_THREAD)
+        )  # fmt: skip
+    question = {"role": "user", "content": "Which notes?"}
+    for index, messages in enumerate(([question], [question, {"role": "user", "content": "And then?"}])):
+        turn = make_turn(turn_id=f"axe-{index}", turn_index=index, thread_id=AXE_THREAD, error="x" if index else None)
+        board.recorder.record(turn, content=TurnContent(messages=messages))
+    board.recorder.flush()
+
+
+def test_threads_are_searched_and_ordered(browser: Any, board: Dashboard) -> None:
+    resize(browser, 1280)
+    record_axe_thread(board)
+    opened(browser, f"{board.url}/threads?search=WHICH+NOTES%3F", "Which notes?")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "main tbody tr")) == 1
+    opened(browser, f"{board.url}/threads?search=synthetic", "First question")
+    browser.find_element(By.LINK_TEXT, "Turns").click()
+    until(lambda: "order=turns" in browser.current_url, "the order in the address")
+    until(lambda: "Turns ↓" in text_of(browser), "the mark of the order")
+
+    def turns() -> list[int]:
+        return [int(cell.text) for cell in browser.find_elements(By.CSS_SELECTOR, "td[data-label=Turns]")]
+
+    assert turns() == sorted(turns(), reverse=True)
+    assert len(set(turns())) > 3
+
+
+def test_live_state_counts_the_seconds(browser: Any, board: Dashboard) -> None:
+    board.recorder.record(make_turn(thread_id="state"))
+    opened(browser, f"{board.url}/", "s ago")
+    state = browser.find_element(By.CSS_SELECTOR, ".live")
+    assert (state.get_attribute("data-state"), state.text.split(",")[0]) == ("live", "Live")
+    browser.execute_script("window.socket.disconnect()")
+    until(lambda: "Connection lost" in text_of(browser), "the lost connection")
 
 
 def test_overview_exports_what_it_shows(browser: Any, board: Dashboard) -> None:
