@@ -48,7 +48,7 @@ def test_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
     opened(browser, f"{board.url}/?window=1h&policy=live-policy", "No turns match")
     # The page itself notes when a thread's name appears: asking it from outside takes its own time.
     browser.execute_script(
-        "window.shown = {}; new MutationObserver(() => { for (const a of document.querySelectorAll('main table a')) "
+        "window.shown = {}; new MutationObserver(() => { for (const a of document.querySelectorAll('main tbody a')) "
         "window.shown[a.innerText] ??= Date.now() / 1000; })"
         ".observe(document.body, {childList: true, subtree: true, characterData: true})"
     )
@@ -69,7 +69,7 @@ def test_turn_shows_within_a_second(browser: Any, board: Dashboard) -> None:
 def test_links_lead_from_overview_to_messages(browser: Any, board: Dashboard) -> None:
     resize(browser, 1280)
     opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
-    browser.find_elements(By.CSS_SELECTOR, "main table a")[0].click()
+    browser.find_elements(By.CSS_SELECTOR, "main tbody a")[0].click()
     until(lambda: "Waterfall" in text_of(browser), "the thread")
     rows = browser.find_elements(By.CSS_SELECTOR, ".fall li")
     turns = browser.find_elements(By.CSS_SELECTOR, ".fall li.turn a")
@@ -194,7 +194,7 @@ def test_requests_stay_on_the_machine(browser: Any, board: Dashboard) -> None:
 def test_pages_are_readable_at_both_widths(browser: Any, board: Dashboard, width: int, dark: bool) -> None:
     resize(browser, width, dark=dark)
     opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
-    thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
+    thread = browser.find_elements(By.CSS_SELECTOR, "main tbody a")[1].get_attribute("href")
     name = f"{width}-{'dark' if dark else 'light'}"
     for page, address, holds in (
         ("overview", f"{board.url}/?window=30d", "Newest turns"),
@@ -224,7 +224,7 @@ def test_every_column_is_in_sight(browser: Any, board: Dashboard, width: int) ->
     """Also where turns failed and a policy is emulated."""
     resize(browser, width)
     opened(browser, f"{board.url}/threads?window=30d&search=synthetic", "First question")
-    thread = browser.find_elements(By.CSS_SELECTOR, "main table a")[1].get_attribute("href")
+    thread = browser.find_elements(By.CSS_SELECTOR, "main tbody a")[1].get_attribute("href")
     addresses = (f"{board.url}/?window=30d", f"{board.url}/threads?window=30d", thread)
     for address, holds in zip(addresses, ("Newest turns", "First question", "Waterfall"), strict=True):
         opened(browser, address, holds)
@@ -418,7 +418,7 @@ def test_focus_survives_a_live_update(browser: Any, board: Dashboard) -> None:
     opened(browser, f"{board.url}/?window=1h&policy=exact", "Time")
     board.recorder.record(make_turn(thread_id="focus-0"))
     until(lambda: "focus-0" in text_of(browser), "a first turn")
-    link = browser.find_element(By.CSS_SELECTOR, "main table a")
+    link = browser.find_element(By.CSS_SELECTOR, "main tbody a")
     identity = link.get_attribute("id")
     browser.execute_script("arguments[0].focus()", link)
     board.recorder.record(make_turn(thread_id="focus-1"))
