@@ -31,7 +31,7 @@ def command(
     Gives their scales, and with --gptq twins rounded by GPTQ. Kept in the cache.
 
     \b
-    Example: mixquant calibrate embedded --gptq --behind
+    Example: mixquant calibrate embedded --gptq
     """
     from mixquant_agents.cli.output import progress_bar, result_console
     from mixquant_agents.errors import ConfigError

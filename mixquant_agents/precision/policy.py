@@ -257,7 +257,7 @@ NVFP4_RECIPE: dict[str, Any] = {
     "exact_static_prefix": True,
     "exact_first_tokens": 16,
     "exact_last_tokens": 112,
-    "weight_rounding": "gptq-behind",
+    "weight_rounding": "gptq",
     "calibration": "auto",
 }
 """What NVFP4 reads with by default, by the figures of ``docs/nvfp4-fidelity.md``: to a prefill that finds its static

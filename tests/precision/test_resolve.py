@@ -224,7 +224,7 @@ def test_auto_takes_nvfp4s_default_recipe_on_blackwell_and_keeps_its_name() -> N
 def test_without_a_calibration_values_are_rounded_to_the_nearest() -> None:
     policy = PrecisionPolicy.of("mixquant-nvfp4")
     names = [resolve(policy, CPU, calibrated=there).default_format.name for there in (True, False)]  # type: ignore[union-attr] # it quantizes
-    assert names == ["nvfp4-emulated-gptq-behind", "nvfp4-emulated"]
+    assert names == ["nvfp4-emulated-gptq", "nvfp4-emulated"]
 
 
 @pytest.mark.parametrize("device", [L4, H100, CPU])

@@ -50,7 +50,7 @@ def test_calibration_is_made_once_on_a_gpu(model: str) -> None:
         assert calibration.layer("layers.0.mlp.down_proj", 16, 32).activation_scale == 0.5
     assert made == [command(model, POLICY)]
     assert made[0][0] == sys.executable
-    assert made[0][-4:] == ["--rounding", "gptq-behind", "--weight-scales", "max"]
+    assert made[0][-4:] == ["--rounding", "gptq", "--weight-scales", "max"]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_runtime_without_one_rounds_to_the_nearest(model: str) -> None:
 
 def test_runtime_takes_one_that_was_made_meanwhile(model: str) -> None:
     runtime = Runtime(PrecisionPolicy.of("exact"), CPU, switchable=True, model=model)
-    save(folder_of(model), Recipe("gptq-behind"), {"layers.0.mlp.down_proj": KNOWN})
+    save(folder_of(model), Recipe("gptq"), {"layers.0.mlp.down_proj": KNOWN})
     runtime.set_policy(POLICY)
-    assert runtime.status()["twin"] == "nvfp4-emulated-gptq-behind"
+    assert runtime.status()["twin"] == "nvfp4-emulated-gptq"
 
 
 def test_folder_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
@@ -113,7 +113,7 @@ def test_layers_that_the_cache_does_not_know_are_rounded_to_the_nearest(model: s
     assert torch.equal(sharded.grid * sharded.scale, nearest[0] * nearest[1])
     assert runtime.status()["uncalibrated_layers"] == 1
     assert runtime.calibration_of("layers.0.mlp.down_proj", 16, 32).twin is None, "its parts would not fit together"
-    save(folder_of(model), Recipe("gptq-behind"), {})
+    save(folder_of(model), Recipe("gptq"), {})
     named = POLICY.model_copy(update={"calibration": str(folder_of(model))})
     with pytest.raises(FormatRefusedError, match="has no layer"):
         Runtime(named, CPU, switchable=True).calibration_of("layers.0.mlp.down_proj", 16, 32)
