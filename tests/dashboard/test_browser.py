@@ -310,6 +310,7 @@ def test_pages_have_no_serious_finding_of_axe(browser: Any, board: Dashboard, wi
     for address, holds in addresses.items():
         resize(browser, width, dark=dark)
         opened(browser, board.url + address, holds)
+        browser.set_script_timeout(120)  # axe measures every element: minutes on a machine under load
         browser.execute_script(axe)
         found = browser.execute_async_script("axe.run(document, {resultTypes: ['violations']}).then(arguments[0])")
         assert len(found["passes"]) > 15, "it looked"

@@ -280,7 +280,8 @@ class MixQuantExpertsMethod(UnquantizedFusedMoEMethod):  # type: ignore[misc] # 
             self._weights = loaded.on(torch.device("cpu"), copy=True)
         first = self.moe_kernel is None
         super().process_weights_after_loading(layer)
-        if first and layer.w13_weight.data_ptr() != loaded.up.data_ptr():
+        up = dict(layer.named_parameters(recurse=False))["w13_weight"]
+        if first and up.data_ptr() != loaded.up.data_ptr():
             self._reordered = True
             self._weights = loaded.on(torch.device("cpu"), copy=True)
 
