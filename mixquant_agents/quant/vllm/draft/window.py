@@ -26,7 +26,7 @@ class DraftTables:
         Args:
             block_tables: vLLM's.
             first: tokens of the context's beginning that are kept, rounded up to blocks.
-            last: tokens of its end; ``None``: everything is read.
+            last: tokens before the cycle's end, its own drafts among them; ``None``: everything is read.
         """
         self._source = block_tables
         self.tables = [torch.zeros_like(table) for table in block_tables.input_block_tables]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mixquant_agents.quant.vllm.draft.window import DraftTables
@@ -26,9 +26,10 @@ def read(own: DraftTables, request: int, length: int) -> list[tuple[int, int]]:
     return [(int(own.tables[0][request, at // SIZE]), at % SIZE) for at in range(length)]
 
 
+@example(6, 0, 4, 3)  # the first kept block begins just behind the oldest of the four
 @given(st.integers(1, COLUMNS * SIZE - 3), st.integers(0, 9), st.integers(1, 30), st.integers(1, 3))
 def test_first_and_last_tokens_are_read_once_each(length: int, first: int, last: int, drafts: int) -> None:
-    """Of each cycle step: all up to the row's own position, or of a longer context both ends."""
+    """Of each cycle step: all up to the row's own position, or of a longer context both ends, the last by the cycle's."""
     own, _ = tables(first, last)
     lengths = torch.tensor([length + 1], dtype=torch.int32)
     own.follow(1, torch.tensor([length + drafts]), lengths)
@@ -37,7 +38,7 @@ def test_first_and_last_tokens_are_read_once_each(length: int, first: int, last:
         seen = [block * SIZE + at for block, at in read(own, 0, int(lengths[0]) + step)]
         assert len(set(seen)) == len(seen)
         assert set(seen) <= set(range(position + 1)), "nothing beyond the row"
-        assert set(range(max(0, position + 1 - last), position + 1)) <= set(seen)
+        assert set(range(max(0, length + drafts - last), position + 1)) <= set(seen)
         assert set(range(min(first, position + 1))) <= set(seen)
         assert own.longest is not None
         assert len(seen) <= own.longest
