@@ -29,7 +29,7 @@ def read(own: DraftTables, request: int, length: int) -> list[tuple[int, int]]:
 @example(6, 0, 4, 3)  # the first kept block begins just behind the oldest of the four
 @given(st.integers(1, COLUMNS * SIZE - 3), st.integers(0, 9), st.integers(1, 30), st.integers(1, 3))
 def test_first_and_last_tokens_are_read_once_each(length: int, first: int, last: int, drafts: int) -> None:
-    """Of each cycle step: all up to the row's own position, or of a longer context both ends, the last by the cycle's."""
+    """Of each cycle step: all up to the row's own position, or of a longer context both ends."""
     own, _ = tables(first, last)
     lengths = torch.tensor([length + 1], dtype=torch.int32)
     own.follow(1, torch.tensor([length + drafts]), lengths)
