@@ -9,6 +9,7 @@ from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExpert
 from vllm.model_executor.layers.fused_moe.moe_align_block_size import moe_align_block_size
 
 from mixquant_agents.quant.experts.layer import ExpertShape
+from mixquant_agents.quant.vllm.experts.tiled import FUSED
 
 __all__ = ["CUTS", "Cut", "GroupedExperts", "grouped_experts"]
 
@@ -27,9 +28,6 @@ CUTS = {
     "128 wide": Cut(128, (128, 128, 8, 4), (256, 128, 8, 4)),
 }
 """Cuts to try at start."""
-
-_FUSED = {"SILU": False, "GELU_TANH": True}
-"""Activations that the first product ends with, by vLLM's names, and whether it is GELU."""
 
 
 class GroupedExperts(TritonExperts):  # type: ignore[misc] # vllm is untyped here
@@ -63,7 +61,7 @@ class GroupedExperts(TritonExperts):  # type: ignore[misc] # vllm is untyped her
         order = grouped_triton.Order(places, experts, used, self.cut.rows)
         inner = torch.empty(order.places.shape[0], w2.shape[2], dtype=output.dtype, device=output.device)
         up, down = grouped_triton.Tile(*self.cut.up), grouped_triton.Tile(*self.cut.down)
-        gelu = _FUSED[activation.name]
+        gelu = FUSED[activation.name]
         grouped_triton.up_rows(hidden_states, a1q_scale, w1, self.w1_scale, order, inner, chosen, up, gelu)
         codes, scales = grouped_triton.quantize_sorted(inner, order)
         outer = workspace2.flatten()[: m * chosen * w2.shape[1]].view(m, chosen, w2.shape[1])
@@ -77,7 +75,7 @@ def grouped_experts(
     """A class for each cut; none where the products do not take the layer."""
     moe = own.moe_config
     takes = (
-        own.activation.name in _FUSED
+        own.activation.name in FUSED
         and own.swiglu_limit is None
         and not moe.has_bias
         and not weight_on_input

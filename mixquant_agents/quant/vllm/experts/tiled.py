@@ -18,7 +18,7 @@ from vllm.triton_utils import tl
 
 from mixquant_agents.quant.ops.sources import kernels_for
 
-__all__ = ["TILES", "TiledExperts", "tiled_experts"]
+__all__ = ["FUSED", "TILES", "TiledExperts", "tiled_experts"]
 
 TILES = {
     "64x128x128": (64, 128, 128, 16, 4, 4),
@@ -27,8 +27,8 @@ TILES = {
 """Rows, outputs and inputs of a tile, tiles of a group, warps, stages."""
 
 _KEYS = ("BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K", "GROUP_SIZE_M", "num_warps", "num_stages")
-_FUSED = {"SILU": False, "GELU_TANH": True}
-"""Activations that our kernel knows, by vLLM's names, and whether it is GELU."""
+FUSED = {"SILU": False, "GELU_TANH": True}
+"""Activations that our kernels know, by vLLM's names, and whether it is GELU."""
 
 
 class TiledExperts(TritonExperts):  # type: ignore[misc] # vllm is untyped here
@@ -61,7 +61,7 @@ class TiledExperts(TritonExperts):  # type: ignore[misc] # vllm is untyped here
         inner = workspace2.flatten()[: rows * w1.shape[1]].view(m, chosen, w1.shape[1])
         self._multiply(hidden_states, w1, inner, a1q_scale, self.w1_scale, None, order, chosen, self.w1_bias)
         codes, scales = kernels_for(inner).silu_quantize_rows(
-            inner.view(rows, -1), hidden_states.dtype, gelu=_FUSED[activation.name]
+            inner.view(rows, -1), hidden_states.dtype, gelu=FUSED[activation.name]
         )
         outer = workspace2.flatten()[: rows * w2.shape[1]].view(m, chosen, w2.shape[1])
         weights = None if apply_router_weight_on_input else topk_weights
@@ -105,7 +105,7 @@ class TiledExperts(TritonExperts):  # type: ignore[misc] # vllm is untyped here
 
 def tiled_experts(own: Any, tiles: Mapping[str, tuple[int, ...]] = TILES) -> dict[str, type[TiledExperts]]:
     """A class for each of ``tiles``; none where the layer's activation is not among ours."""
-    if own.activation.name not in _FUSED or own.swiglu_limit is not None:
+    if own.activation.name not in FUSED or own.swiglu_limit is not None:
         return {}
     return {
         f"tiles {name}": type(f"TiledExperts{name}", (TiledExperts,), {"tile": dict(zip(_KEYS, sizes, strict=True))})
