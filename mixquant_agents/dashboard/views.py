@@ -19,6 +19,7 @@ from mixquant_agents.dashboard.turn_page import turn_detail
 from mixquant_agents.telemetry.analysis.overview import Overview, overview
 from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS
 from mixquant_agents.telemetry.store.aggregate import MINUTE
+from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.models import ThreadSummary
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
@@ -59,20 +60,16 @@ def header(here: str, path: str, file: str) -> Markup:
 def filters_bar(store: TurnStore, action: str, query: Mapping[str, str]) -> Markup:
     """The filters, as a form whose address is the page's."""
     default = EVERYTHING if action == "/threads" else FITTING
-    turn_filter, window = page_filter(store, query, default)
     shown = {
         **dict.fromkeys(("policy", "model", "engine", "status", "thread", "run", "since", "until")),
-        **turn_filter.as_mapping(),
+        **TurnFilter.from_mapping(query).as_mapping(),
     }
-    for end in ("since", "until"):
-        if not query.get(end):
-            shown[end] = None  # it came from the window
     return render(
         "filters",
         action=action,
         names=names_in(store),
         chosen=shown,
-        window=window,
+        window=query.get("window") or default,
         windows=WINDOWS,
         default_window=default,
         search=query.get("search", ""),

@@ -133,7 +133,7 @@ def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: fl
     )
     length, intervals = collected.intervals()
     speed_ups, no_speed_up = _speed_ups(with_baseline, series, turn_filter.policy)
-    scores = store.scores(turn_filter)
+    scores = scores_by_policy(store.scores(turn_filter), series)
     return Overview(
         figures=figures_of(collected, total, series),
         turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
@@ -142,7 +142,7 @@ def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: fl
         interval_seconds=length,
         points=[_point(start, aggregate) for start, aggregate in intervals],
         policies=by_policy(collected, with_baseline, series, scores),
-        scores=scores_by_name(scores_by_policy(scores, series)),
+        scores=scores_by_name(scores),
         speed_ups=speed_ups,
         no_speed_up=no_speed_up,
         truncated=collected.truncated,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mixquant_agents.telemetry.analysis.collect import Collected
 from mixquant_agents.telemetry.analysis.figures import Figures, figures_of
-from mixquant_agents.telemetry.analysis.scores import mean, scores_by_policy
+from mixquant_agents.telemetry.analysis.scores import PolicyKey, mean
 from mixquant_agents.telemetry.analysis.speedup import BASELINE, STRATUM_TURNS, Saving, comparable, saving, setup_of
 from mixquant_agents.telemetry.store.models import Series, StoredScore
 
@@ -44,7 +44,10 @@ class PolicyFigures:
 
 
 def by_policy(
-    collected: Collected, with_baseline: Collected, series: Sequence[Series], scores: Sequence[StoredScore] = ()
+    collected: Collected,
+    with_baseline: Collected,
+    series: Sequence[Series],
+    scores: Mapping[PolicyKey, Sequence[StoredScore]],
 ) -> list[PolicyFigures]:
     """The turns of ``collected`` by policy: the baseline first, then by name.
 
@@ -52,9 +55,8 @@ def by_policy(
         collected: the turns to show.
         with_baseline: the same turns and those of the baseline, where a filter left it out.
         series: all series of the store.
-        scores: of the threads whose turns these are.
+        scores: of the threads whose turns these are, by policy.
     """
-    grouped = scores_by_policy(scores, series)
     ids: dict[tuple[str, bool], list[int]] = {}
     for entry in collected.present(series):
         ids.setdefault((entry.policy, bool(entry.emulated)), []).append(entry.id)
@@ -62,7 +64,7 @@ def by_policy(
     for policy, emulated in sorted(ids, key=lambda key: (key[0] != BASELINE, key)):
         own = ids[policy, emulated]
         length, intervals = collected.intervals(own)
-        scored = grouped.get((policy, emulated), [])
+        scored = scores.get((policy, emulated), [])
         saved, no_saving = _saved([entry for entry in series if entry.id in own], with_baseline, series)
         rows.append(
             PolicyFigures(
