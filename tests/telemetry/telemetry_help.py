@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry import StoreRecorder
 from mixquant_agents.telemetry.store.reader import TurnStore
+from mixquant_agents.telemetry.store.schema import APPLICATION_ID, MIGRATIONS
 
 _numbers = itertools.count()
 EPOCH = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -45,3 +47,13 @@ def stored(path: Path, *turns: TurnRecord, **options: Any) -> TurnStore:
     assert recorder.problem is None
     assert recorder.dropped == 0
     return TurnStore(path)
+
+
+def old_store(path: Path, version: int) -> sqlite3.Connection:
+    """An empty store as a program of that schema version made it."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    for script in MIGRATIONS[:version]:
+        connection.executescript(script)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    return connection

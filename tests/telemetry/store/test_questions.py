@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from telemetry_help import at, make_turn
+from telemetry_help import at, make_turn, old_store
 
 from mixquant_agents.errors import RequestError
 from mixquant_agents.telemetry import Retention, Score, StoreRecorder, TurnContent
@@ -21,7 +20,6 @@ from mixquant_agents.telemetry.store.questions import LONGEST, question_of
 from mixquant_agents.telemetry.store.reader import THREAD_ORDERS, TurnStore
 from mixquant_agents.telemetry.store.retention import retain
 from mixquant_agents.telemetry.store.rows import to_microseconds
-from mixquant_agents.telemetry.store.schema import APPLICATION_ID, MIGRATIONS
 
 
 def asked(text: Any) -> TurnContent:
@@ -127,11 +125,7 @@ def test_questions_and_scores_go_with_their_thread(path: Path) -> None:
 
 def test_store_of_the_version_before_gets_its_questions(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for script in MIGRATIONS[:3]:
-            connection.executescript(script)
-        connection.execute("PRAGMA user_version = 3")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    with closing(old_store(path, 3)) as connection:
         connection.execute("INSERT INTO series (id, model, engine, policy) VALUES (1, 'm', 'vllm', 'exact')")
         turns = [("later", 9, "t"), ("first", 5, "t"), (None, 1, "u"), ("other", 2, "u"), ("of no thread", 3, None)]
         for number, (text, started, thread) in enumerate(turns):

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from telemetry_help import at, make_turn
+from telemetry_help import at, make_turn, old_store
 
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry import StoreRecorder
@@ -16,7 +16,7 @@ from mixquant_agents.telemetry.store.connection import connect_reader, connect_w
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import SERIES, to_microseconds
-from mixquant_agents.telemetry.store.schema import APPLICATION_ID, MIGRATIONS, SCHEMA_VERSION
+from mixquant_agents.telemetry.store.schema import MIGRATIONS, SCHEMA_VERSION
 
 pytestmark = pytest.mark.slow
 
@@ -62,16 +62,12 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
 
 def test_old_store_is_migrated_with_its_turns(tmp_path: Path) -> None:
     path = tmp_path / "turns.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.executescript(MIGRATIONS[0])
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    with closing(old_store(path, 1)) as connection:
         connection.execute("INSERT INTO series (id, model, engine, policy) VALUES (1, 'm', 'vllm', 'exact')")
         connection.execute(
             "INSERT INTO turns (turn_id, turn_index, series_id, started_us, aborted, record_version) "
             "VALUES ('old', 0, 1, 1, 0, 1)"
         )
-    connection.close()
     with pytest.raises(StoreError, match="older schema 1"):
         TurnStore(path)
     recorder = StoreRecorder(path)
@@ -92,11 +88,7 @@ def test_failures_are_rolled_up_when_a_store_of_the_version_before_is_opened(tmp
     for turn in turns:
         recorder.record(turn)
     recorder.close()
-    with closing(sqlite3.connect(old, isolation_level=None)) as connection:
-        for script in MIGRATIONS[:2]:
-            connection.executescript(script)
-        connection.execute("PRAGMA user_version = 2")
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    with closing(old_store(old, 2)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("ATTACH ? AS new", (str(new),))
         connection.execute(f"INSERT INTO series SELECT {', '.join(('id', *SERIES[:-1]))} FROM new.series")  # noqa: S608 # our names
