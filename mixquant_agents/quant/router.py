@@ -53,15 +53,22 @@ class GraphSettings:
 
 @dataclass(slots=True)
 class CapturedGraphs:
-    """The piecewise graphs of one engine.
+    """The graphs of one engine.
 
     Attributes:
-        sizes: ``(tokens, mode)`` of those at hand, exact ones aside.
-        keys: vLLM's key of a graph and a mode, to the key of that mode's own graph.
+        sizes: ``(tokens, mode)`` of the piecewise ones at hand, exact ones aside.
+        keys: vLLM's key of a piecewise graph and a mode, to the key of that mode's own graph.
+        full: ``(tokens, mode)`` to vLLM's key of the full graph for a small step with prefill rows.
     """
 
     sizes: set[tuple[int, Mode]] = field(default_factory=set)
     keys: dict[tuple[Hashable, Mode], Any] = field(default_factory=dict)
+    full: dict[tuple[int, Mode], Any] = field(default_factory=dict)
+
+    def smallest_full(self, tokens: int, mode: Mode) -> Any:
+        """The key of the smallest full graph that holds a step of ``tokens`` rows in ``mode``; ``None``: none does."""
+        sizes = [size for size, held in self.full if held is mode and size >= tokens]
+        return self.full[min(sizes), mode] if sizes else None
 
 
 class Router:
@@ -166,6 +173,7 @@ class Router:
             "slot_rows": self.capacity,
             "threshold_seconds": round(self.thresholds.seconds, 2),
             "threshold_microseconds": self.thresholds.microseconds,
+            "captured_full_graphs": {mode.value: sum(held is mode for _, held in self.graphs.full) for mode in Mode},
             "captured_graphs": {mode.value: kinds.count(mode) for mode in (Mode.QUANTIZED, Mode.MIXED)},
         }
 
@@ -193,9 +201,7 @@ class Router:
     def route(self, requests: Sequence[RequestRows]) -> tuple[RowPlan, StepPlan]:
         """The routing of a step given its requests in row order, and the plan by which it runs: one says what the other
         does."""
-        rows = plan_rows(requests, self.rule)
-        if rows.num_quantized and self._runs_exact(rows):
-            rows = rows.all_exact()
+        rows = self._row_plan(requests)
         if rows.mode is not Mode.MIXED:
             return rows, StepPlan(rows.mode, rows.rows, rows.requests)
         mask = rows.mask()
@@ -204,6 +210,16 @@ class Router:
             return rows, StepPlan(Mode.MIXED, rows.rows, rows.requests, exact, quantized)
         index = self._exact_rows(np.flatnonzero(~mask).astype(np.int32))
         return rows, StepPlan(Mode.MIXED, rows.rows, rows.requests, index)
+
+    def graph_mode(self, requests: Sequence[RequestRows]) -> Mode | None:
+        """In which mode :meth:`route` will run a step of these requests, in whatever order; ``None`` where no captured
+        graph holds it, since it has more exact rows than those have room for."""
+        rows = self._row_plan(requests)
+        return None if rows.mode is Mode.MIXED and rows.num_exact > self.capacity else rows.mode
+
+    def _row_plan(self, requests: Sequence[RequestRows]) -> RowPlan:
+        rows = plan_rows(requests, self.rule)
+        return rows.all_exact() if rows.num_quantized and self._runs_exact(rows) else rows
 
     def _runs_exact(self, plan: RowPlan) -> bool:
         """Whether a step with quantized rows runs exact altogether: a full graph is replayed for it, or mixing

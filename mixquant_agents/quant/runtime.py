@@ -10,7 +10,7 @@ import torch
 
 from mixquant_agents.errors import ConfigError, FormatRefusedError, MixQuantError
 from mixquant_agents.precision.layer_filter import parts_of
-from mixquant_agents.precision.plan import RequestRows
+from mixquant_agents.precision.plan import Mode, RequestRows
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import ResolvedPolicy, RoutedFormat, resolve
 from mixquant_agents.precision.static_prefix import StaticPrefix
@@ -51,6 +51,8 @@ class Runtime:
         calibration: what is known of the layers' activations, if anything.
         uncalibrated: why nothing is, although the policy asked for it.
         draft_status: plain JSON of the drafts that the twins make; empty where they make none.
+        full_graph_rows: rows of the full graph that was chosen for the step at hand, or is being captured; 0: another
+            kind of graph, or none.
         draft_shares: time of a draft's products over the exact ones, by the number of rows for which it was measured.
     """
 
@@ -108,6 +110,8 @@ class Runtime:
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
         self.kernels: KernelCheck | None = None
         self._step: StepPlan | None = None
+        self._coming: Callable[[], Sequence[RequestRows]] | None = None
+        self.full_graph_rows = 0
         self._drafts = 0
         self.draft_status: dict[str, Any] = {}
         self.draft_shares: dict[int, float] = {}
@@ -273,17 +277,32 @@ class Runtime:
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """The runner starts to execute a step; what an earlier one left over is void."""
+    def begin_step(self, coming: Callable[[], Sequence[RequestRows]] | None = None) -> None:
+        """The runner starts to execute a step; what an earlier one left over is void. ``coming`` gives its requests, in
+        any order, once the runner knows them; ``None``: they come with :meth:`plan_step` alone."""
         self._step = None
+        self._coming = coming
+        self.full_graph_rows = 0
         self._drafts = 0
         self._planned = False
         self._serving = True
 
     def end_step(self) -> bool:
         """The forward is over. Returns whether there was a plan."""
-        self._step = None
+        self._step = self._coming = None
+        self.full_graph_rows = 0
         return self._planned
+
+    def coming_mode(self) -> Mode | None:
+        """In which mode the step at hand will run, before its inputs are prepared; ``None``: not known, or in no
+        captured graph."""
+        return None if self._coming is None else self.router.graph_mode(self._prefixed(self._coming()))
+
+    def _prefixed(self, requests: Iterable[RequestRows]) -> tuple[RequestRows, ...]:
+        prefixes = self._prefixes
+        if not prefixes:
+            return tuple(requests)
+        return tuple(request._replace(exact_first=prefixes.get(request.request_id, 0)) for request in requests)
 
     def ask_for_drafts(self, tokens: int) -> None:
         """The scheduler wants so many tokens drafted for each request once the step is verified."""
@@ -309,10 +328,7 @@ class Runtime:
 
     def plan_step(self, requests: Iterable[RequestRows], drafts: dict[str, int] | None = None) -> StepPlan:
         """Route the step's rows and count them."""
-        if self._prefixes:
-            prefixes = self._prefixes
-            requests = [request._replace(exact_first=prefixes.get(request.request_id, 0)) for request in requests]
-        rows, step = self.router.route(tuple(requests))
+        rows, step = self.router.route(self._prefixed(requests))
         self._step = step
         self._planned = True
         self.counter.record(rows, drafts)

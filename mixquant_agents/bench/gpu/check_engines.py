@@ -4,7 +4,7 @@
 asked for at once on one GPU:
 
 - ``graphs``: ``exact`` with graphs and eager; phase-aware FP8 with full and piecewise graphs, with piecewise graphs
-  alone, and eager.
+  alone, with full graphs of small steps too, and eager.
 - ``formats``: INT8; NVFP4, emulated where the device lacks it (it must become eager by itself).
 - ``projections``: q in FP8, k in INT8, v exact, o in INT8, all else FP8 (with graphs, and eager); and NVFP4, emulated,
   with GPTQ's twins calibrated at load and q, k, v in FP8.
@@ -64,6 +64,7 @@ FAMILY = ("mixquant", "mixquant-piecewise", "mixquant-eager")
 SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 129, 16), 256, 512, 768, 1280, 2560]}
 FULL: dict[str, Any] = {"compilation_config": SIZES}
 PIECEWISE: dict[str, Any] = {"compilation_config": {**SIZES, "cudagraph_mode": "PIECEWISE"}}
+WHOLE: dict[str, Any] = {"compilation_config": {**SIZES, "cudagraph_mode": "FULL"}}
 EAGER: dict[str, Any] = {"enforce_eager": True, "compilation_config": {}}
 NGRAM = {**FULL, "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}
 LORA = {**FULL, "enable_lora": True, "max_lora_rank": 64}
@@ -79,6 +80,7 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact": ("exact", FULL, {}),
         "mixquant": ("mixquant-fp8", FULL, {}),
         "mixquant-piecewise": ("mixquant-fp8", PIECEWISE, {}),
+        "mixquant-full": ("mixquant-fp8", WHOLE, {}),
         "mixquant-eager": ("mixquant-fp8", EAGER, {}),
         "exact-eager": ("exact", EAGER, {}),
     },
@@ -140,7 +142,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 """What some engines' policies say beside their column's."""
 PAIRS = {
     "projections": "exact", "projections-eager": "exact-eager", "calibrated": "exact-eager",
-    "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-eager": "exact-eager",
+    "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-full": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
     "nested": "exact", "nested-reloaded": "nested", "nested-lora": "exact-lora", "nested-draft": "nested",
     "nested-slept": "nested", "nested-tp2": "exact-tp2",
@@ -149,7 +151,7 @@ PAIRS = {
     "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
-ALIKE = (*FAMILY, "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
+ALIKE = (*FAMILY, "mixquant-full", "mixquant-v1", "mixquant-reloaded", "mixquant-pp2")
 """FP8 engines that sum in one order; ranks sum in another."""
 BY_PROJECTION = ("projections", "projections-eager")
 """So do these."""
@@ -158,6 +160,7 @@ SAME_NESTED = ("nested", "nested-reloaded", "nested-slept")
 BESIDE = (
     "exact",
     *FAMILY,
+    "mixquant-full",
     "nested",
     "nested-draft",
     "nested-slept",

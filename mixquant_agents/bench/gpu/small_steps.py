@@ -2,8 +2,9 @@
 
 On a GPU with 80 GB four engines of the Qwen3-8B shape with random weights take turns of a few requests each: ``exact``
 with vLLM's default graphs (full ones for decode, pieces for the rest) and with full graphs for all steps
-(``exact-full``: its answers are not to be trusted, its times are), ``mixquant-fp8``, and vLLM's own FP8
-(``uniform-fp8``). ``OUT.json [SECONDS]`` ends after so many seconds of measuring.
+(``exact-full``: its answers are not to be trusted, its times are), ``mixquant-fp8`` with full graphs of small steps,
+the same engine without them (``mixquant-fp8-pieces``), and vLLM's own FP8 (``uniform-fp8``). ``OUT.json [SECONDS]``
+ends after so many seconds of measuring.
 
 Each request gives milliseconds ``[asking, executing, on the GPU, total]``: adding the request; the runner's
 ``execute_model``, which only launches; from its first to its last kernel; until the first token is back. A turn's
@@ -29,12 +30,15 @@ from mixquant_agents.bench.prefill.stats import ratio_interval
 from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
+from mixquant_agents.quant.runtime import runtime_of
 
 CASES = [(64, 0), *((n, 8192) for n in (32, 64, 128, 256))]
 OURS = "mixquant-fp8"
 EXACT = ("exact", "exact-full")
-COLUMNS = (OURS, *EXACT, "uniform-fp8")
+ENGINES = (OURS, *EXACT, "uniform-fp8")
 """Ours first: its start-up measurement wants the GPU for itself."""
+PIECES = "mixquant-fp8-pieces"
+COLUMNS = (OURS, PIECES, *EXACT, "uniform-fp8")
 SIZES = [*(1, 2, 4), *range(8, 257, 8), 384, 512, 1024, 2048]
 KV_GIB = 1.7
 REPEATS = 3
@@ -47,7 +51,12 @@ class TimedSession(Session):
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__(arguments)
         self._steps: list[StepTime] = []
+        self._kept: dict[Any, Any] = {}
         self.engine.collective_rpc(time_steps, args=(self._steps,))
+
+    def full_graphs(self, on: bool) -> None:
+        """Replay full graphs of small steps from now on, or do without."""
+        self.engine.collective_rpc(_full_graphs, args=(self._kept, on))
 
     def split(self, tokens: int, cached: int, repeats: int) -> dict[str, Any]:
         """Where the time of ``repeats`` requests went."""
@@ -69,16 +78,24 @@ class TimedSession(Session):
         return {"ms": rows}
 
 
+def _full_graphs(worker: Any, kept: dict[Any, Any], on: bool) -> None:
+    runtime = runtime_of(worker.vllm_config)
+    if runtime is not None:
+        graphs = runtime.router.graphs
+        kept.update(graphs.full)
+        graphs.full = dict(kept) if on else {}
+
+
 def arguments(column: str, model: Path) -> dict[str, Any]:
     """vLLM's arguments for a column."""
     values = column_arguments("exact" if column in EXACT else column, model, KV_GIB, True)
-    mode = {"cudagraph_mode": "FULL"} if column == "exact-full" else {}
+    mode = {"cudagraph_mode": "FULL"} if column in ("exact-full", OURS) else {}
     return values | {"max_model_len": 10_500, "compilation_config": {"cudagraph_capture_sizes": SIZES, **mode}}
 
 
 def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
-    engines = {name: EngineProcess(name, arguments(name, model), logs / f"small-{name}.log", SERVE) for name in COLUMNS}
+    engines = {name: EngineProcess(name, arguments(name, model), logs / f"small-{name}.log", SERVE) for name in ENGINES}
     for name, engine in engines.items():
         engine.go()
         if name == OURS:
@@ -97,7 +114,10 @@ def turn(engines: dict[str, EngineProcess], number: int, rows: dict[str, dict[st
     order = [*COLUMNS[number % len(COLUMNS) :], *COLUMNS[: number % len(COLUMNS)]]
     for tokens, cached in CASES:
         for column in order:
-            asked = engines[column].ask(do="split", tokens=tokens, cached=cached, repeats=REPEATS)
+            engine = engines[OURS if column == PIECES else column]
+            if column in (OURS, PIECES):
+                engine.ask(do="full_graphs", on=column == OURS)
+            asked = engine.ask(do="split", tokens=tokens, cached=cached, repeats=REPEATS)
             rows[label(tokens, cached)].setdefault(column, []).append(asked["ms"])
 
 
@@ -115,7 +135,8 @@ def summary(columns: dict[str, list[list[list[float]]]]) -> dict[str, Any]:
     }
     over = {
         name: ratio_interval([other / own for other, own in zip(totals[name], totals[OURS], strict=True)])
-        for name in (*EXACT, "uniform-fp8")
+        for name in COLUMNS
+        if name != OURS
     }
     return {"best_exact": best, "ms": parts, "over_exact": over[best], "over": over}
 

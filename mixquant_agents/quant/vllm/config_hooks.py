@@ -14,12 +14,15 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["hook_config"]
+__all__ = ["FULL_GRAPHS", "hook_config"]
 
 _log = logging.getLogger("vllm.mixquant")
 
 LARGE_MEMORY = 40 * 2**30
 """Bytes of GPU memory from which graphs above 2048 rows are captured by default."""
+
+FULL_GRAPHS = "mixquant_full_graphs"
+"""Set in ``additional_config`` where full graphs were asked for: see ``small_graphs``."""
 
 FUSE_BOUNDARY = 128
 """Up to so many rows vLLM's compiled pieces stay as they are."""
@@ -109,7 +112,9 @@ def _adjust(vllm_config: Any, resolved: ResolvedPolicy) -> None:
         # A full graph of one row per request cannot tell a prompt's one-row remainder from decode.
         compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
     elif compilation.cudagraph_mode == CUDAGraphMode.FULL:
-        compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE  # mixed steps need a graph for each mode
+        compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE  # each mode has graphs of its own
+        if isinstance(vllm_config.additional_config, dict):
+            vllm_config.additional_config[FULL_GRAPHS] = True
     if compilation.max_cudagraph_capture_size is None and not compilation.cudagraph_capture_sizes:
         most = vllm_config.scheduler_config.max_num_batched_tokens
         if current_platform.get_device_total_memory() < LARGE_MEMORY:

@@ -144,6 +144,25 @@ DRAFTS = (
 )  # fmt: skip
 """What drafts by the twin need. A release without it runs everything else, and refuses drafts."""
 
+SMALL_GRAPHS = (
+    (f"{_V2_DIR}.cudagraph_utils",
+     ("CudaGraphManager.dispatch", "CudaGraphManager.graphs", "CudaGraphManager._capture_descs",
+      "CudaGraphManager.cudagraph_mode", "CudaGraphManager.use_breakable_cg", "CudaGraphManager.max_num_reqs",
+      "ModelCudaGraphManager.capture", "BatchExecutionDescriptor.num_reqs", "BatchExecutionDescriptor.num_tokens",
+      "BatchExecutionDescriptor.cg_mode")),
+    (f"{_V2_DIR}.model_states.default", ("DefaultModelState", "DefaultModelState.prepare_attn")),
+    (f"{_V2_DIR}.input_batch", ("InputBatch.num_scheduled_tokens",)),
+    (f"{_V2_DIR}.states", ("RequestState.req_id_to_index",)),
+    ("vllm.v1.worker.utils",
+     ("AttentionGroup.backend", "AttentionGroup.kv_cache_spec", "AttentionGroup.get_metadata_builder")),
+    ("vllm.v1.attention.backend",
+     ("AttentionBackend.get_name", "AttentionMetadataBuilder.get_cudagraph_support", "AttentionCGSupport.ALWAYS")),
+    (f"{_CONFIG}.compilation", ("CUDAGraphMode.mixed_mode", "CUDAGraphMode.decode_mode")),
+    (f"{_CONFIG}.vllm", ("VllmConfig.lora_config", "VllmConfig.parallel_config")),
+    (f"{_CONFIG}.parallel", ("ParallelConfig.pipeline_parallel_size", "ParallelConfig.data_parallel_size")),
+)  # fmt: skip
+"""What full graphs of small steps need. A release without it replays them in pieces."""
+
 DEFERRAL = (
     (
         "vllm.v1.core.sched.scheduler",
@@ -186,6 +205,11 @@ CONTRACT: tuple[Need, ...] = (
         "VocabParallelEmbedding.quant_method",
         "UnquantizedEmbeddingMethod.apply",
         optional=True,
+    ),
+    *(
+        each
+        for module, names in SMALL_GRAPHS
+        for each in _need("full graphs of small steps", module, *names, group="gpu", optional=True)
     ),
     *(each for why, module, names in DRAFTS for each in _need(why, module, *names, group="draft", optional=True)),
     *_need("names the method", _QUANT, "register_quantization_config", parameters=("quantization",)),

@@ -3,7 +3,8 @@
 What is touched of vLLM, beside what ``runner_hooks`` names (see ``contract``):
 
 - ``vllm.forward_context.create_forward_context``: picks the captured variant of a step, or none;
-- ``CudaGraphManager.capture`` (runner V2), ``GPUModelRunner._warmup_and_capture`` (V1): capture each variant;
+- ``CudaGraphManager.capture`` (runner V2), ``GPUModelRunner._warmup_and_capture`` (V1): capture each variant
+  (``small_graphs`` adds full graphs of small steps, runner V2);
 - ``CompilerManager.compile``: fused operations for large row counts;
 - ``PiecewiseBackend._find_range_for_shape``: exact steps of any size run the pieces without them;
 - ``GPUModelRunner.profile_run``: the first moment at which all weights are there.
@@ -29,6 +30,7 @@ from mixquant_agents.quant.step import EXACT, StepPlan, forced, forced_step
 from mixquant_agents.quant.thresholds import Thresholds
 from mixquant_agents.quant.vllm.context import current_step, step_in
 from mixquant_agents.quant.vllm.patching import wrap
+from mixquant_agents.quant.vllm.small_graphs import captured_step, capturing, hook_small_graphs
 
 __all__ = ["install", "settings_of"]
 
@@ -69,6 +71,7 @@ def install() -> None:
         wrap(sys.modules[_V1].GPUModelRunner, "_warmup_and_capture", _capture_v1)
     if _V2_GRAPHS in sys.modules:
         wrap(sys.modules[_V2_GRAPHS].CudaGraphManager, "capture", _capture_v2)
+        hook_small_graphs()
 
 
 def _runtime(vllm_config: Any) -> Runtime | None:
@@ -150,9 +153,12 @@ def _capture_v2(original: Callable[..., Any]) -> Callable[..., Any]:
         own_model = type(self).__name__ == "ModelCudaGraphManager"
 
         def create(desc: Any, *inner_args: Any, **inner_kwargs: Any) -> Callable[[Any], None]:
-            forward = create_forward_fn(desc, *inner_args, **inner_kwargs)
+            small = captured_step(router, desc) if own_model else None
+            with capturing(_runtime(self.vllm_config), desc):
+                forward = create_forward_fn(desc, *inner_args, **inner_kwargs)
             piecewise = desc.cg_mode.name == "PIECEWISE"
             steps = router.captured_modes(desc.num_tokens, piecewise) if own_model else [EXACT]
+            steps = steps if small is None else [small]
 
             def each(mode: Any) -> None:
                 for step in steps:

@@ -7,6 +7,7 @@ other engines of the process are untouched. Every symbol touched here is named i
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +18,7 @@ from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.vllm import worker_rpc
 from mixquant_agents.quant.vllm.context import CONTEXT_KEY
 from mixquant_agents.quant.vllm.patching import moved, wrap
+from mixquant_agents.quant.vllm.small_graphs import check_mode
 
 __all__ = ["install"]
 
@@ -49,14 +51,19 @@ def install() -> None:
         wrap(v1, "execute_model", _execute)
     if v2 is not None:
         wrap(v2, "prepare_inputs", _prepare_v2)
-        wrap(v2, "execute_model", _execute)
+        wrap(v2, "execute_model", functools.partial(_execute, coming=_coming_v2))
         if hasattr(v2, "reload_weights"):
             wrap(v2, "reload_weights", _reload)
     wrap(current_platform, "set_additional_forward_context", _forward_context)
     worker_rpc.install()
 
 
-def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
+def _execute(
+    original: Callable[..., Any], coming: Callable[[Any, Any], list[RequestRows]] | None = None
+) -> Callable[..., Any]:
+    """``coming`` gives a step's requests by the runner and the scheduler's output, before inputs are prepared;
+    ``None``: this runner chooses its graph afterwards."""
+
     def execute_model(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         runtime = runtime_of(self.vllm_config)
         dummy = kwargs.get("dummy_run", False) or (len(args) > 1 and args[1] is True)
@@ -65,7 +72,7 @@ def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
         runtime.counter.finished(scheduler_output.finished_req_ids)
         runtime.counter.preempted(scheduler_output.preempted_req_ids or ())
         runtime.requests_changed(_prefixes(scheduler_output), scheduler_output.finished_req_ids)
-        runtime.begin_step()
+        runtime.begin_step(None if coming is None else functools.partial(coming, self, scheduler_output))
         try:
             result = original(self, scheduler_output, *args, **kwargs)
         finally:
@@ -79,6 +86,18 @@ def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return execute_model
+
+
+def _coming_v2(runner: Any, scheduler_output: Any) -> list[RequestRows]:
+    """The step's requests in the scheduler's order; the batch has them in another."""
+    states = runner.req_states
+    rows = []
+    for name, tokens in scheduler_output.num_scheduled_tokens.items():
+        place = states.req_id_to_index[name]
+        rows.append(
+            RequestRows(name, int(states.prompt_len.np[place]), int(states.num_computed_tokens_np[place]), tokens)
+        )
+    return rows
 
 
 def _prefixes(scheduler_output: Any) -> list[tuple[str, StaticPrefix | None]]:
@@ -135,7 +154,8 @@ def _prepare_v2(original: Callable[..., Any]) -> Callable[..., Any]:
                 rows = [RequestRows(*column) for column in columns]
             except (AttributeError, TypeError, ValueError) as error:
                 raise moved("InputBatch or RequestState of runner V2", error) from error
-            runtime.plan_step(rows, _drafts(scheduler_output))
+            step = runtime.plan_step(rows, _drafts(scheduler_output))
+            check_mode(args[0] if args else kwargs.get("batch_desc"), step)
             runtime.ask_for_drafts(getattr(scheduler_output, "num_spec_tokens_to_schedule", 0))
         return batch
 

@@ -71,7 +71,7 @@ def test_equal_engines_pass(engines: dict[str, StandIn], model: str, tmp_path: P
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["failed"] == {}
     assert all(row["same"] == ANSWER for pair in result["agree"].values() for row in pair.values())
-    assert len(result["agree"]) == 8, "four pairs of the graphs, one reloaded, and those beside others"
+    assert len(result["agree"]) == 10, "five pairs of the graphs, one reloaded, and those beside others"
     assert result["long_prompts"]["mixquant"]["exact"]["rms"] == pytest.approx(0.3)
     assert all(engine.closed for engine in engines.values())
     assert "reload" in engines["mixquant-reloaded"].asked
