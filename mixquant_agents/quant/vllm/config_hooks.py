@@ -12,17 +12,15 @@ from typing import Any
 from mixquant_agents.config import CAPTURE_SIZES
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.resolve import ResolvedPolicy, resolve
+from mixquant_agents.quant.vllm.options import FULL_GRAPHS
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["FULL_GRAPHS", "hook_config"]
+__all__ = ["hook_config"]
 
 _log = logging.getLogger("vllm.mixquant")
 
 LARGE_MEMORY = 40 * 2**30
 """Bytes of GPU memory from which graphs above 2048 rows are captured by default."""
-
-FULL_GRAPHS = "mixquant_full_graphs"
-"""Set in ``additional_config`` where full graphs were asked for: see ``small_graphs``."""
 
 FUSE_BOUNDARY = 128
 """Up to so many rows vLLM's compiled pieces stay as they are."""

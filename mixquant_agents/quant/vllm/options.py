@@ -10,9 +10,11 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.support import DeviceInfo
 
-__all__ = ["METHOD", "device_info", "parse_policy"]
+__all__ = ["FULL_GRAPHS", "METHOD", "device_info", "parse_policy"]
 
 METHOD = "mixquant"
+FULL_GRAPHS = "mixquant_full_graphs"
+"""Set in ``additional_config`` where full graphs were asked for: see ``small_graphs``."""
 _KNOWN = {"quant_method", "policy"}
 
 

@@ -26,7 +26,7 @@ from mixquant_agents.precision.plan import Mode
 from mixquant_agents.quant.router import Router
 from mixquant_agents.quant.runtime import Runtime, runtime_of
 from mixquant_agents.quant.step import StepPlan
-from mixquant_agents.quant.vllm.config_hooks import FULL_GRAPHS
+from mixquant_agents.quant.vllm.options import FULL_GRAPHS
 from mixquant_agents.quant.vllm.patching import moved, wrap
 
 __all__ = ["SIZES", "captured_step", "capturing", "check_mode", "hook_small_graphs"]

@@ -24,7 +24,7 @@ from mixquant_agents.quant.router import GraphSettings, Router
 from mixquant_agents.quant.step import EXACT
 from mixquant_agents.quant.thresholds import Thresholds
 from mixquant_agents.quant.vllm import small_graphs as module
-from mixquant_agents.quant.vllm.config_hooks import FULL_GRAPHS
+from mixquant_agents.quant.vllm.options import FULL_GRAPHS
 
 H200 = DeviceInfo("cuda", "NVIDIA H200", (9, 0))
 PIECES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048)
