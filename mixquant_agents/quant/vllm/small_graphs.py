@@ -53,9 +53,11 @@ class _Small:
 
     Attributes:
         mixquant: the mode.
+        num_tokens: vLLM's, rows of the graph.
     """
 
     mixquant: str = ""
+    num_tokens: int
 
 
 def _mode_of(small: _Small) -> Mode:
