@@ -1,10 +1,12 @@
-"""What drafting by the twin gains: ``python -m mixquant_agents.bench.gpu.writing OUT.json [SECONDS [DRAFTS]]``.
+"""What drafting by the twin gains: ``… -m mixquant_agents.bench.gpu.writing OUT.json [SECONDS [DRAFTS [STORAGES]]]``.
 
-Two engines of the Qwen3-8B shape with random weights take turns on one GPU: ``exact``, and ``twin``, phase-aware FP8
-that drafts a number of tokens a cycle, each of ``DRAFTS`` in turn (``0,1,2,3,4``). Which drafts are right is drawn
-(vLLM's ``synthetic`` acceptance), each with probability 0.95, so that a cycle costs and yields what it would with a
-real model of that acceptance. A case is a number of writing requests and the tokens each has in its KV cache; within a
-round each case runs on every column.
+Engines of the Qwen3-8B shape with random weights take turns on one GPU: ``exact``, and ``twin``, phase-aware FP8 that
+drafts a number of tokens a cycle, each of ``DRAFTS`` in turn (``0,1,2,3,4``). ``STORAGES`` (``separate``) may name
+``nested``: an engine whose exact weights hold their twin, with the columns ``nested/0`` and so on.
+
+Which drafts are right is drawn (vLLM's ``synthetic`` acceptance), each with probability 0.95, so that a cycle costs and
+yields what it would with a real model of that acceptance. A case is a number of writing requests and the tokens each
+has in its KV cache; within a round each case runs on every column.
 
 Milliseconds per token and request are the time between the steps at which all requests had written eight tokens and at
 which the first was done, by the tokens written in between. ``split`` says how long the verified step and the drafts
@@ -22,7 +24,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
 from mixquant_agents.bench.prefill.stats import ratio_interval
@@ -41,11 +43,14 @@ READING = (256, 512, 1024, 2048)
 KV_GIB = 14.0
 SERVE = (sys.executable, "-m", "mixquant_agents.bench.gpu.writing", "--serve")
 DRAFTS = tuple(range(MOST + 1))
+Storage = Literal["separate", "nested"]
+ENGINES: dict[str, Storage] = {"twin": "separate", "nested": "nested"}
+"""Drafting engines and how they hold their weights."""
 
 
-def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS) -> dict[str, Any]:
+def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS, storage: Storage = "separate") -> dict[str, Any]:
     """vLLM's arguments for the drafting engine: each number of drafts has graphs of its own."""
-    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", storage="separate")
+    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", storage=storage)
     most = max(drafts)
     return {
         **policy_arguments(policy),
@@ -65,18 +70,14 @@ def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS) -> dict[str, Any
 
 
 def arguments(column: str, model: Path, drafts: Sequence[int] = DRAFTS) -> dict[str, Any]:
-    """vLLM's arguments for one of the two engines."""
+    """vLLM's arguments for one of the engines: ``exact``, or the storage of a drafting one."""
     values = column_arguments("exact", model, KV_GIB, True) | {"max_model_len": 11_000}
     values["compilation_config"] = {"cudagraph_capture_sizes": [*ROWS, *READING]}
-    return values | (twin_arguments(model, drafts) if column == "twin" else {})
+    return values if column == "exact" else values | twin_arguments(model, drafts, ENGINES[column])
 
 
 class WritingSession(Session):
     """Also writes with a fixed number of drafts, and tells where a cycle's time goes."""
-
-    def drafts(self, count: int | None) -> None:
-        """From now on ``count`` tokens are drafted in each cycle; ``None``: as many as the policy's rule says."""
-        self.engine.engine_core.engine_core.scheduler.dynamic_sd_lookup.fixed = count
 
     def write(self, batch: int, known: int, tokens: int, drafts: int | None = None) -> dict[str, Any]:
         """Milliseconds per token and request while ``batch`` requests write; see the module."""
@@ -193,27 +194,40 @@ def _runner(worker: Any, runners: list[Any]) -> None:
     runners.append(worker.model_runner)
 
 
-def start(folder: Path, logs: Path, drafts: Sequence[int]) -> dict[str, EngineProcess]:
+def start(folder: Path, logs: Path, drafts: Sequence[int], drafting: Sequence[str]) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
     engines = {
         name: EngineProcess(name, arguments(name, model, drafts), logs / f"draft-{name}.log", SERVE)
-        for name in ("twin", "exact")
+        for name in (*drafting, "exact")
     }
-    for name, engine in engines.items():  # ours first: its start-up measurement wants the GPU for itself
+    for name, engine in engines.items():  # ours first: their start-up measurement wants the GPU for itself
         engine.go()
-        if name == "twin":
+        if name in ENGINES:
             print(name, engine.wait_for("measured", "ready").get("text"), flush=True)
     for name, engine in engines.items():
         print(name, f"ready after {engine.wait_for('ready')['start_seconds']:.0f} s", flush=True)
     return engines
 
 
-def ask(engines: dict[str, EngineProcess], column: str | int, case: str, tokens: int) -> dict[str, Any]:
+def column_of(engine: str, drafts: int) -> str:
+    """The column of ``drafts`` tokens a cycle on a drafting engine."""
+    return str(drafts) if engine == "twin" else f"{engine}/{drafts}"
+
+
+def ask(engines: dict[str, EngineProcess], column: str, case: str, tokens: int) -> dict[str, Any]:
     batch, known = CASES[case]
     if column == "exact":
         return engines["exact"].ask(do="write", batch=batch, known=known, tokens=tokens)
-    drafts = int(column)
-    return engines["twin"].ask(do="write", batch=batch, known=known, tokens=tokens * (1 + drafts), drafts=drafts)
+    engine, _, count = column.rpartition("/")
+    drafts = int(count)
+    return engines[engine or "twin"].ask(
+        do="write", batch=batch, known=known, tokens=tokens * (1 + drafts), drafts=drafts
+    )
+
+
+def turn(engines: dict[str, EngineProcess], name: str, tokens: int) -> dict[str, Any]:
+    """An agent's turn on one of the engines, which drafts as its policy's rule says."""
+    return engines[name].ask(do="turn", cached=8192, new=2048, tokens=tokens, drafts=name in ENGINES)
 
 
 def summary(rounds: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
@@ -234,46 +248,53 @@ def summary(rounds: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
     return result
 
 
-def main(out: str, seconds: str = "80", counts: str = "0,1,2,3,4") -> None:
+def main(out: str, seconds: str = "80", counts: str = "0,1,2,3,4", storages: str = "separate") -> None:
     drafts = [int(count) for count in counts.split(",")]
-    columns: list[str | int] = ["exact", *drafts]
-    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), drafts)
-    command = f"python -m mixquant_agents.bench.gpu.writing {Path(out).name} {seconds} {counts}"
+    drafting = [name for name, storage in ENGINES.items() if storage in storages.split(",")]
+    columns = ["exact", *(column_of(name, count) for name in drafting for count in drafts)]
+    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), drafts, drafting)
+    command = f"python -m mixquant_agents.bench.gpu.writing {Path(out).name} {seconds} {counts} {storages}"
     result: dict[str, Any] = {"command": command}
-    engines["twin"].ask(do="turn", cached=8192, new=2048, tokens=60, drafts=True)
-    engines["exact"].ask(do="turn", cached=8192, new=2048, tokens=60, drafts=False)
-    result["status"] = {name: engine.ask(do="status", plugin=name == "twin") for name, engine in engines.items()}
-    result["device"] = result["status"]["twin"]["device"]
+    for name in engines:
+        turn(engines, name, 60)
+    result["status"] = {name: engine.ask(do="status", plugin=name in ENGINES) for name, engine in engines.items()}
+    result["device"] = result["status"]["exact"]["device"]
     for case in CASES:  # first runs fill caches
         for column in columns:
             ask(engines, column, case, 16)
     until = time.monotonic() + float(seconds)
     result["split"] = {}
     for case, (batch, known) in CASES.items():
-        split = engines["twin"].ask(do="split", batch=batch, known=known, drafts=drafts[-1])
-        result["split"][f"{case}/{drafts[-1]}"] = split
-        print(case, drafts[-1], split, flush=True)
-    rounds: dict[str, dict[str, list[Any]]] = {case: {str(column): [] for column in columns} for case in CASES}
+        for name in drafting:
+            split = engines[name].ask(do="split", batch=batch, known=known, drafts=drafts[-1])
+            result["split"][f"{case}/{column_of(name, drafts[-1])}"] = split
+            print(case, name, drafts[-1], split, flush=True)
+    rounds: dict[str, dict[str, list[Any]]] = {case: {column: [] for column in columns} for case in CASES}
     count = 0
-    turns: dict[str, list[Any]] = {"exact": [], "twin": []}
+    turns: dict[str, list[Any]] = {name: [] for name in ("exact", *drafting)}
     while count < 2 or time.monotonic() < until:
         for case in CASES:
             for place in range(len(columns)):
                 column = columns[(place + count) % len(columns)]
-                rounds[case][str(column)].append(ask(engines, column, case, 32))
+                rounds[case][column].append(ask(engines, column, case, 32))
         for name in (tuple(turns), tuple(reversed(turns)))[count % 2]:
-            turns[name].append(engines[name].ask(do="turn", cached=8192, new=2048, tokens=500, drafts=name == "twin"))
+            turns[name].append(turn(engines, name, 500))
         count += 1
-    ratios = [mine["ms"] / base["ms"] for mine, base in zip(turns["twin"], turns["exact"], strict=True)]
-    result["turn"] = {"raw": turns, "ratio": ratio_interval(ratios)}
-    print("turn", result["turn"]["ratio"], turns["exact"][0], turns["twin"][0], flush=True)
+    result["turn"] = {"raw": turns}
+    for name in drafting:
+        ratios = [mine["ms"] / base["ms"] for mine, base in zip(turns[name], turns["exact"], strict=True)]
+        result["turn"]["ratio" if name == drafting[0] else f"{name}_ratio"] = ratio_interval(ratios)
+        print("turn", name, ratio_interval(ratios), turns["exact"][0], turns[name][0], flush=True)
     result |= {"rounds": count, "acceptance": ACCEPTANCE, "cases": summary(rounds), "raw": rounds}
     for case, columns in result["cases"].items():
         print(case, json.dumps(columns), flush=True)
     Path(out).write_text(json.dumps(result))
     result["kernels"] = {
-        f"{case}/{drafts}": engines["twin"].ask(do="kernels", batch=CASES[case][0], known=CASES[case][1], drafts=drafts)
-        for case, drafts in (("1", 0), ("1", 3), ("32", 3))
+        f"{case}/{column_of(name, count)}": engines[name].ask(
+            do="kernels", batch=CASES[case][0], known=CASES[case][1], drafts=count
+        )
+        for name in drafting
+        for case, count in (("1", drafts[0]), ("1", drafts[-1]), ("32", drafts[-1]))
     }
     Path(out).write_text(json.dumps(result))
     for engine in engines.values():
@@ -284,4 +305,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(WritingSession)
     else:
-        main(*sys.argv[1:4])
+        main(*sys.argv[1:5])

@@ -64,6 +64,10 @@ class Session(Measurements):
         self.engine.wake_up()
         return {"freed_gib": freed / 2**30, "seconds": time.perf_counter() - began}
 
+    def drafts(self, count: int | None) -> None:
+        """From now on ``count`` tokens are drafted in each cycle; ``None``: as many as the policy's rule says."""
+        self.engine.engine_core.engine_core.scheduler.dynamic_sd_lookup.fixed = count
+
     def pin(self, cores: list[int]) -> dict[str, Any]:
         """Keep this process on ``cores``; see ``prefill_cores``."""
         return {"threads": pin_threads(cores)}

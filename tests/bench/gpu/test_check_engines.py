@@ -17,6 +17,7 @@ class StandIn:
 
     def __init__(self, name: str, offset: float = 0.0, flip: int | None = None, fails: bool = False) -> None:
         self.name, self.offset, self.flip, self.fails = name, offset, flip, fails
+        self.accepted = 9
         self.asked: list[str] = []
         self.closed = False
 
@@ -36,7 +37,7 @@ class StandIn:
         if request["do"] == "score":
             signs = [[self.offset * (-1) ** n for n in range(len(prompt) - 1)] for prompt in request["prompts"]]
             return {"logprobs": signs}
-        return {"status": "fine"}
+        return {"status": "fine", "drafts": {"accepted": self.accepted}}
 
     def close(self) -> None:
         self.closed = True
@@ -98,6 +99,18 @@ def test_engine_that_does_not_start_fails_alone(engines: dict[str, StandIn], mod
     result = json.loads((tmp_path / "out.json").read_text())
     assert "out of memory" in result["engines"]["mixquant-eager"]["error"]
     assert result["engines"]["mixquant"]["status"] == "fine"
+    assert result["failed"] == {}
+
+
+def test_engine_that_was_to_draft_and_did_not_fails(engines: dict[str, StandIn], model: str, tmp_path: Path) -> None:
+    assert main([model, str(tmp_path / "drafted.json"), "nested-features"]) == 0
+    assert "drafts" in engines["nested-draft"].asked
+    engines.clear()
+    engines["nested-draft"] = StandIn("nested-draft", 0.3)
+    engines["nested-draft"].accepted = 0
+    assert main([model, str(tmp_path / "out.json"), "nested-features"]) == 1
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert "was to draft" in result["engines"]["nested-draft"]["error"]
     assert result["failed"] == {}
 
 
