@@ -20,6 +20,8 @@ asked for at once on one GPU:
 - ``nested-parallel``: FP8 within the exact weights and ``exact``, on one GPU and as tensor-parallel ranks on two.
 - ``parallel``: FP8 and exact, each on one GPU and on two, as tensor-parallel ranks and as pipeline stages; FP8 there
   also eager, and with thresholds measured at start.
+- ``experts-parallel``: of a mixture, FP8 and exact, on one GPU, as tensor-parallel ranks on two, and with each rank
+  holding its own experts.
 
 Greedy answers to prompts below the row threshold must be the exact engine's own (an eager engine's those of the eager
 exact one), alone and while other prompts are read beside them. Answers may part where the two likeliest tokens are a
@@ -76,6 +78,7 @@ OLD = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 TWO = {
     **FULL, "tensor_parallel_size": 2, "distributed_executor_backend": "mp", "disable_custom_all_reduce": True
 }  # fmt: skip
+EXPERTS = {**TWO, "enable_expert_parallel": True}
 STAGES = {**FULL, "pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}
 PLAIN = {**SPAWN, "VLLM_ALLREDUCE_USE_SYMM_MEM": "0"}
 """Sums over GPUs by NCCL alone, without multicast."""
@@ -134,6 +137,14 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "exact-pp2": ("exact", STAGES, PLAIN),
         "mixquant-pp2": ("mixquant-fp8", STAGES, PLAIN),
     },
+    "experts-parallel": {
+        "exact": ("exact", FULL, {}),
+        "mixquant": ("mixquant-fp8", FULL, {}),
+        "exact-tp2": ("exact", TWO, PLAIN),
+        "mixquant-tp2": ("mixquant-fp8", TWO, PLAIN),
+        "exact-ep2": ("exact", EXPERTS, PLAIN),
+        "mixquant-ep2": ("mixquant-fp8", EXPERTS, PLAIN),
+    },
 }
 _BY_PROJECTION = {"formats": {"k_proj": "int8", "v_proj": "exact", "o_proj": "int8"}}
 POLICIES: dict[str, dict[str, Any]] = {
@@ -154,6 +165,7 @@ PAIRS = {
     "nested-slept": "nested", "nested-tp2": "exact-tp2",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "mixquant-draft": "exact", "exact-tp2": "exact",
     "mixquant-tp2": "exact-tp2",
+    "exact-ep2": "exact", "mixquant-ep2": "exact-ep2",
     "mixquant-tp2-auto": "exact-tp2", "mixquant-tp2-eager": "exact-tp2", "exact-pp2": "exact", "mixquant-pp2": "exact",
 }  # fmt: skip
 """Whose answers to short prompts must be whose."""
@@ -174,6 +186,7 @@ BESIDE = (
     "projections",
     "mixquant-draft",
     "mixquant-tp2",
+    "mixquant-ep2",
     "mixquant-pp2",
 )
 """Engines that also answer short prompts while others are read: in mixed steps, from a captured graph's slot."""
@@ -182,7 +195,7 @@ MANY = ("exact", "mixquant-draft")
 MANY_PROMPTS = 500
 SCORED = (
     "exact", "exact-eager", *ALIKE, *BY_PROJECTION, *SAME_NESTED, "nested-tp2", "int8", "nvfp4", "calibrated",
-    "exact-tp2", "mixquant-tp2",
+    "exact-tp2", "mixquant-tp2", "exact-ep2", "mixquant-ep2",
 )  # fmt: skip
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
@@ -279,11 +292,12 @@ def unlike_pairs(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
         unlike += [
             f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own
         ]
-    two = read.get("exact-tp2", {})
-    if "mixquant-tp2" in two and two["mixquant-tp2"]["rms"] > 1.1 * own:
-        unlike.append("mixquant-tp2 and exact-tp2")
-    if "exact" in two and two["exact"]["rms"] > 0.5 * own:
-        unlike.append("exact-tp2 and exact")
+    for ranks in ("tp2", "ep2"):
+        two = read.get(f"exact-{ranks}", {})
+        if f"mixquant-{ranks}" in two and two[f"mixquant-{ranks}"]["rms"] > 1.1 * own:
+            unlike.append(f"mixquant-{ranks} and exact-{ranks}")
+        if "exact" in two and two["exact"]["rms"] > 0.5 * own:
+            unlike.append(f"exact-{ranks} and exact")
     return unlike
 
 

@@ -123,19 +123,20 @@ def test_tie_is_no_difference() -> None:
     assert compared(mine, mine, (5,)) == {5: {"same": 3, "margin": None}}
 
 
-def test_ranks_may_not_be_farther_from_exact_than_one_gpu() -> None:
+@pytest.mark.parametrize("ranks", ["tp2", "ep2"])
+def test_ranks_may_not_be_farther_from_exact_than_one_gpu(ranks: str) -> None:
     def read(two_gpus: float, exact_two: float = 0.01) -> dict[str, Any]:
         return {
             "mixquant": {"exact": {"rms": 0.4, "mean": 0.0}},
-            "exact-tp2": {
-                "mixquant-tp2": {"rms": two_gpus, "mean": 0.0},
+            f"exact-{ranks}": {
+                f"mixquant-{ranks}": {"rms": two_gpus, "mean": 0.0},
                 "exact": {"rms": exact_two, "mean": 0.0},
             },
         }
 
     assert unlike_pairs(read(0.41)) == []
-    assert unlike_pairs(read(0.5)) == ["mixquant-tp2 and exact-tp2"]
-    assert unlike_pairs(read(0.4, 0.3)) == ["exact-tp2 and exact"]
+    assert unlike_pairs(read(0.5)) == [f"mixquant-{ranks} and exact-{ranks}"]
+    assert unlike_pairs(read(0.4, 0.3)) == [f"exact-{ranks} and exact"]
 
 
 def test_unknown_group_and_model_are_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
