@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,11 +60,13 @@ class CapturedGraphs:
         sizes: ``(tokens, mode)`` of the piecewise ones at hand, exact ones aside.
         keys: vLLM's key of a piecewise graph and a mode, to the key of that mode's own graph.
         full: ``(tokens, mode)`` to vLLM's key of the full graph for a small step with prefill rows.
+        replays: steps that ran in one of those, by mode.
     """
 
     sizes: set[tuple[int, Mode]] = field(default_factory=set)
     keys: dict[tuple[Hashable, Mode], Any] = field(default_factory=dict)
     full: dict[tuple[int, Mode], Any] = field(default_factory=dict)
+    replays: Counter[Mode] = field(default_factory=Counter)
 
     def smallest_full(self, tokens: int, mode: Mode) -> Any:
         """The key of the smallest full graph that holds a step of ``tokens`` rows in ``mode``; ``None``: none does."""
@@ -174,6 +177,7 @@ class Router:
             "threshold_seconds": round(self.thresholds.seconds, 2),
             "threshold_microseconds": self.thresholds.microseconds,
             "captured_full_graphs": {mode.value: sum(held is mode for _, held in self.graphs.full) for mode in Mode},
+            "full_graph_steps": {mode.value: self.graphs.replays[mode] for mode in Mode},
             "captured_graphs": {mode.value: kinds.count(mode) for mode in (Mode.QUANTIZED, Mode.MIXED)},
         }
 

@@ -5,6 +5,8 @@ asked for at once on one GPU:
 
 - ``graphs``: ``exact`` with graphs and eager; phase-aware FP8 with full and piecewise graphs, with piecewise graphs
   alone, with full graphs of small steps too, and eager.
+- ``small-steps``: prompts read in chunks of at most 256 rows, each chunk on top of those before it: ``exact``, FP8, and
+  FP8 with full graphs of small steps, which are then replayed for nearly every step, in all three modes.
 - ``formats``: INT8; NVFP4, emulated where the device lacks it (it must become eager by itself).
 - ``projections``: q in FP8, k in INT8, v exact, o in INT8, all else FP8 (with graphs, and eager); and NVFP4, emulated,
   with GPTQ's twins calibrated at load and q, k, v in FP8.
@@ -67,6 +69,10 @@ SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, 129, 16), 256, 512, 
 FULL: dict[str, Any] = {"compilation_config": SIZES}
 PIECEWISE: dict[str, Any] = {"compilation_config": {**SIZES, "cudagraph_mode": "PIECEWISE"}}
 WHOLE: dict[str, Any] = {"compilation_config": {**SIZES, "cudagraph_mode": "FULL"}}
+CHUNK = 256
+CHUNK_SIZES = {"cudagraph_capture_sizes": [1, 2, 4, 8, *range(16, CHUNK + 1, 16)]}
+CHUNKED: dict[str, Any] = {"compilation_config": CHUNK_SIZES, "max_num_batched_tokens": CHUNK}
+CHUNKED_WHOLE = {**CHUNKED, "compilation_config": {**CHUNK_SIZES, "cudagraph_mode": "FULL"}}
 EAGER: dict[str, Any] = {"enforce_eager": True, "compilation_config": {}}
 NGRAM = {**FULL, "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}}
 LORA: dict[str, Any] = {
@@ -90,6 +96,11 @@ GROUPS: dict[str, dict[str, tuple[str, dict[str, Any], dict[str, str]]]] = {
         "mixquant-full": ("mixquant-fp8", WHOLE, {}),
         "mixquant-eager": ("mixquant-fp8", EAGER, {}),
         "exact-eager": ("exact", EAGER, {}),
+    },
+    "small-steps": {
+        "exact-chunked": ("exact", CHUNKED, {}),
+        "mixquant-chunked": ("mixquant-fp8", CHUNKED, {}),
+        "mixquant-chunked-full": ("mixquant-fp8", CHUNKED_WHOLE, {}),
     },
     "formats": {"int8": ("mixquant-int8", FULL, {}), "nvfp4": ("mixquant-nvfp4", {"compilation_config": {}}, {})},
     "projections": {
@@ -161,6 +172,7 @@ PAIRS = {
     "projections": "exact", "projections-eager": "exact-eager", "calibrated": "exact-eager",
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-full": "exact", "mixquant-eager": "exact-eager",
     "int8": "exact", "nvfp4": "exact-eager", "mixquant-v1": "exact", "exact-ngram": "exact", "mixquant-ngram": "exact",
+    "mixquant-chunked": "exact-chunked", "mixquant-chunked-full": "exact-chunked",
     "nested": "exact", "nested-reloaded": "nested", "nested-lora": "exact-lora", "nested-draft": "nested",
     "nested-slept": "nested", "nested-tp2": "exact-tp2",
     "mixquant-lora": "exact-lora", "mixquant-reloaded": "exact", "mixquant-draft": "exact", "exact-tp2": "exact",
@@ -173,12 +185,16 @@ ALIKE = (*FAMILY, "mixquant-full", "mixquant-v1", "mixquant-reloaded", "mixquant
 """FP8 engines that sum in one order; ranks sum in another."""
 BY_PROJECTION = ("projections", "projections-eager")
 """So do these."""
+ALIKE_CHUNKED = ("mixquant-chunked", "mixquant-chunked-full")
+"""And these, whose exact engine is ``exact-chunked``."""
 SAME_NESTED = ("nested", "nested-reloaded", "nested-slept")
 """These compute the same."""
 BESIDE = (
     "exact",
     *FAMILY,
     "mixquant-full",
+    "exact-chunked",
+    *ALIKE_CHUNKED,
     "nested",
     "nested-draft",
     "nested-slept",
@@ -194,8 +210,8 @@ MANY = ("exact", "mixquant-draft")
 """Engines of the group ``draft``, which also answer :data:`MANY_PROMPTS` short prompts, eight at a time."""
 MANY_PROMPTS = 500
 SCORED = (
-    "exact", "exact-eager", *ALIKE, *BY_PROJECTION, *SAME_NESTED, "nested-tp2", "int8", "nvfp4", "calibrated",
-    "exact-tp2", "mixquant-tp2", "exact-ep2", "mixquant-ep2",
+    "exact", "exact-eager", *ALIKE, *BY_PROJECTION, *SAME_NESTED, "exact-chunked", *ALIKE_CHUNKED, "nested-tp2", "int8",
+    "nvfp4", "calibrated", "exact-tp2", "mixquant-tp2", "exact-ep2", "mixquant-ep2",
 )  # fmt: skip
 """Engines whose reading of long prompts is compared, token by token."""
 Answers = dict[int, tuple[list[int], list[float]]]
@@ -285,9 +301,12 @@ def unlike_pairs(read: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     Also two GPUs where the format costs more than on one, or exact engines differ by half of what it costs.
     """
     unlike = []
-    for alike in (SAME_NESTED, BY_PROJECTION, ALIKE):
+    families = (
+        (SAME_NESTED, "exact"), (BY_PROJECTION, "exact"), (ALIKE_CHUNKED, "exact-chunked"), (ALIKE, "exact")
+    )  # fmt: skip
+    for alike, exact in families:
         family = [name for name in alike if name in read]
-        own = min((read[name]["exact"]["rms"] for name in family if "exact" in read[name]), default=float("inf"))
+        own = min((read[name][exact]["rms"] for name in family if exact in read[name]), default=float("inf"))
         pairs = [(a, b) for a in family for b in family if a < b]
         unlike += [
             f"{a} and {b}" for a, b in pairs if read[a][b]["rms"] > 1.1 * own or abs(read[a][b]["mean"]) > 0.1 * own
@@ -339,7 +358,7 @@ def start(groups: list[str], path: Path, logs: Path) -> dict[str, EngineProcess]
     for name, (column, change, env) in specs.items():
         model = disturbed(path, logs) if name.endswith("reloaded") else path
         arguments = {**column_arguments(column, model, 1.5, dummy=False), "max_model_len": 4096, **change}
-        arguments["max_num_batched_tokens"] = 4096
+        arguments["max_num_batched_tokens"] = change.get("max_num_batched_tokens", 4096)
         if "hf_overrides" in arguments and not name.endswith("auto"):  # on a model this small all steps would be exact
             arguments["hf_overrides"]["quantization_config"]["policy"]["row_threshold"] = THRESHOLD
         if name in POLICIES:

@@ -4,7 +4,7 @@ On a GPU with 80 GB four engines of the Qwen3-8B shape with random weights take 
 with vLLM's default graphs (full ones for decode, pieces for the rest) and with full graphs for all steps
 (``exact-full``: its answers are not to be trusted, its times are), ``mixquant-fp8`` with full graphs of small steps,
 the same engine without them (``mixquant-fp8-pieces``), and vLLM's own FP8 (``uniform-fp8``). ``OUT.json [SECONDS]``
-ends after so many seconds of measuring.
+ends after so many seconds of measuring; ``OUT.json SECONDS three`` leaves vLLM's FP8 out.
 
 Each request gives milliseconds ``[asking, executing, on the GPU, total]``: adding the request; the runner's
 ``execute_model``, which only launches; from its first to its last kernel; until the first token is back. A turn's
@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ PIECES = "mixquant-fp8-pieces"
 COLUMNS = (OURS, PIECES, *EXACT, "uniform-fp8")
 SIZES = [*(1, 2, 4), *range(8, 257, 8), 384, 512, 1024, 2048]
 KV_GIB = 1.7
-REPEATS = 3
+REPEATS = 5
 SERVE = (sys.executable, "-m", "mixquant_agents.bench.gpu.small_steps", "--serve")
 
 
@@ -93,9 +94,9 @@ def arguments(column: str, model: Path) -> dict[str, Any]:
     return values | {"max_model_len": 10_500, "compilation_config": {"cudagraph_capture_sizes": SIZES, **mode}}
 
 
-def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
+def start(folder: Path, logs: Path, names: Sequence[str] = ENGINES) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
-    engines = {name: EngineProcess(name, arguments(name, model), logs / f"small-{name}.log", SERVE) for name in ENGINES}
+    engines = {name: EngineProcess(name, arguments(name, model), logs / f"small-{name}.log", SERVE) for name in names}
     for name, engine in engines.items():
         engine.go()
         if name == OURS:
@@ -111,7 +112,8 @@ def label(tokens: int, cached: int) -> str:
 
 def turn(engines: dict[str, EngineProcess], number: int, rows: dict[str, dict[str, list[Any]]]) -> None:
     """Each case once on each engine, in an order that goes round."""
-    order = [*COLUMNS[number % len(COLUMNS) :], *COLUMNS[: number % len(COLUMNS)]]
+    columns = [name for name in COLUMNS if name in engines or name == PIECES]
+    order = [*columns[number % len(columns) :], *columns[: number % len(columns)]]
     for tokens, cached in CASES:
         for column in order:
             engine = engines[OURS if column == PIECES else column]
@@ -135,15 +137,16 @@ def summary(columns: dict[str, list[list[list[float]]]]) -> dict[str, Any]:
     }
     over = {
         name: ratio_interval([other / own for other, own in zip(totals[name], totals[OURS], strict=True)])
-        for name in COLUMNS
+        for name in columns
         if name != OURS
     }
     return {"best_exact": best, "ms": parts, "over_exact": over[best], "over": over}
 
 
-def main(out: str, seconds: str = "60") -> None:
-    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()))
-    command = f"python -m mixquant_agents.bench.gpu.small_steps {Path(out).name} {seconds}"
+def main(out: str, seconds: str = "60", engines_of: str = "four") -> None:
+    names = ENGINES[: {"three": 3, "four": 4}[engines_of]]
+    engines = start(Path(tempfile.mkdtemp()), Path(tempfile.gettempdir()), names)
+    command = f"python -m mixquant_agents.bench.gpu.small_steps {Path(out).name} {seconds} {engines_of}"
     status = {name: engine.ask(do="status", plugin=name == OURS) for name, engine in engines.items()}
     result: dict[str, Any] = {"command": command, "engines": status, "device": status[OURS]["device"]}
     for engine in engines.values():
@@ -159,6 +162,10 @@ def main(out: str, seconds: str = "60") -> None:
     for name, case in result["cases"].items():
         ours = {other: tuple(round(value, 3) for value in ratio.values()) for other, ratio in case["over"].items()}
         print(name, case["best_exact"], json.dumps(case["ms"]), ours, flush=True)
+    after = engines[OURS].ask(do="status", plugin=True)["plugin"]["gpu"]
+    print({name: after[name] for name in ("captured_full_graphs", "full_graph_steps")}, flush=True)
+    result["full_graph_steps"] = after["full_graph_steps"]
+    Path(out).write_text(json.dumps(result))
     for engine in engines.values():
         engine.close()
 
@@ -167,4 +174,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--serve":
         serve(TimedSession)
     else:
-        main(*sys.argv[1:3])
+        main(*sys.argv[1:4])

@@ -93,6 +93,16 @@ def test_engine_that_reads_otherwise_fails(engines: dict[str, StandIn], model: s
     assert failed["mixquant and mixquant-piecewise, long prompts"] == list(LONG)
 
 
+def test_engines_that_read_in_chunks_are_held_against_their_own_exact_one(
+    engines: dict[str, StandIn], model: str, tmp_path: Path
+) -> None:
+    engines["mixquant-chunked-full"] = StandIn("mixquant-chunked-full", 0.9)
+    assert main([model, str(tmp_path / "out.json"), "small-steps"]) == 1
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["failed"] == {"mixquant-chunked and mixquant-chunked-full, long prompts": list(LONG)}
+    assert len(result["agree"]) == 5, "two against exact, and all three beside others"
+
+
 def test_engine_that_does_not_start_fails_alone(engines: dict[str, StandIn], model: str, tmp_path: Path) -> None:
     engines["mixquant-eager"] = StandIn("mixquant-eager", fails=True)
     assert main([model, str(tmp_path / "out.json"), "graphs"]) == 1

@@ -26,6 +26,11 @@ def test_ratio_is_over_the_faster_graph_mode() -> None:
     assert case["ms"]["exact"] == [0.1, 2.0, 3.0, 15.0]
 
 
+def test_engine_that_was_left_out_is_in_no_ratio() -> None:
+    case = summary({"mixquant-fp8": turns(10, 10), "exact": turns(15, 15), "exact-full": turns(12, 11)})
+    assert set(case["over"]) == {"exact", "exact-full"}
+
+
 def test_only_the_graph_mode_tells_the_exact_engines_apart(tmp_path: Path) -> None:
     model = write_model("qwen3-tiny", tmp_path)
     exact, full = arguments("exact", model), arguments("exact-full", model)

@@ -142,6 +142,7 @@ def test_small_step_gets_its_modes_graph(
     desc = engine.dispatch(*requests)
     assert (desc.mixquant, desc.num_tokens, desc.num_reqs) == (mode, rows, 8)
     assert engine.runtime.full_graph_rows == rows
+    assert engine.runtime.router.status()["full_graph_steps"][mode] == 1
 
 
 def test_larger_steps_and_those_without_a_graph_run_in_pieces(engine: Engine) -> None:
