@@ -194,7 +194,7 @@ def _dispatch(original: Callable[..., Any]) -> Callable[..., Any]:
         runtime = runtime_of(self.vllm_config)
         mode = None if runtime is None else runtime.coming_mode()
         small = None if mode is None else router.graphs.smallest_full(num_tokens, mode)
-        if runtime is None or mode is None or small not in self.graphs or num_reqs > small.num_reqs:
+        if runtime is None or mode is None or small is None or small not in self.graphs or num_reqs > small.num_reqs:
             return desc
         router.graphs.replays[mode] += 1
         runtime.full_graph_rows = small.num_tokens
