@@ -5,9 +5,12 @@ connector between them, and on each engine alone.
 
     python -m mixquant_agents.bench.pair --policy mixquant-int8 --lengths 256,1024 --output pair.json
 
-Three columns: ``pair``, ``policy`` (the reading engine alone) and ``exact`` (the writing engine alone). On GPUs the
-reading engine has device 0, the writing one device 1. On a CPU give each engine one thread
-(``VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS=1``): threads of two engines on the same cores wait for each other.
+Three columns: ``pair``, ``policy`` (the reading engine alone) and ``exact`` (the writing engine alone). Each engine has
+a process of its own, and both start at once. On GPUs the reading engine has device 0, the writing one device 1; on a
+CPU each has one thread, for threads of two engines on the same cores wait for each other.
+
+The policy's last prompt tokens run exact, as many as the pair's writing engine runs of a prompt itself: so the pair and
+``policy`` run the same rows in the same precision, and write the same up to the order in which products are summed.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import asyncio
 import itertools
 import json
 import math
+import os
 import random
 import statistics
 import sys
@@ -28,16 +32,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.bench.own_process import OwnProcessEngine, vllm_engine
 from mixquant_agents.bench.shapes import SHAPES, model_folder
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest, Sampling, TokenLogprob
 from mixquant_agents.engine.pair import PairEngine
-from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.errors import ConfigError
 from mixquant_agents.planning.measure import Probes, measure_latency
 from mixquant_agents.records import TurnCounts, percentile
 
 __all__ = ["PairBench", "kl_divergence", "main", "measure"]
 
+ONE_THREAD = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
 LEASE_SECONDS = 120.0
@@ -159,6 +165,10 @@ class PairBench:
             "repeats": repeats,
             "bytes_moved": statistics.median(moved) if moved else None,
             "answers_and_counts_as_policy": sum(same),
+            "same_tokens_as_policy": [
+                _same_beginning(pair.tokens, alone.tokens)
+                for pair, alone in zip(turns["pair"], turns["policy"], strict=True)
+            ],
             "counts": {name: getattr(turns["pair"][0].counts, name) for name in (*counts, "recomputed_rows")},
             "columns": {name: _figures(done) for name, done in turns.items()},
         }
@@ -243,6 +253,11 @@ class PairBench:
         }
 
 
+def _same_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
 def _scripted(tokens: Sequence[int]) -> dict[str, Any]:
     from mixquant_agents.bench.scripted_logits import scripted  # imports torch and vLLM
 
@@ -263,14 +278,14 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1000, 3)
 
 
-def _memory() -> int | None:
-    """Bytes that engines hold by now: on all GPUs, or in this machine's memory by this process's children."""
-    import psutil  # type: ignore[import-untyped]  # it has no stubs
-
-    from mixquant_agents.engine.vllm.memory import device_bytes, resident_bytes
-
-    on_gpu = device_bytes()
-    return on_gpu if on_gpu is not None else resident_bytes(psutil.Process().children(recursive=True))
+def _environments(*, gpus: bool) -> list[dict[str, str]]:
+    """What each engine's process sees: a GPU of its own, or a thread."""
+    if not gpus:
+        return [ONE_THREAD, ONE_THREAD]
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",") if name.strip()]
+    if len(visible) < 2:
+        raise ConfigError(f"a pair needs two GPUs, and CUDA_VISIBLE_DEVICES={','.join(visible)!r} names {len(visible)}")
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in visible[:2]]
 
 
 def _connector(name: str, storage: str, kept_seconds: int, *, gpus: bool) -> dict[str, Any]:
@@ -312,15 +327,15 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
             path = str(model_folder(given.model, Path(scratch), given.tokenizer))
             settings |= {"tool_parser": None, "reasoning_parser": None}
             extra["load_format"] = "dummy"
-        if given.turns:
+        if given.turns and given.model not in SHAPES:
             from mixquant_agents.bench.scripted_logits import SCRIPTED_LOGITS
 
             extra["logits_processors"] = [SCRIPTED_LOGITS]
         if given.block:
             extra["block_size"] = given.block
+        recomputed = 1 if given.connector == "nixl" else given.block + 1  # of whole blocks, not the last token's
         policy = PrecisionPolicy.of(given.policy)
-        if given.connector == "example":  # it moves whole blocks, and not the one that holds the last token
-            policy = policy.model_copy(update={"exact_last_tokens": given.block + 1})
+        policy = policy.model_copy(update={"exact_last_token": True, "exact_last_tokens": recomputed})
         configs = [
             EngineConfig(
                 model=path,
@@ -332,13 +347,16 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 kv_cache_bytes=int(given.kv_gib * 2**30),
                 enable_prefix_caching=given.connector != "example",
                 enforce_eager=given.eager or None,
-                vllm_args={**extra, **({"device_ids": [number]} if gpus else {})},
+                vllm_args=extra,
                 **settings,
             )
-            for number, side in enumerate((policy, PrecisionPolicy.of("exact")))
+            for side in (policy, PrecisionPolicy.of("exact"))
         ]
         text = model_config(model_path(configs[0])[0], configs[0])
-        engines = [VllmEngine(config) for config in configs]
+        engines = [
+            OwnProcessEngine(vllm_engine(config), environment)
+            for config, environment in zip(configs, _environments(gpus=gpus), strict=True)
+        ]
         result: dict[str, Any] = {
             "command": given.command,
             "date": datetime.now(UTC).date().isoformat(),
@@ -352,24 +370,18 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 given.output.write_text(json.dumps(result, indent=1) + "\n")
 
         try:
-            memory = [_memory()]
-            for engine in engines:
-                await engine.start()
-                memory.append(_memory())
+            await asyncio.gather(*(engine.start() for engine in engines))
             prefill, decode = engines
-            held = [
-                after - before
-                for before, after in itertools.pairwise(memory)
-                if before is not None and after is not None
-            ]
+            started = {"prefill": prefill.started, "decode": decode.started}
             token_bytes = kv_bytes_per_token(text, 2 if gpus else 4) or 0
             result |= {
                 "device": decode.info.device,
-                "start_seconds": [round(engine.start_seconds or 0, 1) for engine in engines],
-                "memory_bytes": dict(zip(("prefill", "decode"), held, strict=False)),
-                "limits": {"prefill": await prefill.limits(), "decode": await decode.limits()},
+                "start_seconds": {side: engine and round(engine.seconds or 0, 1) for side, engine in started.items()},
+                "memory_bytes": {side: engine and engine.memory_bytes for side, engine in started.items()},
+                "limits": {side: engine and engine.limits for side, engine in started.items()},
                 "kv_bytes_per_token": token_bytes,
             }
+            keep()
             bench = PairBench(prefill, decode, token_bytes, given.kept_seconds)
             for column in bench.columns.values():
                 await _turn(column, bench.ids(max(lengths)), 4)  # whatever happens once, happens now
@@ -379,7 +391,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 keep()
             probes = Probes() if gpus else Probes(rows=(32, 64, 128, 256), tokens=24, beside_writer=(64, 128, 256))
             result["latency_seconds"] = {
-                name: round(await measure_latency(engine, probes), 6)
+                name: round(await engine.run(measure_latency, probes), 6)
                 for name, engine in (("policy", prefill), ("exact", decode))
             }
             if given.writers:
