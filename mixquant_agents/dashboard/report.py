@@ -16,7 +16,7 @@ from mixquant_agents.dashboard.compare import comparison_charts, comparison_rows
 from mixquant_agents.dashboard.plots import plot_comparison, plot_thread
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
-from mixquant_agents.dashboard.turn_page import turn_detail
+from mixquant_agents.dashboard.turn_page import answers, turn_detail
 from mixquant_agents.errors import RequestError
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry.analysis.overview import Comparison, compare
@@ -53,6 +53,7 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         models=list(dict.fromkeys(turn.model for turn in turns)),
         fall=waterfall(turns, store.spans(thread=thread, limit=-1)),
         parts=PARTS,
+        answers=answers(store, turns) if content else {},
         current=None,
         detail=None,
         turn_link=_anchor,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -18,9 +18,11 @@ from mixquant_agents.telemetry.events import TurnContent
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
-__all__ = ["Added", "Message", "added_since", "message_view", "turn_detail"]
+__all__ = ["Added", "Message", "added_since", "answers", "message_view", "turn_detail"]
 
 ROLES = ("system", "user", "assistant", "tool")
+PREVIEW = 1000
+"""Characters of an answer, and of each of its calls, that a row of the waterfall shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,24 @@ def added_since(before: TurnContent | None, now: TurnContent | None) -> Added | 
 def _compared(message: Any) -> tuple[str, str, tuple[str, ...]]:
     view = message_view(message)
     return view.role, view.text, view.calls
+
+
+def answers(store: TurnStore, turns: Sequence[StoredTurn]) -> dict[int, Message]:
+    """The beginnings of the recorded answers, by the number of their turn."""
+    recorded = ((turn.number, store.content(turn)) for turn in turns)
+    return {
+        number: _beginning(message_view(content.answer))
+        for number, content in recorded
+        if content is not None and content.answer is not None
+    }
+
+
+def _beginning(message: Message) -> Message:
+    return replace(message, text=_cut(message.text), calls=tuple(_cut(call) for call in message.calls))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= PREVIEW else f"{text[:PREVIEW]}…"
 
 
 def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> Markup:

@@ -15,7 +15,7 @@ from mixquant_agents.dashboard.policy_charts import policy_charts
 from mixquant_agents.dashboard.query import EVERYTHING, FITTING, WINDOWS, link, names_in, page_filter, thread_order
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
-from mixquant_agents.dashboard.turn_page import turn_detail
+from mixquant_agents.dashboard.turn_page import answers, turn_detail
 from mixquant_agents.telemetry.analysis.overview import Overview, overview
 from mixquant_agents.telemetry.analysis.speedup import STRATUM_TURNS
 from mixquant_agents.telemetry.store.aggregate import MINUTE
@@ -216,6 +216,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         models=list(dict.fromkeys(turn.model for turn in turns)),
         fall=waterfall(turns, spans),
         parts=PARTS,
+        answers=answers(store, turns),
         current=current.turn_id if current is not None else None,
         detail=turn_detail(store, current) if current is not None else None,
         turn_link=_turn_link,

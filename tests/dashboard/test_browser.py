@@ -72,16 +72,20 @@ def test_links_lead_from_overview_to_messages(browser: Any, board: Dashboard) ->
     browser.find_elements(By.CSS_SELECTOR, "main tbody a")[0].click()
     until(lambda: "Waterfall" in text_of(browser), "the thread")
     rows = browser.find_elements(By.CSS_SELECTOR, ".fall li")
-    turns = browser.find_elements(By.CSS_SELECTOR, ".fall li.turn a")
+    turns = browser.find_elements(By.CSS_SELECTOR, ".fall li.turn summary")
     assert len(turns) >= 4
     assert len(rows) > len(turns), "tools have rows of their own"
     assert browser.find_elements(By.CSS_SELECTOR, ".fall .p-prefill")
     turns[1].click()
+    inside = browser.find_elements(By.CSS_SELECTOR, ".fall li.turn details")[1]
+    until(lambda: "Answer" in inside.text, "the turn's row, opened")
+    assert "turn=" not in browser.current_url, "it opens in place"
+    inside.find_element(By.TAG_NAME, "a").click()
     text = until(lambda: "Prefix reuse" in text_of(browser) and text_of(browser), "the turn's detail")
     assert "Which of my notes mention the budget?" in text
     assert "quantized rows" in text
     assert "turn=" in browser.current_url
-    shown = browser.find_element(By.CSS_SELECTOR, ".fall a[aria-current]").text
+    shown = browser.find_element(By.CSS_SELECTOR, ".fall [aria-current]").text
     assert shown.startswith("turn 1")
 
 

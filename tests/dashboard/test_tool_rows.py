@@ -1,7 +1,8 @@
-"""A waterfall's tool rows open where content was recorded; its axis says when."""
+"""A waterfall's rows open: turns always, tools where content was recorded; its axis says when."""
 
 from __future__ import annotations
 
+import re
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.report import thread_report
 from mixquant_agents.dashboard.timeline import TICKS, _Axis, _Item
+from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder
+from mixquant_agents.telemetry.events import TurnContent
 from mixquant_agents.telemetry.store.reader import TurnStore
 
 WORDS = {"arguments": '{"query": "<b>budget</b>"}', "result": "three notes", "error": "ValueError: too late"}
@@ -34,16 +37,64 @@ def recorded(path: Path, content: bool) -> TurnStore:
             started_at="2026-03-01T12:00:00.3+00:00", seconds=0.1,
         )
     )  # fmt: skip
-    recorder.record(make_turn(thread_id="t", run_id="r", started_at="2026-03-01T12:00:00.5+00:00"))
+    answer = {
+        "role": "assistant",
+        "content": "It is <i>due</i> in May. " + "x" * 5000,
+        "tool_calls": [{"function": {"name": "notify", "arguments": '{"who": "Ann"}'}}],
+    }
+    turn = make_turn(
+        thread_id="t", run_id="r", started_at="2026-03-01T12:00:00.5+00:00", tool_calls=("notify",), cached_tokens=800
+    )
+    recorder.record(turn, content=TurnContent(messages=[{"role": "user"}], answer=answer))
     recorder.close()
     assert recorder.dropped == 0
     return TurnStore(path)
 
 
+def row_of(page: str, beginning: str) -> str:
+    start = page.index(beginning)
+    return page[start : page.index("</details>", start)].replace("\u202f", " ")
+
+
+def test_turn_row_opens_with_its_times_tokens_and_answer(tmp_path: Path) -> None:
+    page = str(views.thread_page(recorded(tmp_path / "t.sqlite", content=True), {"id": "t"}))
+    inside = row_of(page, '<details id="inside-')
+    assert 'class="p-prefill">prefill <b>40.0 ms</b>' in inside
+    assert 'class="p-decode">decode <b>500 ms</b>' in inside
+    assert 'class="p-cached">cached <b>800</b>' in inside
+    assert "quantized rows" not in inside, "there were none"
+    assert "It is &lt;i&gt;due&lt;/i&gt; in May. " in inside
+    assert "x…</pre>" in inside
+    assert len(inside) < 4000, "a long answer is cut"
+    assert "→ notify(" in inside
+    assert re.search(r'href="/thread\?id=t&amp;turn=[\w-]+#detail"', inside), "the whole of it is a link away"
+
+
+def test_turn_row_without_content_names_the_tools_called(tmp_path: Path) -> None:
+    page = str(views.thread_page(recorded(tmp_path / "t.sqlite", content=False), {"id": "t"}))
+    inside = row_of(page, '<details id="inside-')
+    assert "40.0 ms" in inside
+    assert "<dt>Tools called</dt><dd>notify</dd>" in inside
+    assert "due" not in inside
+
+
+def test_turn_row_of_a_failed_turn_says_why_and_knows_no_zeros(tmp_path: Path) -> None:
+    recorder = StoreRecorder(tmp_path / "t.sqlite", content=True)
+    unknown = dict.fromkeys(
+        (field for field in TurnRecord.model_fields if field.endswith(("_tokens", "_seconds"))), None
+    )
+    recorder.record(make_turn(thread_id="t", error="EngineDeadError: <gone>", finish_reason=None, **unknown))
+    recorder.close()
+    inside = row_of(str(views.thread_page(TurnStore(tmp_path / "t.sqlite"), {"id": "t"})), '<details id="inside-')
+    assert "<pre>EngineDeadError: &lt;gone&gt;</pre>" in inside
+    assert inside.count("not known") == 2
+    assert "<b>0" not in inside
+
+
 def test_tool_row_opens_where_content_was_recorded(tmp_path: Path) -> None:
     page = str(views.thread_page(recorded(tmp_path / "t.sqlite", content=True), {"id": "t"}))
-    assert page.count("<details") == 1, "the other tool left nothing to show"
-    inside = page[page.index("<details") : page.index("</details>")]
+    assert page.count('<details id="tool-') == 1, "the other tool left nothing to show"
+    inside = row_of(page, '<details id="tool-')
     assert "<b>budget</b>" not in inside
     assert '"query": "<b>budget</b>"' in unescape(inside)
     assert "three notes" in inside
@@ -62,7 +113,8 @@ def test_tool_row_without_content_shows_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [False, True])
 def test_report_opens_tool_rows_only_with_content(tmp_path: Path, content: bool) -> None:
     page = thread_report(recorded(tmp_path / "t.sqlite", content=True), "t", content=content)
-    assert ("three notes" in page) == ("<details" in page) == content
+    assert ("three notes" in page) == ('<details id="tool-' in page) == ("It is &lt;i&gt;due" in page) == content
+    assert "40.0 ms" in row_of(page, '<details id="inside-')
 
 
 def test_axis_says_when(tmp_path: Path) -> None:
