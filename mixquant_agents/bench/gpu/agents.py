@@ -36,6 +36,8 @@ from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import BACKGROUND_PRIORITY, EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.engine.vllm.core import RunningEngine
+from mixquant_agents.engine.vllm.kept import Pieces
 from mixquant_agents.errors import EngineStartError
 from mixquant_agents.quant.deferral import STEP_ROWS
 from mixquant_agents.records import percentile
@@ -110,11 +112,17 @@ async def writers(engine: VllmEngine, count: int, gaps: list[float], stop: async
     await asyncio.gather(*(write(number) for number in range(count)))
 
 
-async def deferral(engine: VllmEngine, **settings: Any) -> dict[str, Any]:
-    """Change what the scheduler leaves for later; what it did so far."""
+def running_engine(engine: VllmEngine) -> RunningEngine:
+    """What drives vLLM behind ``engine``."""
     running = engine._handle.running
     if running is None:
         raise RuntimeError("the engine is not running")
+    return running
+
+
+async def deferral(engine: VllmEngine, **settings: Any) -> dict[str, Any]:
+    """Change what the scheduler leaves for later; what it did so far."""
+    running = running_engine(engine)
     call = running.llm.engine_core.call_utility_async("mixquant_deferral", settings)
     return dict(await asyncio.wrap_future(running.submit(call)) or {})
 
@@ -122,13 +130,13 @@ async def deferral(engine: VllmEngine, **settings: Any) -> dict[str, Any]:
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "read ahead": {},
-    "read ahead, usual switching": {"switch_seconds": 0.005},
-    "plain, usual switching": {"switch_seconds": 0.005},
-    "read ahead, 4096 rows in 128": {"background_rows": 4096, "background_gap": 128},
+    "read ahead, pieces of a half": {"pieces": Pieces(share=0.5)},
+    "read ahead, pieces of 3600": {"pieces": Pieces(tokens=3600)},
+    "read ahead, one step in 64": {"background_gap": 64},
     "read ahead, vLLM's schedule": {"enabled": False},
     "rendered only": {},
 }
-"""What is tried, and the scheduler's settings for it."""
+"""What is tried, and the settings for it: the scheduler's, and in which pieces a growing prompt is read."""
 
 
 def gap_figures(gaps: Sequence[float]) -> dict[str, float | int | None]:
@@ -146,10 +154,12 @@ async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str
     shares: dict[str, list[float]] = {way: [] for way in plan.ways}
     call = {"id": "call00001", "type": "function", "function": {"name": "search", "arguments": '{"query": "lakes"}'}}
     settings = await deferral(engine)
-    usual = {name: settings[name] for name in ("enabled", "background_rows", "background_gap", "switch_seconds")}
+    usual = {name: settings[name] for name in ("enabled", "background_gap")}
     for number in range(len(plan.ways) * (plan.rounds + 1)):  # the first of each warms up
         way = plan.ways[number % len(plan.ways)]
-        await deferral(engine, **{**usual, **WAYS[way]})
+        changes = {"pieces": Pieces(), **usual, **WAYS[way]}
+        running_engine(engine).pieces = changes.pop("pieces")
+        await deferral(engine, **changes)
         history: list[dict[str, Any]] = [
             {"role": "user", "content": text(800, 10_000 + number)},
             {"role": "assistant", "content": "", "tool_calls": [call]},

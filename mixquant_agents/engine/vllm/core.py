@@ -36,7 +36,7 @@ from mixquant_agents.engine.vllm.grammar.checked_calls import CheckedCalls
 from mixquant_agents.engine.vllm.grammar.checker import GrammarChecker
 from mixquant_agents.engine.vllm.history import TurnHistory
 from mixquant_agents.engine.vllm.history.turn import RenderedPrompt
-from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes
+from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes, Pieces
 from mixquant_agents.engine.vllm.leftovers import (
     descendants,
     end_processes,
@@ -76,9 +76,6 @@ Post = Callable[[TokenDelta | BaseException], None]
 _starting = threading.Lock()
 """A start changes the environment that its processes inherit, so starts happen one after the other."""
 
-PIECE_TOKENS = 2048
-"""A growing prompt is read on, while turns run, when so many tokens have come."""
-
 SHUTDOWN_SECONDS = 2.0
 """vLLM's processes hold nothing to save. After so long they are killed; CPU workers never end by themselves."""
 
@@ -93,6 +90,7 @@ class RunningEngine:
         renderer: messages → token ids.
         start_seconds: how long the start took.
         status: the plugin's answer to ``mixquant_status``, or ``{}`` without the plugin.
+        pieces: in which a growing prompt is read while turns run.
         processes: ids of vLLM's engine core, and of what else the start made in this process.
         log_path: what vLLM's processes write; kept where the engine died.
     """
@@ -117,6 +115,7 @@ class RunningEngine:
         self.asleep = False
         self._changing = asyncio.Lock()  # held while the engine falls asleep, wakes, or changes its policy
         self._working = 0
+        self.pieces = Pieces()
         self.start_seconds = 0.0
         self.status: dict[str, Any] = {}
         self.llm: Any = None
@@ -334,20 +333,21 @@ class RunningEngine:
 
     async def _read_ahead(self, request: EngineRequest, *, growing: bool) -> int:
         if request.prompt_token_ids is None:
-            ids = await self.prompts.certain(
+            certain = await self.prompts.certain(
                 request.messages, request.tools, _variables(request), growing=growing, verbatim=request.verbatim_history
             )
+            ids, written = certain.token_ids, certain.verbatim_tokens
             static = await self._static_tokens(request, ids, ahead=True)
         else:
-            ids, static = list(request.prompt_token_ids), request.static_tokens
+            ids, written, static = list(request.prompt_token_ids), 0, request.static_tokens
         whole = self._in_blocks(min(len(ids), self.renderer.max_model_len - 1))
         if not whole:
             return 0
         keys = self._block_keys(request, static)
-        if growing and self._turns:  # every piece costs others' steps
-            read = self._kept.read_length(ids, keys.salt)
-            if read and whole - read < PIECE_TOKENS:
-                return read
+        if growing and self._turns:
+            read = max(written, self._kept.read_length(ids, keys.salt))
+            if not self.pieces.worth_reading(read, whole):
+                return self._in_blocks(read)
         try:
             with self._kept.reading(ids[:whole], keys.salt):
                 cached = await self._read(ids[:whole], keys, request.request_id, request.priority)

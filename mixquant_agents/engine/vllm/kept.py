@@ -17,13 +17,31 @@ from dataclasses import dataclass, field
 
 from mixquant_agents.precision.static_prefix import BlockKeys
 
-__all__ = ["KeptPrefix", "KeptPrefixes", "Reuse"]
+__all__ = ["KeptPrefix", "KeptPrefixes", "Pieces", "Reuse"]
 
 _READ_AHEAD = 32
 """Prefetched beginnings that are remembered, to say later what they were good for."""
 
 REFRESH_SHARE = 0.5
 """A held prefix is asked for again when others have used this share of the blocks that were free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """In which pieces a growing prompt is read while turns run. Each piece costs whoever writes a longer step, so there
+    are few of them, however long the prompt gets.
+
+    Attributes:
+        tokens: of a piece at least.
+        share: of what has been read, a piece at least.
+    """
+
+    tokens: int = 2048
+    share: float = 0.25
+
+    def worth_reading(self, read: int, length: int) -> bool:
+        """Whether a prompt of which ``length`` tokens are known and ``read`` were read is read on now."""
+        return length - read >= max(self.tokens, self.share * read)
 
 
 @dataclass(slots=True, eq=False)

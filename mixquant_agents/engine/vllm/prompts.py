@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from mixquant_agents.engine.base import JsonObject, Message
@@ -81,15 +82,16 @@ class Prompts:
         *,
         growing: bool,
         verbatim: bool = True,
-    ) -> list[int]:
+    ) -> RenderedPrompt:
         """The tokens with which every prompt begins that goes on from these messages; see :meth:`Engine.prefetch`."""
         first, second = _endings(messages, growing=growing)
         one = await self.render(first, tools, variables, verbatim=verbatim)
         if first == second:
-            return one.token_ids
+            return one
         other = await self.render(second, tools, variables, verbatim=verbatim)
         shared = common_length(one.token_ids, other.token_ids)
-        return one.token_ids[: max(0, shared - _MERGED)] if growing else one.token_ids[:shared]
+        length = max(0, shared - _MERGED) if growing else shared
+        return replace(one, token_ids=one.token_ids[:length], verbatim_tokens=min(one.verbatim_tokens, length))
 
     async def static_tokens(
         self, ids: Sequence[int], messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
@@ -100,13 +102,13 @@ class Prompts:
         key = repr((leading, list(tools), variables))
         if key not in self._static:
             try:
-                beginning = await self.certain(leading, tools, variables, growing=False, verbatim=False)
+                certain = await self.certain(leading, tools, variables, growing=False, verbatim=False)
             except MixQuantError as error:
                 logger.debug("the static beginning of a prompt is not known: %s", error)
                 return 0
             while len(self._static) >= _MEMORY:
                 del self._static[next(iter(self._static))]
-            self._static[key] = beginning
+            self._static[key] = certain.token_ids
         return common_length(ids, self._static[key])
 
     async def token_ids(self, text: str) -> list[int]:

@@ -9,8 +9,6 @@ Only schedulers by priority are touched. Installed with the plugin, in the proce
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -24,11 +22,6 @@ from mixquant_agents.quant.vllm.patching import wrap
 __all__ = ["hook_scheduler", "mixquant_deferral"]
 
 _STATE = "mixquant_deferring"
-
-SWITCH_SECONDS = 0.0005
-"""How soon a thread of vLLM's core hands the interpreter over, seconds. Python's own 5 ms are as long as a step, and a
-thread that takes in a prompt of 10,000 tokens hashes its blocks for more than a millisecond while steps wait."""
-
 
 @dataclass(slots=True)
 class _Deferring:
@@ -53,19 +46,14 @@ def hook_scheduler() -> None:
 
 
 def mixquant_deferral(self: Any, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What was deferred since the start, after ``settings`` (fields of :class:`PrefillDeferral`, and
-    ``switch_seconds`` of this process's threads) were put in force;
+    """What was deferred since the start, after ``settings`` (fields of :class:`PrefillDeferral`) were put in force;
     ``None`` where the scheduler goes by arrival. A method of vLLM's EngineCore, which the front end calls by name."""
     state = _state(self.scheduler)
     if state is None:
         return None
     for name, value in settings.items():
-        if name == "switch_seconds":
-            sys.setswitchinterval(value)
-        else:
-            setattr(state.rule, name, value)
-    figures = {name: value for name, value in asdict(state.rule).items() if not name.startswith("_")}
-    return {**figures, "switch_seconds": sys.getswitchinterval()}
+        setattr(state.rule, name, value)
+    return {name: value for name, value in asdict(state.rule).items() if not name.startswith("_")}
 
 
 def _state(scheduler: Any) -> _Deferring | None:
@@ -76,8 +64,6 @@ def _state(scheduler: Any) -> _Deferring | None:
     state = vars(scheduler).get(_STATE)
     if not isinstance(state, _Deferring):
         state = vars(scheduler)[_STATE] = _Deferring()
-        if multiprocessing.parent_process() is not None:  # vLLM's own; in the user's process the user decides
-            sys.setswitchinterval(SWITCH_SECONDS)
     return state
 
 

@@ -14,9 +14,9 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
 from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache
-from mixquant_agents.engine.vllm import core
 from mixquant_agents.engine.vllm.core import RunningEngine
 from mixquant_agents.engine.vllm.history import TurnHistory
+from mixquant_agents.engine.vllm.kept import Pieces
 from mixquant_agents.engine.vllm.startup import StartControl
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.records import TurnCounts
@@ -141,10 +141,8 @@ async def test_everything_certain_is_read_ahead(engine: StandIn) -> None:
     assert (await on_its_loop(engine, engine.stats())).warmed_tokens >= read
 
 
-async def test_growing_result_is_read_in_large_pieces_while_turns_run(
-    engine: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(core, "PIECE_TOKENS", 10 * BLOCK_TOKENS)
+async def test_growing_result_is_read_in_large_pieces_while_turns_run(engine: StandIn) -> None:
+    engine.pieces = Pieces(tokens=10 * BLOCK_TOKENS, share=0.0)
 
     async def read(characters: int) -> int:
         half = {"role": "tool", "tool_call_id": "c1", "content": (RESULT * 2)[:characters]}
@@ -155,8 +153,21 @@ async def test_growing_result_is_read_in_large_pieces_while_turns_run(
     assert (await read(200), len(engine.llm.asked)) == (first, 1), "a small piece waits for more"
     second = await read(400)
     assert (second > first + 10 * BLOCK_TOKENS - BLOCK_TOKENS, len(engine.llm.asked)) == (True, 2)
+    engine.pieces = Pieces(tokens=1, share=1.0)
+    assert (await read(600), len(engine.llm.asked)) == (second, 2), "nor is it large beside what was read"
     del engine._turns[other]
-    assert await read(450) > second, "nobody else is slowed down"
+    assert await read(600) > second, "nobody else is slowed down"
+
+
+async def test_what_turns_read_and_wrote_is_no_piece(engine: StandIn) -> None:
+    engine.pieces = Pieces(tokens=10 * BLOCK_TOKENS)
+    history = TurnHistory(engine.prompts.answers)
+    asked = request(SYSTEM, USER)
+    history.feed(parsed(await turn(engine, asked, history), engine.parser(asked)))
+    await on_its_loop(engine, _task_of_a_turn(engine))
+    growing = request(SYSTEM, USER, history._answer(), {"role": "user", "content": "And"})
+    await on_its_loop(engine, engine.prefetch(growing, growing=True))
+    assert len(engine.llm.asked) == 1, "the turn's own"
 
 
 async def _task_of_a_turn(engine: StandIn) -> asyncio.Task[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes, Reuse
+from mixquant_agents.engine.vllm.kept import KeptPrefix, KeptPrefixes, Pieces, Reuse
 from mixquant_agents.precision.static_prefix import BlockKeys
 
 
@@ -93,3 +93,14 @@ def test_half_of_the_cache_is_never_exceeded(steps: list[tuple[str, int, str]]) 
         else:
             kept.release(thread)
         assert kept.tokens <= 500
+
+
+@given(st.lists(st.integers(1, 3_000), max_size=60), st.integers(1, 2_000), st.floats(0.1, 1.0))
+def test_few_pieces_however_long_a_prompt_grows(arrivals: list[int], tokens: int, share: float) -> None:
+    pieces, read, length, count = Pieces(tokens, share), 0, 0, 0
+    for arrival in arrivals:
+        length += arrival
+        if pieces.worth_reading(read, length):
+            read, count = length, count + 1
+        assert length - read < max(tokens, share * read), "and no more than a piece is left for the turn"
+    assert tokens * (1 + share) ** (count - 1) <= max(read, tokens) + 1

@@ -9,7 +9,8 @@ import pytest
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue, SchedulingPolicy
 from vllm.v1.request import RequestStatus
 
-from mixquant_agents.config import BACKGROUND_PRIORITY
+from mixquant_agents.config import BACKGROUND_PRIORITY, BACKGROUND_ROWS
+from mixquant_agents.quant.deferral import BACKGROUND_GAP
 from mixquant_agents.quant.vllm import scheduler_hooks
 
 
@@ -105,13 +106,14 @@ def test_full_engine_reads_on() -> None:
 
 
 def test_reading_ahead_waits_for_its_step() -> None:
-    scheduler = Scheduler(Request("ahead", BACKGROUND_PRIORITY, 3000))
+    gap = BACKGROUND_GAP
+    scheduler = Scheduler(Request("ahead", BACKGROUND_PRIORITY, BACKGROUND_ROWS + 953))
     writing(scheduler, "writer")
-    steps = [schedule(scheduler).rows for _ in range(130)]
-    assert [number for number, rows in enumerate(steps) if len(rows) > 1] == [0, 64, *range(65, 130)]
-    assert steps[0]["ahead"] == 2047
-    assert steps[64]["ahead"] == 953
-    assert steps[65]["ahead"] == 1, "the one token that reading ahead writes"
+    steps = [schedule(scheduler).rows for _ in range(gap + 66)]
+    assert [number for number, rows in enumerate(steps) if len(rows) > 1] == [0, gap, *range(gap + 1, gap + 66)]
+    assert steps[0]["ahead"] == BACKGROUND_ROWS
+    assert steps[gap]["ahead"] == 953
+    assert steps[gap + 1]["ahead"] == 1, "the one token that reading ahead writes"
 
 
 def test_prompt_that_must_be_read_whole_is_not_cut() -> None:
