@@ -23,6 +23,7 @@ __all__ = ["hook_scheduler", "mixquant_deferral"]
 
 _STATE = "mixquant_deferring"
 
+
 @dataclass(slots=True)
 class _Deferring:
     """Of one scheduler: the rule, and whether the last step came to nothing for its sake."""
