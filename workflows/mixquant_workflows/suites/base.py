@@ -68,6 +68,6 @@ class Suite(Protocol):
         """The ground truth as model answers, in order.
 
         Raises:
-            MixQuantError: this suite has no ground truth of calls.
+            MixQuantError: this case or the whole suite has no ground truth of calls.
         """
         ...

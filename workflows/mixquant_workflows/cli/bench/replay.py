@@ -45,5 +45,7 @@ def command(
         for name, reason in {**result["documented_misses"], **result["undocumented_misses"]}.items():
             kind = "upstream" if name in result["documented_misses"] else "UNEXPLAINED"
             out.print(f"  {name} ({kind}): {reason}")
+        if result["left_out"]:
+            out.print(f"  {len(result['left_out'])} left out: {next(iter(result['left_out'].values()))}")
     if result["undocumented_misses"]:
         raise typer.Exit(1)
