@@ -104,11 +104,11 @@ class ContextOverflowError(RequestError):
         self.prompt_tokens = prompt_tokens
         self.max_model_len = max_model_len
         self.max_tokens = max_tokens
-        wanted = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
+        answer_tokens = f" and max_tokens={max_tokens}" if max_tokens is not None else ""
         number = "more" if prompt_tokens is None else f"at least {prompt_tokens}" if at_least else str(prompt_tokens)
         window = "fewer" if max_model_len is None else str(max_model_len)
         super().__init__(
-            f"the prompt has {number} tokens{wanted}, but the context window holds {window} for prompt "
+            f"the prompt has {number} tokens{answer_tokens}, but the context window holds {window} for prompt "
             "and answer together; shorten the messages, lower max_tokens, or raise max_model_len if the model allows it"
         )
 

@@ -106,11 +106,11 @@ def measure(
         for each in conversations(prompts, "measured")
     ]
     answered = greedy(network, asked, tokens)
-    found = {}
+    by_format = {}
     for number, name in enumerate(formats):
         progress(name.value, (number + 1) / (len(formats) + 1))
         hits, trials = _cycles(network, name, answered, drafts)
-        found[name.value] = _judged(hits, trials, _share(network, name))
+        by_format[name.value] = _judged(hits, trials, _share(network, name))
     return AcceptanceReport(
         model=model,
         device=torch.cuda.get_device_name() if network.device.type == "cuda" else "cpu",
@@ -118,7 +118,7 @@ def measure(
         prompts=len(answered),
         prompt_tokens=sum(len(prompt.ids) for prompt in answered),
         positions=sum(len(prompt.answer) for prompt in answered),
-        formats=found,
+        formats=by_format,
     )
 
 

@@ -68,5 +68,5 @@ class OpenCalls:
         if known is None:
             return None
         request, answer = known
-        told = {"role": "tool", "content": well_formed(result), "tool_call_id": call_id}
-        return replace(request, messages=[*request.messages, answer, told])
+        tool_message = {"role": "tool", "content": well_formed(result), "tool_call_id": call_id}
+        return replace(request, messages=[*request.messages, answer, tool_message])

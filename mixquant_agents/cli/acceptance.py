@@ -48,9 +48,9 @@ def command(
     table = Table(title=f"{report.model}, {report.positions} answer tokens, drafts that are right")
     for name in ("format", *(f"{k} drafts" for k in range(1, drafts + 1)), "tokens a cycle", "predicted gain"):
         table.add_column(name)
-    for name, found in report.formats.items():
-        best = max(found.gain, key=found.gain.__getitem__) if found.gain else drafts
-        gain = f"{found.gain[best]:.2f}x with {best}" if found.gain else "– (emulated here)"
-        table.add_row(name, *(f"{found.acceptance[k]:.3f}" for k in range(1, drafts + 1)),
-                      f"{found.tokens_per_cycle[best]:.2f} with {best}", gain)  # fmt: skip
+    for name, acceptance in report.formats.items():
+        best = max(acceptance.gain, key=acceptance.gain.__getitem__) if acceptance.gain else drafts
+        gain = f"{acceptance.gain[best]:.2f}x with {best}" if acceptance.gain else "– (emulated here)"
+        table.add_row(name, *(f"{acceptance.acceptance[k]:.3f}" for k in range(1, drafts + 1)),
+                      f"{acceptance.tokens_per_cycle[best]:.2f} with {best}", gain)  # fmt: skip
     result_console().print(table)

@@ -162,10 +162,10 @@ def _sides(
         option = "--compare" if policies is not None else "--runs"
         raise RequestError(f"{option} needs two names, A,B, not {policies or runs!r}")
     if policies is not None:
-        one, other = (TurnFilter(policy=name, model=model, since=since) for name in names)
+        first, second = (TurnFilter(policy=name, model=model, since=since) for name in names)
     else:
-        one, other = (TurnFilter(run=name, model=model, since=since) for name in names)
-    return one, other
+        first, second = (TurnFilter(run=name, model=model, since=since) for name in names)
+    return first, second
 
 
 def _plot(store: TurnStore, thread: str, stem: Path) -> list[Path]:

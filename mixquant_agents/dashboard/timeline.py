@@ -155,8 +155,8 @@ class _Axis:
         """``(percent, seconds since the beginning)``, at even distances; none where no time passed."""
         if self.end - self.start < TICKS:
             return []
-        places = (100 * n / (TICKS - 1) for n in range(TICKS))
-        return [(place, (self.instant(place) - self.start) / 1e6) for place in places]
+        percents = (100 * n / (TICKS - 1) for n in range(TICKS))
+        return [(percent, (self.instant(percent) - self.start) / 1e6) for percent in percents]
 
 
 def waterfall(turns: Sequence[StoredTurn], spans: Sequence[StoredSpan]) -> Waterfall:

@@ -151,12 +151,12 @@ def intact(folder: pathlib.Path) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         files: dict[str, dict[str, Any]] = manifest["files"]
-        for relative, told in files.items():
+        for relative, entry in files.items():
             path = folder / relative
             stat = path.stat()
-            if stat.st_size != told["bytes"] or _sampled(path) != told["sampled"]:
+            if stat.st_size != entry["bytes"] or _sampled(path) != entry["sampled"]:
                 return False
-            if stat.st_mtime_ns != told["mtime_ns"] and _sha256(path) != told["sha256"]:
+            if stat.st_mtime_ns != entry["mtime_ns"] and _sha256(path) != entry["sha256"]:
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

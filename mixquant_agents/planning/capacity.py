@@ -100,16 +100,16 @@ def plan(
             say(f"{number} agents an engine: {tried[number]}")
         return tried[number]
 
-    most = _most(lambda number: objectives.met(figures(number)), min(agents, MOST_AGENTS))
-    if most == 0:
+    per_engine = _largest(lambda number: objectives.met(figures(number)), min(agents, MOST_AGENTS))
+    if per_engine == 0:
         return Plan(agents, 0, None, None, figures(1), None)
-    engines = math.ceil(agents / most * (1 + spare))
+    engines = math.ceil(agents / per_engine * (1 + spare))
     share = math.ceil(agents / engines)
     memory = None if kv_bytes_per_token is None else engines * limits.kv_tokens * kv_bytes_per_token / 2**30
-    return Plan(agents, most, engines, engines * gpus_per_engine, figures(share), memory)
+    return Plan(agents, per_engine, engines, engines * gpus_per_engine, figures(share), memory)
 
 
-def _most(holds: Callable[[int], bool], limit: int) -> int:
+def _largest(holds: Callable[[int], bool], limit: int) -> int:
     """The largest number up to ``limit`` that holds, where every smaller one does; 0 for none. Doubles, then halves."""
     if not holds(1):
         return 0

@@ -168,8 +168,8 @@ async def calibrate(
     say("writers, ms a step: " + ", ".join(f"{count} {seconds * 1e3:.2f}" for count, seconds in decode.items()))
     writer_context = 0.0
     if probes.context:
-        most = (kv_tokens or 0) // (probes.context + 2 * probes.tokens)
-        many = max((count for count in probes.writers if count <= most), default=probes.writers[0])
+        max_writers = (kv_tokens or 0) // (probes.context + 2 * probes.tokens)
+        many = max((count for count in probes.writers if count <= max_writers), default=probes.writers[0])
         long = await _writing(driver, many, probes.context, probes.tokens)
         writer_context = max(0.0, long - decode[many]) / (many * (probes.context - short))
     rows = probes.rows[1]

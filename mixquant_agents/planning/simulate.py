@@ -158,9 +158,9 @@ class _Engine:
 
     def _cached(self, turn: _Running) -> tuple[int, int]:
         """Tokens of the prompt that are cached, and those of them that all agents share."""
-        most = (turn.result.prompt - 1) // self._limits.block * self._limits.block
+        max_cached = (turn.result.prompt - 1) // self._limits.block * self._limits.block
         own = self._idle.pop(turn.key, 0)
-        known = min(self._shared + own if own else self._shared_known, most)
+        known = min(self._shared + own if own else self._shared_known, max_cached)
         known -= known % self._limits.block
         return known, min(self._shared, known)
 

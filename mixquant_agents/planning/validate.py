@@ -21,8 +21,8 @@ def compare(predicted: Outcome, measured: Mapping[str, Any]) -> dict[str, Any]:
     plan, real = predicted.summary(), dict(measured)
     errors = {}
     for name in COMPARED:
-        said, seen = plan[name], real[name]
-        errors[name] = round(said / seen - 1, 4) if said is not None and seen else None
+        expected, observed = plan[name], real[name]
+        errors[name] = round(expected / observed - 1, 4) if expected is not None and observed else None
     known = [abs(error) for error in errors.values() if error is not None]
     return {"predicted": plan, "measured": real, "error": errors, "largest_error": max(known, default=None)}
 
@@ -86,19 +86,19 @@ def again(validated: Mapping[str, Any], latency: float | None = None) -> dict[st
     return {**validated, "runs": runs}
 
 
-def _mean(one: MeasuredSteps, other: MeasuredSteps) -> MeasuredSteps:
+def _mean(first: MeasuredSteps, second: MeasuredSteps) -> MeasuredSteps:
     """The mean of two calibrations with the same probes."""
 
     def curve(a: Any, b: Any) -> Any:
         return tuple((at, (x + y) / 2) for (at, x), (_, y) in zip(a, b, strict=True))
 
-    return one.model_copy(
+    return first.model_copy(
         update={
-            "prefill": curve(one.prefill, other.prefill),
-            "decode": curve(one.decode, other.decode),
-            "attention": (one.attention + other.attention) / 2,
-            "writer_context": (one.writer_context + other.writer_context) / 2,
-            "prompt": (one.prompt + other.prompt) / 2,
-            "latency": (one.latency + other.latency) / 2,
+            "prefill": curve(first.prefill, second.prefill),
+            "decode": curve(first.decode, second.decode),
+            "attention": (first.attention + second.attention) / 2,
+            "writer_context": (first.writer_context + second.writer_context) / 2,
+            "prompt": (first.prompt + second.prompt) / 2,
+            "latency": (first.latency + second.latency) / 2,
         }
     )

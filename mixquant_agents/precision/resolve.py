@@ -197,8 +197,10 @@ def _with_recipe(policy: PrecisionPolicy) -> PrecisionPolicy:
     """NVFP4's default recipe, where the policy says nothing of what the recipe is about."""
     fields = policy.model_dump()
     plain = PrecisionPolicy().model_dump()
-    told = [name for name in (*NVFP4_RECIPE, "exact_last_token", "prefill_checkpoint") if fields[name] != plain[name]]
-    recipe = {} if told else NVFP4_RECIPE
+    changed = [
+        name for name in (*NVFP4_RECIPE, "exact_last_token", "prefill_checkpoint") if fields[name] != plain[name]
+    ]
+    recipe = {} if changed else NVFP4_RECIPE
     return PrecisionPolicy.model_validate({**fields, "prefill_format": NumberFormat.NVFP4, **recipe})
 
 

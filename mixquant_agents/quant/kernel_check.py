@@ -124,9 +124,11 @@ class ExactUnit:
         x = sample_rows(unit.weight.shape[1], unit.weight.device, unit.weight.dtype)
         expected = (x.double() @ unit.weight[index].double().T).float()
         operand = unit.twin.operand(unit.weight, unit.state)
-        one = unit.twin.exact(x[:1], operand, unit.state)[:, index]
-        many = (unit.twin.exact(x.repeat(copies, 1), operand, unit.state)[:, index] for copies in COPIES)
-        return max(largest_error(one, expected[:1]), *(largest_error(product, expected) for product in many))
+        single_row = unit.twin.exact(x[:1], operand, unit.state)[:, index]
+        copied_rows = (unit.twin.exact(x.repeat(copies, 1), operand, unit.state)[:, index] for copies in COPIES)
+        return max(
+            largest_error(single_row, expected[:1]), *(largest_error(product, expected) for product in copied_rows)
+        )
 
 
 @dataclass(frozen=True, slots=True)

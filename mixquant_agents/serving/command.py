@@ -142,8 +142,8 @@ def _has_flag(name: str) -> bool:
     """Whether the installed server knows a flag of its front end, told without importing it."""
     spec = importlib.util.find_spec("vllm")
     folder = Path(spec.origin).parent / "entrypoints" if spec is not None and spec.origin else Path()
-    places = (folder / "launchers" / "cli_args.py", folder / "openai" / "cli_args.py")
-    return any(f"    {name}:" in place.read_text() for place in places if place.is_file())
+    paths = (folder / "launchers" / "cli_args.py", folder / "openai" / "cli_args.py")
+    return any(f"    {name}:" in path.read_text() for path in paths if path.is_file())
 
 
 def _cores(replica: int, replicas: int) -> dict[str, str]:

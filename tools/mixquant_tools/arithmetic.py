@@ -53,10 +53,10 @@ def _float(function: Callable[..., float]) -> Callable[..., Number]:
 
 
 def _round(value: Number, digits: Number = 0) -> Number:
-    places = whole(_size(digits), "round", 30)
+    decimals = whole(_size(digits), "round", 30)
     if isinstance(value, int) and digits >= 0:
         return value
-    quantum = Decimal(1).scaleb(-places if digits >= 0 else places)
+    quantum = Decimal(1).scaleb(-decimals if digits >= 0 else decimals)
     return tidy(Decimal(value).quantize(quantum, rounding="ROUND_HALF_UP"))
 
 

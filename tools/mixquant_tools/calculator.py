@@ -162,16 +162,16 @@ class _Parser:
         raise ToolInputError(f"expected a number but found {text!r}")
 
     def _call(self, name: str) -> Number:
-        fewest, most, function = FUNCTIONS[name]
+        min_values, max_values, function = FUNCTIONS[name]
         self.need("(")
-        self.listing += most > 1
+        self.listing += max_values > 1
         values = [self.sum()]
         while self.take(","):
             values.append(self.sum())
-        self.listing -= most > 1
+        self.listing -= max_values > 1
         self.need(")")
-        if not fewest <= len(values) <= most:
-            raise ToolInputError(f"{name} takes {fewest} to {most} numbers, not {len(values)}")
+        if not min_values <= len(values) <= max_values:
+            raise ToolInputError(f"{name} takes {min_values} to {max_values} numbers, not {len(values)}")
         try:
             return bounded(tidy(function(*values)))
         except (ValueError, OverflowError):

@@ -188,12 +188,12 @@ class Folder:
 
     def _standing(self, parts: list[str], path: str) -> tuple[int, os.stat_result | None]:
         """How many components of ``parts`` do not exist yet, and the status of the plain file at their end."""
-        for place, name in enumerate(parts):
-            with self._parent(parts[: place + 1]) as parent, _os_errors(path):
+        for depth, name in enumerate(parts):
+            with self._parent(parts[: depth + 1]) as parent, _os_errors(path):
                 try:
                     status = os.stat(name, dir_fd=parent, follow_symlinks=False)
                 except FileNotFoundError:
-                    return len(parts) - place, None
+                    return len(parts) - depth, None
         self._check_plain(status, path)
         return 0, status
 

@@ -125,8 +125,8 @@ class _RemoteTool(StructuredTool):
     """Its arguments are the server's, and may be called as LangChain's own: ``config``, ``run_manager``, ``self``."""
 
     def _to_args_and_kwargs(self, *given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        places, names = super()._to_args_and_kwargs(*given)
-        return places, {"arguments": names}
+        positional, arguments = super()._to_args_and_kwargs(*given)
+        return positional, {"arguments": arguments}
 
 
 def _wrap(client: Any, item: Any, prefix: str, seconds: float, max_output: int) -> BaseTool:

@@ -30,14 +30,16 @@ LENGTHS = (2048, 4096, 8192, 16384, 32000)
 
 def _by_layer(members: Sequence[Group], resolved: ResolvedPolicy) -> list[tuple[str, int, str]]:
     """``(projection, weights, format)`` of every Linear; ``"exact"`` where none of its rows is quantized."""
-    found = []
+    layers = []
     for group in members:
         layer_format = resolved.layer_format(group.name, FUSED)
-        one = () if isinstance(layer_format, PartFormats) else (layer_format,) * len(group.names)
-        parts = layer_format.parts if isinstance(layer_format, PartFormats) else one
+        same_formats = () if isinstance(layer_format, PartFormats) else (layer_format,) * len(group.names)
+        parts = layer_format.parts if isinstance(layer_format, PartFormats) else same_formats
         for name, layer, part in zip(group.names, group.layers, parts, strict=True):
-            found.append((name.rpartition(".")[2], layer.weight.numel(), part.number_format.value if part else "exact"))
-    return found
+            layers.append(
+                (name.rpartition(".")[2], layer.weight.numel(), part.number_format.value if part else "exact")
+            )
+    return layers
 
 
 def flops_by_format(members: Sequence[Group], resolved: ResolvedPolicy, rows: float) -> dict[str, float]:
@@ -169,8 +171,8 @@ def _format_shares(members: Sequence[Group], resolved: ResolvedPolicy) -> dict[s
     counts: dict[str, dict[tuple[str, ...], int]] = {}
     for group in members:
         layer_format = resolved.layer_format(group.name, FUSED)
-        one = () if isinstance(layer_format, PartFormats) else (layer_format,) * len(group.names)
-        parts = layer_format.parts if isinstance(layer_format, PartFormats) else one
+        same_formats = () if isinstance(layer_format, PartFormats) else (layer_format,) * len(group.names)
+        parts = layer_format.parts if isinstance(layer_format, PartFormats) else same_formats
         names = tuple(part.number_format.value if part else "exact" for part in parts)
         own = counts.setdefault(group.name.rpartition(".")[2], {})
         own[names] = own.get(names, 0) + 1

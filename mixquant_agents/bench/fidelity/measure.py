@@ -160,15 +160,15 @@ def _compare(network: Any, model: str, name: str, policy: PrecisionPolicy, exact
         }
     )
     with routed(network, resolved, known) as plan:
-        found = compare(network, exact, plan, spans)
-    by_prompt = torch.stack([divergence.mean() for divergence in found.kl.values()])
+        divergence_of = compare(network, exact, plan, spans)
+    by_prompt = torch.stack([divergence.mean() for divergence in divergence_of.kl.values()])
     return PolicyFidelity(
         policy=name,
-        kl_mean=float(torch.cat(list(found.kl.values())).mean()),
-        kl_first=float(torch.stack([divergence[0] for divergence in found.kl.values()]).mean()),
+        kl_mean=float(torch.cat(list(divergence_of.kl.values())).mean()),
+        kl_first=float(torch.stack([divergence[0] for divergence in divergence_of.kl.values()]).mean()),
         kl_prompt_low=float(by_prompt.min()),
         kl_prompt_high=float(by_prompt.max()),
-        top1_agreement=float(torch.cat(list(found.same.values())).mean()),
+        top1_agreement=float(torch.cat(list(divergence_of.same.values())).mean()),
     )
 
 

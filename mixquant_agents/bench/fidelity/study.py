@@ -247,8 +247,8 @@ class _Study:
         known = self.calibration_of(recipe)
         build = _exact_weights if recipe.exact_weights else _twin
         with routed(self.network, resolved, known, build) as plan:
-            found = compare(self.network, exact, plan, lambda prompt: [self.span(recipe, resolved, prompt)])
-        return found, resolved
+            divergence = compare(self.network, exact, plan, lambda prompt: [self.span(recipe, resolved, prompt)])
+        return divergence, resolved
 
     @staticmethod
     def span(recipe: StudyRecipe, resolved: ResolvedPolicy, prompt: Prompt) -> tuple[int, int]:
@@ -258,7 +258,9 @@ class _Study:
             first = max(first, prompt.static)
         return first, min(stop, len(prompt.whole))
 
-    def row(self, recipe: StudyRecipe, found: Divergence, resolved: ResolvedPolicy, exact: Reference) -> dict[str, Any]:
+    def row(
+        self, recipe: StudyRecipe, divergence: Divergence, resolved: ResolvedPolicy, exact: Reference
+    ) -> dict[str, Any]:
         """A row of the result file, but for what is relative to the baseline."""
         agents = [number for number, prompt in enumerate(exact.prompts) if prompt.kind != "plain"]
         plain = [number for number, prompt in enumerate(exact.prompts) if prompt.kind == "plain"]
@@ -268,18 +270,18 @@ class _Study:
         ]
         share = sum(max(0, min(stop, length) - first) for (first, stop), length in spans) / max(1, rows)
         row: dict[str, Any] = {
-            "kl": _mean(found.kl, agents),
-            "kl_ci95": _interval(found.kl, agents, self.settings.seed),
-            "kl_first": _mean(found.kl, agents, 0, 1),
-            "kl_early": _mean(found.kl, agents, 1, EARLY),
-            "kl_late": _mean(found.kl, agents, LATE),
-            "top1": _mean(found.same, agents),
-            "top1_first": _mean(found.same, agents, 0, 1),
+            "kl": _mean(divergence.kl, agents),
+            "kl_ci95": _interval(divergence.kl, agents, self.settings.seed),
+            "kl_first": _mean(divergence.kl, agents, 0, 1),
+            "kl_early": _mean(divergence.kl, agents, 1, EARLY),
+            "kl_late": _mean(divergence.kl, agents, LATE),
+            "top1": _mean(divergence.same, agents),
+            "top1_first": _mean(divergence.same, agents, 0, 1),
             "kl_by_kind": {
-                kind: _mean(found.kl, [number for number in agents if exact.prompts[number].kind == kind])
+                kind: _mean(divergence.kl, [number for number in agents if exact.prompts[number].kind == kind])
                 for kind in dict.fromkeys(exact.prompts[number].kind for number in agents)
             },
-            "kl_plain": _mean(found.kl, plain) if plain else None,
+            "kl_plain": _mean(divergence.kl, plain) if plain else None,
             "rows_quantized": share,
             "flops_quantized": flops_by_format(self.members, resolved, share),
             "policy": recipe.policy.model_dump(mode="json", exclude_defaults=True),
@@ -344,8 +346,8 @@ def run(
             todo[f"kv-fp8+worst-{count}-fp8"] = worst_layers(order, count, named["kv-fp8"])
     for number, (name, recipe) in enumerate(todo.items()):
         progress(name, number / len(todo))
-        found, resolved = study.divergence(recipe, exact)
-        row = result.rows[name] = study.row(recipe, found, resolved, exact)
+        divergence, resolved = study.divergence(recipe, exact)
+        row = result.rows[name] = study.row(recipe, divergence, resolved, exact)
         base = result.rows[BASELINE]
         row["kl_removed"] = 1 - row["kl"] / base["kl"]
         row["first_removed"] = 1 - row["kl_first"] / base["kl_first"]
@@ -379,8 +381,8 @@ def _loss_alone(study: _Study, alone: Mapping[str, StudyRecipe]) -> dict[str, fl
     loss = {}
     for number, (name, recipe) in enumerate(alone.items()):
         study.progress(f"ranking: {name}", number / len(alone))
-        found, _ = study.divergence(recipe, exact)
-        loss[name] = _mean(found.kl, list(range(len(sample))))
+        divergence, _ = study.divergence(recipe, exact)
+        loss[name] = _mean(divergence.kl, list(range(len(sample))))
     return dict(sorted(loss.items(), key=lambda item: -item[1]))
 
 

@@ -38,7 +38,7 @@ def read(paths: Iterable[pathlib.Path]) -> dict[str, dict[str, dict[str, dict[st
     Raises:
         ConfigError: there are none.
     """
-    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    rows: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
     for path in paths:
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
@@ -48,10 +48,10 @@ def read(paths: Iterable[pathlib.Path]) -> dict[str, dict[str, dict[str, dict[st
             except ValueError:  # a killed run's last line
                 continue
             if isinstance(row, dict) and {"suite", "policy", "case", "score"} <= row.keys():
-                found.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["case"]] = row
-    if not found:
+                rows.setdefault(row["suite"], {}).setdefault(row["policy"], {})[row["case"]] = row
+    if not rows:
         raise ConfigError("no results of tasks in these files; give what mixquant bench agents --results wrote")
-    return found
+    return rows
 
 
 def scores_of(rows: Rows) -> dict[str, dict[str, dict[str, float]]]:

@@ -49,7 +49,7 @@ def by_turn(
         progress: told what is being done and the share done.
     """
     threads = conversations(3 * count, "measured", seed + 1, turns=(21, 21))[2::3]
-    found: dict[str, dict[str, float]] = {}
+    rows_by_case: dict[str, dict[str, float]] = {}
     for turn in TURNS:
         made = [_until(tokenizer, thread, turn) for thread in threads]
         exact = reference(network, [prompt for prompt, _ in made], rows)
@@ -77,8 +77,8 @@ def by_turn(
                     loss = compare(network, exact, plan, spans)
                 total = sum(float(kl.sum()) for kl in loss.kl.values())
                 count = sum(kl.numel() for kl in loss.kl.values())
-                found.setdefault(f"{name}, answers {way}", {})[str(turn)] = total / max(1, count)
-    return found
+                rows_by_case.setdefault(f"{name}, answers {way}", {})[str(turn)] = total / max(1, count)
+    return rows_by_case
 
 
 def _until(tokenizer: Any, thread: Conversation, turn: int) -> tuple[Prompt, list[tuple[int, int]]]:

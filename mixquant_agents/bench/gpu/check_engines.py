@@ -249,15 +249,15 @@ class Outcome:
         others = {name: PAIRS.get(name, name) for name in BESIDE}
         beside = {f"{name} beside others, as {other}": (f"{name} beside others", other)
                   for name, other in others.items()}  # fmt: skip
-        found = {
+        compared_with = {
             label: compared(self.answers[name], self.answers[other], SHORT)
             for label, (name, other) in {**short, **beside}.items()
             if name in self.answers and other in self.answers
         }
-        mine, theirs = (self.answers.get(f"{name} many") for name in reversed(MANY))
-        if mine and theirs:
-            found["mixquant-draft, many short prompts"] = compared(mine, theirs, tuple(theirs))
-        return found
+        answers, reference = (self.answers.get(f"{name} many") for name in reversed(MANY))
+        if answers and reference:
+            compared_with["mixquant-draft, many short prompts"] = compared(answers, reference, tuple(reference))
+        return compared_with
 
     def differences(self) -> dict[str, dict[str, dict[str, float]]]:
         """Root mean square and mean of the difference in log probability, of each two engines."""
@@ -279,19 +279,19 @@ class Outcome:
         return failed
 
 
-def compared(mine: Answers, theirs: Answers, lengths: tuple[int, ...]) -> dict[int, dict[str, Any]]:
+def compared(answers: Answers, reference: Answers, lengths: tuple[int, ...]) -> dict[int, dict[str, Any]]:
     """Per prompt: leading tokens that agree, and how clear ``theirs`` was where they part (None: they do not)."""
     rows = {}
     for n in lengths:
-        (tokens, _), (other, margins) = mine[n], theirs[n]
+        (tokens, _), (other, margins) = answers[n], reference[n]
         at = next((i for i, (x, y) in enumerate(zip(tokens, other, strict=True)) if x != y), len(tokens))
         rows[n] = {"same": at, "margin": round(margins[at], 3) if at < len(tokens) else None}
     return rows
 
 
-def difference(mine: list[list[float]], theirs: list[list[float]]) -> dict[str, float]:
+def difference(first: list[list[float]], second: list[list[float]]) -> dict[str, float]:
     """Of two engines' log probabilities."""
-    apart = np.concatenate([np.asarray(x) - np.asarray(y) for x, y in zip(mine, theirs, strict=True)])
+    apart = np.concatenate([np.asarray(x) - np.asarray(y) for x, y in zip(first, second, strict=True)])
     return {"rms": round(float(np.sqrt((apart**2).mean())), 4), "mean": round(float(apart.mean()), 5)}
 
 

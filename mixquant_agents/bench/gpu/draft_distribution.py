@@ -58,13 +58,13 @@ def chi_square(
     for context, seen in counts.items():
         total = sum(seen.values())
         mean = total * np.asarray(expected[context])
-        found = np.array([seen[token] for token in range(len(mean))], dtype=float)
+        observed = np.array([seen[token] for token in range(len(mean))], dtype=float)
         rare = mean < 5
-        cells = [*zip(found[~rare], mean[~rare], strict=True)]
+        cells = [*zip(observed[~rare], mean[~rare], strict=True)]
         if rare.any():
-            cells.append((found[rare].sum(), mean[rare].sum()))
-        cells = [(one, other) for one, other in cells if other > 0]
-        statistic += sum((one - other) ** 2 / other for one, other in cells)
+            cells.append((observed[rare].sum(), mean[rare].sum()))
+        cells = [(count, mean_count) for count, mean_count in cells if mean_count > 0]
+        statistic += sum((count - mean_count) ** 2 / mean_count for count, mean_count in cells)
         freedom += len(cells) - 1
     return float(statistic), freedom
 
@@ -80,8 +80,8 @@ def by_context(answers: list[list[int]]) -> dict[tuple[int, ...], Counter[int]]:
     """Tokens after the first, by the answer's tokens before them, of contexts that came often."""
     counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for answer in answers:
-        for place in range(1, len(answer)):
-            counts[tuple(answer[:place])][answer[place]] += 1
+        for index in range(1, len(answer)):
+            counts[tuple(answer[:index])][answer[index]] += 1
     return {context: seen for context, seen in counts.items() if sum(seen.values()) >= SEEN}
 
 
@@ -131,8 +131,8 @@ def probabilities(engine: Any, contexts: list[tuple[int, ...]]) -> dict[tuple[in
         while engine.has_unfinished_requests():
             for each in engine.step():
                 if each.finished:
-                    found = each.outputs[0].logprobs[0]
-                    result[context] = [math.exp(found[token].logprob) for token in range(VOCABULARY)]
+                    logprobs = each.outputs[0].logprobs[0]
+                    result[context] = [math.exp(logprobs[token].logprob) for token in range(VOCABULARY)]
     return result
 
 

@@ -125,11 +125,11 @@ class Layers:
             run_kernel(each.kernels[kernel], each.up, each.down, rows, self.layer.own)
 
     def errors(self) -> dict[str, float]:
-        found = {}
+        errors = {}
         for name in self.states[0].kernels:
             self.twin.only(name)
-            found[name] = ExpertsTrial(self.layer, FP8, self.twin, self.states[0], self.weights[0]).error()
-        return found
+            errors[name] = ExpertsTrial(self.layer, FP8, self.twin, self.states[0], self.weights[0]).error()
+        return errors
 
     def microseconds(self, m: int) -> dict[str, float]:
         x = torch.randn(m, self.layer.shape.hidden, device="cuda", dtype=torch.bfloat16)

@@ -267,8 +267,8 @@ class Measurements:
             params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, ignore_eos=True)
             self.engine.add_request(f"bench-{self._count}", {"prompt_token_ids": prompt}, params)
             for _, output in self._run():
-                places = zip(prompt[1:], (output.prompt_logprobs or [])[1:], strict=False)
-                logprobs.append([candidates[token].logprob for token, candidates in places if candidates])
+                choices = zip(prompt[1:], (output.prompt_logprobs or [])[1:], strict=False)
+                logprobs.append([candidates[token].logprob for token, candidates in choices if candidates])
         return {"logprobs": logprobs}
 
 

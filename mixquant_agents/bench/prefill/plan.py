@@ -161,11 +161,11 @@ def groups(
             members.append([OURS, name] if OURS in names else [name])
     planned = []
     for number, each in enumerate(members):
-        mine = [c for c in columns if engine_of(c) in each and (number == 0 or c in each)]
-        if not mine:
+        own_columns = [c for c in columns if engine_of(c) in each and (number == 0 or c in each)]
+        if not own_columns:
             continue
         _fits(each, dict.fromkeys(each, kv), config, total_gib, gpus)
-        planned.append(Group(tuple(mine), dict.fromkeys(each, kv), max_len, tuple(cases)))
+        planned.append(Group(tuple(own_columns), dict.fromkeys(each, kv), max_len, tuple(cases)))
     if agents and set(PAIR) <= set(names):
         large = dict.fromkeys(PAIR, max(kv, kv_gib(AGENT_TOKENS, config)))
         _fits(PAIR, large, config, total_gib, gpus)

@@ -43,11 +43,11 @@ def _by_tables(shape: ModelShape, gpu: str, mode: Mode, tables: Tables) -> dict[
     rows, lines = [], [f"from measured operations ({tables.source}), added up; still a prediction"]
     ratios: dict[str, list[float]] = {}
     for tokens in PAPER_5090:
-        ours = {name: parts(shape, tokens, 0, name, FITS.get(gpu, H100), GPUS[gpu]) for name in _modes(mode)}
-        theirs = {name: table_parts(shape, tokens, name, gpu, tables) for name in _modes(mode)}
-        total = {name: sum(each.values()) for name, each in theirs.items()}
+        roofline = {name: parts(shape, tokens, 0, name, FITS.get(gpu, H100), GPUS[gpu]) for name in _modes(mode)}
+        measured = {name: table_parts(shape, tokens, name, gpu, tables) for name in _modes(mode)}
+        total = {name: sum(each.values()) for name, each in measured.items()}
         over = {
-            f"{name}_{part}": theirs[name][part] / ours[name][part]
+            f"{name}_{part}": measured[name][part] / roofline[name][part]
             for name in _modes(mode)
             for part in ("products", "attention")
         }
@@ -65,8 +65,8 @@ def _by_tables(shape: ModelShape, gpu: str, mode: Mode, tables: Tables) -> dict[
         times = f"{total['exact'] * 1e3:>8.1f} ms  {total[mode] * 1e3:>8.1f} ms"
         lines.append(f"{tokens:>6} tokens  {times}  {total['exact'] / total[mode]:.2f}x")
     spread = [
-        f"{name.replace('_', ' ')} {min(found):.2f} to {max(found):.2f}"
-        for name, found in ratios.items()
+        f"{name.replace('_', ' ')} {min(factors):.2f} to {max(factors):.2f}"
+        for name, factors in ratios.items()
         if name != f"{mode}_attention"  # attention is the same in both
     ]
     lines.append(

@@ -81,13 +81,13 @@ class _Runs:
     def _alone(self, case: str) -> dict[str, float]:
         """How many times faster ours is than engines that ran alone before or after it: the ratio of the medians."""
         ours = self.having(case, OURS)
-        found = {}
+        speed_ups = {}
         for other in ("exact_default", "exact", "uniform-fp8"):
             run = self.having(case, other)
             if run is not None and ours is not None and run is not ours:
                 medians = [statistics.median(per_round(r.rounds, case, c)) for r, c in ((run, other), (ours, OURS))]
-                found[other] = round(medians[0] / medians[1], 4)
-        return found
+                speed_ups[other] = round(medians[0] / medians[1], 4)
+        return speed_ups
 
 
 def report(info: Mapping[str, Any], runs: Sequence[Run], agents: AgentRuns | None = None) -> dict[str, Any]:

@@ -91,6 +91,6 @@ def command(
         for run in validated["runs"]:
             for figure, error in run["error"].items():
                 shown = "" if error is None else f"{100 * error:+.1f} %"
-                said, seen = run["predicted"][figure], run["measured"][figure]
-                table.add_row(name, str(run["agents"]), figure, str(said), str(seen), shown)
+                predicted, measured = run["predicted"][figure], run["measured"][figure]
+                table.add_row(name, str(run["agents"]), figure, str(predicted), str(measured), shown)
     result_console().print(table)

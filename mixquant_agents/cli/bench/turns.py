@@ -46,14 +46,14 @@ def command(
         table = Table()
         for name in ("figure", "here", "target", ""):
             table.add_column(name)
-        for figure, value, most, unit in (
+        for figure, value, limit, unit in (
             ("streaming, against langchain_core's fake model", result.stream_cost_ratio, 1.3, "x"),
             ("tool call, twice the tokens cost", result.tool_call_growth, 2.2, "x"),
             (f"requests left by {result.streams} streams", result.leaked_requests, 0, ""),
             (f"tasks left by {result.streams} streams", result.leaked_tasks, 0, ""),
         ):
             here = f"{value:.2f}{unit}" if unit else str(value)
-            table.add_row(figure, here, f"≤ {most}{unit}", "missed" if value > most else "")
+            table.add_row(figure, here, f"≤ {limit}{unit}", "missed" if value > limit else "")
         result_console().print(table)
     if result.leaked_requests or result.leaked_tasks:
         raise typer.Exit(1)

@@ -32,7 +32,7 @@ class JsonCall:
         self._index, self._new_id = index, new_id
         self._raw: list[str] = []
         self._scanner: ValueScanner | None = None
-        self._place = "open"
+        self._state = "open"
         self._key = ""
         self._name: str | None = None
         self._early: list[str] = []
@@ -44,12 +44,12 @@ class JsonCall:
     @property
     def untouched(self) -> bool:
         """Nothing of the object has come yet."""
-        return self._place == "open" and not self._raw
+        return self._state == "open" and not self._raw
 
     @property
     def complete(self) -> bool:
         """The object has ended, and it was a call."""
-        return self._place == "done" and self._name is not None
+        return self._state == "done" and self._name is not None
 
     @property
     def raw(self) -> str:
@@ -71,7 +71,7 @@ class JsonCall:
                 seen = _VISIBLE.search(text, at)
                 at = len(text) if seen is None else seen.start()
                 break
-            elif self._place in ("done", "broken"):
+            elif self._state in ("done", "broken"):
                 before, stop = at, _STOP.search(text, at)
                 at = len(text) if stop is None else stop.start()
                 if self._broken:
@@ -89,7 +89,7 @@ class JsonCall:
             self._take(self._scanner, char, out)
         elif self._broken:
             self._broken.append(char)
-        elif self._place not in ("done", "comma"):
+        elif self._state not in ("done", "comma"):
             self._break(char)
 
     def close(self, out: Pieces, *, ended: bool) -> str | None:
@@ -98,7 +98,7 @@ class JsonCall:
             return self._reason
         if self._broken and self._has_arguments:  # the reader of the arguments sees what made the object none
             self._arguments("".join(self._broken), out)
-        elif not self._has_arguments and self._place in (("done",) if ended else ("done", "comma")):
+        elif not self._has_arguments and self._state in (("done",) if ended else ("done", "comma")):
             self._arguments("{}", out)
         elif not self._has_arguments:
             self._arguments("".join(self._raw), out)
@@ -109,15 +109,15 @@ class JsonCall:
         char = text[at]
         if char.isspace():
             return at + 1
-        match self._place, char:
+        match self._state, char:
             case "open", "{":
-                self._place = "key"
+                self._state = "key"
             case (("key" | "comma"), "}"):
-                self._place = "done"
+                self._state = "done"
             case "comma", ",":
-                self._place = "key"
+                self._state = "key"
             case "colon", ":":
-                self._place = "value"
+                self._state = "value"
             case ("key", '"') | ("value", _) if char not in ",:}]":
                 self._scanner = ValueScanner()
                 return at
@@ -126,12 +126,12 @@ class JsonCall:
         return at + 1
 
     def _break(self, char: str) -> None:
-        self._place, self._reason = "broken", f"not the JSON object of a call: unexpected {char!r}"
+        self._state, self._reason = "broken", f"not the JSON object of a call: unexpected {char!r}"
         self._broken.append(char)
 
     def _take(self, scanner: ValueScanner, piece: str, out: Pieces) -> None:
         """A piece of the value being scanned, and what follows when it is complete."""
-        arguments = self._place == "value" and self._key in ("arguments", "parameters")
+        arguments = self._state == "value" and self._key in ("arguments", "parameters")
         if arguments and scanner.container:
             self._arguments(piece, out)
         else:
@@ -139,10 +139,10 @@ class JsonCall:
         if not scanner.done:
             return
         self._scanner = None
-        if self._place == "key":
-            self._key, self._place = str(scanner.value()), "colon"
+        if self._state == "key":
+            self._key, self._state = str(scanner.value()), "colon"
             return
-        self._place = "comma"
+        self._state = "comma"
         if arguments and not scanner.container:  # some models write the arguments as a JSON string
             value = scanner.value()
             self._arguments(value if isinstance(value, str) else "{}" if scanner.text == "null" else scanner.text, out)
@@ -151,7 +151,7 @@ class JsonCall:
 
     def _give_name(self, value: object, out: Pieces) -> None:
         if not isinstance(value, str) or not value:
-            self._place, self._reason = "broken", f"the function name is {value!r}"
+            self._state, self._reason = "broken", f"the function name is {value!r}"
             return
         self._name = value
         out.calls.append(ToolCallDelta(self._index, self._new_id(), value, "".join(self._early)))

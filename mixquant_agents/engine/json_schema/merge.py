@@ -81,14 +81,14 @@ def _unmerged(key: str) -> Any:
 
 def _check_closed(a: dict[str, Any], b: dict[str, Any]) -> None:
     """Refuse where what one part says of further properties is about properties that the other names."""
-    for one, other in ((a, b), (b, a)):
-        if one.get("additionalProperties", True) is True:
+    for first, second in ((a, b), (b, a)):
+        if first.get("additionalProperties", True) is True:
             continue
-        named = one.get("properties", {}).keys()
-        if other.get("properties", {}).keys() - named or other.get("patternProperties"):
+        named = first.get("properties", {}).keys()
+        if second.get("properties", {}).keys() - named or second.get("patternProperties"):
             raise NotMergedError("additionalProperties of one part is about properties of another")
-    for one, other in ((a, b), (b, a)):
-        if "prefixItems" in one and "items" in other:
+    for first, second in ((a, b), (b, a)):
+        if "prefixItems" in first and "items" in second:
             raise NotMergedError("prefixItems of one part meet items of another")
 
 

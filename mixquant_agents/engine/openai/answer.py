@@ -129,38 +129,38 @@ class Answer:
             if message:
                 self._cannot_read(message)
             message = {}
-        content, thought = self._texts(message.get("content"))
+        content, reasoning = self._texts(message.get("content"))
         if not content and isinstance(refusal := message.get("refusal"), str):
             content = refusal
         for field in REASONING_FIELDS:
             if isinstance(value := message.get(field), str) and value:
-                thought, self.reasoning_field = thought + value, field
+                reasoning, self.reasoning_field = reasoning + value, field
                 break
         calls = self._calls.take(message.get("tool_calls") or message.get("function_call"))
-        chosen = tuple(_logprobs(logprobs))
-        if content or thought or calls:
+        token_logprobs = tuple(_logprobs(logprobs))
+        if content or reasoning or calls:
             self.streamed = True
-        if not (content or thought or calls or chosen):
+        if not (content or reasoning or calls or token_logprobs):
             return None
-        return Delta(content, thought, calls, logprobs=chosen)
+        return Delta(content, reasoning, calls, logprobs=token_logprobs)
 
     def _texts(self, content: object) -> tuple[str, str]:
         """Text and reasoning of a delta's content: a string, or a list of blocks, as Mistral sends with thoughts."""
         if isinstance(content, str):
             return content, ""
-        text, thought = "", ""
+        text, reasoning = "", ""
         for block in content if isinstance(content, list) else [] if content is None else [content]:
             if isinstance(block, str):
                 text += block
             elif isinstance(block, Mapping) and isinstance(block.get("text"), str):
                 text += block["text"]
             elif isinstance(block, Mapping) and "thinking" in block:
-                said = self._texts(block["thinking"])
-                thought += "".join(said)
+                pieces = self._texts(block["thinking"])
+                reasoning += "".join(pieces)
             else:
                 self._lost_content = True
                 self._cannot_read(block)
-        return text, thought
+        return text, reasoning
 
     def _cannot_read(self, value: object) -> None:
         if self.unreadable is None:

@@ -203,7 +203,7 @@ class OpenAIEngine(Engine):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without connections, which belong to the loops of this process: a copy makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_clients", "_places")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_clients", "_turn_slots")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -212,7 +212,7 @@ class OpenAIEngine(Engine):
     def _clear(self) -> None:
         """No connection of any loop, and as many places for turns in each as there may be connections."""
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
-        self._places: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+        self._turn_slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             weakref.WeakKeyDictionary()
         )
 
@@ -290,7 +290,7 @@ class OpenAIEngine(Engine):
         for tries in itertools.count(1):
             answer, reader = Answer(most_calls), EventReader()
             failure: MixQuantError | None = None
-            async with self._place():
+            async with self._turn_slot():
                 waiting = Waiting(self._settings.patience, self._settings.address)
                 try:
                     async with self._opened(request, waiting) as response:
@@ -409,9 +409,11 @@ class OpenAIEngine(Engine):
             )
         return client
 
-    def _place(self) -> asyncio.Semaphore:
+    def _turn_slot(self) -> asyncio.Semaphore:
         """What a turn holds while it is at the server. Who waits for it was not sent yet: no time-out runs."""
-        return self._places.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._settings.max_connections))
+        return self._turn_slots.setdefault(
+            asyncio.get_running_loop(), asyncio.Semaphore(self._settings.max_connections)
+        )
 
     def _asking(self) -> AsyncOpenAI:
         """The client for small questions, which the package itself sends again."""
@@ -456,10 +458,10 @@ class OpenAIEngine(Engine):
         from mixquant_agents.engine.openai.errors import translated
 
         if self._closed and not isinstance(error, EngineClosedError):
-            ours: MixQuantError = EngineClosedError("the engine was closed during this turn; make a new one")
+            mixquant_error: MixQuantError = EngineClosedError("the engine was closed during this turn; make a new one")
         else:
             struck = self._struck(request.messages if request is not None else ())
-            ours = translated(
+            mixquant_error = translated(
                 error,
                 model=self.model,
                 url=self._settings.address,
@@ -467,10 +469,10 @@ class OpenAIEngine(Engine):
                 max_tokens=request.sampling.max_tokens if request is not None else None,
                 begun=begun,
             )
-            if ours is error or struck.holds(f"{error} {getattr(error, 'body', '')}"):
-                return ours
-        ours.__cause__ = error
-        return ours
+            if mixquant_error is error or struck.holds(f"{error} {getattr(error, 'body', '')}"):
+                return mixquant_error
+        mixquant_error.__cause__ = error
+        return mixquant_error
 
 
 @functools.cache

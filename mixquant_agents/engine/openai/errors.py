@@ -137,7 +137,7 @@ def server_words(body: Any) -> str:
 
 
 def _status_error(
-    error: openai.APIStatusError, said: str, model: str, url: str, max_tokens: int | None
+    error: openai.APIStatusError, message: str, model: str, url: str, max_tokens: int | None
 ) -> MixQuantError:
     if 300 <= error.status_code < 400:
         where = str(error.response.headers.get("location", "")).partition("?")[0]
@@ -149,15 +149,15 @@ def _status_error(
         )
     if isinstance(error, openai.NotFoundError):
         path = "" if url.endswith("/v1") else "; most servers want a base_url that ends in /v1"
-        return ModelNotFoundError(f"{url} does not serve model {model!r}: {said}{path}")
+        return ModelNotFoundError(f"{url} does not serve model {model!r}: {message}{path}")
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
         return RemoteEngineError(
-            f"{url} refused the key: {said}; give OpenAIEngine(api_key=…)", status=error.status_code
+            f"{url} refused the key: {message}; give OpenAIEngine(api_key=…)", status=error.status_code
         )
     if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError) or error.status_code == 413:
-        return _overflow(said, error.body, max_tokens) or RequestError(f"{url} refused the request: {said}")
+        return _overflow(message, error.body, max_tokens) or RequestError(f"{url} refused the request: {message}")
     return RemoteEngineError(
-        f"{url} answered {error.status_code}: {said}",
+        f"{url} answered {error.status_code}: {message}",
         status=error.status_code,
         retryable=error.status_code in BUSY,
         retry_after=retry_after(error.response.headers),
@@ -179,13 +179,13 @@ def _certificate(error: BaseException) -> bool:
     return False
 
 
-def _overflow(said: str, body: Any, max_tokens: int | None) -> ContextOverflowError | None:
+def _overflow(message: str, body: Any, max_tokens: int | None) -> ContextOverflowError | None:
     """The overflow that a server reports, with the tokens that there were and that fit, as far as it tells them."""
     details = body if isinstance(body, dict) else {}
-    limit, prompt = _number(_LIMIT, said), _number(_PROMPT, said)
-    if "characters" in said:  # vLLM's estimate of a prompt too long to be tokenized
+    limit, prompt = _number(_LIMIT, message), _number(_PROMPT, message)
+    if "characters" in message:  # vLLM's estimate of a prompt too long to be tokenized
         prompt = None
-    named = any(_OVERFLOW.search(str(text)) for text in (said, details.get("code"), details.get("type")))
+    named = any(_OVERFLOW.search(str(text)) for text in (message, details.get("code"), details.get("type")))
     if not named and (limit is None or prompt is None):
         return None
     own = {
@@ -194,8 +194,8 @@ def _overflow(said: str, body: Any, max_tokens: int | None) -> ContextOverflowEr
     return ContextOverflowError(own.get("n_prompt_tokens", prompt), own.get("n_ctx", limit), max_tokens)
 
 
-def _number(pattern: re.Pattern[str], said: str) -> int | None:
-    match = pattern.search(said)
+def _number(pattern: re.Pattern[str], text: str) -> int | None:
+    match = pattern.search(text)
     return int(next(filter(None, match.groups()))) if match is not None else None
 
 

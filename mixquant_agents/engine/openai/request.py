@@ -73,11 +73,11 @@ def wire_messages(messages: Sequence[Message], dialect: Dialect) -> list[dict[st
         InvalidMessagesError: a message holds what JSON cannot.
     """
     result = []
-    for place, message in enumerate(messages, 1):
+    for number, message in enumerate(messages, 1):
         try:
             plain = dict(_json_value(message))
         except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidMessagesError(f"message {place} cannot be written as JSON: {_reason(error)}") from None
+            raise InvalidMessagesError(f"message {number} cannot be written as JSON: {_reason(error)}") from None
         reasoning = plain.pop("reasoning_content", None)
         if reasoning is not None and dialect.takes(dialect.reasoning_field):
             plain[dialect.reasoning_field] = reasoning

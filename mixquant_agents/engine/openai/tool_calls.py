@@ -64,11 +64,11 @@ class ToolCallReader:
     """Reads the calls of one answer.
 
     Args:
-        most: how many calls the request allows; ``None`` for any number.
+        max_calls: how many calls the request allows; ``None`` for any number.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        self._most = most
+    def __init__(self, max_calls: int | None = None) -> None:
+        self._max_calls = max_calls
         self._calls: list[_Call] = []
         self._ids: set[str] = set()
         self._named = 0
@@ -76,7 +76,7 @@ class ToolCallReader:
 
     def __bool__(self) -> bool:
         """Whether the answer holds a call that the request allows."""
-        return self._named > 0 and self._most != 0
+        return self._named > 0 and self._max_calls != 0
 
     def take(self, pieces: object) -> tuple[ToolCallDelta, ...]:
         """The call pieces of one chunk: a list of OpenAI's ``tool_calls`` entries, or one such entry."""
@@ -103,7 +103,7 @@ class ToolCallReader:
         nameless = [(call.arguments, "no function name") for call in self._calls if not call.name and call.pieces]
         why = (
             "the server called a tool although tool_choice is 'none'"
-            if self._most == 0
+            if self._max_calls == 0
             else "the server made a further call although parallel_tool_calls is False"
         )
         refused = [("".join(texts), why) for texts in self._refused.values()]
@@ -157,7 +157,7 @@ class ToolCallReader:
         return call_id
 
     def _allows(self, index: int) -> bool:
-        return self._most is None or index < self._most
+        return self._max_calls is None or index < self._max_calls
 
     def _allowed(self, delta: ToolCallDelta) -> Iterator[ToolCallDelta]:
         if self._allows(delta.index):

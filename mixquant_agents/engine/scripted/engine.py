@@ -102,7 +102,7 @@ class ScriptedEngine(SwitchableEngine):
         self._policy = PrecisionPolicy.of(policy)
         self._max_model_len = max_model_len
         self._cache = PrefixCache()
-        self._asked = 0
+        self._request_count = 0
         self._closed = False
         self._waiting: set[Callable[[], object]] = set()
         self._lock = threading.Lock()  # turns may run in the loops of several threads
@@ -228,10 +228,10 @@ class ScriptedEngine(SwitchableEngine):
                     meter.token()
                     yield _parsed(delta, parser)
             else:
-                for place, delta in enumerate(played.deltas, 1):
+                for number, delta in enumerate(played.deltas, 1):
                     meter.token()
                     yield _parsed(delta, parser)
-                    if not place % _BREATHE_EVERY:
+                    if not number % _BREATHE_EVERY:
                         await asyncio.sleep(0)
                         self._check_open()
             with self._lock:
@@ -259,13 +259,13 @@ class ScriptedEngine(SwitchableEngine):
             answer = await given if inspect.isawaitable(given) else given
         else:
             with self._lock:
-                place, self._asked = self._asked, self._asked + 1
-            if place >= len(self._script) and not (self._cycle and self._script):
+                index, self._request_count = self._request_count, self._request_count + 1
+            if index >= len(self._script) and not (self._cycle and self._script):
                 raise RequestError(
-                    f"the script has {len(self._script)} answers and this is request {place + 1}; "
+                    f"the script has {len(self._script)} answers and this is request {index + 1}; "
                     "add an answer, or make the engine with cycle=True"
                 )
-            answer = self._script[place % len(self._script)]
+            answer = self._script[index % len(self._script)]
         if isinstance(answer, BaseException):
             raise answer
         if isinstance(answer, str):
@@ -278,9 +278,9 @@ class ScriptedEngine(SwitchableEngine):
         ids = request.prompt_token_ids
         if ids is None:
             ids = prompt_tokens(request.messages, request.tools)
-        wanted = request.sampling.max_tokens
-        if len(ids) + (wanted or 1) > self._max_model_len:
-            raise ContextOverflowError(len(ids), self._max_model_len, wanted)
+        max_tokens = request.sampling.max_tokens
+        if len(ids) + (max_tokens or 1) > self._max_model_len:
+            raise ContextOverflowError(len(ids), self._max_model_len, max_tokens)
         return ids
 
     async def _prefill(self, turn: ScriptedTurn, meter: TurnMeter) -> float:
@@ -294,19 +294,19 @@ class ScriptedEngine(SwitchableEngine):
 
     async def _eventful(self, turn: ScriptedTurn, played: Played) -> AsyncGenerator[Delta | TokenDelta, None]:
         """The deltas with the turn's delays, failure and hang."""
-        for place, delta in enumerate(played.deltas):
-            await self._incident(turn, place)
-            if place:
+        for index, delta in enumerate(played.deltas):
+            await self._incident(turn, index)
+            if index:
                 await asyncio.sleep(turn.token_seconds)
                 self._check_open()
             yield delta
         await self._incident(turn, len(played.deltas))
 
-    async def _incident(self, turn: ScriptedTurn, place: int) -> None:
+    async def _incident(self, turn: ScriptedTurn, index: int) -> None:
         """Fail or hang where the script says so; an incident after the last token comes at the end."""
-        if turn.fail_after == place:
+        if turn.fail_after == index:
             raise turn.error or EngineDeadError("the scripted engine died mid-turn, as its script says")
-        if turn.hang_after == place:
+        if turn.hang_after == index:
             woken, loop = asyncio.Event(), asyncio.get_running_loop()
 
             def wake() -> None:

@@ -152,9 +152,9 @@ def _until_stop(tokens: list[str], stop: Sequence[str]) -> tuple[list[str], bool
     return kept, True
 
 
-def _logprobs(text: str, wanted: int | None) -> tuple[TokenLogprob, ...]:
+def _logprobs(text: str, count: int | None) -> tuple[TokenLogprob, ...]:
     """Made-up log probabilities that are at least ordered: the chosen token first."""
-    if wanted is None:
+    if count is None:
         return ()
-    top = [(text, -0.1), *((f"{text}~{rank}", -0.1 - rank) for rank in range(1, wanted))][:wanted]
+    top = [(text, -0.1), *((f"{text}~{rank}", -0.1 - rank) for rank in range(1, count))][:count]
     return (TokenLogprob(text, -0.1, tuple(top)),)

@@ -48,7 +48,7 @@ def start_environment(
     from mixquant_agents.engine.vllm.leftovers import socket_folder
 
     cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ""
-    ours = {
+    environment = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_NO_USAGE_STATS": "1",
@@ -59,16 +59,16 @@ def start_environment(
         "TOKENIZERS_PARALLELISM": "false",
     }
     if connector:
-        ours["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
+        environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
     if sleep_mode and "PYTORCH_ALLOC_CONF" not in os.environ:
-        ours["PYTORCH_CUDA_ALLOC_CONF"] = _pinned_by_threads()
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = _pinned_by_threads()
     if local:
-        ours["HF_HUB_OFFLINE"] = "1"
+        environment["HF_HUB_OFFLINE"] = "1"
         _import_hub()
     _quiet_tracker()
     if (folder := socket_folder()) is not None:
-        ours["VLLM_RPC_BASE_PATH"] = folder
-    added = {name: value for name, value in ours.items() if name not in os.environ}
+        environment["VLLM_RPC_BASE_PATH"] = folder
+    added = {name: value for name, value in environment.items() if name not in os.environ}
     added[ENV_LOG] = f"{os.getpid()}:{log_path}"
     os.environ.update(added)
     hub = sys.modules.get("huggingface_hub.constants") if local else None
@@ -261,5 +261,8 @@ def _graphs(config: EngineConfig) -> dict[str, Any]:
     if config.capture_sizes is None and config.policy.quantizes:
         return {"enforce_eager": False}  # the plugin knows which sizes its modes need, and how much memory there is
     sizes = config.capture_sizes or [size for size in CAPTURE_SIZES if size <= EXACT_CAPTURE_LIMIT]
-    most = config.max_num_batched_tokens
-    return {"enforce_eager": False, "cudagraph_capture_sizes": [size for size in sizes if most is None or size <= most]}
+    max_rows = config.max_num_batched_tokens
+    return {
+        "enforce_eager": False,
+        "cudagraph_capture_sizes": [size for size in sizes if max_rows is None or size <= max_rows],
+    }

@@ -100,15 +100,15 @@ def check_weights(folder: Path) -> None:
     Raises:
         DamagedWeightsError: a file is missing, its header is unreadable, or its size is not what the header says.
     """
-    wanted = set(folder.glob("*.safetensors"))
+    paths = set(folder.glob("*.safetensors"))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
             raise DamagedWeightsError(f"{index} is unreadable ({error}); download the model again") from error
-        wanted |= {folder / str(name) for name in names}
-    for path in sorted(wanted):
+        paths |= {folder / str(name) for name in names}
+    for path in sorted(paths):
         if not path.is_file():
             raise DamagedWeightsError(f"weight file {path} is missing; download the model again")
         actual, expected = path.stat().st_size, _expected_size(path)
@@ -136,8 +136,8 @@ def model_config(path: str, config: EngineConfig) -> Any:
     """The checkpoint's text configuration (a transformers ``PretrainedConfig``)."""
     from vllm.transformers_utils.config import get_config
 
-    found = get_config(path, config.trust_remote_code, config.revision)
-    return found.get_text_config() if hasattr(found, "get_text_config") else found
+    loaded = get_config(path, config.trust_remote_code, config.revision)
+    return loaded.get_text_config() if hasattr(loaded, "get_text_config") else loaded
 
 
 def context_length(text: Any) -> int | None:

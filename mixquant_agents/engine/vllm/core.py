@@ -443,14 +443,15 @@ class RunningEngine:
                 raise RequestError("prompt_token_ids is empty; give at least one token, or messages")
         history.prompt, ids = rendered, rendered.token_ids
         self.renderer.check_length(len(ids), request.sampling.max_tokens)
-        ours: dict[str, Any] = {}
+        engine_params: dict[str, Any] = {}
         if (grammar := await self._grammar(request)) is not None:
-            ours["structured_outputs"] = StructuredOutputsParams(structural_tag=grammar.tag)
+            engine_params["structured_outputs"] = StructuredOutputsParams(structural_tag=grammar.tag)
         if tools_active(request.tools, request.tool_choice) or self.reasoning_parser is not None:
-            ours["skip_special_tokens"] = False  # markers of calls and reasoning are special tokens in some models
+            # markers of calls and reasoning are special tokens in some models
+            engine_params["skip_special_tokens"] = False
         room = self.renderer.max_model_len - len(ids)
         keys = self._block_keys(request, rendered.static_tokens)
-        params = sampling_parameters(request.sampling, self._defaults, room, keys.static, **ours)
+        params = sampling_parameters(request.sampling, self._defaults, room, keys.static, **engine_params)
         if request.kv_transfer is not None:
             params.extra_args = {**(params.extra_args or {}), "kv_transfer_params": dict(request.kv_transfer)}
         options: dict[str, Any] = {"priority": request.priority}
@@ -594,9 +595,9 @@ class RunningEngine:
             try:
                 answers = await self.llm.collective_rpc("mixquant_set_policy", args=(policy.model_dump(mode="json"),))
             except Exception as error:
-                ours = self.translated(error)
-                if isinstance(ours, EngineDeadError):
-                    raise ours from error
+                mixquant_error = self.translated(error)
+                if isinstance(mixquant_error, EngineDeadError):
+                    raise mixquant_error from error
                 raise FormatRefusedError(f"policy {policy.name!r} is refused by the running engine: {error}") from error
             finally:
                 self._kept.forget()  # read anew, they would be of another policy than their keys say
@@ -673,10 +674,10 @@ class RunningEngine:
 
     def translated(self, error: Exception) -> MixQuantError:
         """Our error for vLLM's; a dead engine is marked, so that the next call starts another."""
-        ours = turn_error(error, self.log_path)
-        if isinstance(ours, EngineDeadError):
+        mixquant_error = turn_error(error, self.log_path)
+        if isinstance(mixquant_error, EngineDeadError):
             self.dead = True
-        return ours
+        return mixquant_error
 
 
 def _variables(request: EngineRequest) -> dict[str, Any]:

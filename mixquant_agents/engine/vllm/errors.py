@@ -71,21 +71,21 @@ def turn_error(error: Exception, log_path: str | None = None) -> MixQuantError:
         text = f"{type(cause).__name__}: {_one_line(str(cause))}"
         if _raised_in(cause, ("serial_utils",)):
             return RequestError(f"a value of the request cannot be sent to the engine's process: {text}")
-    ours: type[MixQuantError] | None = None
+    error_class: type[MixQuantError] | None = None
     for base in type(error).__mro__:
-        if ours := TURN_ERRORS.get(base.__name__):
+        if error_class := TURN_ERRORS.get(base.__name__):
             break
-    if ours is EngineDeadError:
+    if error_class is EngineDeadError:
         where = f"; its log is {log_path}" if log_path else ""
         return EngineDeadError(f"the engine died while this turn was waiting; the next call starts a new one{where}")
-    if ours is RequestError or (ours is None and isinstance(error, ValueError)):
+    if error_class is RequestError or (error_class is None and isinstance(error, ValueError)):
         if _raised_in(error, ("structured_output", "xgrammar")):
             return GrammarError(f"the schema cannot be turned into a grammar: {text}")
         if _SAMPLING.search(text):
             return InvalidSamplingError(f"invalid sampling value: {text}")
         return RequestError(f"the engine refused the request: {text}")
-    if ours is not None:
-        return ours(f"the engine failed on this request: {text}")
+    if error_class is not None:
+        return error_class(f"the engine failed on this request: {text}")
     return EngineError(f"unexpected {type(error).__name__} from the engine: {text}")
 
 
@@ -198,10 +198,10 @@ def start_error_from_text(own: str, log: str, config: EngineConfig, log_path: st
             refusal: MixQuantError = kind(f"{config.model!r} with policy {config.policy.name!r}: {_one_line(match[2])}")
             return refusal
     known = {"model": config.model, "revision": config.revision, "policy": config.policy.name}
-    for ours, pattern, message in _CAUSES:
+    for error_class, pattern, message in _CAUSES:
         for line in reversed(lines):
             if pattern.search(line):
-                return ours(message.format(cause=_one_line(line).rstrip("."), **known))
+                return error_class(message.format(cause=_one_line(line).rstrip("."), **known))
     cause = _one_line(lines[-1]).rstrip(".") if lines else "no reason was given"
     where = f"; its log is {log_path}" if log or not lines else ""  # before there are processes, there is no log
     return EngineStartError(f"the engine for {config.model!r} did not start: {cause}{where}")
@@ -226,18 +226,18 @@ _ADVICE = re.compile(r" Decrease --kv-cache-memory-bytes.*")
 def _error_lines(text: str) -> list[str]:
     """Lines that name an exception, without vLLM's log prefix and wrapping, without its advice (on flags that are none
     of ours), and without the errors that only follow from another."""
-    found = []
+    error_lines = []
     for line in text.splitlines():
         match = _ERROR_LINE.search(line)
         if match and not _SECONDARY.search(line):
-            said = _FORWARDED.sub(r"\1", match.group(1))
-            found.append(_ADVICE.sub("", said))
-    return found
+            message = _FORWARDED.sub(r"\1", match.group(1))
+            error_lines.append(_ADVICE.sub("", message))
+    return error_lines
 
 
-def _one_line(text: str, most: int = 400) -> str:
+def _one_line(text: str, max_chars: int = 400) -> str:
     flat = " ".join(text.split())
-    return flat if len(flat) <= most else flat[: most - 1] + "…"
+    return flat if len(flat) <= max_chars else flat[: max_chars - 1] + "…"
 
 
 def _raised_in(error: BaseException, parts: tuple[str, ...]) -> bool:

@@ -151,7 +151,7 @@ async def generate(
         drafting: the engine drafts, and counts that.
         options: further arguments of ``AsyncLLM.generate``.
     """
-    asked: asyncio.Future[Counts | None] | None = None
+    future: asyncio.Future[Counts | None] | None = None
     seen, posted, ids = 0, False, tuple(prompt["prompt_token_ids"])
     try:
         async with aclosing(llm.generate(prompt, params, request_id, **options)) as outputs:  # aborts however this ends
@@ -162,8 +162,8 @@ async def generate(
                 if meter.count_reasoning is not None:
                     meter.answer += tokens
                 meter.cached_tokens = output.num_cached_tokens
-                if asked is None and rows is not None and tokens:
-                    asked, seen = rows.ask(request_id), _preemptions(output.metrics, preempted)
+                if future is None and rows is not None and tokens:
+                    future, seen = rows.ask(request_id), _preemptions(output.metrics, preempted)
                 if completion.finish_reason == "error":
                     raise EngineError("the engine gave up on this request after an internal error; its log says more")
                 delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
@@ -171,16 +171,17 @@ async def generate(
                     known = meter.counts(None, None, plugin=rows is not None)
                     delta = replace(delta, prompt_token_ids=ids, counts=known)
                 if output.finished:
-                    found = await rows.told(asked) if rows is not None and asked is not None else None
+                    row_counts = await rows.answer(future) if rows is not None and future is not None else None
                     if rows is not None and _preemptions(output.metrics, preempted) != seen:
-                        found = await rows.told(rows.ask(request_id))  # rows may have run again after the first answer
+                        # rows may have run again after the first answer
+                        row_counts = await rows.answer(rows.ask(request_id))
                     drafts = await draft_counts(llm, request_id) if drafting else None
                     own = getattr(output.metrics, "num_preemptions", None)
                     thought = meter.count_reasoning(ids, meter.answer) if meter.count_reasoning is not None else None
                     delta = replace(
                         delta,
                         finish_reason=_REASONS.get(str(completion.finish_reason), "stop"),
-                        counts=meter.counts(found, own, plugin=rows is not None, reasoning=thought, drafts=drafts),
+                        counts=meter.counts(row_counts, own, plugin=rows is not None, reasoning=thought, drafts=drafts),
                         times=meter.times(output.metrics),
                         prompt_token_ids=ids,
                         prompt_change=meter.prompt_change,

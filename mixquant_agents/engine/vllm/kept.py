@@ -113,11 +113,11 @@ class KeptPrefixes:
         if limit is not None:
             prefix.token_ids = prefix.token_ids[:limit]
         before = self._held.get(prefix.thread, [])
-        mine = [other for other in before if not _begins(prefix.token_ids, other.token_ids)]
-        replaced = sum(len(other.token_ids) for other in before) - sum(len(other.token_ids) for other in mine)
+        remaining = [other for other in before if not _begins(prefix.token_ids, other.token_ids)]
+        replaced = sum(len(other.token_ids) for other in before) - sum(len(other.token_ids) for other in remaining)
         if self.capacity is not None and self.tokens - replaced + len(prefix.token_ids) > self.capacity // 2:
             return False
-        self._held[prefix.thread] = [*mine, prefix]
+        self._held[prefix.thread] = [*remaining, prefix]
         return True
 
     def release(self, thread: str) -> int:
@@ -126,10 +126,10 @@ class KeptPrefixes:
 
     def drop(self, prefix: KeptPrefix) -> None:
         """Hold this one no more."""
-        mine = self._held.get(prefix.thread, [])
-        if prefix in mine:
-            mine.remove(prefix)
-        if not mine:
+        held = self._held.get(prefix.thread, [])
+        if prefix in held:
+            held.remove(prefix)
+        if not held:
             self._held.pop(prefix.thread, None)
 
     def take(self, thread: str | None, token_ids: Sequence[int], salt: str) -> Reuse:
@@ -184,13 +184,13 @@ class KeptPrefixes:
             usage: share (0..1) of the cache that running turns hold.
             now: seconds of the caller's clock; prefixes whose time is over are let go.
         """
-        for prefix in [prefix for mine in self._held.values() for prefix in mine if prefix.until <= now]:
+        for prefix in [prefix for held in self._held.values() for prefix in held if prefix.until <= now]:
             self.drop(prefix)
         if self.capacity is None:
             return []
         free = self.capacity * max(0.0, 1.0 - usage)
         due = []
-        for prefix in (prefix for mine in self._held.values() for prefix in mine):
+        for prefix in (prefix for held in self._held.values() for prefix in held):
             prefix.used_since += tokens
             if not prefix.refreshing and prefix.used_since >= REFRESH_SHARE * free:
                 prefix.refreshing, prefix.used_since = True, 0

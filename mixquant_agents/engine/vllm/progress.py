@@ -63,8 +63,8 @@ class Progress:
                 lines = file.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
-        told = next((line for line in reversed(lines) if _MARK in line), None)
-        return f" ({told.partition('mixquant: ')[2]})" if told is not None and told == lines[-1] else ""
+        last = lines[-1] if lines else ""
+        return f" ({last.partition('mixquant: ')[2]})" if _MARK in last else ""
 
     @contextmanager
     def _beating(self) -> Iterator[None]:

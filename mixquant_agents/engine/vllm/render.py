@@ -373,7 +373,7 @@ def _templates(tokenizer: Any, config: EngineConfig) -> dict[str, str]:
 def _common(first: str, second: str) -> int:
     """Length of the beginning that both texts have."""
     pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _thought_key(source: str | None) -> str:

@@ -34,11 +34,11 @@ class RowCountClient:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="mixquant-row-counts")
         return future
 
-    async def told(self, asked: asyncio.Future[Counts | None]) -> Counts | None:
+    async def answer(self, future: asyncio.Future[Counts | None]) -> Counts | None:
         """The answer to :meth:`ask`; ``None`` where the engine died before it came, for then vLLM never answers."""
-        while not asked.done() and not self._llm.errored:
-            await asyncio.wait([asked], timeout=1.0)
-        return asked.result() if asked.done() else None
+        while not future.done() and not self._llm.errored:
+            await asyncio.wait([future], timeout=1.0)
+        return future.result() if future.done() else None
 
     async def _run(self) -> None:
         await asyncio.sleep(0)  # let the other requests of this engine step join
@@ -46,13 +46,13 @@ class RowCountClient:
             batch, self._pending = self._pending, {}
             try:
                 answers = await self._llm.collective_rpc("mixquant_row_counts", args=(list(batch),))
-                found: dict[str, Counts] = answers[0] if answers else {}
+                counts: dict[str, Counts] = answers[0] if answers else {}
             except Exception as error:  # counting never fails a turn; a dead engine fails it by itself
                 logger.warning("row counts are unknown: %s", error)
-                found = {}
+                counts = {}
             for request_id, future in batch.items():
                 if not future.done():
-                    future.set_result(found.get(request_id))
+                    future.set_result(counts.get(request_id))
 
 
 async def draft_counts(llm: Any, request_id: str) -> Counts | None:

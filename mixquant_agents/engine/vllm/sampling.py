@@ -30,7 +30,7 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 def sampling_parameters(
-    sampling: Sampling, defaults: dict[str, Any], room: int, static: StaticPrefix | None = None, **ours: Any
+    sampling: Sampling, defaults: dict[str, Any], room: int, static: StaticPrefix | None = None, **engine_params: Any
 ) -> Any:
     """``SamplingParams`` for one turn.
 
@@ -39,7 +39,7 @@ def sampling_parameters(
         defaults: the model's generation config.
         room: tokens that the context window leaves for the answer.
         static: the prompt's static beginning, for the plugin.
-        ours: further values set by the engine (grammar, special tokens).
+        engine_params: further values set by the engine (grammar, special tokens).
 
     Raises:
         InvalidSamplingError: a name is unknown or reserved, or a value is out of range.
@@ -54,8 +54,8 @@ def sampling_parameters(
             raise InvalidSamplingError(f"sampling extra 'extra_args' names {EXTRA_ARG!r}, which the engine sets")
         if name not in known or name == "skip_clone":
             raise InvalidSamplingError(f"the engine knows no sampling value {name!r}")
-        if name in ours and sampling.extra[name] != ours[name]:
-            raise InvalidSamplingError(f"sampling extra {name!r} is {ours[name]!r} for tools; leave it out")
+        if name in engine_params and sampling.extra[name] != engine_params[name]:
+            raise InvalidSamplingError(f"sampling extra {name!r} is {engine_params[name]!r} for tools; leave it out")
     values: dict[str, Any] = {name: value for name, value in defaults.items() if name in known}
     named = {name: value for name in _NAMED if (value := getattr(sampling, name)) is not None}
     for name, value in named.items():
@@ -74,7 +74,7 @@ def sampling_parameters(
             raise InvalidSamplingError(f"{name}={values[name]!r} holds half of a surrogate pair; no text has it")
     if static is not None:
         values["extra_args"] = static.extra_args(values.get("extra_args"))
-    values.update(ours)
+    values.update(engine_params)
     try:
         return SamplingParams(**values, output_kind=RequestOutputKind.DELTA)
     except (TypeError, ValueError, OverflowError) as error:

@@ -105,9 +105,9 @@ def collect(
                 grid, decode = nvfp4.split_scaled(x, scale)
                 rounded[name] = grid * decode
         if behind:
-            place = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape).flatten().to(real.device)[real]
-            rounded = {name: x[place >= behind] for name, x in rounded.items()}
-            exact = {name: x[place >= behind] for name, x in exact.items()}
+            positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape).flatten().to(real.device)[real]
+            rounded = {name: x[positions >= behind] for name, x in rounded.items()}
+            exact = {name: x[positions >= behind] for name, x in exact.items()}
         for name, x in rounded.items():
             own = seen[name]
             second = x.float().T @ x.float()

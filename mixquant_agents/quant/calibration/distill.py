@@ -216,7 +216,7 @@ def distill(
     made = batches([lesson.ids for lesson in lessons], network.device, training.rows)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")  # TF32 holds every value on the grid; only exact rows lose digits
-    wanted = [parameter.requires_grad for parameter in network.parameters()]
+    gradients = [parameter.requires_grad for parameter in network.parameters()]
     network.requires_grad_(False)
     losses: list[float] = []
     try:
@@ -240,7 +240,7 @@ def distill(
             }
     finally:
         torch.set_float32_matmul_precision(precision)
-        for parameter, before in zip(network.parameters(), wanted, strict=True):
+        for parameter, before in zip(network.parameters(), gradients, strict=True):
             parameter.requires_grad_(before)
     return trained, losses
 

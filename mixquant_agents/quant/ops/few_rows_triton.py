@@ -59,8 +59,8 @@ def _few_rows(
     total *= tl.load(scales + column, mask=valid, other=0.0)[:, None]
     if HAS_BIAS:
         total += tl.load(bias + column, mask=valid, other=0.0).to(tl.float32)[:, None]
-    place = out + row[None, :] * n + column[:, None]
-    tl.store(place, total.to(out.dtype.element_ty), mask=used & valid[:, None])
+    pointers = out + row[None, :] * n + column[:, None]
+    tl.store(pointers, total.to(out.dtype.element_ty), mask=used & valid[:, None])
 
 
 def few_rows_product(

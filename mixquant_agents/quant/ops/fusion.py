@@ -108,7 +108,7 @@ def _fuse_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
 
 def _fuse_add_norm(graph: fx.Graph, node: fx.Node, norm: fx.Node) -> bool:
     arguments = _norm_arguments(norm, 2)
-    order = {each: place for place, each in enumerate(graph.nodes)}
+    order = {each: index for index, each in enumerate(graph.nodes)}
     needed = [arg for arg in node.args[1:] if isinstance(arg, fx.Node)]
     if arguments is None or any(order[arg] > order[norm] for arg in needed):
         return False

@@ -46,7 +46,7 @@ class TwinCheckpoint:
         Raises:
             FormatRefusedError: names the tensor that is missing or has another shape or type.
         """
-        found = 0
+        total_rows = 0
         for name in names:
             packed, scale, _ = self._tensors(name)
             codes, scales = self._slice(packed), self._slice(scale)
@@ -55,14 +55,14 @@ class TwinCheckpoint:
             n, half = codes.get_shape()
             if half * 2 != columns:
                 raise self._refused(packed, f"has {half * 2} columns, the model's layer {columns}")
-            if scales.get_shape() != [n, columns // BLOCK] or scales.get_dtype() != "F8_E4M3":
-                wanted = [n, columns // BLOCK]
+            shape = [n, columns // BLOCK]
+            if scales.get_shape() != shape or scales.get_dtype() != "F8_E4M3":
                 raise self._refused(
-                    scale, f"is {scales.get_dtype()} {scales.get_shape()}, not F8_E4M3 {wanted}: not blocks of {BLOCK}"
+                    scale, f"is {scales.get_dtype()} {scales.get_shape()}, not F8_E4M3 {shape}: not blocks of {BLOCK}"
                 )
-            found += n
-        if found != rows:
-            raise self._refused(" + ".join(names), f"have {found} rows together, the model's layer {rows}")
+            total_rows += n
+        if total_rows != rows:
+            raise self._refused(" + ".join(names), f"have {total_rows} rows together, the model's layer {rows}")
 
     def read(self, names: Sequence[str]) -> Nvfp4Tensor:
         """The tensors ``names``, one below the other.
@@ -160,13 +160,13 @@ def _index(folder: pathlib.Path, location: str) -> dict[str, pathlib.Path]:
         if absent := sorted({path.name for path in listed.values() if not path.is_file()}):
             raise FormatRefusedError(f"prefill_checkpoint={location!r} is incomplete: {absent[0]} is not there")
         return listed
-    found: dict[str, pathlib.Path] = {}
+    files: dict[str, pathlib.Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                found.update(dict.fromkeys(file.keys(), path))
+                files.update(dict.fromkeys(file.keys(), path))
         except SafetensorError as error:
             raise FormatRefusedError(f"prefill_checkpoint={location!r}: {path.name} cannot be read ({error})") from None
-    if not found:
+    if not files:
         raise FormatRefusedError(f"prefill_checkpoint={location!r} holds no *.safetensors files")
-    return found
+    return files

@@ -76,12 +76,12 @@ def segments(
             f"formats gives {len(formats.parts)} parts of one layer different formats ({formats.name}), but this "
             f"model's has {len(widths)} ({', '.join(map(str, widths))} outputs); name the whole layer instead"
         )
-    found = []
+    segments = []
     for layer_format, group in groupby(enumerate(formats.parts), key=lambda part: part[1]):
         numbers = [number for number, _ in group]
         twin = ExactTwin() if layer_format is None else twin_of(layer_format)
-        found.append(Segment(twin, sum(widths[number] for number in numbers), range(numbers[0], numbers[-1] + 1)))
-    return tuple(found)
+        segments.append(Segment(twin, sum(widths[number] for number in numbers), range(numbers[0], numbers[-1] + 1)))
+    return tuple(segments)
 
 
 class PartsTwin(Twin[tuple[Any, ...]]):

@@ -61,10 +61,10 @@ def _resolved(config: Any) -> ResolvedPolicy | None:
 
 def _refuse_graphs(original: Callable[..., Any]) -> Callable[..., Any]:
     def __post_init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - vLLM's name
-        asked = list(self.compilation_config.cudagraph_capture_sizes or ())
+        sizes_asked = list(self.compilation_config.cudagraph_capture_sizes or ())
         original(self, *args, **kwargs)
         resolved = _resolved(self.quant_config)
-        if asked and resolved is not None and resolved.emulated:
+        if sizes_asked and resolved is not None and resolved.emulated:
             raise ConfigError(
                 f"capture_sizes with {resolved.prefill_format.value}, which runs emulated here ({resolved.reason}): an "
                 "emulation routes rows in Python, which no CUDA graph holds; leave capture_sizes None, or use a policy "
@@ -114,10 +114,10 @@ def _adjust(vllm_config: Any, resolved: ResolvedPolicy) -> None:
         if isinstance(vllm_config.additional_config, dict):
             vllm_config.additional_config[FULL_GRAPHS] = True
     if compilation.max_cudagraph_capture_size is None and not compilation.cudagraph_capture_sizes:
-        most = vllm_config.scheduler_config.max_num_batched_tokens
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         if current_platform.get_device_total_memory() < LARGE_MEMORY:
-            most = min(most, 2048)
-        compilation.cudagraph_capture_sizes = [size for size in CAPTURE_SIZES if size <= most]
+            max_rows = min(max_rows, 2048)
+        compilation.cudagraph_capture_sizes = [size for size in CAPTURE_SIZES if size <= max_rows]
     if isinstance(vllm_config.additional_config, dict):
         vllm_config.additional_config["mixquant_gpu"] = _code()
 

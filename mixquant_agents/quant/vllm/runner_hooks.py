@@ -93,9 +93,9 @@ def _coming_v2(runner: Any, scheduler_output: Any) -> list[RequestRows]:
     states = runner.req_states
     rows = []
     for name, tokens in scheduler_output.num_scheduled_tokens.items():
-        place = states.req_id_to_index[name]
+        index = states.req_id_to_index[name]
         rows.append(
-            RequestRows(name, int(states.prompt_len.np[place]), int(states.num_computed_tokens_np[place]), tokens)
+            RequestRows(name, int(states.prompt_len.np[index]), int(states.num_computed_tokens_np[index]), tokens)
         )
     return rows
 

@@ -106,12 +106,12 @@ def _head(scheduler: Any) -> Any:
 def _without(scheduler: Any, deferral: Deferral, withheld: list[Any], schedule: Callable[[], Any]) -> Any:
     """Call ``schedule`` while the scheduler does not see what the step leaves out."""
     queue, budget = scheduler.waiting, scheduler.max_num_scheduled_tokens
-    places, admitted = scheduler.max_num_running_reqs, getattr(scheduler, "max_num_active_reqs", None)
+    max_running, max_active = scheduler.max_num_running_reqs, getattr(scheduler, "max_num_active_reqs", None)
     left_out = {id(each) for each in withheld}
     scheduler.running = [each for each in scheduler.running if id(each) not in left_out]
-    scheduler.max_num_running_reqs = places - len(withheld)  # they keep their places
-    if admitted is not None:  # newer releases
-        scheduler.max_num_active_reqs = admitted - len(withheld)
+    scheduler.max_num_running_reqs = max_running - len(withheld)  # they keep their places
+    if max_active is not None:  # newer releases
+        scheduler.max_num_active_reqs = max_active - len(withheld)
     if deferral.up_to is not None:
         scheduler.waiting = _UpTo(queue, deferral.up_to)
     if deferral.rows is not None and scheduler.scheduler_config.enable_chunked_prefill:
@@ -122,9 +122,9 @@ def _without(scheduler: Any, deferral: Deferral, withheld: list[Any], schedule: 
         scheduler.running.extend(withheld)
         scheduler.waiting = queue
         scheduler.max_num_scheduled_tokens = budget
-        scheduler.max_num_running_reqs = places
-        if admitted is not None:
-            scheduler.max_num_active_reqs = admitted
+        scheduler.max_num_running_reqs = max_running
+        if max_active is not None:
+            scheduler.max_num_active_reqs = max_active
 
 
 class _UpTo:

@@ -98,11 +98,11 @@ class ServerRows:
             self._task = loop.create_task(self._run(), name="mixquant-server-rows")
         return asyncio.gather(*futures)
 
-    async def told(self, asked: asyncio.Future[list[Counts | None]]) -> Counts | None:
+    async def answer(self, future: asyncio.Future[list[Counts | None]]) -> Counts | None:
         """The sum of what :meth:`ask` brought; ``None`` where one is unknown, or the engine died meanwhile."""
-        while not asked.done() and (llm := self._llm()) is not None and not llm.errored:
-            await asyncio.wait([asked], timeout=1.0)
-        rows = asked.result() if asked.done() and not asked.cancelled() else [None]
+        while not future.done() and (llm := self._llm()) is not None and not llm.errored:
+            await asyncio.wait([future], timeout=1.0)
+        rows = future.result() if future.done() and not future.cancelled() else [None]
         known = [counts for counts in rows if counts is not None]
         if len(known) < len(rows):
             return None
@@ -117,19 +117,19 @@ class ServerRows:
         await asyncio.sleep(0)  # let the other requests of this engine step join
         while self._pending and (llm := self._llm()) is not None:
             batch, self._pending = self._pending, {}
-            found: Mapping[str, Counts] = {}
+            counts_of: Mapping[str, Counts] = {}
             try:
                 if not self._described:
                     self._describe((await llm.collective_rpc("mixquant_status"))[0])
                 answers = await llm.collective_rpc("mixquant_row_counts", args=(list(batch),))
                 for request_id, counts in answers[0].items():
                     self._count(request_id, counts)
-                found = answers[0]
+                counts_of = answers[0]
             except Exception as error:
                 _log.warning("mixquant: prompt rows are unknown: %s", error)
             for request_id, future in batch.items():
                 if not future.done():
-                    future.set_result(found.get(request_id))
+                    future.set_result(counts_of.get(request_id))
 
     def _count(self, request_id: str, counts: Counts) -> None:
         """Add what is new since the request was counted before."""
@@ -192,22 +192,22 @@ def _without_static_prefix(sampling_params: Any) -> Any:
 async def _counted(outputs: Any, rows: ServerRows, request_id: str, answers: int) -> AsyncGenerator[Any, None]:
     """``outputs``, the last of them with the request's rows among its statistics."""
     ids = [request_id] if answers == 1 else [f"{index}_{request_id}" for index in range(answers)]
-    asked: asyncio.Future[list[Counts | None]] | None = None
+    future: asyncio.Future[list[Counts | None]] | None = None
     preempted = 0
     try:
         async with aclosing(outputs):
             async for output in outputs:
-                if asked is None and any(completion.token_ids for completion in output.outputs):
-                    asked, preempted = rows.ask(ids), _preemptions(output)
-                if output.finished and asked is not None:
-                    counts = await rows.told(asked)
+                if future is None and any(completion.token_ids for completion in output.outputs):
+                    future, preempted = rows.ask(ids), _preemptions(output)
+                if output.finished and future is not None:
+                    counts = await rows.answer(future)
                     if _preemptions(output) != preempted:  # rows may have run again after the first answer
-                        counts = await rows.told(rows.ask(ids))
+                        counts = await rows.answer(rows.ask(ids))
                     if output.metrics is not None:
                         setattr(output.metrics, _ROWS, counts)
                 yield output
     finally:
-        last = rows.ask(ids) if asked is None else asked  # given up before its first token, its rows ran all the same
+        last = rows.ask(ids) if future is None else future  # given up before its first token, its rows ran all the same
         last.add_done_callback(lambda _: rows.forget(ids))
 
 

@@ -53,10 +53,10 @@ def missing(tree: ast.Module | None, symbol: Symbol) -> str | None:
     owner, _, leaf = symbol.name.rpartition(".")
     body: list[ast.stmt] = tree.body
     if owner:
-        found = next((n for n in _flat(body) if isinstance(n, ast.ClassDef) and n.name == owner), None)
-        if found is None:
+        owner_class = next((n for n in _flat(body) if isinstance(n, ast.ClassDef) and n.name == owner), None)
+        if owner_class is None:
             return f"{symbol}: no class {owner}"
-        body = found.body
+        body = owner_class.body
     functions = [n for n in _flat(body) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == leaf]
     if functions:
         return _mismatch(functions[-1], symbol)

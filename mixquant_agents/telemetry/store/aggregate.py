@@ -245,7 +245,7 @@ class Aggregate:
 
         for name, more in other.strata.items():
             self.strata[name] = [
-                mine + theirs for mine, theirs in zip(self.strata.get(name, (0, 0.0, 0.0)), more, strict=True)
+                own + added for own, added in zip(self.strata.get(name, (0, 0.0, 0.0)), more, strict=True)
             ]
 
     def without(self, part: Aggregate) -> Aggregate:

@@ -117,12 +117,12 @@ def unpack_hashes(packed: bytes) -> array[int]:
     return raw
 
 
-def shared_blocks(one: Sequence[int], other: Sequence[int]) -> int:
+def shared_blocks(first: Sequence[int], second: Sequence[int]) -> int:
     """How many leading blocks two prompts share. Rolling hashes agree up to a point and never after: bisection."""
-    low, high = 0, min(len(one), len(other))
+    low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2
-        if one[middle - 1] == other[middle - 1]:
+        if first[middle - 1] == second[middle - 1]:
             low = middle
         else:
             high = middle - 1

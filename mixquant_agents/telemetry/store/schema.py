@@ -143,7 +143,7 @@ def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
     return {row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
 
-def select_columns(connection: sqlite3.Connection, wanted: Iterable[str]) -> str:
+def select_columns(connection: sqlite3.Connection, names: Iterable[str]) -> str:
     """Columns of ``turns`` for a SELECT. What this store lacks is NULL, and so is a count or duration that is no
     number from 0 on: SQLite keeps any value in any column."""
     present = columns_of(connection, "turns")
@@ -157,7 +157,7 @@ def select_columns(connection: sqlite3.Connection, wanted: Iterable[str]) -> str
             return f"iif(typeof({name}) IN ('integer', 'real') AND {name} BETWEEN 0 AND 9e18, {name}, NULL) AS {name}"
         return name
 
-    return ", ".join(map(column, wanted))
+    return ", ".join(map(column, names))
 
 
 def add_missing_columns(connection: sqlite3.Connection) -> None:

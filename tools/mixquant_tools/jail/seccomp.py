@@ -112,12 +112,12 @@ def _filter() -> list[tuple[int, int, int, int]]:
         refuse,
         (_RETURN, 0, 0, _ALLOW),
     ]
-    for call, place, commands in (
+    for call, offset, commands in (
         (_FCNTL[machine], 24, _FCNTL_COMMANDS),
         (_IOCTL[machine], 24, _IOCTL_COMMANDS),
         (_PRCTL[machine], 16, _PRCTL_COMMANDS),
     ):
-        lines += [(_EQUAL, 0, len(commands) + 3, call), (_LOAD, 0, 0, place)]
+        lines += [(_EQUAL, 0, len(commands) + 3, call), (_LOAD, 0, 0, offset)]
         lines += [(_EQUAL, len(commands) - at, 0, command) for at, command in enumerate(commands)]
         lines += [refuse, (_RETURN, 0, 0, _ALLOW)]
     for number in numbers:

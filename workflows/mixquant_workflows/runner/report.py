@@ -76,19 +76,19 @@ def compare_runs(rows: Sequence[Row], first: Sequence[Row]) -> dict[str, dict[st
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for suite, policies in summarise(rows).items():
         for policy in policies:
-            mine, theirs = (_scores(run_rows, suite, policy) for run_rows in (rows, first))
-            both = [case for case in mine if case in theirs]
+            scores, first_scores = (_scores(run_rows, suite, policy) for run_rows in (rows, first))
+            both = [case for case in scores if case in first_scores]
             if not both:
                 raise ConfigError(f"the first run has no case of {suite} under {policy} in common with this one")
-            interval = bootstrap([theirs[case] for case in both]) or (0.0, 0.0)
-            score = sum(mine[case] for case in both) / len(both)
+            interval = bootstrap([first_scores[case] for case in both]) or (0.0, 0.0)
+            score = sum(scores[case] for case in both) / len(both)
             figures.setdefault(suite, {})[policy] = {
                 "n": len(both),
                 "score": score,
-                "first_score": sum(theirs[case] for case in both) / len(both),
+                "first_score": sum(first_scores[case] for case in both) / len(both),
                 "first_ci95": interval,
                 "within": interval[0] <= score <= interval[1],
-                "same_scores": sum(mine[case] == theirs[case] for case in both),
+                "same_scores": sum(scores[case] == first_scores[case] for case in both),
             }
     return figures
 

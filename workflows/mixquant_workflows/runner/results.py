@@ -110,7 +110,8 @@ def summarise(rows: Iterable[Row], baseline: str = "exact") -> dict[str, dict[st
         groups.setdefault(row["suite"], {}).setdefault(row["policy"], []).append(row)
     return {
         suite: {
-            policy: _figures(mine, policies.get(baseline, []), policy == baseline) for policy, mine in policies.items()
+            policy: _figures(policy_rows, policies.get(baseline, []), policy == baseline)
+            for policy, policy_rows in policies.items()
         }
         for suite, policies in groups.items()
     }

@@ -115,13 +115,13 @@ class SharedTime:
     def share(self) -> Iterator[Share]:
         """One task, while it runs."""
         self._settle()
-        mine = Share()
-        self._running.append(mine)
+        own_share = Share()
+        self._running.append(own_share)
         try:
-            yield mine
+            yield own_share
         finally:
             self._settle()
-            self._running = [running for running in self._running if running is not mine]
+            self._running = [running for running in self._running if running is not own_share]
 
     def _settle(self) -> None:
         now = self._clock()

@@ -267,10 +267,10 @@ def _from_sessions(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
             keys = list(accumulate(blocks, lambda before, block: hash((before, block))))
             prompt = _by_blocks(keys, len(ids), f"{name}/{number}", seen)
         else:
-            said = row.get("messages") or payload.get("messages")
-            if not isinstance(said, list):
+            messages = row.get("messages") or payload.get("messages")
+            if not isinstance(messages, list):
                 raise ConfigError(f"{path}, line {number + 1}: neither token ids nor messages")
-            words = len(json.dumps(said, ensure_ascii=False).split())
+            words = len(json.dumps(messages, ensure_ascii=False).split())
             prompt = ((name, 0, max(1, round(words * _WORDS_TO_TOKENS))),)
         start, gap = _milliseconds(row.get("timestamp")), _milliseconds(row.get("delay"))
         threads.setdefault(name, []).append(TraceTurn(prompt, answer, start, gap, name))
@@ -284,13 +284,13 @@ def _from_results(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trace
         if row.get("error"):
             continue
         try:
-            told, metrics = row["metadata"], row["metrics"]
+            metadata, metrics = row["metadata"], row["metrics"]
             prompt, answer = (
                 int(metrics[name]["value"]) for name in ("input_sequence_length", "output_sequence_length")
             )
-            name = str(told.get("conversation_id") or told.get("x_correlation_id") or f"request-{number}")
-            start, end = int(told["request_start_ns"]), int(told["request_end_ns"])
-            turn = int(told.get("turn_index") or 0)
+            name = str(metadata.get("conversation_id") or metadata.get("x_correlation_id") or f"request-{number}")
+            start, end = int(metadata["request_start_ns"]), int(metadata["request_end_ns"])
+            turn = int(metadata.get("turn_index") or 0)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{path}, line {number + 1}: no record of a request ({error!r})") from error
         sessions.setdefault(name, []).append((turn, start, end, prompt, answer))

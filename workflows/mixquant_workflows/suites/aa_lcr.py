@@ -62,9 +62,9 @@ class AaLcr:
             state = await retrieval_agent(model, index, max_chars=4_000).ainvoke({"messages": [HumanMessage(question)]})
             messages = list(state["messages"])
         else:
-            asked = _Asked(model)
-            await _benchmark().generate(_arguments(model=asked), [question], [context], None, 0)
-            messages = asked.messages
+            recorded = _Asked(model)
+            await _benchmark().generate(_arguments(model=recorded), [question], [context], None, 0)
+            messages = recorded.messages
         answer = str(last_answer(messages).text)
         judge = _Asked(self._judge or model)
         (verdict,) = await _benchmark().judge(_arguments(judge_model=judge), [question], [truth], [answer], None)

@@ -102,7 +102,7 @@ def _pipeline(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> Any:
 
     class Graph(dojo.PipelineElement):  # type: ignore[misc, name-defined]  # the package is untyped
         name = "mixquant"
-        said: Sequence[AnyMessage] = ()
+        answers: Sequence[AnyMessage] = ()
 
         def query(
             self, query: str, runtime: Any, env: Any = None, messages: Sequence[Any] = (), extra_args: Any = None
@@ -116,10 +116,10 @@ def _pipeline(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> Any:
                 max_repeats=MAX_STEPS,
                 in_order=True,
             )
-            asked = graph.ainvoke({"messages": [HumanMessage(query)]}, {"recursion_limit": 4 * MAX_STEPS})
-            state = asyncio.run_coroutine_threadsafe(asked, loop).result()
-            self.said = state["messages"]
-            return query, runtime, env, _as_theirs(self.said), extra_args or {}
+            run = graph.ainvoke({"messages": [HumanMessage(query)]}, {"recursion_limit": 4 * MAX_STEPS})
+            state = asyncio.run_coroutine_threadsafe(run, loop).result()
+            self.answers = state["messages"]
+            return query, runtime, env, _as_theirs(self.answers), extra_args or {}
 
     return Graph()
 
@@ -147,10 +147,10 @@ def _tools(runtime: Any, environment: Any) -> list[BaseTool]:
 def _as_theirs(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
     """The model's turns in AgentDojo's form: its checkers read the calls and the last words."""
     dojo = agentdojo()
-    said = []
+    turns = []
     for message in messages:
         if isinstance(message, AIMessage):
             calls = [dojo.FunctionCall(function=c["name"], args=c["args"], id=c["id"]) for c in message.tool_calls]
             words = [dojo.text_block(str(message.text))]
-            said.append({"role": "assistant", "content": words, "tool_calls": calls or None})
-    return said
+            turns.append({"role": "assistant", "content": words, "tool_calls": calls or None})
+    return turns

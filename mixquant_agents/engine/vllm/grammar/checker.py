@@ -172,5 +172,5 @@ def convert(tag: str) -> str | None:
 def reason(error: Exception) -> str:
     """One line of xgrammar's words, without its source position."""
     text = " ".join(str(error).split())
-    position, found, words = text.partition(": ")
-    return words if found and position.startswith("[") else text
+    position, separator, words = text.partition(": ")
+    return words if separator and position.startswith("[") else text

@@ -232,10 +232,10 @@ def _function(tool: JsonObject) -> JsonObject:
 
 def _check(tools: Sequence[JsonObject], choice: ToolChoice, schema: JsonObject | None) -> None:
     names = []
-    for place, tool in enumerate(tools):
+    for index, tool in enumerate(tools):
         function = tool.get("function")
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            raise RequestError(f"tool {place} has no function name: {tool!r}; give the OpenAI shape")
+            raise RequestError(f"tool {index} has no function name: {tool!r}; give the OpenAI shape")
         parameters = function.get("parameters")
         if parameters is not None and not isinstance(parameters, dict):
             raise GrammarError(f"tool {function['name']!r}: parameters are no JSON schema object: {parameters!r}")
@@ -284,11 +284,11 @@ def _vllm_tag(model: str, tools: Sequence[JsonObject], choice: ToolChoice) -> di
 
     made = [ChatCompletionToolsParam(type="function", function={**_function(tool), "strict": True}) for tool in tools]
     named = choice.name if isinstance(choice, NamedTool) else None
-    wanted: Any = (
+    tool_choice: Any = (
         ChatCompletionNamedToolChoiceParam(function=ChatCompletionNamedFunction(name=named)) if named else choice
     )
     try:
-        tag = get_model_structural_tag(model=model, tools=made, tool_choice=wanted, reasoning=False)
+        tag = get_model_structural_tag(model=model, tools=made, tool_choice=tool_choice, reasoning=False)
     except ValueError as error:
         raise GrammarError(f"no grammar for the call syntax {model!r}: {error}") from error
     form: dict[str, Any] = tag.model_dump(mode="json")["format"]

@@ -100,10 +100,10 @@ class WrittenAnswers:
             keys: places and keys, as :func:`conversation_keys` gives them.
         """
         with self._lock:
-            for place, key in reversed(keys):
+            for index, key in reversed(keys):
                 if (turn := self._turns.get(key)) is not None:
                     self._touch(turn)
-                    return place, turn
+                    return index, turn
         return None
 
     def clear(self) -> None:
@@ -128,31 +128,31 @@ def conversation_keys(
     """Place and key of each answer in the conversation, and the key of the whole."""
     key = hashlib.blake2b(_bytes([tools, variables]), digest_size=16).digest()
     keys = []
-    for place, message in enumerate(messages):
+    for index, message in enumerate(messages):
         key = key_after(key, message)
         if message.get("role") == "assistant":
-            keys.append((place, key))
+            keys.append((index, key))
     return keys, key
 
 
 def key_after(key: bytes, message: Message) -> bytes:
     """The key of a conversation with one more message."""
-    return hashlib.blake2b(key + _bytes(_said(message)), digest_size=16).digest()
+    return hashlib.blake2b(key + _bytes(_compared(message)), digest_size=16).digest()
 
 
 def _bytes(value: Any) -> bytes:
     return json.dumps(value, default=str, sort_keys=True).encode()  # ASCII, so lone surrogates are no matter
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _compared(message: Message) -> dict[str, Any]:
     """What a message says. Arguments are compared by value: between two turns they are a Python dict. Ids of an
     answer's calls are given to it from outside."""
-    said = {
+    content = {
         name: value for name, value in message.items() if name not in ("tool_calls", "id") and value not in (None, "")
     }
     if calls := message.get("tool_calls"):
-        said["tool_calls"] = [_called(call) for call in calls]
-    return said
+        content["tool_calls"] = [_called(call) for call in calls]
+    return content
 
 
 def _called(call: Any) -> Any:

@@ -85,9 +85,9 @@ def _check_unchanged(old: str, new: str, words: Outline, at: int) -> None:
     """
     begin_old = begin_new = 0
     answers: list[str] = []
-    for place, message in enumerate(words.messages[:at]):
+    for index, message in enumerate(words.messages[:at]):
         if message["role"] == "assistant":
-            answers += [word for word in words.words if re.fullmatch(rf"zq[a-z]+{place}(?:x\d+)?zq", word)]
+            answers += [word for word in words.words if re.fullmatch(rf"zq[a-z]+{index}(?:x\d+)?zq", word)]
             continue
         word = message["content"].strip()
         if not word:
@@ -95,14 +95,14 @@ def _check_unchanged(old: str, new: str, words: Outline, at: int) -> None:
         end_old, end_new = old.find(word, begin_old), new.find(word, begin_new)
         if end_old < 0 or end_new < 0:
             raise TemplateChangeError(
-                f"the chat template moves or leaves out message {place} ({message['role']}) by now"
+                f"the chat template moves or leaves out message {index} ({message['role']}) by now"
             )
         between_old, between_new = old[begin_old:end_old], new[begin_new:end_new]
         if answers:
             between_old, between_new = _behind(between_old, answers), _behind(between_new, answers)
         if between_old != between_new:
             raise TemplateChangeError(
-                f"the chat template writes what stands before message {place} ({message['role']}) differently by now"
+                f"the chat template writes what stands before message {index} ({message['role']}) differently by now"
             )
         begin_old, begin_new, answers = end_old + len(word), end_new + len(word), []
 

@@ -127,13 +127,13 @@ def _show_cost(out: Any, policies: dict[str, dict[str, Any]]) -> None:
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=True)
     for policy, row in policies.items():
         low, high = row.get("delta_ci95") or (None, None)
-        sure = "" if low is None else f"{low:+.3f} to {high:+.3f}"
+        interval = "" if low is None else f"{low:+.3f} to {high:+.3f}"
         tokens = [_thousands(row[key]) for key in ("cached_tokens", "decode_tokens")]
         cost = row.get("engine_s_per_solved")
         seconds = [_whole(row.get("engine_s")), "–" if cost is None else f"{cost:.2f}"]
-        found = [row.get("measures", {}).get(name) for name in measures]
-        told = ["–" if value is None else f"{value:.3f}" for value in found]
-        table.add_row(policy + "*" * bool(row["emulated"]), sure, *tokens, *seconds, *told)
+        measured = [row.get("measures", {}).get(name) for name in measures]
+        measure_cells = ["–" if value is None else f"{value:.3f}" for value in measured]
+        table.add_row(policy + "*" * bool(row["emulated"]), interval, *tokens, *seconds, *measure_cells)
     out.print(table)
 
 

@@ -80,7 +80,7 @@ class _Comparison:
 
     def __init__(self, plan: PeersPlan, console: Console) -> None:
         self._plan, self._console = plan, console
-        self._ours: dict[str, Any] = {}
+        self._own_figures: dict[str, Any] = {}
         self._peers: dict[str, dict[str, Any]] = {}
         self._not_run: dict[str, str] = {}
         self._features: dict[str, dict[str, bool]] = {}
@@ -105,10 +105,10 @@ class _Comparison:
             self._device = engine.info.device
             console.print(f"starting {SERVED}", style="dim")
             try:
-                self._ours, self._peers[SERVED] = await _with_server(plan, Side("ours", model), console)
+                self._own_figures, self._peers[SERVED] = await _with_server(plan, Side("ours", model), console)
             except MixQuantError as error:
                 self._not_run[SERVED] = str(error)
-                (self._ours,) = await measure([Side("ours", model)], plan, console)
+                (self._own_figures,) = await measure([Side("ours", model)], plan, console)
         finally:
             await engine.aclose()
 
@@ -128,7 +128,7 @@ class _Comparison:
             for feature, value in measured["features"].items():
                 self._features[feature][name] = value
             figures = measured["figures"]
-            peers[name] = {**figures, **ratios(self._ours, figures), "remark": measured["remark"]}
+            peers[name] = {**figures, **ratios(self._own_figures, figures), "remark": measured["remark"]}
         if plan.out:
             figures_only = {
                 name: {key: value for key, value in row.items() if not isinstance(value, list)}
@@ -145,7 +145,7 @@ class _Comparison:
             "turns": plan.turns,
             "agents": plan.agents,
             "rounds": plan.rounds,
-            "ours": self._ours,
+            "ours": self._own_figures,
             "peers": peers,
             "features": self._features,
             "not_run": self._not_run,

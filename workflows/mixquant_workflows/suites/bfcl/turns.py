@@ -87,13 +87,13 @@ class BfclTurns:
         name = f"mixquant_{next(_run_numbers)}"
         try:
             result = bfcl().turn_checker(copy.deepcopy(calls_by_turn), truth, copy.deepcopy(entry), category, name)
-            theirs = {key: system for key, system in bfcl().state.items() if key.startswith(f"{name}_eval_")}
+            reference_systems = {key: system for key, system in bfcl().state.items() if key.startswith(f"{name}_eval_")}
         finally:
             for key in [key for key in bfcl().state if key.startswith(name + "_")]:
                 del bfcl().state[key]
         if not result["valid"]:
             return {"score": 0.0, "why": f"{result['error_type']}: {result['error_message']}"[:300]}
-        by_class = {type(system).__name__: system for system in theirs.values()}
+        by_class = {type(system).__name__: system for system in reference_systems.values()}
         different = [kind for kind, system in systems.by_class.items() if _public(system) != _public(by_class[kind])]
         return {"score": float(not different), "why": f"our {different} differ from the checker's" if different else ""}
 

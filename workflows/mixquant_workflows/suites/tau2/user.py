@@ -78,17 +78,17 @@ class ModelUser:
         self._graph = tool_agent(
             model, self._tools, system=simulator.system_prompt, max_steps=_MAX_ACTIONS, in_order=True
         )
-        self._said: list[AnyMessage] = []
+        self._messages: list[AnyMessage] = []
         self._turns = 0
 
     async def next(self, messages: Sequence[AnyMessage]) -> tuple[list[Any], str]:
         self._turns += 1
         if self._turns > _MAX_TURNS:
             return [], STOP
-        self._said.append(HumanMessage(str(last_answer(messages).text) or "…"))
-        state = await self._graph.ainvoke({"messages": self._said}, {"recursion_limit": 5 * _MAX_ACTIONS})
-        new, self._said = state["messages"][len(self._said) :], state["messages"]
-        text = str(last_answer(self._said).text)
+        self._messages.append(HumanMessage(str(last_answer(messages).text) or "…"))
+        state = await self._graph.ainvoke({"messages": self._messages}, {"recursion_limit": 5 * _MAX_ACTIONS})
+        new, self._messages = state["messages"][len(self._messages) :], state["messages"]
+        text = str(last_answer(self._messages).text)
         stops = any(mark in text for mark in (STOP, "###TRANSFER###", "###OUT-OF-SCOPE###"))
         done = to_tau2(
             [message for message in new if not (isinstance(message, AIMessage) and message is new[-1])], "user"
