@@ -51,17 +51,17 @@ ENGINES: dict[str, Storage] = {"twin": "separate", "nested": "nested"}
 def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS, storage: Storage = "separate") -> dict[str, Any]:
     """vLLM's arguments for the drafting engine: each number of drafts has graphs of its own."""
     policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", storage=storage)
-    most = max(drafts)
+    max_drafts = max(drafts)
     return {
         **policy_arguments(policy),
         "async_scheduling": True,
         "speculative_config": {
             "method": "draft_model",
             "model": str(model),
-            "num_speculative_tokens": most,
+            "num_speculative_tokens": max_drafts,
             "draft_sample_method": "probabilistic",
             "rejection_sample_method": "synthetic",
-            "synthetic_acceptance_rates": [ACCEPTANCE ** (place + 1) for place in range(most)],
+            "synthetic_acceptance_rates": [ACCEPTANCE ** (index + 1) for index in range(max_drafts)],
             "num_speculative_tokens_per_batch_size": [
                 (batch + 1, batch + 1 if batch + 1 < len(drafts) else 64, count) for batch, count in enumerate(drafts)
             ],
@@ -83,7 +83,7 @@ class WritingSession(Session):
         """Milliseconds per token and request while ``batch`` requests write; see the module."""
         if drafts is not None:
             self.drafts(drafts)
-        names = [self._add(self._tokens(known, 100 + place), tokens) for place in range(batch)]
+        names = [self._add(self._tokens(known, 100 + seed), tokens) for seed in range(batch)]
         written = dict.fromkeys(names, 0)
         started, before, steps = 0.0, 0, 0
         while True:
@@ -155,8 +155,8 @@ class WritingSession(Session):
 
         cycles = 16
         self.drafts(drafts)
-        for place in range(batch):
-            self._add(self._tokens(known, 100 + place), (drafts + 1) * (cycles + 24))
+        for seed in range(batch):
+            self._add(self._tokens(known, 100 + seed), (drafts + 1) * (cycles + 24))
         for _ in range(12):
             self.engine.step()
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
@@ -274,15 +274,18 @@ def main(out: str, seconds: str = "80", counts: str = "0,1,2,3,4", storages: str
     turns: dict[str, list[Any]] = {name: [] for name in ("exact", *drafting)}
     while count < 2 or time.monotonic() < until:
         for case in CASES:
-            for place in range(len(columns)):
-                column = columns[(place + count) % len(columns)]
+            for index in range(len(columns)):
+                column = columns[(index + count) % len(columns)]
                 rounds[case][column].append(ask(engines, column, case, 32))
         for name in (tuple(turns), tuple(reversed(turns)))[count % 2]:
             turns[name].append(turn(engines, name, 500))
         count += 1
     result["turn"] = {"raw": turns}
     for name in drafting:
-        ratios = [mine["ms"] / base["ms"] for mine, base in zip(turns[name], turns["exact"], strict=True)]
+        ratios = [
+            drafting_turn["ms"] / exact_turn["ms"]
+            for drafting_turn, exact_turn in zip(turns[name], turns["exact"], strict=True)
+        ]
         result["turn"]["ratio" if name == drafting[0] else f"{name}_ratio"] = ratio_interval(ratios)
         print("turn", name, ratio_interval(ratios), turns["exact"][0], turns[name][0], flush=True)
     result |= {"rounds": count, "acceptance": ACCEPTANCE, "cases": summary(rounds), "raw": rounds}

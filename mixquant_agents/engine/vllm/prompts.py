@@ -85,13 +85,17 @@ class Prompts:
     ) -> RenderedPrompt:
         """The tokens with which every prompt begins that goes on from these messages; see :meth:`Engine.prefetch`."""
         first, second = _endings(messages, growing=growing)
-        one = await self.render(first, tools, variables, verbatim=verbatim)
+        first_prompt = await self.render(first, tools, variables, verbatim=verbatim)
         if first == second:
-            return one
-        other = await self.render(second, tools, variables, verbatim=verbatim)
-        shared = common_length(one.token_ids, other.token_ids)
+            return first_prompt
+        second_prompt = await self.render(second, tools, variables, verbatim=verbatim)
+        shared = common_length(first_prompt.token_ids, second_prompt.token_ids)
         length = max(0, shared - _MERGED) if growing else shared
-        return replace(one, token_ids=one.token_ids[:length], verbatim_tokens=min(one.verbatim_tokens, length))
+        return replace(
+            first_prompt,
+            token_ids=first_prompt.token_ids[:length],
+            verbatim_tokens=min(first_prompt.verbatim_tokens, length),
+        )
 
     async def static_tokens(
         self, ids: Sequence[int], messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject
@@ -196,12 +200,12 @@ _MERGED = 4
 """Tokens at the end of a growing text that may yet become others when more letters follow."""
 
 
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens both begin with."""
-    low, high = 0, min(len(one), len(other))
+    low, high = 0, min(len(first), len(second))
     while low < high:  # bisection over slices, which compare at the speed of memory
         middle = (low + high + 1) // 2
-        if one[low:middle] == other[low:middle]:
+        if first[low:middle] == second[low:middle]:
             low = middle
         else:
             high = middle - 1
