@@ -39,6 +39,14 @@ def test_overview_says_what_reading_saved(tmp_path: Path) -> None:
     ] == [True] * 3
 
 
+def test_overview_counts_what_was_read_ahead_and_held(tmp_path: Path) -> None:
+    assert "Read ahead or held" not in views.overview_page(recorded(tmp_path / "none.sqlite", ("exact", 0.3, {})), {})
+    counts = {"warmed_tokens": 500, "kept_tokens": 200, "evicted_tokens": 30}
+    page = str(views.overview_page(recorded(tmp_path / "t.sqlite", ("exact", 0.3, counts)), {})).replace("\u202f", " ")
+    assert "Read ahead or held" in page
+    assert "3 000 tokens read ahead, 1 200 held for tools, 180 held in vain" in page
+
+
 def test_overview_claims_no_saving_of_an_emulation(tmp_path: Path) -> None:
     store = recorded(tmp_path / "t.sqlite", ("exact", 0.3, {}), ("fast", 0.1, {"emulated": True}))
     page = str(views.overview_page(store, {}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from deepagents import HarnessProfile, create_deep_agent, register_harness_profile
 from engine_requests import ADD, asked
 from langchain.agents import create_agent
 from langchain.agents.middleware import wrap_model_call
@@ -127,14 +128,26 @@ async def no_tools_behind_a_result(request: Any, handler: Any) -> Any:
     return await handler(request.override(tools=[]) if request.messages[-1].type == "tool" else request)
 
 
-async def test_agents_answer_by_a_schema_takes_no_turn_of_its_own(engine: VllmEngine) -> None:
-    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
+def deep_agent(model: MixQuantChatModel, *rest: Any, **settings: Any) -> Any:
+    """deepagents' own, whose tools take 2,750 tokens and whose summaries want more room than this engine's window: of
+    the tools it keeps ``ls``."""
+    small = HarnessProfile(
+        excluded_tools=frozenset({"read_file", "write_file", "edit_file", "delete", "glob", "grep", "task"}),
+        excluded_middleware=frozenset({"SummarizationMiddleware"}),
+    )
+    register_harness_profile(f"mixquant:{model.model}", small)
+    return create_deep_agent(model, *rest, **settings)
+
+
+@pytest.mark.parametrize("make", [create_agent, deep_agent])
+async def test_agents_answer_by_a_schema_takes_no_turn_of_its_own(engine: VllmEngine, make: Any) -> None:
+    model = MixQuantChatModel(engine=engine, model="small-window", temperature=0, max_tokens=48)
     question = {"messages": [("human", "How warm is it in Graz?")]}
-    plain = (await create_agent(model, [temperature]).ainvoke(question))["messages"]
+    plain = (await make(model, [temperature]).ainvoke(question))["messages"]
     forced = await model.with_structured_output(Weather).ainvoke(plain)
 
     schema = ProviderStrategy(Weather)
-    agent = create_agent(model, [temperature], response_format=schema, middleware=[no_tools_behind_a_result])
+    agent = make(model, [temperature], response_format=schema, middleware=[no_tools_behind_a_result])
     result = await agent.ainvoke(question)
     assert result["structured_response"].degrees == 21  # the small model may misspell the city
     turns = [message for message in result["messages"] if isinstance(message, AIMessage)]

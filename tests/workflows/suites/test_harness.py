@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def written(chosen: HarnessBench, count: int) -> list[Case]:
-    """Cases whose solution is a set of written files."""
+    """Cases whose solution is a set of files."""
     found = []
     for case in chosen.cases():
         try:

@@ -58,22 +58,24 @@ class HarnessBench:
         """The benchmark's text solutions as calls of the file tools.
 
         Raises:
-            ConfigError: its solution is a program, or removes files, for which there is no tool.
+            ConfigError: its solution is a program, or nothing is to be written.
         """
         task: Any = case.data["task"]
-        if task.gold_callback is not None or None in task.gold_files.values() or not task.gold_files:
-            raise ConfigError(f"{case.id}: its solution is no set of written files")
-        turns: list[Answer] = []
+        if task.gold_callback is not None or not task.gold_files:
+            raise ConfigError(f"{case.id}: its solution is no set of files")
+        calls: list[dict[str, Any]] = []
         for name, content in task.gold_files.items():
-            old = task.setup_files.get(name)
-            if old is None:
-                call = {"name": "write_file", "args": {"file_path": f"/{name}", "content": content}}
-                turns.append(ScriptedTurn(tool_calls=[call]))
+            path, old = f"/{name}", task.setup_files.get(name)
+            if old and content is not None:
+                calls.append({"name": "read_file", "args": {"file_path": path}})
+                edit = {"file_path": path, "old_string": old, "new_string": content}
+                calls.append({"name": "edit_file", "args": edit})
                 continue
-            look = {"name": "read_file", "args": {"file_path": f"/{name}"}}
-            edit = {"file_path": f"/{name}", "old_string": old, "new_string": content}
-            turns += [ScriptedTurn(tool_calls=[look]), ScriptedTurn(tool_calls=[{"name": "edit_file", "args": edit}])]
-        return [*turns, "Done."]
+            if old is not None:  # an empty file holds nothing to edit
+                calls.append({"name": "delete", "args": {"file_path": path}})
+            if content is not None:
+                calls.append({"name": "write_file", "args": {"file_path": path, "content": content}})
+        return [*(ScriptedTurn(tool_calls=[call]) for call in calls), "Done."]
 
 
 def _agent(model: BaseChatModel, workspace: Path) -> Any:
