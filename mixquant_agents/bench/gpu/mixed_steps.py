@@ -23,7 +23,7 @@ from typing import Any
 from mixquant_agents.bench.gpu.small_steps import TimedSession
 from mixquant_agents.bench.prefill.cores import by_speed
 from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
-from mixquant_agents.bench.prefill.measure import _own_name
+from mixquant_agents.bench.prefill.measure import own_name
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
 
@@ -42,7 +42,7 @@ class MixedSession(TimedSession):
         names = {self._add(self._tokens(128), 24 + 16 * repeats) for _ in range(WRITERS)}
         waiting = set(names)
         while waiting:
-            waiting -= {_own_name(output.request_id, names) for output in self.engine.step()}
+            waiting -= {own_name(output.request_id, names) for output in self.engine.step()}
         rows: list[dict[str, float]] = []
         kernel_times: dict[str, list[float]] = {}
         for _ in range(repeats):
@@ -55,7 +55,7 @@ class MixedSession(TimedSession):
             with profiler if kernels else contextlib.nullcontext():
                 started = time.perf_counter()
                 name = self._add(self._tokens(tokens), 1)
-                while not any(_own_name(output.request_id, {name}) == name for output in self.engine.step()):
+                while not any(own_name(output.request_id, {name}) == name for output in self.engine.step()):
                     pass
                 total = (time.perf_counter() - started) * 1e3
                 torch.cuda.synchronize()

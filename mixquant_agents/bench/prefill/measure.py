@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Measurements"]
+__all__ = ["Measurements", "own_name"]
 
 PREFIX_SEED = 7
 VOCABULARY = (1000, 100_000)
@@ -108,7 +108,7 @@ class Measurements:
         started, at = 0.0, 0
         last = 0.0
         for instant, output in self._run():
-            written[_own_name(output.request_id, names)] += len(output.outputs[0].token_ids)
+            written[own_name(output.request_id, names)] += len(output.outputs[0].token_ids)
             if not started and min(written.values()) >= 8:
                 started, at = instant, min(written.values())
             last = instant
@@ -119,14 +119,14 @@ class Measurements:
         names = {self._add(self._tokens(128), 24 + 16 * repeats) for _ in range(batch)}
         waiting = set(names)
         while waiting:
-            waiting -= {_own_name(output.request_id, names) for output in self.engine.step()}
+            waiting -= {own_name(output.request_id, names) for output in self.engine.step()}
         times = []
         for _ in range(repeats):
             for _ in range(4):
                 self.engine.step()
             started = time.perf_counter()
             name = self._add(self._tokens(tokens), 1)
-            while not any(_own_name(output.request_id, {name}) == name for output in self.engine.step()):
+            while not any(own_name(output.request_id, {name}) == name for output in self.engine.step()):
                 pass
             times.append((time.perf_counter() - started) * 1e3)
         self.engine.abort_request(list(names))
@@ -212,7 +212,7 @@ class Measurements:
         """One step of the engine, its tokens noted; the turns that it ended."""
         finished = []
         for output in self.engine.step():
-            turn = turns[_own_name(output.request_id, turns)]
+            turn = turns[own_name(output.request_id, turns)]
             turn.stamps.extend([time.perf_counter()] * len(output.outputs[0].token_ids))
             if output.finished:
                 finished.append(turn)
@@ -246,7 +246,7 @@ class Measurements:
                 elif not unasked and waiting and steps % 4 == 1:
                     self._add(waiting.pop(), 1, lora=lora)
                 for output in self.engine.step():
-                    name = _own_name(output.request_id, ids)
+                    name = own_name(output.request_id, ids)
                     if name in ids:
                         ids[name].extend(output.outputs[0].token_ids)
                         for candidates in output.outputs[0].logprobs or ():
@@ -272,7 +272,7 @@ class Measurements:
         return {"logprobs": logprobs}
 
 
-def _own_name(request_id: str, names: Container[str]) -> str:
+def own_name(request_id: str, names: Container[str]) -> str:
     """The name a request was added under; vLLM may have appended a suffix."""
     return request_id if request_id in names else request_id.rsplit("-", 1)[0]
 
