@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.bench.gpu.check_engines import TIE, prompts_for
-from mixquant_agents.bench.gpu.draft_heads import MTP, write_eagle3, write_mtp_model
+from mixquant_agents.bench.gpu.random_heads import MTP, write_eagle3, write_mtp_model
 from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
 from mixquant_agents.bench.prefill.measure import own_name
 from mixquant_agents.bench.prefill.worker import Session

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from mixquant_agents.bench.gpu import draft_features
 from mixquant_agents.bench.gpu.draft_features import FEATURES, judged, verdict
-from mixquant_agents.bench.gpu.draft_heads import MTP, write_eagle3, write_mtp_model
+from mixquant_agents.bench.gpu.random_heads import MTP, write_eagle3, write_mtp_model
 
 
 def answer(*ids: int, finish: str = "length", text: str = "", margin: float = 2.0) -> dict[str, Any]:
