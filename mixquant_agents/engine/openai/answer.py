@@ -89,14 +89,16 @@ class Answer:
             self._metrics = ServerMetrics.of(metrics)
         if isinstance(kv_transfer := event.get("kv_transfer_params"), Mapping):
             self._kv_transfer = kv_transfer
-        if error := event.get("error") or (event if event.get("object") == "error" else None):
-            self._fail(error)
+        if _is_error(error := event.get("error")) or event.get("object") == "error":
+            self._fail(error or event)
             return None
         choice = _first_choice(event.get("choices"))
         if choice is None:
             return None
         self._take_usage(choice.get("usage"))  # some servers' place for it
         message = choice.get("delta")
+        if message is None and isinstance(choice.get("text"), str):  # the older form, of completions
+            message = {"content": choice["text"]}
         self._streams = self._streams or isinstance(message, Mapping)
         if not self._streams:  # the server gives the answer whole
             message = choice.get("message") or message
@@ -127,6 +129,7 @@ class Answer:
     def _delta(self, message: object, logprobs: object) -> Delta | None:
         if not isinstance(message, Mapping):
             if message:
+                self._lost_content = True
                 self._cannot_read(message)
             message = {}
         content, reasoning = self._texts(message.get("content"))
@@ -178,12 +181,16 @@ class Answer:
             return
         prompt_details, answer_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
         given = {
-            "prompt": usage.get("prompt_tokens"),
-            "completion": usage.get("completion_tokens"),
-            "cached": prompt_details.get("cached_tokens") if isinstance(prompt_details, Mapping) else None,
-            "reasoning": answer_details.get("reasoning_tokens") if isinstance(answer_details, Mapping) else None,
+            "prompt": (usage.get("prompt_tokens"), usage.get("input_tokens")),
+            "completion": (usage.get("completion_tokens"), usage.get("output_tokens")),
+            "cached": (
+                prompt_details.get("cached_tokens") if isinstance(prompt_details, Mapping) else None,
+                usage.get("cached_tokens"),  # Moonshot's place for it
+                usage.get("prompt_cache_hit_tokens"),  # DeepSeek's name
+            ),
+            "reasoning": (answer_details.get("reasoning_tokens") if isinstance(answer_details, Mapping) else None,),
         }
-        counts = {name: _count(value) for name, value in given.items()}
+        counts = {name: next(filter(_known, map(_count, values)), None) for name, values in given.items()}
         self._usage |= {name: value for name, value in counts.items() if value is not None}
 
     def _counts(self) -> TurnCounts:
@@ -211,9 +218,18 @@ def _first_choice(choices: object) -> Mapping[str, Any] | None:
     return next((choice for choice in readable if not choice.get("index")), readable[0] if readable else None)
 
 
+def _is_error(value: object) -> bool:
+    """Whether an event's ``error`` is one. Some servers send one of nothing but empty fields with each event."""
+    return any(value.values()) if isinstance(value, Mapping) else bool(value)
+
+
 def _finish_reason(value: object) -> str | None:
-    """A finish reason, in whatever words; ``None`` while there is none (some servers write ``""`` then)."""
-    return str(value) if value else None
+    """A finish reason, in whatever words; ``None`` while there is none (some servers write ``""`` or "null" then)."""
+    return str(value) if value and str(value).lower() not in ("null", "none") else None
+
+
+def _known(value: int | None) -> bool:
+    return value is not None
 
 
 def _count(value: object) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import json
 import logging
 import re
 import ssl
@@ -17,7 +16,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
 
@@ -32,7 +31,7 @@ from mixquant_agents.engine.base import (
 )
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai.answer import Answer
-from mixquant_agents.engine.openai.events import EventReader, Unreadable
+from mixquant_agents.engine.openai.events import EventReader
 from mixquant_agents.engine.openai.patience import Patience, Waiting, retry_wait
 from mixquant_agents.engine.openai.request import Dialect, wire_body, wire_messages
 from mixquant_agents.errors import (
@@ -88,9 +87,20 @@ class _Settings(BaseModel):
     @field_validator("base_url")
     @classmethod
     def _address(cls, given: str) -> str:
-        if re.fullmatch(r"https?://[^\s/]\S*", given) is None:
-            raise ValueError("give an address such as http://127.0.0.1:8000/v1")
-        return given.rstrip("/")
+        given = given.strip()
+        told = re.sub(r"//[^/@]*@", "//", given).partition("?")[0]  # a login or a key in it is nobody's to read
+        try:
+            parts = urlsplit(given)
+            readable = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            readable = False
+        if not readable or re.search(r"\s", given):
+            raise ConfigError(f"OpenAIEngine.base_url = {told!r}: give an address such as http://127.0.0.1:8000/v1")
+        path = parts.path.rstrip("/")
+        if path.endswith("/chat/completions"):
+            shorter = told.rstrip("/").removesuffix("/chat/completions")
+            raise ConfigError(f"OpenAIEngine.base_url = {told!r}: give it without its end, {shorter}")
+        return parts._replace(path=path, fragment="").geturl()
 
     @field_validator("session_headers")
     @classmethod
@@ -109,7 +119,17 @@ class _Settings(BaseModel):
     @property
     def address(self) -> str:
         """``base_url`` as messages tell it: without a password or a query."""
-        return re.sub(r"//[^/@]*@", "//", self.base_url).partition("?")[0]
+        return re.sub(r"//[^/@]*@", "//", self.root)
+
+    @property
+    def root(self) -> str:
+        """``base_url`` without its query."""
+        return self.base_url.partition("?")[0]
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The address's query, which each request gets (Azure's ``api-version``)."""
+        return dict(parse_qsl(urlsplit(self.base_url).query, keep_blank_values=True))
 
     @property
     def secrets(self) -> list[str]:
@@ -141,7 +161,8 @@ class OpenAIEngine(Engine):
             ``()`` for none.
         max_model_len: context window in tokens, for servers that do not tell it.
 
-    Redirects are not followed: neither prompt nor headers reach an address that was not given.
+    Redirects are not followed: neither prompt nor headers reach an address that was not given. A query of ``base_url``
+    goes with each request (``?api-version=…``). Proxies and certificates are those of the environment.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -249,7 +270,7 @@ class OpenAIEngine(Engine):
         import openai
 
         body = {"model": self.model, "messages": wire_messages(messages, self._dialect)}
-        root = self.base_url.removesuffix("/v1")
+        root = self._settings.root.removesuffix("/v1")
         try:
             answer = await self._asking().post(
                 f"{root}/tokenize", cast_to=object, body=body | ({"tools": list(tools)} if tools else {})
@@ -367,7 +388,7 @@ class OpenAIEngine(Engine):
                 answer.failure, url=url, struck=struck, max_tokens=request.sampling.max_tokens, begun=begun
             )
         text = struck(beginning.decode("utf-8", "replace"))[:_BEGINNING_CHARACTERS]
-        if answer.streamed or not text:
+        if answer.streamed or not text or (answer.done and answer.unreadable is None):
             what = "the answer in the middle" if answer.streamed else "its answer before it began"
             return RemoteEngineError(f"{url} ended {what}, without a finish reason", retryable=not begun)
         if text.startswith("<"):
@@ -390,23 +411,18 @@ class OpenAIEngine(Engine):
         client = self._clients.get(loop)
         if client is None:
             settings = self._settings
-            client = self._clients[loop] = openai.AsyncOpenAI(
-                base_url=settings.base_url,
+            client = openai.AsyncOpenAI(
+                base_url=settings.root,
+                default_query=settings.query,
                 api_key=settings.api_key or "none",
                 # Time-outs of turns are ours: theirs know no first token.
                 timeout=openai.Timeout(None, connect=settings.connect_timeout),
                 max_retries=0,  # likewise
                 default_headers=settings.headers,
-                http_client=openai.DefaultAsyncHttpxClient(
-                    follow_redirects=False,
-                    verify=_certificates(),
-                    limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
-                        max_connections=settings.max_connections,
-                        max_keepalive_connections=settings.max_connections,
-                        keepalive_expiry=_KEPT_SECONDS,
-                    ),
-                ),
+                http_client=_http_client(settings.max_connections),
             )
+            client.organization = client.project = None  # of the environment, and nobody's but OpenAI's
+            self._clients[loop] = client
         return client
 
     def _turn_slot(self) -> asyncio.Semaphore:
@@ -424,21 +440,36 @@ class OpenAIEngine(Engine):
         return self._client().with_options(max_retries=settings.max_retries, timeout=timeout)
 
     async def _ask_limit(self) -> int | None:
-        """The context window, which many servers tell in their list of models."""
+        """The context window, which many servers tell in their list of models; ``None`` where this one does not.
+
+        Raises:
+            RemoteEngineError: there is no server, or it answers with a page.
+        """
         import openai
 
         try:
-            listed = await self._asking().get("/models", cast_to=object)
+            async with asyncio.timeout(self._settings.connect_timeout) as clock:
+                listed = await self._asking().get("/models", cast_to=object)
+        except TimeoutError:
+            if not clock.expired():
+                raise
+            return None  # busy, or a gateway that knows no such list: the first turn will tell
         except openai.APIStatusError:
-            return None  # a server without the list, or a key without the right: the first turn will tell
+            return None  # a server without the list, or a key without the right: likewise
+        except openai.APIConnectionError as error:
+            raise self._translated(error) from None
+        except ValueError:  # no JSON, though it says so
+            return None
         except Exception as error:
             raise self._translated(error) from None
-        if not isinstance(listed, dict | list):
-            text = self._struck()(str(listed))[:_BEGINNING_CHARACTERS]
+        if isinstance(listed, str) and listed.lstrip().startswith("<"):
+            text = self._struck()(listed)[:_BEGINNING_CHARACTERS]
             raise RemoteEngineError(
                 f"{self._settings.address} answers, but not as a chat completions server: its list of models begins "
                 f"{text!r}; correct base_url"
             )
+        if not isinstance(listed, dict | list):
+            return None
         entries = listed if isinstance(listed, list) else listed.get("data")
         for entry in entries if isinstance(entries, list) else ():
             if isinstance(entry, dict) and entry.get("id") == self.model:
@@ -475,6 +506,30 @@ class OpenAIEngine(Engine):
         return mixquant_error
 
 
+def _http_client(connections: int) -> Any:
+    """A client of the package's own kind, by the environment's proxies and certificates.
+
+    Raises:
+        ConfigError: the environment names a proxy or certificates that cannot be used.
+    """
+    import openai
+
+    try:
+        return openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,
+            verify=_certificates(),
+            limits=type(openai.DEFAULT_CONNECTION_LIMITS)(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEPT_SECONDS
+            ),
+        )
+    except (ImportError, OSError, ValueError) as error:
+        cause = re.sub(r"//[^/@\s]*@", "//", str(error))
+        raise ConfigError(
+            f"a proxy or certificate of the environment cannot be used ({cause}); correct HTTP_PROXY, HTTPS_PROXY, "
+            "ALL_PROXY, NO_PROXY, SSL_CERT_FILE or SSL_CERT_DIR"
+        ) from None
+
+
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     """Of all clients: reading them takes 25 ms, and a context may be shared."""
@@ -503,16 +558,7 @@ class _Event:
 
 
 async def _events(response: Any, reader: EventReader, waiting: Waiting) -> AsyncGenerator[_Event, None]:
-    """The events of a response; the one value of a server that answers in JSON instead of events."""
-    if "json" in str(response.headers.get("content-type", "")).lower():
-        async with waiting.sign():
-            body = await response.read()
-        reader.beginning = body[:2_000]
-        try:
-            yield _Event(json.loads(body))
-        except (ValueError, RecursionError):
-            yield _Event(Unreadable(body.decode("utf-8", "replace")))
-        return
+    """The events of a response."""
     blocks = aiter(response.iter_bytes())
     while (block := await _block(blocks, waiting)) is not None:
         for event in reader.feed(block):

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import openai
 
-from mixquant_agents.engine.openai.patience import BUSY, retry_after
+from mixquant_agents.engine.openai.patience import passing, retry_after
 from mixquant_agents.errors import (
     ContextOverflowError,
     MixQuantError,
@@ -25,18 +27,27 @@ __all__ = ["Struck", "sent_texts", "server_error", "server_words", "translated"]
 
 _LIMIT = re.compile(
     r"context (?:length|size|window)(?: is| of)?(?: only)?[ (]{1,2}(\d+)|(\d+) maximum context length|must be <= (\d+)"
+    r"|must have less than (\d+) tokens|number of tokens allowed \((\d+)|prompt length is (\d+)"
+    r"|tokens in the prompt cannot exceed (\d+)"
+    r"|tokens > (\d+) maximum|maximum context length: (\d+)|input length should be \[\d+, (\d+)\]"
 )
 _PROMPT = re.compile(
     r"(\d+) input tokens|(\d+) in the messages|(\d+) tokens from the input|(\d+) of text input|(\d+) `inputs` tokens"
     r"|resulted in (\d+) tokens|contains (?:at least )?(\d+)|(?:input|request) \((\d+) tokens|the first (\d+) tokens"
+    r"|than \d+ tokens\. Given: (\d+)|input token count \((\d+)|exceed \d+ - received (\d+)"
+    r"|too long: (\d+)|(\d+) in your prompt"
 )
 _OVERFLOW = re.compile(
-    r"context[ _](?:length|window|size)[ _](?:is |was )?exceeded|exceeds? [\w' ]{0,40}context"
-    r"|(?:prompt|input) is too long"
+    r"context[ _](?:length|window|size)[ _](?:is |was |has been )?exceeded|exceeds? [\w' ]{0,40}context"
+    r"|(?:prompt|input) is too long|longer than the context|greater than the context|input length should be \["
     r"|reduce the length of the (?:messages|input|prompt)|exceed_context_size",
     re.IGNORECASE,
 )
 """Words, codes and types of servers that tell no numbers."""
+_NO_MODEL = re.compile(
+    r"\bmodel_not_found\b|\b(?:invalid model (?:name|identifier|id)|not a valid model)\b", re.IGNORECASE
+)
+"""A missing model, by servers that do not answer 404."""
 _MOST_WORDS = 500
 """Characters of a server's words in a message."""
 _SHORTEST_KEY = 6
@@ -94,8 +105,14 @@ def translated(
                 f"{url} shows a certificate that is not trusted ({cause}); correct it, or name its authority by the "
                 "environment's SSL_CERT_FILE"
             )
+        proxy = _proxy_of(url)
+        by = (
+            f"; the environment sends it by the proxy {proxy}: name its host in NO_PROXY if that is wrong"
+            if proxy
+            else ""
+        )
         return RemoteEngineError(
-            f"{url} cannot be reached ({cause}); start the server or correct base_url", retryable=not begun
+            f"{url} cannot be reached ({cause}); start the server or correct base_url{by}", retryable=not begun
         )
     if isinstance(error, openai.APIStatusError):
         return _status_error(error, struck(server_words(error.body) or error.message), model, url, max_tokens)
@@ -116,9 +133,10 @@ def server_error(
     """Our error for one that a server reported in place of an answer, or in the middle of it."""
     words = struck(server_words(body) or repr(body))
     code = body.get("code", body.get("status")) if isinstance(body, dict) else None
-    status = code if isinstance(code, int) and 400 <= code < 600 else None
+    number = int(code) if isinstance(code, int) or (isinstance(code, str) and re.fullmatch(r"\d{3}", code)) else 0
+    status = number if 400 <= number < 600 else None
     return _overflow(words, body, max_tokens) or RemoteEngineError(
-        f"{url} reported an error: {words}", status=status, retryable=not begun and status in BUSY
+        f"{url} reported an error: {words}", status=status, retryable=not begun and passing(status)
     )
 
 
@@ -130,7 +148,10 @@ def server_words(body: Any) -> str:
         for key in ("message", "error", "detail", "msg"):
             if words := server_words(body.get(key)):
                 where = body.get("loc")  # FastAPI's: which field was wrong; its "input" is an echo
-                return f"{'.'.join(map(str, where))}: {words}" if isinstance(where, list) else words
+                words = f"{'.'.join(map(str, where))}: {words}" if isinstance(where, list) else words
+                behind = body.get("metadata")  # OpenRouter's: what the provider behind it said
+                raw = server_words(behind.get("raw")) if isinstance(behind, dict) else ""
+                return f"{words}: {raw}" if raw else words
     if isinstance(body, list):
         return "; ".join(filter(None, map(server_words, body)))
     return ""
@@ -155,13 +176,35 @@ def _status_error(
             f"{url} refused the key: {message}; give OpenAIEngine(api_key=…)", status=error.status_code
         )
     if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError) or error.status_code == 413:
-        return _overflow(message, error.body, max_tokens) or RequestError(f"{url} refused the request: {message}")
+        if overflow := _overflow(message, error.body, max_tokens):
+            return overflow
+        if _NO_MODEL.search(f"{message} {_code(error.body)}"):
+            return ModelNotFoundError(f"{url} does not serve model {model!r}: {message}")
+        return RequestError(f"{url} refused the request: {message}")
+    if overflow := _overflow(message, error.body, max_tokens):  # llama.cpp's 500
+        return overflow
     return RemoteEngineError(
         f"{url} answered {error.status_code}: {message}",
         status=error.status_code,
-        retryable=error.status_code in BUSY,
+        retryable=passing(error.status_code),
         retry_after=retry_after(error.response.headers),
     )
+
+
+def _code(body: Any) -> str:
+    """A server's own code for the error."""
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    return str(inner.get("code")) if isinstance(inner, dict) else ""
+
+
+def _proxy_of(url: str) -> str | None:
+    """The environment's proxy for ``url``, without a login."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme, proxies.get("all"))
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    return re.sub(r"//[^/@]*@", "//", proxy)
 
 
 def _timed_out(error: BaseException) -> bool:

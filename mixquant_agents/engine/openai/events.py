@@ -1,4 +1,8 @@
-"""Server-sent events of a chat completion: bytes → the JSON of each event. Whatever is no event is kept for an error.
+"""The body of a chat completion: bytes → the JSON of each event. Whatever is no event is kept for an error.
+
+Servers and proxies mix up their forms, and the content type does not tell: server-sent events come as
+``application/json``, one JSON object as ``text/event-stream``, or an object a line. So the lines tell: no field of
+server-sent events begins with a bracket.
 
 Bytes are split, not text: a line separator of Unicode (U+2028, …) may stand in a JSON string and ends no line.
 """
@@ -12,8 +16,8 @@ from typing import Any
 
 __all__ = ["DONE", "EventReader", "Unreadable"]
 
-_LINE_END = re.compile(rb"\r\n|\n|\r(?!$)")
-"""A ``\\r`` at the end of a block may be half of ``\\r\\n``."""
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BYTE_ORDER_MARK = "\ufeff".encode()
 _KEPT_BYTES = 2_000
 
 
@@ -40,36 +44,64 @@ class EventReader:
 
     def __init__(self) -> None:
         self.beginning = b""
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """The line that is not complete yet, in pieces."""
+        self._half_end = b""
+        """A ``\\r`` at the end of a block, which may be half of ``\\r\\n``."""
         self._data: list[bytes] = []
         self._name = b""
+        self._plain: list[bytes] = []
+        """Lines of JSON that is no event, from its first line on."""
+        self._fresh = True
 
     def feed(self, block: bytes) -> Iterator[Any]:
         """The events that are complete with ``block``: parsed JSON, :data:`DONE`, or :class:`Unreadable`."""
         if len(self.beginning) < _KEPT_BYTES:
             self.beginning += block[: _KEPT_BYTES - len(self.beginning)]
-        *lines, self._rest = _LINE_END.split(self._rest + block)
-        for line in lines:
+        block = self._half_end + block
+        self._half_end = b"\r" if block.endswith(b"\r") else b""
+        first, *others = _LINE_END.split(block.removesuffix(b"\r"))
+        self._rest.append(first)
+        for other in others:
+            line, self._rest = b"".join(self._rest), [other]
             yield from self._line(line)
 
     def finish(self) -> Iterator[Any]:
         """The last event, where no empty line follows it."""
-        rest, self._rest = self._rest, b""
-        yield from self._line(rest.removesuffix(b"\r"))
+        rest, self._rest = b"".join(self._rest), []
+        yield from self._line(rest)
         yield from self._line(b"")
+        yield from self._whole()
 
     def _line(self, line: bytes) -> Iterator[Any]:
-        if line:
+        if self._fresh:
+            line, self._fresh = line.removeprefix(_BYTE_ORDER_MARK), False
+        if self._plain and line.startswith(b"data:"):  # no line of JSON begins so
+            yield from self._whole()
+        if self._plain:
+            self._plain.append(line)
+        elif not self._data and line.lstrip()[:1] in (b"{", b"["):
+            event = _event(b"", line.decode("utf-8", "replace"))
+            if isinstance(event, Unreadable):  # the first line of several
+                self._plain.append(line)
+            else:
+                yield event
+        elif line:
             field, _, value = line.partition(b":")
             if field == b"data":
                 self._data.append(value.removeprefix(b" "))
             elif field == b"event":
                 self._name = value.strip()
-            return
-        data, name = b"\n".join(self._data), self._name
-        self._data, self._name = [], b""
-        if data.strip():
-            yield _event(name, data.decode("utf-8", "replace"))
+        else:
+            data, name = b"\n".join(self._data), self._name
+            self._data, self._name = [], b""
+            if data.strip():
+                yield _event(name, data.decode("utf-8", "replace"))
+
+    def _whole(self) -> Iterator[Any]:
+        plain, self._plain = b"\n".join(self._plain), []
+        if plain:
+            yield _event(b"", plain.decode("utf-8", "replace"))
 
 
 def _event(name: bytes, data: str) -> Any:

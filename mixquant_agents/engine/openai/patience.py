@@ -17,10 +17,10 @@ from email.utils import parsedate_to_datetime
 
 from mixquant_agents.errors import RemoteEngineError
 
-__all__ = ["BUSY", "Patience", "Waiting", "retry_after", "retry_wait"]
+__all__ = ["Patience", "Waiting", "passing", "retry_after", "retry_wait"]
 
-BUSY = frozenset({429, 500, 502, 503, 504})
-"""HTTP statuses of a server whose trouble may pass."""
+_LASTING = frozenset({501, 505, 511})
+"""HTTP statuses of servers whose trouble does not pass: the method or its version is unknown, a login is missing."""
 LONGEST_WAIT = 60.0
 """Seconds. A server that asks for a longer pause is not waited for: the error says how long it asked for."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 8.0
@@ -84,6 +84,12 @@ class Waiting:
             "it, or raise OpenAIEngine(first_token_timeout=…)",
             status=408,
         )
+
+
+def passing(status: int | None) -> bool:
+    """Whether this HTTP status tells of trouble that may pass: a busy server, or a gateway that has lost it (520 to 529
+    are Cloudflare's and Anthropic's)."""
+    return status is not None and (status == 429 or 500 <= status < 600) and status not in _LASTING
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

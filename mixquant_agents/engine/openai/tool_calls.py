@@ -1,7 +1,8 @@
 """Tool calls as servers stream them → numbered calls with a name and an id each.
 
 OpenAI numbers the calls of an answer and names and identifies each once. Others give all calls the index 0 or none, no
-id or the same one, repeat the name with each piece, or give the arguments as an object instead of its text.
+id or the same one, repeat the name with each piece, or give the arguments as an object instead of its text, as the text
+of its text, as ``null``, or as ``{}`` with the real ones behind it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class _Call:
         index: number in the answer; ``None`` until the call has a name, for without it there is none.
         pieces: the arguments so far.
         has_arguments: they are more than white space.
+        held: the arguments are not given out before their end: so far they are no object, or one without members.
     """
 
     server_index: object
@@ -34,17 +36,36 @@ class _Call:
     index: int | None = None
     pieces: list[str] = field(default_factory=list)
     has_arguments: bool = False
+    held: bool = False
     scanner: ValueScanner = field(default_factory=ValueScanner)
 
-    def add(self, arguments: str) -> None:
-        """Take a piece of the arguments, and note whether they are complete."""
+    def add(self, arguments: str) -> str:
+        """Take a piece of the arguments, and note whether they are complete; returns what may be given out by now."""
         text = arguments if self.has_arguments else arguments.lstrip()
+        if self.held and text.lstrip().startswith("{") and self.arguments.strip() == "{}":
+            self.pieces, self.scanner = [], ValueScanner()
+            self.held = self.has_arguments = False
         if arguments:
             self.pieces.append(arguments)
-        if text:
-            self.has_arguments = True
-            if not self.scanner.done:
-                self.scanner.feed(text, 0)
+        if not text:
+            return "" if self.held else arguments
+        if not self.has_arguments:
+            self.held = text[0] in '"n' or text.rstrip() == "{}"
+        self.has_arguments = True
+        if not self.scanner.done:
+            self.scanner.feed(text, 0)
+        return "" if self.held else arguments
+
+    @property
+    def object_text(self) -> str:
+        """The arguments that were held, as the object they stand for, where they stand for one."""
+        try:
+            value = json.loads(self.arguments, strict=False)
+        except (ValueError, RecursionError):
+            return self.arguments
+        if value is None or value == "":
+            return "{}"
+        return value if isinstance(value, str) and value.lstrip().startswith("{") else self.arguments
 
     @property
     def arguments(self) -> str:
@@ -95,11 +116,14 @@ class ToolCallReader:
         Args:
             complete: the server says that it has ended the answer: a call without arguments has none.
         """
-        empty = [
-            ToolCallDelta(call.index, arguments="{}")
-            for call in self._calls
-            if complete and call.index is not None and not call.has_arguments and self._allows(call.index)
-        ]
+        last = []
+        for call in self._calls:
+            if call.index is None or not self._allows(call.index):
+                continue
+            if call.held:
+                last.append(ToolCallDelta(call.index, arguments=call.object_text))
+            elif complete and not call.has_arguments:
+                last.append(ToolCallDelta(call.index, arguments="{}"))
         nameless = [(call.arguments, "no function name") for call in self._calls if not call.name and call.pieces]
         why = (
             "the server called a tool although tool_choice is 'none'"
@@ -107,7 +131,7 @@ class ToolCallReader:
             else "the server made a further call although parallel_tool_calls is False"
         )
         refused = [("".join(texts), why) for texts in self._refused.values()]
-        return tuple(empty), (*refused, *nameless)
+        return tuple(last), (*refused, *nameless)
 
     def _take(self, piece: _Piece, opened: list[_Call]) -> Iterator[ToolCallDelta]:
         call = self._call_of(piece, opened)
@@ -118,14 +142,15 @@ class ToolCallReader:
         elif piece.name and call.scanner.done:
             return  # the whole call once more
         call.server_id = call.server_id or piece.id
-        call.add(piece.arguments)
+        certain = call.add(piece.arguments)
         if call.index is not None:
-            if piece.arguments:
-                yield from self._allowed(ToolCallDelta(call.index, arguments=piece.arguments))
+            if certain:
+                yield from self._allowed(ToolCallDelta(call.index, arguments=certain))
         elif piece.name:
             call.name, call.index = piece.name, self._named
             self._named += 1
-            yield from self._allowed(ToolCallDelta(call.index, self._new_id(call.server_id), call.name, call.arguments))
+            certain = "" if call.held else call.arguments
+            yield from self._allowed(ToolCallDelta(call.index, self._new_id(call.server_id), call.name, certain))
 
     def _call_of(self, piece: _Piece, opened: Sequence[_Call]) -> _Call | None:
         """The call that ``piece`` continues; ``None`` where it begins one.
@@ -137,7 +162,8 @@ class ToolCallReader:
         same_id = [call for call in self._calls if piece.id and call.server_id == piece.id]
         both = [call for call in same_id if call in same_index]
         if not piece.name:
-            candidates = both or same_id or same_index or (self._calls if piece.index is None else [])
+            open_calls = [call for call in self._calls if call.server_index is None and not call.scanner.done]
+            candidates = both or same_id or same_index or (self._calls if piece.index is None else open_calls)
             return candidates[-1] if candidates else None
         candidates = both or same_index or (same_id if piece.index is None else [])
         if not candidates:
@@ -181,7 +207,7 @@ def _piece(entry: object) -> _Piece | None:
     piece = _Piece(
         entry.get("index"),
         well_formed(str(call_id)) if isinstance(call_id, str | int) and not isinstance(call_id, bool) else "",
-        well_formed(name) if isinstance(name, str) else "",
+        well_formed(name).strip() if isinstance(name, str) else "",
         well_formed(arguments),
     )
     return piece if piece.id or piece.name or piece.arguments else None

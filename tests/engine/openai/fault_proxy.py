@@ -30,7 +30,12 @@ class Fault:
 def status(code: int, message: str = "no", **headers: str) -> Fault:
     """An answer with this status and an error's body."""
     body = f'{{"error": {{"message": "{message}", "code": {code}}}}}'.encode()
-    head = [f"HTTP/1.1 {code} {HTTPStatus(code).phrase}", "Content-Type: application/json", "Connection: close"]
+    phrases = {known.value: known.phrase for known in HTTPStatus}
+    head = [
+        f"HTTP/1.1 {code} {phrases.get(code, 'Of a gateway')}",
+        "Content-Type: application/json",
+        "Connection: close",
+    ]
     head += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return Fault(answer="\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body)
 

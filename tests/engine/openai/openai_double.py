@@ -25,6 +25,8 @@ class Server:
         self.strict_hint = ""
         self.models_list: Any = {"object": "list", "data": [{"id": "m", "object": "model", "max_model_len": 4096}]}
         self.models_status = 200
+        self.models_stall = 0.0
+        self.paths: list[str] = []
         self.moved_by, self.moved_to = 307, ""
         self.hang = False
         self.stall = 0.0
@@ -32,7 +34,11 @@ class Server:
         self.disconnected = asyncio.Event()
         self.url = ""
 
-    async def models(self, _: web.Request) -> web.Response:
+    async def models(self, request: web.Request) -> web.Response:
+        self.paths.append(str(request.rel_url))
+        await asyncio.sleep(self.models_stall)
+        if isinstance(self.models_list, web.Response):
+            return self.models_list
         return web.json_response(self.models_list, status=self.models_status)
 
     async def no_models(self, _: web.Request) -> web.Response:
@@ -52,6 +58,7 @@ class Server:
         return web.Response(status=self.moved_by, headers={"Location": self.moved_to})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
+        self.paths.append(str(request.rel_url))
         self.bodies.append(await request.json())
         self.headers.append(request.headers)
         if self.status is not None:

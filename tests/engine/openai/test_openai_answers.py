@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,11 @@ STOP = piece(finish="stop")
         pytest.param([*HELLO, piece(tool_calls=[{"index": 0, "function": None}]), STOP], id="a call that is none"),
         pytest.param([*HELLO, piece(tool_calls=[None, 3, {}]), piece(tool_calls="x"), STOP], id="calls that are none"),
         pytest.param([*HELLO, piece(tool_calls=[{"index": 0, "id": "a"}]), STOP], id="an id and no call"),
+        pytest.param([b"\xef\xbb\xbf" + event(HELLO[0]), HELLO[1], STOP], id="a byte order mark"),
+        pytest.param([piece("null", content="Hel"), piece("None", content="lo"), STOP], id="reasons in words for none"),
+        pytest.param([{**chunk, "error": {"code": 0, "message": ""}} for chunk in (*HELLO, STOP)], id="empty errors"),
+        pytest.param([with_choice(text="Hel"), with_choice(text="lo"), STOP], id="text for delta"),
+        pytest.param([b"{ oh\n\n", *HELLO, STOP], id="a bracket before the events"),
     ],
 )
 async def test_answer_of_odd_chunks_is_whole(server: Server, engine: OpenAIEngine, chunks: list[Any]) -> None:
@@ -169,6 +175,29 @@ async def test_usage_that_says_nothing_replaces_none(server: Server, engine: Ope
     assert (record.prompt_tokens, record.decode_tokens) == (5, 2)
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"prompt_tokens": 5, "completion_tokens": 2, "cached_tokens": 3},
+        {"prompt_tokens": 5, "completion_tokens": 2, "prompt_cache_hit_tokens": 3, "prompt_cache_miss_tokens": 2},
+        {"input_tokens": 5, "output_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}},
+    ],
+)
+async def test_counts_are_read_by_other_names(server: Server, engine: OpenAIEngine, counts: dict[str, Any]) -> None:
+    server.chunks = [*HELLO, STOP, {"choices": [], "usage": counts}]
+    _, record = await answer_of(engine)
+    assert (record.prompt_tokens, record.decode_tokens, record.cached_tokens) == (5, 2, 3)
+
+
+async def test_answer_goes_on_where_a_reason_says_that_there_is_none(
+    server: Server, engine: OpenAIEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "_AFTER_FINISH_SECONDS", 0.1)
+    server.chunks, server.stall, server.done = [piece("null", content="Hello")], 0.4, True
+    answer, _ = await answer_of(engine)
+    assert answer.content == "Hello"
+
+
 async def test_usage_may_stand_in_the_choice_and_grow(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [
         {**HELLO[0], "usage": {"prompt_tokens": 5, "completion_tokens": 1}},
@@ -239,6 +268,37 @@ async def test_text_of_surrogates_and_controls_is_well_formed(
     assert answer.additional_kwargs["reasoning_content"] == text
 
 
+WHOLE = {"choices": [{"index": 0, "message": {"content": "Hello"}, "finish_reason": "stop"}], "usage": None}
+LINES = "\n".join(json.dumps(chunk) for chunk in (*HELLO, STOP))
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream", "text/plain", "application/x-ndjson", ""])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(json.dumps(WHOLE), id="whole"),
+        pytest.param(json.dumps(WHOLE, indent=2), id="whole, in lines"),
+        pytest.param("\ufeff\r\n " + json.dumps(WHOLE, indent="\t").replace("\n", "\r\n"), id="whole, odd beginning"),
+        pytest.param(LINES, id="an object a line"),
+        pytest.param("".join(event(chunk).decode() for chunk in (*HELLO, STOP)), id="events"),
+    ],
+)
+async def test_form_of_an_answer_is_told_by_itself(server: Server, engine: OpenAIEngine, body: str, kind: str) -> None:
+    server.whole = web.Response(body=body.encode(), headers={"Content-Type": kind} if kind else {})
+    answer, record = await answer_of(engine)
+    assert (answer.content, record.finish_reason) == ("Hello", "stop")
+
+
+def test_long_line_costs_what_it_is_long() -> None:
+    reader = EventReader()
+    block = b"x" * 1_000
+    started = time.process_time()
+    for _ in range(50_000):
+        assert list(reader.feed(block)) == []
+    assert time.process_time() - started < 5, "joined with each block it would be 1,250 GB to copy"
+    assert [len(line) for line in reader._rest[:2]] == [1_000, 1_000]
+
+
 @given(st.lists(st.text() | st.integers(), max_size=5), st.sampled_from(["\n", "\r\n", "\r"]), st.data())
 def test_events_do_not_depend_on_the_blocks(values: list[Any], end: str, data: st.DataObject) -> None:
     lines = [f": note{end}data: {json.dumps(value, ensure_ascii=False)}{end}{end}" for value in values]
@@ -271,6 +331,7 @@ def page() -> web.Response:
         (lambda: web.Response(text="{", content_type="application/json"), "begins '{'"),
         (lambda: web.Response(text="", content_type="text/event-stream"), "before it began"),
         (lambda: web.Response(text="Hello", content_type="text/plain"), "begins 'Hello'"),
+        (lambda: web.json_response({"choices": [{"delta": "Hello", "finish_reason": "stop"}]}), "begins '{\"choices"),
     ],
 )
 async def test_body_that_is_no_answer_is_told_by_its_beginning(

@@ -11,7 +11,14 @@ from openai_double import Server, piece
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
 from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.openai import engine as engine_module
-from mixquant_agents.errors import ContextOverflowError, MixQuantError, RemoteEngineError, RequestError
+from mixquant_agents.errors import (
+    ConfigError,
+    ContextOverflowError,
+    MixQuantError,
+    ModelNotFoundError,
+    RemoteEngineError,
+    RequestError,
+)
 
 KEY, HEADER, PROMPT = "sk-0123456789abcdef", "header-secret-42", "The code of the safe is 4-8-15-16."
 
@@ -146,6 +153,14 @@ async def test_fault_of_our_own_is_told_as_ours(
          5000, 4096),
         ("This endpoint's maximum context length is 8192 tokens. However, you requested about 12000 tokens (11000 of "
          "text input, 1000 in the output).", 11000, 8192),
+        ("Input validation error: `inputs` must have less than 4095 tokens. Given: 5000", 5000, 4095),
+        ("The input token count (5000) exceeds the maximum number of tokens allowed (4096).", 5000, 4096),
+        ("This model's maximum prompt length is 4096 but the request contains 5000 tokens.", 5000, 4096),
+        ("too many tokens: total number of tokens in the prompt cannot exceed 4081 - received 5000.", 5000, 4081),
+        ("The prompt is too long: 5000, model maximum context length: 4096", 5000, 4096),
+        ("prompt is too long: 5000 tokens > 4096 maximum", 5000, 4096),
+        ("maximum context length is 4096 tokens, however you requested 5000 tokens (4900 in your prompt; 100 for the "
+         "completion)", 4900, 4096),
     ],
 )  # fmt: skip
 async def test_overflow_in_the_words_of_servers(
@@ -166,7 +181,12 @@ async def test_overflow_in_the_words_of_servers(
           "characters. Please reduce the length of the input prompt."}, None, 4096),
         ({"message": "the request exceeds the available context size", "type": "exceed_context_size_error",
           "n_prompt_tokens": 5000, "n_ctx": 4096}, 5000, 4096),
-        ({"message": "prompt is too long: 210000 tokens > 200000 maximum"}, None, None),
+        ({"message": "prompt is longer than the context window"}, None, None),
+        ({"message": "The number of tokens to keep from the initial prompt is greater than the context length."},
+         None, None),
+        ({"message": "Range of input length should be [1, 4096]"}, None, 4096),
+        ({"message": "Provider returned error", "metadata": {"raw": "maximum context length is 4096 tokens. However, "
+          "your messages resulted in 5000 tokens."}}, 5000, 4096),
     ],
 )  # fmt: skip
 async def test_overflow_of_which_not_all_is_told(
@@ -181,9 +201,78 @@ async def test_overflow_of_which_not_all_is_told(
     assert (str(copied), copied.max_model_len) == (str(error), window)
 
 
-async def test_refusal_that_is_no_overflow_stays_a_refusal(server: Server, engine: OpenAIEngine) -> None:
-    server.status = 400, {"error": {"message": "the context window of 4096 is not a multiple of 3"}}
+@pytest.mark.parametrize(
+    "words",
+    [
+        "the context window of 4096 is not a multiple of 3",
+        "the request contains 5 images, which cannot exceed 4",
+        "tool_choice 'x' exceeds what is allowed",
+    ],
+)
+async def test_refusal_that_is_no_overflow_stays_a_refusal(server: Server, engine: OpenAIEngine, words: str) -> None:
+    server.status = 400, {"error": {"message": words}}
     assert type(await error_of(engine)) is RequestError
+
+
+async def test_overflow_with_a_servers_status_is_one(server: Server, engine: OpenAIEngine) -> None:
+    server.status = 500, {"error": {"code": 500, "message": "context size has been exceeded", "type": "server_error"}}
+    assert isinstance(await error_of(engine), ContextOverflowError)
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"message": "no such thing", "code": "model_not_found"},
+        {"message": 'Invalid model identifier "m". Please specify a valid downloaded model'},
+        {"message": "Invalid model name passed in model=m. Call `/v1/models` to view available models for your key."},
+        {"message": "m is not a valid model ID"},
+    ],
+)
+async def test_missing_model_is_one_though_the_server_calls_it_a_bad_request(
+    server: Server, engine: OpenAIEngine, details: dict[str, Any]
+) -> None:
+    server.status = 400, {"error": details}
+    assert isinstance(await error_of(engine), ModelNotFoundError)
+
+
+async def test_words_of_the_provider_behind_a_server_are_told(server: Server, engine: OpenAIEngine) -> None:
+    server.status = 400, {"error": {"message": "Provider returned error", "metadata": {"raw": "no tools with images"}}}
+    assert "Provider returned error: no tools with images" in str(await error_of(engine))
+
+
+@pytest.mark.parametrize("code", [429, "429", 529])
+async def test_status_in_an_answer_tells_whether_the_trouble_passes(
+    server: Server, engine: OpenAIEngine, code: Any
+) -> None:
+    server.chunks = [{"error": {"message": "slow down", "code": code}}]
+    error = await error_of(engine)
+    assert isinstance(error, RemoteEngineError)
+    assert (error.status, error.retryable) == (int(code), True)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:pass-word@127.0.0.1:99999/v1",
+        "http://me:pass-word@127.0.0.1:abc/v1",
+        "http://me:pass-word@[::1/v1",
+        "http://me:pass-word@127.0.0.1:0/v1",
+        "http://me:pass-word@/v1",
+        "http://:8000/v1?key=pass-word",
+        "ftp://me:pass-word@a/v1",
+        "http://me:pass-word@a b/v1",
+        "127.0.0.1:8000/v1",
+    ],
+)
+def test_address_that_is_none_is_refused_without_its_secrets(address: str) -> None:
+    with pytest.raises(ConfigError, match="give an address such as") as caught:
+        OpenAIEngine("m", base_url=address)
+    assert "pass-word" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_address_of_a_call_is_told_the_one_before_it() -> None:
+    with pytest.raises(ConfigError, match=r"give it without its end, http://a:8000/v1$"):
+        OpenAIEngine("m", base_url="http://me:pass-word@a:8000/v1/chat/completions/?key=pass-word")
 
 
 async def test_errors_are_recorded_without_keys(server: Server) -> None:

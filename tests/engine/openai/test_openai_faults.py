@@ -158,13 +158,20 @@ async def test_malformed_event_is_read_over(engine: OpenAIEngine, proxy: FaultPr
     assert proxy.exchanges == 1
 
 
-@pytest.mark.parametrize("code", [429, 503])
+@pytest.mark.parametrize("code", [429, 503, 520, 529])
 async def test_busy_server_is_asked_again_when_it_says(engine: OpenAIEngine, proxy: FaultProxy, code: int) -> None:
     proxy.faults = [status(code, Retry_After="0.05")]
     started = asyncio.get_running_loop().time()
     assert text(await read(engine)) == "Hello"
     assert asyncio.get_running_loop().time() - started > 0.05
     assert proxy.exchanges == 2
+
+
+@pytest.mark.parametrize("code", [409, 501])
+async def test_trouble_that_lasts_is_told_at_once(engine: OpenAIEngine, proxy: FaultProxy, code: int) -> None:
+    proxy.faults = [status(code)]
+    error, _ = await failure(engine)
+    assert (error.status, error.retryable, proxy.exchanges) == (code, False, 1)
 
 
 async def test_server_that_is_busy_for_long_is_told(engine: OpenAIEngine, proxy: FaultProxy) -> None:

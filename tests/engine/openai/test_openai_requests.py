@@ -4,14 +4,16 @@ import pickle
 from typing import Any
 
 import pytest
+from aiohttp import web
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from openai_double import Server, piece, usage
 from pydantic import SecretStr
 
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
 from mixquant_agents.engine.base import EngineRequest, NamedTool, Sampling
+from mixquant_agents.engine.openai.engine import _certificates
 from mixquant_agents.engine.openai.request import Dialect, wire_body, wire_messages
-from mixquant_agents.errors import ConfigError, InvalidMessagesError, RequestError
+from mixquant_agents.errors import ConfigError, InvalidMessagesError, MixQuantError, RequestError
 
 USER = [{"role": "user", "content": "hi"}]
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -253,7 +255,77 @@ async def test_list_of_models_may_be_anything(server: Server, engine: OpenAIEngi
     assert engine.info.max_model_len is None
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("ok", "text/plain"), ("{", "application/json"), ("", "application/json"), ("null", "application/json")],
+)
+async def test_list_of_models_that_is_none_costs_no_turn(
+    server: Server, engine: OpenAIEngine, text: str, kind: str
+) -> None:
+    server.models_list = web.Response(text=text, content_type=kind)
+    server.chunks = [piece(content="Hello"), piece(finish="stop")]
+    assert (await MixQuantChatModel(engine=engine).ainvoke("hi")).content == "Hello"
+
+
+async def test_list_of_models_that_does_not_come_costs_no_turn(server: Server) -> None:
+    server.models_stall = 30.0
+    server.chunks = [piece(content="Hello"), piece(finish="stop")]
+    engine = OpenAIEngine("m", base_url=server.url, connect_timeout=0.2)
+    assert (await MixQuantChatModel(engine=engine).ainvoke("hi")).content == "Hello"
+    await engine.aclose()
+
+
+async def test_address_may_hold_a_query_and_blanks_around_it(server: Server) -> None:
+    server.chunks = [piece(content="Hello"), piece(finish="stop")]
+    engine = OpenAIEngine("m", base_url=f" {server.url}/?api-version=2024-10-21&key=#end ".replace("http", "HTTP"))
+    assert (await MixQuantChatModel(engine=engine).ainvoke("hi")).content == "Hello"
+    assert server.paths == [
+        "/v1/models?api-version=2024-10-21&key=",
+        "/v1/chat/completions?api-version=2024-10-21&key=",
+    ]
+    assert await engine.count_tokens([{"role": "user", "content": "one two"}]) == 2
+    assert engine.info.base_url == server.url
+    await engine.aclose()
+
+
 async def test_list_of_models_may_be_forbidden(server: Server, engine: OpenAIEngine) -> None:
     server.models_status = 403
     await engine.start()
     assert engine.info.max_model_len is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HTTP_PROXY", "ftp://me:pass-word@a", "proxy or certificate of the environment"),
+        ("SSL_CERT_FILE", "/nonexistent/file.pem", "proxy or certificate of the environment"),
+        ("HTTP_PROXY", "http://me:pass-word@127.0.0.1:9", "by the proxy http://127.0.0.1:9: name its host in NO_PROXY"),
+    ],
+)
+async def test_environment_that_stands_in_the_way_is_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    _certificates.cache_clear()
+    engine = OpenAIEngine("m", base_url=server.url, max_retries=0)
+    with pytest.raises(MixQuantError, match=words) as caught:
+        await MixQuantChatModel(engine=engine).ainvoke("hi")
+    await engine.aclose()
+    _certificates.cache_clear()
+    assert "pass-word" not in str(caught.value)
+    assert "please report" not in str(caught.value)
+
+
+async def test_names_that_the_environment_has_for_openai_go_nowhere_else(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-mine")
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-mine")
+    server.chunks = [piece(content="Hello"), piece(finish="stop")]
+    engine = OpenAIEngine("m", base_url=server.url)
+    await MixQuantChatModel(engine=engine).ainvoke("hi")
+    await engine.aclose()
+    assert "of-mine" not in str(server.headers[-1])

@@ -91,6 +91,21 @@ def calls_of(answer: Any) -> list[tuple[str, Any]]:
         ),
         pytest.param([[entry("depth", json.loads(INARI))], [entry("area", json.loads(SAIMAA))]], id="objects"),
         pytest.param(
+            [[entry("depth", json.dumps(INARI)[:9], index=0)], [entry(None, json.dumps(INARI)[9:], index=0)],
+             [entry("area", json.dumps(SAIMAA), index=1)]],
+            id="the text of a text",
+        ),
+        pytest.param(
+            [[entry("depth", "{}", index=0, id="a")], [entry(None, INARI[:9], index=0)],
+             [entry(None, INARI[9:], index=0)], [entry("area", "{}", index=1)], [entry(None, SAIMAA, index=1)]],
+            id="an empty object before the real one",
+        ),
+        pytest.param(
+            [[entry("depth", INARI[:9])], [entry(None, INARI[9:], index=0)], [entry("area", SAIMAA, index=1)]],
+            id="an index from the second piece on",
+        ),
+        pytest.param([[entry(" depth", INARI, index=0)], [entry("area\n", SAIMAA, index=1)]], id="blanks around names"),
+        pytest.param(
             [[entry(None, INARI[:9], index=0)], [entry("depth", None, index=0, id="a")],
              [entry(None, INARI[9:], index=0)], [entry("area", SAIMAA, index=1)]],
             id="the name late",
@@ -125,6 +140,14 @@ async def test_calls_without_arguments_have_none(server: Server, engine: OpenAIE
     assert calls_of(await answer_of(server, engine, chunks)) == [("depth", {}), ("area", {})]
 
 
+@pytest.mark.parametrize("arguments", ["null", '""', "{}", " {} ", ["n", "ull"], ["{", "}"]], ids=repr)
+async def test_arguments_that_stand_for_none_are_none(server: Server, engine: OpenAIEngine, arguments: Any) -> None:
+    first, *rest = arguments if isinstance(arguments, list) else [arguments]
+    chunks = [[entry("depth", first, index=0)], *([entry(None, more, index=0)] for more in rest)]
+    answer = await answer_of(server, engine, chunks)
+    assert (calls_of(answer), answer.invalid_tool_calls) == ([("depth", {})], [])
+
+
 async def test_function_call_of_old_servers(server: Server, engine: OpenAIEngine) -> None:
     server.chunks = [
         piece(function_call={"name": "depth", "arguments": INARI[:9]}),
@@ -136,7 +159,9 @@ async def test_function_call_of_old_servers(server: Server, engine: OpenAIEngine
     assert answer.response_metadata["finish_reason"] == "tool_calls"
 
 
-@pytest.mark.parametrize("arguments", [INARI + SAIMAA, INARI + " x", INARI[:-1], "[1]", 3, [1]], ids=repr)
+@pytest.mark.parametrize(
+    "arguments", [INARI + SAIMAA, INARI + " x", INARI[:-1], "[1]", 3, [1], "nul", '"x"', '"{', "{}}", "{} x"], ids=repr
+)
 async def test_glued_or_broken_arguments_are_an_invalid_call(
     server: Server, engine: OpenAIEngine, arguments: Any
 ) -> None:
