@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -58,24 +58,34 @@ class HarnessBench:
         """The benchmark's text solutions as calls of the file tools.
 
         Raises:
-            ConfigError: its solution is a program, or nothing is to be written.
+            ConfigError: its solution is a program, or nothing is to be changed.
         """
         task: Any = case.data["task"]
         if task.gold_callback is not None or not task.gold_files:
             raise ConfigError(f"{case.id}: its solution is no set of files")
-        calls: list[dict[str, Any]] = []
+        removed = {name for name, content in task.gold_files.items() if content is None}
+        kept = {*task.setup_files, *task.gold_files} - removed
+        folders = dict.fromkeys(_emptied(name, kept) for name in task.gold_files if name in removed)
+        calls: list[dict[str, Any]] = [{"name": "delete", "args": {"file_path": f"/{path}"}} for path in folders]
         for name, content in task.gold_files.items():
             path, old = f"/{name}", task.setup_files.get(name)
-            if old and content is not None:
+            if content is None:
+                continue
+            if old:
                 calls.append({"name": "read_file", "args": {"file_path": path}})
                 edit = {"file_path": path, "old_string": old, "new_string": content}
                 calls.append({"name": "edit_file", "args": edit})
                 continue
             if old is not None:  # an empty file holds nothing to edit
                 calls.append({"name": "delete", "args": {"file_path": path}})
-            if content is not None:
-                calls.append({"name": "write_file", "args": {"file_path": path, "content": content}})
+            calls.append({"name": "write_file", "args": {"file_path": path, "content": content}})
         return [*(ScriptedTurn(tool_calls=[call]) for call in calls), "Done."]
+
+
+def _emptied(name: str, kept: set[str]) -> str:
+    """The file, or the outermost folder around it that is left without files."""
+    folders = [str(folder) for folder in reversed(PurePosixPath(name).parents) if folder.name]
+    return next((folder for folder in folders if not any(each.startswith(f"{folder}/") for each in kept)), name)
 
 
 def _agent(model: BaseChatModel, workspace: Path) -> Any:
