@@ -14,12 +14,23 @@ __all__ = ["comma_list", "comma_lists", "command_line", "engine_settings", "outp
 
 
 def comma_list(text: str) -> list[str]:
-    """``"a, b,"`` → ``["a", "b"]``."""
-    return [name for part in text.split(",") if (name := part.strip())]
+    """``"a, b"`` → ``["a", "b"]``; nothing gives an empty list.
+
+    Raises:
+        ConfigError: a part between two commas, or at an end, is empty.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and not all(parts):
+        raise ConfigError(f"{text!r} has an empty part; give one comma between two of them, and none at an end")
+    return [part for part in parts if part]
 
 
 def comma_lists(texts: Sequence[str]) -> list[str]:
-    """What a repeatable option was given, each with or without commas, in order and once."""
+    """What a repeatable option was given, each with or without commas, in order and once.
+
+    Raises:
+        ConfigError: one has an empty part.
+    """
     return list(dict.fromkeys(name for text in texts for name in comma_list(text)))
 
 
@@ -29,8 +40,8 @@ def positive_numbers(option: str, text: str, example: str) -> list[int]:
     Raises:
         ConfigError: there is none, or one is no whole number above 0; names the option and gives the example.
     """
-    numbers = comma_list(text)
-    if not numbers or not all(number.isdigit() and int(number) for number in numbers):
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() and int(number) for number in numbers):
         raise ConfigError(f"{option} {text!r}: give numbers above 0, such as {example}")
     return [int(number) for number in numbers]
 

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from mixquant_agents.cli import app
-from mixquant_agents.cli.arguments import comma_lists, engine_settings
+from mixquant_agents.cli.arguments import comma_list, comma_lists, engine_settings, positive_numbers
 from mixquant_agents.cli.command import OLD_NAMES, _renamed
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.errors import ConfigError
@@ -86,6 +86,18 @@ def test_completion_is_offered(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 def test_repeated_and_comma_lists_are_one() -> None:
     assert comma_lists(["a,b", " c", "a"]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("text", ["1,,2", ",1", "1,", " , "])
+def test_empty_part_of_a_list_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="empty part"):
+        comma_lists(["a,b", text])
+    with pytest.raises(ConfigError, match="--agents"):
+        positive_numbers("--agents", text, "1,2")
+
+
+def test_list_without_parts_is_empty() -> None:
+    assert comma_list("") == comma_list(" ") == []
 
 
 def test_engine_settings_are_read_as_json_or_text() -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "check_weights",
     "context_length",
     "kv_bytes_per_token",
+    "looks_local",
     "model_config",
     "model_path",
 ]
@@ -38,7 +39,7 @@ def model_path(config: EngineConfig) -> tuple[str, bool]:
         from mixquant_agents.embedded import prepare
 
         folder = Path(prepare())
-    elif not _looks_local(config.model):
+    elif not looks_local(config.model):
         return config.model, False
     else:
         folder = Path(config.model).expanduser()
@@ -60,7 +61,7 @@ def check_folder(config: EngineConfig) -> None:
     Raises:
         ModelNotFoundError: a local path is named, and there is no such folder.
     """
-    if config.model != "embedded" and _looks_local(config.model):
+    if config.model != "embedded" and looks_local(config.model):
         _check_exists(Path(config.model).expanduser())
 
 
@@ -77,6 +78,8 @@ def check_hub(config: EngineConfig) -> None:
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
+    if os.environ.get("VLLM_USE_MODELSCOPE"):  # another hub, which vLLM asks by itself
+        return
     for name in ("config.json", "params.json"):
         if isinstance(try_to_load_from_cache(config.model, name, revision=config.revision), str):
             return
@@ -90,7 +93,8 @@ def check_hub(config: EngineConfig) -> None:
         ) from error
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
+    """Whether a model's name is a folder's, and no hub id."""
     return name.startswith(("/", ".", "~")) or os.path.isdir(name) or name.count("/") > 1
 
 

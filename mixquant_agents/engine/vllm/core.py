@@ -203,7 +203,7 @@ class RunningEngine:
                 control.check()
                 progress.enter("looking at the model")
                 path, local = model_path(config)
-                if not local and not os.environ.get("VLLM_USE_MODELSCOPE"):
+                if not local:
                     check_hub(config)
                 connector = "kv_transfer_config" in config.vllm_args
                 with start_environment(self.log_path, local, connector, sleep_mode=config.sleep_mode):

@@ -19,11 +19,12 @@ from mixquant_agents.engine.base import JsonObject, Message, ToolChoice
 from mixquant_agents.engine.hermes import JSON_CALLS
 from mixquant_agents.engine.parsing import OutputParser, TokenDelta
 from mixquant_agents.engine.vllm.chat_format.shape import Shape
+from mixquant_agents.engine.vllm.checkpoint import check_folder, check_hub, looks_local
 from mixquant_agents.engine.vllm.families import THINK_TAGS
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes
 from mixquant_agents.engine.vllm.parsers import make_parser, parser_names, tag_model_of
 from mixquant_agents.engine.vllm.render import Renderer
-from mixquant_agents.errors import ConfigError, InvalidMessagesError, MixQuantError, ModelNotFoundError
+from mixquant_agents.errors import ConfigError, InvalidMessagesError, MixQuantError
 
 __all__ = ["CASES", "Case", "check_model", "check_template"]
 
@@ -149,7 +150,7 @@ def check_model(config: EngineConfig) -> dict[str, Any]:
     """The report for a model: parsers, who writes its tools, and for each case what becomes of prompt and answer.
 
     Raises:
-        ModelNotFoundError: the folder does not exist.
+        ModelNotFoundError: the folder does not exist, or neither the hub nor the local cache has the model.
         ConfigError: the tokenizer cannot be loaded, or a setting does not fit it.
     """
     path = config.model
@@ -157,10 +158,11 @@ def check_model(config: EngineConfig) -> dict[str, Any]:
         from mixquant_agents.embedded import prepare
 
         path = str(prepare())
-    elif path.startswith(("/", ".", "~")):
+    elif looks_local(path):
+        check_folder(config)
         path = str(Path(path).expanduser())
-        if not Path(path).is_dir():
-            raise ModelNotFoundError(f"model folder {path!r} does not exist; give a folder, a hub id or 'embedded'")
+    else:
+        check_hub(config)
     try:
         renderer = Renderer(path, config)
     except MixQuantError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -79,13 +80,21 @@ def by_policy(
                 no_saving=no_saving,
                 score=mean(scored),
                 scored=len(scored),
-                score_means=[
-                    mean([entry for entry in scored if start <= entry.at_us // 1_000_000 < start + length])
-                    for start, _ in intervals
-                ],
+                score_means=_score_means(scored, [start for start, _ in intervals], length),
             )
         )
     return rows
+
+
+def _score_means(scores: Sequence[StoredScore], starts: Sequence[int], length: int) -> list[float | None]:
+    """The mean score of each interval of ``length`` seconds that begins at one of ``starts``, which ascend."""
+    by_interval: list[list[StoredScore]] = [[] for _ in starts]
+    for score in scores:
+        second = score.at_us // 1_000_000
+        index = bisect_right(starts, second) - 1
+        if index >= 0 and second < starts[index] + length:
+            by_interval[index].append(score)
+    return [mean(own) for own in by_interval]
 
 
 def _saved(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mixquant_agents.cli import app
+from mixquant_agents.engine.vllm.args import free_port
 from mixquant_agents.engine.vllm.chat_format.shape import _OPTIONS, Shape
 from mixquant_agents.engine.vllm.model_check import _ADAPTATIONS, CASES, check_template
 from tests.engine.vllm.chat_format.families import FAMILIES
@@ -84,6 +86,19 @@ def test_what_does_not_hold_is_a_problem_and_an_exit_code(tmp_path: Path, capsys
 def test_a_model_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert app.run(["doctor", "--model", str(tmp_path / "gone")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_unknown_model_without_a_network_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hub is asked once: transformers would ask it again and again for minutes."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    began = time.monotonic()
+    assert app.run(["doctor", "--model", "nobody/no-such-model"]) == 1
+    assert time.monotonic() - began < 15
+    error = capsys.readouterr().err
+    assert "'nobody/no-such-model'" in error
+    assert "give a local folder" in error
 
 
 def test_a_models_folder_is_checked_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
