@@ -65,6 +65,8 @@ class PrecisionPolicy(FrozenConfig):
             writing is faster, and the answer stays the exact model's. ``"auto"``: where that pays and nothing stands
             against it. ``None``: off.
         draft_tokens: how many tokens are drafted at a time.
+        draft_ngram: while all answers copy what they have read, what followed the same tokens before is drafted,
+            without a step of the twin.
         draft_window: of a longer context drafts read the beginning and so many of its last tokens; ``None``: all of it.
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
         storage: how exact weights and FP8 twins are held. ``"separate"``: two copies. ``"nested"``: one, of twelve bits
@@ -93,6 +95,7 @@ class PrecisionPolicy(FrozenConfig):
     reproducible: bool = False
     draft: Literal["twin", "auto"] | None = None
     draft_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = "auto"
+    draft_ngram: bool = True
     draft_window: Literal["auto"] | Annotated[int, Field(ge=64)] | None = "auto"
     prefill_checkpoint: str | None = None
     calibration: str | None = None

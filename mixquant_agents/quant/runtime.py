@@ -51,6 +51,7 @@ class Runtime:
         calibration: what is known of the layers' activations, if anything.
         uncalibrated: why nothing is, although the policy asked for it.
         draft_status: plain JSON of the drafts that the twins make; empty where they make none.
+        lookup_cycles: cycles whose drafts followed the same tokens before, without a step of the twin.
         full_graph_rows: rows of the full graph that was chosen for the step at hand, or is being captured; 0: another
             kind of graph, or none.
         draft_shares: time of a draft's products over the exact ones, by the number of rows for which it was measured.
@@ -114,6 +115,7 @@ class Runtime:
         self.full_graph_rows = 0
         self._drafts = 0
         self.draft_status: dict[str, Any] = {}
+        self.lookup_cycles = 0
         self.draft_shares: dict[int, float] = {}
         self._planned = False
         self._serving = False
@@ -244,12 +246,12 @@ class Runtime:
             calibration, uncalibrated = calibration_for(followed, self._model, self.device, make=False)
             loaded = _rounding(followed), calibration, uncalibrated
         own = self.resolved.policy
-        drafts = [(each.draft, each.draft_tokens, each.draft_window) for each in (own, policy)]
+        drafts = [(each.draft, each.draft_tokens, each.draft_ngram, each.draft_window) for each in (own, policy)]
         if "twin" in (own.draft, policy.draft) and drafts[0] != drafts[1]:
             raise ConfigError(
                 f"draft={policy.draft!r} is not what this engine was started with ({own.draft!r}, draft_tokens="
-                f"{own.draft_tokens!r}, draft_window={own.draft_window!r}): drafts are set up with the engine; "
-                "start another one"
+                f"{own.draft_tokens!r}, draft_ngram={own.draft_ngram!r}, draft_window={own.draft_window!r}): drafts "
+                "are set up with the engine; start another one"
             )
         resolved = resolve(policy, self.device, calibrated=uncalibrated is None)
         for layer_format in resolved.formats:

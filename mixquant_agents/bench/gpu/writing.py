@@ -50,7 +50,7 @@ ENGINES: dict[str, Storage] = {"twin": "separate", "nested": "nested"}
 
 def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS, storage: Storage = "separate") -> dict[str, Any]:
     """vLLM's arguments for the drafting engine: each number of drafts has graphs of its own."""
-    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", storage=storage)
+    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", draft_ngram=False, storage=storage)
     max_drafts = max(drafts)
     return {
         **policy_arguments(policy),

@@ -126,6 +126,13 @@ DRAFTS = (
          "DraftModelSpeculator.temperature", "DraftModelSpeculator.seeds", "BaseSpeculator.propose",
          "BaseSpeculator.capture", "BaseSpeculator.init_cudagraph_manager"),
     ),
+    ("looks up drafts", f"{_V2_DIR}.states", ("RequestState.all_token_ids", "RequestState.total_len")),
+    ("looks up drafts", f"{_V2_DIR}.buffer_utils", ("StagedWriteTensor.gpu",)),
+    (
+        "looks up drafts",
+        f"{_V2_DIR}.model_runner",
+        ("GPUModelRunner.initialize_kv_cache", "GPUModelRunner.req_states", "GPUModelRunner.speculator"),
+    ),
     ("drafts", f"{_V2_DIR}.attn_utils", ("build_attn_metadata", "build_slot_mappings_by_layer")),
     ("drafts", "vllm.v1.attention.backends.utils", ("PAD_SLOT_ID",)),
     (

@@ -34,6 +34,14 @@ class Renewable(Protocol):
         """They were loaded anew."""
 
 
+@runtime_checkable
+class ReadsTokens(Protocol):
+    """A drafter that looks at what was read and written."""
+
+    def read_tokens(self, states: Any) -> None:
+        """``states`` is vLLM's ``RequestState``, which holds the tokens of all requests."""
+
+
 def install() -> None:
     """Hook this worker process. Idempotent.
 
@@ -52,6 +60,8 @@ def install() -> None:
     if v2 is not None:
         wrap(v2, "prepare_inputs", _prepare_v2)
         wrap(v2, "execute_model", functools.partial(_execute, coming=_coming_v2))
+        if hasattr(v2, "initialize_kv_cache"):
+            wrap(v2, "initialize_kv_cache", _kv_cache)
         if hasattr(v2, "reload_weights"):
             wrap(v2, "reload_weights", _reload)
     wrap(current_platform, "set_additional_forward_context", _forward_context)
@@ -171,6 +181,22 @@ def _reload(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return reload_weights
+
+
+def _kv_cache(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The runner is complete by now."""
+
+    def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        _show_tokens(self.speculator, self.req_states)
+        return result
+
+    return initialize_kv_cache
+
+
+def _show_tokens(drafter: object, states: Any) -> None:
+    if isinstance(drafter, ReadsTokens):
+        drafter.read_tokens(states)
 
 
 def _renew(drafter: object) -> None:

@@ -24,7 +24,8 @@ def mixquant_status(self: Any) -> dict[str, Any]:
     """Formats in use, whether they are emulated, device, threshold, and the bytes of exact weights and twins."""
     runtime = _runtime(self)
     status: dict[str, Any] = runtime.status(self.get_model())
-    return {**status, "draft": draft_status(runtime.resolved.policy, self.vllm_config, runtime.draft_status)}
+    drafts = draft_status(runtime.resolved.policy, self.vllm_config, runtime.draft_status, runtime.lookup_cycles)
+    return {**status, "draft": drafts}
 
 
 def mixquant_row_counts(self: Any, request_ids: list[str]) -> dict[str, dict[str, int]]:

@@ -144,7 +144,9 @@ def why_not(policy: PrecisionPolicy, vllm_config: Any) -> str:
     )
 
 
-def draft_status(policy: PrecisionPolicy, vllm_config: Any, by_rows: dict[str, Any]) -> dict[str, Any]:
+def draft_status(
+    policy: PrecisionPolicy, vllm_config: Any, by_rows: dict[str, Any], lookup_cycles: int
+) -> dict[str, Any]:
     """Plain JSON for the worker's status: how the twin drafts, or why it does not; empty where nobody asked for it."""
     if policy.draft is None:
         return {}
@@ -153,7 +155,7 @@ def draft_status(policy: PrecisionPolicy, vllm_config: Any, by_rows: dict[str, A
     rule = draft_rule(policy)
     return {
         "tokens": rule.tokens, "reason": "", "window": window_of(policy), "most_requests": rule.max_batch,
-        "by_rows": by_rows,
+        "by_rows": by_rows, "lookup_cycles": lookup_cycles,
     }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """The drafter: the model itself, run by its twins, on its own KV cache.
 
+While answers copy what they have read, the lookup of what followed before drafts in the twin's place (``lookup``).
+
 A cycle begins where the exact step ended: the last token is known, its KV is not. Each quantized step feeds one token a
 request, writes its K and V where the exact step will write them over, and samples the next. Nothing of a draft stays:
 the exact step computes every row of it anew before it is read, and the prefix cache holds confirmed tokens alone.
@@ -25,6 +27,7 @@ from mixquant_agents.quant.runtime import runtime_of
 from mixquant_agents.quant.step import DRAFT, forced
 from mixquant_agents.quant.vllm.draft.graphs import DraftGraphs
 from mixquant_agents.quant.vllm.draft.head import DraftHead
+from mixquant_agents.quant.vllm.draft.lookup import NEVER, Lookup
 from mixquant_agents.quant.vllm.draft.settings import FIRST_TOKENS, draft_policy, draft_rule, window_of
 from mixquant_agents.quant.vllm.draft.window import DraftTables
 
@@ -45,6 +48,7 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         self.graphs: DraftGraphs | None = None
         self._head: DraftHead | None = None
         self._choices: dict[int, DraftChoice] = {}
+        self._lookup: Lookup | None = None
         self._set_up(self.max_num_reqs, device)
 
     def _set_up(self, rows: int, device: torch.device) -> None:
@@ -75,6 +79,12 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         """The model's weights were loaded anew."""
         if self._head is not None:
             self._head.renew()
+
+    def read_tokens(self, states: Any) -> None:
+        """Tokens of all requests are at hand in ``states``: what occurred before may be guessed again."""
+        policy = draft_policy(self.vllm_config.model_config)
+        if policy is not None and policy.draft_ngram:
+            self._lookup = Lookup(states)
 
     def set_attn(self, *args: Any, **kwargs: Any) -> None:
         """Metadata builders of our own for the target's layers. To all others the draft has no attention layers, so
@@ -148,14 +158,18 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         count = input_batch.num_reqs
         runtime = runtime_of(self.vllm_config)
         drafts = 0 if runtime is None else runtime.take_drafts()
-        if dummy_run or not drafts or self.graphs is None:
+        if runtime is None or dummy_run or not drafts or self.graphs is None:
             return self.draft_tokens[:count]
         self._begin(input_batch, num_sampled, num_rejected, last_sampled, temperature, seeds)
-        self._tables.follow(count, self.input_buffers.positions[:count] + drafts, self.input_buffers.seq_lens[:count])
         longest = int(input_batch.seq_lens_cpu_upper_bound[:count].max()) + drafts
+        if self._looked_up(count, drafts, num_sampled, longest):
+            runtime.lookup_cycles += 1
+            return self.draft_tokens[:count]
+        self._tables.follow(count, self.input_buffers.positions[:count] + drafts, self.input_buffers.seq_lens[:count])
         self.draft_max_seq_len = min(longest, self._tables.longest or longest, self.max_model_len)
         desc = self.graphs.smallest(count)
         rows = count if desc is None else desc.num_tokens
+        begins = self._drafting[:count].clone()
         for step in range(drafts):
             self.current_draft_step.fill_(step)
             slots = self._slots(count, rows)
@@ -165,7 +179,28 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
             else:
                 by_layer = build_slot_mappings_by_layer(slots, self.kv_cache_config)
                 self._step(count, count, metadata, by_layer, None, CUDAGraphMode.NONE)
+        if self._lookup is not None:
+            self._lookup.judge(self.draft_tokens[:count, :drafts], begins)
         return self.draft_tokens[:count]
+
+    def _looked_up(self, count: int, drafts: int, num_sampled: torch.Tensor, longest: int) -> bool:
+        """Draft what followed the same tokens before, where that is to be done; the twin then has nothing to do.
+
+        Such a draft is certain of itself: its distribution is one token's, by which rejection sampling stays exact.
+        """
+        if self._lookup is None:
+            return False
+        places, drafting = self.idx_mapping[:count], self._drafting[:count]
+        tokens = self._lookup.drafts(places, drafting, num_sampled[:count], drafts, longest)
+        if tokens is None:
+            return False
+        self.draft_tokens[:count, :drafts].copy_(tokens)
+        if self.draft_logits is not None:
+            logits = torch.full((count, drafts, self.draft_logits.shape[2]), NEVER, dtype=self.draft_logits.dtype,
+                                device=tokens.device)  # fmt: skip
+            logits.scatter_(2, tokens.unsqueeze(2), 0.0)
+            self.draft_logits[places.long(), :drafts] = logits
+        return True
 
     def _begin(
         self,

@@ -135,12 +135,13 @@ def test_promised_drafts_must_come() -> None:
 
 def test_status_says_how_or_why_not() -> None:
     policy = PrecisionPolicy(prefill_format="fp8", draft="auto")  # type: ignore[arg-type] # a name, as users give it
-    status = settings.draft_status(policy, engine(), {"1": {}})
+    status = settings.draft_status(policy, engine(), {"1": {}}, 7)
+    assert status["lookup_cycles"] == 7
     assert (status["tokens"], status["window"], status["reason"]) == (3, settings.WINDOW, "")
-    lora = settings.draft_status(policy, engine(speculative_config=None, lora_config=object()), {})
+    lora = settings.draft_status(policy, engine(speculative_config=None, lora_config=object()), {}, 0)
     assert lora["tokens"] == 0
     assert "enable_lora" in lora["reason"]
-    assert settings.draft_status(PrecisionPolicy(), engine(), {}) == {}
+    assert settings.draft_status(PrecisionPolicy(), engine(), {}, 0) == {}
 
 
 def test_scheduler_is_given_the_policys_rule_and_its_counts_are_the_requests_own() -> None:

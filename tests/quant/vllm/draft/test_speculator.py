@@ -58,12 +58,13 @@ def drafter(drafts: int, monkeypatch: pytest.MonkeyPatch, longest: int = LONGEST
     monkeypatch.setattr(module, "set_forward_context", lambda *args, **kwargs: nullcontext())
     monkeypatch.setattr(module, "build_attn_metadata", lambda **kwargs: kwargs)
     monkeypatch.setattr(module, "build_slot_mappings_by_layer", lambda slots, config: {"layer": slots})
-    monkeypatch.setattr(module, "runtime_of", lambda config: SimpleNamespace(take_drafts=lambda: drafts))
+    runtime = SimpleNamespace(take_drafts=lambda: drafts, lookup_cycles=0)
+    monkeypatch.setattr(module, "runtime_of", lambda config: runtime)
     own = TwinSpeculator.__new__(TwinSpeculator)
     device = torch.device("cpu")
     own.vllm_config = own.kv_cache_config = own.attn_groups = None
     own.max_num_reqs, own.max_model_len, own.vocab_size = PLACES, longest, VOCABULARY
-    own.draft_logits, own._head, own._choices = None, None, {}
+    own.draft_logits, own._head, own._lookup, own._choices = None, None, None, {}
     own.input_buffers = SimpleNamespace(
         input_ids=torch.zeros(PLACES, dtype=torch.int32), positions=torch.zeros(PLACES, dtype=torch.int64),
         seq_lens=torch.full((PLACES,), 9, dtype=torch.int32),
@@ -147,6 +148,42 @@ def test_end_of_the_context_is_not_written_beyond(monkeypatch: pytest.MonkeyPatc
         [18, PAD_SLOT_ID], [19, PAD_SLOT_ID], [PAD_SLOT_ID, PAD_SLOT_ID],
     ]  # fmt: skip
     assert own.input_buffers.seq_lens[:2].tolist() == [20, 20]
+
+
+def test_lookup_drafts_in_the_twins_place_and_is_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = drafter(2, monkeypatch)
+    own.draft_logits = torch.full((PLACES, 3, VOCABULARY), 9.0)
+    own._lookup = SimpleNamespace(drafts=lambda *given: torch.tensor([[5, 6], [7, 8]]))
+    drafts = propose(own, (4, 20, 2, 2, 7), (1, 11, 1, 0, 30))
+    assert drafts[:, :2].tolist() == [[5, 6], [7, 8]]
+    assert not own.model.calls
+    assert module.runtime_of(None).lookup_cycles == 1
+    chances = own.draft_logits[[4, 1], :2].softmax(-1)
+    assert chances.gather(2, drafts[:, :2].unsqueeze(2)).flatten().tolist() == [1, 1, 1, 1]
+    assert (own.draft_logits[[0, 2, 3, 5]] == 9).all(), "by the request's place in the runner's state"
+    assert (own.draft_logits[:, 2] == 9).all()
+
+
+def test_twins_drafts_are_held_against_the_lookups(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = drafter(2, monkeypatch)
+    judged = []
+    own._lookup = SimpleNamespace(
+        drafts=lambda *given: None,
+        judge=lambda drafted, drafting: judged.append((drafted.tolist(), drafting.tolist())),
+    )
+    propose(own, (0, 8, 1, 0, 3), (1, 8, 0, 0, 3))
+    assert judged == [([[4, 5], [4, 5]], [True, False])]
+    assert len(own.model.calls) == 2
+
+
+def test_policy_says_whether_lookups_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = drafter(2, monkeypatch)
+    own.vllm_config = SimpleNamespace(model_config=None)
+    for asked in (True, False):
+        own._lookup = None
+        monkeypatch.setattr(module, "draft_policy", lambda config, asked=asked: SimpleNamespace(draft_ngram=asked))
+        own.read_tokens(SimpleNamespace())
+        assert (own._lookup is not None) == asked
 
 
 def test_noise_of_drafts_is_not_the_targets(monkeypatch: pytest.MonkeyPatch) -> None:
