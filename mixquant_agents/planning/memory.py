@@ -1,15 +1,18 @@
-"""What of a GPU's memory is left for KV cache: weights, the twin of those that are quantized, and what vLLM takes."""
+"""What of a GPU's memory is left for KV cache: weights, the twin of those that are quantized, and what vLLM takes.
+
+Where twins of a mixture's experts do not all fit, as many layers have one as an engine would give one.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mixquant_agents.errors import ConfigError, MissingDependencyError
-from mixquant_agents.planning.aiconfigurator import package_folder
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.planning.aiconfigurator import model_config, tables_folder
+from mixquant_agents.precision.formats import NumberFormat
+from mixquant_agents.quant.experts.estimate import estimate, shape_of
 
 __all__ = ["EngineMemory", "engine_memory", "heads_of", "linear_weights"]
 
@@ -22,33 +25,74 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """KV cache of one engine."""
+    """KV cache of one engine.
+
+    Attributes:
+        kv_tokens: tokens that it holds.
+        kv_bytes_per_token: bytes that each takes.
+        expert_layers: layers of experts with a quantized twin, and all of them; ``None`` where twins are no question:
+            a dense model, or one that reads and writes in one format.
+    """
 
     kv_tokens: int
     kv_bytes_per_token: int
+    expert_layers: tuple[int, int] | None = None
+
+    @property
+    def twin_share(self) -> float:
+        """Of the layers of experts those that have a twin."""
+        return 1.0 if self.expert_layers is None else self.expert_layers[0] / self.expert_layers[1]
 
 
-def engine_memory(model: str, gpu: str, prefill: str, decode: str, gpus: int = 1) -> EngineMemory:
+def engine_memory(
+    model: str,
+    gpu: str,
+    prefill: str,
+    decode: str,
+    gpus: int = 1,
+    longest: int = 8192,
+    expert_twins_gib: float | None = None,
+) -> EngineMemory:
     """KV cache of an engine on ``gpus`` such GPUs.
+
+    Args:
+        model, gpu: as ``aiconfigurator`` names them, or a model's folder.
+        prefill, decode: number formats.
+        gpus: see above.
+        longest: tokens of the longest request, for which an engine keeps room before it makes twins of experts; no more
+            than the model takes.
+        expert_twins_gib: the policy's limit of such twins.
 
     Raises:
         ConfigError: the model's or the GPU's figures are not known, or it does not fit.
     """
-    config, memory = _config(model), _gpu_bytes(gpu)
+    config, memory = model_config(model), _gpu_bytes(gpu)
     _, heads, width = heads_of(config)
     linear = linear_weights(config)
+    longest = min(longest, config.get("max_position_embeddings") or longest)
     embedding = config["vocab_size"] * config["hidden_size"] * (1 if config.get("tie_word_embeddings") else 2)
     exact = 2.0 if decode == "exact" else TWIN_BYTES[decode]
     twin = TWIN_BYTES[prefill] if prefill != decode else 0.0
     weights = 2 * embedding + linear * (exact + twin)
     each_token = 2 * 2 * config["num_hidden_layers"] * heads * width
     room = gpus * (UTILIZATION * memory - OVERHEAD_GIB * GIB) - weights
+    layers = None
+    shape = shape_of(config)
+    if twin and decode == "exact" and config.get("num_experts") and shape is not None:
+        all_twins = twin * config["num_hidden_layers"] * shape.numel
+        limit = room + all_twins - longest * each_token
+        if expert_twins_gib is not None:
+            limit = min(limit, expert_twins_gib * GIB)
+        experts = estimate(config, NumberFormat(prefill), int(gpus * memory), UTILIZATION, longest, int(limit))
+        if experts is not None:
+            room += all_twins - experts.taken
+            layers = (len(experts.offers) - len(experts.exact), len(experts.offers))
     if room < 1024 * each_token:
         raise ConfigError(
             f"{model!r} takes {weights / GIB:.0f} GiB of weights and leaves no room for KV cache on {gpus} {gpu}; "
             "give an engine more --gpus"
         )
-    return EngineMemory(int(room / each_token), each_token)
+    return EngineMemory(int(room / each_token), each_token, layers)
 
 
 def heads_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -72,30 +116,10 @@ def _dense_mlp(config: Mapping[str, Any]) -> bool:
     return not config.get("num_experts") or "enable_moe_block" in config
 
 
-def _root() -> Path:
-    folder = package_folder()
-    if folder is None:
-        raise MissingDependencyError(
-            "memory of other devices needs aiconfigurator-core; install mixquant-agents[plan], or give --kv-tokens and "
-            "--steps"
-        )
-    return folder
-
-
-def _config(model: str) -> dict[str, Any]:
-    path = Path(model) / "config.json"
-    if not path.is_file():
-        path = _root() / "model_configs" / f"{model.replace('/', '--')}_config.json"
-    if not path.is_file():
-        raise ConfigError(f"aiconfigurator-core has no configuration of {model!r}; give a model's folder")
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
-
-
 def _gpu_bytes(gpu: str) -> float:
     import yaml
 
-    path = _root() / "systems" / f"{gpu}.yaml"
+    path = tables_folder() / "systems" / f"{gpu}.yaml"
     if not path.is_file():
         known = sorted(each.stem for each in path.parent.glob("*_*.yaml") if "lane" not in each.stem)
         raise ConfigError(f"--gpu {gpu!r} is not known; aiconfigurator-core has {', '.join(known)}")

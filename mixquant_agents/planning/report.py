@@ -59,7 +59,7 @@ def answer(
     sources: dict[str, str] = {}
     for name in question.policies:
         policy = PrecisionPolicy.of(name)
-        steps, limits, bytes_per_token = _engine(question, name, policy, measured)
+        steps, limits, bytes_per_token = _engine(question, name, policy, measured, workload.max_context)
         sources[name] = steps.source
         tried: dict[int, dict[str, Any]] = {}
         for agents in question.agents:
@@ -132,8 +132,12 @@ def _engine(
     name: str,
     policy: PrecisionPolicy,
     measured: Mapping[str, tuple[MeasuredSteps, EngineLimits]],
+    longest: int,
 ) -> tuple[MeasuredSteps, EngineLimits, int | None]:
-    """Step times, limits, and bytes of KV cache a token takes (where they are known)."""
+    """Step times, limits, and bytes of KV cache a token takes (where they are known).
+
+    ``longest``: tokens of the longest request.
+    """
     if measured:
         if name not in measured:
             raise ConfigError(f"--steps holds no policy {name!r}; it holds {', '.join(measured)}")
@@ -144,10 +148,16 @@ def _engine(
     from mixquant_agents.planning.aiconfigurator import step_times
 
     prefill, decode = _format(policy.prefill_format), _format(policy.decode_format)
-    steps = step_times(
-        question.model, question.gpu, prefill=prefill, decode=decode, tensor_parallel=question.gpus_per_engine
+    memory = engine_memory(
+        question.model, question.gpu, prefill, decode, question.gpus_per_engine, longest, policy.expert_twins_gib
     )
-    memory = engine_memory(question.model, question.gpu, prefill, decode, question.gpus_per_engine)
+    steps = step_times(
+        question.model, question.gpu, prefill=prefill, decode=decode, tensor_parallel=question.gpus_per_engine,
+        twin_share=memory.twin_share,
+    )  # fmt: skip
+    if memory.expert_layers is not None:
+        twins, layers = memory.expert_layers
+        steps = steps.model_copy(update={"source": f"{steps.source}; {twins} of {layers} layers of experts have twins"})
     limits = EngineLimits(kv_tokens=question.kv_tokens or memory.kv_tokens, max_num_seqs=256, lookahead=1)
     return steps, limits, memory.kv_bytes_per_token
 

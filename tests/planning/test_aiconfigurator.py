@@ -38,12 +38,43 @@ def test_memory_that_is_left_holds_what_vllm_would_hold() -> None:
         engine_memory(MODEL, "l4", "fp8", "exact")
 
 
+MIXTURE = "Qwen/Qwen3-30B-A3B"
+
+
 def test_experts_take_memory() -> None:
     """Qwen3-30B-A3B has 30.5 billion weights, 57 GiB; of 80 GiB about 10 are left."""
-    exact = engine_memory("Qwen/Qwen3-30B-A3B", "h100_sxm", "exact", "exact")
+    exact = engine_memory(MIXTURE, "h100_sxm", "exact", "exact")
     assert exact.kv_tokens == pytest.approx(110_000, rel=0.05)
-    with pytest.raises(ConfigError, match="no room"):
-        engine_memory("Qwen/Qwen3-30B-A3B", "h100_sxm", "fp8", "exact")
+    assert exact.expert_layers is None
+    assert engine_memory(MIXTURE, "h100_sxm", "fp8", "fp8").expert_layers is None, "one copy of the weights"
+
+
+def test_as_many_layers_of_experts_have_twins_as_fit() -> None:
+    partly = engine_memory(MIXTURE, "h100_sxm", "fp8", "exact")
+    assert partly.expert_layers is not None
+    assert 0 < partly.expert_layers[0] < partly.expert_layers[1] == 48
+    assert partly.kv_tokens >= 8192, "one request's"
+    longer = engine_memory(MIXTURE, "h100_sxm", "fp8", "exact", longest=32_768)
+    assert longer.twin_share < partly.twin_share
+    assert longer.kv_tokens > partly.kv_tokens >= 8192
+    assert longer == engine_memory(MIXTURE, "h100_sxm", "fp8", "exact", longest=32_768, expert_twins_gib=50)
+    none = engine_memory(MIXTURE, "h100_sxm", "fp8", "exact", expert_twins_gib=0)
+    assert none.twin_share == 0
+    assert engine_memory(MIXTURE, "h200_sxm", "fp8", "exact").twin_share == 1
+    assert engine_memory(MIXTURE, "h100_sxm", "fp8", "exact", gpus=2).twin_share == 1
+
+
+@pytest.mark.slow
+def test_gain_is_in_proportion_to_the_layers_with_twins() -> None:
+    """An H200's figures of exact steps, ``docs/results/prefill-moe.json``: 40.9 ms cold 2048, 8.77 a step of 8."""
+    exact = step_times(MIXTURE, "h200_sxm")
+    assert exact.seconds([(2048, 0)], []) == pytest.approx(0.0409, rel=0.15)
+    assert exact.seconds([], [128] * 8) == pytest.approx(0.00877, rel=0.15)
+    none, half, every = (step_times(MIXTURE, "h200_sxm", prefill="fp8", twin_share=share) for share in (0, 0.5, 1))
+    times = [each.seconds([(2048, 0)], []) for each in (none, half, every)]
+    assert times[1] == pytest.approx((times[0] + times[2]) / 2)
+    assert times[2] < times[0] <= 1.01 * exact.seconds([(2048, 0)], [])
+    assert every.decode == exact.decode
 
 
 def test_format_without_tables_is_refused() -> None:

@@ -33,11 +33,17 @@ def shape_of(config: Mapping[str, Any]) -> ExpertShape | None:
 
 
 def estimate(
-    config: Mapping[str, Any], number_format: NumberFormat, memory: int, share: float = 0.9
+    config: Mapping[str, Any],
+    number_format: NumberFormat,
+    memory: int,
+    share: float = 0.9,
+    longest: int = 8192,
+    limit: int | None = None,
 ) -> ExpertsMemory | None:
     """The plan for a GPU of ``memory`` bytes of which an engine takes ``share``; ``None`` for a model without experts.
 
-    Weights are 16 bits; a KV cache of one request of 8,192 tokens is kept free.
+    Weights are 16 bits; a KV cache of one request of ``longest`` tokens is kept free. ``limit``: most bytes of twins of
+    experts, the policy's ``expert_twins_gib``.
     """
     shape = shape_of(config)
     if shape is None or number_format not in _BYTES:
@@ -55,7 +61,7 @@ def estimate(
     exact = 2 * (dense + embedding + len(with_experts) * shape.numel)
     twin = int(_BYTES[number_format] * shape.numel) + 4 * shape.experts * (shape.up + hidden)
     plan = ExpertsMemory([Offer(f"model.layers.{layer}.mlp.experts", twin, shape.work) for layer in with_experts])
-    kv = 4 * 8192 * cached * width * layers
+    kv = 4 * longest * cached * width * layers
     room = share * memory - exact - _BYTES[number_format] * dense - kv - SPARE * memory
-    plan.settle(max(0, int(room)))
+    plan.settle(max(0, int(room if limit is None else min(room, limit))))
     return plan

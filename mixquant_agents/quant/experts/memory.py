@@ -64,6 +64,11 @@ class ExpertsMemory:
         """Bytes of all twins that were offered."""
         return sum(offer.nbytes for offer in self.offers)
 
+    @property
+    def taken(self) -> int:
+        """Bytes of the twins that there are."""
+        return sum(offer.nbytes for offer in self.offers if offer.prefix not in self.exact)
+
     def describe(self) -> str:
         """One line for the log and for people; empty where all have twins."""
         if not self.exact:
