@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
+from langchain_core.language_models import BaseChatModel
 from real_suite import RealSuite
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +24,7 @@ from mixquant_agents import EngineConfig, VllmEngine
 from mixquant_agents.embedded import prepare
 
 EXPERTS, CHOSEN = 3, 2
+AS_DENSE = "the embedded model itself fails it in the same way with policy mixquant-fp8, and with exact:"
 NAMES = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 
@@ -72,3 +74,11 @@ class TestMixture(RealSuite):
     @pytest.fixture(autouse=True)
     def _on_the_mixture(self, mixture_engine: VllmEngine) -> None:
         self.engine = mixture_engine
+
+    @pytest.mark.xfail(strict=True, reason=f"{AS_DENSE} its answer is longer than max_tokens")
+    def test_structured_output_optional_param(self, model: BaseChatModel) -> None:
+        super().test_structured_output_optional_param(model)
+
+    @pytest.mark.xfail(strict=True, reason=f"{AS_DENSE} it does not repeat the characters")
+    def test_unicode_tool_call_integration(self, model: BaseChatModel) -> None:
+        super().test_unicode_tool_call_integration(model)
