@@ -48,9 +48,15 @@ ENGINES: dict[str, Storage] = {"twin": "separate", "nested": "nested"}
 """Drafting engines and how they hold their weights."""
 
 
-def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS, storage: Storage = "separate") -> dict[str, Any]:
+def twin_arguments(
+    model: Path,
+    drafts: Sequence[int] = DRAFTS,
+    storage: Storage = "separate",
+    draft: Literal["twin", "auto"] = "twin",
+    acceptance: float = ACCEPTANCE,
+) -> dict[str, Any]:
     """vLLM's arguments for the drafting engine: each number of drafts has graphs of its own."""
-    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft="twin", draft_ngram=False, storage=storage)
+    policy = PrecisionPolicy(prefill_format=NumberFormat.FP8, draft=draft, draft_ngram=False, storage=storage)
     max_drafts = max(drafts)
     return {
         **policy_arguments(policy),
@@ -61,7 +67,7 @@ def twin_arguments(model: Path, drafts: Sequence[int] = DRAFTS, storage: Storage
             "num_speculative_tokens": max_drafts,
             "draft_sample_method": "probabilistic",
             "rejection_sample_method": "synthetic",
-            "synthetic_acceptance_rates": [ACCEPTANCE ** (index + 1) for index in range(max_drafts)],
+            "synthetic_acceptance_rates": [acceptance ** (index + 1) for index in range(max_drafts)],
             "num_speculative_tokens_per_batch_size": [
                 (batch + 1, batch + 1 if batch + 1 < len(drafts) else 64, count) for batch, count in enumerate(drafts)
             ],
