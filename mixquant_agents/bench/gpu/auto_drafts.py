@@ -3,8 +3,8 @@
 Engines of the Qwen3-8B shape with random weights take turns on one GPU: ``exact``, ``auto``, whose drafts are right
 with probability 0.95 (vLLM's ``synthetic`` acceptance), and ``poor``, the same with 0.4, where drafts do not pay.
 Nobody says how much is drafted: the policy's own rule decides. A case is a number of writing requests and the tokens
-that each has read; ``over_exact`` says how many times faster than exact each engine writes, round by round, and ``slow`` which
-lower ends are below 0.99.
+that each has read; ``over_exact`` says how many times faster than exact each engine writes, round by round, and
+``slow`` which lower ends are below 0.99.
 """
 
 # ruff: noqa: T201 - a program
@@ -76,9 +76,7 @@ def summary(rows: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, Any]:
             name: {
                 "ms": round(statistics.median(times[name]), 3),
                 "tokens_per_step": round(statistics.median(each["tokens_per_step"] for each in columns[name]), 2),
-                "over_exact": ratio_interval(
-                    [base / own for base, own in zip(times["exact"], times[name], strict=True)]
-                ),
+                "over_exact": speedup(times["exact"], times[name]),
             }
             for name in columns
         }
