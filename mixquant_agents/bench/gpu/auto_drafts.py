@@ -21,6 +21,7 @@ from typing import Any
 from mixquant_agents.bench.gpu.writing import SERVE, arguments, twin_arguments
 from mixquant_agents.bench.prefill.cores import by_speed
 from mixquant_agents.bench.prefill.engines import EngineProcess
+from mixquant_agents.bench.prefill.stats import speedup
 from mixquant_agents.bench.shapes import write_model
 
 ACCEPTANCE = {"auto": 0.95, "poor": 0.4}
