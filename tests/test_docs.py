@@ -196,3 +196,26 @@ def test_reference_is_what_the_docstrings_say() -> None:
     script = ROOT / "docs" / "build_reference.py"
     done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)  # noqa: S603 - a script of ours
     assert done.returncode == 0, done.stderr
+
+
+SOURCES = (ROOT / "mixquant_agents", ROOT / "workflows" / "mixquant_workflows", ROOT)
+
+
+def source_of(name: str) -> Path | None:
+    return next((base / name for base in SOURCES if (base / name).is_file()), None)
+
+
+def test_contributing_names_files_and_their_symbols() -> None:
+    """A walk names only what is there: each file, and behind it a class, a function or a method of that file."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    files = [name for name in re.findall(r"`([\w./]+\.py)`", text) if "NAME" not in name]
+    assert len(files) > 60
+    short = {path.name for base in SOURCES[:2] for path in base.rglob("*.py")}  # beside one named in full
+    assert [name for name in files if source_of(name) is None and ("/" in name or name not in short)] == []
+    pairs = re.findall(r"`([\w./]+\.py)` `(\w+)(?:\.(\w+))?`", text)
+    assert len(pairs) > 10
+    for name, owner, member in pairs:
+        path = source_of(name)
+        source = "" if path is None else path.read_text()
+        for symbol in filter(None, (owner, member)):
+            assert re.search(rf"(?:def|class) {symbol}\b|^\s*{symbol}\b[^=\n]*=", source, re.MULTILINE), (name, symbol)
