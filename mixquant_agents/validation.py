@@ -47,7 +47,7 @@ def config_error(what: str, error: ValidationError, known: Collection[str] = ())
 
     Args:
         what: name of what was set up, such as ``EngineConfig``.
-        known: names of its settings; an unknown one is told which it may have meant.
+        known: names of its settings; the error names the one that was probably meant.
     """
     causes = (item.get("ctx", {}).get("error") for item in error.errors())
     own_error = next((cause for cause in causes if isinstance(cause, ConfigError)), None)

@@ -89,7 +89,7 @@ def measure(
         drafts: most drafts of a cycle.
         prompts: conversations with tools, of three kinds in turn.
         tokens: most tokens of an answer.
-        progress: told what is being done and the share done, 0 to 1.
+        progress: called with what is being done and the share done, 0 to 1.
 
     Raises:
         ConfigError: no formats, or a number below one.

@@ -70,10 +70,10 @@ class OwnProcessEngine(Engine):
 
     def __init__(self, make: Make, environment: Mapping[str, str] | None = None) -> None:
         spawning = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawning.Pipe()
-        self._process = spawning.Process(target=_serve, args=(theirs, make, dict(environment or {})))
+        self._connection, child_connection = spawning.Pipe()
+        self._process = spawning.Process(target=_serve, args=(child_connection, make, dict(environment or {})))
         self._process.start()
-        theirs.close()
+        child_connection.close()
         self._numbers = itertools.count()
         self._posts: dict[int, Post] = {}
         self._lock = threading.Lock()

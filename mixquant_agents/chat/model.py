@@ -129,7 +129,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         keep_seconds: while an answer's tools run, the thread's prefix is held in the prefix cache for so long (by
             default it is the cache's to forget); ``keep_tokens`` limits how much of it.
         cache_salt: keeps this model's prefix cache apart from others'.
-        user: who the answer is for, told to a server.
+        user: who the answer is for, sent to a server.
 
     Standard names of other chat models are taken, too: ``model_name``, ``max_completion_tokens``, ``request_timeout``,
     ``stop_sequences``, ``n=1``, ``stream_usage=True``.
@@ -777,7 +777,7 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         """Ids of the text's tokens, by ``custom_get_token_ids`` where it is given, else by the engine's tokenizer.
 
         Raises:
-            RequestError: the engine, a server, does not tell them; LangChain's own answer would be another model's.
+            RequestError: the engine, a server, does not report them; LangChain's own answer would be another model's.
         """
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)

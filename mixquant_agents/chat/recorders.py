@@ -75,7 +75,7 @@ class Recorders:
             except KeyboardInterrupt:
                 raise
             except BaseException:  # also SystemExit: a recorder must not end the turn that it observes
-                if id(recorder) not in self._failed:  # each is told of once
+                if id(recorder) not in self._failed:  # each is logged once
                     self._failed.add(id(recorder))
                     log.warning("the recorder %r failed; turns go on", recorder, exc_info=True)
 

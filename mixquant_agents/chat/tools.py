@@ -88,14 +88,14 @@ def engine_choice(choice: object, tools: Sequence[JsonObject]) -> ToolChoice:
         RequestError: no such tool, or a call is forced without tools.
     """
     names = [tool_name(tool) for tool in tools]
-    chosen = _chosen(choice, names)
-    if isinstance(chosen, NamedTool) and chosen.name not in names:
+    tool_choice = _chosen(choice, names)
+    if isinstance(tool_choice, NamedTool) and tool_choice.name not in names:
         raise RequestError(
-            f"tool_choice={chosen.name!r} is not among the tools ({', '.join(names) or 'there are none'})"
+            f"tool_choice={tool_choice.name!r} is not among the tools ({', '.join(names) or 'there are none'})"
         )
-    if chosen == "required" and not names:
+    if tool_choice == "required" and not names:
         raise RequestError("tool_choice='required' without tools; bind tools first")
-    return chosen
+    return tool_choice
 
 
 def _chosen(choice: object, names: Sequence[str]) -> ToolChoice:

@@ -157,7 +157,7 @@ class _TurnState:
 
     def _check_answer(self, accumulator: AnswerAccumulator) -> None:
         """An agent's answer by a schema, with tools beside it: whatever no grammar holds is seen here. What is cut off
-        is told by its finish reason; answers without tools are checked where they are parsed.
+        shows by its finish reason; answers without tools are checked where they are parsed.
 
         Raises:
             OutputParserException: the answer breaks the schema.

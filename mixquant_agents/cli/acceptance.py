@@ -36,9 +36,9 @@ def command(
     from mixquant_agents.cli.output import print_json, progress_bar, result_console, write_json
 
     output_file("--output", output)
-    chosen = known_formats(comma_lists(formats or ()))
+    number_formats = known_formats(comma_lists(formats or ()))
     with progress_bar() as progress:
-        report = measure(model, chosen, drafts=drafts, prompts=limit, tokens=max_tokens, progress=progress)
+        report = measure(model, number_formats, drafts=drafts, prompts=limit, tokens=max_tokens, progress=progress)
     figures = {"command": command_line(), **report.model_dump(mode="json")}
     if output is not None:
         write_json(output, figures)

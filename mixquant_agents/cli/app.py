@@ -141,7 +141,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (MixQuantError, OSError) as error:
         _say(error)
         return FAILED
-    except Exception as error:  # the last line of defence: a bug of ours, told in one line
+    except Exception as error:  # the last line of defence: a bug of ours, reported in one line
         _say(f"unexpected {type(error).__name__}: {error} (a bug; MIXQUANT_DEBUG=1 shows where)")
         return FAILED
     return OK

@@ -133,9 +133,9 @@ def _machine(*, as_json: bool) -> dict[str, Any]:
 
 def _policy_words(report: dict[str, Any]) -> str:
     """What the policy ``mixquant`` does on this device."""
-    chosen = report["auto"]["prefill_format"]
-    if chosen != "exact":
-        return f"Policy 'mixquant' reads in {chosen.upper()} here, and writes exact."
+    auto_format = report["auto"]["prefill_format"]
+    if auto_format != "exact":
+        return f"Policy 'mixquant' reads in {auto_format.upper()} here, and writes exact."
     emulated = next((name for name, support in report["formats"].items() if support["status"] == "emulated"), None)
     words = "Policy 'mixquant' reads exact here: this device has no arithmetic for a low-precision format."
     if emulated is not None:

@@ -56,7 +56,7 @@ def progress_console() -> Console:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr while something takes long; it is told what is being done and the share done."""
+    """A bar on stderr while something takes long; called with what is being done and the share done."""
     from rich.progress import Progress
 
     with Progress(console=progress_console(), transient=True) as bar:

@@ -38,7 +38,7 @@ def serve(
         port: TCP port.
         token: at least 16 characters.
         show: open a browser.
-        started: told the address once it answers.
+        started: called with the address once it answers.
 
     Raises:
         ConfigError: host, port or token are not allowed together.
@@ -49,7 +49,7 @@ def serve(
     path = Path(store) if store is not None else default_store_path()
     source = StoreSource(path)
     if source.exists():
-        source.store()  # a file that is no store, or a newer one, is told at once
+        source.store()  # a file that is no store, or a newer one, is refused at once
     try:
         from nicegui import app, ui
 

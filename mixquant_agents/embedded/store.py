@@ -57,7 +57,7 @@ def ensure(
         name: readable beginning of the folder's name.
         parts: JSON-able; everything the content depends on. Its hash is the key.
         build: writes the content into the empty folder it is given.
-        progress: told about waiting, checking and the end.
+        progress: called with words about waiting, checking and the end.
 
     Raises:
         EngineStartError: the cache cannot be written. What ``build`` raises passes through.

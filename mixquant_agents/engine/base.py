@@ -127,7 +127,7 @@ class EngineRequest:
         cache_salt: keeps prefix-cache blocks apart; the engine adds its policy's fingerprint to it.
         priority: lower runs earlier.
         user: who the answer is for; a remote engine tells its server, a local one has nobody to tell.
-        thread_id: the conversation that this turn belongs to; a remote engine tells it to routers, which then send the
+        thread_id: the conversation that this turn belongs to; a remote engine sends it to routers, which then send the
             turn to the replica that holds the conversation's prefix.
         keep: how long the engine should hold this conversation's prefix when the answer calls tools.
         kv_transfer: vLLM's ``kv_transfer_params``: where KV comes from, or that it will be fetched; see ``PairEngine``.

@@ -34,7 +34,7 @@ FAR_CONTEXT = 16_384
 
 
 def package_folder() -> Path | None:
-    """Where the package's files are, told without running its code; ``None`` where it is not installed."""
+    """Where the package's files are, found without running its code; ``None`` where it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     return Path(folders[0]) if folders else None

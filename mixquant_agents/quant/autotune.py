@@ -65,12 +65,12 @@ def samples(layers: Sequence[RoutedLayer]) -> list[Sample]:
     for name, members in blocks.items():
         kind = tuple((each.prefix.removeprefix(name), each.shape, each.layer_format) for each in members)
         kinds.setdefault(kind, []).append(members)
-    chosen = []
+    sampled = []
     for same in kinds.values():
         first = same[:BLOCKS]
         share = BLOCKS * len(same) / len(blocks) / len(first)
-        chosen.append(Sample(tuple(layer for members in first for layer in members), share))
-    return chosen
+        sampled.append(Sample(tuple(layer for members in first for layer in members), share))
+    return sampled
 
 
 def _works(layers: Sequence[RoutedLayer], m: int) -> list[Callable[[], object]]:

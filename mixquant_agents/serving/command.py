@@ -67,8 +67,8 @@ def server_command(
         ConfigError: ``extra`` sets what is set here.
         MissingDependencyError: vLLM is not installed.
     """
-    if taken := sorted({word.partition("=")[0] for word in extra} & _OURS):
-        raise ConfigError(f"{taken[0]} is set by mixquant serve; use --model, --policy, --host or --port")
+    if refused_flags := sorted({word.partition("=")[0] for word in extra} & _OURS):
+        raise ConfigError(f"{refused_flags[0]} is set by mixquant serve; use --model, --policy, --host or --port")
     on_cpu = runs_on_cpu()
     values: dict[str, Any] = {name_: getattr(config, name_) for name_ in _FROM_CONFIG}
     values["kv_cache_memory_bytes"] = config.kv_cache_bytes
@@ -139,7 +139,7 @@ def _installed(package: str) -> bool:
 
 
 def _has_flag(name: str) -> bool:
-    """Whether the installed server knows a flag of its front end, told without importing it."""
+    """Whether the installed server knows a flag of its front end, read from its source."""
     spec = importlib.util.find_spec("vllm")
     folder = Path(spec.origin).parent / "entrypoints" if spec is not None and spec.origin else Path()
     paths = (folder / "launchers" / "cli_args.py", folder / "openai" / "cli_args.py")

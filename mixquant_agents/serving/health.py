@@ -81,7 +81,7 @@ def _get(url: str, timeout: float) -> str:
 
 
 async def serve_view(host: str, port: int, look: Callable[[], Awaitable[dict[str, Any]]]) -> asyncio.Server:
-    """Answer ``GET /`` with the health of all, told by ``look``, as JSON (503 while none is ready), until it is closed.
+    """Answer ``GET /`` with the health of all, from ``look``, as JSON (503 while none is ready), until it is closed.
 
     Raises:
         OSError: the port is taken, or no address of this machine.

@@ -37,7 +37,7 @@ __all__ = ["TelemetryCallback", "observing"]
 log = logging.getLogger(__name__)
 
 ROOT_LIMIT = 4_096
-"""Most agent runs followed at once; beyond it the oldest (whose end was never told) is forgotten."""
+"""Most agent runs followed at once; beyond it the oldest (whose end was never reported) is forgotten."""
 TEXT_LIMIT = 20_000
 """Longest tool argument or result that is kept, characters."""
 
@@ -243,7 +243,7 @@ class TelemetryCallback(BaseCallbackHandler):
         top = run.top
         top.children.pop(run.run_id, None)
         if run is top:
-            # Whatever inside has not ended was cancelled: LangChain does not tell of it.
+            # Whatever inside has not ended was cancelled: LangChain does not report it.
             for child in list(top.children.values()):
                 self._record(child, cancelled=True)
             self._forget(top)
@@ -301,7 +301,7 @@ class TelemetryCallback(BaseCallbackHandler):
         except KeyboardInterrupt:
             raise
         except BaseException:
-            if not self._failed:  # told once
+            if not self._failed:  # logged once
                 self._failed = True
                 log.warning("the recorder %r failed; runs go on", self.recorder, exc_info=True)
 

@@ -227,10 +227,10 @@ class QueueRecorder:
         for sink in self._sinks:
             problem = self._guarded(sink.write, batch) or problem
             problem = self._guarded(lambda sink: waits.append(sink.retry_seconds()), sink) or problem
-        news = problem is not None and problem != self.problem
+        changed = problem is not None and problem != self.problem
         self.problem = problem
         self._written = self._taken
-        if news:
+        if changed:
             log.warning("telemetry: %s (turns go on; recording is retried)", problem)
         return min((seconds for seconds in waits if seconds is not None), default=None)
 

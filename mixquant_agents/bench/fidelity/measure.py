@@ -100,7 +100,7 @@ def measure(
         policies: by the name they get in the report; all of :data:`FIDELITY_POLICIES` when ``None``.
         prompts: user messages, rendered by the model's chat template where it has one.
         tokens: length of each forced answer.
-        progress: told what is being done and the share done, 0 to 1.
+        progress: called with what is being done and the share done, 0 to 1.
 
     Raises:
         ConfigError: no prompts, or fewer than one token.

@@ -191,9 +191,9 @@ def unit_sources(units: Sequence[str]) -> dict[str, StudyRecipe]:
     return {name: StudyRecipe(_nvfp4(formats=((name, _NVFP4), ("re:.*", _EXACT))), source=True) for name in units}
 
 
-def budget_recipes(chosen: Sequence[str]) -> dict[str, StudyRecipe]:
+def budget_recipes(projections: Sequence[str]) -> dict[str, StudyRecipe]:
     """Recipes with the layers ``chosen`` in FP8, which is what the budget of time allows: those of ``RANKED``."""
-    formats = {"formats": tuple((name, _FP8) for name in chosen)}
+    formats = {"formats": tuple((name, _FP8) for name in projections)}
     gptq: dict[str, object] = {**formats, "weight_rounding": "gptq"}
     made = {
         "budget": StudyRecipe(_nvfp4(**formats)),

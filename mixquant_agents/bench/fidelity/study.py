@@ -307,7 +307,7 @@ def run(
     Args:
         network, tokenizer: see :func:`~mixquant_agents.quant.calibration.network.load`.
         settings: how much is measured.
-        progress: told what is being done and the share done.
+        progress: called with what is being done and the share done.
         found_so_far: given the result after each recipe, the baseline's being the first.
 
     Raises:

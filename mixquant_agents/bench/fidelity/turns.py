@@ -46,7 +46,7 @@ def by_turn(
         count: threads.
         seed: of the threads.
         rows: tokens of a batch.
-        progress: told what is being done and the share done.
+        progress: called with what is being done and the share done.
     """
     threads = conversations(3 * count, "measured", seed + 1, turns=(21, 21))[2::3]
     rows_by_case: dict[str, dict[str, float]] = {}

@@ -171,9 +171,9 @@ async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str
             return [*history, {"role": "tool", "tool_call_id": "call00001", "content": part}]
 
         await turn(engine, asked(history[:1], 1))  # the turn that called
-        heard: list[float] = []
+        stamps: list[float] = []
         stop = asyncio.Event()
-        busy = asyncio.create_task(writers(engine, plan.writers, heard, stop))
+        busy = asyncio.create_task(writers(engine, plan.writers, stamps, stop))
         begun, reading = time.monotonic(), []
         for step in range(1, 9):  # the tool works: an eighth of its result at a time
             part = known(step / 8 - 1 / 16)
@@ -189,7 +189,7 @@ async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str
         await asyncio.gather(*reading)
         if number >= len(plan.ways):
             rows[way].append(row["ttft"])
-            gaps[way] += heard
+            gaps[way] += stamps
             shares[way].append(row["counts"].cached_tokens / row["counts"].prompt_tokens)
     after = await deferral(engine, **usual)
     ttft = {way: statistics.median(each) for way, each in rows.items()}

@@ -136,29 +136,29 @@ def _params(settings: dict[str, Any]) -> Any:
 def _answer(completion: Any) -> Answer:
     ids = list(completion.token_ids)
     places = completion.logprobs or []
-    ranked = [sorted((value.logprob for value in place.values()), reverse=True) for place in places]
+    ranked = [sorted((value.logprob for value in candidates.values()), reverse=True) for candidates in places]
     return {
         "ids": ids,
         "text": completion.text,
-        "logprobs": [place[token].logprob for token, place in zip(ids, places, strict=True)],
+        "logprobs": [candidates[token].logprob for token, candidates in zip(ids, places, strict=True)],
         "margins": [best[0] - best[1] for best in ranked],
         "finish": completion.finish_reason,
         "stop": completion.stop_reason,
     }
 
 
-def difference(mine: Answer, base: Answer) -> dict[str, Any]:
+def difference(answer: Answer, base: Answer) -> dict[str, Any]:
     """How an answer differs from the one without drafts: ``same`` leading tokens, the ``margin`` of the other's choice
     where they part (``None``: they do not; infinite where one of them ends there), root mean square ``rms`` of the log
     probabilities before that, and whether they ended for unlike reasons (``None`` where they part)."""
-    pairs = list(zip(mine["ids"], base["ids"], strict=False))
-    same = next((place for place, (x, y) in enumerate(pairs) if x != y), len(pairs))
-    parts = same < max(len(mine["ids"]), len(base["ids"]))
-    apart = [(x - y) ** 2 for x, y in zip(mine["logprobs"][:same], base["logprobs"][:same], strict=True)]
+    pairs = list(zip(answer["ids"], base["ids"], strict=False))
+    same = next((index for index, (x, y) in enumerate(pairs) if x != y), len(pairs))
+    parts = same < max(len(answer["ids"]), len(base["ids"]))
+    apart = [(x - y) ** 2 for x, y in zip(answer["logprobs"][:same], base["logprobs"][:same], strict=True)]
     margin = None
     if parts:
         margin = base["margins"][same] if same < len(pairs) else float("inf")
-    ends = None if parts else (mine["finish"], mine["stop"]) != (base["finish"], base["stop"])
+    ends = None if parts else (answer["finish"], answer["stop"]) != (base["finish"], base["stop"])
     return {
         "same": same,
         "margin": margin,
@@ -167,21 +167,21 @@ def difference(mine: Answer, base: Answer) -> dict[str, Any]:
     }
 
 
-def verdict(feature: str, mine: dict[str, Any], base: dict[str, Any]) -> list[str]:
+def verdict(feature: str, measured: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """What is wrong with one feature's answers; empty where nothing is."""
     wrong = []
     pairs = [
-        (x, y) for xs, ys in zip(mine["answers"], base["answers"], strict=True) for x, y in zip(xs, ys, strict=True)
+        (x, y) for xs, ys in zip(measured["answers"], base["answers"], strict=True) for x, y in zip(xs, ys, strict=True)
     ]
     for number, (x, y) in enumerate(pairs):
-        found = difference(x, y)
-        if found["margin"] is not None and found["margin"] > TIE:
+        gap = difference(x, y)
+        if gap["margin"] is not None and gap["margin"] > TIE:
             wrong.append(
-                f"{feature}: answer {number} parts at token {found['same']}, which was no tie: {found['margin']:.2f}"
+                f"{feature}: answer {number} parts at token {gap['same']}, which was no tie: {gap['margin']:.2f}"
             )
-        if found["rms"] > TIE:
-            wrong.append(f"{feature}: log probabilities of answer {number} differ by {found['rms']:.2f}")
-        if found["ends_otherwise"]:
+        if gap["rms"] > TIE:
+            wrong.append(f"{feature}: log probabilities of answer {number} differ by {gap['rms']:.2f}")
+        if gap["ends_otherwise"]:
             wrong.append(
                 f"{feature}: answer {number} ends by {x['finish']} {x['stop']!r}, not {y['finish']} {y['stop']!r}"
             )
@@ -189,7 +189,7 @@ def verdict(feature: str, mine: dict[str, Any], base: dict[str, Any]) -> list[st
             wrong.append(f"json: {x['text']!r}")
         if feature == "regex" and x["finish"] == "stop" and not re.fullmatch(PATTERN, x["text"]):
             wrong.append(f"regex: {x['text']!r}")
-    if not mine["drafted"]:
+    if not measured["drafted"]:
         wrong.append(f"{feature}: nothing was drafted")
     return wrong
 
@@ -232,7 +232,7 @@ def judged(seen: dict[str, Any], base: dict[str, Any], features: list[str]) -> l
     wrong += verdict("aborted", seen["aborted"], kept)
     twice = [{"answers": [[each[0], each[0]] for each in base["greedy"]["answers"]]}]
     wrong += [f"n: {seen['n']['error']}"] if "error" in seen["n"] else verdict("n", seen["n"], twice[0])
-    first, again, other = ([[a["ids"] for a in each] for each in one.get("answers", [])] for one in seen["seeds"])
+    first, again, other = ([[a["ids"] for a in each] for each in run.get("answers", [])] for run in seen["seeds"])
     if not first or first != again:
         wrong.append("seeds: the same seed wrote another answer")
     if first == other or (first and first[0][0] == first[0][1]):

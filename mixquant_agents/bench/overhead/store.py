@@ -151,12 +151,12 @@ def fill(recorder: Recorder, count: int, *, progress: Progress = _quiet, **optio
 
 def _p95_ms(call: Callable[[int], object], times: int) -> tuple[float, float]:
     """p50 and p95 of ``call(n)``, milliseconds."""
-    taken = []
+    milliseconds = []
     for n in range(times):
         began = time.perf_counter()
         call(n)
-        taken.append((time.perf_counter() - began) * 1e3)
-    return percentile(taken, 0.5) or 0.0, percentile(taken, 0.95) or 0.0
+        milliseconds.append((time.perf_counter() - began) * 1e3)
+    return percentile(milliseconds, 0.5) or 0.0, percentile(milliseconds, 0.95) or 0.0
 
 
 def _overview(store: TurnStore, turn_filter: TurnFilter, _: int) -> object:

@@ -78,7 +78,7 @@ async def measure(
     Args:
         rounds: repetitions of each, interleaved.
         streams: concurrent streams of the leak check.
-        progress: told, in words, what begins.
+        progress: called with what begins, in words.
     """
     progress(f"streaming {stream_tokens} tokens, {rounds} rounds against langchain_core's fake model")
     text = (_TEXT * (stream_tokens // len(_TEXT) + 1))[:stream_tokens]  # the fake model streams single characters

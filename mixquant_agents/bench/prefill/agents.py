@@ -121,7 +121,9 @@ def summary(agent_runs: AgentRuns) -> dict[str, Any]:
         pooled = pooled_ratio(pairs)
         result[name] = round(pooled["ratio"], 4)
         result[f"{name}_95"] = _ends(pooled)
-        result[f"{name}_pairs_95"] = _ends(ratio_interval([_p95(ours) / _p95(exact) for exact, ours in pairs]))
+        result[f"{name}_pairs_95"] = _ends(
+            ratio_interval([_p95(candidate) / _p95(exact) for exact, candidate in pairs])
+        )
         result["pairs"] = len(pairs)
         result["turns"] = [sum(run["turns"] for run in opened[column]) for column in (BASELINE, OURS)]
     return result

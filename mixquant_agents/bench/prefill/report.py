@@ -80,12 +80,12 @@ class _Runs:
 
     def _alone(self, case: str) -> dict[str, float]:
         """How many times faster ours is than engines that ran alone before or after it: the ratio of the medians."""
-        ours = self.having(case, OURS)
+        own_run = self.having(case, OURS)
         speed_ups = {}
         for other in ("exact_default", "exact", "uniform-fp8"):
             run = self.having(case, other)
-            if run is not None and ours is not None and run is not ours:
-                medians = [statistics.median(per_round(r.rounds, case, c)) for r, c in ((run, other), (ours, OURS))]
+            if run is not None and own_run is not None and run is not own_run:
+                medians = [statistics.median(per_round(r.rounds, case, c)) for r, c in ((run, other), (own_run, OURS))]
                 speed_ups[other] = round(medians[0] / medians[1], 4)
         return speed_ups
 

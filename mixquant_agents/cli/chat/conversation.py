@@ -22,12 +22,12 @@ __all__ = ["Conversation"]
 
 
 class Conversation:
-    """Messages so far, and what they cost. Without an event loop of its own, so that Ctrl-C is heard at the prompt.
+    """Messages so far, and what they cost. Without an event loop of its own, so that Ctrl-C works at the prompt.
 
     Args:
         chat: the model, on an engine of its own.
         out: where answers go.
-        interactive: somebody sits there: Ctrl-C ends an answer and not the conversation, a refused message is told and
+        interactive: somebody sits there: Ctrl-C ends an answer and not the conversation, a refused message is shown and
             taken back, and lines that begin with a slash are commands.
 
     Attributes:

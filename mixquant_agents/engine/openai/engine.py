@@ -88,18 +88,18 @@ class _Settings(BaseModel):
     @classmethod
     def _address(cls, given: str) -> str:
         given = given.strip()
-        told = re.sub(r"//[^/@]*@", "//", given).partition("?")[0]  # a login or a key in it is nobody's to read
+        shown = re.sub(r"//[^/@]*@", "//", given).partition("?")[0]  # a login or a key in it is nobody's to read
         try:
             parts = urlsplit(given)
             readable = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
         except ValueError:  # a port that is no number, half an IPv6 address
             readable = False
         if not readable or re.search(r"\s", given):
-            raise ConfigError(f"OpenAIEngine.base_url = {told!r}: give an address such as http://127.0.0.1:8000/v1")
+            raise ConfigError(f"OpenAIEngine.base_url = {shown!r}: give an address such as http://127.0.0.1:8000/v1")
         path = parts.path.rstrip("/")
         if path.endswith("/chat/completions"):
-            shorter = told.rstrip("/").removesuffix("/chat/completions")
-            raise ConfigError(f"OpenAIEngine.base_url = {told!r}: give it without its end, {shorter}")
+            shorter = shown.rstrip("/").removesuffix("/chat/completions")
+            raise ConfigError(f"OpenAIEngine.base_url = {shown!r}: give it without its end, {shorter}")
         return parts._replace(path=path, fragment="").geturl()
 
     @field_validator("session_headers")
@@ -118,7 +118,7 @@ class _Settings(BaseModel):
 
     @property
     def address(self) -> str:
-        """``base_url`` as messages tell it: without a password or a query."""
+        """``base_url`` as messages show it: without a password or a query."""
         return re.sub(r"//[^/@]*@", "//", self.root)
 
     @property
@@ -159,7 +159,7 @@ class OpenAIEngine(Engine):
         headers: further HTTP headers.
         session_headers: headers that tell a turn's thread to routers, which then send it where its prefix is cached;
             ``()`` for none.
-        max_model_len: context window in tokens, for servers that do not tell it.
+        max_model_len: context window in tokens, for servers that do not report it.
 
     Redirects are not followed: neither prompt nor headers reach an address that was not given. A query of ``base_url``
     goes with each request (``?api-version=…``). Proxies and certificates are those of the environment.
@@ -298,7 +298,7 @@ class OpenAIEngine(Engine):
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Run one turn on the server.
 
-        An answer whose end the server has told is whole, whatever becomes of its counts and of the connection. Where
+        An answer whose end the server has sent is whole, whatever becomes of its counts and of the connection. Where
         nothing of it was given out, and the reason may pass, the turn is sent again.
 
         Raises:
@@ -485,7 +485,7 @@ class OpenAIEngine(Engine):
     def _translated(
         self, error: Exception, request: EngineRequest | None = None, *, begun: bool = False
     ) -> MixQuantError:
-        """Our error for ``error``, which stays its cause unless that tells what must not be told."""
+        """Our error for ``error``, which stays its cause unless that shows what no message may."""
         from mixquant_agents.engine.openai.errors import translated
 
         if self._closed and not isinstance(error, EngineClosedError):

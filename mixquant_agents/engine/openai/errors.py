@@ -57,7 +57,7 @@ _SHORTEST_ECHO = 12
 
 
 class Struck:
-    """What must not be told: keys, and texts of the prompt.
+    """What no message may show: keys, and texts of the prompt.
 
     Args:
         keys: secrets of the engine.
@@ -223,7 +223,7 @@ def _certificate(error: BaseException) -> bool:
 
 
 def _overflow(message: str, body: Any, max_tokens: int | None) -> ContextOverflowError | None:
-    """The overflow that a server reports, with the tokens that there were and that fit, as far as it tells them."""
+    """The overflow that a server reports, with the tokens that there were and that fit, as far as it names them."""
     details = body if isinstance(body, dict) else {}
     limit, prompt = _number(_LIMIT, message), _number(_PROMPT, message)
     if "characters" in message:  # vLLM's estimate of a prompt too long to be tokenized

@@ -87,7 +87,7 @@ class Waiting:
 
 
 def passing(status: int | None) -> bool:
-    """Whether this HTTP status tells of trouble that may pass: a busy server, or a gateway that has lost it (520 to 529
+    """Whether this HTTP status means trouble that may pass: a busy server, or a gateway that has lost it (520 to 529
     are Cloudflare's and Anthropic's)."""
     return status is not None and (status == 429 or 500 <= status < 600) and status not in _LASTING
 

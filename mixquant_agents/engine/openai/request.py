@@ -140,7 +140,7 @@ def wire_body(
 
 
 def _session(request: EngineRequest, names: Sequence[str]) -> dict[str, str]:
-    """The conversation's id, by the headers by which routers know it. What no header can hold is told by its digest:
+    """The conversation's id, by the headers by which routers know it. What no header can hold is sent as its digest:
     the same for each turn of the conversation."""
     thread = request.thread_id
     if thread is None:

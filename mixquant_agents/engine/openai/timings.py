@@ -1,4 +1,4 @@
-"""What a server tells of a turn in its per-request metrics (``vllm serve --enable-per-request-metrics``): its own
+"""What a server reports of a turn in its per-request metrics (``vllm serve --enable-per-request-metrics``): its own
 times, and the prompt's rows by precision where it runs the plugin.
 
 A server's durations need no common clock: they are laid into the time that this side measured. What does not fit into

@@ -267,7 +267,7 @@ class PairEngine(Engine):
 
 
 def _handed_on(kv_transfer: JsonObject | None) -> JsonObject | None:
-    """What the decode side is told of the KV. With the prefill side's cached tokens in it, vLLM would report those as
+    """What the decode side gets of the KV. With the prefill side's cached tokens in it, vLLM would report those as
     its own, and the record has both sides' already."""
     if kv_transfer is None:
         return None

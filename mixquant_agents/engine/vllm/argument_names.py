@@ -1,4 +1,4 @@
-"""Which names ``vllm_args`` may hold, told without importing vLLM: a chat model refuses a wrong one when it is made."""
+"""Which names ``vllm_args`` may hold, read without importing vLLM: a chat model refuses a wrong one when it is made."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_names(given: Mapping[str, object], known: Collection[str]) -> None:
 
     Args:
         given: ``EngineConfig.vllm_args``.
-        known: names of vLLM's engine arguments; empty where they cannot be told.
+        known: names of vLLM's engine arguments; empty where they are not known.
 
     Raises:
         ConfigError: one of the names is wrong.

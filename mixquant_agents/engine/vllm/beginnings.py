@@ -30,7 +30,7 @@ class SharedBeginnings:
         """Whether to read it exact; what was once read so stays so.
 
         Args:
-            beginning: what tells it from others.
+            beginning: its identity.
             opens: a conversation begins with it. A later turn of one says nothing about others.
         """
         known = beginning in self._exact

@@ -198,7 +198,7 @@ class RunningEngine:
         config = self.config
         by_user = any(name in os.environ for name in ("VLLM_LOGGING_LEVEL", "VLLM_LOGGING_CONFIG_PATH"))
         try:
-            check_folder(config)  # a wrong path is told before a start is announced
+            check_folder(config)  # a wrong path is refused before a start is announced
             with _starting, start_progress(config.model, self.log_path) as progress:
                 control.check()
                 progress.enter("looking at the model")

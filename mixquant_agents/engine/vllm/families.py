@@ -55,7 +55,7 @@ _UNMARKED_FORMS = (
     (re.compile(r"\{\s*\"name\"\s*:.*\"parameters\"\s*:", re.DOTALL), "llama3_json"),
     (re.compile(r"\[\s*\{\s*\"name\"\s*:", re.DOTALL), "xlam"),
 )
-"""For templates that write calls which no parser can read (without quotes, say): what the model was told to write."""
+"""For templates that write calls which no parser can read (without quotes, say): what the model is asked to write."""
 
 _THOUGHT_MARKS = (
     ("<|channel|>analysis", "openai_gptoss"),

@@ -31,7 +31,7 @@ _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort"
 
 @dataclass(slots=True)
 class StepMeter:
-    """What the steps of the engine tell of one turn while it runs. Instants in seconds, ``time.monotonic()``.
+    """What the steps of the engine show of one turn while it runs. Instants in seconds, ``time.monotonic()``.
 
     Attributes:
         prompt_tokens: tokens of the prompt.

@@ -133,7 +133,7 @@ class KeptPrefixes:
             self._held.pop(prefix.thread, None)
 
     def take(self, thread: str | None, token_ids: Sequence[int], salt: str) -> Reuse:
-        """The turn for whose sake a prefix was held or read ahead has come.
+        """The turn that a prefix was held or read ahead for has come.
 
         Args:
             salt: the turn's, of :class:`BlockKeys`: under another one the same tokens are other blocks.

@@ -333,7 +333,7 @@ class VllmOutputParser:
         return replace(out, content=out.content + dropped)
 
     def _with_rest(self, out: Delta) -> Delta:
-        """An answer with calls: a last call that was cut off is told from one without arguments, and words behind it
+        """An answer with calls: a last call that was cut off differs from one without arguments, and words behind it
         are content."""
         unfinished, behind, values = behind_calls("".join(self._raw), self._tool or "")
         if self._tool in ("llama3_json", "llama4_json"):

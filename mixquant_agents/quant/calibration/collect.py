@@ -80,7 +80,7 @@ def collect(
         quantized: where given, each batch runs once more with every row quantized, and the moments are of the rounded
             inputs of that pass.
         scales: for that pass, see :func:`~mixquant_agents.quant.calibration.network.routed`.
-        progress: told the share done.
+        progress: called with the share done.
     """
     members = groups(network)
     seen: dict[str, Seen] = {}
@@ -144,7 +144,7 @@ def layer_calibrations(
         twins: round the weights by GPTQ.
         four_over_six: block scales of these end at 6 or at 4.
         sweep, ordered: see :func:`~mixquant_agents.quant.calibration.gptq.gptq`.
-        progress: told the share done.
+        progress: called with the share done.
     """
     members = groups(network)
     rounded = (

@@ -206,7 +206,7 @@ def distill(
         start: of every group, with rounded twins.
         lessons: prompts and the exact model's answers.
         training: how long.
-        progress: told the share done.
+        progress: called with the share done.
 
     Returns:
         the calibrations with trained twins, and the mean KL of each batch.

@@ -78,11 +78,11 @@ def gptq(
                 block = values[:, :, column : column + BLOCK].reshape(count * rows, BLOCK)
                 if sweep:
                     costs = factor.diagonal(dim1=1, dim2=2)[:, column : column + BLOCK].square().reciprocal()
-                    chosen = _swept(block, by_row, costs.repeat_interleave(rows, 0)).reshape(count, rows)
+                    choices = _swept(block, by_row, costs.repeat_interleave(rows, 0)).reshape(count, rows)
                 else:
-                    chosen = round_values(block, by_row, four_over_six)[1].reshape(count, rows)
-                scales[:, :, column // BLOCK] = chosen
-                step = chosen.float() / scale.unsqueeze(1)
+                    choices = round_values(block, by_row, four_over_six)[1].reshape(count, rows)
+                scales[:, :, column // BLOCK] = choices
+                step = choices.float() / scale.unsqueeze(1)
                 encode = torch.where(step == 0, torch.zeros_like(step), 1.0 / step)
             own = values[:, :, column]
             code = codes[:, :, column] = round_e2m1(own * encode)

@@ -55,10 +55,10 @@ def load(model: str | pathlib.Path, dtype: str = "auto") -> tuple[Any, Any]:
     elif str(model).startswith(("/", "./", "../", "~")) and not pathlib.Path(model).expanduser().is_dir():
         raise ModelNotFoundError(f"model folder {str(model)!r} does not exist; give a folder, a hub id or 'embedded'")
     cuda = torch.cuda.is_available()
-    chosen = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype, "auto" if cuda else torch.float32)
+    torch_dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype, "auto" if cuda else torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
-        network = AutoModelForCausalLM.from_pretrained(where, dtype=chosen)
+        network = AutoModelForCausalLM.from_pretrained(where, dtype=torch_dtype)
     except OSError as error:
         raise ModelNotFoundError(
             f"no model {str(model)!r}: {str(error).splitlines()[0]}; give a checkpoint's folder, a hub id, or "
@@ -66,7 +66,7 @@ def load(model: str | pathlib.Path, dtype: str = "auto") -> tuple[Any, Any]:
         ) from error
     except (RuntimeError, ValueError) as error:
         raise DamagedWeightsError(f"the checkpoint {str(model)!r} cannot be loaded: {error}") from error
-    if chosen == "auto":
+    if torch_dtype == "auto":
         small = sum(weight.numel() for weight in network.parameters()) < 10**9
         network = network.to(torch.float32 if small else torch.bfloat16)
     return network.to("cuda" if cuda else "cpu").eval(), tokenizer

@@ -172,7 +172,7 @@ def calibrate(
         recipe: of which ``weight_rounding`` and ``weight_scales`` count.
         folder: where to; the model's own in the cache where ``None``.
         count: conversations.
-        progress: told what is being done and the share done.
+        progress: called with what is being done and the share done.
     """
     from mixquant_agents.quant.calibration.collect import collect, layer_calibrations
     from mixquant_agents.quant.calibration.contexts import conversations, plain_texts

@@ -1,4 +1,4 @@
-"""Which layers of experts of a model would have twins, told from its ``config.json`` before anything is started.
+"""Which layers of experts of a model would have twins, by its ``config.json`` before anything is started.
 
 The engine plans the same way with what it really measures (``quant/vllm/experts/loading.py``).
 """

@@ -1,6 +1,6 @@
 """Twins from a pre-quantized NVFP4 checkpoint of the same model: ``PrecisionPolicy.prefill_checkpoint``.
 
-Two layouts are read, told apart by tensor names; both hold codes, uint8 ``[N, K/2]``, and block scales, E4M3
+Two layouts are read, distinguished by tensor names; both hold codes, uint8 ``[N, K/2]``, and block scales, E4M3
 ``[N, K/16]``:
 
 - compressed-tensors: ``X.weight_packed``, ``X.weight_scale``, ``X.weight_global_scale`` (encodes; decoding divides)

@@ -87,8 +87,8 @@ class Collected:
         holds these series (at most 2 % off)."""
         if self.values is not None:
             by_series = self.values[name]
-            chosen = by_series if series is None else series
-            return percentile([value for part in chosen for value in by_series.get(part, ())], share)
+            series_ids = by_series if series is None else series
+            return percentile([value for part in series_ids for value in by_series.get(part, ())], share)
         return total.percentile(name, share)
 
 

@@ -30,7 +30,7 @@ class ExportSink(ABC):
                 self.take(event)
             except BaseException:  # also what an object's own ``__str__`` raises
                 self._lost += 1
-                if self._lost == 1:  # told once
+                if self._lost == 1:  # logged once
                     log.warning("telemetry: %s left an event out", type(self).__name__, exc_info=True)
 
     def retry_seconds(self) -> float | None:

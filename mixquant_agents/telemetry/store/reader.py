@@ -312,11 +312,11 @@ class TurnStore:
             f"FROM scores JOIN thread_stats USING (thread_id) WHERE {' AND '.join(parts)} "
             f"GROUP BY scores.thread_id, name HAVING {' AND '.join(having)} ORDER BY at_us DESC LIMIT ?"
         )
-        chosen = self.series_ids(turn_filter)
+        series_ids = self.series_ids(turn_filter)
         with self.reading() as connection:
             rows = connection.execute(query, (*values, limit)).fetchall()
         scores = [scored for row in rows if (scored := _stored_score(row)) is not None]
-        return [scored for scored in scores if chosen is None or set(chosen) & set(scored.series)]
+        return [scored for scored in scores if series_ids is None or set(series_ids) & set(scored.series)]
 
     def spans(self, *, thread: str | None = None, run: str | None = None, limit: int = 2_000) -> list[StoredSpan]:
         """The last ``limit`` spans of a thread or of an agent run, in the order of time."""
@@ -456,9 +456,9 @@ def _newest_threads(
 def _ordered_threads(where: str, summed: str, order: str, descending: bool) -> str:
     """SQL for a page of the threads that ``where`` chooses, by what the rows that ``summed`` chooses add up to."""
     key, direction = THREAD_ORDERS[order], "DESC" if descending else "ASC"
-    chosen = f"SELECT thread_id FROM thread_stats WHERE {where}"  # noqa: S608 # built by the caller
+    threads_query = f"SELECT thread_id FROM thread_stats WHERE {where}"  # noqa: S608 # built by the caller
     return (
-        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({chosen}) "  # noqa: S608 # built by the caller
+        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({threads_query}) "  # noqa: S608 # built by the caller
         f"GROUP BY thread_id ORDER BY {key} {direction} NULLS LAST, max(last_us) DESC LIMIT ? OFFSET ?"
     )
 

@@ -104,26 +104,26 @@ def _delete(connection: sqlite3.Connection, cutoff_us: int | None, chunk: int = 
     """Delete one chunk of the oldest turns (of those before ``cutoff_us``), their spans, contents and statistics."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        doomed = _doomed(connection, cutoff_us, chunk)
-        ids = [(row[0],) for row in doomed]
+        expired = _doomed(connection, cutoff_us, chunk)
+        ids = [(row[0],) for row in expired]
         for table, column in (("turns", "id"), ("blocks", "turn"), ("contents", "turn")):
             connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)  # noqa: S608 # constants
-        if doomed:
+        if expired:
             first = oldest(connection)
-            before = first if first is not None else max(row[2] for row in doomed) + 1
+            before = first if first is not None else max(row[2] for row in expired) + 1
             connection.execute(
                 "DELETE FROM spans WHERE started_us < ? AND id <= (SELECT min(id) + ? FROM spans)", (before, 4 * CHUNK)
             )
             for table, level in product(ROLLUPS, LEVELS):
                 limit = before // 1_000_000 // level * level
                 connection.execute(f"DELETE FROM {table} WHERE level = ? AND start < ?", (level, limit))  # noqa: S608 # constants
-            _recount_threads(connection, {row[1] for row in doomed if row[1] is not None})
+            _recount_threads(connection, {row[1] for row in expired if row[1] is not None})
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    return len(doomed)
+    return len(expired)
 
 
 def _recount_threads(connection: sqlite3.Connection, threads: set[str]) -> None:

@@ -52,7 +52,7 @@ _PUT_SCORE = (
 
 
 _left_to_parents: list[object] = []
-"""What a child inherited from a fork that nobody told of; kept so that it is not closed there."""
+"""What a child inherited from a fork that was not announced; kept so that it is not closed there."""
 
 _NO_EVENT_S_FAULT = (sqlite3.OperationalError, sqlite3.NotSupportedError, StoreError, OSError, MemoryError)
 
@@ -149,7 +149,7 @@ class StoreSink:
 
     def after_fork_in_child(self) -> None:
         """What is pending is the parent's to write."""
-        if self._connection is not None:  # nobody told us before the fork: not to be used here, nor closed
+        if self._connection is not None:  # the fork was not announced: not to be used here, nor closed
             _left_to_parents.append((self._connection, self._syncer))
             self._connection, self._syncer = None, None
         self._pending.clear()

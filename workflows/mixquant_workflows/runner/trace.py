@@ -173,13 +173,13 @@ def _extended(beginning: tuple[tuple[str, int, int], ...], length: int, own: str
 
 def _first(runs: Sequence[tuple[str, int, int]], count: int) -> tuple[tuple[str, int, int], ...]:
     """The first ``count`` tokens of a prompt."""
-    taken: list[tuple[str, int, int]] = []
+    segments: list[tuple[str, int, int]] = []
     for name, begin, end in runs:
         if count <= 0:
             break
-        taken.append((name, begin, min(end, begin + count)))
-        count -= taken[-1][2] - begin
-    return tuple(taken)
+        segments.append((name, begin, min(end, begin + count)))
+        count -= segments[-1][2] - begin
+    return tuple(segments)
 
 
 def _joined(runs: Iterable[tuple[str, int, int]]) -> tuple[tuple[str, int, int], ...]:

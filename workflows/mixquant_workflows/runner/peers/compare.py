@@ -44,13 +44,13 @@ class _Served(Side):
         return 0.0
 
 
-async def _with_server(plan: PeersPlan, ours: Side, console: Console) -> tuple[dict[str, Any], dict[str, Any]]:
+async def _with_server(plan: PeersPlan, own_side: Side, console: Console) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our figures; ``ChatOpenAI`` on ``vllm serve``: figures, features, and what must be said beside them."""
     async with serve(Path(model_folder(plan.model)), _arguments(plan)) as server:
         side = _Served(SERVED, _openai(server, plan, fixed_length=True), server)
-        mine, theirs = await measure([ours, side], plan, console)
+        own_figures, server_figures = await measure([own_side, side], plan, console)
         served_features = await features(_openai(server, plan, fixed_length=False))
-    return mine, {"figures": theirs, "features": served_features, "remark": side.remark}
+    return own_figures, {"figures": server_figures, "features": served_features, "remark": side.remark}
 
 
 SERVED = "chat_openai_vllm_serve"

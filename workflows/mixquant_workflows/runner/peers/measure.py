@@ -143,7 +143,7 @@ class _Run:
         }
 
 
-def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
+def ratios(own: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
     """Ours over the peer's, turn by turn or round by round (the same texts), with intervals."""
     result: dict[str, Any] = {}
     for name, key, statistic in (
@@ -152,7 +152,7 @@ def ratios(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
         ("tokens_ratio", "tokens_per_second", fmean),
     ):
         count = 16 if name == "tokens_ratio" else 1
-        result[f"{name}_{count}"], result[f"{name}_ci95"] = paired_ratio(ours[key], peer[key], statistic)
+        result[f"{name}_{count}"], result[f"{name}_ci95"] = paired_ratio(own[key], peer[key], statistic)
     return result
 
 
