@@ -15,6 +15,7 @@ class RealSuite(ChatModelIntegrationTests):
 
     engine: Engine
     max_tokens: ClassVar[int]
+    repetition_penalty: float | None = 1.1
 
     @property
     def chat_model_class(self) -> type[MixQuantChatModel]:
@@ -23,8 +24,8 @@ class RealSuite(ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         """Greedy, but for a penalty without which this small model repeats itself until ``max_tokens``."""
-        settings = {"temperature": 0, "repetition_penalty": 1.1, "max_tokens": self.max_tokens, "timeout": 300}
-        return {"engine": self.engine, **settings}
+        settings = {"temperature": 0, "max_tokens": self.max_tokens, "timeout": 300}
+        return {"engine": self.engine, "repetition_penalty": self.repetition_penalty, **settings}
 
     @property
     def supports_json_mode(self) -> bool:

@@ -51,7 +51,7 @@ async def run_agents(
     """
     count = 0
     recorder = StoreRecorder(store)
-    engine = OpenAIEngine(model, base_url=url, first_token_timeout=120, silence_timeout=120)
+    engine = OpenAIEngine(model, base_url=url, first_token_timeout=300, silence_timeout=300)
     chat = MixQuantChatModel(engine=engine, recorders=[recorder], **options)
 
     async def answer(state: State) -> dict[str, Any]:

@@ -34,7 +34,12 @@ from mixquant_agents.telemetry import StoreRecorder
 from mixquant_tools.calculator import calculator_tool
 from mixquant_workflows.graphs.tool import tool_agent
 
-pytestmark = [pytest.mark.engine, pytest.mark.serving, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.serving,
+    pytest.mark.timeout(1200),  # the first test waits for both starts
+    pytest.mark.asyncio(loop_scope="session"),
+]
 
 BLOCK = 32
 EXACT = 2 * BLOCK + 1
@@ -188,17 +193,25 @@ async def test_figures_of_a_real_server_are_found(servers: Servers) -> None:
     assert {"running", "waiting", "kv_cache_usage", "prompt_tokens", "prompt_rows", "prefix_cache_hits"} <= {*seen}
 
 
-class TestIntegrationOfServer(RealSuite):
+class _ServedSuite(RealSuite):
+    """A penalty on tokens of the prompt is one on copying from it: with 1.1 this small model does not write the Chinese
+    name that it is asked to, not even on an exact server; with 1.05 it does in each precision that was tried."""
+
     max_tokens = 96
 
+    @pytest.fixture(autouse=True)
+    def _penalty_leaves_copying_possible(self, request: pytest.FixtureRequest) -> None:
+        if "unicode_tool_call" in request.node.name:
+            self.repetition_penalty = None
+
+
+class TestIntegrationOfServer(_ServedSuite):
     @pytest.fixture(autouse=True)
     def _on_the_server(self, servers: Servers) -> None:
         self.engine = servers.single
 
 
-class TestIntegrationOfPair(RealSuite):
-    max_tokens = 96
-
+class TestIntegrationOfPair(_ServedSuite):
     @pytest.fixture(autouse=True)
     def _on_the_pair(self, servers: Servers) -> None:
         self.engine = servers.pair
