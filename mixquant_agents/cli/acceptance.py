@@ -13,15 +13,15 @@ __all__ = ["command"]
 def command(
     model: Annotated[str, typer.Option(metavar="NAME", help="'embedded', a folder, or a hub id.")] = "embedded",
     formats: Annotated[
-        list[str] | None, typer.Option("--format", metavar="NAME", help="Format of the twin; repeatable. Default: all.")
+        list[str] | None, typer.Option("--format", metavar="NAME", help="Format that drafts; repeatable. Default: all.")
     ] = None,
-    drafts: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Most drafts of a cycle.")] = 4,
+    drafts: Annotated[int, typer.Option(min=1, max=8, metavar="N", help="Longest draft, in tokens.")] = 4,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="Agent conversations to answer.")] = 12,
-    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens of an answer.")] = 48,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")] = 48,
     output: Annotated[pathlib.Path | None, typer.Option(metavar="FILE", help="Also write the result, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Measure how often a model's twin drafts right.
+    """Measure how often drafts by quantized weights are accepted.
 
     By format and number of drafts, on agent text; on a GPU also how much faster PrecisionPolicy(draft="twin") would
     write.

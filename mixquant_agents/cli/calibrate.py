@@ -14,27 +14,28 @@ def command(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="'embedded', a folder, or a hub id (with --output).")
     ] = "embedded",
-    gptq: Annotated[bool, typer.Option("--gptq", help="Round the twins by GPTQ, too.")] = False,
+    gptq: Annotated[bool, typer.Option("--gptq", help="Also round the quantized weights by GPTQ.")] = False,
     behind: Annotated[
         bool, typer.Option("--behind", help="With --gptq: for policies that keep the first 16 tokens exact.")
     ] = False,
     weight_scales: Annotated[
-        str, typer.Option(metavar="KIND", help="Block scales of these twins: 'max' or '4/6'.")
+        str, typer.Option(metavar="KIND", help="Block scales of the weights: 'max' or '4/6'.")
     ] = "max",
     count: Annotated[int, typer.Option(min=1, help="Conversations of calibration text.")] = 64,
     output: Annotated[
         pathlib.Path | None, typer.Option(metavar="FOLDER", help="Default: the model's own folder in the cache.")
     ] = None,
 ) -> None:
-    """Look at a model's activations once, for NVFP4.
+    """Calibrate NVFP4 on a model's activations.
 
-    Gives their scales, and with --gptq twins rounded by GPTQ. Kept in the cache.
+    Measures the scales of activations; with --gptq also rounds the quantized weights by GPTQ. The result is kept in
+    the cache.
 
     \b
     Example: mixquant calibrate embedded --gptq
     """
     from mixquant_agents.cli.output import progress_bar, result_console
-    from mixquant_agents.errors import ConfigError
+    from mixquant_agents.errors import ConfigError, ModelNotFoundError
     from mixquant_agents.precision.recipe import Recipe, WeightRounding
     from mixquant_agents.quant.calibration.store import calibrate
 
@@ -42,6 +43,10 @@ def command(
         raise ConfigError(f"--weight-scales {weight_scales}: give 'max' or '4/6'")
     if behind and not gptq:
         raise ConfigError("--behind says what GPTQ rounds by; add --gptq")
+    if model.startswith(("/", ".", "~")) and not pathlib.Path(model).expanduser().is_dir():
+        raise ModelNotFoundError(f"model folder {model!r} does not exist; give a folder, a hub id or 'embedded'")
+    if model != "embedded" and output is None and not pathlib.Path(model).expanduser().is_dir():
+        raise ConfigError(f"a calibration of the hub's {model!r} needs a place of its own; add --output FOLDER")
     rounding: WeightRounding = ("gptq-behind" if behind else "gptq") if gptq else "nearest"
     recipe = Recipe(rounding, "4/6" if weight_scales == "4/6" else "max")
     with progress_bar() as progress:

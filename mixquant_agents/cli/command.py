@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from typer.core import TyperCommand
+import typer
+from typer.core import TyperArgument, TyperCommand
 from typer.models import ParameterInfo
 
 __all__ = ["CONTEXT", "OLD_NAMES", "Command", "name_values"]
@@ -27,7 +28,23 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Options and arguments, with earlier names replaced."""
         known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
-        return super().parse_args(ctx, _renamed(args, {old: new for old, new in OLD_NAMES.items() if new in known}))
+        words = _renamed(args, {old: new for old, new in OLD_NAMES.items() if new in known})
+        try:
+            return super().parse_args(ctx, words)
+        except typer.BadParameter as error:
+            error.message = error.message.replace("Value error, ", "")  # how pydantic begins, which checks for typer
+            raise
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments by their names, without the Python type that typer adds, and options."""
+        records = [(param, param.get_help_record(ctx)) for param in self.get_params(ctx)]
+        shown = [(param, *record) for param, record in records if record is not None]
+        arguments = [(param.display_name_raw, text) for param, _, text in shown if isinstance(param, TyperArgument)]
+        options = [(name, text) for param, name, text in shown if not isinstance(param, TyperArgument)]
+        for title, rows in (("Arguments", arguments), ("Options", options)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
 
 
 def _renamed(words: Sequence[str], names: dict[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ def command(
     port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")] = 8765,
     token: Annotated[
         str | None,
-        typer.Option(envvar="MIXQUANT_DASHBOARD_TOKEN", help="Ask for this on every request; 16 characters at least."),
+        typer.Option(envvar="MIXQUANT_DASHBOARD_TOKEN", help="Require this on every request; 16 characters at least."),
     ] = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open a browser.")] = False,
     migrate: Annotated[

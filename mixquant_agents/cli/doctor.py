@@ -22,11 +22,11 @@ def command(
     trust_remote_code: Annotated[bool, typer.Option(help="Let the tokenizer run its own code.")] = False,
     memory: Annotated[
         float | None,
-        typer.Option(min=1, metavar="GIB", help="With --model: for a GPU of so many GiB instead of this machine's."),
+        typer.Option(min=1, metavar="GIB", help="With --model: a GPU's memory, instead of this machine's."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Say what this machine can do, and what is missing.
+    """Report what this machine can do, and what is missing.
 
     Device, number formats, versions, what is installed, where things are kept. With a model or a template: what holds
     of chats and tool use on it, and of a mixture which layers of experts would have twins. No engine is started.

@@ -19,7 +19,7 @@ def command(
         pathlib.Path | None, typer.Option(metavar="FILE", help="File, one prompt a line. Default: built in.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Length of each forced answer.")] = 64,
-    agents: Annotated[int, typer.Option(min=0, help="Compare recipes on so many agent prompts instead.")] = 0,
+    agents: Annotated[int, typer.Option(min=0, help="Instead, compare recipes on N agent prompts.")] = 0,
     recipe: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="With --agents: recipe; repeatable. Default: all.")
     ] = None,

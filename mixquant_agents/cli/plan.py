@@ -27,23 +27,27 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="JSON file with fields of the workload.")
     ] = None,
     turns_per_minute: Annotated[
-        float | None, typer.Option(min=0.01, metavar="N", help="Most turns a minute and agent.")
+        float | None, typer.Option(min=0.01, metavar="N", help="Upper limit of turns per agent.")
     ] = None,
-    ttft_ms: Annotated[float, typer.Option(min=1, metavar="MS", help="95 % of first tokens come within.")] = 2000.0,
+    ttft_ms: Annotated[
+        float, typer.Option(min=1, metavar="MS", help="Objective: p95 of the time to first token.")
+    ] = 2000.0,
     itl_ms: Annotated[
-        float, typer.Option(min=0.1, metavar="MS", help="95 % of gaps between tokens are below.")
+        float, typer.Option(min=0.1, metavar="MS", help="Objective: p95 of the time between tokens.")
     ] = 100.0,
     max_model_len: Annotated[
         int | None, typer.Option(min=1024, metavar="N", help="Context at which conversations are summarised.")
     ] = None,
     kv_tokens: Annotated[
-        int | None, typer.Option(min=1024, metavar="N", help="KV cache of one engine; by the GPU's memory otherwise.")
+        int | None, typer.Option(min=1024, metavar="N", help="KV cache of one engine. Default: what fits the GPU.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, metavar="N", help="GPUs of one engine, tensor-parallel.")] = 1,
     routing: Annotated[str, typer.Option(metavar="NAME", help="session (keeps an agent on its engine) or random.")] = (
         "session"
     ),
-    spare: Annotated[float, typer.Option(min=0, metavar="SHARE", help="Further engines, as a share.")] = 0.0,
+    spare: Annotated[
+        float, typer.Option(min=0, metavar="SHARE", help="Spare engines, as a share: 0.1 adds 10 %.")
+    ] = 0.0,
     seconds: Annotated[float, typer.Option(min=10, metavar="SECONDS", help="Simulated time of each run.")] = 600.0,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the first plan's run as a trace that AIPerf replays.")
@@ -51,9 +55,9 @@ def command(
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the result to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Say how many engines and GPUs so many agents need.
+    """Estimate how many engines and GPUs your agents need.
 
-    Sessions are simulated; the answer keeps to the objectives.
+    Simulates agent sessions; the plan meets the latency objectives.
 
     \b
     Example: mixquant plan --agents 100,10000 --policy exact,mixquant-fp8

@@ -12,18 +12,16 @@ __all__ = ["command"]
 
 def command(
     vllm_flags: Annotated[
-        list[str] | None, typer.Argument(metavar="[-- FLAG …]", help="Further flags of vllm serve, behind --.")
+        list[str] | None, typer.Argument(metavar="-- FLAG", help="Further flags for vllm serve.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="Folder, hub id or 'embedded'.")] = "embedded",
     policy: Annotated[str, typer.Option(metavar="NAME", help="Precision policy.")] = "mixquant",
     replicas: Annotated[int, typer.Option(min=0, metavar="N", help="Servers on this machine.")] = 1,
-    hosts: Annotated[
-        str, typer.Option(metavar="URL,…", help="Servers that run already, to be routed to as well.")
-    ] = "",
+    hosts: Annotated[str, typer.Option(metavar="URL,…", help="Running servers to route to as well.")] = "",
     host: Annotated[str, typer.Option(metavar="NAME", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, metavar="N", help="Port to listen on.")] = 8000,
     view_port: Annotated[
-        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port of the health view; the next one otherwise.")
+        int | None, typer.Option(min=1, max=65535, metavar="N", help="Port of the health view. Default: --port plus 1.")
     ] = None,
     routing: Annotated[
         str, typer.Option(metavar="NAME", help="How the router chooses: cache_aware, consistent_hash, power_of_two, …")
@@ -33,7 +31,7 @@ def command(
     kv_gib: Annotated[float | None, typer.Option(min=0.01, metavar="GIB", help="KV cache of each server.")] = None,
     tools: Annotated[bool, typer.Option(help="Find the model's tool and reasoning parsers.")] = True,
     logs: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder for the servers' logs; a temporary one otherwise.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the servers' logs. Default: a temporary one.")
     ] = None,
 ) -> None:
     """Serve a model over HTTP, in the chat completions format.
@@ -53,9 +51,15 @@ def command(
     from mixquant_agents.engine.vllm.args import free_port
     from mixquant_agents.errors import ConfigError, EngineError
     from mixquant_agents.serving.fleet import Fleet
+    from mixquant_agents.serving.router import POLICIES
     from mixquant_agents.serving.start import parsers_of, server_commands
 
     addresses = comma_list(hosts)
+    if routing not in POLICIES:
+        raise ConfigError(f"--routing {routing!r}: choose one of {', '.join(POLICIES)}")
+    for address in addresses:
+        if not address.startswith(("http://", "https://")):
+            raise ConfigError(f"--hosts {address!r}: give addresses such as http://10.0.0.2:8000, with commas")
     if replicas + len(addresses) == 0:
         raise ConfigError("--replicas 0 needs --hosts: there is nothing to serve")
     config = EngineConfig(

@@ -184,10 +184,12 @@ def _newest(store: TurnStore) -> str:
 
 def _write(path: Path, text: str) -> None:
     """All or nothing: a report that cannot be finished leaves no half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
         part.replace(path)
+    except OSError as error:
+        raise RequestError(f"the report {path} cannot be written: {error.strerror}; name another file") from error
     finally:
         part.unlink(missing_ok=True)

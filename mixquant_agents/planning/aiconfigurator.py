@@ -161,6 +161,9 @@ def _engine(model: str, system: str, products: str, tensor_parallel: int, expert
         raise MissingDependencyError(
             "step times of other devices need aiconfigurator-core; install mixquant-agents[plan], or give --steps"
         ) from error
+    known = sorted(path.name for path in (Path(aiconfigurator_core.__file__).parent / "systems/data").glob("*"))
+    if known and system not in known:
+        raise ConfigError(f"aiconfigurator-core has no tables for GPU {system!r}; it has {', '.join(known)}")
     try:
         spec = compile_engine(
             model,

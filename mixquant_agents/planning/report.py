@@ -100,8 +100,12 @@ def _workload(question: Question) -> Workload:
     if question.workload is not None:
         try:
             fields = json.loads(question.workload.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--workload {question.workload} cannot be read: {error}") from error
+        except OSError as error:
+            raise ConfigError(
+                f"--workload {question.workload} cannot be read: {error.strerror}; name another file"
+            ) from error
+        except ValueError as error:
+            raise ConfigError(f"--workload {question.workload} is not JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ConfigError(f"--workload {question.workload} holds no JSON object")
     if question.turns_per_minute is not None:
@@ -121,7 +125,9 @@ def _measured(path: Path | None) -> dict[str, tuple[MeasuredSteps, EngineLimits]
             name: (MeasuredSteps(**validated["runs"][-1]["steps"]), EngineLimits(**validated["limits"]))
             for name, validated in result["policies"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except OSError as error:
+        raise ConfigError(f"--steps {path} cannot be read: {error.strerror}; name another file") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ConfigError(
             f"--steps {path} is no result of `mixquant bench plan`: {type(error).__name__}: {error}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -252,7 +253,9 @@ class PrecisionPolicy(FrozenConfig):
         if isinstance(value, PrecisionPolicy):
             return value
         if not isinstance(value, str) or value not in POLICY_PRESETS:
-            raise UnknownPolicyError(f"no policy preset {value!r}; choose one of {', '.join(POLICY_PRESETS)}")
+            near = difflib.get_close_matches(str(value), POLICY_PRESETS, 1)
+            meant = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UnknownPolicyError(f"no policy preset {value!r}{meant}; choose one of {', '.join(POLICY_PRESETS)}")
         return POLICY_PRESETS[value]
 
 

@@ -30,8 +30,8 @@ def test_help_fits_and_has_an_example(
     assert max(map(len, lines)) <= 80
     assert any(text.strip().startswith(f"Example: mixquant {line}") for text in lines)
     options = lines[lines.index("Options:") + 1 :]
-    text = " ".join(options)
-    assert not re.search(r"<\w+( range)?>", text), "a value is named by a word, not by its type"
+    text = " ".join(lines)
+    assert not re.search(r"<\w+(\[\w+\])?( range)?>|\[\[", text), "a value is named by a word, not by its type"
     # What an option does starts in the first half of the line, so that it is read as a sentence.
     begins = [len(row) - len(row.lstrip()) for row in options if row.startswith("          ")]
     assert not begins or max(begins) <= 40
@@ -113,3 +113,24 @@ def test_engine_settings_are_read_as_json_or_text() -> None:
     for wrong in ("enforce_eager", "nope=1", "model=x"):
         with pytest.raises(ConfigError, match=r"NAME one of capture_sizes, .*, vllm_args"):
             engine_settings([wrong])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("chat --policy exat hi", "did you mean 'exact'?"),
+        ("serve --routing psychic", "choose one of cache_aware"),
+        ("serve --hosts elsewhere", "give addresses such as http://"),
+        ("calibrate /no/such", "model folder '/no/such' does not exist"),
+        ("calibrate some/model", "add --output FOLDER"),
+        ("bench agents --suite bundled --calls psychic", "'psychic' is not one of 'auto'"),
+    ],
+)
+def test_wrong_value_is_refused_before_anything_starts(
+    line: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(line.split()) != 0
+    shown = capsys.readouterr().err
+    assert words in " ".join(shown.split())
+    assert "Value error" not in shown
+    assert "starting" not in shown.lower()

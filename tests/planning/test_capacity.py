@@ -98,7 +98,10 @@ def test_command_plans_from_measured_steps(measured: Path, tmp_path: Path, capsy
     ("fields", "words"),
     [
         ({"policies": ("mixquant-fp8",)}, "holds no policy 'mixquant-fp8'"),
-        ({"steps": Path("/no/such")}, "no result of `mixquant bench plan`"),
+        ({"steps": Path("/no/such")}, "--steps /no/such cannot be read: No such file"),
+        ({"steps": Path(__file__)}, "no result of `mixquant bench plan`"),
+        ({"workload": Path(__file__)}, "is not JSON"),
+        ({"steps": None, "gpu": "h100"}, "no tables for GPU 'h100'; it has .*h100_sxm"),
         ({"workload": Path("/no/such")}, "cannot be read"),
         ({"max_context": 500}, "does not hold a beginning"),
     ],

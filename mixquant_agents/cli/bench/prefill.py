@@ -29,7 +29,7 @@ def command(
     rounds: Annotated[int, typer.Option(min=2, help="Rounds; engines alternate within each.")] = 5,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, metavar="MINUTES", help="End the rounds so long after the engines are ready."),
+        typer.Option(min=0.1, metavar="MINUTES", help="Time limit for the rounds; starts are not counted."),
     ] = None,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="State file; an existing one is continued.")

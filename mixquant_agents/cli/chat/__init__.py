@@ -15,7 +15,7 @@ __all__ = ["command"]
 
 def command(
     message: Annotated[
-        list[str] | None, typer.Argument(metavar="[MESSAGE]...", help="Messages to send; without any, they are read.")
+        list[str] | None, typer.Argument(metavar="MESSAGE", help="Messages to send. Without one, chat asks for them.")
     ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="'embedded', a folder, or a hub id.")] = "embedded",
     policy: Annotated[str, typer.Option(metavar="NAME", help="Precision policy.")] = "mixquant",

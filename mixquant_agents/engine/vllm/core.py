@@ -201,7 +201,7 @@ class RunningEngine:
             check_folder(config)  # a wrong path is refused before a start is announced
             with _starting, start_progress(config.model, self.log_path) as progress:
                 control.check()
-                progress.enter("looking at the model")
+                progress.enter("preparing the model" if config.model == "embedded" else "looking at the model")
                 path, local = model_path(config)
                 if not local:
                     check_hub(config)

@@ -19,6 +19,8 @@ _MARK, _TAIL = "mixquant: calibrating", 4096
 
 HEARTBEAT_SECONDS = 5.0
 """Between two lines of one stage, outside a terminal: a start that takes long must not look like one that hangs."""
+HEARTBEAT_SHARE = 0.25
+"""Of a stage that has taken long already, a line is due after so much more of its time: lines stay readable."""
 
 
 class Progress:
@@ -29,6 +31,7 @@ class Progress:
         self._log = log
         self.began = time.monotonic()
         self.stage = ""
+        self._entered = self.began
         self._status: object | None = None
         self._lines = False
         self._ended = threading.Event()
@@ -40,7 +43,7 @@ class Progress:
 
     def enter(self, stage: str) -> None:
         """A new stage began."""
-        self.stage = stage
+        self.stage, self._entered = stage, time.monotonic()
         logger.debug("engine start: %s (%.1f s)", stage, self.seconds)
         self._line()
 
@@ -77,8 +80,13 @@ class Progress:
             heartbeat.join()
 
     def _beat(self) -> None:
+        shown = self.began
         while not self._ended.wait(HEARTBEAT_SECONDS):
+            now = time.monotonic()
+            if self._status is None and now - shown < HEARTBEAT_SHARE * (now - self._entered):
+                continue
             self._line()
+            shown = now
 
 
 def _say(line: str) -> None:

@@ -26,7 +26,7 @@ def command(
         Path | None, typer.Option(metavar="FOLDER", help="Texts to search and read. Default: notes on this project.")
     ] = None,
     tools: Annotated[
-        str, typer.Option(metavar="NAMES", help="What the agent has: calculator, notes, files, time.")
+        str, typer.Option(metavar="NAMES", help="The agent's tools: calculator, notes, files, time.")
     ] = "calculator,notes,files,time",
     question: Annotated[list[str] | None, typer.Option(help="Question to ask; repeatable.")] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="'embedded', a folder, or a hub id.")] = "embedded",
@@ -44,7 +44,7 @@ def command(
     ] = True,
     content: Annotated[
         bool | None,
-        typer.Option("--content/--no-content", help="Record messages, too. Default: the built-in questions'."),
+        typer.Option("--content/--no-content", help="Record messages, too. Default: only with the built-in questions."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:

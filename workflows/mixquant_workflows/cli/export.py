@@ -18,7 +18,7 @@ def command(
         Literal["mooncake", "aiperf", "perfetto"],
         typer.Option("--format", help="For replay (Mooncake, AIPerf), or a timeline for Perfetto."),
     ] = "mooncake",
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="The newest so many threads.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the newest N threads.")] = None,
     content: Annotated[bool, typer.Option("--content", help="With what was said, where it was recorded.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:

@@ -49,7 +49,7 @@ def command(
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Recorded threads: turn store, Mooncake or AIPerf JSONL.")
     ] = None,
-    trace_threads: Annotated[int | None, typer.Option(min=1, help="First so many threads of the trace.")] = None,
+    trace_threads: Annotated[int | None, typer.Option(min=1, help="Only the first N threads of the trace.")] = None,
     engine: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting of EngineConfig; repeatable.")
     ] = None,

@@ -15,7 +15,7 @@ def command(
         str,
         typer.Option(metavar="NAME", help="bfcl_ast, tau2_mock, bundled …; a wrong name lists all."),
     ],
-    limit: Annotated[int | None, typer.Option(min=1, help="First so many cases only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N cases.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Replay a benchmark's ground truth; no model runs.
