@@ -30,6 +30,7 @@ from mixquant_agents.telemetry.store.rows import from_microseconds
 
 __all__ = [
     "Comparison",
+    "DraftPace",
     "Figures",
     "Overview",
     "Point",
@@ -80,10 +81,20 @@ class SpeedUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftPace:
+    """Seconds per written token of policies that draft and of those that do not, on the same models, engines and
+    devices; ``without`` is ``None`` where there is nothing to compare with."""
+
+    drafting: float
+    without: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
     """The first page.
 
     Attributes:
+        draft_pace: ``None`` where nothing was drafted.
         interval_seconds: length of a point.
         policies: the same turns by policy.
         scores: of their threads, by name.
@@ -91,6 +102,7 @@ class Overview:
     """
 
     figures: Figures
+    draft_pace: DraftPace | None
     turns_per_minute: float | None
     since: str
     until: str
@@ -116,6 +128,19 @@ class Comparison:
     note: str | None = None
 
 
+def _draft_pace(collected: Collected, series: Sequence[Series], policy: str | None) -> DraftPace | None:
+    """Of ``policy`` where one was chosen. Emulations are left out: their times say nothing about speed."""
+    measured = [entry for entry in collected.present(series) if not entry.emulated]
+    drafting = {entry.id: setup_of(entry) for entry in measured if collected.total([entry.id]).count("draft_cycles")}
+    chosen = [entry.id for entry in measured if entry.id in drafting and policy in (None, entry.policy)]
+    pace = collected.total(chosen).ratio("decode_rate_seconds", "decode_rate_tokens")
+    if pace is None:
+        return None
+    setups = {drafting[number] for number in chosen}
+    plain = [entry.id for entry in measured if entry.id not in drafting and setup_of(entry) in setups]
+    return DraftPace(drafting=pace, without=collected.total(plain).ratio("decode_rate_seconds", "decode_rate_tokens"))
+
+
 def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: float | None = None) -> Overview:
     """Figures, points and speed-ups of the chosen turns.
 
@@ -136,6 +161,7 @@ def overview(store: TurnStore, turn_filter: TurnFilter | None = None, *, now: fl
     scores = scores_by_policy(store.scores(turn_filter), series)
     return Overview(
         figures=figures_of(collected, total, series),
+        draft_pace=_draft_pace(with_baseline, series, turn_filter.policy),
         turns_per_minute=total.turns / minutes if minutes > 0 and total.turns else None,
         since=from_microseconds(collected.since_us),
         until=from_microseconds(collected.until_us),

@@ -232,3 +232,32 @@ def test_intervals_are_few_and_hold_every_turn(starts: list[int], quiet: int) ->
     assert instants[0] <= to_microseconds(at(min(starts)))
     # The window ends now: at a boundary the next interval has not begun.
     assert instants[-1] / 1e6 < now <= instants[-1] / 1e6 + seen.interval_seconds
+
+
+def test_time_per_token_with_drafts_and_without(path: Path) -> None:
+    def turn(number: int, policy: str, seconds: float, device: str = "NVIDIA H200", **more: Any) -> TurnRecord:
+        return make_turn(
+            number, policy=policy, device=device, decode_tokens=101, decode_seconds=seconds, total_seconds=9.0, **more
+        )
+
+    drafts = {"draft_cycles": 30, "drafted_tokens": 90, "accepted_tokens": 70}
+    store = stored(
+        path, turn(1, "drafting", 0.4, **drafts), turn(2, "drafting", 0.6, **drafts), turn(3, "exact", 1.0),
+        turn(4, "exact", 9.0, device="another"),
+    )  # fmt: skip
+    pace = overview(store).draft_pace
+    assert pace is not None
+    assert pace.drafting == pytest.approx(0.005)
+    assert pace.without == pytest.approx(0.01), "of the same device"
+    assert overview(store, TurnFilter(policy="drafting")).draft_pace == pace
+    assert overview(store, TurnFilter(policy="exact")).draft_pace is None
+
+
+def test_time_per_token_of_drafts_alone(path: Path) -> None:
+    drafts = {"draft_cycles": 30, "drafted_tokens": 90, "accepted_tokens": 70}
+    pace = overview(
+        stored(path, make_turn(1, decode_tokens=11, decode_seconds=0.1, total_seconds=9.0, **drafts))
+    ).draft_pace
+    assert pace is not None
+    assert (pace.drafting, pace.without) == (pytest.approx(0.01), None)
+    assert overview(stored(path.with_name("plain.db"), make_turn(1))).draft_pace is None
