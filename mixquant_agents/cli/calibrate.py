@@ -21,6 +21,9 @@ def command(
     weight_scales: Annotated[
         str, typer.Option(metavar="KIND", help="Block scales of the weights: 'max' or '4/6'.")
     ] = "max",
+    channel_scales: Annotated[
+        str, typer.Option(metavar="KIND", help="What input channels are multiplied by: 'none' or 'balanced'.")
+    ] = "none",
     count: Annotated[int, typer.Option(min=1, help="Conversations of calibration text.")] = 64,
     output: Annotated[
         pathlib.Path | None, typer.Option(metavar="FOLDER", help="Default: the model's own folder in the cache.")
@@ -41,6 +44,8 @@ def command(
 
     if weight_scales not in ("max", "4/6"):
         raise ConfigError(f"--weight-scales {weight_scales}: give 'max' or '4/6'")
+    if channel_scales not in ("none", "balanced"):
+        raise ConfigError(f"--channel-scales {channel_scales}: give 'none' or 'balanced'")
     if behind and not gptq:
         raise ConfigError("--behind says what GPTQ rounds by; add --gptq")
     if model.startswith(("/", ".", "~")) and not pathlib.Path(model).expanduser().is_dir():
@@ -48,7 +53,11 @@ def command(
     if model != "embedded" and output is None and not pathlib.Path(model).expanduser().is_dir():
         raise ConfigError(f"a calibration of the hub's {model!r} needs a place of its own; add --output FOLDER")
     rounding: WeightRounding = ("gptq-behind" if behind else "gptq") if gptq else "nearest"
-    recipe = Recipe(rounding, "4/6" if weight_scales == "4/6" else "max")
+    recipe = Recipe(
+        rounding,
+        "4/6" if weight_scales == "4/6" else "max",
+        channel_scales="balanced" if channel_scales == "balanced" else "none",
+    )
     with progress_bar() as progress:
         folder = calibrate(model, recipe, output, count=count, progress=progress)
     result_console().print(f"calibration in {folder}", soft_wrap=True)

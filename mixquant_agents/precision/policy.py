@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from mixquant_agents.errors import UnknownPolicyError
 from mixquant_agents.precision.formats import FORMATS, NumberFormat
-from mixquant_agents.precision.recipe import FIRST_TOKENS, PLAIN, BlockScales, Recipe, WeightRounding
+from mixquant_agents.precision.recipe import FIRST_TOKENS, PLAIN, BlockScales, ChannelScales, Recipe, WeightRounding
 from mixquant_agents.validation import FrozenConfig
 
 __all__ = ["NVFP4_RECIPE", "POLICY_PRESETS", "PolicyName", "PrecisionPolicy"]
@@ -55,7 +55,7 @@ class PrecisionPolicy(FrozenConfig):
             ``ignored_layers`` and the format of its quantized rows (``"exact"`` for none). The first that matches
             counts; a layer that none names has ``prefill_format``. Of layers that vLLM runs as one (q, k, v; gate, up)
             the parts may differ: such a layer is split along its outputs.
-        weight_rounding, weight_scales, activation_scales, residual_channels: see
+        weight_rounding, weight_scales, activation_scales, channel_scales, residual_channels: see
             :class:`~mixquant_agents.precision.recipe.Recipe`; for layers in NVFP4.
         ignored_layers: names of Linear layers (full, or a ``re:`` pattern) that stay exact in both phases.
         expert_twins_gib: layers of experts have twins of so many GiB together on a GPU at most, the others run exact.
@@ -89,6 +89,7 @@ class PrecisionPolicy(FrozenConfig):
     weight_rounding: WeightRounding = "nearest"
     weight_scales: BlockScales = "max"
     activation_scales: BlockScales = "max"
+    channel_scales: ChannelScales = "none"
     residual_channels: Annotated[int, Field(ge=0)] = 0
     ignored_layers: tuple[str, ...] = ()
     expert_twins_gib: Annotated[float, Field(ge=0)] | None = None
@@ -161,13 +162,13 @@ class PrecisionPolicy(FrozenConfig):
                     raise ValueError(f"formats: {layer!r} cannot be 'auto'; name a format, or 'exact'")
         if self.recipe != PLAIN and self.prefill_format is not NumberFormat.NVFP4:
             raise ValueError(
-                f"weight_rounding, weight_scales, activation_scales and residual_channels are NVFP4's, not "
-                f"{self.prefill_format.value!r}'s; leave them as they are"
+                f"weight_rounding, weight_scales, activation_scales, channel_scales and residual_channels are NVFP4's, "
+                f"not {self.prefill_format.value!r}'s; leave them as they are"
             )
         if self.recipe.needs_calibration and self.calibration is None:
             raise ValueError(
-                f"weight_rounding={self.weight_rounding!r} and residual_channels={self.residual_channels} need a "
-                "calibration: run mixquant calibrate once, and set "
+                f"weight_rounding={self.weight_rounding!r}, channel_scales={self.channel_scales!r} and "
+                f"residual_channels={self.residual_channels} need a calibration: run mixquant calibrate once, and set "
                 "calibration='auto'"
             )
         if self.weight_rounding == "gptq-behind" and self.exact_first_tokens < FIRST_TOKENS:
@@ -175,6 +176,16 @@ class PrecisionPolicy(FrozenConfig):
                 f"weight_rounding='gptq-behind' rounds for tokens behind the first {FIRST_TOKENS}, and "
                 f"exact_first_tokens={self.exact_first_tokens} quantizes earlier ones; use 'gptq', or "
                 f"exact_first_tokens={FIRST_TOKENS}"
+            )
+        if self.channel_scales != "none" and self.residual_channels:
+            raise ValueError(
+                f"channel_scales={self.channel_scales!r} with residual_channels={self.residual_channels} is not "
+                "supported: residuals are taken of the channels as they are; use one of them"
+            )
+        if self.prefill_checkpoint is not None and self.channel_scales != "none":
+            raise ValueError(
+                f"channel_scales={self.channel_scales!r} with a prefill_checkpoint: its weights were made for inputs "
+                "as they are; leave channel_scales 'none'"
             )
         if self.prefill_checkpoint is not None and self.weight_rounding != "nearest":
             raise ValueError(
@@ -228,7 +239,13 @@ class PrecisionPolicy(FrozenConfig):
     @property
     def recipe(self) -> Recipe:
         """How layers in NVFP4 are rounded."""
-        return Recipe(self.weight_rounding, self.weight_scales, self.activation_scales, self.residual_channels)
+        return Recipe(
+            self.weight_rounding,
+            self.weight_scales,
+            self.activation_scales,
+            self.residual_channels,
+            self.channel_scales,
+        )
 
     @property
     def name(self) -> str:

@@ -391,7 +391,7 @@ class Runtime:
 
 def _rounding(policy: PrecisionPolicy) -> tuple[object, ...]:
     """What a calibration is made for."""
-    return policy.calibration, policy.weight_rounding, policy.weight_scales
+    return policy.calibration, policy.weight_rounding, policy.weight_scales, policy.channel_scales
 
 
 def runtime_of(vllm_config: Any) -> Runtime | None:

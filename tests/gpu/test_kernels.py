@@ -108,6 +108,26 @@ def test_slot_holds_the_named_rows_unquantized(kernels: types.ModuleType) -> Non
     assert torch.equal(slot[used], kernels.silu_rows(wide)[index[used].long()])
 
 
+@pytest.mark.parametrize("k", [576, 1536, 12288])
+def test_scaled_channels_are_rows_times_powers_of_two(kernels: types.ModuleType, k: int) -> None:
+    m = 37
+    x, residual, wide = rows(m, k), rows(m, k, seed=1), rows(m, 2 * k)
+    gamma = torch.rand(k).add(0.5).to(torch.bfloat16).to(DEVICE)
+    scale = torch.exp2(torch.randint(-6, 7, (k,)).float()).to(DEVICE)
+    index = torch.tensor([3, -1, 36, 0], dtype=torch.int32, device=DEVICE)
+    used = index >= 0
+    for made in (
+        lambda *own: kernels.norm_rows(x, None, gamma, 1e-6, *own)[0],
+        lambda *own: kernels.norm_rows(x, residual, gamma, 1e-6, *own)[0],
+        lambda *own: kernels.silu_rows(wide, *own),
+    ):
+        slot = torch.full((4, k), float("nan"), dtype=torch.bfloat16, device=DEVICE)
+        expected = made()
+        assert torch.equal(made(scale, index, slot), expected * scale.to(torch.bfloat16))
+        assert torch.equal(slot[used], expected[index[used].long()])
+        assert slot[~used].isnan().all()
+
+
 def test_scatter_rows_writes_only_named_rows(kernels: types.ModuleType) -> None:
     out = torch.zeros(17, 1000, dtype=torch.bfloat16, device=DEVICE)
     source = rows(4, 1000)

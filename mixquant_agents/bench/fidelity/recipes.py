@@ -26,11 +26,12 @@ __all__ = [
 ]
 
 CalibrationKind = Literal[
-    "none", "scales", "gptq", "gptq-behind", "gptq-paired", "gptq-ordered", "gptq-sweep", "distilled"
+    "none", "scales", "gptq", "gptq-behind", "gptq-paired", "gptq-ordered", "gptq-sweep", "gptq-balanced", "distilled"
 ]
 """What a recipe takes of calibration: nothing (activations are scaled by 1), scales of activations, twins rounded by
 GPTQ for the exact model's inputs, for those behind a prompt's first tokens, or for those that a quantizing engine
-meets, blocks by falling energy, with block scales swept; or twins trained from GPTQ's, for the recipe's own formats."""
+meets, blocks by falling energy, with block scales swept, with channels balanced; or twins trained from GPTQ's, for the
+recipe's own formats."""
 
 BUDGET = 0.03
 """Predicted time that a default may add to plain NVFP4's prefill, at every length."""
@@ -114,6 +115,7 @@ def recipes() -> dict[str, StudyRecipe]:
         "static-exact": StudyRecipe(_nvfp4(), static_exact=True),
         "kv-fp8+static-exact": StudyRecipe(_nvfp4(**kv), static_exact=True),
         "fp8-last-48-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=48)),
+        "fp8-first-16-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, exact_first_tokens=16)),
         "fp8-ends-exact": StudyRecipe(
             PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=48, exact_first_tokens=16)
         ),
@@ -141,7 +143,26 @@ def recipes() -> dict[str, StudyRecipe]:
         "qkv-fp8+gptq+wide-ends-exact": _nvfp4(**qkv, **gptq, **_WIDE),
     }
     made |= {name: StudyRecipe(policy, "gptq") for name, policy in rounded.items()}
+    balanced = {**gptq, "channel_scales": "balanced"}
+    made |= {
+        name: StudyRecipe(policy, "gptq-balanced")
+        for name, policy in {
+            "balanced": _nvfp4(**balanced),
+            "balanced+w46": _nvfp4(**balanced, **w46),
+            "balanced+ends-exact": _nvfp4(**balanced, **_ENDS),
+            "balanced+wide-ends-exact": _nvfp4(**balanced, **_WIDE),
+            "balanced+w46+wide-ends-exact": _nvfp4(**balanced, **w46, **_WIDE),
+            "balanced+w46+a46+wide-ends-exact": _nvfp4(**balanced, **w46, **a46, **_WIDE),
+        }.items()
+    }
+    made["gptq+w46+wide-ends-exact"] = StudyRecipe(_nvfp4(**gptq, **w46, **_WIDE), "gptq")
+    made["gptq+w46+a46+wide-ends-exact"] = StudyRecipe(_nvfp4(**gptq, **w46, **a46, **_WIDE), "gptq")
     static = (
+        "fp8",
+        "balanced+wide-ends-exact",
+        "balanced+w46+wide-ends-exact",
+        "balanced+w46+a46+wide-ends-exact",
+        "gptq+w46+wide-ends-exact",
         "kv-fp8+gptq+w46",
         "kv-fp8+gptq+w46+a46",
         "qkv-fp8+gptq",

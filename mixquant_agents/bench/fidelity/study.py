@@ -191,6 +191,7 @@ class _Study:
                     four_over_six=four_over_six,
                     sweep=kind == "gptq-sweep",
                     ordered=kind == "gptq-ordered",
+                    channel_scales=kind == "gptq-balanced",
                 )
         return self.calibrations[key]
 
@@ -233,6 +234,7 @@ class _Study:
                 self.network,
                 self._batches,
                 moments=kind != "scales",
+                sampled=kind == "gptq-balanced",
                 behind=FIRST_TOKENS if kind == "gptq-behind" else 0,
                 quantized=paired,
                 scales=self.calibration("scales", False) if paired else None,

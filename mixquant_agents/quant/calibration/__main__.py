@@ -17,6 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("--rounding", choices=("nearest", "gptq", "gptq-behind"), default="nearest")
     parser.add_argument("--weight-scales", choices=("max", "4/6"), default="max")
+    parser.add_argument("--channel-scales", choices=("none", "balanced"), default="none")
     parser.add_argument("--count", type=int, default=64)
     options = parser.parse_args(arguments)
     shown = -1
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
             shown = int(10 * share)
             print(json.dumps({"what": what, "share": round(share, 2)}), flush=True)  # noqa: T201 - read by the engine
 
-    calibrate(options.model, Recipe(options.rounding, options.weight_scales), count=options.count, progress=progress)
+    recipe = Recipe(options.rounding, options.weight_scales, channel_scales=options.channel_scales)
+    calibrate(options.model, recipe, count=options.count, progress=progress)
 
 
 if __name__ == "__main__":

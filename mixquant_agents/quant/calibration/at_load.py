@@ -37,6 +37,7 @@ def command(model: str, policy: PrecisionPolicy) -> list[str]:
     return [
         *(sys.executable, "-m", "mixquant_agents.quant.calibration", model),
         *("--rounding", recipe.weight_rounding, "--weight-scales", recipe.weight_scales),
+        *("--channel-scales", recipe.channel_scales),
     ]
 
 

@@ -9,13 +9,18 @@ from typing import Any
 
 import torch
 
+from mixquant_agents.precision.recipe import FIRST_TOKENS
 from mixquant_agents.precision.resolve import ResolvedPolicy
+from mixquant_agents.quant.calibration.channels import balanced
 from mixquant_agents.quant.calibration.gptq import gptq, moved
 from mixquant_agents.quant.calibration.network import Batch, Group, groups, routed
 from mixquant_agents.quant.numerics import nvfp4
 from mixquant_agents.quant.twins.calibrated import LayerCalibration
 
 __all__ = ["Seen", "collect", "layer_calibrations"]
+
+_SAMPLE = 1024
+"""Rows of a group's inputs that are kept to try roundings on, at most."""
 
 AT_ONCE = 2 * 10**8
 """Numbers of float32 that layers rounded side by side may take together, about."""
@@ -30,12 +35,14 @@ class Seen:
         second: ``E[x xᵀ]`` ``[K, K]`` of the inputs that the twin will meet.
         cross: ``E[x qᵀ]`` ``[K, K]``, of exact inputs and those that the twin will meet; ``None``: they are the same.
         rows: how many there were.
+        sample: some of the exact inputs, ``[R, K]``.
     """
 
     peaks: torch.Tensor
     second: torch.Tensor | None = None
     cross: torch.Tensor | None = None
     rows: int = 0
+    sample: torch.Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +75,7 @@ def collect(
     behind: int = 0,
     quantized: ResolvedPolicy | None = None,
     scales: Mapping[str, LayerCalibration] | None = None,
+    sampled: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Seen]:
     """Run ``network`` over ``made`` and look at the inputs of each group.
@@ -80,6 +88,7 @@ def collect(
         quantized: where given, each batch runs once more with every row quantized, and the moments are of the rounded
             inputs of that pass.
         scales: for that pass, see :func:`~mixquant_agents.quant.calibration.network.routed`.
+        sampled: keep some of the exact inputs, none of a text's first tokens.
         progress: called with the share done.
     """
     members = groups(network)
@@ -88,10 +97,15 @@ def collect(
         progress(number / len(made))
         real = batch.mask([[(0, length)] for length in batch.lengths]).flatten().to(batch.ids.device)
         exact = _inputs(network, batch, members, real)
+        positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape).flatten().to(real.device)[real]
         for name, x in exact.items():
             own = seen.setdefault(name, Seen(torch.zeros(x.shape[1], device=x.device)))
             own.peaks = torch.maximum(own.peaks, x.abs().amax(0).float())
             own.rows += x.shape[0]
+            if sampled:
+                rows = x[positions >= FIRST_TOKENS]
+                kept = rows[:: max(1, rows.shape[0] * len(made) // _SAMPLE)].clone()
+                own.sample = kept if own.sample is None else torch.cat([own.sample, kept])
         if not moments:
             continue
         rounded = exact
@@ -105,7 +119,6 @@ def collect(
                 grid, decode = nvfp4.split_scaled(x, scale)
                 rounded[name] = grid * decode
         if behind:
-            positions = torch.arange(batch.ids.shape[1]).expand(batch.ids.shape).flatten().to(real.device)[real]
             rounded = {name: x[positions >= behind] for name, x in rounded.items()}
             exact = {name: x[positions >= behind] for name, x in exact.items()}
         for name, x in rounded.items():
@@ -134,6 +147,7 @@ def layer_calibrations(
     four_over_six: bool = False,
     sweep: bool = False,
     ordered: bool = False,
+    channel_scales: bool = False,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[str, LayerCalibration]:
     """What each group's twin is built with: the scale of its inputs, its channels by rank, and its rounded weight.
@@ -144,24 +158,48 @@ def layer_calibrations(
         twins: round the weights by GPTQ.
         four_over_six: block scales of these end at 6 or at 4.
         sweep, ordered: see :func:`~mixquant_agents.quant.calibration.gptq.gptq`.
+        channel_scales: find what channels are multiplied by; see
+            :func:`~mixquant_agents.quant.calibration.channels.balanced`. Wants samples.
         progress: called with the share done.
     """
     members = groups(network)
+    scales = _channel_scales(members, seen) if channel_scales else {}
     rounded = (
-        _rounded(members, seen, progress, four_over_six=four_over_six, sweep=sweep, ordered=ordered) if twins else {}
+        _rounded(members, seen, scales, progress, four_over_six=four_over_six, sweep=sweep, ordered=ordered)
+        if twins
+        else {}
     )
-    return {
-        group.name: LayerCalibration(
-            nvfp4.static_global_scale(float(seen[group.name].peaks.max())),
-            seen[group.name].peaks.argsort(descending=True),
-            rounded.get(group.name),
+    made = {}
+    for group in members:
+        peaks, scale = seen[group.name].peaks, scales.get(group.name)
+        top = float((peaks if scale is None else peaks * scale).max())
+        ranked = peaks.argsort(descending=True)
+        made[group.name] = LayerCalibration(
+            nvfp4.static_global_scale(top), ranked, rounded.get(group.name), channel_scale=scale
         )
-        for group in members
-    }
+    return made
+
+
+def _channel_scales(members: Sequence[Group], seen: Mapping[str, Seen]) -> dict[str, torch.Tensor]:
+    """Of the groups for which any scales are better than none."""
+    scales = {}
+    for group in members:
+        own = seen[group.name]
+        if own.second is None or own.sample is None:
+            raise ValueError(f"second moments and samples of {group.name!r} were not collected")
+        if own.peaks.numel() % nvfp4.BLOCK == 0:
+            scale = balanced(group.weight(), own.second, own.sample, own.peaks)
+            if bool((scale != 1).any()):
+                scales[group.name] = scale
+    return scales
 
 
 def _rounded(
-    members: Sequence[Group], seen: Mapping[str, Seen], progress: Callable[[float], None], **settings: bool
+    members: Sequence[Group],
+    seen: Mapping[str, Seen],
+    scales: Mapping[str, torch.Tensor],
+    progress: Callable[[float], None],
+    **settings: bool,
 ) -> dict[str, nvfp4.Nvfp4Tensor]:
     """GPTQ's twins of all groups whose inputs are blocks of 16, those of one shape side by side."""
     by_shape: dict[tuple[int, int], list[Group]] = {}
@@ -180,8 +218,10 @@ def _rounded(
                 own, weight = seen[group.name], group.weight()
                 if own.second is None:
                     raise ValueError(f"second moments of {group.name!r} were not collected")
-                weights.append(weight if own.cross is None else moved(weight, own.second, own.cross))
-                seconds.append(own.second)
+                weight = weight if own.cross is None else moved(weight, own.second, own.cross)
+                scale = scales.get(group.name)
+                weights.append(weight if scale is None else weight / scale.to(weight))
+                seconds.append(own.second if scale is None else own.second * scale.unsqueeze(1) * scale)
             made = gptq(torch.stack(weights), torch.stack(seconds), **settings)
             twins |= {group.name: twin for group, twin in zip(part, made, strict=True)}
     return twins

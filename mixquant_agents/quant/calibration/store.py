@@ -1,7 +1,8 @@
 """Calibrations on disk: one folder for each model, one file for each way of rounding, computed once.
 
 ``CACHE/calibration-MODEL-KEY/``: ``scales.safetensors`` (scales of activations, and channels by rank),
-``gptq.safetensors``, ``gptq-behind.safetensors``, and each with ``-w46`` (the same, and rounded twins). The key is of
+``gptq.safetensors``, ``gptq-behind.safetensors``, and each with ``-w46`` (the same, and rounded
+twins), ``balanced.safetensors`` and each with ``-balanced`` (channel scales too). The key is of
 the model's configuration and its weight files, so that a changed checkpoint has another folder. Nothing random is in
 it: the same model and the same package give the same files.
 """
@@ -36,8 +37,9 @@ _VERSION = "1"
 def file_name(recipe: Recipe) -> str:
     """The file that ``recipe`` reads."""
     if recipe.weight_rounding == "nearest":
-        return "scales.safetensors"
-    return f"{recipe.weight_rounding}{'-w46' if recipe.weight_scales == '4/6' else ''}.safetensors"
+        return "scales.safetensors" if recipe.channel_scales == "none" else "balanced.safetensors"
+    parts = ["-w46" if recipe.weight_scales == "4/6" else "", "" if recipe.channel_scales == "none" else "-balanced"]
+    return f"{recipe.weight_rounding}{''.join(parts)}.safetensors"
 
 
 def by_hand(model: str, path: pathlib.Path) -> str:
@@ -45,7 +47,8 @@ def by_hand(model: str, path: pathlib.Path) -> str:
     gptq = " --gptq" if path.name.startswith("gptq") else ""
     scales = " --weight-scales 4/6" if "w46" in path.name else ""
     behind = " --behind" if path.name.startswith("gptq-behind") else ""
-    return f"mixquant calibrate {model}{gptq}{behind}{scales}"
+    balanced = " --channel-scales balanced" if "balanced" in path.name else ""
+    return f"mixquant calibrate {model}{gptq}{behind}{scales}{balanced}"
 
 
 def folder_of(model: str | pathlib.Path) -> pathlib.Path:
@@ -80,6 +83,8 @@ def save(folder: pathlib.Path, recipe: Recipe, calibrations: Mapping[str, LayerC
         tensors[f"{name}.activation_scale"] = torch.tensor(own.activation_scale)
         if own.channels is not None:
             tensors[f"{name}.channels"] = own.channels[:CHANNELS].cpu().contiguous()
+        if own.channel_scale is not None:
+            tensors[f"{name}.channel_scale"] = own.channel_scale.cpu().contiguous()
         if own.twin is not None:
             tensors[f"{name}.packed"] = own.twin.packed.cpu().contiguous()
             tensors[f"{name}.scales"] = own.twin.scales.cpu().contiguous()
@@ -147,7 +152,14 @@ class Calibration:
                     "weight_rounding='nearest'"
                 )
             twin = Nvfp4Tensor(packed, scales, self._file.get_tensor(f"{name}.global_scale"), k)
-        return LayerCalibration(float(self._file.get_tensor(f"{name}.activation_scale")), channels, twin)
+        scale = self._tensor(name, "channel_scale")
+        if scale is not None and scale.numel() != k:
+            raise FormatRefusedError(
+                f"the calibration {self.path} has {scale.numel()} channel scales for {name!r}, the engine {k} inputs; "
+                "they are not sharded: use tensor_parallel_size=1, or channel_scales='none'"
+            )
+        activation_scale = float(self._file.get_tensor(f"{name}.activation_scale"))
+        return LayerCalibration(activation_scale, channels, twin, channel_scale=scale)
 
     def _tensor(self, name: str, leaf: str) -> torch.Tensor | None:
         key = f"{name}.{leaf}"
@@ -169,7 +181,7 @@ def calibrate(
 
     Args:
         model: ``"embedded"``, a folder, or a hub id with ``folder``.
-        recipe: of which ``weight_rounding`` and ``weight_scales`` count.
+        recipe: of which ``weight_rounding``, ``weight_scales`` and ``channel_scales`` count.
         folder: where to; the model's own in the cache where ``None``.
         count: conversations.
         progress: called with what is being done and the share done.
@@ -189,12 +201,13 @@ def calibrate(
     if tokenizer.chat_template is not None:
         asked = conversations(count, "calibration", turns=(2, 6))
         sequences += [prompt_ids(tokenizer, each.messages, each.tools) for each in asked]
-    twins = recipe.weight_rounding != "nearest"
+    twins, scaled = recipe.weight_rounding != "nearest", recipe.channel_scales != "none"
     rows = 16_384 if network.device.type == "cuda" else 2048
     seen = collect(
         network,
         batches(sequences, network.device, rows),
-        moments=twins,
+        moments=twins or scaled,
+        sampled=scaled,
         behind=FIRST_TOKENS if recipe.weight_rounding == "gptq-behind" else 0,
         progress=lambda share: progress("looking at activations", 0.05 + 0.45 * share),
     )
@@ -203,6 +216,7 @@ def calibrate(
         seen,
         twins=twins,
         four_over_six=recipe.weight_scales == "4/6",
+        channel_scales=scaled,
         progress=lambda share: progress("rounding weights", 0.5 + 0.5 * share),
     )
     save(target, recipe, made)

@@ -39,12 +39,23 @@ def quantize_rows(
 
 
 def norm_rows(
-    x: torch.Tensor, residual: torch.Tensor | None, gamma: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    gamma: torch.Tensor,
+    eps: float,
+    channel_scale: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """RMSNorm of ``x + residual`` in x's dtype with float32 arithmetic, and the sum."""
+    """RMSNorm of ``x + residual`` in x's dtype with float32 arithmetic, and the sum.
+
+    Channels of the rows, not of those in ``slot``, are multiplied by ``channel_scale``, float32 ``[K]``.
+    """
     total = x.float() if residual is None else x.float() + residual.float()
     y = total * torch.rsqrt(total.pow(2).mean(dim=-1, keepdim=True) + eps) * gamma.float()
-    return y.to(x.dtype), None if residual is None else total.to(x.dtype)
+    rows = y.to(x.dtype)
+    _fill(rows, index, slot)
+    return _scaled(rows, channel_scale), None if residual is None else total.to(x.dtype)
 
 
 def norm_quantize_rows(
@@ -62,10 +73,17 @@ def norm_quantize_rows(
     return *quantize_rows(y, dtype, index, slot, ordered), total
 
 
-def silu_rows(x: torch.Tensor) -> torch.Tensor:
-    """``silu(gate) * up`` of ``[M, 2K]`` in x's dtype with float32 arithmetic."""
+def silu_rows(
+    x: torch.Tensor,
+    channel_scale: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``silu(gate) * up`` of ``[M, 2K]`` in x's dtype with float32 arithmetic; scaled as :func:`norm_rows` are."""
     gate, up = x.float().chunk(2, dim=-1)
-    return (gate / (1 + torch.exp(-gate)) * up).to(x.dtype)
+    rows = (gate / (1 + torch.exp(-gate)) * up).to(x.dtype)
+    _fill(rows, index, slot)
+    return _scaled(rows, channel_scale)
 
 
 def silu_quantize_rows(
@@ -90,6 +108,10 @@ def scatter_rows(rows: torch.Tensor, index: torch.Tensor, out: torch.Tensor) -> 
     """``out[index[i]] = rows[i]`` for every ``index[i] >= 0``."""
     used = index >= 0
     out[index[used].long()] = rows[used]
+
+
+def _scaled(rows: torch.Tensor, channel_scale: torch.Tensor | None) -> torch.Tensor:
+    return rows if channel_scale is None else rows * channel_scale.to(rows.dtype)
 
 
 def _fill(x: torch.Tensor, index: torch.Tensor | None, slot: torch.Tensor | None) -> None:

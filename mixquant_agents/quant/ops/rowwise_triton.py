@@ -93,10 +93,12 @@ def _norm_row(x, residual, gamma, row, x_stride, K, eps, cols, mask, HAS_RESIDUA
 
 
 @triton.jit(do_not_specialize=["M"])
-def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scales, index, slot, M, K,
+def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scales, channel_scale, index, slot, M, K,
                    HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, LIMIT: tl.constexpr, IS_INT: tl.constexpr,
-                   HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """``QUANTIZE=False``: ``codes`` takes the normalized rows themselves, in x's dtype."""
+                   HAS_SLOT: tl.constexpr, ORDERED: tl.constexpr, SCALED: tl.constexpr,
+                   BLOCK: tl.constexpr):  # fmt: skip
+    """``QUANTIZE=False``: ``codes`` takes the normalized rows themselves, in x's dtype; ``SCALED``: channels times
+    ``channel_scale``, powers of two, so that nothing is rounded again."""
     pid = tl.program_id(0)
     cols = tl.arange(0, BLOCK)
     mask = cols < K
@@ -109,6 +111,8 @@ def _norm_quantize(x, x_stride, residual, residual_out, gamma, eps, codes, scale
             y = y.to(x.dtype.element_ty).to(tl.float32)
             _store_codes(y, codes, scales, row, cols, mask, K, LIMIT, IS_INT, ORDERED)
         else:
+            if SCALED:
+                y = y.to(x.dtype.element_ty).to(tl.float32) * tl.load(channel_scale + cols, mask=mask, other=0.0)
             tl.store(codes + row * K + cols, y.to(x.dtype.element_ty), mask=mask)
     elif HAS_SLOT:
         row = tl.load(index + (pid - M)).to(tl.int64)
@@ -151,13 +155,23 @@ def _silu_quantize(x, x_stride, codes, scales, index, slot, M, K, LIMIT: tl.cons
             tl.store(slot + (pid - M) * K + cols, y.to(x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def _silu(x, x_stride, out, K, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
+@triton.jit(do_not_specialize=["M"])
+def _silu(x, x_stride, out, channel_scale, index, slot, M, K, HAS_SLOT: tl.constexpr, SCALED: tl.constexpr,
+          BLOCK: tl.constexpr):  # fmt: skip
+    pid = tl.program_id(0)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < K
-    y = _silu_row(x, row, x_stride, K, cols, mask, False)
-    tl.store(out + row * K + cols, y.to(x.dtype.element_ty), mask=mask)
+    if pid < M:
+        row = pid.to(tl.int64)
+        y = _silu_row(x, row, x_stride, K, cols, mask, False).to(x.dtype.element_ty)
+        if SCALED:
+            y = (y.to(tl.float32) * tl.load(channel_scale + cols, mask=mask, other=0.0)).to(x.dtype.element_ty)
+        tl.store(out + row * K + cols, y, mask=mask)
+    elif HAS_SLOT:
+        row = tl.load(index + (pid - M)).to(tl.int64)
+        if row >= 0:
+            y = _silu_row(x, row, x_stride, K, cols, mask, False)
+            tl.store(slot + (pid - M) * K + cols, y.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -232,26 +246,36 @@ def norm_quantize_rows(
     extra = 0 if index is None else index.shape[0]
     if m + extra:
         _norm_quantize[(m + extra,)](
-            x, x.stride(0), residual, total, gamma, eps, codes, scales, index, slot, m, k,
+            x, x.stride(0), residual, total, gamma, eps, codes, scales, None, index, slot, m, k,
             HAS_RESIDUAL=residual is not None, QUANTIZE=True, LIMIT=limit, IS_INT=is_int, HAS_SLOT=extra > 0,
-            ORDERED=ordered, BLOCK=block, num_warps=_warps(block),
+            ORDERED=ordered, SCALED=False, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return codes, scales, total
 
 
 def norm_rows(
-    x: torch.Tensor, residual: torch.Tensor | None, gamma: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    gamma: torch.Tensor,
+    eps: float,
+    channel_scale: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``rms_norm(x + residual) * gamma`` in x's dtype, and the sum: the exact form of :func:`norm_quantize_rows`."""
+    """``rms_norm(x + residual) * gamma`` in x's dtype, and the sum: the exact form of :func:`norm_quantize_rows`.
+
+    Channels of the rows, not of those in ``slot``, are multiplied by ``channel_scale``, float32 ``[K]``.
+    """
     m, k = x.shape
     out = torch.empty((m, k), dtype=x.dtype, device=x.device)
     total = None if residual is None else torch.empty_like(residual)
     block = triton.next_power_of_2(k)
-    if m:
-        _norm_quantize[(m,)](
-            x, x.stride(0), residual, total, gamma, eps, out, None, None, None, m, k,
-            HAS_RESIDUAL=residual is not None, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=False, ORDERED=False,
-            BLOCK=block, num_warps=_warps(block),
+    extra = 0 if index is None else index.shape[0]
+    if m + extra:
+        _norm_quantize[(m + extra,)](
+            x, x.stride(0), residual, total, gamma, eps, out, None, channel_scale, index, slot, m, k,
+            HAS_RESIDUAL=residual is not None, QUANTIZE=False, LIMIT=1.0, IS_INT=False, HAS_SLOT=extra > 0,
+            ORDERED=False, SCALED=channel_scale is not None, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
     return out, total
 
@@ -278,16 +302,26 @@ def silu_quantize_rows(
     return codes, scales
 
 
-def silu_rows(x: torch.Tensor) -> torch.Tensor:
-    """``silu(x[:, :K]) * x[:, K:]`` in x's dtype: the exact form of :func:`silu_quantize_rows`.
+def silu_rows(
+    x: torch.Tensor,
+    channel_scale: torch.Tensor | None = None,
+    index: torch.Tensor | None = None,
+    slot: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``silu(x[:, :K]) * x[:, K:]`` in x's dtype: the exact form of :func:`silu_quantize_rows`; scaled as
+    :func:`norm_rows` are.
 
     No row needs a maximum here, so a row is shared out among programs: with few rows that fills the chip better.
     """
     m, k = x.shape[0], x.shape[1] // 2
     out = torch.empty((m, k), dtype=x.dtype, device=x.device)
     block = min(SILU_BLOCK, triton.next_power_of_2(k))
-    if m:
-        _silu[(m, triton.cdiv(k, block))](x, x.stride(0), out, k, BLOCK=block)
+    extra = 0 if index is None else index.shape[0]
+    if m + extra:
+        _silu[(m + extra, triton.cdiv(k, block))](
+            x, x.stride(0), out, channel_scale, index, slot, m, k, HAS_SLOT=extra > 0, SCALED=channel_scale is not None,
+            BLOCK=block,
+        )  # fmt: skip
     return out
 
 

@@ -58,12 +58,28 @@ class RowSource(ABC):
         With ``ordered`` the codes' columns are in the order of nested weights; ``exact`` is not.
         """
 
-    def rows_with(self, exact: ExactRows | None = None) -> Tensor:
-        """:meth:`rows`; fills ``exact`` too."""
+    def rows_with(self, exact: ExactRows | None = None, channel_scale: Tensor | None = None) -> Tensor:
+        """:meth:`rows`; fills ``exact`` too.
+
+        Args:
+            exact: where exact rows go, as they are.
+            channel_scale: float32 ``[K]``, powers of two: channels of what is returned are multiplied by them.
+        """
+        if channel_scale is not None:
+            return self._scaled(exact, channel_scale)
         rows = self.rows()
-        if exact is not None:
-            torch.index_select(rows, 0, exact.index.clamp_min(0), out=exact.rows)
+        _gather(rows, exact)
         return rows
+
+    def _scaled(self, exact: ExactRows | None, channel_scale: Tensor) -> Tensor:
+        rows = self.rows()
+        _gather(rows, exact)
+        return rows * channel_scale.to(rows.dtype)  # exact: powers of two
+
+
+def _gather(rows: Tensor, exact: ExactRows | None) -> None:
+    if exact is not None:
+        torch.index_select(rows, 0, exact.index.clamp_min(0), out=exact.rows)
 
 
 def _fixed(exact: ExactRows | None) -> tuple[Tensor | None, Tensor | None]:
@@ -94,6 +110,11 @@ class NormRows(RowSource):
         rows: Tensor = self.kernels.norm_rows(self.x, None, self.gamma, self.eps)[0]
         return rows
 
+    def _scaled(self, exact: ExactRows | None, channel_scale: Tensor) -> Tensor:
+        fixed = _fixed(exact)
+        rows: Tensor = self.kernels.norm_rows(self.x, None, self.gamma, self.eps, channel_scale, *fixed)[0]
+        return rows
+
     def quantized(
         self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -116,6 +137,13 @@ class AddNormRows(RowSource):
         rows, self.total = self.kernels.norm_rows(self.x, self.residual, self.gamma, self.eps)
         return rows
 
+    def _scaled(self, exact: ExactRows | None, channel_scale: Tensor) -> Tensor:
+        rows: Tensor
+        rows, self.total = self.kernels.norm_rows(
+            self.x, self.residual, self.gamma, self.eps, channel_scale, *_fixed(exact)
+        )
+        return rows
+
     def quantized(
         self, dtype: torch.dtype, exact: ExactRows | None = None, ordered: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -130,6 +158,10 @@ class SiluRows(RowSource):
 
     def rows(self) -> Tensor:
         rows: Tensor = self.kernels.silu_rows(self.x)
+        return rows
+
+    def _scaled(self, exact: ExactRows | None, channel_scale: Tensor) -> Tensor:
+        rows: Tensor = self.kernels.silu_rows(self.x, channel_scale, *_fixed(exact))
         return rows
 
     def quantized(

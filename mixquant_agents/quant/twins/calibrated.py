@@ -19,12 +19,20 @@ class LayerCalibration(NamedTuple):
         channels: int64 ``[C]``, input channels by falling largest magnitude; ``None``: not seen.
         twin: the weight rounded beforehand (GPTQ); ``None``: round the weight itself.
         nearest: a twin that wants one rounded beforehand takes nearest values instead, where there is none.
+        channel_scale: float32 ``[K]``, powers of two: input channels are multiplied by them before they are quantized,
+            and ``twin`` is of the weight divided by them; ``None``: by 1.
     """
 
     activation_scale: float = 1.0
     channels: torch.Tensor | None = None
     twin: Nvfp4Tensor | None = None
     nearest: bool = False
+    channel_scale: torch.Tensor | None = None
+
+    def divided(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight ``[N, K]`` that multiplies scaled channels."""
+        scale = self.channel_scale
+        return weight if scale is None else weight / scale.to(weight)
 
 
 UNKNOWN = LayerCalibration(nearest=True)

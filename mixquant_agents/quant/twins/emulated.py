@@ -56,18 +56,20 @@ class Grid(NamedTuple):
         scale: float32 ``[N]`` or ``[]``; multiplies the product.
         activation_scale: float32 ``[]``; encodes. For formats without one it is 1.
         channels: int64 ``[C]``, the channels whose residual is multiplied too; empty for none.
+        channel_scale: ``[K]``, powers of two that input channels are multiplied by first; empty for none.
     """
 
     grid: torch.Tensor
     scale: torch.Tensor
     activation_scale: torch.Tensor
     channels: torch.Tensor
+    channel_scale: torch.Tensor
 
     def split(self, rows: Sequence[int]) -> list[Grid]:
         """Of a weight made of several, one below the other, the grids of each; ``rows`` says how many each has."""
         scales = self.scale.split(list(rows)) if self.scale.ndim else [self.scale] * len(rows)
         parts = zip(self.grid.split(list(rows)), scales, strict=True)
-        return [Grid(grid, scale, self.activation_scale, self.channels) for grid, scale in parts]
+        return [self._replace(grid=grid, scale=scale) for grid, scale in parts]
 
 
 class EmulatedTwin(Twin[Grid]):
@@ -94,8 +96,8 @@ class EmulatedTwin(Twin[Grid]):
         return torch.bfloat16 if dtype is torch.bfloat16 else torch.float32
 
     def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
-        """See :class:`~mixquant_agents.quant.twins.base.Twin`; one scale for each row at most."""
-        return n * k * int(self._wide(dtype).itemsize) + 4 * n + 4 + 8 * self._rounding.residual_channels
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`; one scale for each row and channel at most."""
+        return n * k * int(self._wide(dtype).itemsize) + 4 * n + 4 * k + 4 + 8 * self._rounding.residual_channels
 
     def build(self, weight: torch.Tensor, calibration: LayerCalibration = UNCALIBRATED) -> Grid:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
@@ -105,7 +107,7 @@ class EmulatedTwin(Twin[Grid]):
                     f"{self.name!r} needs a calibration with rounded twins: run mixquant calibrate"
                 )
             return self.grid(self._rounding.adopt(calibration.twin.to(weight.device)), weight.dtype, calibration)
-        return self.grid(self._rounding.weight(weight), weight.dtype, calibration)
+        return self.grid(self._rounding.weight(calibration.divided(weight)), weight.dtype, calibration)
 
     def adopt(self, weight: Nvfp4Tensor, dtype: torch.dtype, calibration: LayerCalibration = UNCALIBRATED) -> Grid:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
@@ -116,7 +118,10 @@ class EmulatedTwin(Twin[Grid]):
         grid, scale = split
         wide = grid.to(self._wide(dtype)).contiguous()
         activation_scale = torch.tensor(calibration.activation_scale, dtype=torch.float32, device=grid.device)
-        return Grid(wide, scale.flatten() if scale.ndim else scale, activation_scale, self._channels(calibration, wide))
+        scaled = calibration.channel_scale
+        channel_scale = torch.empty(0, device=grid.device) if scaled is None else scaled.to(grid.device)
+        flat = scale.flatten() if scale.ndim else scale
+        return Grid(wide, flat, activation_scale, self._channels(calibration, wide), channel_scale)
 
     def _channels(self, calibration: LayerCalibration, grid: torch.Tensor) -> torch.Tensor:
         count = self._rounding.residual_channels
@@ -134,7 +139,8 @@ class EmulatedTwin(Twin[Grid]):
         self, source: RowSource, state: Grid, bias: torch.Tensor | None = None, exact: ExactRows | None = None
     ) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
-        x, (grid, scale, activation_scale, channels) = source.rows_with(exact), state
+        grid, scale, activation_scale, channels, channel_scale = state
+        x = source.rows_with(exact, channel_scale if channel_scale.numel() else None)
         if self._rounding.rows is None:
             product = linear(x.to(grid.dtype), grid).float().mul_(scale)
         else:

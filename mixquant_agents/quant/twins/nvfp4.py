@@ -35,9 +35,23 @@ class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
     weight: torch.Tensor
     weight_scale: torch.Tensor
 
-    def __init__(self, quantized: nvfp4.Nvfp4Tensor, kernel: Any, activation_scale: float = 1.0) -> None:
-        """``activation_scale``: the global scale of the layer's inputs, a power of two; encodes."""
+    def __init__(
+        self,
+        quantized: nvfp4.Nvfp4Tensor,
+        kernel: Any,
+        activation_scale: float = 1.0,
+        channel_scale: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Args:
+            quantized: the weight.
+            kernel: vLLM's.
+            activation_scale: the global scale of the layer's inputs, a power of two; encodes.
+            channel_scale: what their channels are multiplied by first, float32 ``[K]``; ``None``: by 1.
+        """
         super().__init__()
+        scaled = None if channel_scale is None else channel_scale.to(quantized.packed.device)
+        self.channel_scale = None if scaled is None else torch.nn.Parameter(scaled, requires_grad=False)
         n, k = quantized.packed.shape[0], quantized.columns
         encode = torch.tensor(activation_scale, dtype=torch.float32, device=quantized.packed.device)
         self.weight = torch.nn.Parameter(quantized.packed, requires_grad=False)
@@ -144,8 +158,10 @@ class Nvfp4Twin(Twin[Holder]):
             )
 
     def nbytes(self, n: int, k: int, dtype: torch.dtype) -> int:
-        """See :class:`~mixquant_agents.quant.twins.base.Twin`: half a byte a code, one a block of 16."""
-        return n * k // 2 + n * k // 16
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`: half a byte a code, one a block of
+        16, and a scale for each channel."""
+        channel_scale = 0 if self._recipe.channel_scales == "none" else 4 * k
+        return n * k // 2 + n * k // 16 + channel_scale
 
     def build(self, weight: torch.Tensor, calibration: LayerCalibration = UNCALIBRATED) -> Holder:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
@@ -159,7 +175,8 @@ class Nvfp4Twin(Twin[Holder]):
                 )
             return calibration.twin.to(weight.device)
         four_over_six = self._recipe.weight_scales == "4/6"
-        return nvfp4.quantize(weight, nvfp4.tensor_global_scale(weight, four_over_six), four_over_six)
+        divided = calibration.divided(weight)
+        return nvfp4.quantize(divided, nvfp4.tensor_global_scale(divided, four_over_six), four_over_six)
 
     def adopt(
         self, weight: nvfp4.Nvfp4Tensor, dtype: torch.dtype, calibration: LayerCalibration = UNCALIBRATED
@@ -178,7 +195,7 @@ class Nvfp4Twin(Twin[Holder]):
 
     def _hold(self, quantized: nvfp4.Nvfp4Tensor, calibration: LayerCalibration) -> Holder:
         self.prepare()
-        return Holder(quantized, self._kernel, calibration.activation_scale)
+        return Holder(quantized, self._kernel, calibration.activation_scale, calibration.channel_scale)
 
     def tensors(self, state: Holder) -> Mapping[str, torch.Tensor]:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`."""
@@ -188,7 +205,7 @@ class Nvfp4Twin(Twin[Holder]):
         self, source: RowSource, state: Holder, bias: torch.Tensor | None = None, exact: ExactRows | None = None
     ) -> torch.Tensor:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`. vLLM's kernels quantize activations themselves."""
-        out: torch.Tensor = state.kernel.apply_weights(state, source.rows_with(exact), bias)
+        out: torch.Tensor = state.kernel.apply_weights(state, source.rows_with(exact, state.channel_scale), bias)
         return out
 
     def status(self) -> dict[str, Any]:

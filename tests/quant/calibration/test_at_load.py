@@ -50,7 +50,7 @@ def test_calibration_is_made_once_on_a_gpu(model: str) -> None:
         assert calibration.layer("layers.0.mlp.down_proj", 16, 32).activation_scale == 0.5
     assert made == [command(model, POLICY)]
     assert made[0][0] == sys.executable
-    assert made[0][-4:] == ["--rounding", "gptq", "--weight-scales", "max"]
+    assert made[0][-6:] == ["--rounding", "gptq", "--weight-scales", "max", "--channel-scales", "none"]
 
 
 @pytest.mark.parametrize(

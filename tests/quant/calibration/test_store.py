@@ -48,6 +48,25 @@ def test_what_is_saved_is_read_again(tmp_path: pathlib.Path, known: LayerCalibra
     assert [each.name for each in tmp_path.iterdir()] == [path.name], "no partial file is left"
 
 
+def test_channel_scales_have_a_file_of_their_own(tmp_path: pathlib.Path, known: LayerCalibration) -> None:
+    scale = torch.exp2(torch.arange(K) % 5 - 2.0)
+    balanced = Recipe("gptq", channel_scales="balanced")
+    save(tmp_path, Recipe("gptq"), {NAME: known})
+    path = save(tmp_path, balanced, {NAME: known._replace(channel_scale=scale)})
+    assert path.name == "gptq-balanced.safetensors"
+    asked = policy(tmp_path, weight_rounding="gptq", channel_scales="balanced")
+    calibration = Calibration.of(asked, None)
+    assert calibration is not None
+    read = calibration.layer(NAME, N, K).channel_scale
+    assert read is not None
+    assert torch.equal(read, scale)
+    assert Calibration(tmp_path / file_name(Recipe("gptq"))).layer(NAME, N, K).channel_scale is None
+    save(tmp_path, balanced, {NAME: LayerCalibration(channel_scale=scale)})
+    half = Calibration(path)
+    with pytest.raises(FormatRefusedError, match=r"not sharded.*channel_scales='none'"):
+        half.layer(NAME, N, K // 2)
+
+
 def test_missing_and_foreign_calibrations_are_refused_with_the_remedy(
     tmp_path: pathlib.Path, known: LayerCalibration
 ) -> None:
