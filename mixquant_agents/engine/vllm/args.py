@@ -57,6 +57,7 @@ def start_environment(
         "VLLM_CPU_OMP_THREADS_BIND": cores or "auto",
         "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_LOGS": "-torch._library.triton",  # a CPU has no Triton, and needs none
     }
     if connector:
         environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] = str(free_port())
