@@ -135,13 +135,13 @@ def deep_agent(model: MixQuantChatModel, *rest: Any, **settings: Any) -> Any:
         excluded_tools=frozenset({"read_file", "write_file", "edit_file", "delete", "glob", "grep", "task"}),
         excluded_middleware=frozenset({"SummarizationMiddleware"}),
     )
-    register_harness_profile(f"mixquant:{model.model}", small)
+    register_harness_profile("mixquant:embedded", small)
     return create_deep_agent(model, *rest, **settings)
 
 
 @pytest.mark.parametrize("make", [create_agent, deep_agent])
 async def test_agents_answer_by_a_schema_takes_no_turn_of_its_own(engine: VllmEngine, make: Any) -> None:
-    model = MixQuantChatModel(engine=engine, model="small-window", temperature=0, max_tokens=48)
+    model = MixQuantChatModel(engine=engine, temperature=0, max_tokens=48)
     question = {"messages": [("human", "How warm is it in Graz?")]}
     plain = (await make(model, [temperature]).ainvoke(question))["messages"]
     forced = await model.with_structured_output(Weather).ainvoke(plain)

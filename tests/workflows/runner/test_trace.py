@@ -117,9 +117,10 @@ def test_aiperf_sessions_by_lengths_grow_by_answers(tmp_path: Path) -> None:
 
 
 def test_aiperf_results_are_a_trace_again(tmp_path: Path) -> None:
-    def row(turn: int, start: float, end: float, prompt: int, error: Any = None) -> dict[str, Any]:
+    def row(turn: int, start: float, end: float, prompt: int, error: Any = None, sent: str = "s1") -> dict[str, Any]:
         told = {
             "conversation_id": "a",
+            "x_correlation_id": sent,
             "turn_index": turn,
             "request_start_ns": start * 1e9,
             "request_end_ns": end * 1e9,
@@ -132,5 +133,8 @@ def test_aiperf_results_are_a_trace_again(tmp_path: Path) -> None:
     ((one, two),) = read_trace(write_lines(tmp_path / "r.jsonl", *rows))
     assert (one.prompt_tokens, two.prompt_tokens) == (100, 200)
     assert (one.start_seconds, two.start_seconds, two.gap_seconds) == (0.0, 2.5, 1.5)
+    again = (row(0, 20, 21, 100, sent="s2"), row(1, 22, 23, 200, sent="s2"))
+    first, second = read_trace(write_lines(tmp_path / "w.jsonl", *rows, *again))
+    assert (first, [turn.gap_seconds for turn in second]) == ([one, two], [None, 1.0]), "sent twice: two threads"
     with pytest.raises(ConfigError, match="line 1"):
         read_trace(write_lines(tmp_path / "x.jsonl", {"metadata": {}, "metrics": {}}))

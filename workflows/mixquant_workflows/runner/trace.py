@@ -278,8 +278,9 @@ def _from_sessions(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trac
 
 
 def _from_results(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[TraceTurn]]:
-    """AIPerf's record of each request that it sent: its turns, tokens and gaps as they were measured."""
-    sessions: dict[str, list[tuple[int, int, int, int, int]]] = {}
+    """AIPerf's record of each request that it sent: its turns, tokens and gaps as they were measured. It may send a
+    conversation more than once: each time is a thread."""
+    sessions: dict[tuple[str, str], list[tuple[int, int, int, int, int]]] = {}
     for number, row in enumerate(rows):
         if row.get("error"):
             continue
@@ -288,15 +289,16 @@ def _from_results(path: Path, rows: Iterable[dict[str, Any]]) -> list[list[Trace
             prompt, answer = (
                 int(metrics[name]["value"]) for name in ("input_sequence_length", "output_sequence_length")
             )
-            name = str(metadata.get("conversation_id") or metadata.get("x_correlation_id") or f"request-{number}")
+            sent = str(metadata.get("x_correlation_id") or "")
+            name = str(metadata.get("conversation_id") or sent or f"request-{number}")
             start, end = int(metadata["request_start_ns"]), int(metadata["request_end_ns"])
             turn = int(metadata.get("turn_index") or 0)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ConfigError(f"{path}, line {number + 1}: no record of a request ({error!r})") from error
-        sessions.setdefault(name, []).append((turn, start, end, prompt, answer))
+        sessions.setdefault((name, sent), []).append((turn, start, end, prompt, answer))
     first = min((start for turns in sessions.values() for _, start, *_ in turns), default=0)
     threads = []
-    for name, turns in sessions.items():
+    for (name, _), turns in sessions.items():
         thread: list[TraceTurn] = []
         ended: int | None = None
         for _, start, end, prompt, answer in sorted(turns):
