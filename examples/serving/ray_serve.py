@@ -3,7 +3,8 @@
 Every machine needs mixquant-agents, vLLM and ``ray[llm]``. Without a cluster Ray starts one here. A turn goes to the
 replica that holds the longest beginning of its prompt. It serves on port 8000; end it with Ctrl-C.
 
-With MODEL a folder on a machine without GPUs, the engines run on CPUs.
+With MODEL a folder on a machine without GPUs, the engines run on CPUs. Ray asks for two CPUs a replica, and some for
+itself: where there are fewer cores, ``ray start --head --num-cpus 8`` first, and ``RAY_ADDRESS=auto`` here.
 """
 
 import sys

@@ -1,5 +1,5 @@
 """Two real servers on the CPU: one reads in INT8, one is exact, and vLLM's ExampleConnector stands between them (files
-on disk; with NIXL's the first prompt was not read in two minutes on two cores).
+on disk: nothing but vLLM is needed for it; over NIXL ``bench.pair`` was run).
 
 ``OpenAIEngine`` on one, ``PairEngine`` on both, and both behind the router; the last test kills one of them. ``make
 test-serving`` runs this: two engine starts. ``VllmEngine`` passes the same suites in ``make test``.
