@@ -19,8 +19,8 @@ _MARK, _TAIL = "mixquant: calibrating", 4096
 
 HEARTBEAT_SECONDS = 5.0
 """Between two lines of one stage, outside a terminal: a start that takes long must not look like one that hangs."""
-HEARTBEAT_SHARE = 0.25
-"""Of a stage that has taken long already, a line is due after so much more of its time: lines stay readable."""
+SLOW_HEARTBEAT_SECONDS = 30.0
+"""The same, once a stage has taken minutes."""
 
 
 class Progress:
@@ -83,7 +83,8 @@ class Progress:
         shown = self.began
         while not self._ended.wait(HEARTBEAT_SECONDS):
             now = time.monotonic()
-            if self._status is None and now - shown < HEARTBEAT_SHARE * (now - self._entered):
+            wait = min(SLOW_HEARTBEAT_SECONDS, (now - self._entered) / 4)
+            if self._status is None and now - shown < wait:
                 continue
             self._line()
             shown = now
