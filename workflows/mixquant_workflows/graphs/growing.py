@@ -52,7 +52,8 @@ class ResultReader:
 
     Args:
         prefetch: reads ``text`` into the prefix cache.
-        step: characters by which a result must have grown to be read again.
+        step: characters by which a result must have grown to be read again, and by an eighth: so however long it gets
+            it is not rendered too often.
     """
 
     def __init__(self, prefetch: Callable[[str], Coroutine[Any, Any, int]], step: int) -> None:
@@ -71,11 +72,14 @@ class ResultReader:
 
     def _told(self, text: str) -> None:
         self._text = text
-        if not self._closed and (self._task is None or self._task.done()) and len(text) - self._read >= self._step:
+        if not self._closed and (self._task is None or self._task.done()) and self._due():
             self._task = self._loop.create_task(self._run(), name="mixquant-prefetch")
 
+    def _due(self) -> bool:
+        return len(self._text) - self._read >= max(self._step, self._read // 8)
+
     async def _run(self) -> None:
-        while len(self._text) - self._read >= self._step:
+        while self._due():
             text = self._text
             try:
                 await self._prefetch(text)

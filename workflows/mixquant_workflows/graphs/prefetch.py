@@ -34,14 +34,14 @@ class PrefetchMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     Args:
         model: the agent's.
-        step: characters by which a growing result must have grown to be read again. Each reading is a step of the
-            engine that others wait for, so few and large ones disturb them less.
+        step: characters by which a growing result must have grown for the engine to be asked again. While other turns
+            run, the engine itself waits for larger pieces, so that few of their steps get longer.
 
     Raises:
         ConfigError: ``step`` is not positive.
     """
 
-    def __init__(self, model: MixQuantChatModel, *, step: int = 6_000) -> None:
+    def __init__(self, model: MixQuantChatModel, *, step: int = 1_000) -> None:
         super().__init__()
         if step < 1:
             raise ConfigError(f"step={step} is no number of characters; give at least 1")
