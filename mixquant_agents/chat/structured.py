@@ -152,9 +152,12 @@ class _Call(_CheckedAtEnd, JsonOutputKeyToolsParser):
                 why = _CUT_OFF.get(finish) or f"is no valid call: {'; '.join(map(str, reasons))}"
                 raise OutputParserException(f"the answer {why}", llm_output=result[0].text)
         value = super().parse_result(result, partial=partial)
-        if value is not None and self.output is not None and self.output.wrapped:
-            value = value.get(WRAPPED)
-        if partial or value is None:
+        if value is None:  # no call
+            return None
+        if self.output is not None and self.output.wrapped:
+            # A model that no grammar holds may leave the wrapping out; the schema says whether what it gave will do.
+            value = value.get(WRAPPED, None if partial else value)
+        if partial:
             return value
         return _read(self.output, value, json.dumps(value))
 

@@ -25,7 +25,7 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
     Raises:
         RequestError: something is no tool.
     """
-    if isinstance(tools, str | Mapping) or not isinstance(tools, Iterable):
+    if isinstance(tools, str | Mapping | BaseTool) or not isinstance(tools, Iterable):  # one tool iterates over fields
         raise RequestError(f"tools={tools!r} is no list of tools")
     return [_engine_tool(tool, strict) for tool in tools]
 

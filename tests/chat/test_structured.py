@@ -114,6 +114,28 @@ async def test_other_types_that_pydantic_reads(schema: Any, text: str, value: An
     assert await model.with_structured_output(schema).ainvoke("go") == value
 
 
+@pytest.mark.parametrize(
+    ("schema", "arguments", "value"),
+    [
+        (City | None, {"value": {"name": "Bern"}}, City(name="Bern")),
+        (City | None, {"value": None}, None),
+        (City | None, {"name": "Bern"}, City(name="Bern")),
+        (City | None, {"town": "Bern"}, OutputParserException),
+        (list[int], {"value": None}, OutputParserException),
+        (list[int], {}, OutputParserException),
+    ],
+)
+async def test_call_of_a_wrapped_schema_is_read_as_it_says(schema: Any, arguments: Any, value: Any) -> None:
+    call = {"name": output_schema(schema, None).name, "args": arguments}
+    model = MixQuantChatModel(engine=ScriptedEngine(lambda _: ScriptedTurn(tool_calls=[call])))
+    chain = model.with_structured_output(schema, method="function_calling")
+    if value is OutputParserException:
+        with pytest.raises(OutputParserException, match="breaks the schema"):
+            await chain.ainvoke("go")
+    else:
+        assert await chain.ainvoke("go") == value
+
+
 async def test_fields_whose_formats_are_comments() -> None:
     class Stored(BaseModel):
         where: pathlib.Path

@@ -212,3 +212,8 @@ def test_functions_in_the_forms_of_others_are_taken() -> None:
     functions = [tool["function"] for tool in request_of(model).tools]
     assert [function["name"] for function in functions] == ["a", "b", "c", "d", "e"]
     assert all(function["parameters"]["properties"] == schema["properties"] for function in functions)
+
+
+def test_tool_alone_is_no_list_of_tools() -> None:
+    with pytest.raises(RequestError, match="is no list of tools"):
+        model_of("x").bind_tools(add)

@@ -339,6 +339,9 @@ class VllmOutputParser:
         if self._tool in ("llama3_json", "llama4_json"):
             out = replace(out, tool_calls=(*out.tool_calls, *self._overlooked(values)))
         index = max(self._arguments)
+        # What follows a call, or an end behind it, says that it is whole; vLLM gives out nothing where it has none.
+        bare = [at for at, given in self._arguments.items() if not any(given) and (at != index or not unfinished)]
+        out = replace(out, tool_calls=(*out.tool_calls, *(ToolCallDelta(at, arguments="{}") for at in bare)))
         arguments = "".join(self._arguments[index])
         if unfinished:
             before, _, rest = unfinished.rpartition(arguments) if arguments.strip("{}") else ("", "", unfinished)

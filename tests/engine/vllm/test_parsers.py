@@ -103,6 +103,41 @@ def test_calls_of_each_syntax(tokenizer: Any, tool: str, reasoning: str | None, 
     assert got["invalid"] == []
 
 
+@pytest.mark.parametrize(
+    ("tool", "text"),
+    [
+        ("hermes", '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'),
+        ("llama3_json", '{"name": "add", "parameters": {}}'),
+        ("llama3_json", '<|python_tag|>{"name": "add", "parameters": {}}; {"name": "add", "parameters": {}}'),
+        ("llama3_json", '{"name": "add", "parameters": {"a": 1}}; {"name": "add", "parameters": {}}'),
+        ("mistral", '[TOOL_CALLS][{"name": "add", "arguments": {}}]'),
+        ("pythonic", "[add()]"),
+        ("qwen3_coder", "<tool_call>\n<function=add>\n</function>\n</tool_call>"),
+        ("minimax_m2", '<minimax:tool_call>\n<invoke name="add">\n</invoke>\n</minimax:tool_call>'),
+    ],
+)
+def test_call_without_arguments_has_none(tokenizer: Any, tool: str, text: str) -> None:
+    def calls(text: str) -> tuple[list[Any], list[str]]:
+        accumulator = AnswerAccumulator(("add",))
+        ids, parser = tokenizer.encode(text), parser_of(tokenizer, tool)
+        for place, token in enumerate(ids):
+            last = "stop" if place == len(ids) - 1 else None
+            raw = TokenDelta(tokenizer.decode([token]), (token,), finish_reason=last, prompt_token_ids=())
+            accumulator.feed(parsed(raw, parser))
+        accumulator.close()
+        broken = [call["id"] for _, call, _ in accumulator.calls.seals()]
+        return [
+            json.loads(call["arguments"]) for call in accumulator.calls.listed() if call["id"] not in broken
+        ], broken
+
+    whole, broken = calls(text)
+    assert broken == []
+    assert whole[-1] == {}
+    assert len(whole) == text.count("add")
+    cut_off = calls(text[: text.rindex("add") + 4])[0]
+    assert {} not in cut_off[len(whole) - 1 :], "what was cut off behind the name is no call"
+
+
 @pytest.mark.parametrize("prompt", ["assistant\n", "assistant\n<think>\n"])
 def test_qwen3s_call_in_an_unclosed_thought_is_a_call(tokenizer: Any, prompt: str) -> None:
     text = ("" if "<think>" in prompt else "<think>\n") + "I must look.\n" + HERMES
