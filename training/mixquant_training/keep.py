@@ -6,7 +6,6 @@ the base did not see), text that the base writes freely, and plain English docum
 
 from __future__ import annotations
 
-import pathlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from mixquant_training.generate.toolbox import KNOWLEDGE, Toolbox
 from mixquant_training.generate.words import words
 from mixquant_training.model import CONFIG, Weights, generate, hidden, rope
 
-__all__ = ["Kept", "KeptRow", "kept_rows", "look", "make_kept", "read_kept", "write_kept"]
+__all__ = ["Kept", "KeptRow", "kept_rows", "make_kept"]
 
 
 @dataclass
@@ -72,7 +71,7 @@ def make_kept(weights: Weights, tokenizer: Tokenizer, chats: int, free: int, pla
         window = ids(text)[:256]
         kept.append(Kept(window, window, len(window) - 1))
     rng.shuffle(kept)
-    look(weights, kept)
+    _look(weights, kept)
     return kept
 
 
@@ -121,7 +120,7 @@ def _documentation(rng: random.Random, count: int) -> list[str]:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator] # torch is untyped here
-def look(weights: Weights, kept: list[Kept], tokens: int = 65_536) -> None:
+def _look(weights: Weights, kept: list[Kept], tokens: int = 65_536) -> None:
     """Fill in what the base says, once: it never changes."""
     device, dtype = str(weights.embedding.device), weights.embedding.dtype
     cos, sin = rope(2048, device, dtype)
@@ -177,24 +176,6 @@ def kept_rows(kept: list[Kept], tokens: int, compared: int, rng: random.Random) 
             start, taken = end, taken + one.compared
         states = torch.cat([one.states for one in rows if one.states is not None])
         yield KeptRow(ids, document, position, at[:taken], begins[:taken], states)
-
-
-def write_kept(kept: list[Kept], path: pathlib.Path) -> None:
-    """The texts, without the states."""
-    texts = [text for one in kept for text in (one.base, one.adapted)]
-    np.savez_compressed(
-        path, ids=np.concatenate([np.array(text, np.uint16) for text in texts]), lengths=[len(text) for text in texts],
-        compared=[one.compared for one in kept],
-    )  # fmt: skip
-
-
-def read_kept(weights: Weights, path: pathlib.Path) -> list[Kept]:
-    """Texts written by :func:`write_kept`, looked at by the base anew."""
-    with np.load(path) as stored:
-        texts = [part.tolist() for part in np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])]
-        kept = [Kept(*pair, int(count)) for pair, count in zip(zip(texts[::2], texts[1::2], strict=True), stored["compared"], strict=True)]  # fmt: skip
-    look(weights, kept)
-    return kept
 
 
 def _pad(texts: list[list[int]], rows: list[Kept]) -> tuple[Tensor, Tensor]:

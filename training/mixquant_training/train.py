@@ -29,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812 - the usual name
 from mixquant_training import model as net
 from mixquant_training.adapter import FORMATS, Adapter, grown, load, merged, save
 from mixquant_training.data import stream
-from mixquant_training.keep import Kept, kept_rows, make_kept, read_kept, write_kept
+from mixquant_training.keep import Kept, kept_rows, make_kept
 from mixquant_training.rows import Seen, tiles, until
 
 
@@ -53,7 +53,6 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learnt", type=int, default=10_240, help="most learnt tokens of a step")
     parser.add_argument("--kept-tokens", type=int, default=4_096, help="tokens of kept texts in a step")
     parser.add_argument("--compared", type=int, default=3_072, help="most places of a step compared with the base")
-    parser.add_argument("--kept-from", type=pathlib.Path, help="kept.npz of an earlier run, instead of sampling anew")
     parser.add_argument(
         "--kept", type=int, nargs=3, default=[6000, 500, 700], help="chats, free texts, documentation windows"
     )
@@ -168,13 +167,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     base = net.load_gguf(args.gguf).to(args.device, torch.float32)
     plain = base.to(args.device, dtype)
     say("weights read")
-    if args.kept_from:
-        kept = read_kept(plain, args.kept_from)
-    else:
-        chats, free, windows = args.kept
-        kept = make_kept(plain, Tokenizer.from_file(str(args.tokenizer)), chats, free, windows, seed=args.seed)
-        write_kept(kept, args.out / "kept.npz")
-    kept = [one for one in kept if len(one.adapted) <= args.kept_tokens // 2 and one.compared <= args.compared // 2]
+    chats, free, windows = args.kept
+    kept = make_kept(plain, Tokenizer.from_file(str(args.tokenizer)), chats, free, windows, seed=args.seed)
+    kept = [text for text in kept if len(text.adapted) <= args.kept_tokens // 2 and text.compared <= args.compared // 2]
     say(f"{len(kept)} texts of the base")
     return train(args, base, plain, kept, dtype)
 
