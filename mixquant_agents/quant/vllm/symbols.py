@@ -51,16 +51,18 @@ def missing(tree: ast.Module | None, symbol: Symbol) -> str | None:
     if tree is None:
         return f"{symbol}: no such module"
     owner, _, leaf = symbol.name.rpartition(".")
-    body: list[ast.stmt] = tree.body
+    scope: ast.Module | ast.ClassDef = tree
     if owner:
-        owner_class = next((n for n in _flat(body) if isinstance(n, ast.ClassDef) and n.name == owner), None)
+        owner_class = next((n for n in _flat(tree.body) if isinstance(n, ast.ClassDef) and n.name == owner), None)
         if owner_class is None:
             return f"{symbol}: no class {owner}"
-        body = owner_class.body
-    functions = [n for n in _flat(body) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == leaf]
+        scope = owner_class
+    functions = [
+        n for n in _flat(scope.body) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == leaf
+    ]
     if functions:
         return _mismatch(functions[-1], symbol)
-    if symbol.parameters or leaf not in set(_names(body, in_class=bool(owner))):
+    if symbol.parameters or leaf not in _names(scope):
         return f"{symbol}: not there"
     return None
 
@@ -91,8 +93,13 @@ def _flat(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _flat(node.orelse)
 
 
-def _names(body: list[ast.stmt], *, in_class: bool) -> Iterator[str]:
-    """Names that a module or class body binds; for classes also what methods assign to ``self``."""
+@functools.lru_cache(maxsize=512)
+def _names(scope: ast.Module | ast.ClassDef) -> frozenset[str]:
+    """Names that a module or class binds; for classes also what methods assign to ``self``."""
+    return frozenset(_bound(scope.body, in_class=isinstance(scope, ast.ClassDef)))
+
+
+def _bound(body: list[ast.stmt], *, in_class: bool) -> Iterator[str]:
     for node in _flat(body):
         if isinstance(node, ast.ClassDef):
             yield node.name
