@@ -19,6 +19,10 @@ from mixquant_agents.quant.twins.calibrated import LayerCalibration
 
 __all__ = ["Seen", "collect", "layer_calibrations"]
 
+_SCALED = ("qkv_proj", "gate_up_proj", "down_proj")
+"""Groups whose channels may be scaled: the kernels that normalize or activate their inputs multiply on the way.
+Attention's output would be read and written once more for it, which its small gain is not worth."""
+
 _SAMPLE = 1024
 """Rows of a group's inputs that are kept to try roundings on, at most."""
 
@@ -187,7 +191,7 @@ def _channel_scales(members: Sequence[Group], seen: Mapping[str, Seen]) -> dict[
         own = seen[group.name]
         if own.second is None or own.sample is None:
             raise ValueError(f"second moments and samples of {group.name!r} were not collected")
-        if own.peaks.numel() % nvfp4.BLOCK == 0:
+        if group.name.rpartition(".")[2] in _SCALED and own.peaks.numel() % nvfp4.BLOCK == 0:
             scale = balanced(group.weight(), own.second, own.sample, own.peaks)
             if bool((scale != 1).any()):
                 scales[group.name] = scale
