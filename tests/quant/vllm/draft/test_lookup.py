@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.v1.worker.gpu import buffer_utils
+from vllm.v1.worker.gpu.states import RequestState
 
 from mixquant_agents.quant.vllm.draft.lookup import AFTER, NGRAM, Lookup, guesses
 
@@ -37,16 +36,18 @@ def test_guess_is_what_followed_the_last_occurrence(rows: list[list[int]], count
         assert expected is None or guessed[row].tolist() == expected
 
 
+@pytest.fixture(autouse=True)
+def memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own way without pinned memory."""
+    monkeypatch.setattr(buffer_utils, "is_uva_available", lambda: False)
+
+
 class Run:
     """Requests that write; the twin guesses ``twin``'s next tokens."""
 
     def __init__(self, *texts: list[int], drafts: int = 3) -> None:
         self.texts, self.drafts = list(texts), drafts
-        rows = torch.zeros(len(texts), 4096, dtype=torch.int32)
-        self.states: Any = SimpleNamespace(
-            all_token_ids=SimpleNamespace(gpu=rows),
-            total_len=SimpleNamespace(gpu=torch.zeros(len(texts), dtype=torch.int32)),
-        )
+        self.states = RequestState(len(texts), 4096, 4096, drafts, 1000, torch.device("cpu"))
         self.lookup = Lookup(self.states)
 
     def cycle(self, *new: list[int], twin: list[list[int]] | None = None) -> list[list[int]] | None:
