@@ -179,7 +179,7 @@ def threads_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
 
 _THREAD_COLUMNS = (
     ("question", "First question", False),
-    ("last", "Last turn", False),
+    ("last", "Last turn", True),
     ("", "Policies", False),
     ("turns", "Turns", True),
     ("prompt", "Prompt tokens", True),
