@@ -132,6 +132,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "read ahead": {},
     "read ahead, pieces of a half": {"pieces": Pieces(share=0.5)},
     "read ahead, pieces of 3600": {"pieces": Pieces(tokens=3600)},
+    "read ahead, pieces of 3600, steps of 4288": {"pieces": Pieces(tokens=3600), "background_rows": 4288},
     "read ahead, one step in 64": {"background_gap": 64},
     "read ahead, vLLM's schedule": {"enabled": False},
     "rendered only": {},
@@ -154,7 +155,7 @@ async def measure_warm(engine: VllmEngine, plan: argparse.Namespace) -> dict[str
     shares: dict[str, list[float]] = {way: [] for way in plan.ways}
     call = {"id": "call00001", "type": "function", "function": {"name": "search", "arguments": '{"query": "lakes"}'}}
     settings = await deferral(engine)
-    usual = {name: settings[name] for name in ("enabled", "background_gap")}
+    usual = {name: settings[name] for name in ("enabled", "background_rows", "background_gap")}
     for number in range(len(plan.ways) * (plan.rounds + 1)):  # the first of each warms up
         way = plan.ways[number % len(plan.ways)]
         changes = {"pieces": Pieces(), **usual, **WAYS[way]}
