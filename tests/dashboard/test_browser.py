@@ -83,7 +83,7 @@ def test_links_lead_from_overview_to_messages(browser: Any, board: Dashboard) ->
     inside.find_element(By.TAG_NAME, "a").click()
     text = until(lambda: "Prefix reuse" in text_of(browser) and text_of(browser), "the turn's detail")
     assert "Which of my notes mention the budget?" in text
-    assert "quantized rows" in text
+    assert "Quantized rows" in text
     assert "turn=" in browser.current_url
     shown = browser.find_element(By.CSS_SELECTOR, ".fall [aria-current]").text
     assert shown.startswith("turn 1")
