@@ -40,5 +40,6 @@ def policy_charts(seen: Overview, labels: Sequence[str]) -> list[Markup]:
         labels,
         [(*key, row.score_means) for key, row in zip(keys, shown, strict=True)],
         formatting.score,
+        top=1.0 if all(mean is None or mean <= 1 for row in shown for mean in row.score_means) else None,
     )
     return (times if len(seen.policies) > 1 else []) + ([scores] if seen.scores else [])

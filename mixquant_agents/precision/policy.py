@@ -249,10 +249,13 @@ class PrecisionPolicy(FrozenConfig):
 
     @property
     def name(self) -> str:
-        """The preset's name when this equals a preset, else ``custom-`` and a short fingerprint."""
+        """The preset's name when this equals a preset, with ``-reproducible`` behind it when it differs from one in that
+        alone; else ``custom-`` and a short fingerprint."""
         for name, preset in POLICY_PRESETS.items():
             if self == preset:
                 return name
+            if self.reproducible and self == preset.model_copy(update={"reproducible": True}):
+                return f"{name}-reproducible"
         return f"custom-{self.fingerprint[:8]}"
 
     @property

@@ -13,6 +13,13 @@ from mixquant_agents.precision.formats import FORMATS, NumberFormat
 from mixquant_agents.precision.policy import POLICY_PRESETS, PolicyName, PrecisionPolicy
 
 
+def test_reproducible_preset_keeps_its_name() -> None:
+    preset = PrecisionPolicy.of("mixquant-nvfp4")
+    assert preset.model_copy(update={"reproducible": True}).name == "mixquant-nvfp4-reproducible"
+    changed = preset.model_copy(update={"reproducible": True, "exact_last_tokens": 7})
+    assert changed.name.startswith("custom-")
+
+
 def test_presets_by_name() -> None:
     assert list(POLICY_PRESETS) == [
         "exact", "mixquant", "mixquant-nvfp4", "mixquant-fp8", "mixquant-int8", "mixquant-mxfp4",
