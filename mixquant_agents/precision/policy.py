@@ -281,9 +281,11 @@ class PrecisionPolicy(FrozenConfig):
 
 NVFP4_RECIPE: dict[str, Any] = {
     "exact_static_prefix": True,
-    "exact_first_tokens": 16,
-    "exact_last_tokens": 112,
+    "exact_first_tokens": 4,
+    "exact_last_tokens": 124,
     "weight_rounding": "gptq",
+    "weight_scales": "4/6",
+    "channel_scales": "balanced",
     "calibration": "auto",
 }
 """What NVFP4 reads with by default, by the figures of ``docs/nvfp4-fidelity.md``: to a prefill that finds its static

@@ -215,7 +215,7 @@ def test_auto_takes_nvfp4s_default_recipe_on_blackwell_and_keeps_its_name() -> N
     assert resolved.rule() == resolve(PrecisionPolicy.of("mixquant-nvfp4"), blackwell).rule()
     sent = PrecisionPolicy.model_validate(PrecisionPolicy().model_dump(mode="json"))  # as a worker gets it
     assert resolve(sent, blackwell).policy == PrecisionPolicy.of("mixquant-nvfp4")
-    assert resolve(PrecisionPolicy(row_threshold=7), blackwell).rule().last == 112
+    assert resolve(PrecisionPolicy(row_threshold=7), blackwell).rule().last == 124
     own = resolve(PrecisionPolicy(exact_last_tokens=4), blackwell)
     assert (own.rule().last, own.rule().first, own.policy.calibration) == (4, 0, None)
     assert resolve(PrecisionPolicy(), CPU).policy == PrecisionPolicy()
@@ -224,7 +224,7 @@ def test_auto_takes_nvfp4s_default_recipe_on_blackwell_and_keeps_its_name() -> N
 def test_without_a_calibration_values_are_rounded_to_the_nearest() -> None:
     policy = PrecisionPolicy.of("mixquant-nvfp4")
     names = [resolve(policy, CPU, calibrated=there).default_format.name for there in (True, False)]  # type: ignore[union-attr] # it quantizes
-    assert names == ["nvfp4-emulated-gptq", "nvfp4-emulated"]
+    assert names == ["nvfp4-emulated-gptq-w46-balanced", "nvfp4-emulated-w46"]
 
 
 @pytest.mark.parametrize("device", [L4, H100, CPU])

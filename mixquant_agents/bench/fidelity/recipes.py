@@ -41,6 +41,8 @@ _KV = (("k_proj", _FP8), ("v_proj", _FP8))
 _ENDS: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 48}
 _WIDE: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 112}
 """As many exact rows as captured graphs have room for, and 3 % of the time at 2k tokens."""
+_LATE: dict[str, object] = {"exact_first_tokens": 4, "exact_last_tokens": 124}
+"""As many, but for the first tokens that all attend to nearly all of them at the end."""
 
 EMULATION = DeviceInfo("cpu", "emulation")
 """Fidelity is about rounding, so formats are emulated on any device."""
@@ -151,6 +153,7 @@ def recipes() -> dict[str, StudyRecipe]:
             "balanced+w46": _nvfp4(**balanced, **w46),
             "balanced+ends-exact": _nvfp4(**balanced, **_ENDS),
             "balanced+wide-ends-exact": _nvfp4(**balanced, **_WIDE),
+            "balanced+w46+late-ends-exact": _nvfp4(**balanced, **w46, **_LATE),
             "balanced+w46+wide-ends-exact": _nvfp4(**balanced, **w46, **_WIDE),
             "balanced+w46+a46+wide-ends-exact": _nvfp4(**balanced, **w46, **a46, **_WIDE),
         }.items()
@@ -160,6 +163,7 @@ def recipes() -> dict[str, StudyRecipe]:
     static = (
         "fp8",
         "balanced+wide-ends-exact",
+        "balanced+w46+late-ends-exact",
         "balanced+w46+wide-ends-exact",
         "balanced+w46+a46+wide-ends-exact",
         "gptq+w46+wide-ends-exact",

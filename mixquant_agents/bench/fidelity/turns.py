@@ -21,7 +21,7 @@ from mixquant_agents.quant.twins.calibrated import LayerCalibration
 __all__ = ["TURNS", "by_turn"]
 
 TURNS = (1, 2, 5, 20)
-RECIPES = ("plain", "qkv-fp8+gptq", "gptq+ends-exact", "gptq+wide-ends-exact", "balanced+wide-ends-exact")
+RECIPES = ("plain", "qkv-fp8+gptq", "gptq+ends-exact", "gptq+wide-ends-exact", "balanced+w46+late-ends-exact")
 
 
 def by_turn(

@@ -12,7 +12,6 @@ import torch
 
 from mixquant_agents.errors import FormatRefusedError
 from mixquant_agents.precision.policy import PrecisionPolicy
-from mixquant_agents.precision.recipe import Recipe
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant.calibration import at_load
 from mixquant_agents.quant.calibration.at_load import calibration_for, command
@@ -50,7 +49,7 @@ def test_calibration_is_made_once_on_a_gpu(model: str) -> None:
         assert calibration.layer("layers.0.mlp.down_proj", 16, 32).activation_scale == 0.5
     assert made == [command(model, POLICY)]
     assert made[0][0] == sys.executable
-    assert made[0][-6:] == ["--rounding", "gptq", "--weight-scales", "max", "--channel-scales", "none"]
+    assert made[0][-6:] == ["--rounding", "gptq", "--weight-scales", "4/6", "--channel-scales", "balanced"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_runtime_without_one_rounds_to_the_nearest(model: str) -> None:
     runtime = Runtime(POLICY, CPU, switchable=True, model=model)
     assert runtime.status()["calibration"] is None
     assert "mixquant calibrate" in runtime.status()["uncalibrated"]
-    assert runtime.status()["twin"] == "nvfp4-emulated"
+    assert runtime.status()["twin"] == "nvfp4-emulated-w46"
     runtime.set_policy(PrecisionPolicy.of("mixquant-nvfp4-plain"))
     assert runtime.status()["uncalibrated"] is None
     runtime.set_policy(POLICY)
@@ -77,9 +76,9 @@ def test_runtime_without_one_rounds_to_the_nearest(model: str) -> None:
 
 def test_runtime_takes_one_that_was_made_meanwhile(model: str) -> None:
     runtime = Runtime(PrecisionPolicy.of("exact"), CPU, switchable=True, model=model)
-    save(folder_of(model), Recipe("gptq"), {"layers.0.mlp.down_proj": KNOWN})
+    save(folder_of(model), POLICY.recipe, {"layers.0.mlp.down_proj": KNOWN})
     runtime.set_policy(POLICY)
-    assert runtime.status()["twin"] == "nvfp4-emulated-gptq"
+    assert runtime.status()["twin"] == "nvfp4-emulated-gptq-w46-balanced"
 
 
 def test_folder_that_is_named_must_be_there(tmp_path: pathlib.Path) -> None:
@@ -109,11 +108,11 @@ def test_layers_that_the_cache_does_not_know_are_rounded_to_the_nearest(model: s
     assert layer_format is not None
     twin, weight = twin_of(layer_format), torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     sharded = twin.build(weight, runtime.calibration_of("layers.0.mlp.down_proj", 8, 32))
-    nearest = nvfp4.split_tensor(weight)
+    nearest = nvfp4.split_tensor(weight, four_over_six=True)
     assert torch.equal(sharded.grid * sharded.scale, nearest[0] * nearest[1])
     assert runtime.status()["uncalibrated_layers"] == 1
     assert runtime.calibration_of("layers.0.mlp.down_proj", 16, 32).twin is None, "its parts would not fit together"
-    save(folder_of(model), Recipe("gptq"), {})
+    save(folder_of(model), POLICY.recipe, {})
     named = POLICY.model_copy(update={"calibration": str(folder_of(model))})
     with pytest.raises(FormatRefusedError, match="has no layer"):
         Runtime(named, CPU, switchable=True).calibration_of("layers.0.mlp.down_proj", 16, 32)
