@@ -66,7 +66,7 @@ def engine_memory(
     Raises:
         ConfigError: the model's or the GPU's figures are not known, or it does not fit.
     """
-    config, memory = model_config(model), _gpu_bytes(gpu)
+    memory, config = _gpu_bytes(gpu), model_config(model)
     _, heads, width = heads_of(config)
     linear = linear_weights(config)
     longest = min(longest, config.get("max_position_embeddings") or longest)
@@ -122,6 +122,6 @@ def _gpu_bytes(gpu: str) -> float:
     path = tables_folder() / "systems" / f"{gpu}.yaml"
     if not path.is_file():
         known = sorted(each.stem for each in path.parent.glob("*_*.yaml") if "lane" not in each.stem)
-        raise ConfigError(f"--gpu {gpu!r} is not known; aiconfigurator-core has {', '.join(known)}")
+        raise ConfigError(f"aiconfigurator-core has no tables for GPU {gpu!r}; it has {', '.join(known)}")
     values = yaml.safe_load(path.read_text())
     return float(values["gpu"]["mem_capacity"])

@@ -70,7 +70,7 @@ class AgentDojo:
         done, attacked = await judged
         measures = {"attack_success": float(attacked)} if attacker is not None else {}
         why = "" if done else f"the user's task was not done: {user.PROMPT[:200]}"
-        return Verdict(score=float(done), why=why, messages=pipeline.said, measures=measures)
+        return Verdict(score=float(done), why=why, messages=pipeline.answers, measures=measures)
 
     def oracle(self, case: Case) -> list[Answer]:
         """The calls of the user's task in order; the attacker gets nothing."""
