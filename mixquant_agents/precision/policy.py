@@ -67,7 +67,7 @@ class PrecisionPolicy(FrozenConfig):
             against it. ``None``: off.
         draft_tokens: how many tokens are drafted at a time.
         draft_ngram: while all answers copy what they have read, what followed the same tokens before is drafted,
-            without a step of the twin.
+            without a step of the twin. Off by default: no GPU has run it yet.
         draft_window: of a longer context drafts read the beginning and so many of its last tokens; ``None``: all of it.
         prefill_checkpoint: path or id of a pre-quantized NVFP4 checkpoint of the same model, used for the twin weights.
         storage: how exact weights and FP8 twins are held. ``"separate"``: two copies. ``"nested"``: one, of twelve bits
@@ -97,7 +97,7 @@ class PrecisionPolicy(FrozenConfig):
     reproducible: bool = False
     draft: Literal["twin", "auto"] | None = None
     draft_tokens: Literal["auto"] | Annotated[int, Field(ge=1, le=8)] = "auto"
-    draft_ngram: bool = True
+    draft_ngram: bool = False
     draft_window: Literal["auto"] | Annotated[int, Field(ge=64)] | None = "auto"
     prefill_checkpoint: str | None = None
     calibration: str | None = None
@@ -249,8 +249,8 @@ class PrecisionPolicy(FrozenConfig):
 
     @property
     def name(self) -> str:
-        """The preset's name when this equals a preset, with ``-reproducible`` behind it when it differs from one in that
-        alone; else ``custom-`` and a short fingerprint."""
+        """The preset's name when this equals a preset, with ``-reproducible`` behind it when it differs from one in
+        that alone; else ``custom-`` and a short fingerprint."""
         for name, preset in POLICY_PRESETS.items():
             if self == preset:
                 return name

@@ -162,7 +162,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "projections": _BY_PROJECTION,
     "projections-eager": _BY_PROJECTION,
     "calibrated": {"formats": {"qkv_proj": "fp8"}, "weight_rounding": "gptq", "calibration": "auto"},
-    "mixquant-draft": {"draft": "twin"},
+    "mixquant-draft": {"draft": "twin", "draft_ngram": True},
     "nested-draft": {"draft": "twin"},
 }
 """What some engines' policies say beside their column's."""

@@ -255,7 +255,7 @@ def engines(model: Path, scratch: Path) -> dict[str, dict[str, Any]]:
     eagle = {"method": "eagle3", "model": str(write_eagle3(model, scratch)), "num_speculative_tokens": 3}
     own = {
         "exact": {},
-        "twin": policy(draft="twin"),
+        "twin": policy(draft="twin", draft_ngram=True),
         "window": policy(draft="twin", draft_window=WINDOW),
         "phase": policy(),
         "eagle3": {**policy(), "speculative_config": eagle},
