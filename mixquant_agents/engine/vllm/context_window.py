@@ -65,7 +65,7 @@ def writes_thoughts(config: EngineConfig) -> bool | None:
 
 def _template(config: EngineConfig) -> str | None:
     """Source of the chat template, by the rules of transformers: a file of its own, or the tokenizer's settings."""
-    with suppress(OSError):
+    with suppress(OSError, UnicodeDecodeError):  # the engine refuses what it cannot read
         if config.chat_template is not None:
             return Path(config.chat_template).expanduser().read_text(encoding="utf-8")
     if config.chat_template is not None or (folder := _folder(config)) is None:

@@ -23,7 +23,7 @@ from mixquant_agents.engine.vllm.checkpoint import check_folder, check_hub, look
 from mixquant_agents.engine.vllm.families import THINK_TAGS
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes
 from mixquant_agents.engine.vllm.parsers import make_parser, parser_names, tag_model_of
-from mixquant_agents.engine.vllm.render import Renderer
+from mixquant_agents.engine.vllm.render import Renderer, read_template
 from mixquant_agents.errors import ConfigError, InvalidMessagesError, MixQuantError
 
 __all__ = ["CASES", "Case", "check_model", "check_template"]
@@ -179,11 +179,9 @@ def check_template(path: Path, model: str = "") -> dict[str, Any]:
     """The same for a template file alone: a tokenizer of bytes stands in, with the template's markers as its tokens.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such file, or it cannot be read as UTF-8.
     """
-    if not path.is_file():
-        raise ConfigError(f"chat_template {str(path)!r} is not a file; give the path of a Jinja template")
-    source = path.read_text(encoding="utf-8")
+    source = read_template(path)
     config = EngineConfig(model=model or path.stem)
     renderer = Renderer.of(_stand_in(source), config)
     return _report(config, renderer)
@@ -193,6 +191,8 @@ def _report(config: EngineConfig, renderer: Renderer) -> dict[str, Any]:
     tool, reasoning = parser_names(config, renderer)
     cases = [_check(case, renderer, (tool, reasoning)) for case in CASES]
     problems = [f"{case['case']}: {case['detail']}" for case in cases if case["wrong"]]
+    if all(case["prompt"] == "refused" for case in cases):
+        problems.append(f"no conversation can be rendered; the first: {cases[0]['detail']}")
     return {
         "model": config.model,
         "tools": renderer.tool_form,

@@ -355,15 +355,27 @@ class Renderer:
         return self._answer_text(answer, [], replace(shape, tools="native")).strip()
 
 
+def read_template(path: Path) -> str:
+    """The source of a template file.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read as UTF-8.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise ConfigError(f"chat_template {str(path)!r} is not a file; give the path of a Jinja template")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat_template {str(path)!r} cannot be read: {error}; give a Jinja template in UTF-8"
+        ) from error
+
+
 def _templates(tokenizer: Any, config: EngineConfig) -> dict[str, str]:
     """Name → source: the file that the settings name, or the tokenizer's own."""
     if config.chat_template is not None:
-        path = Path(config.chat_template).expanduser()
-        if not path.is_file():
-            raise ConfigError(
-                f"chat_template {config.chat_template!r} is not a file; give the path of a Jinja template"
-            )
-        return {"default": path.read_text(encoding="utf-8")}
+        return {"default": read_template(Path(config.chat_template))}
     own = getattr(tokenizer, "chat_template", None)  # mistral_common's tokenizer has none
     if isinstance(own, dict):
         return {str(name): str(source) for name, source in own.items()}

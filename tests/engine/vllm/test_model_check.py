@@ -13,6 +13,7 @@ from mixquant_agents.cli import app
 from mixquant_agents.engine.vllm.args import free_port
 from mixquant_agents.engine.vllm.chat_format.shape import _OPTIONS, Shape
 from mixquant_agents.engine.vllm.model_check import _ADAPTATIONS, CASES, check_template
+from mixquant_agents.errors import ConfigError
 from tests.engine.vllm.chat_format.families import FAMILIES
 
 
@@ -110,3 +111,26 @@ def test_a_models_folder_is_checked_without_weights(tmp_path: Path, capsys: pyte
     report = json.loads(capsys.readouterr().out)
     assert (report["tool_parser"], report["reasoning_parser"]) == ("hermes", "qwen3")
     assert {case["prompt"] for case in report["cases"]} == {"own"}
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (b"a \xff {{ messages }}", "cannot be read: .*give a Jinja template in UTF-8"),
+        (None, "is not a file; give the path of a Jinja template"),
+    ],
+)
+def test_template_that_cannot_be_read_is_refused(tmp_path: Path, source: bytes | None, words: str) -> None:
+    path = tmp_path / "template.jinja"
+    if source is not None:
+        path.write_bytes(source)
+    with pytest.raises(ConfigError, match=words):
+        check_template(path)
+
+
+@pytest.mark.parametrize("source", ["{% if messages %}", "{{ raise_exception('never') }}"])
+def test_template_that_renders_nothing_is_a_problem(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "template.jinja"
+    path.write_text(source)
+    assert any("no conversation can be rendered" in problem for problem in check_template(path)["problems"])
+    assert app.run(["doctor", "--chat-template", str(path)]) == 1
