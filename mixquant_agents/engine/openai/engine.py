@@ -30,6 +30,7 @@ from mixquant_agents.engine.base import (
     Message,
 )
 from mixquant_agents.engine.meter import TurnMeter
+from mixquant_agents.engine.openai.address import without_login
 from mixquant_agents.engine.openai.answer import Answer
 from mixquant_agents.engine.openai.events import EventReader
 from mixquant_agents.engine.openai.patience import Patience, Waiting, retry_wait
@@ -88,7 +89,7 @@ class _Settings(BaseModel):
     @classmethod
     def _address(cls, given: str) -> str:
         given = given.strip()
-        shown = re.sub(r"//[^/@]*@", "//", given).partition("?")[0]  # a login or a key in it is nobody's to read
+        shown = without_login(given).partition("?")[0]  # a login or a key in it is nobody's to read
         try:
             parts = urlsplit(given)
             readable = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
@@ -119,7 +120,7 @@ class _Settings(BaseModel):
     @property
     def address(self) -> str:
         """``base_url`` as messages show it: without a password or a query."""
-        return re.sub(r"//[^/@]*@", "//", self.root)
+        return without_login(self.root)
 
     @property
     def root(self) -> str:

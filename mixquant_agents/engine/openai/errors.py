@@ -14,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import openai
 
+from mixquant_agents.engine.openai.address import without_login
 from mixquant_agents.engine.openai.patience import passing, retry_after
 from mixquant_agents.errors import (
     ContextOverflowError,
@@ -162,7 +163,7 @@ def _status_error(
 ) -> MixQuantError:
     if 300 <= error.status_code < 400:
         where = str(error.response.headers.get("location", "")).partition("?")[0]
-        where = re.sub(r"//[^/@]*@", "//", where)
+        where = without_login(where)
         return RemoteEngineError(
             f"{url} redirects to {where!r}, which is not followed: prompts and keys go to the address given and to no "
             "other; correct base_url",
@@ -204,7 +205,7 @@ def _proxy_of(url: str) -> str | None:
     proxy = proxies.get(parts.scheme, proxies.get("all"))
     if not proxy or proxy_bypass(parts.netloc):
         return None
-    return re.sub(r"//[^/@]*@", "//", proxy)
+    return without_login(proxy)
 
 
 def _timed_out(error: BaseException) -> bool:
