@@ -10,6 +10,7 @@ that each has read; ``over_exact`` says how many times faster than exact each en
 # ruff: noqa: T201 - a program
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 from mixquant_agents.bench.gpu.writing import SERVE, arguments, twin_arguments
 from mixquant_agents.bench.prefill.cores import by_speed
-from mixquant_agents.bench.prefill.engines import EngineProcess
+from mixquant_agents.bench.prefill.engines import EngineProcess, start_in_order
 from mixquant_agents.bench.prefill.stats import speedup
 from mixquant_agents.bench.shapes import write_model
 
@@ -45,12 +46,7 @@ def start(folder: Path, logs: Path) -> dict[str, EngineProcess]:
         if name in ACCEPTANCE:
             values |= twin_arguments(model, (0, 3), draft="auto", acceptance=ACCEPTANCE[name])
         engines[name] = EngineProcess(name, values, logs / f"auto-{name}.log", SERVE)
-    for name, engine in engines.items():
-        engine.go()
-        if name in ACCEPTANCE:
-            print(name, engine.wait_for("measured", "ready").get("text"), flush=True)
-    for name, engine in engines.items():
-        print(name, f"ready after {engine.wait_for('ready')['start_seconds']:.0f} s", flush=True)
+    start_in_order(engines, ACCEPTANCE, functools.partial(print, flush=True))
     return engines
 
 
@@ -108,9 +104,9 @@ def main(out: str, seconds: str = "60") -> None:
             result |= summary(rows)
             Path(out).write_text(json.dumps(result))
     for case, columns in result["cases"].items():
-        said = {name: (each["ms"], each["tokens_per_step"], *(round(v, 3) for v in each["over_exact"].values()))
+        figures = {name: (each["ms"], each["tokens_per_step"], *(round(v, 3) for v in each["over_exact"].values()))
                 for name, each in columns.items()}  # fmt: skip
-        print(case, said, flush=True)
+        print(case, figures, flush=True)
     print("slower than 0.99 by the lower end:", result["slow"] or "none", f"({count} rounds)", flush=True)
     for engine in engines.values():
         engine.close()

@@ -15,6 +15,7 @@ by its median.
 # ruff: noqa: T201 - a program
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 
 from mixquant_agents.bench.gpu.timing import StepTime, time_steps
 from mixquant_agents.bench.prefill.cores import by_speed
-from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
+from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments, start_in_order
 from mixquant_agents.bench.prefill.stats import ratio_interval
 from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
@@ -97,12 +98,7 @@ def arguments(column: str, model: Path) -> dict[str, Any]:
 def start(folder: Path, logs: Path, names: Sequence[str] = ENGINES) -> dict[str, EngineProcess]:
     model = write_model("qwen3-8b", folder)
     engines = {name: EngineProcess(name, arguments(name, model), logs / f"small-{name}.log", SERVE) for name in names}
-    for name, engine in engines.items():
-        engine.go()
-        if name == OURS:
-            print(name, engine.wait_for("measured", "ready").get("text"), flush=True)
-    for name, engine in engines.items():
-        print(name, f"ready after {engine.wait_for('ready')['start_seconds']:.0f} s", flush=True)
+    start_in_order(engines, (OURS,), functools.partial(print, flush=True))
     return engines
 
 

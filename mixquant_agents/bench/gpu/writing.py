@@ -16,6 +16,7 @@ take on the GPU, ``kernels`` what they consist of.
 # ruff: noqa: T201 - a program
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 import sys
@@ -26,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
+from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments, start_in_order
 from mixquant_agents.bench.prefill.stats import ratio_interval
 from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
@@ -206,12 +207,7 @@ def start(folder: Path, logs: Path, drafts: Sequence[int], drafting: Sequence[st
         name: EngineProcess(name, arguments(name, model, drafts), logs / f"draft-{name}.log", SERVE)
         for name in (*drafting, "exact")
     }
-    for name, engine in engines.items():  # ours first: their start-up measurement wants the GPU for itself
-        engine.go()
-        if name in ENGINES:
-            print(name, engine.wait_for("measured", "ready").get("text"), flush=True)
-    for name, engine in engines.items():
-        print(name, f"ready after {engine.wait_for('ready')['start_seconds']:.0f} s", flush=True)
+    start_in_order(engines, ENGINES, functools.partial(print, flush=True))
     return engines
 
 

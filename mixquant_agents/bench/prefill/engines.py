@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +186,17 @@ class EngineProcess:
         self._stderr.close()
 
 
+def start_in_order(engines: Mapping[str, EngineProcess], measuring: Container[str], say: Callable[[str], None]) -> None:
+    """Start all engines and wait until they are ready. The next one begins when one of ``measuring``, whose start-up
+    measurement wants the GPU for itself, has measured."""
+    for name, engine in engines.items():
+        engine.go()
+        if name in measuring:
+            say(f"{name}: {engine.wait_for('measured', 'ready').get('text', 'ready')}")
+    for name, engine in engines.items():
+        say(f"{name}: ready after {engine.wait_for('ready')['start_seconds']:.0f} s")
+
+
 @contextlib.contextmanager
 def engines(
     group: Group,
@@ -205,13 +216,7 @@ def engines(
             arguments = column_arguments(name, model, group.kv[name], dummy, group.max_len, gpus, memory)
             env = SPAWN | (COMPACT if name == "uniform-fp8" and _routes_rows(model) else {})
             alive[name] = EngineProcess(name, arguments, logs / f"{name}.log", env=env)
-        for name, engine in alive.items():
-            engine.go()
-            if name in (OURS, NESTED):
-                say(f"{name}: {engine.wait_for('measured', 'ready').get('text', 'ready')}")
-        for name, engine in alive.items():
-            ready = engine.wait_for("ready")
-            say(f"{name}: ready after {ready['start_seconds']:.0f} s")
+        start_in_order(alive, (OURS, NESTED), say)
         yield alive
     finally:
         for engine in alive.values():

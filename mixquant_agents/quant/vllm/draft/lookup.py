@@ -46,8 +46,8 @@ def guesses(tokens: torch.Tensor, lengths: torch.Tensor, count: int) -> tuple[to
     last = tokens.gather(1, (lengths.view(-1, 1) - NGRAM + _ramp(NGRAM, tokens)).clamp_(min=0))
     starts = width - NGRAM + 1
     same = torch.ones(tokens.shape[0], max(starts, 1), dtype=torch.bool, device=tokens.device)
-    for place in range(NGRAM if starts > 0 else 0):
-        same &= tokens[:, place : place + starts] == last[:, place : place + 1]
+    for offset in range(NGRAM if starts > 0 else 0):
+        same &= tokens[:, offset : offset + starts] == last[:, offset : offset + 1]
     ends = _ramp(same.shape[1], tokens) + NGRAM
     same &= ends + count <= lengths.view(-1, 1)  # it has so many followers, and is not the end itself
     following = (ends * same).amax(1)
