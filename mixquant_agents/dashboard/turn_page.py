@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -15,6 +16,7 @@ from mixquant_agents.dashboard.templates import render
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.analysis.prompt_diff import diverging_text
 from mixquant_agents.telemetry.events import TurnContent
+from mixquant_agents.telemetry.store.content import unpack_content
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
 
@@ -98,15 +100,17 @@ def _compared(message: Any) -> tuple[str, str, tuple[str, ...]]:
 
 def answers(store: TurnStore, turns: Sequence[StoredTurn]) -> dict[int, Message]:
     """The beginnings of the recorded answers, by the number of their turn."""
-    recorded = ((turn.number, store.content(turn)) for turn in turns)
-    return {
-        number: _beginning(message_view(content.answer))
-        for number, content in recorded
-        if content is not None and content.answer is not None
-    }
+    recorded = ((turn.number, store.packed_content(turn)) for turn in turns)
+    shown = ((number, _beginning(packed)) for number, packed in recorded if packed is not None)
+    return {number: message for number, message in shown if message is not None}
 
 
-def _beginning(message: Message) -> Message:
+@lru_cache(maxsize=512)  # contents hold whole prompts, and a live page asks for all answers at each change
+def _beginning(packed: bytes) -> Message | None:
+    answer = unpack_content(packed).answer
+    if answer is None:
+        return None
+    message = message_view(answer)
     return replace(message, text=_cut(message.text), calls=tuple(_cut(call) for call in message.calls))
 
 

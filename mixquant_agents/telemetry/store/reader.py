@@ -349,9 +349,14 @@ class TurnStore:
 
     def content(self, turn: StoredTurn) -> TurnContent | None:
         """Messages and answer, if they were recorded; ``problem`` says why they cannot be read."""
+        packed = self.packed_content(turn)
+        return None if packed is None else unpack_content(packed)
+
+    def packed_content(self, turn: StoredTurn) -> bytes | None:
+        """:meth:`content` as it lies in the store: equal bytes are equal contents."""
         with self.reading() as connection:
             row = connection.execute("SELECT packed FROM contents WHERE turn = ?", (turn.number,)).fetchone()
-        return unpack_content(row[0]) if row else None
+        return row[0] if row else None
 
     def block_hashes(self, turn: StoredTurn) -> Sequence[int] | None:
         """Salted hashes of the beginnings of its prompt, one per 16 tokens: equal hashes of one store are equal
