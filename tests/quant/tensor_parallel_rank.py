@@ -33,7 +33,11 @@ def refuse_together(rank: int) -> None:
 def main(rank: int, world: int, file: str) -> None:
     import vllm.v1.worker.cpu_model_runner  # noqa: F401 - the runner exists before the model, as in a worker
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
-    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.distributed import (
+        cleanup_dist_env_and_memory,
+        init_distributed_environment,
+        initialize_model_parallel,
+    )
     from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
     from mixquant_agents.config import PrecisionPolicy
@@ -95,6 +99,9 @@ def main(rank: int, world: int, file: str) -> None:
         error = (out - linear(hidden, down_w)).norm() / linear(hidden, down_w).norm()
         assert 0.01 < error < 0.3, f"not the rounded product: relative error {error:.3f}"
         refuse_together(rank)
+        torch.distributed.barrier()
+        # gloo's threads must end before the interpreter does: one that still runs then aborts the process.
+        cleanup_dist_env_and_memory()
     print("ok")
 
 
