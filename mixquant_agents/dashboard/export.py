@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mixquant_agents.dashboard.query import EVERYTHING, link, page_filter, thread_order
+from mixquant_agents.dashboard.query import EVERYTHING, link, page_filter, threads_asked
 from mixquant_agents.errors import RequestError
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.analysis.overview import overview
@@ -73,10 +73,7 @@ def thread_rows(store: TurnStore, query: Mapping[str, str]) -> list[Row]:
         RequestError: a parameter is not what its name asks for.
     """
     turn_filter, _ = page_filter(store, query, EVERYTHING)
-    order, descending = thread_order(query)
-    threads = store.threads(
-        turn_filter, limit=MOST_THREADS, search=query.get("search"), order=order, descending=descending
-    )
+    threads = store.threads(turn_filter, limit=MOST_THREADS, **threads_asked(query))
     return [
         {
             "thread_id": thread.thread_id,
@@ -86,6 +83,8 @@ def thread_rows(store: TurnStore, query: Mapping[str, str]) -> list[Row]:
             "models": list(thread.models),
             "turns": thread.turns,
             "failed_or_aborted": thread.bad,
+            "failed_tools": thread.failed_tools,
+            "failed_runs": thread.failed_runs,
             "prompt_tokens": thread.prompt_tokens,
             "cached_tokens": thread.cached_tokens,
             "decode_tokens": thread.decode_tokens,

@@ -6,13 +6,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import TypedDict
 from urllib.parse import urlencode
 
+from mixquant_agents.errors import RequestError
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import from_microseconds
 
-__all__ = ["EVERYTHING", "FITTING", "WINDOWS", "link", "names_in", "page_filter", "thread_order", "window_start"]
+__all__ = [
+    "EVERYTHING",
+    "FITTING",
+    "WINDOWS",
+    "ThreadsAsked",
+    "link",
+    "names_in",
+    "page_filter",
+    "threads_asked",
+    "window_start",
+]
 
 FITTING = "fit"
 EVERYTHING = "all"
@@ -83,7 +95,29 @@ def names_in(store: TurnStore) -> dict[str, list[str]]:
     return {name: sorted({getattr(entry, name) for entry in series}) for name in ("policy", "model", "engine")}
 
 
-def thread_order(query: Mapping[str, str]) -> tuple[str, bool]:
-    """``(order, descending)`` of the list of threads."""
+class ThreadsAsked(TypedDict):
+    """What an address asks of the list of threads beside its filter, as arguments of
+    :meth:`~mixquant_agents.telemetry.store.reader.TurnStore.threads`."""
+
+    search: str | None
+    order: str
+    descending: bool
+    failed_tools: bool
+
+
+def threads_asked(query: Mapping[str, str]) -> ThreadsAsked:
+    """Search, order and choice of the list of threads.
+
+    Raises:
+        RequestError: a parameter is not what its name asks for.
+    """
+    tools = query.get("tools") or None
+    if tools not in (None, "failed"):
+        raise RequestError(f"tools {tools!r} is unknown; 'failed' chooses threads in which a tool failed")
     order = query.get("order") or "last"
-    return order.removeprefix("-"), not order.startswith("-")
+    return {
+        "search": query.get("search"),
+        "order": order.removeprefix("-"),
+        "descending": not order.startswith("-"),
+        "failed_tools": tools is not None,
+    }

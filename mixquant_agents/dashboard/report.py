@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,11 @@ from mixquant_agents.dashboard.plots import plot_comparison, plot_thread
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.dashboard.turn_page import answers, turn_detail
+from mixquant_agents.dashboard.views import thread_summary
 from mixquant_agents.errors import RequestError
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry.analysis.overview import Comparison, compare
+from mixquant_agents.telemetry.events import error_class
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.reader import TurnStore
 from mixquant_agents.telemetry.store.rows import StoredTurn
@@ -33,8 +35,8 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
     """The thread's page with every turn in full.
 
     Args:
-        content: write messages, tool calls and the text around prefix misses too, where they were recorded. Off by
-            default: a report is made to be passed on.
+        content: write messages, tool calls, what errors say and the text around prefix misses too, where they were
+            recorded. Off by default: a report is made to be passed on.
 
     Raises:
         RequestError: the store holds no such thread.
@@ -42,6 +44,10 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
     turns = store.thread(thread, limit=-1)  # all of them
     if not turns:
         raise RequestError(f"the store holds no thread {thread!r}; 'mixquant dashboard' lists the threads there are")
+    spans = store.spans(thread=thread, limit=-1)
+    if not content:  # a message may quote what the model or the tool was working on
+        turns = [turn.model_copy(update={"error": turn.error and error_class(turn.error)}) for turn in turns]
+        spans = [replace(span, error=span.error and error_class(span.error)) for span in spans]
     page = render(
         "thread",
         live=False,
@@ -51,7 +57,8 @@ def thread_report(store: TurnStore, thread: str, *, content: bool = False) -> st
         turns=turns,
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
         models=list(dict.fromkeys(turn.model for turn in turns)),
-        fall=waterfall(turns, store.spans(thread=thread, limit=-1)),
+        fall=waterfall(turns, spans),
+        summary=thread_summary(store, thread),
         parts=PARTS,
         answers=answers(store, turns) if content else {},
         current=None,

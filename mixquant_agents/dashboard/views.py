@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mixquant_agents.dashboard import charts, formatting
 from mixquant_agents.dashboard.export import export_links
 from mixquant_agents.dashboard.policy_charts import policy_charts
-from mixquant_agents.dashboard.query import EVERYTHING, FITTING, WINDOWS, link, names_in, page_filter, thread_order
+from mixquant_agents.dashboard.query import EVERYTHING, FITTING, WINDOWS, link, names_in, page_filter, threads_asked
 from mixquant_agents.dashboard.templates import render
 from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.dashboard.turn_page import answers, turn_detail
@@ -33,6 +33,7 @@ __all__ = [
     "overview_page",
     "thread_link",
     "thread_page",
+    "thread_summary",
     "threads_page",
 ]  # fmt: skip
 
@@ -74,6 +75,7 @@ def filters_bar(store: TurnStore, action: str, query: Mapping[str, str]) -> Mark
         default_window=default,
         search=query.get("search", ""),
         order=query.get("order", ""),
+        tools=query.get("tools", ""),
     )
 
 
@@ -142,17 +144,11 @@ def overview_charts(seen: Overview) -> list[Markup]:
 def threads_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
     """The list of threads."""
     turn_filter, _ = page_filter(store, query, EVERYTHING)
-    order, descending = thread_order(query)
+    asked = threads_asked(query)
+    order, descending = asked["order"], asked["descending"]
     digits = query.get("offset", "")
     offset = int(digits) if digits.isdecimal() and len(digits) < 10 else 0
-    threads = store.threads(
-        turn_filter,
-        limit=PAGE + 1,
-        offset=offset,
-        search=query.get("search"),
-        order=order,
-        descending=descending,
-    )
+    threads = store.threads(turn_filter, limit=PAGE + 1, offset=offset, **asked)
 
     def page(at: int) -> str:
         return link("/threads", {**query, "offset": str(at) if at else None})
@@ -215,6 +211,7 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         policies=list(dict.fromkeys(turn.policy for turn in turns)),
         models=list(dict.fromkeys(turn.model for turn in turns)),
         fall=waterfall(turns, spans),
+        summary=thread_summary(store, thread),
         parts=PARTS,
         answers=answers(store, turns),
         current=current.turn_id if current is not None else None,
@@ -223,6 +220,11 @@ def thread_page(store: TurnStore, query: Mapping[str, str]) -> Markup:
         more=link("/thread", {**query, "show": "500"}) if len(turns) == limit == 100 else None,
         export_links=export_links("turns", {"id": thread}) if thread is not None else None,
     )
+
+
+def thread_summary(store: TurnStore, thread: str | None) -> ThreadSummary | None:
+    """A thread as the list shows it; ``None`` where there is no such thread."""
+    return next(iter(store.threads(TurnFilter(thread=thread), limit=1)), None) if thread is not None else None
 
 
 def live_state(store: TurnStore) -> Markup:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixquant_agents.dashboard import views
-from mixquant_agents.dashboard.query import latest_activity, page_filter, thread_order
+from mixquant_agents.dashboard.query import latest_activity, page_filter, threads_asked
 from mixquant_agents.dashboard.report import thread_report
 from mixquant_agents.dashboard.turn_page import Added, added_since, turn_detail
 from mixquant_agents.telemetry import Score, StoreRecorder, TurnContent
@@ -126,8 +126,9 @@ def test_threads_are_listed_by_their_question(store: TurnStore) -> None:
     assert "order=turns" in page
     assert "of b" in str(views.threads_page(store, {"search": "QUESTION</B> OF B"}))
     assert "No threads match" in str(views.threads_page(store, {"search": "nobody asked this"}))
-    assert thread_order({}) == ("last", True)
-    assert thread_order({"order": "-seconds"}) == ("seconds", False)
+    assert threads_asked({}) == {"search": None, "order": "last", "descending": True, "failed_tools": False}
+    asked = threads_asked({"order": "-seconds"})
+    assert (asked["order"], asked["descending"]) == ("seconds", False)
 
 
 def test_thread_is_named_by_its_question_and_a_report_only_with_content(store: TurnStore) -> None:

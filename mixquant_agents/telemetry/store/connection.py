@@ -30,6 +30,7 @@ from mixquant_agents.telemetry.store.schema import (
     QUESTIONS_VERSION,
     SCHEMA_VERSION,
     add_missing_columns,
+    add_missing_index,
 )
 
 __all__ = ["connect_reader", "connect_writer", "default_store_path", "explain"]
@@ -216,6 +217,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version >= SCHEMA_VERSION:
                 add_missing_columns(connection)
+                add_missing_index(connection)
                 connection.execute("COMMIT")
                 return
             for statement in _statements(MIGRATIONS[version]):

@@ -28,6 +28,10 @@ class ThreadSummary:
     """One thread in the list. Tokens and seconds are sums of what is known.
 
     Attributes:
+        bad: turns that failed or were aborted.
+        failed_tools: tool calls that raised or answered with an error. Agents often go on after one, so it is counted
+            beside the turns.
+        failed_runs: runs of the whole agent that ended with an error.
         question: what its first recorded turn was asked; ``None`` where content was not recorded.
         score: mean of its scores; ``None`` where it has none.
     """
@@ -45,6 +49,8 @@ class ThreadSummary:
     models: tuple[str, ...]
     question: str | None = None
     score: float | None = None
+    failed_tools: int = 0
+    failed_runs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

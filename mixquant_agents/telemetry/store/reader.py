@@ -44,7 +44,7 @@ from mixquant_agents.telemetry.store.rows import (
     turn_of,
     whole_number,
 )
-from mixquant_agents.telemetry.store.schema import columns_of, select_columns
+from mixquant_agents.telemetry.store.schema import FAILED_SPANS, columns_of, select_columns
 
 __all__ = ["THREAD_ORDERS", "Series", "StoredScore", "StoredSpan", "ThreadSummary", "TurnStore"]
 
@@ -211,11 +211,13 @@ class TurnStore:
         search: str | None = None,
         order: str = "last",
         descending: bool = True,
+        failed_tools: bool = False,
     ) -> list[ThreadSummary]:
         """Threads, the one with the newest turn first unless ``order`` says otherwise. Sums cover the chosen series
-        (model, policy, engine) of a thread.
+        (model, policy, engine) of a thread; failed tools and runs are those of the whole thread.
 
         Args:
+            failed_tools: only threads in which a tool failed.
             search: a part of the thread's name or of its first question, in any case.
             order: a name of :data:`THREAD_ORDERS`; what is unknown comes last.
 
@@ -248,6 +250,8 @@ class TurnStore:
                 "thread_id IN (SELECT thread_id FROM questions WHERE instr(folded, ?) > 0))"
             )
             values += [search, fold(search)]
+        if failed_tools:
+            parts.append(f"thread_id IN (SELECT thread_id FROM spans WHERE {_FAILED_TOOLS})")  # noqa: S608 # constants
         where = " AND ".join(parts)
         with self.reading() as connection:
             if order == "last" and descending:
@@ -259,6 +263,7 @@ class TurnStore:
             merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads}
             questions: dict[str, str | None] = {}
             scores: dict[str, float | None] = {}
+            failed: dict[str, tuple[int, int]] = {}
             for begin in range(0, len(threads), 10_000):
                 part = threads[begin : begin + 10_000]
                 among = f"thread_id IN ({', '.join('?' * len(part))})"
@@ -273,9 +278,21 @@ class TurnStore:
                     part,
                 )
                 scores.update((thread, _score(score)) for thread, score in scored)
+                counted = connection.execute(
+                    f"SELECT thread_id, total({_FAILED_TOOLS}), total({_FAILED_RUNS}) FROM spans "  # noqa: S608 # as above
+                    f"WHERE {FAILED_SPANS} AND {among} GROUP BY thread_id",
+                    part,
+                )
+                failed.update((thread, (int(tools), int(runs))) for thread, tools, runs in counted)
         names = {entry.id: entry for entry in self.series()}
         return [
-            replace(_summary(thread, rows, names), question=questions.get(thread), score=scores.get(thread))
+            replace(
+                _summary(thread, rows, names),
+                question=questions.get(thread),
+                score=scores.get(thread),
+                failed_tools=failed.get(thread, (0, 0))[0],
+                failed_runs=failed.get(thread, (0, 0))[1],
+            )
             for thread, rows in merged.items()
             if rows
         ]
@@ -429,6 +446,9 @@ class TurnStore:
         return _hashes(row[0]) if row else None
 
 
+_FAILED_TOOLS = f"{FAILED_SPANS} AND kind IN ('{SpanKind.TOOL.value}', '{SpanKind.RETRIEVAL.value}')"
+_FAILED_RUNS = f"{FAILED_SPANS} AND kind = '{SpanKind.AGENT.value}' AND parent_id IS NULL"
+
 THREAD_ORDERS = {
     "last": "max(last_us)",
     "first": "min(first_us)",
@@ -438,7 +458,8 @@ THREAD_ORDERS = {
     "cached": "total(cached_tokens) / nullif(total(prompt_tokens), 0)",
     "decode": "total(decode_tokens)",
     "seconds": "total(total_seconds)",
-    "bad": "total(bad)",
+    # Turns that went wrong weigh more than any number of tools.
+    "bad": f"total(bad) * 1e6 + (SELECT count(*) FROM spans WHERE spans.thread_id = thread_stats.thread_id AND {FAILED_SPANS})",  # noqa: S608, E501 # constants
     "score": "(SELECT avg(score) FROM scores WHERE scores.thread_id = thread_stats.thread_id)",
 }
 """What threads can be ordered by, as SQL over the rows of a thread in ``thread_stats``."""

@@ -13,7 +13,8 @@ A migration that was released is never edited; a change is a new one at the end.
   transaction that inserts the turns; the overview of a million turns reads a few hundred of these rows.
   ``bad_rollups``: the same of failed and aborted turns alone, by ``outcome``: 1 aborted, 2 failed, 3 both.
 * ``thread_stats``: the same idea per thread and series, for the list of threads.
-* ``spans``: tools, graph nodes, agent runs.
+* ``spans``: tools, graph nodes, agent runs. An index holds those that failed, which are few: a list of threads counts
+  them when it is read.
 * ``questions``: what the first recorded turn of a thread was asked, and the same casefolded for search; only with
   content recording on. ``scores``: what a benchmark or a reader said of a thread; the last of a name counts.
 * ``blocks``: salted rolling hashes of the prompt, 8 bytes (little endian) per 16 tokens. ``contents``: zlib-packed
@@ -29,11 +30,13 @@ from mixquant_agents.records import COUNTS, TIMES
 
 __all__ = [
     "APPLICATION_ID",
+    "FAILED_SPANS",
     "MIGRATIONS",
     "OUTCOMES_VERSION",
     "QUESTIONS_VERSION",
     "SCHEMA_VERSION",
     "add_missing_columns",
+    "add_missing_index",
     "columns_of",
     "select_columns",
 ]
@@ -175,3 +178,13 @@ def add_missing_columns(connection: sqlite3.Connection) -> None:
     for name, kind in columns.items():
         if name not in present:
             connection.execute(f"ALTER TABLE turns ADD COLUMN {name} {kind}")
+
+
+FAILED_SPANS = "thread_id IS NOT NULL AND error IS NOT NULL AND cancelled = 0"
+"""SQL: a tool, node or agent run of a thread that failed. A query in these words is served by an index."""
+
+
+def add_missing_index(connection: sqlite3.Connection) -> None:
+    """Give ``spans`` the index of those that failed. A store without it is read as well, only more slowly, so that it
+    needs no migration. Call it inside a transaction."""
+    connection.execute(f"CREATE INDEX IF NOT EXISTS spans_failed ON spans (thread_id) WHERE {FAILED_SPANS}")
