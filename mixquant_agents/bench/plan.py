@@ -16,6 +16,7 @@ from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.planning.measure import Probes
+from mixquant_agents.planning.report import json_object
 from mixquant_agents.planning.simulate import EngineLimits
 from mixquant_agents.planning.validate import again, validate
 from mixquant_agents.planning.workload import Workload
@@ -45,7 +46,7 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
 
 
 def predicted_again(path: Path, latency: float | None = None) -> dict[str, Any]:
-    """A result of this command with its runs predicted again, by the simulation as it is now.
+    """A result of this command, or a file of several by device, with its runs predicted again by today's simulation.
 
     Args:
         latency: seconds of a TTFT outside of the engine's steps, for results measured without it.
@@ -53,12 +54,17 @@ def predicted_again(path: Path, latency: float | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: it is none.
     """
+    result = json_object("--again", path)
+
+    def predicted(one: Mapping[str, Any]) -> dict[str, Any]:
+        return {**one, "policies": {name: again(policy, latency) for name, policy in one["policies"].items()}}
+
     try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        policies = {name: again(validated, latency) for name, validated in result["policies"].items()}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"--again {path} is no result of `mixquant bench plan`: {error}") from error
-    return {**result, "policies": policies}
+        if "policies" in result or not result:
+            return predicted(result)
+        return {name: predicted(one) for name, one in result.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--again {path} is no result of `mixquant bench plan`: {error!r}") from error
 
 
 async def run_plan(

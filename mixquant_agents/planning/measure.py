@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixquant_agents.engine.base import Engine, EngineRequest, Sampling
-from mixquant_agents.planning.simulate import Outcome, TurnResult
-from mixquant_agents.planning.steps import MeasuredSteps, rising
+from mixquant_agents.planning.calibration import Calibration, Writers
+from mixquant_agents.planning.simulate import EngineLimits, Outcome, TurnResult
 from mixquant_agents.planning.workload import TurnDraw, Workload, session
 
 __all__ = ["Probes", "calibrate", "measure_latency", "run_workload"]
@@ -133,15 +133,14 @@ async def calibrate(
     engine: Engine,
     probes: Probes,
     *,
-    source: str,
-    kv_tokens: int | None = None,
+    limits: EngineLimits | None = None,
     say: Callable[[str], None] = lambda _: None,
-) -> MeasuredSteps:
-    """Step times of an idle engine.
+) -> Calibration:
+    """Times of an idle engine, of which its step times follow.
 
     Args:
-        kv_tokens: places of its KV cache, for as many writers with a long context as fit; ``None`` for few.
-        source: what the result names as its source.
+        limits: of the engine: as many writers with a long context as its KV cache holds, and the rows of its steps.
+            ``None`` for few writers, and steps that read any prompt at once.
         say: gets a line for each curve.
     """
     driver = _Driver(engine, time.monotonic_ns())
@@ -151,37 +150,49 @@ async def calibrate(
         cold[rows] = await _first_token(driver, [], rows, probes.repeats)
     say("cold prompts, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in cold.items()))
     latency = await _latency(driver, cold, probes)
-    say(f"of which outside of the steps, ms: {latency * 1e3:.2f}")
-    attention = 0.0
+    if latency is not None:
+        say(f"of which outside of the steps, ms: {latency * 1e3:.2f}")
+    warm: dict[int, float] = {}
     if probes.context:
         before = driver.ids(probes.context)
         await driver.turn(before, 1)
         sizes = [rows for rows in probes.rows if rows >= probes.rows[len(probes.rows) // 2]]
         warm = {rows: await _first_token(driver, before, rows, probes.repeats) for rows in sizes}
-        share = [max(0.0, warm[rows] - cold[rows]) / (rows * probes.context) for rows in sizes]
-        attention = statistics.median(share)
         say("behind a context, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in warm.items()))
     short = 32
     decode: dict[int, float] = {}
     for writers in probes.writers:
-        decode[writers] = await _writing(driver, writers, short, probes.tokens)
+        decode[writers] = await _writing(driver, [driver.ids(short) for _ in range(writers)], probes.tokens)
     say("writers, ms a step: " + ", ".join(f"{count} {seconds * 1e3:.2f}" for count, seconds in decode.items()))
-    writer_context = 0.0
+    own = shared = None
     if probes.context:
-        max_writers = (kv_tokens or 0) // (probes.context + 2 * probes.tokens)
+        kv_tokens = limits.kv_tokens if limits is not None else 0
+        max_writers = kv_tokens // (probes.context + 2 * probes.tokens)
         many = max((count for count in probes.writers if count <= max_writers), default=probes.writers[0])
-        long = await _writing(driver, many, probes.context, probes.tokens)
-        writer_context = max(0.0, long - decode[many]) / (many * (probes.context - short))
+        contexts = [driver.ids(probes.context) for _ in range(many)]
+        half = probes.tokens // 2
+        own = Writers(
+            count=many, context=probes.context + half, seconds=await _writing(driver, contexts, probes.tokens)
+        )
+        if many > 1:
+            contexts = [[*contexts[0], *driver.ids(1)] for _ in range(many)]
+            shared = Writers(
+                count=many, context=probes.context, seconds=await _writing(driver, contexts, probes.tokens)
+            )
+            figures = f"{own.seconds * 1e3:.2f}, with one in common {shared.seconds * 1e3:.2f}"
+            say(f"{many} writers with a long context, ms a step: {figures}")
     rows = probes.rows[1]
     prompt = await _together(driver, rows, probes.together, probes.repeats)
     more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)
-    return MeasuredSteps(
-        source=source,
-        prefill=rising((rows, max(0.0, seconds - latency)) for rows, seconds in cold.items()),
-        decode=rising(decode.items()),
+    return Calibration(
+        budget=limits.max_num_batched_tokens if limits is not None else None,
+        cold=tuple(cold.items()),
+        warm=tuple(warm.items()),
+        context=probes.context if warm else 0,
+        decode=tuple(decode.items()),
         decode_context=short + probes.tokens // 2,
-        attention=attention,
-        writer_context=writer_context,
+        own=own,
+        shared=shared,
         prompt=max(0.0, more),
         latency=latency,
     )
@@ -192,7 +203,7 @@ async def measure_latency(engine: Engine, probes: Probes) -> float:
     driver = _Driver(engine, time.monotonic_ns())
     longest = max(probes.beside_writer)
     cold = {rows: await _first_token(driver, [], rows, probes.repeats) for rows in probes.rows if rows <= longest}
-    return await _latency(driver, cold, probes)
+    return await _latency(driver, cold, probes) or 0.0
 
 
 async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeats: int) -> float:
@@ -204,9 +215,10 @@ async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeat
     return statistics.median(times)
 
 
-async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> float:
+async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> float | None:
     """Seconds of a cold prompt's TTFT in which a writer beside it does not wait: a step that reads a prompt keeps all
-    writers waiting, its way through the front end none. The median over lengths that one step reads."""
+    writers waiting, its way through the front end none. The median over lengths that one step reads; ``None`` where
+    no writer was there in time."""
     shares = []
     for rows in probes.beside_writer:
         for _ in range(probes.repeats):
@@ -216,12 +228,11 @@ async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> f
             _, stamps, _, _ = await writer
             gaps = [b - a for a, b in itertools.pairwise(stamps) if asked < b and a < came]
             shares += [_between(cold, rows) - max(gaps)] if gaps else []
-    return max(0.0, statistics.median(shares)) if shares else 0.0
+    return max(0.0, statistics.median(shares)) if shares else None
 
 
-async def _writing(driver: _Driver, writers: int, context: int, tokens: int) -> float:
-    """Mean seconds a step while all of ``writers`` write."""
-    prompts = [driver.ids(context) for _ in range(writers)]
+async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: int) -> float:
+    """Mean seconds a step while a writer behind each of ``prompts`` writes."""
     turns = await asyncio.gather(*(driver.turn(prompt, tokens) for prompt in prompts))
     begun = max(stamps[0] for _, stamps, _, _ in turns)
     ended = min(stamps[-1] for _, stamps, _, _ in turns)

@@ -19,7 +19,7 @@ from mixquant_agents.planning.workload import Workload
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
 
-__all__ = ["Question", "answer"]
+__all__ = ["Question", "answer", "json_object"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +98,7 @@ def answer(
 def _workload(question: Question) -> Workload:
     fields: dict[str, Any] = {}
     if question.workload is not None:
-        try:
-            fields = json.loads(question.workload.read_text())
-        except OSError as error:
-            raise ConfigError(
-                f"--workload {question.workload} cannot be read: {error.strerror}; name another file"
-            ) from error
-        except ValueError as error:
-            raise ConfigError(f"--workload {question.workload} is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f"--workload {question.workload} holds no JSON object")
+        fields = json_object("--workload", question.workload)
     if question.turns_per_minute is not None:
         fields["turns_per_minute"] = question.turns_per_minute
     if question.max_context is not None:
@@ -119,18 +110,41 @@ def _measured(path: Path | None) -> dict[str, tuple[MeasuredSteps, EngineLimits]
     """Policy → what ``mixquant bench plan`` measured of it: the steps of its last run, and the engine's limits."""
     if path is None:
         return {}
+    result = json_object("--steps", path)
+    measured: dict[str, tuple[MeasuredSteps, EngineLimits]] = {}
     try:
-        result = json.loads(path.read_text())
-        return {
-            name: (MeasuredSteps(**validated["runs"][-1]["steps"]), EngineLimits(**validated["limits"]))
-            for name, validated in result["policies"].items()
-        }
-    except OSError as error:
-        raise ConfigError(f"--steps {path} cannot be read: {error.strerror}; name another file") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        for one in [result] if "policies" in result else result.values():
+            for name, validated in one["policies"].items():
+                if name in measured:
+                    raise ConfigError(
+                        f"--steps {path} holds {name!r} of {', '.join(result)}; give a file of one device"
+                    )
+                steps = MeasuredSteps(**validated["runs"][-1]["steps"])
+                measured[name] = steps, EngineLimits(**validated["limits"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ConfigError(
             f"--steps {path} is no result of `mixquant bench plan`: {type(error).__name__}: {error}"
         ) from error
+    if not measured:
+        raise ConfigError(f"--steps {path} is no result of `mixquant bench plan`: it holds no policy")
+    return measured
+
+
+def json_object(option: str, path: Path) -> dict[str, Any]:
+    """The JSON object in a file that ``option`` names.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        result = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}; name another file") from error
+    except ValueError as error:
+        raise ConfigError(f"{option} {path} is not JSON: {error}") from error
+    if not isinstance(result, dict):
+        raise ConfigError(f"{option} {path} holds no JSON object")
+    return result
 
 
 def _engine(

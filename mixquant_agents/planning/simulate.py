@@ -181,7 +181,7 @@ class _Engine:
             budget = self._read(turn, budget, prompts, readers)
         while self.waiting and budget > 0 and len(self.running) < self._limits.max_num_seqs:
             turn = self.waiting[0]
-            if turn.result.asked + self._steps.latency > until:
+            if turn.result.asked + self._steps.outside(turn.result.prompt) > until:
                 break
             cached, shared = self._cached(turn)
             if not self._make_room(turn.result.prompt - shared) and self.running:
@@ -196,7 +196,8 @@ class _Engine:
             budget = self._read(turn, budget, prompts, readers)
         if not prompts and not writers:
             return None
-        return self._steps.seconds(prompts, contexts), readers, writers
+        known = [turn.shared for turn in writers]
+        return self._steps.seconds(prompts, contexts, sum(known) - max(known, default=0)), readers, writers
 
     def _read(self, turn: _Running, budget: int, prompts: list[tuple[int, int]], readers: list[_Running]) -> int:
         rows = min(budget, turn.result.prompt - turn.computed)
@@ -296,8 +297,8 @@ def simulate(
             results.append(result)
             asking.asked = now
             arriving = _Running(result, (asking.number, draw.conversation))
-            if steps.latency:
-                at(now + steps.latency, "arrive", arriving)
+            if outside := steps.outside(draw.prompt):
+                at(now + outside, "arrive", arriving)
             else:
                 arrive(arriving)
             continue

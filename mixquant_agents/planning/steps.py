@@ -1,7 +1,8 @@
 """How long one engine step takes, by what is in it. :class:`MeasuredSteps` from curves of a real engine.
 
-A step without prompt rows costs what so many writers cost. A step with prompt rows costs what so many rows cost, plus
-attention to what is cached, plus a little for each further prompt in it; never less than its writers alone.
+A step without prompt rows costs what so many writers and their contexts cost. A step with prompt rows costs what so
+many rows cost, plus attention to what is cached, plus a little for each further prompt in it; never less than its
+writers alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 
 from mixquant_agents.validation import FrozenConfig
 
-__all__ = ["MeasuredSteps", "PromptRows", "StepTimes", "interpolated", "rising"]
+__all__ = ["Curve", "MeasuredSteps", "PromptRows", "Seconds", "StepTimes", "interpolated", "rising"]
 
 PromptRows = tuple[int, int]
 """Rows of one prompt in a step, and the tokens before them."""
@@ -26,17 +27,18 @@ Curve = tuple[tuple[int, Seconds], ...]
 class StepTimes(Protocol):
     """Step times of one engine on one device."""
 
-    @property
-    def latency(self) -> float:
-        """Seconds of a turn's TTFT outside of the engine's steps, where nobody else waits for it: front end and way."""
+    def outside(self, prompt: int) -> float:
+        """Seconds outside of the engine's steps until the first token of a turn with a ``prompt`` of so many tokens:
+        the front end and the way, in which nobody else waits."""
         ...
 
-    def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int]) -> float:
+    def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int], repeated: int = 0) -> float:
         """Seconds of a step.
 
         Args:
             prompts: the prompts, or chunks of them, that it reads.
             writers: tokens of context of each request that it writes one token for.
+            repeated: tokens among the writers' contexts that another writer of the step has too.
         """
         ...
 
@@ -51,8 +53,11 @@ class MeasuredSteps(FrozenConfig):
         decode_context: tokens of context of the writers above.
         attention: seconds a row and token of context before it.
         writer_context: seconds a writer and token of context beyond ``decode_context``.
+        shared_context: the same of a token that another writer of the step has too, and that a cache of the device may
+            still hold; ``None`` where that was not measured: it costs what any token does.
         prompt: seconds for each prompt of a step after the first.
-        latency: seconds of a TTFT outside of the engine's steps.
+        latency: seconds of a TTFT outside of the engine's steps, of any prompt.
+        latency_token: the same a token of the prompt, cached or not.
     """
 
     source: str
@@ -61,8 +66,10 @@ class MeasuredSteps(FrozenConfig):
     decode_context: Annotated[int, Field(ge=0)] = 0
     attention: Seconds = 0.0
     writer_context: Seconds = 0.0
+    shared_context: Seconds | None = None
     prompt: Seconds = 0.0
     latency: Seconds = 0.0
+    latency_token: Seconds = 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasuredSteps:
@@ -77,18 +84,24 @@ class MeasuredSteps(FrozenConfig):
         prefill = tuple((rows, max(0.0, seconds - latency + self.latency)) for rows, seconds in self.prefill)
         return self.model_copy(update={"prefill": prefill, "latency": latency})
 
-    def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int]) -> float:
+    def outside(self, prompt: int) -> float:
         """See :class:`StepTimes`."""
-        alone = 0.0
+        return self.latency + self.latency_token * prompt
+
+    def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int], repeated: int = 0) -> float:
+        """See :class:`StepTimes`."""
+        alone, saved = 0.0, 0.0
+        if self.shared_context is not None:
+            saved = max(0.0, self.writer_context - self.shared_context) * repeated
         if writers:
             beyond = sum(writers) - len(writers) * self.decode_context
-            alone = max(0.0, interpolated(self.decode, len(writers)) + self.writer_context * beyond)
+            alone = max(0.0, interpolated(self.decode, len(writers)) + self.writer_context * beyond - saved)
         if not prompts:
             return alone
         rows = sum(new for new, _ in prompts) + len(writers)
         pairs = sum(new * (before + new / 2) for new, before in prompts) - rows * rows / 2
         time = interpolated(self.prefill, rows) + self.attention * pairs + self.prompt * (len(prompts) - 1)
-        time += self.writer_context * sum(writers)
+        time += self.writer_context * sum(writers) - saved
         return max(time, alone)
 
 

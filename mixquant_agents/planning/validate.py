@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mixquant_agents.engine.base import Engine
+from mixquant_agents.planning.calibration import Calibration
 from mixquant_agents.planning.measure import Probes, calibrate, run_workload
 from mixquant_agents.planning.simulate import EngineLimits, Outcome, simulate
 from mixquant_agents.planning.steps import MeasuredSteps
@@ -54,51 +55,46 @@ async def validate(
         "warm_up": warm_up,
         "runs": runs,
     }
-    before = await calibrate(engine, probes, source=source, kv_tokens=limits.kv_tokens, say=say)
+    before = await calibrate(engine, probes, limits=limits, say=say)
     for number in agents:
         measured = await run_workload(engine, workload, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
-        after = await calibrate(engine, probes, source=source, kv_tokens=limits.kv_tokens, say=say)
-        steps = _mean(before, after)
-        predicted = simulate(workload, steps, limits, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
-        run = {"agents": number, **compare(predicted, measured.summary()), "steps": steps.model_dump(mode="json")}
-        runs.append(run)
+        after = await calibrate(engine, probes, limits=limits, say=say)
+        run = {
+            "agents": number,
+            "measured": measured.summary(),
+            "calibration": before.mean(after).model_dump(mode="json"),
+        }
+        runs.append(_predicted(result, run))
         keep(result)
-        say(f"{number} agents: errors {run['error']}")
+        say(f"{number} agents: errors {runs[-1]['error']}")
         before = after
     return result
 
 
 def again(validated: Mapping[str, Any], latency: float | None = None) -> dict[str, Any]:
-    """The same runs, predicted again from the steps that stand beside them; nothing is run.
+    """The same runs, predicted again from the calibration that stands beside them; nothing is run.
 
     Args:
         latency: seconds of a TTFT outside of the steps, for steps that were measured without it.
     """
+    return {**validated, "runs": [_predicted(validated, run, latency) for run in validated["runs"]]}
+
+
+def _predicted(validated: Mapping[str, Any], run: Mapping[str, Any], latency: float | None = None) -> dict[str, Any]:
+    """A measured run beside its prediction."""
     workload, limits = Workload(**validated["workload"]), EngineLimits(**validated["limits"])
-    seconds, warm_up = validated["seconds"], validated["warm_up"]
-    runs = []
-    for run in validated["runs"]:
-        number, steps = run["agents"], MeasuredSteps(**run["steps"])
+    kept = {"agents": run["agents"]}
+    if "calibration" in run:
+        calibration = Calibration(**run["calibration"])
         if latency is not None:
-            steps = steps.with_latency(latency)
-        predicted = simulate(workload, steps, limits, agents=number, seconds=seconds, warm_up=warm_up, seed=number)
-        runs.append({"agents": number, **compare(predicted, run["measured"]), "steps": steps.model_dump(mode="json")})
-    return {**validated, "runs": runs}
-
-
-def _mean(first: MeasuredSteps, second: MeasuredSteps) -> MeasuredSteps:
-    """The mean of two calibrations with the same probes."""
-
-    def curve(a: Any, b: Any) -> Any:
-        return tuple((at, (x + y) / 2) for (at, x), (_, y) in zip(a, b, strict=True))
-
-    return first.model_copy(
-        update={
-            "prefill": curve(first.prefill, second.prefill),
-            "decode": curve(first.decode, second.decode),
-            "attention": (first.attention + second.attention) / 2,
-            "writer_context": (first.writer_context + second.writer_context) / 2,
-            "prompt": (first.prompt + second.prompt) / 2,
-            "latency": (first.latency + second.latency) / 2,
-        }
-    )
+            calibration = calibration.model_copy(update={"latency": latency})
+        steps = calibration.steps(validated["source"])
+        kept["calibration"] = calibration.model_dump(mode="json")
+    else:  # results before calibrations were kept
+        steps = MeasuredSteps(**run["steps"])
+        steps = steps if latency is None else steps.with_latency(latency)
+    predicted = simulate(
+        workload, steps, limits, agents=run["agents"], seconds=validated["seconds"], warm_up=validated["warm_up"],
+        seed=run["agents"],
+    )  # fmt: skip
+    return {**kept, **compare(predicted, run["measured"]), "steps": steps.model_dump(mode="json")}

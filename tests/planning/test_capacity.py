@@ -99,7 +99,7 @@ def test_command_plans_from_measured_steps(measured: Path, tmp_path: Path, capsy
     [
         ({"policies": ("mixquant-fp8",)}, "holds no policy 'mixquant-fp8'"),
         ({"steps": Path("/no/such")}, "--steps /no/such cannot be read: No such file"),
-        ({"steps": Path(__file__)}, "no result of `mixquant bench plan`"),
+        ({"steps": Path(__file__)}, f"--steps {__file__} is not JSON"),
         ({"workload": Path(__file__)}, "is not JSON"),
         ({"steps": None, "gpu": "h100"}, "no tables for GPU 'h100'; it has .*h100_sxm"),
         ({"workload": Path("/no/such")}, "cannot be read"),

@@ -9,6 +9,7 @@ import pytest
 
 from mixquant_agents.cli.app import run
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
+from mixquant_agents.engine.vllm.prompts import common_length
 from mixquant_agents.planning.measure import Probes, calibrate, run_workload
 from mixquant_agents.planning.simulate import EngineLimits, Outcome, TurnResult, simulate
 from mixquant_agents.planning.validate import COMPARED, compare, validate
@@ -24,7 +25,7 @@ LIMITS = EngineLimits(kv_tokens=10_000)
 
 
 class Engines(Engine):
-    """A millisecond a token, and a tenth of one a prompt row, in which writers wait; keeps the prompts."""
+    """A millisecond a token, and a tenth of one a new prompt row, in which writers wait; keeps the prompts."""
 
     def __init__(self, front_end: float = 0.0) -> None:
         self.prompts: list[list[int]] = []
@@ -36,10 +37,11 @@ class Engines(Engine):
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         prompt = list(request.prompt_token_ids or ())
+        cached = max((common_length(prompt, known) for known in self.prompts), default=0)
         self.prompts.append(prompt)
         await asyncio.sleep(self._front_end)
         async with self._step:
-            await asyncio.sleep(1e-4 * len(prompt))
+            await asyncio.sleep(1e-4 * (len(prompt) - cached))
         for token in range(request.sampling.max_tokens or 0):
             async with self._step:
                 await asyncio.sleep(1e-3)
@@ -50,7 +52,7 @@ class Engines(Engine):
 async def test_engine_is_asked_what_the_simulation_assumes() -> None:
     engine = Engines()
     real = await run_workload(engine, WORK, agents=3, seconds=30, turns_each=3)
-    steps = await calibrate(engine, PROBES, source="test", kv_tokens=10_000)
+    steps = (await calibrate(engine, PROBES, limits=LIMITS)).steps("test")
     plan = simulate(WORK, steps, LIMITS, agents=3, seconds=30, turns_each=3)
     for agent in range(3):
         asked, planned = (
@@ -68,17 +70,21 @@ async def test_engine_is_asked_what_the_simulation_assumes() -> None:
 
 
 async def test_calibration_brings_rising_curves() -> None:
-    steps = await calibrate(Engines(), PROBES, source="test")
+    calibration = await calibrate(Engines(), PROBES, limits=LIMITS)
+    assert [rows for rows, _ in calibration.warm] == [16, 32]
+    assert calibration.shared is not None
+    assert calibration.shared.count == 2
+    steps = calibration.steps("test")
     assert [rows for rows, _ in steps.prefill] == [8, 16, 32]
     assert [seconds for _, seconds in steps.prefill] == sorted(seconds for _, seconds in steps.prefill)
-    assert steps.prefill[-1][1] > 0.004
+    assert steps.prefill[-1][1] > 0.003
     assert steps.decode[0][1] > 0.0009
 
 
 async def test_time_in_which_no_writer_waits_is_no_part_of_a_step() -> None:
     probes = Probes(rows=(50, 100, 400), context=0, writers=(1, 2), tokens=90, repeats=3, beside_writer=(400,))
     for _ in range(5):  # real time: on a loaded machine one run may be late, not five
-        slow = await calibrate(Engines(front_end=0.03), probes, source="test")
+        slow = (await calibrate(Engines(front_end=0.03), probes)).steps("test")
         if slow.latency < 0.045 and slow.prefill[-1][1] < 0.06:
             break
     assert 0.02 < slow.latency < 0.045

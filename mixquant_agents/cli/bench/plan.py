@@ -86,11 +86,12 @@ def command(
         return
     from rich.table import Table
 
-    table = Table("policy", "agents", "figure", "predicted", "measured", "error")
-    for name, validated in result["policies"].items():
-        for run in validated["runs"]:
-            for figure, error in run["error"].items():
-                shown = "" if error is None else f"{100 * error:+.1f} %"
-                predicted, measured = run["predicted"][figure], run["measured"][figure]
-                table.add_row(name, str(run["agents"]), figure, str(predicted), str(measured), shown)
-    result_console().print(table)
+    for device, one in [("", result)] if "policies" in result else list(result.items()):
+        table = Table("policy", "agents", "figure", "predicted", "measured", "error", title=device or None)
+        for name, validated in one["policies"].items():
+            for run in validated["runs"]:
+                for figure, error in run["error"].items():
+                    shown = "" if error is None else f"{100 * error:+.1f} %"
+                    predicted, measured = run["predicted"][figure], run["measured"][figure]
+                    table.add_row(name, str(run["agents"]), figure, str(predicted), str(measured), shown)
+        result_console().print(table)

@@ -1,0 +1,159 @@
+"""What a calibration measured of an idle engine, and the step times that follow from it.
+
+A time to first token is more than steps. Of a prompt of ``n`` tokens it holds
+
+* ``latency + latency_token * n`` seconds outside of the steps, in which nobody else waits: the front end, the way to
+  the engine, hashes of the blocks, the first token's text (vLLM decodes the whole prompt for it, vllm#51281);
+* the steps, of at most ``budget`` rows each, that read what is not cached;
+* attention of those rows to the tokens before the step, ``attention`` seconds a pair.
+
+Prompts that take several steps and prompts behind a cached context hold the same three unknowns in other proportions,
+so least squares tells them apart. Nothing is fitted to the runs that are predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from mixquant_agents.planning.steps import Curve, MeasuredSteps, Seconds, interpolated, rising
+from mixquant_agents.validation import FrozenConfig
+
+__all__ = ["Calibration", "Writers"]
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Writers(FrozenConfig):
+    """Writers with a long context.
+
+    Attributes:
+        count: how many wrote at once.
+        context: tokens before each.
+        seconds: a step.
+    """
+
+    count: Count
+    context: Count
+    seconds: Seconds
+
+
+class Calibration(FrozenConfig):
+    """Measured times, in seconds.
+
+    Attributes:
+        budget: most rows of a step; ``None`` where nobody said: then each cold prompt counts as one step.
+        cold: rows of a cold prompt → until its first token.
+        warm: rows of a prompt behind ``context`` cached tokens → until its first token.
+        context: tokens before the prompts of ``warm``.
+        decode: writers → a step, with ``decode_context`` tokens each.
+        decode_context: tokens of context of the writers above.
+        own: writers each of whom has a long context of its own.
+        shared: writers who have a long context in common.
+        prompt: of each prompt of a step after the first.
+        latency: part of a cold TTFT in which a writer beside it does not wait; ``None`` where that was not measured.
+    """
+
+    budget: Count | None = None
+    cold: Curve
+    warm: Curve = ()
+    context: Annotated[int, Field(ge=0)] = 0
+    decode: Curve
+    decode_context: Annotated[int, Field(ge=0)] = 0
+    own: Writers | None = None
+    shared: Writers | None = None
+    prompt: Seconds = 0.0
+    latency: Seconds | None = None
+
+    def steps(self, source: str) -> MeasuredSteps:
+        """The step times that explain these measurements best."""
+        single = self._single_steps()
+        latency, token, attention = self._parts(single)
+        writer_context = self._writer_context()
+        return MeasuredSteps(
+            source=source,
+            prefill=rising((rows, max(0.0, seconds - latency - token * rows)) for rows, seconds in single),
+            decode=rising(self.decode),
+            decode_context=self.decode_context,
+            attention=attention,
+            writer_context=writer_context,
+            shared_context=self._shared_context(writer_context),
+            prompt=self.prompt,
+            latency=latency,
+            latency_token=token,
+        )
+
+    def mean(self, other: Calibration) -> Calibration:
+        """The mean of two calibrations with the same probes: of an engine before and after a run."""
+        mine, others = self.model_dump(), other.model_dump()
+        return Calibration(**{name: _mean(value, others[name]) for name, value in mine.items()})
+
+    def _single_steps(self) -> Curve:
+        """The cold prompts that one step reads."""
+        budget = self.budget
+        single = tuple((rows, seconds) for rows, seconds in self.cold if budget is None or rows <= budget)
+        return single if len(single) > 1 else self.cold
+
+    def _parts(self, single: Curve) -> tuple[float, float, float]:
+        """``latency``, ``latency_token`` and ``attention``, by least squares of the relative error; none is negative.
+
+        A prompt whose ``n`` steps have the rows of ``n`` cold prompts that took ``c`` seconds each takes
+        ``sum(c) - (n - 1) * latency + latency_token * context + attention * pairs``.
+        """
+        budget = self.budget or max(rows for rows, _ in (*self.cold, *self.warm))
+        prompts = [(rows, 0, seconds) for rows, seconds in self.cold if rows > budget]
+        prompts += [(rows, self.context, seconds) for rows, seconds in self.warm]
+        equations, results = [], []
+        for rows, context, seconds in prompts:
+            begins = range(0, rows, budget)
+            steps = [min(budget, rows - begin) for begin in begins]
+            pairs = sum(size * (context + begin) for size, begin in zip(steps, begins, strict=True))
+            rest = seconds - sum(interpolated(single, size) for size in steps)
+            known = self.latency or 0.0
+            equations.append([float(1 - len(steps)) / seconds, context / seconds, pairs / seconds])
+            results.append((rest + (len(steps) - 1) * known if self.latency is not None else rest) / seconds)
+        solved = _least_squares(equations, results, {0} if self.latency is not None else set())
+        shortest = min(seconds for _, seconds in single)
+        latency = self.latency if self.latency is not None else min(solved[0], shortest)
+        return latency, solved[1], solved[2]
+
+    def _writer_context(self) -> float:
+        if self.own is None:
+            return 0.0
+        more = self.own.seconds - interpolated(self.decode, self.own.count)
+        return max(0.0, more) / (self.own.count * max(1, self.own.context - self.decode_context))
+
+    def _shared_context(self, writer_context: float) -> float | None:
+        if self.shared is None or self.shared.count < 2:
+            return None
+        once = interpolated(self.decode, self.shared.count) + writer_context * self.shared.context
+        again = (self.shared.seconds - once) / ((self.shared.count - 1) * self.shared.context)
+        return min(max(0.0, again), writer_context)
+
+
+def _least_squares(equations: list[list[float]], results: list[float], without: set[int]) -> list[float]:
+    """Three unknowns of which none is negative; those ``without``, and those that nothing tells, are 0."""
+    unknowns = [at for at in range(3) if at not in without and any(row[at] for row in equations)]
+    while unknowns:
+        matrix = np.array([[row[at] for at in unknowns] for row in equations])
+        scale = np.abs(matrix).max(axis=0)
+        values = np.linalg.lstsq(matrix / scale, np.array(results), rcond=None)[0] / scale
+        if values.min() >= 0:
+            solved = dict(zip(unknowns, values.tolist(), strict=True))
+            return [solved.get(at, 0.0) for at in range(3)]
+        del unknowns[int((values * scale).argmin())]
+    return [0.0, 0.0, 0.0]
+
+
+def _mean(first: Any, second: Any) -> Any:
+    """Of numbers their mean, of curves and mappings that of their values; what only one has is left out."""
+    if first is None or second is None:
+        return None
+    if isinstance(first, Mapping):
+        return {name: _mean(value, second[name]) for name, value in first.items()}
+    if isinstance(first, (tuple, list)):
+        return tuple((at, (x + y) / 2) for (at, x), (_, y) in zip(first, second, strict=True))
+    return (first + second) / 2 if first != second else first

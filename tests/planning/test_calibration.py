@@ -1,0 +1,84 @@
+"""Step times out of a calibration: of times that known steps would take, these steps come out again."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixquant_agents.planning.calibration import Calibration, Writers
+
+ROWS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+BUDGET, CONTEXT = 2048, 8192
+STEP = {rows: 0.008 + 22e-6 * rows for rows in ROWS}
+
+
+def first_token(rows: int, context: int, latency: float, token: float, attention: float) -> float:
+    """Seconds until the first token on an engine whose steps take ``STEP`` and attention."""
+    seconds = latency + token * (rows + context)
+    for begin in range(0, rows, BUDGET):
+        size = min(BUDGET, rows - begin)
+        seconds += STEP[size] + attention * size * (context + begin)
+    return seconds
+
+
+def calibration(
+    latency: float, token: float, attention: float, measured: float | None = None, **fields: object
+) -> Calibration:
+    parts = latency, token, attention
+    return Calibration(
+        latency=measured,
+        budget=BUDGET,
+        cold=tuple((rows, first_token(rows, 0, *parts)) for rows in ROWS),
+        warm=tuple((rows, first_token(rows, CONTEXT, *parts)) for rows in ROWS[4:]),
+        context=CONTEXT,
+        decode=((1, 0.005), (8, 0.0052)),
+        decode_context=56,
+        **fields,  # type: ignore[arg-type]  # the fields of Calibration
+    )
+
+
+@settings(max_examples=30)
+@given(latency=st.floats(0, 0.007), token=st.floats(0, 3e-6), attention=st.floats(0, 3e-9))
+def test_time_to_first_token_is_taken_apart(latency: float, token: float, attention: float) -> None:
+    steps = calibration(latency, token, attention).steps("test")
+    assert steps.latency == pytest.approx(latency, abs=1e-6)
+    assert steps.latency_token == pytest.approx(token, abs=1e-9)
+    assert steps.attention == pytest.approx(attention, abs=1e-12)
+    assert dict(steps.prefill) == pytest.approx({rows: STEP[rows] for rows in ROWS if rows <= BUDGET}, abs=1e-5)
+    assert steps.outside(1000) == pytest.approx(latency + 1000 * token, abs=1e-5)
+
+
+def test_measured_latency_is_kept() -> None:
+    """A writer beside a prompt shows it directly; the others follow from it."""
+    steps = calibration(0.004, 1.5e-6, 1e-9, measured=0.004).steps("test")
+    assert steps.latency == 0.004
+    assert steps.latency_token == pytest.approx(1.5e-6)
+
+
+def test_nothing_is_negative_and_nothing_is_made_up() -> None:
+    noisy = Calibration(cold=((8, 0.01), (16, 0.009)), warm=((16, 0.001),), context=64, decode=((1, 0.002), (2, 0.001)))
+    steps = noisy.steps("test")
+    assert (steps.latency, steps.latency_token, steps.attention, steps.writer_context) == (0, 0, 0, 0)
+    assert steps.shared_context is None
+    assert steps.prefill == ((8, 0.01), (16, 0.01))
+
+
+def test_context_in_common_costs_less_where_it_was_measured() -> None:
+    own = Writers(count=8, context=8216, seconds=0.0052 + 8 * 8160 * 35e-9)
+    common = 0.0052 + 8192 * 35e-9 + 7 * 8192 * 20e-9
+    known = calibration(0, 0, 0, own=own, shared=Writers(count=8, context=8192, seconds=common)).steps("test")
+    unknown = calibration(0, 0, 0, own=own).steps("test")
+    assert known.writer_context == pytest.approx(35e-9)
+    assert known.shared_context == pytest.approx(20e-9)
+    contexts = [9000, 9000]
+    saved = unknown.seconds([], contexts, 7168) - known.seconds([], contexts, 7168)
+    assert saved == pytest.approx(7168 * 15e-9)
+    assert unknown.seconds([], contexts, 7168) == unknown.seconds([], contexts)
+
+
+def test_mean_of_two_calibrations() -> None:
+    before, after = calibration(0.004, 1e-6, 1e-9, measured=0.004), calibration(0.006, 1e-6, 1e-9)
+    mean = before.mean(after)
+    assert mean.latency is None, "only one of them measured it"
+    assert mean.steps("test").latency == pytest.approx(0.005, abs=1e-6)
+    assert mean.budget == BUDGET
+    assert before.mean(before) == before
