@@ -1,0 +1,506 @@
+"""Figures that README and docs quote are those of the committed result files: each line here is made from a file and
+has to stand in its page, word for word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+Line = tuple[str, str]
+"""A page and what it has to say."""
+
+
+class Values:
+    """A result file; called with a path of keys it gives what stands there."""
+
+    def __init__(self, name: str) -> None:
+        self.content: dict[str, Any] = json.loads((RESULTS / name).read_text())
+
+    def __call__(self, *path: Any) -> Any:
+        value: Any = self.content
+        for part in path:
+            value = value[part] if isinstance(value, list) else value[str(part)]
+        return value
+
+
+values = cache(Values)
+
+
+@cache
+def words_of(page: str) -> str:
+    """A page on one line: no emphasis, one blank wherever there is white space."""
+    return " ".join((ROOT / page).read_text().replace("**", "").split())
+
+
+def fixed(value: float, digits: int) -> str:
+    """Rounded half up, as the pages do."""
+    return str(Decimal(repr(value)).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cells(content: dict[str, Any], names: Sequence[str], digits: int) -> str:
+    return " | ".join(fixed(content[name], digits) for name in names)
+
+
+def times(ratio: dict[str, Any], digits: int = 2, lower: int | None = None) -> str:
+    """A ratio's median and the lower end of its interval, in so many digits."""
+    return f"{fixed(ratio['median'], digits)}x ({fixed(ratio['low95'], digits if lower is None else lower)})"
+
+
+def both_ends(ratio: dict[str, Any], digits: int = 3) -> str:
+    """Lower ends: Student's, then the median's own."""
+    return f"({fixed(ratio['low95'], digits)}; {fixed(ratio['median_low95'], digits)})"
+
+
+def signed(value: float, digits: int = 2) -> str:
+    text = f"{fixed(abs(value), digits)}"
+    if float(text) == 0:
+        return text
+    return ("−" if value < 0 else "+") + text
+
+
+def share(value: float) -> str:
+    return f"{fixed(100 * value, 0)}"
+
+
+H100 = (
+    ("cold prompt of 1,024 tokens", "cold_1024"),
+    ("2,048", "cold_2048"),
+    ("4,096", "cold_4096"),
+    ("8,192", "cold_8192"),
+    ("16,384", "cold_16384"),
+    ("32,000", "cold_32000"),
+    ("8,192 cached + 256 new", "warm_8192_256"),
+    ("8,192 cached + 512 new", "warm_8192_512"),
+    ("8,192 cached + 1,024 new", "warm_8192_1024"),
+    ("8,192 cached + 2,048 new", "warm_8192_2048"),
+)
+
+
+def prefill_h100() -> Iterator[Line]:
+    file, page = values("prefill-h100.json"), "docs/results.md"
+    for label, case in H100:
+        ms = " | ".join(f"{fixed(file('ms', case, name), 1)}" for name in ("exact", "uniform-fp8", "mixquant-fp8"))
+        yield page, row(label, ms, times(file("speedup", case)))
+    for batch in (1, 8, 32):
+        ms = " | ".join(f"{fixed(file('ms', f'tpot_{batch}', n), 2)}" for n in ("exact", "uniform-fp8", "mixquant-fp8"))
+        yield page, f"| {batch} | {ms} | {fixed(file('tpot_ratio', batch), 3)} |"
+    cold, warm = (fixed(file("speedup", case, "median"), 2) for case in ("cold_8192", "warm_8192_1024"))
+    ours, exact, theirs = (fixed(file("ms", "cold_8192", n), 0) for n in ("mixquant-fp8", "exact", "uniform-fp8"))
+    yield (
+        "README.md",
+        f"8,192 tokens in {ours} ms instead of {exact}: {cold}x; 1,024 new tokens behind 8,192 cached: {warm}x",
+    )
+    yield "README.md", f"({theirs} ms above)"
+    token = [fixed(file("ms", "tpot_1", name), 1) for name in ("uniform-fp8", "exact")]
+    yield "README.md", f"({token[0]} against {token[1]} ms a token)"
+    yield "README.md", f"weights take {fixed(file('weights_ratio'), 2)}x"
+
+
+GPU_NOTES = (
+    *(("cold 128", "cold_128"), ("cold 256", "cold_256"), ("cold 512", "cold_512"), ("cold 1024", "cold_1024")),
+    *(("cold 2048", "cold_2048"), ("cold 4096", "cold_4096"), ("cold 8192", "cold_8192")),
+    *(("cold 16384", "cold_16384"), ("cold 32000", "cold_32000"), ("8192 cached + 64", "warm_8192_64")),
+    *(
+        ("+ 256", "warm_8192_256"),
+        ("+ 512", "warm_8192_512"),
+        ("+ 1024", "warm_8192_1024"),
+        ("+ 2048", "warm_8192_2048"),
+    ),
+)
+
+
+def prefill_h100_notes() -> Iterator[Line]:
+    file, page = values("prefill-h100.json"), "docs/gpu-notes.md"
+    columns = ("exact_default", "exact", "uniform-fp8", "mixquant-fp8")
+    for label, case in GPU_NOTES:
+        ratio, last = file("speedup", case), file("ms", case, "mixquant-fp8-exact-last")
+        digits = 3 if min(ratio["low95"], ratio["median_low95"]) < 1.03 else 2
+        over = f"{fixed(ratio['median'], 2)}x {both_ends(ratio, digits)}"
+        ms = cells(file("ms", case), columns, 1)
+        exact_last = f"{fixed(ratio['exact_last']['median'], 2)}x"
+        yield page, row(label, ms, over, str(ratio["pairs"]), fixed(last, 1), exact_last)
+
+
+def mixed_h100() -> Iterator[Line]:
+    file = values("prefill-h100-mixed.json")
+    agents = file("agents32")
+    tokens, ttft, itl = (agents[name] for name in ("tokens_per_s_ratio", "ttft_p95_ratio", "itl_p95_ratio"))
+    page = "docs/results.md"
+    yield page, f"closed loop | {fixed(tokens, 2)}x ({fixed(agents['tokens_per_s_ratio_95'][0], 2)}) |"
+    yield page, f"load | {fixed(ttft, 2)} of the time (at most {fixed(agents['ttft_p95_ratio_95'][1], 2)}) |"
+    yield page, f"same load | {fixed(itl, 2)} of the time (at most {fixed(agents['itl_p95_ratio_95'][1], 2)}) |"
+    page = "docs/gpu-notes.md"
+    yield page, f"p95 over all turns of TTFT {fixed(ttft, 3)} of exact's, of ITL {fixed(itl, 3)}"
+    bounds = [" to ".join(fixed(end, 3) for end in agents[f"{name}_p95_ratio_95"]) for name in ("ttft", "itl")]
+    yield page, f"TTFT {bounds[0]}, ITL {bounds[1]}"
+    for label, case in (("8 writing, + 256", "mix_8_256"), ("8 writing, + 768", "mix_8_768")):
+        ratio, ms = file("speedup", case), file("ms", case)
+        over = f"{fixed(ratio['median'], 3)}x {both_ends(ratio)}"
+        yield page, row(label, cells(ms, ("exact", "mixquant-fp8"), 2), over, str(ratio["pairs"]))
+
+
+def two_gpus() -> Iterator[Line]:
+    file, page = values("prefill-2xh200.json"), "docs/gpu-notes.md"
+    rows = [("cold 2048", "cold_2048", 1), ("cold 8192", "cold_8192", 1), ("cold 32000", "cold_32000", 0)]
+    rows += [("8192 cached + 512", "warm_8192_512", 1), ("+ 2048", "warm_8192_2048", 1)]
+    for label, case, digits in rows:
+        ratio, ms = file("speedup", case), file("ms", case)
+        over = f"{fixed(ratio['median'], 2)}x {both_ends(ratio)}"
+        yield page, row(label, cells(ms, ("exact", "mixquant-fp8"), digits), over, str(ratio["pairs"]))
+    cold = [f"{fixed(file('speedup', f'cold_{size}', 'median'), 2)}" for size in (2048, 8192, 32000)]
+    yield "docs/results.md", f"are read {cold[0]}, {cold[1]} and {cold[2]} times as fast"
+    ms = cells(file("ms", "tpot_8"), ("exact", "mixquant-fp8"), 2)
+    yield page, row("TPOT, batch 8", ms, f"{fixed(file('tpot_ratio', 8), 3)} of its time", "")[:-4]
+
+
+def rebuilt() -> Iterator[Line]:
+    files = [values(f"prefill-h200{name}.json") for name in ("", "-rebuilt", "-again")]
+    rows = [("cold 512", "cold_512"), ("cold 2048", "cold_2048"), ("cold 8192", "cold_8192")]
+    rows += [("8192 cached + 128", "warm_8192_128"), ("+ 512", "warm_8192_512"), ("+ 2048", "warm_8192_2048")]
+    for label, case in (*rows, ("8 writing, + 768", "mix_8_768")):
+        columns = [
+            f"{fixed(f('speedup', case, 'median'), 2)}x ({fixed(f('speedup', case, 'low95'), 2)})" for f in files
+        ]
+        yield "docs/gpu-notes.md", row(label, *columns)
+    tpot = [
+        " / ".join(fixed(1 / file("speedup", f"tpot_{batch}", "median"), 3) for batch in (1, 8, 32)) for file in files
+    ]
+    yield "docs/gpu-notes.md", f"| TPOT, batch 1 / 8 / 32 | {tpot[0]} of the time | {tpot[1]} | {tpot[2]} |"
+
+
+def products() -> Iterator[Line]:
+    file = values("gpu-micro-h100.json")
+    for rows in (64, 256, 512, 768, 1024, 2048, 4096, 8192):
+        exact, fp8 = file("gemm_us", rows, "bf16"), file("gemm_us", rows, "fp8")
+        yield "docs/gpu-notes.md", f"| {rows} | {fixed(exact, 0)} | {fixed(fp8, 0)} | {fixed(exact / fp8, 2)}x |"
+
+
+def moe_share() -> Iterator[Line]:
+    for rows, digits in ((512, 3), (2048, 2), (8192, 2)):
+        us = values("moe-share-h100.json")("microseconds", rows)
+        names = ("linear_fp8", "attention", "router", "experts")
+        first = fixed(us["linear_bf16"], 0) + (" µs" if rows == 512 else "")
+        gain = f"{fixed(us['speedup_of_the_rest'], digits)}x"
+        yield "docs/gpu-notes.md", row(str(rows), first, cells(us, names, 0), f"{share(us['experts_share'])} %", gain)
+
+
+def mixture() -> Iterator[Line]:
+    file, page = values("prefill-moe.json"), "docs/experts.md"
+    ours, off, theirs = "mixquant-fp8", "mixquant-fp8-off", "uniform-fp8"
+    wanted = {"cold_2048": "1.25", "cold_8192": "1.25", "cold_32000": "1.15", "warm_8192_2048": "1.15"}
+    labels = ("cold 2048", "cold 8192", "cold 32000", "8192 cached + 2048")
+    for label, (case, goal) in zip(labels, wanted.items(), strict=True):
+        ratio, ms = file("speedup", case), file("ms", case)
+        against = ratio[f"against_{theirs}"]
+        digits = 0 if case == "cold_32000" else 1
+        first = fixed(ms[theirs], digits) + (" ms" if case == "cold_2048" else "")
+        rest = (times(ratio, 3), str(ratio["pairs"]), goal, times(against, 3))
+        yield page, row(label, first, cells(ms, (off, ours), digits), *rest)
+    short = [file("speedup", f"cold_{size}", "median") for size in (2048, 8192, 32000)]
+    ahead = [file("speedup", case, f"against_{theirs}", "median") for case in ("cold_32000", "cold_8192")]
+    yield (
+        "README.md",
+        f"{fixed(short[0], 2)}x at 2,048 tokens, {fixed(short[1], 2)}x at 8,192, {fixed(short[2], 2)}x at 32,000; "
+        f"{fixed(ahead[0], 2)}x to {fixed(ahead[1], 2)}x faster than vLLM's own FP8 there",
+    )
+    small = values("prefill-moe-80gb.json")
+    ratio, ms = small("speedup", "cold_2048"), small("ms", "cold_2048")
+    taken = f"cold 2048 takes {fixed(ms[ours], 1)} ms and {fixed(ms[off], 1)}"
+    yield page, f"{taken} with every step exact, {times(ratio, 2, 3)}"
+    yield page, f"TPOT at batch 8 {fixed(small('tpot_ratio', 8), 3)} of the time"
+
+
+def expert_layers() -> Iterator[Line]:
+    for rows in (512, 2048, 8192):
+        us = values("experts-h200.json")("microseconds", rows)
+        best = min(value for name, value in us.items() if name.startswith("tiles"))
+        named = cells(us, ("exact", "triton", "cutlass"), 0)
+        yield "docs/experts.md", row(str(rows), named, fixed(best, 0), f"{fixed(us['exact'] / best, 2)}x")
+
+
+def nested() -> Iterator[Line]:
+    file, page = values("nested.json"), "docs/nested-weights.md"
+    time = [f"{fixed(file('tpot_ratio', batch), 2)}" for batch in (1, 8, 32)]
+    yield page, f"written in {time[0]}, {time[1]} and {time[2]} of an exact engine's time"
+    yield "README.md", f"packs both into {fixed(file('weights_ratio'), 2)}x and writes a token in {' / '.join(time)}"
+    own, exact, separate = (fixed(file("engine", "model_loading_gib", n), 2) for n in ("nested", "exact", "separate"))
+    yield page, f"took {own} GiB, where exact took {exact} and separate twins {separate}"
+    over = file("kernel_over_cublas")
+    yield page, f"`wide.cu` from 33 rows on | {cells(over, ('1', '8', '16', '32', '64'), 2)} |"
+    yield page, f"128 rows: {fixed(over['128'], 2)}; 256 rows: {fixed(over['256'], 2)}."
+    rows = [("cold 512", "cold_512"), ("cold 2048", "cold_2048"), ("cold 8192", "cold_8192")]
+    rows += [("cold 32000", "cold_32000"), ("8192 cached + 512", "warm_8192_512"), ("+ 2048", "warm_8192_2048")]
+    for label, case in rows:
+        ratio, ms = file("speedup", case), file("ms", case)
+        over_exact = f"{fixed(ratio['ratio'], 2)}x ({fixed(ratio['low95'], 3)})"
+        digits = 0 if case in ("cold_8192", "cold_32000") else 1
+        columns = cells(ms, ("exact", "mixquant-fp8", "mixquant-fp8-nested"), digits)
+        yield page, f"| {label} | {columns} |"
+        yield page, row(over_exact, times(file("against_separate", case), 2, 3))
+
+
+def band(ratio: dict[str, float]) -> str:
+    return f"{fixed(ratio['median'], 3)} ({fixed(ratio['low95'], 3)} to {fixed(ratio['high95'], 3)})"
+
+
+def writing() -> Iterator[Line]:
+    file, page = values("writing.json"), "docs/writing.md"
+    ratios = [band(file("cases", case, 3, "ratio")) for case in ("1", "8", "32", "64k")]
+    yield page, f"{ratios[0]} at one request, {ratios[1]} at 8, {ratios[2]} at 32, {ratios[3]} with 64k tokens"
+    again = file("again")
+    for name in ("", "nested_"):
+        line = ", ".join(band(again[f"{name}tpot"][case]) for case in ("1", "8", "32", "64k"))
+        yield page, f"{line}; the turn {band(again[f'{name}turn'])}"
+    for label, case in (("batch 1", "1"), ("8", "8"), ("32", "32")):
+        yield "docs/nested-weights.md", f"| {label} | {band(again['tpot'][case])} |"
+        yield "docs/nested-weights.md", f"| {band(again['nested_tpot'][case])} |"
+    one, eight = (fixed(1 / file("cases", batch, 3, "ratio", "median"), 2) for batch in (1, 8))
+    assert one == eight
+    both = [fixed(1 / again["nested_tpot"][batch]["median"], 2) for batch in ("1", "8")]
+    yield "README.md", f"{one}x at one request and at eight, {both[0]}x and {both[1]}x with [nested weights]"
+    for batch in ("1", "8", "32"):
+        earlier = file("earlier", "drafts", batch)
+        fewer = " | ".join(fixed(earlier[count]["median"], 3) for count in ("0", "1", "2"))
+        yield page, f"ms | {fewer} | {band(earlier['3'])} | {fixed(earlier['4']['median'], 3)}"
+
+
+def bfcl() -> Iterator[Line]:
+    labels = {
+        "bfcl_simple": "one function",
+        "bfcl_multiple": "one of several functions",
+        "bfcl_parallel": "several calls at once",
+        "bfcl_irrelevance": "no function fits: says so",
+    }
+    for name, policies in (
+        ("agents-cpu.json", ("uniform-nvfp4", "mixquant-nvfp4")),
+        ("fp8-answers.json", ("uniform-fp8", "mixquant-fp8")),
+    ):
+        suites = values(name)("suites")
+        for suite, label in labels.items():
+            scores = [fixed(suites[suite]["exact"]["score"], 2)]
+            for policy in policies:
+                run = suites[suite][policy]
+                low, high = run["delta_ci95"]
+                scores.append(f"{fixed(run['score'], 2)} ({signed(low)} to {signed(high)})")
+            yield "docs/results.md", row(label, *scores)
+    suites = values("fp8-answers.json")("suites")
+    right = {
+        policy: round(sum(suites[suite][policy]["score"] * suites[suite][policy]["n"] for suite in labels))
+        for policy in ("exact", "uniform-fp8", "mixquant-fp8")
+    }
+    tasks = sum(suites[suite]["exact"]["n"] for suite in labels)
+    yield (
+        "README.md",
+        f"{right['mixquant-fp8']} of {tasks} function-calling tasks (BFCL) right; "
+        f"exact {right['exact']}, plain FP8 {right['uniform-fp8']}",
+    )
+    cpu = values("agents-cpu.json")("suites")
+    lost = {
+        policy: [round(100 * (cpu[suite]["exact"]["score"] - cpu[suite][policy]["score"])) for suite in labels]
+        for policy in ("uniform-nvfp4", "mixquant-nvfp4")
+    }
+    both, reads = (f"{min(of)} to {max(of)}" for of in lost.values())
+    yield "README.md", f"loses {both} of 100 function calls; NVFP4 that only reads loses {reads}"
+
+
+def divergence() -> Iterator[Line]:
+    page = "docs/results.md"
+    quick = {row["policy"]: row for row in values("fp8-answers.json")("fidelity", "policies")}
+    for policy, label in (
+        ("uniform-fp8", "`uniform-fp8`: reads and writes in FP8"),
+        ("mixquant-fp8", "`mixquant-fp8`: reads in FP8"),
+        ("uniform-nvfp4", "`uniform-nvfp4`, beside it"),
+    ):
+        of = quick[policy]
+        yield page, row(label, cells(of, ("kl_mean", "kl_first"), 4), fixed(of["top1_agreement"], 3))
+    ours, theirs = (fixed(quick[policy]["kl_mean"], 3) for policy in ("mixquant-fp8", "uniform-fp8"))
+    yield "README.md", f"{ours} nats per token, plain FP8 {theirs} (emulated)"
+    for recipe, label in (("uniform-nvfp4", "`uniform-nvfp4`"), ("plain", "`mixquant-nvfp4-plain`")):
+        yield page, row(label, cells(values("fidelity.json")("recipes", recipe), ("kl", "kl_first", "top1"), 3))
+
+
+RECIPES = {
+    "plain (`mixquant-nvfp4-plain`)": "plain",
+    'first 16 and last 48 ("ends") exact': "ends-exact",
+    "static part exact, from the cache": "static-exact",
+    "ends and static part exact": "ends-exact+static-exact",
+    "GPTQ": "gptq",
+    "GPTQ, blocks by falling energy": "gptq-ordered",
+    "GPTQ, block scales swept": "gptq-sweep",
+    "GPTQ, ends exact": "gptq+ends-exact",
+    "GPTQ, ends and static part exact": "gptq+ends-exact+static-exact",
+    'first 16 and last 112 ("wide ends") exact': "wide-ends-exact",
+    "GPTQ, wide ends exact": "gptq+wide-ends-exact",
+    "GPTQ, wide ends and static part exact": "gptq+wide-ends-exact+static-exact",
+    "GPTQ by tokens behind the first 16, ends exact": "gptq-behind+ends-exact",
+    "GPTQ by tokens behind the first 16, wide ends exact": "gptq-behind+wide-ends-exact",
+    "`qkv_proj` in FP8, GPTQ, wide ends exact": "qkv-fp8+gptq+wide-ends-exact",
+    "`qkv_proj` in FP8": "qkv-fp8",
+    "FP8 in the 18 layers that a budget of 3 % by the roofline allows": "budget",
+    "all Linear in FP8, ends exact": "fp8-ends-exact",
+}
+
+
+def recipes() -> Iterator[Line]:
+    """A row's KL, its interval where the page has one, and what is won back; the page has to say each of them."""
+    page = "docs/nvfp4-fidelity.md"
+    for label, name in RECIPES.items():
+        recipe = values("fidelity.json")("recipes", name)
+        text = words_of(page)
+        start = text.index(f"| {label} |")
+        there = text[start:].split("|")[2].strip()
+        digits = len(there.split()[0].partition(".")[2])
+        kl = fixed(recipe["kl"], digits)
+        if "(" in there:
+            low, high = (fixed(end, digits) for end in recipe["kl_ci95"])
+            kl += f" ({low}–{high})"
+        removed = [f"{share(recipe[name])} %" for name in ("kl_removed", "first_removed")]
+        yield page, row(label, kl, *removed, fixed(recipe["rows_quantized"], 2))
+    pooled = values("fidelity.json")("pooled_loss_won_back")
+    won = []
+    for policy in ("mixquant-nvfp4-plain", "nvfp4-static-quantized", "mixquant-nvfp4"):
+        low, high = pooled[policy]["ci95"]
+        won.append(f"{share(pooled[policy]['share'])} % ({share(low)} to {share(high)} %), n = {pooled[policy]['n']}")
+    yield page, f"| loss won back, pooled | | 0 | {' | '.join(won)} |"
+
+
+def history() -> Iterator[Line]:
+    template, written = values("history-cpu.json")("by_template"), values("history-cpu.json")("as_written")
+    page = "docs/agents-and-the-engine.md"
+    yield (
+        page,
+        f"{fixed(100 * template['last_cached_share'], 1)} % was found by the template and "
+        f"{fixed(100 * written['last_cached_share'], 1)} % as written, its first token came after "
+        f"{fixed(template['last_ttft_seconds'], 2)} s and {fixed(written['last_ttft_seconds'], 2)} s",
+    )
+    yield (
+        page,
+        f"read {template['prefill_tokens']:,} and {written['prefill_tokens']} tokens in "
+        f"{fixed(template['prefill_seconds'], 1)} s and {fixed(written['prefill_seconds'], 1)} s",
+    )
+
+
+def peers() -> Iterator[Line]:
+    ours, llama = (values("agents-cpu.json")("peers", n) for n in ("chat_openai_vllm_serve", "chat_llama_cpp"))
+    ratio, theirs = ours["overhead_ratio_1"], ours["overhead_p50_ms"]
+    low, high = (fixed(end, 2) for end in ours["overhead_ratio_ci95"])
+    overhead = f"{fixed(ratio, 2)}x: {fixed(ratio * theirs, 1)} against {fixed(theirs, 1)} ms ({low} to {high})"
+    yield "docs/results.md", f"{overhead} | {fixed(llama['overhead_ratio_1'], 2)}x |"
+    yield "docs/results.md", f"{fixed(llama['wall_ratio_1'], 2)}x: llama.cpp"
+    yield "docs/results.md", f"{fixed(llama['tokens_ratio_16'], 1)}x: llama.cpp"
+
+
+def recording() -> Iterator[Line]:
+    file, page = values("store-cpu.json"), "docs/results.md"
+    turn, slow = fixed(file("write_us_per_turn"), 1), fixed(file("write_us_p99"), 1)
+    share_of_turn, seconds = fixed(file("overhead_percent_engine"), 2), fixed(file("turn_seconds_engine"), 2)
+    yield page, f"takes the turn's own thread {turn} µs (p99: {slow})"
+    yield page, f"{share_of_turn} % of a turn of {seconds} s"
+    yield page, f"writes up to {file('turns_per_s'):,} turns a second"
+    yield page, f"lost none of {file('offered_turns'):,} that came at {file('offered_per_s'):,} a second"
+    yield page, f"{fixed(file('overview_p95_ms'), 0)} ms at p95"
+
+
+def plan() -> Iterator[Line]:
+    for run in values("plan.json")("gpu", "policies", "exact", "runs"):
+        predicted, measured, error = run["predicted"], run["measured"], run["error"]
+        if run["agents"] == 8:
+            continue  # has its column's names in its cells
+        cells = []
+        for name, digits in (("ttft_p50_ms", 0), ("ttft_p95_ms", 0), ("itl_p50_ms", 1)):
+            text = f"{fixed(predicted[name], digits)} ({fixed(measured[name], digits)})"
+            cells.append(f"{text} {signed(100 * error[name], 0)} %")
+        yield "docs/serving.md", f"| {run['agents']} | {' | '.join(cells)} |"
+
+
+def read_ahead() -> Iterator[Line]:
+    file, page = values("agents-h200.json"), "docs/agents-and-the-engine.md"
+    warm = file("warm")
+    plain, ahead = (fixed(1000 * warm["ttft_s"][way], 0) for way in ("plain", "read ahead"))
+    ratio, part = fixed(warm["ttft_ratio"]["read ahead"], 2), share(warm["cached_share"]["read ahead"])
+    yield page, f"{plain} ms, read ahead in eight pieces {ahead} ms ({ratio}x; {part} % of the prompt found)"
+    others = fixed(warm["itl_p95_ratio"]["read ahead"], 2)
+    yield page, f"one for each state of the result | {ratio}x | {others}x |"
+    third = file("third_run", "warm")
+    for label, way in (
+        ("3,600 tokens, in steps of 3,840", "read ahead, pieces of 3600"),
+        ("2,048 tokens and a half, one step each", "read ahead, pieces of a half"),
+    ):
+        yield page, f"| {label} | {fixed(third['ttft_ratio'][way], 2)}x | {fixed(third['itl_p95_ratio'][way], 3)}x |"
+
+
+def kv_back() -> Iterator[Line]:
+    for label, name, digits in (
+        ("exact engine alone", "exact", 0),
+        ("`mixquant-int8` alone", "policy", 4),
+        ("pair, answers read again", "pair", 4),
+        ("pair, KV back", "pair, KV back", 4),
+    ):
+        column = values("pair.json")("cpu, threads", "threads", "columns", name)
+        kl = sum(column["kl_by_turn"][1:]) / 4
+        ttft = column["later_ttft_p50_ms"]
+        yield (
+            "docs/serving.md",
+            f"| {label} | {fixed(column['later_prefill_tokens'], 0)} | {fixed(kl, digits)} | {fixed(ttft, 0)} |",
+        )
+
+
+SOURCES: tuple[Callable[[], Iterator[Line]], ...] = (
+    prefill_h100,
+    prefill_h100_notes,
+    mixed_h100,
+    two_gpus,
+    rebuilt,
+    products,
+    moe_share,
+    mixture,
+    expert_layers,
+    nested,
+    writing,
+    bfcl,
+    divergence,
+    recipes,
+    history,
+    peers,
+    recording,
+    plan,
+    read_ahead,
+    kv_back,
+)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.__name__)
+def test_figures_are_those_of_the_result_files(source: Callable[[], Iterator[Line]]) -> None:
+    lines = list(source())
+    assert lines
+    missing = [(page, text) for page, text in lines if text not in words_of(page)]
+    assert missing == []
+
+
+def named(content: Any, *names: str) -> bool:
+    """Whether a text stands under one of these names, at any depth."""
+    if isinstance(content, list):
+        return any(named(part, *names) for part in content)
+    if not isinstance(content, dict):
+        return False
+    here = any(isinstance(content.get(name), str) and content[name] for name in names)
+    return here or any(named(part, *names) for part in content.values())
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.name)
+def test_result_file_names_command_and_machine(path: Path) -> None:
+    content = json.loads(path.read_text())
+    assert named(content, "device", "machine")
+    assert named(content, "command") or "by a program of its own" in content["what"]
