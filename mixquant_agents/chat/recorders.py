@@ -83,7 +83,12 @@ class Recorders:
         """Wait until everything taken so far is written, and end the threads of plain functions. Recorders that were
         given stay their owner's to close."""
         for recorder in self._recorders:
-            recorder.flush()
+            try:
+                recorder.flush()
+            except KeyboardInterrupt:
+                raise
+            except BaseException:  # the engine is released all the same
+                log.warning("the recorder %r failed while it was waited for", recorder, exc_info=True)
         for own in self._own:
             own.close()
 

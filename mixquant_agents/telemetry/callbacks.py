@@ -29,6 +29,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry.events import TOOL_ERROR, RunLink, Span, SpanKind
+from mixquant_agents.telemetry.plain import text_of
 from mixquant_agents.telemetry.recorder import Recorder
 from mixquant_agents.telemetry.trace_context import active_trace_context
 
@@ -318,12 +319,7 @@ def _begin_with_its_code(run: _Run) -> None:
 
 def _text(value: Any) -> str:
     """``value`` as text, cut; a value that cannot be written must not fail the run that made it."""
-    try:
-        return str(value)[:TEXT_LIMIT]
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return f"({type(value).__name__} whose text cannot be had: {type(error).__name__})"
+    return text_of(value)[:TEXT_LIMIT]
 
 
 _observer: ContextVar[TelemetryCallback | None] = ContextVar("mixquant_observer", default=None)

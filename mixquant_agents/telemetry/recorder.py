@@ -20,7 +20,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
-from mixquant_agents.errors import StoreError
+from mixquant_agents.errors import ConfigError, StoreError
 from mixquant_agents.records import TurnRecord
 from mixquant_agents.telemetry.events import (
     Event,
@@ -42,8 +42,9 @@ QUEUE_LIMIT = 32_768
 """Most events waiting; about three seconds at 10,000 turns a second."""
 _BATCH = 2_000
 """Most events of one write, so that a long queue is seen to shrink."""
-_STUCK_SECONDS = 5.0
-"""So long :meth:`QueueRecorder.close` waits for a write that does not end."""
+_STUCK_SECONDS = 8.0
+"""So long :meth:`QueueRecorder.close` waits for a write that does not end: longer than a store waits for its lock."""
+_LONGEST_GATHER = 3_600
 GATHER_SECONDS = 0.05
 """How long a batch gathers. With the commit it bounds what a kill can lose (200 ms promised)."""
 
@@ -56,6 +57,9 @@ class QueueRecorder:
         content: keep messages, tool arguments and results. Off by default.
         queue_limit: most events waiting.
         gather_seconds: how long a batch gathers before it is written.
+
+    Raises:
+        ConfigError: a limit or a time that none can be.
     """
 
     def __init__(
@@ -66,6 +70,10 @@ class QueueRecorder:
         queue_limit: int = QUEUE_LIMIT,
         gather_seconds: float = GATHER_SECONDS,
     ) -> None:
+        if not isinstance(queue_limit, int) or queue_limit < 1:
+            raise ConfigError(f"queue_limit must be a whole number above 0, not {queue_limit!r}")
+        if not isinstance(gather_seconds, int | float) or not 0 <= gather_seconds <= _LONGEST_GATHER:
+            raise ConfigError(f"gather_seconds must be a number from 0 to {_LONGEST_GATHER}, not {gather_seconds!r}")
         self._sinks = tuple(sinks)
         self._content = content
         self._limit = queue_limit
@@ -151,9 +159,17 @@ class QueueRecorder:
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._run, name="mixquant-recorder", daemon=True)
-                self._thread.start()
+            if self._thread is not None or self._closed:
+                return
+            thread = threading.Thread(target=self._run, name="mixquant-recorder", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # no more threads are to be had: what was taken waits for the next try
+                if self.problem is None:
+                    log.warning("telemetry: %s (turns go on; recording is retried)", _line(error))
+                self.problem = _line(error)
+            else:
+                self._thread = thread
 
     def _run(self) -> None:
         try:
@@ -219,7 +235,12 @@ class QueueRecorder:
         while self._queue and len(batch) < _BATCH:
             self._taken += 1  # before it leaves the queue: flush() must find it in one of the two
             event = self._queue.popleft()
-            batch.append(event if self._content else without_content(event))
+            try:
+                batch.append(event if self._content else without_content(event))
+            except BaseException as error:  # an odd event, whose own code may raise anything, takes no other along
+                with self._lock:
+                    self._dropped += 1
+                log.debug("telemetry: an event is left out: %s", _line(error))
         return batch
 
     def _write(self, batch: list[Event]) -> float | None:
@@ -256,6 +277,9 @@ class QueueRecorder:
             time.sleep(0.005)
         return True
 
+    def _unfinished(self) -> int:
+        return len(self._queue) + self._taken - self._written
+
     def _unwritten(self) -> bool:
         return bool(self._queue) or self._written < self._taken or self.problem is not None
 
@@ -269,12 +293,16 @@ class QueueRecorder:
             self._start()
         self.stop()
         thread = self._thread
+        if thread is None and self._queue:
+            self._run()  # no thread is to be had, and closing may take its time
         if thread is None or thread is threading.current_thread():
             return
         written = -1
         while thread.is_alive() and written < self._written:  # a busy machine is slow, not stuck
             written = self._written
             thread.join(timeout=_STUCK_SECONDS)
+        if thread.is_alive():
+            log.warning("telemetry: closed while up to %d events were still being written", self._unfinished())
 
 
 def _line(error: BaseException) -> str:

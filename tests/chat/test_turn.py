@@ -200,6 +200,18 @@ async def test_recorders_get_the_content_they_ask_for() -> None:
     assert len(given["prompt_token_ids"]) > 10
 
 
+async def test_span_of_another_kind_fails_no_turn() -> None:
+    from opentelemetry import trace
+
+    class Broken(trace.NonRecordingSpan):
+        def get_span_context(self) -> Any:
+            raise RuntimeError("no context")
+
+    with trace.use_span(Broken(trace.INVALID_SPAN_CONTEXT)):
+        answer = await model_of("x").ainvoke("hi")
+    assert answer.content == "x"
+
+
 async def test_trace_context_is_of_the_span_around_the_turn() -> None:
     from opentelemetry.sdk.trace import TracerProvider
 

@@ -14,10 +14,13 @@ import pytest
 from telemetry_help import at, make_turn
 
 from mixquant_agents.engine.base import EngineRequest
-from mixquant_agents.telemetry import QueueRecorder, Span, SpanKind, StoreRecorder, TurnContent
+from mixquant_agents.errors import ConfigError
+from mixquant_agents.records import TurnRecord
+from mixquant_agents.telemetry import NullRecorder, QueueRecorder, Span, SpanKind, StoreRecorder, TurnContent
 from mixquant_agents.telemetry import recorder as recorder_module
 from mixquant_agents.telemetry.events import Event, TurnEvent, error_class
 from mixquant_agents.telemetry.store import TurnStore
+from mixquant_agents.telemetry.store import connection as connection_module
 
 
 class Leaving:
@@ -225,6 +228,92 @@ def test_close_gives_up_a_sink_that_is_stuck(monkeypatch: pytest.MonkeyPatch) ->
     sink.go_on.set()
 
 
+def test_closing_says_what_may_be_unwritten(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(recorder_module, "_STUCK_SECONDS", 0.05)
+    recorder = QueueRecorder([sink := SlowSink(30)], gather_seconds=0)
+    recorder.record(make_turn())
+    recorder.close()
+    sink.go_on.set()
+    assert "closed while up to 1 events were still being written" in caplog.text
+
+
+def test_closing_outwaits_the_lock_of_a_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recorder_module._STUCK_SECONDS * 1000 > connection_module.BUSY_MILLISECONDS
+    blocker = connection_module.connect_writer(path)
+    blocker.execute("BEGIN IMMEDIATE")  # another process that holds it for a minute
+    monkeypatch.setattr(connection_module, "BUSY_MILLISECONDS", 50)
+    recorder = StoreRecorder(path)
+    for n in range(3):
+        recorder.record(make_turn(n))
+    recorder.close()
+    blocker.close()
+    assert recorder.dropped == 3, "told, not lost without a word"
+    assert "another process held its lock" in (recorder.problem or "")
+
+
+@pytest.mark.parametrize("ending", ["flush", "close"])
+def test_turns_wait_where_no_thread_is_to_be_had(path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    recorder = StoreRecorder(path, gather_seconds=0)
+    with monkeypatch.context() as limit:
+        limit.setattr(threading.Thread, "start", refused)
+        recorder.record(make_turn(1, turn_id="first"))
+        assert recorder.problem == "RuntimeError: can't start new thread"
+        assert recorder.flush(0.1) is False
+        if ending == "close":
+            recorder.close()
+    if ending == "flush":
+        assert recorder.flush()
+        assert recorder.problem is None
+        recorder.close()
+    assert recorder.dropped == 0
+    assert [turn.turn_id for turn in TurnStore(path).turns()] == ["first"]
+
+
+def test_odd_error_takes_no_other_event_along(path: Path) -> None:
+    recorder = StoreRecorder(path)
+    recorder.record(make_turn(1, turn_id="before"))
+    recorder.record(make_turn(2).model_copy(update={"error": Unspeakable()}))
+    recorder.record(make_turn(3, turn_id="after"))
+    recorder.close()
+    assert recorder.dropped == 1
+    assert {turn.turn_id for turn in TurnStore(path).turns()} == {"before", "after"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"queue_limit": 0},
+        {"queue_limit": None},
+        {"queue_limit": 1.5},
+        {"gather_seconds": -1},
+        {"gather_seconds": float("nan")},
+        {"gather_seconds": 1e12},
+        {"gather_seconds": "1"},
+    ],
+)
+def test_settings_that_none_can_be_are_refused(path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        StoreRecorder(path, **wrong)
+
+
+def test_recorder_that_leaves_keeps_no_model_from_closing(caplog: pytest.LogCaptureFixture) -> None:
+    from mixquant_agents.chat.recorders import Recorders
+
+    class Foreign(NullRecorder):
+        def flush(self, timeout: float = 5.0) -> bool:
+            raise SystemExit(3)
+
+    turns: list[TurnRecord] = []
+    recorders = Recorders([Foreign(), turns.append])
+    recorders.record(make_turn(), EngineRequest(request_id="r", messages=[]), dict)
+    recorders.close()
+    assert len(turns) == 1
+    assert "failed while it was waited for" in caplog.text
+
+
 def test_syncing_thread_that_was_ended_is_replaced(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recorder = StoreRecorder(path, gather_seconds=0)
     recorder.record(make_turn())
@@ -232,6 +321,7 @@ def test_syncing_thread_that_was_ended_is_replaced(path: Path, caplog: pytest.Lo
     syncer = recorder._store._syncer
     assert syncer is not None
     old = syncer._thread
+    assert old is not None
     end(old, syncer._work)
     delays = len(recorder.sync_delays())
     for _ in range(100):

@@ -56,6 +56,10 @@ def default_store_path() -> Path:
 
 def explain(error: Exception, path: Path) -> StoreError:
     """One clear line for what SQLite or the file system reported about ``path``."""
+    if isinstance(error, OSError):
+        return StoreError(f"turn store {path}: it cannot be reached ({error.strerror or error}); give another file")
+    if isinstance(error, ValueError) and "\0" in str(path):
+        return StoreError(f"turn store {str(path)!r}: no file can have this name; give another file")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     reasons = {
         sqlite3.SQLITE_FULL: "the disk is full; free some space, or give another file",
@@ -76,13 +80,14 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     Raises:
         StoreError: with reason and remedy.
     """
-    try:
-        _make_private_folder(path.parent)
-    except OSError as error:
-        raise StoreError(
-            f"turn store {path}: its folder cannot be made ({error.strerror}); give another file"
-        ) from error
     with _explained(path), contextlib.ExitStack() as on_failure:
+        try:
+            _make_private_folder(path.parent)
+        except OSError as error:
+            raise StoreError(
+                f"turn store {path}: its folder cannot be made ({error.strerror}); give another file"
+            ) from error
+        _refuse_folder(path)
         _make(path)
         connection = sqlite3.connect(
             path, timeout=BUSY_MILLISECONDS / 1000, isolation_level=None, check_same_thread=False
@@ -112,8 +117,13 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError, ValueError) as error:  # the latter: what no file can be called
         raise explain(error, path) from error
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise StoreError(f"turn store {path}: it is a folder; give the file in it")
 
 
 def _make(path: Path) -> None:
@@ -250,11 +260,12 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     Raises:
         StoreError: no such file, not a store, newer or not yet migrated, unreadable.
     """
-    if path.is_dir():
-        raise StoreError(f"turn store {path}: it is a folder; give the file in it")
-    if not path.is_file():
-        raise StoreError(f"turn store {path}: no such file; run an agent with a recorder first, or give another file")
     with _explained(path), contextlib.ExitStack() as on_failure:
+        _refuse_folder(path)
+        if not path.is_file():
+            raise StoreError(
+                f"turn store {path}: no such file; run an agent with a recorder first, or give another file"
+            )
         connection = _read_only(path)
         on_failure.callback(connection.close)
         connection.text_factory = _AS_TEXT

@@ -6,14 +6,15 @@ import json
 import zlib
 
 from mixquant_agents.telemetry.events import TurnContent
+from mixquant_agents.telemetry.plain import json_of
 
 __all__ = ["pack_content", "unpack_content"]
 
 
 def pack_content(content: TurnContent) -> bytes:
-    """What JSON cannot say is written as its ``str``: a recorder never fails on a strange tool result."""
+    """What JSON cannot say is said in words: a recorder never fails on a strange tool result."""
     value = {"messages": list(content.messages), "answer": content.answer, "prompt_text": content.prompt_text}
-    return zlib.compress(json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "surrogatepass"), 6)
+    return zlib.compress(json_of(value).encode("utf-8", "surrogatepass"), 6)
 
 
 def unpack_content(packed: bytes) -> TurnContent:

@@ -44,26 +44,34 @@ class Syncer:
         self._waiting_since: float | None = None
         self._complained = False
         self.delays: deque[float] = deque(maxlen=1_000)
-        self._thread = self._start()
+        self._thread: threading.Thread | None = None
+        self._start()
 
-    def _start(self) -> threading.Thread:
+    def _start(self) -> None:
+        """Where no thread is to be had the next commit tries again: until then a power cut could take what was
+        written, a kill nothing."""
         thread = threading.Thread(target=self._run, name="mixquant-syncer", daemon=True)
-        thread.start()
-        return thread
+        try:
+            thread.start()
+        except RuntimeError as error:
+            log.debug("telemetry: syncing %s to the disk is put off: %s", self._path, error)
+        else:
+            self._thread = thread
 
     def committed(self) -> None:
         """There is something to sync. Returns at once. A thread that was ended is replaced."""
         if self._waiting_since is None:
             self._waiting_since = time.monotonic()
-        if not self._thread.is_alive() and not self._stop:
-            self._thread = self._start()
+        if (self._thread is None or not self._thread.is_alive()) and not self._stop:
+            self._start()
         self._work.set()
 
     def close(self) -> None:
         """Sync what is left and stop."""
         self._stop = True
         self._work.set()
-        self._thread.join(timeout=5)
+        if self._thread is not None:
+            self._thread.join(timeout=5)
 
     def _run(self) -> None:
         try:

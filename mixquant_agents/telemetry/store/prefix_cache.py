@@ -26,6 +26,7 @@ __all__ = [
     "explain_prefix",
     "pack_hashes",
     "shared_blocks",
+    "token_array",
     "unpack_hashes",
 ]
 
@@ -46,8 +47,13 @@ def block_hashes(token_ids: Sequence[int], salt: bytes) -> list[int]:
     return _chain(_token_bytes(token_ids), salt, [])
 
 
+def token_array(token_ids: Sequence[int]) -> array[int]:
+    """Token ids in 4 bytes each."""
+    return array("I", token_ids)
+
+
 def _token_bytes(token_ids: Sequence[int]) -> bytes:
-    raw = array("I", token_ids)
+    raw = token_array(token_ids)
     if sys.byteorder == "big":
         raw.byteswap()
     return raw.tobytes()

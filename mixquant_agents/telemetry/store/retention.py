@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ __all__ = ["Retention", "oldest", "retain"]
 
 CHUNK = 2_000
 ROLLUPS = ("rollups", "bad_rollups")
+_LONGEST_DAYS = 10**6
 MINUTES_KEPT_SECONDS = 2 * 86_400
 """Roll-ups per minute are only read for windows of up to a day."""
 
@@ -31,10 +33,11 @@ class Retention:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_age_days is not None and self.max_age_days <= 0:
-            raise ConfigError(f"max_age_days must be positive, not {self.max_age_days}")
-        if self.max_bytes is not None and self.max_bytes < 1 << 20:
-            raise ConfigError(f"max_bytes must be at least 1 MiB (1048576), not {self.max_bytes}")
+        days, size = self.max_age_days, self.max_bytes
+        if days is not None and not (isinstance(days, int | float) and 0 < days < math.inf):
+            raise ConfigError(f"max_age_days must be a positive number, or None for any age, not {days!r}")
+        if size is not None and not (isinstance(size, int | float) and 1 << 20 <= size < math.inf):
+            raise ConfigError(f"max_bytes must be at least 1 MiB (1048576), or None for any size, not {size!r}")
 
 
 def retain(
@@ -48,7 +51,7 @@ def retain(
         query = f"DELETE FROM {table} WHERE level = ? AND start < ?"  # noqa: S608 # constants
         connection.execute(query, (MINUTE, int(now) - MINUTES_KEPT_SECONDS))
     if retention.max_age_days is not None:
-        cutoff = int((now - retention.max_age_days * 86_400) * 1e6)
+        cutoff = int((now - min(retention.max_age_days, _LONGEST_DAYS) * 86_400) * 1e6)
         while time.monotonic() < deadline and (count := _delete(connection, cutoff)):
             deleted += count
     if retention.max_bytes is not None:

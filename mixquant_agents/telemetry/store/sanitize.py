@@ -9,9 +9,9 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
-from mixquant_agents.telemetry.events import Event, RunLink, TurnEvent
+from mixquant_agents.records import TurnRecord
 
-__all__ = ["sanitize_event", "sanitize_value"]
+__all__ = ["sanitize_fields", "sanitize_value"]
 
 LARGEST = 2**63 - 1
 LONGEST = 1_000_000
@@ -32,11 +32,12 @@ def sanitize_value(value: Any) -> Any:
     return value
 
 
-def sanitize_event(event: Event) -> Event:
-    """The event with every field made writable."""
-    if isinstance(event, TurnEvent):
-        clean = {name: sanitize_value(value) for name, value in event.turn}
-        return replace(event, turn=event.turn.model_copy(update=clean), trace_id=sanitize_value(event.trace_id))
-    if isinstance(event, RunLink):
-        return event
-    return replace(event, **{item.name: sanitize_value(getattr(event, item.name)) for item in fields(event)})
+def sanitize_fields(value: Any) -> Any:
+    """A dataclass, and a record in it, with every field made writable."""
+    return replace(value, **{item.name: _sanitize(getattr(value, item.name)) for item in fields(value)})
+
+
+def _sanitize(value: Any) -> Any:
+    if isinstance(value, TurnRecord):
+        return value.model_copy(update={name: sanitize_value(inner) for name, inner in value})
+    return sanitize_value(value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
-from telemetry_help import at, make_turn
+from telemetry_help import at, make_turn, stored
 
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.telemetry import Retention, Span, SpanKind, StoreRecorder, TurnContent
@@ -73,10 +74,27 @@ def test_retention_by_size_keeps_the_newest_and_gives_space_back(path: Path) -> 
     assert newest[0].started_at == at(999)
 
 
-@pytest.mark.parametrize("wrong", [{"max_age_days": 0}, {"max_age_days": -1}, {"max_bytes": 5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_age_days": 0},
+        {"max_age_days": -1},
+        {"max_age_days": math.nan},
+        {"max_age_days": math.inf},
+        {"max_age_days": "7"},
+        {"max_bytes": 5},
+        {"max_bytes": math.nan},
+        {"max_bytes": "7 GB"},
+    ],
+)
 def test_retention_refuses_nonsense(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         Retention(**wrong)
+
+
+def test_age_that_reaches_before_all_calendars_keeps_everything(path: Path) -> None:
+    store = stored(path, make_turn(0), make_turn(1), retention=Retention(max_age_days=1e300))
+    assert len(store.turns()) == 2
 
 
 @pytest.mark.slow

@@ -54,6 +54,13 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
         TurnStore(tmp_path / "missing.sqlite")
     with pytest.raises(StoreError, match="is a folder; give the file"):
         TurnStore(tmp_path)
+    with pytest.raises(StoreError, match="is a folder; give the file"):
+        StoreRecorder(tmp_path).check()
+    for name, words in (("x" * 300, "File name too long"), ("a\0b", "no file can have this name")):
+        with pytest.raises(StoreError, match=words):
+            StoreRecorder(tmp_path / name).check()
+    with pytest.raises(StoreError, match="File name too long"):
+        TurnStore(tmp_path / ("x" * 300))
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(StoreError, match="folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from telemetry_help import at, make_turn
 from mixquant_agents.errors import StoreError
 from mixquant_agents.telemetry import Retention, RunLink, Span, SpanKind, StoreRecorder
 from mixquant_agents.telemetry.analysis.collect import collect
-from mixquant_agents.telemetry.events import TurnEvent
+from mixquant_agents.telemetry.events import TurnContent, TurnEvent
 from mixquant_agents.telemetry.recorder import QueueRecorder
 from mixquant_agents.telemetry.store.connection import connect_writer, default_store_path
 from mixquant_agents.telemetry.store.filters import TurnFilter
@@ -59,6 +60,46 @@ def test_pending_events_are_bounded_whatever_keeps_the_store_shut(path: Path, mo
     sink.write([])
     sink.close()
     assert len(TurnStore(path).turns()) == 5
+
+
+def test_prompts_that_wait_are_bounded_in_bytes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that stays full for a weekend must not fill the memory: the turns wait, the later ones without prompt."""
+    monkeypatch.setattr("mixquant_agents.telemetry.store.writer.PENDING_BYTES", 10_000)
+    noise = random.Random(1).randbytes(2_000).hex()  # noqa: S311 # test data
+    path.parent.write_text("a file where the store's folder should be")
+    sink = StoreSink(path)
+    for n in range(20):
+        content = TurnContent(messages=[{"role": "user", "content": f"{n} {noise}"}])
+        event = TurnEvent(turn=make_turn(n, turn_id=f"t{n}"), prompt_token_ids=range(320), content=content)
+        with pytest.raises(StoreError):
+            sink.write([event])
+        assert sink._pending_bytes <= 10_000
+    assert sink.lost() == 0
+    assert caplog.text.count("wait without prompt and messages") == 1
+    path.parent.unlink()
+    sink.write([])
+    assert sink._pending_bytes == 0
+    sink.close()
+    store = TurnStore(path)
+    turns = {turn.turn_id: turn for turn in store.turns()}
+    assert len(turns) == 20
+    assert store.content(turns["t0"]) is not None
+    assert store.content(turns["t19"]) is None
+    with store.reading() as connection:
+        kept = [row[0] for row in connection.execute("SELECT length(hashes) FROM blocks ORDER BY turn")]
+    assert 0 < len(kept) < 20
+    assert set(kept) == {320 // 16 * 8}
+
+
+def test_event_that_comes_with_every_turn_is_told_once(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recorder = StoreRecorder(path)
+    for n in range(10):
+        recorder.record(make_turn(n), prompt_token_ids=["no", "token"])  # type: ignore[list-item]
+    recorder.close()
+    assert len(TurnStore(path).turns()) == 10
+    assert caplog.text.count("could not be written and is left out") == 1
 
 
 def test_tilde_in_the_environment_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixquant_agents.records import COUNTS, TIMES
 from mixquant_agents.telemetry.events import Span, SpanKind, TurnEvent
 from mixquant_agents.telemetry.export.sink import clean_text
+from mixquant_agents.telemetry.plain import json_of, text_of
 
 __all__ = ["agent_attributes", "chat_attributes", "tool_attributes"]
 
@@ -65,12 +65,12 @@ def chat_attributes(event: TurnEvent, node: str | None) -> dict[str, Any]:
     if turn.prompt_tokens is not None and turn.decode_tokens is not None:
         values["llm.token_count.total"] = turn.prompt_tokens + turn.decode_tokens
     if event.content is not None:
-        values["gen_ai.input.messages"] = _json([_message(message) for message in event.content.messages])
+        values["gen_ai.input.messages"] = json_of([_message(message) for message in event.content.messages])
         if event.content.answer is not None:
-            values["gen_ai.output.messages"] = _json([_message(event.content.answer)])
-            values["output.value"] = str(event.content.answer.get("content") or "")
+            values["gen_ai.output.messages"] = json_of([_message(event.content.answer)])
+            values["output.value"] = text_of(event.content.answer.get("content") or "")
         if event.content.messages:
-            values["input.value"] = str(event.content.messages[-1].get("content") or "")
+            values["input.value"] = text_of(event.content.messages[-1].get("content") or "")
     return _known(values)
 
 
@@ -133,7 +133,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     if message.get("role") == "tool":
         parts.append({"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content})
     elif content:
-        parts.append({"type": "text", "content": content if isinstance(content, str) else _json(content)})
+        parts.append({"type": "text", "content": content if isinstance(content, str) else json_of(content)})
     calls = message.get("tool_calls")
     for call in calls if isinstance(calls, Sequence) and not isinstance(calls, str) else ():
         function = call.get("function", call) if isinstance(call, Mapping) else {}
@@ -141,7 +141,3 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         identity = call.get("id") if isinstance(call, Mapping) else None
         parts.append({"type": "tool_call", "id": identity, "name": name, "arguments": arguments})
     return {"role": str(message.get("role", "?")), "parts": parts}
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
