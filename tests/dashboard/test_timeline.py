@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from dashboard_help import make_turn
@@ -19,6 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from mixquant_agents.dashboard.timeline import PARTS, Row, waterfall
 from mixquant_agents.records import PHASES
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder
+from mixquant_agents.telemetry.callbacks import TelemetryCallback
 from mixquant_agents.telemetry.store import StoredSpan, StoredTurn, TurnStore
 from mixquant_agents.telemetry.store.rows import from_microseconds, to_microseconds
 
@@ -189,25 +192,58 @@ def test_aborted_turn_is_drawn_from_what_is_known(known: dict[str, float], bars:
 
 
 @dataclass
+class ToolClock:
+    """One tool's time, from inside and from around the callback that records it.
+
+    Attributes:
+        around: monotonic seconds from just before the callback begins the tool's span until just after it has ended it.
+        inside: monotonic seconds from the tool's first line to its last.
+        lead: seconds of this thread on the processor from ``around``'s beginning to ``inside``'s, so without what
+            another program took of it.
+    """
+
+    around: float = 0.0
+    inside: float = 0.0
+    lead: float = 0.0
+
+    def begin(self) -> None:
+        self.around, self.lead = -time.monotonic(), -time.thread_time()
+
+
+class ClockedCallback(TelemetryCallback):
+    """The telemetry's callback, and ``work``'s clock around it."""
+
+    def __init__(self, recorder: StoreRecorder) -> None:
+        super().__init__(recorder)
+        self.clocks: dict[str, ToolClock] = {}
+        self._running: dict[UUID, ToolClock] = {}
+
+    def on_tool_start(self, serialized: Any, input_str: str, *, run_id: UUID, **kwargs: Any) -> None:
+        if serialized["name"] == "work":
+            self._running[run_id] = clock = self.clocks[kwargs["inputs"]["name"]] = ToolClock()
+            asyncio.get_running_loop().call_soon(clock.begin)  # just before what the callback schedules
+        super().on_tool_start(serialized, input_str, run_id=run_id, **kwargs)
+
+    def on_tool_end(self, output: Any, *, run_id: UUID, **kwargs: Any) -> None:
+        super().on_tool_end(output, run_id=run_id, **kwargs)
+        if run_id in self._running:
+            self._running[run_id].around += time.monotonic()
+
+
+@dataclass
 class DeepRun:
     """What a deep agent with five sub-agents at once left: what was recorded, and what its tools' own clocks said."""
 
     turns: list[StoredTurn]
     spans: list[StoredSpan]
-    clock: dict[str, float]
+    clocks: dict[str, ToolClock]
     wall: float
 
     def tool_seconds(self) -> dict[str, float | None]:
         """What each sub-agent's second turn says of the tools before it."""
         names = {span.span_id: span.name for span in self.spans}
-        asked = [turn for turn in self.turns if turn.agent_id is not None and turn.turn_index == 1]
-        return {names[turn.agent_id or ""]: turn.tool_seconds_before for turn in asked}
-
-    def errors(self) -> list[float]:
-        """By how much that differs from the tools' own clocks, seconds."""
-        told = self.tool_seconds()
-        assert told.keys() == self.clock.keys()
-        return [abs((told[name] or 0.0) - own) for name, own in self.clock.items()]
+        second = [turn for turn in self.turns if turn.agent_id is not None and turn.turn_index == 1]
+        return {names[turn.agent_id or ""]: turn.tool_seconds_before for turn in second}
 
 
 async def deep_run(path: Path) -> DeepRun:
@@ -217,10 +253,9 @@ async def deep_run(path: Path) -> DeepRun:
 
     from mixquant_agents import MixQuantChatModel, ScriptedEngine
     from mixquant_agents.engine.scripted import ScriptedTurn
-    from mixquant_agents.telemetry.callbacks import TelemetryCallback
 
     recorder = StoreRecorder(path)
-    clock: dict[str, float] = {}
+    callback = ClockedCallback(recorder)
 
     def model(*script: Any) -> MixQuantChatModel:
         return MixQuantChatModel(engine=ScriptedEngine(list(script)), recorders=[recorder])
@@ -228,9 +263,11 @@ async def deep_run(path: Path) -> DeepRun:
     @tool
     async def work(name: str, seconds: float) -> str:
         """Work."""
-        began = time.monotonic()
+        clock = callback.clocks[name]
+        clock.lead += time.thread_time()
+        clock.inside = -time.monotonic()
         await asyncio.sleep(seconds)
-        clock[name] = time.monotonic() - began
+        clock.inside += time.monotonic()
         return "done"
 
     @tool
@@ -241,26 +278,28 @@ async def deep_run(path: Path) -> DeepRun:
         state = await agent.ainvoke({"messages": [("user", name)]}, config)
         return str(state["messages"][-1].content)
 
-    asked = [{"name": "task", "args": {"name": f"agent-{n}", "seconds": 0.05 + 0.1 * n}} for n in range(5)]
-    lead = create_agent(model(ScriptedTurn(tool_calls=asked), "all found"), [task], name="lead")
+    calls = [{"name": "task", "args": {"name": f"agent-{n}", "seconds": 0.05 + 0.1 * n}} for n in range(5)]
+    lead = create_agent(model(ScriptedTurn(tool_calls=calls), "all found"), [task], name="lead")
     began = time.monotonic()
-    config = {"configurable": {"thread_id": "t"}, "callbacks": [TelemetryCallback(recorder)]}
-    await lead.ainvoke({"messages": [("user", "go")]}, config)
+    await lead.ainvoke({"messages": [("user", "go")]}, {"configurable": {"thread_id": "t"}, "callbacks": [callback]})
     wall = time.monotonic() - began
     recorder.close()
     with TurnStore(path) as store:
-        return DeepRun(store.thread("t"), store.spans(thread="t"), clock, wall)
+        return DeepRun(store.thread("t"), store.spans(thread="t"), callback.clocks, wall)
 
 
 async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     """Five sub-agents at once, each with a tool of its own length: what a turn says of the tools before it is what
-    that agent's tool took, by its own clock, within a millisecond; and the tree's parts are the wall's."""
-    # Another program may take the processor between a tool's end and the callback that tells of it: not in each run.
-    for attempt in range(8):
-        run = await deep_run(tmp_path / f"{attempt}.sqlite")
-        if max(run.errors()) < 1e-3:
-            break
-    assert max(run.errors()) < 1e-3, run.errors()
+    that agent's tool took, and the tree's parts are the wall's.
+
+    No bound is one of wall time: another program may take the processor at any instant."""
+    run = await deep_run(tmp_path / "turns.sqlite")
+    recorded = run.tool_seconds()
+    assert recorded.keys() == run.clocks.keys()
+    for name, clock in run.clocks.items():
+        assert clock.inside - 1e-5 <= (recorded[name] or 0.0) <= clock.around + 1e-5, (name, recorded, clock)
+    # A tool begins when the event loop gets to it, not when its call is announced. A garbage collection may hit one.
+    assert statistics.median(clock.lead for clock in run.clocks.values()) < 1e-3, run.clocks
     turns, spans = run.turns, run.spans
     assert len(turns) == 12
     assert len({one.agent_id for one in turns}) == 6
@@ -274,7 +313,7 @@ async def test_parallel_subagents_have_their_own_tools(tmp_path: Path) -> None:
     assert sum(fall.totals.values()) == pytest.approx(fall.seconds, abs=1e-6)
     assert fall.seconds <= run.wall
     assert_tree([row for row in fall.rows if row.kind != "idle"], spans)
-    for name in run.clock:  # lead, its node, the task, the sub-agent, its nodes, their turns and tool
+    for name in run.clocks:  # lead, its node, the task, the sub-agent, its nodes, their turns and tool
         (at,) = [n for n, row in enumerate(fall.rows) if (row.kind, row.label) == ("agent", name)]
         below = [(row.kind, row.label, row.depth) for row in fall.rows[at - 1 : at + 7]]
         assert below == [
