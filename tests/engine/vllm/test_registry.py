@@ -279,9 +279,8 @@ async def test_exit_does_not_wait_for_a_start(stub: Any, hold: threading.Event) 
     engine = VllmEngine(CONFIG)
     starting = asyncio.create_task(engine.start())
     await asyncio.sleep(0.01)
-    began = time.monotonic()
     close_all(wait=False)
-    assert time.monotonic() - began < 1
+    assert stub.made == [], "the start that is held has not come to its end"
     hold.set()
     with pytest.raises(EngineClosedError):
         await starting
