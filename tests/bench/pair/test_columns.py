@@ -93,11 +93,3 @@ async def test_random_weights_are_neither_forced_nor_judged(bench: PairBench) ->
     threads = await bench.threads(2, 20, 8, kv_back=False, forced=False, beginnings=[list(range(50))])
     assert set(threads["columns"]) == {"exact", "policy", "pair"}
     assert "kl_by_turn" not in threads["columns"]["pair"]
-
-
-def test_kl_is_a_lower_bound_over_what_both_list() -> None:
-    assert kl_divergence(LIKELY, LIKELY) == 0
-    whole = 0.8 * math.log(0.8 / 0.5) + 0.1 * math.log(0.1 / 0.4)
-    assert kl_divergence(LIKELY, UNSURE) == pytest.approx(whole, abs=1e-6)
-    other = TokenLogprob("a", math.log(0.8), (("a", math.log(0.8)), ("c", math.log(0.1))))
-    assert kl_divergence(LIKELY, other) == pytest.approx(0.0), "b and c are both in the rest"
