@@ -132,6 +132,7 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
         turn=turn,
         shown=content,
         facts=_facts(turn),
+        unknown=formatting.UNKNOWN,
         prefix=prefix,
         earlier=earlier,
         before=before,
@@ -144,12 +145,13 @@ def turn_detail(store: TurnStore, turn: StoredTurn, *, content: bool = True) -> 
     )
 
 
-def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
-    tokens = [(count.label, formatting.count(getattr(turn, count.field))) for count in COUNTS]
+def _facts(turn: StoredTurn) -> list[tuple[str, str, str]]:
+    """``(name, value, what it means)``."""
+    tokens = [(count.label, formatting.count(getattr(turn, count.field)), count.help) for count in COUNTS]
     if turn.tokens_per_cycle is not None:
-        tokens.append(("tokens a draft cycle", formatting.rate(turn.tokens_per_cycle)))
-    times = [(time.label, formatting.duration(getattr(turn, time.field))) for time in TIMES]
-    times.append(("tools before", formatting.duration(turn.tool_seconds_before)))
+        tokens.append(("tokens a draft cycle", formatting.rate(turn.tokens_per_cycle), ""))
+    times = [(time.label, formatting.duration(getattr(turn, time.field)), time.help) for time in TIMES]
+    times.append(("tools before", formatting.duration(turn.tool_seconds_before), "Tools since the turn before."))
     formats = f"{turn.prefill_format or formatting.UNKNOWN} / {turn.decode_format or formatting.UNKNOWN}"
     rest = [
         ("engine", turn.engine),
@@ -160,4 +162,4 @@ def _facts(turn: StoredTurn) -> list[tuple[str, str]]:
         ("run", turn.root_run_id or formatting.UNKNOWN),
         ("trace", turn.trace_id or formatting.UNKNOWN),
     ]
-    return [*tokens, *times, *rest]
+    return [*tokens, *times, *((name, value, "") for name, value in rest)]

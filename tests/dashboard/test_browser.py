@@ -341,16 +341,37 @@ AXE_THREAD = "axe"
 
 def record_axe_thread(board: Dashboard) -> None:
     """A thread with all kinds of rows; written once."""
-    for kind, name, parent in ((SpanKind.AGENT, "lead", None), (SpanKind.NODE, "model", "axe-lead")):
+    for kind, name, parent, seconds in (
+        (SpanKind.AGENT, "lead", None, 3.0),
+        (SpanKind.NODE, "model", "axe-lead", 3.0),
+        (SpanKind.TOOL, "search", "axe-model", 0.0211),
+    ):
+        failed = None if kind is SpanKind.NODE else "KeyError: 'pens'"
         board.recorder.record_span(
-            Span(kind=kind, name=name, span_id=f"axe-{name}", parent_id=parent, started_at=utc(-3), seconds=3.0,
-                 thread_id=AXE_THREAD)
+            Span(kind=kind, name=name, span_id=f"axe-{name}", parent_id=parent, started_at=utc(-3), seconds=seconds,
+                 thread_id=AXE_THREAD, error=failed)
         )  # fmt: skip
     question = {"role": "user", "content": "Which notes?"}
     for index, messages in enumerate(([question], [question, {"role": "user", "content": "And then?"}])):
         turn = make_turn(turn_id=f"axe-{index}", turn_index=index, thread_id=AXE_THREAD, error="x" if index else None)
         board.recorder.record(turn, content=TurnContent(messages=messages))
     board.recorder.flush()
+
+
+@pytest.mark.parametrize("width", [1440, 1024, 390])
+def test_failures_are_in_sight_on_every_screen(browser: Any, board: Dashboard, width: int) -> None:
+    resize(browser, width)
+    record_axe_thread(board)
+    opened(browser, f"{board.url}/thread?id={AXE_THREAD}", "1 tool error")
+    assert "1 run failed" in text_of(browser)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    times = browser.find_elements(By.CSS_SELECTOR, ".fall .time")
+    assert {"failed", "error"} <= {time.text.split()[0] for time in times}
+    assert not [time.text for time in times if browser.execute_script(
+        "return arguments[0].scrollWidth > arguments[0].clientWidth + 1", time
+    )]  # fmt: skip
+    opened(browser, f"{board.url}/threads?tools=failed", "1 tool error")
+    resize(browser, 1280)
 
 
 def test_threads_are_searched_and_ordered(browser: Any, board: Dashboard) -> None:
