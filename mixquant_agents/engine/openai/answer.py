@@ -51,6 +51,7 @@ class Answer:
         finished: the server has said why the answer ended. Nothing that comes later can fail it.
         done: the server has said that it has said all.
         streamed: something of the answer was given out.
+        lost_content: a content was there that could not be read.
     """
 
     def __init__(self, most_calls: int | None = None) -> None:
@@ -63,7 +64,7 @@ class Answer:
         self.reasoning_field: str | None = None
         self.failure: Any = None
         self.unreadable: str | None = None
-        self._lost_content = False
+        self.lost_content = False
         self.done = False
         self.streamed = False
 
@@ -74,7 +75,7 @@ class Answer:
     @property
     def complete(self) -> bool:
         """The server has ended the answer, in whatever way, and some of it could be read, if it held anything."""
-        return (self.finished or (self.done and self.streamed)) and not (self._lost_content and not self.streamed)
+        return (self.finished or (self.done and self.streamed)) and not (self.lost_content and not self.streamed)
 
     def take(self, event: object) -> Delta | None:
         """The delta of one event; ``None`` where it holds no output."""
@@ -129,7 +130,7 @@ class Answer:
     def _delta(self, message: object, logprobs: object) -> Delta | None:
         if not isinstance(message, Mapping):
             if message:
-                self._lost_content = True
+                self.lost_content = True
                 self._cannot_read(message)
             message = {}
         content, reasoning = self._texts(message.get("content"))
@@ -161,7 +162,7 @@ class Answer:
                 pieces = self._texts(block["thinking"])
                 reasoning += "".join(pieces)
             else:
-                self._lost_content = True
+                self.lost_content = True
                 self._cannot_read(block)
         return text, reasoning
 

@@ -10,11 +10,12 @@ import asyncio
 import functools
 import itertools
 import logging
+import os
 import re
 import ssl
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -54,6 +55,8 @@ logger = logging.getLogger("mixquant_agents.engine")
 
 _AFTER_FINISH_SECONDS = 5.0
 """How long the counts may take after the answer's end; then they are unknown."""
+_CLOSE_SECONDS = 5.0
+"""How long the closing of another loop's connections may take."""
 _KEPT_SECONDS = 5.0
 """How long an idle connection is kept: as the ``openai`` package does."""
 _BEGINNING_CHARACTERS = 200
@@ -67,6 +70,10 @@ SESSION_HEADERS = ("x-session-id", "X-Dynamo-Session-ID")
 """Headers by which vllm-router and Dynamo know a conversation."""
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+_parents_connections: list[object] = []
+"""Connections in a forked process that belong to its parent. They are never closed, nor collected as garbage: that
+would take their sockets out of the parent's selector, which both processes share."""
 
 
 class _Settings(BaseModel):
@@ -225,7 +232,7 @@ class OpenAIEngine(Engine):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without connections, which belong to the loops of this process: a copy makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_clients", "_turn_slots")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_clients", "_turn_slots", "_pid")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -233,6 +240,7 @@ class OpenAIEngine(Engine):
 
     def _clear(self) -> None:
         """No connection of any loop, and as many places for turns in each as there may be connections."""
+        self._pid = os.getpid()
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncOpenAI] = weakref.WeakKeyDictionary()
         self._turn_slots: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             weakref.WeakKeyDictionary()
@@ -288,12 +296,15 @@ class OpenAIEngine(Engine):
     async def aclose(self) -> None:
         """Close the connections. Running turns end with an error. Idempotent."""
         self._closed = True
+        self._leave_parents_connections()
         here = asyncio.get_running_loop()
         for loop, client in list(self._clients.items()):
             if loop is here:
                 await client.close()
             elif loop.is_running():
-                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(client.close(), loop))
+                closing = asyncio.run_coroutine_threadsafe(client.close(), loop)
+                with suppress(TimeoutError):  # its loop is blocked, or has ended in this moment
+                    await asyncio.wait_for(asyncio.wrap_future(closing), _CLOSE_SECONDS)
         self._clients.clear()
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
@@ -331,7 +342,7 @@ class OpenAIEngine(Engine):
             if answer.reasoning_field is not None:
                 self._dialect.reasoning_field = answer.reasoning_field
             if failure is None and not answer.complete:
-                failure = self._incomplete(answer, reader.beginning, request, begun=waiting.begun)
+                failure = self._incomplete(answer, reader, request, begun=waiting.begun)
             if failure is None:
                 break
             pause = self._pause(failure, tries, request)
@@ -379,7 +390,7 @@ class OpenAIEngine(Engine):
                 await opening.__aexit__(None, None, None)
             return
 
-    def _incomplete(self, answer: Answer, beginning: bytes, request: EngineRequest, *, begun: bool) -> MixQuantError:
+    def _incomplete(self, answer: Answer, reader: EventReader, request: EngineRequest, *, begun: bool) -> MixQuantError:
         """Why the answer is none, though the connection held."""
         from mixquant_agents.engine.openai.errors import server_error
 
@@ -388,8 +399,9 @@ class OpenAIEngine(Engine):
             return server_error(
                 answer.failure, url=url, struck=struck, max_tokens=request.sampling.max_tokens, begun=begun
             )
-        text = struck(beginning.decode("utf-8", "replace"))[:_BEGINNING_CHARACTERS]
-        if answer.streamed or not text or (answer.done and answer.unreadable is None):
+        text = struck(reader.beginning.decode("utf-8", "replace"))[:_BEGINNING_CHARACTERS]
+        readable = answer.unreadable in (None, reader.torn) and not answer.lost_content
+        if answer.streamed or not text or (readable and (answer.done or reader.has_begun)):
             what = "the answer in the middle" if answer.streamed else "its answer before it began"
             return RemoteEngineError(f"{url} ended {what}, without a finish reason", retryable=not begun)
         if text.startswith("<"):
@@ -408,6 +420,7 @@ class OpenAIEngine(Engine):
 
         if self._closed:
             raise EngineClosedError("this engine was closed; make a new one")
+        self._leave_parents_connections()
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
@@ -426,8 +439,15 @@ class OpenAIEngine(Engine):
             self._clients[loop] = client
         return client
 
+    def _leave_parents_connections(self) -> None:
+        """In a forked process: its copy of the parent's loops never runs, and the sockets are the parent's."""
+        if self._pid != os.getpid():
+            _parents_connections.extend((loop, client) for loop, client in self._clients.items())
+            self._clear()
+
     def _turn_slot(self) -> asyncio.Semaphore:
         """What a turn holds while it is at the server. Who waits for it was not sent yet: no time-out runs."""
+        self._leave_parents_connections()
         return self._turn_slots.setdefault(
             asyncio.get_running_loop(), asyncio.Semaphore(self._settings.max_connections)
         )

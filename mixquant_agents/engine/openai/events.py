@@ -40,10 +40,12 @@ class EventReader:
 
     Attributes:
         beginning: the first bytes of the body.
+        torn: what the body's end left of an event in the middle of it; ``None`` where the last one is whole.
     """
 
     def __init__(self) -> None:
         self.beginning = b""
+        self.torn: Unreadable | None = None
         self._rest: list[bytes] = []
         """The line that is not complete yet, in pieces."""
         self._half_end = b""
@@ -69,9 +71,15 @@ class EventReader:
     def finish(self) -> Iterator[Any]:
         """The last event, where no empty line follows it."""
         rest, self._rest = b"".join(self._rest), []
-        yield from self._line(rest)
-        yield from self._line(b"")
-        yield from self._whole()
+        for event in (*self._line(rest), *self._line(b""), *self._whole()):
+            if isinstance(event, Unreadable):
+                self.torn = event
+            yield event
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the body is of server-sent events, were it comments alone, by which a server keeps a connection."""
+        return self.beginning.removeprefix(_BYTE_ORDER_MARK).startswith((b":", b"data:", b"event:", b"id:", b"retry:"))
 
     def _line(self, line: bytes) -> Iterator[Any]:
         if self._fresh:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -22,7 +23,15 @@ from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
 from mixquant_agents.engine.meter import TurnMeter
 from mixquant_agents.engine.openai import OpenAIEngine
 from mixquant_agents.engine.pair.merge import merged_counts, merged_times
-from mixquant_agents.errors import ConfigError, EngineError, KvLostError, PairError, RemoteEngineError
+from mixquant_agents.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineError,
+    EngineStartError,
+    KvLostError,
+    PairError,
+    RemoteEngineError,
+)
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.records import TurnCounts, TurnTimes
 
@@ -32,6 +41,8 @@ logger = logging.getLogger("mixquant_agents.engine")
 
 LEASE_SECONDS = 30.0
 """How long a prefill engine keeps KV that nobody has fetched: vLLM's ``kv_lease_duration``."""
+LONG_PROMPT = 64
+"""Tokens from which a prompt has whole blocks, of any usual size, that a connector can hand on."""
 KEPT_THREADS = 4096
 """Conversations whose KV on the decode side is remembered."""
 
@@ -100,7 +111,20 @@ class PairEngine(Engine):
         self.prefill, self.decode = prefill, decode
         self._lease, self._kv_back, self._kv_back_seconds = lease_seconds, kv_back, kv_back_seconds
         self._clock = clock
+        self._told_of_no_kv = False
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the KV on the decode side: it is freed by the first fetch, so two copies must not both offer it."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_kept", "_pid")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._pid = os.getpid()
 
     @classmethod
     def of_servers(
@@ -170,8 +194,11 @@ class PairEngine(Engine):
         return await self.decode.count_tokens(messages, tools)
 
     async def aclose(self) -> None:
-        """Close both sides."""
-        await asyncio.gather(self.prefill.aclose(), self.decode.aclose())
+        """Close both sides, the second one too where the first one fails to."""
+        results = await asyncio.gather(self.prefill.aclose(), self.decode.aclose(), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         """Run one turn: first on the prefill side, then on the decode side. Nothing is given out before the decode
@@ -187,7 +214,7 @@ class PairEngine(Engine):
         request = replace(request, verbatim_history=False)
         if self._kv_back and request.prompt_token_ids is None:
             request = replace(request, prompt_token_ids=await self.prefill.render(request))
-        read = await self._read(request)
+        read = await self._read(request, self._offered(request))
         if self._clock() - read.at > self._lease:
             raise self._expired()
         decode = replace(request, kv_transfer=_handed_on(read.kv_transfer))
@@ -198,10 +225,12 @@ class PairEngine(Engine):
                 async for delta in answer:
                     if not begun and self._clock() - read.at > self._lease:
                         raise self._expired()
+                    _check_prompts(read, delta, begun=begun)
                     begun = True
                     meter.token(len(delta.token_ids) or bool(delta.content or delta.reasoning or delta.tool_calls))
                     token_ids.extend(delta.token_ids)
                     if delta.finish_reason is not None:
+                        self._tell_of_no_kv(read, delta.counts)
                         self._keep(request, read, token_ids, delta)
                         delta.times = merged_times(read.times, delta.times, meter.times())
                     if delta.counts is not None:
@@ -212,8 +241,9 @@ class PairEngine(Engine):
                 raise
             raise _side_error("decode", error, begun=begun) from error
 
-    async def _read(self, request: EngineRequest) -> _Read:
-        """Have the prompt read, by a request for one token."""
+    async def _read(self, request: EngineRequest, offered: Mapping[str, Any]) -> _Read:
+        """Have the prompt read, by a request for one token. Where the ``offered`` KV of the answer before did not come,
+        it is read without."""
         sampling = Sampling(max_tokens=1, temperature=0.0, extra=request.sampling.extra)
         prefill = replace(
             request,
@@ -221,7 +251,7 @@ class PairEngine(Engine):
             sampling=sampling,
             schema=None,
             tool_choice="none",  # the tools stay in the prompt
-            kv_transfer={**self._offered(request), "do_remote_decode": True, "do_remote_prefill": False},
+            kv_transfer={**offered, "do_remote_decode": True, "do_remote_prefill": False},
         )
         last: Delta | None = None
         try:
@@ -229,10 +259,35 @@ class PairEngine(Engine):
                 async for delta in answer:
                     last = delta
         except EngineError as error:
-            raise _side_error("prefill", error) from error
+            failure = _side_error("prefill", error)
+            if not offered or not failure.retryable:
+                raise failure from error
+            logger.warning("%s; the prompt is read without the KV of the answer before it", failure)
+            return await self._read(replace(request, request_id=f"{request.request_id}-again"), {})
         if last is None or last.finish_reason is None:
             raise PairError("the prefill engine ended without a word of the prompt; look at its log", side="prefill")
-        return _Read(self._clock(), last.counts, last.times, last.kv_transfer, last.prompt_token_ids)
+        if last.finish_reason == "abort":
+            raise PairError(
+                "the prefill engine gave the prompt up (it may be shutting down); send the turn again",
+                side="prefill", retryable=True,
+            )  # fmt: skip
+        way = last.times.delivery_seconds if last.times is not None else None
+        # The lease began when the prompt was read; its news were on their way since, perhaps in a proxy's buffer.
+        return _Read(self._clock() - (way or 0.0), last.counts, last.times, last.kv_transfer, last.prompt_token_ids)
+
+    def _tell_of_no_kv(self, read: _Read, decode: TurnCounts | None) -> None:
+        """Warn, once, of a pair whose sides never meet: each turn is right, and read twice."""
+        if self._told_of_no_kv or decode is None or decode.prefill_tokens is None or decode.prompt_tokens is None:
+            return
+        if decode.prefill_tokens < decode.prompt_tokens or decode.prompt_tokens < LONG_PROMPT:
+            return
+        self._told_of_no_kv = True
+        what = "nothing of KV to hand on" if read.kv_transfer is None else "KV, and the decode engine took none of it"
+        logger.warning(
+            "the decode engine read a prompt of %d tokens itself: the prefill engine had %s; start both sides with the "
+            "same --kv-transfer-config, and look at their logs",
+            decode.prompt_tokens, what,
+        )  # fmt: skip
 
     def _expired(self) -> KvLostError:
         return KvLostError(
@@ -247,7 +302,13 @@ class PairEngine(Engine):
     def _keep(self, request: EngineRequest, read: _Read, token_ids: Sequence[int], last: Delta) -> None:
         """Remember where the KV of prompt and answer is, for the conversation's next turn."""
         prompt = last.prompt_token_ids or read.prompt_token_ids
-        if not self._kv_back or request.thread_id is None or last.kv_transfer is None or prompt is None:
+        if (
+            not self._kv_back
+            or self._pid != os.getpid()
+            or request.thread_id is None
+            or last.kv_transfer is None
+            or prompt is None
+        ):
             return
         self._kept[request.thread_id] = _Kept(self._clock(), last.kv_transfer, (*prompt, *token_ids))
         self._kept.move_to_end(request.thread_id)
@@ -256,6 +317,8 @@ class PairEngine(Engine):
 
     def _offered(self, request: EngineRequest) -> Mapping[str, Any]:
         """What the prefill side may fetch from the decode side; empty for nothing. Used once: it is freed by that."""
+        if self._pid != os.getpid():  # a forked copy: the KV is its parent's
+            self._forget()
         kept = self._kept.pop(request.thread_id, None) if request.thread_id is not None else None
         if kept is None or self._clock() - kept.at > self._kv_back_seconds:
             return {}
@@ -274,9 +337,32 @@ def _handed_on(kv_transfer: JsonObject | None) -> JsonObject | None:
     return {name: value for name, value in kv_transfer.items() if name != "remote_prefill_cached_tokens"}
 
 
-def _side_error(side: str, error: EngineError, *, begun: bool = False) -> PairError | EngineError:
+def _check_prompts(read: _Read, delta: Delta, *, begun: bool) -> None:
+    """KV that was handed on is of the decode side's own prompt.
+
+    Raises:
+        PairError: the decode side read another prompt than the KV is of.
+    """
+    counts = delta.counts
+    known, own = read.counts.prompt_tokens if read.counts else None, counts.prompt_tokens if counts else None
+    tokens, others = read.prompt_token_ids, delta.prompt_token_ids
+    lengths_differ = known is not None and own is not None and known != own
+    tokens_differ = tokens is not None and others is not None and tuple(tokens) != tuple(others)
+    if read.kv_transfer is None or not (lengths_differ or tokens_differ):
+        return
+    what = f"prompts of {known} and {own} tokens" if lengths_differ else "prompts of different tokens"
+    given_out = ", and what was given out of the answer is of the wrong KV" if begun else ""
+    raise PairError(
+        f"prefill and decode engine made {what} of one request{given_out}; give both the same version of vLLM and "
+        "the same chat template",
+        side="transfer",
+    )
+
+
+def _side_error(side: str, error: EngineError, *, begun: bool = False) -> PairError:
     """The error of a turn whose side failed; says which, and what happened to the KV."""
-    retryable = not begun and (error.retryable if isinstance(error, RemoteEngineError) else True)
+    lasting = isinstance(error, EngineStartError | EngineClosedError)
+    retryable = not begun and (error.retryable if isinstance(error, RemoteEngineError) else not lasting)
     words = str(error)
     if side == "decode" and not begun and _kv_words(words):
         return KvLostError(

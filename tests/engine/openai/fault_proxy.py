@@ -17,6 +17,7 @@ class Fault:
         slow_head: seconds before the answer's first byte.
         after: the answer stops behind these bytes …
         cut: … and the connection is reset (by default it stays, silent).
+        closed: … and the connection is closed as after a whole answer.
         replace: bytes of the answer → what stands there instead.
     """
 
@@ -24,6 +25,7 @@ class Fault:
     slow_head: float = 0.0
     after: bytes | None = None
     cut: bool = False
+    closed: bool = False
     replace: Mapping[bytes, bytes] | None = None
 
 
@@ -130,6 +132,8 @@ class FaultProxy:
             assert fault.after in answer, "this fault must cut something off"
             writer.write(answer[: answer.index(fault.after) + len(fault.after)])
             await writer.drain()
+            if fault.closed:
+                return
             if fault.cut:
                 await asyncio.sleep(0.05)  # let the client read what was sent before the reset throws it away
                 writer.transport.abort()

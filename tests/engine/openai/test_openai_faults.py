@@ -17,7 +17,7 @@ from openai_double import Server, piece, usage
 from mixquant_agents import MixQuantChatModel, OpenAIEngine
 from mixquant_agents.engine.base import Delta, EngineRequest
 from mixquant_agents.engine.openai import patience
-from mixquant_agents.errors import ConfigError, RemoteEngineError
+from mixquant_agents.errors import ConfigError, ModelNotFoundError, RemoteEngineError
 
 METRICS = {"queue_time_ms": 0.0, "time_to_first_token_ms": 0.0, "generation_time_ms": 0.0, "mean_itl_ms": 0.0}
 
@@ -329,3 +329,46 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 
 TWO_DAYS = datetime.timedelta(days=2)
+
+
+async def test_server_restarted_with_another_model_is_told(
+    server: Server, engine: OpenAIEngine, proxy: FaultProxy
+) -> None:
+    """The turn is sent again after the first one broke off, and finds that its model is gone."""
+    no_model = status(404, "The model m does not exist.")
+    proxy.faults = [Fault(after=b'"role": "assistant"', cut=True), no_model]
+    with pytest.raises(ModelNotFoundError, match="does not serve model 'm'"):
+        await read(engine)
+    assert proxy.exchanges == 2
+
+
+async def test_answer_in_one_piece_from_a_buffering_proxy(
+    server: Server, engine: OpenAIEngine, proxy: FaultProxy
+) -> None:
+    """All of it comes at once: text and counts are the server's, and what the proxy held back is delivery."""
+    server.stall = 0.2
+    server.chunks[-1]["metrics"] = METRICS | {"generation_time_ms": 150.0, "mean_itl_ms": 75.0}
+    deltas = await read(engine)
+    assert text(deltas) == "Hello"
+    last = deltas[-1]
+    assert last.counts is not None
+    assert (last.counts.prompt_tokens, last.counts.cached_tokens, last.counts.decode_tokens) == (20, 16, 3)
+    assert last.times is not None
+    assert last.times.delivery_seconds is not None
+    assert last.times.delivery_seconds >= 0.15
+    assert last.times.decode_seconds == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [b'"role": "assistant", "content": ""}', b"data: ", b": waiting in the queue\n\n"],
+    ids=["event", "line", "note"],
+)
+async def test_stream_that_a_gateway_ends_before_the_answer_is_sent_again(
+    server: Server, engine: OpenAIEngine, proxy: FaultProxy, after: bytes
+) -> None:
+    """A server dies behind its first event, which holds a role alone; its router ends the stream as if whole."""
+    server.chunks = [b": waiting in the queue\n\n", *server.chunks]
+    proxy.faults = [Fault(after=after, closed=True)]
+    assert text(await read(engine)) == "Hello"
+    assert proxy.exchanges == 2

@@ -10,7 +10,16 @@ import pytest
 
 from mixquant_agents import MixQuantChatModel, PairEngine
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
-from mixquant_agents.errors import ConfigError, KvLostError, PairError, RemoteEngineError, RequestError
+from mixquant_agents.errors import (
+    ConfigError,
+    EngineClosedError,
+    EngineDeadError,
+    KvLostError,
+    ModelNotFoundError,
+    PairError,
+    RemoteEngineError,
+    RequestError,
+)
 from mixquant_agents.records import TurnCounts, TurnTimes
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -130,12 +139,43 @@ async def test_last_prompt_token_is_run_again_also_where_vllm_counts_it_as_cache
     assert decode.requests[0].kv_transfer == PLACE, "vLLM would tell the prefill side's cached tokens as its own"
 
 
-async def test_counts_that_contradict_each_other_are_unknown(pair: PairEngine, decode: Side) -> None:
+async def test_counts_that_contradict_each_other_are_unknown(pair: PairEngine, prefill: Side, decode: Side) -> None:
+    prefill.kv_transfer = None
     decode.counts = WROTE.model_copy(update={"prompt_tokens": 21})
     assert (await read(pair))[-1].counts == TurnCounts(decode_tokens=3)
     decode.counts = TurnCounts(decode_tokens=3)
     counts = (await read(pair))[-1].counts
     assert (counts.prompt_tokens, counts.recomputed_rows) == (20, None)
+
+
+async def test_kv_of_another_prompt_fails_the_turn(pair: PairEngine, decode: Side) -> None:
+    """A side with another template: the KV that was handed on belongs to other tokens than the decode side has."""
+    decode.counts = WROTE.model_copy(update={"prompt_tokens": 21})
+    with pytest.raises(PairError, match="prompts of 20 and 21 tokens of one request, and what was given out") as caught:
+        await read(pair)
+    assert (caught.value.side, caught.value.retryable) == ("transfer", False)
+
+
+async def test_kv_of_other_tokens_fails_before_anything_is_given_out(
+    pair: PairEngine, prefill: Side, decode: Side
+) -> None:
+    stream = decode.stream
+
+    async def other(request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        async for delta in stream(replace(request, prompt_token_ids=None)):
+            delta.prompt_token_ids = (1, 2, 4)
+            yield delta
+
+    decode.stream = other  # type: ignore[method-assign]
+    got: list[Delta] = []
+
+    async def turn() -> None:
+        async for delta in pair.stream(ask(prompt_token_ids=(1, 2, 3))):
+            got.append(delta)  # noqa: PERF401 - what came before the error is wanted
+
+    with pytest.raises(PairError, match="prompts of different tokens of one request;"):
+        await turn()
+    assert got == []
 
 
 async def test_transfer_is_the_time_between_the_sides_first_tokens(
@@ -285,3 +325,108 @@ async def test_both_sides_render_by_the_template(prefill: Side, decode: Side, kv
     prefill side's, the KV would be another prompt's."""
     await read(PairEngine(prefill, decode, kv_back=kv_back))
     assert [asked.verbatim_history for asked in (*prefill.requests, *decode.requests)] == [False, False]
+
+
+async def test_lease_begins_when_the_prompt_was_read_and_not_when_that_was_heard(prefill: Side, decode: Side) -> None:
+    """A proxy's buffer may keep the news for longer than the blocks live."""
+    pair = PairEngine(prefill, decode, lease_seconds=5)
+    prefill.times = TurnTimes(delivery_seconds=6.0)
+    with pytest.raises(KvLostError, match="waited longer") as caught:
+        await read(pair)
+    assert caught.value.retryable
+    assert decode.requests == []
+
+
+async def test_kv_back_that_is_gone_is_read_again(
+    prefill: Side, decode: Side, caplog: pytest.LogCaptureFixture
+) -> None:
+    pair = PairEngine(prefill, decode, kv_back=True)
+    decode.kv_transfer = {"remote_block_ids": [[7]], "remote_num_tokens": 21}
+    first = tuple(range(20))
+    await read(pair, ask(thread_id="t", prompt_token_ids=first))
+    stream = prefill.stream
+
+    async def evicted(request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        if "remote_block_ids" in (request.kv_transfer or {}):
+            prefill.requests.append(request)
+            raise RemoteEngineError("KV load failed: block 7 is gone", status=500, retryable=True)
+        async for delta in stream(request):
+            yield delta
+
+    prefill.stream = evicted  # type: ignore[method-assign]
+    deltas = await read(pair, ask(thread_id="t", prompt_token_ids=(*first, 0, 1, 50, 51)))
+    assert "".join(delta.content for delta in deltas) == "Hello"
+    assert ["remote_block_ids" in (asked.kv_transfer or {}) for asked in prefill.requests] == [False, True, False]
+    assert "read without the KV of the answer before it" in caplog.text
+
+
+async def test_kv_of_an_answer_is_offered_by_one_process_alone(
+    prefill: Side, decode: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fetch frees it: a copy, pickled or forked, would fetch another turn's."""
+    pair = PairEngine(prefill, decode, kv_back=True)
+    decode.kv_transfer = {"remote_block_ids": [[7]], "remote_num_tokens": 21}
+    first = tuple(range(20))
+    await read(pair, ask(thread_id="t", prompt_token_ids=first))
+    state = pair.__getstate__()
+    copy = PairEngine.__new__(PairEngine)
+    copy.__setstate__(state)
+    assert copy._kept == {}
+    assert list(pair._kept) == ["t"]
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    await read(pair, ask(thread_id="t", prompt_token_ids=(*first, 0, 1, 50, 51)))
+    assert "remote_block_ids" not in prefill.requests[-1].kv_transfer
+
+
+async def test_prompt_that_the_prefill_side_gives_up_is_sent_again(pair: PairEngine, prefill: Side) -> None:
+    async def stopping(request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        yield Delta(finish_reason="abort")
+
+    prefill.stream = stopping  # type: ignore[method-assign]
+    with pytest.raises(PairError, match="gave the prompt up") as caught:
+        await read(pair)
+    assert (caught.value.side, caught.value.retryable) == ("prefill", True)
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable"),
+    [
+        (ModelNotFoundError("http://a does not serve model 'm'"), False),
+        (EngineClosedError("closed"), False),
+        (EngineDeadError("dead; the next call starts a new one"), True),
+        (RemoteEngineError("busy", status=503, retryable=True), True),
+        (RemoteEngineError("slow", status=408), False),
+    ],
+)
+async def test_trouble_that_lasts_is_not_retryable(
+    pair: PairEngine, prefill: Side, error: Exception, retryable: bool
+) -> None:
+    prefill.failure = error
+    with pytest.raises(PairError) as caught:
+        await read(pair)
+    assert caught.value.retryable is retryable
+
+
+@pytest.mark.parametrize(("kv", "words"), [(None, "nothing of KV to hand on"), (PLACE, "took none of it")])
+async def test_pair_whose_sides_never_meet_is_told_once(
+    pair: PairEngine, prefill: Side, decode: Side, caplog: pytest.LogCaptureFixture, kv: Any, words: str
+) -> None:
+    """No connector on one side, or a handshake that fails: each turn is right, and read twice."""
+    prefill.kv_transfer, prefill.counts = kv, TurnCounts(prompt_tokens=200)
+    decode.counts = TurnCounts(prompt_tokens=200, cached_tokens=0, prefill_tokens=200)
+    for _ in range(2):
+        assert (await read(pair))[-1].counts.recomputed_rows == 200
+    assert caplog.text.count("the decode engine read a prompt of 200 tokens itself") == 1
+    assert words in caplog.text
+
+
+async def test_second_side_is_closed_though_the_first_one_fails_to(
+    pair: PairEngine, prefill: Side, decode: Side
+) -> None:
+    async def stuck() -> None:
+        raise RemoteEngineError("stuck")
+
+    prefill.aclose = stuck  # type: ignore[method-assign]
+    with pytest.raises(RemoteEngineError, match="stuck"):
+        await pair.aclose()
+    assert decode.closed

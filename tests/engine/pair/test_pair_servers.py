@@ -109,3 +109,82 @@ async def test_cancel_between_the_sides_disconnects(pair: PairEngine, sides: tup
     with pytest.raises(asyncio.CancelledError):
         await task
     await asyncio.wait_for(writer.disconnected.wait(), 5)
+
+
+async def test_cancel_while_the_prompt_is_read_disconnects(pair: PairEngine, sides: tuple[Server, Server]) -> None:
+    reader, writer = sides
+    reader.chunks, reader.hang = [], True
+    task = asyncio.create_task(MixQuantChatModel(engine=pair).ainvoke("hi"))
+    await _asked(reader)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(reader.disconnected.wait(), 5)
+    assert writer.bodies == []
+
+
+async def test_cancel_in_the_answer_disconnects(pair: PairEngine, sides: tuple[Server, Server]) -> None:
+    reader, writer = sides
+    reader.whole, writer.chunks, writer.hang = read_prompt(), [piece(content="Hel")], True
+    stream = MixQuantChatModel(engine=pair).astream("hi")
+    assert (await anext(stream)).content == "Hel"
+    await stream.aclose()
+    await asyncio.wait_for(writer.disconnected.wait(), 5)
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+async def test_side_that_does_not_answer_in_time_is_named(sides: tuple[Server, Server], side: str) -> None:
+    reader, writer = sides
+    reader.whole = read_prompt()
+    slow = reader if side == "prefill" else writer
+    slow.whole, slow.chunks, slow.stall = None, [], 30
+    pair = PairEngine.of_servers(
+        "m", prefill_url=reader.url, decode_url=writer.url, first_token_timeout=0.5, max_retries=0
+    )
+    with pytest.raises(PairError, match=f"the {side} engine of the pair failed: .*no token came within 0.5") as caught:
+        await MixQuantChatModel(engine=pair).ainvoke("hi")
+    assert caught.value.side == side
+    await asyncio.wait_for(slow.disconnected.wait(), 5)
+    await pair.aclose()
+
+
+async def test_both_sides_busy_is_told_of_the_first(sides: tuple[Server, Server]) -> None:
+    reader, writer = sides
+    reader.status = writer.status = (429, {"error": {"message": "too many requests", "code": 429}})
+    pair = PairEngine.of_servers("m", prefill_url=reader.url, decode_url=writer.url, max_retries=0)
+    with pytest.raises(PairError, match=r"the prefill engine of the pair failed: .*429") as caught:
+        await MixQuantChatModel(engine=pair).ainvoke("hi")
+    assert (caught.value.side, caught.value.retryable) == ("prefill", True)
+    assert writer.bodies == []
+    await pair.aclose()
+
+
+async def test_prefill_server_with_another_model_is_no_passing_trouble(
+    pair: PairEngine, sides: tuple[Server, Server]
+) -> None:
+    reader, writer = sides
+    reader.status = (404, {"error": {"message": "The model `m` does not exist.", "code": 404}})
+    with pytest.raises(PairError, match="does not serve model 'm'") as caught:
+        await MixQuantChatModel(engine=pair).ainvoke("hi")
+    assert not caught.value.retryable
+    assert writer.bodies == []
+
+
+async def test_prefill_server_without_counts_costs_no_turn(pair: PairEngine, sides: tuple[Server, Server]) -> None:
+    """An older server, or a gateway that leaves them out: what it does not tell is unknown."""
+    reader, _ = sides
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "length"}
+    reader.whole = web.json_response({"id": "c", "choices": [choice], "kv_transfer_params": PLACE})
+    answer = await MixQuantChatModel(engine=pair).ainvoke("hi")
+    assert answer.content == "Hello"
+    turn = answer.response_metadata["turn"]
+    assert (turn["prompt_tokens"], turn["decode_tokens"]) == (20, 2)
+    assert (turn["quantized_tokens"], turn["cached_tokens"]) == (None, None)
+
+
+async def _asked(server: Server) -> None:
+    for _ in range(1000):
+        if server.bodies:
+            return
+        await asyncio.sleep(0.01)
+    raise TimeoutError("the server was not asked")
