@@ -113,7 +113,10 @@ class PrecisionPolicy(FrozenConfig):
         if self.decode_format is NumberFormat.AUTO:
             raise ValueError("decode_format cannot be 'auto'; name a format, or leave it 'exact'")
         if self.prefill_format is NumberFormat.EXACT and self.decode_format is not NumberFormat.EXACT:
-            raise ValueError(f"decode_format={self.decode_format.value!r} with an exact prefill is not supported")
+            raise ValueError(
+                f"decode_format={self.decode_format.value!r} with prefill_format='exact' is not supported; leave "
+                "decode_format 'exact', or use that format for both"
+            )
         if self.decode_format is not NumberFormat.EXACT and self.decode_format is not self.prefill_format:
             raise ValueError(
                 f"decode_format={self.decode_format.value!r} is not prefill_format={self.prefill_format.value!r}; "
@@ -121,14 +124,7 @@ class PrecisionPolicy(FrozenConfig):
             )
         if self.reproducible and self.row_threshold not in ("auto", 0):
             raise ValueError(f"reproducible=True needs row_threshold 0, not {self.row_threshold}")
-        if self.draft == "twin" and (self.uniform or not self.quantizes):
-            raise ValueError(
-                f"draft='twin' with prefill_format={self.prefill_format.value!r}, decode_format="
-                f"{self.decode_format.value!r}: drafts come from a quantized twin and are verified by the exact "
-                "weights; use a phase-aware policy, or leave draft None"
-            )
-        if self.draft is None and self.draft_tokens != "auto":
-            raise ValueError(f"draft_tokens={self.draft_tokens} without drafts; set draft='twin', or leave it 'auto'")
+        self._drafts()
         if self.uniform and self.exact_last_token is True:
             raise ValueError(
                 f"exact_last_token=True with decode_format={self.decode_format.value!r} is not supported: the rows of "
@@ -165,6 +161,17 @@ class PrecisionPolicy(FrozenConfig):
                 f"weight_rounding, weight_scales, activation_scales, channel_scales and residual_channels are NVFP4's, "
                 f"not {self.prefill_format.value!r}'s; leave them as they are"
             )
+        if self.weight_only and self.recipe.without_kernel:
+            raise ValueError(
+                f"{self.recipe.without_kernel} is about activations, and weight_only=True leaves them as they are; "
+                "leave one of them out"
+            )
+        reads = [self.prefill_format, *(layer_format for _, layer_format in self.formats)]
+        if self.calibration is not None and not {NumberFormat.AUTO, NumberFormat.NVFP4} & set(reads):
+            raise ValueError(
+                f"calibration={self.calibration!r} is for layers in NVFP4, and prefill_format is "
+                f"{self.prefill_format.value!r}; leave calibration None"
+            )
         if self.recipe.needs_calibration and self.calibration is None:
             raise ValueError(
                 f"weight_rounding={self.weight_rounding!r}, channel_scales={self.channel_scales!r} and "
@@ -182,31 +189,66 @@ class PrecisionPolicy(FrozenConfig):
                 f"channel_scales={self.channel_scales!r} with residual_channels={self.residual_channels} is not "
                 "supported: residuals are taken of the channels as they are; use one of them"
             )
-        if self.prefill_checkpoint is not None and self.channel_scales != "none":
-            raise ValueError(
-                f"channel_scales={self.channel_scales!r} with a prefill_checkpoint: its weights were made for inputs "
-                "as they are; leave channel_scales 'none'"
-            )
-        if self.prefill_checkpoint is not None and self.weight_rounding != "nearest":
-            raise ValueError(
-                f"weight_rounding={self.weight_rounding!r} and prefill_checkpoint each bring the twins; leave one of "
-                "them out"
-            )
+        if self.prefill_checkpoint is not None:
+            self._adopts(self.prefill_checkpoint)
         if self.storage == "nested":
             self._nests()
-        spec = FORMATS.get(self.prefill_format)
-        if self.prefill_checkpoint is not None and not (spec and spec.has_checkpoints):
-            names = " or ".join(repr(name.value) for name, spec in FORMATS.items() if spec.has_checkpoints)
-            raise ValueError(f"prefill_checkpoint needs prefill_format={names}")
         named = [("ignored_layers", layer) for layer in self.ignored_layers]
         for field, layer in [*named, *(("formats", layer) for layer, _ in self.formats)]:
             try:
                 re.compile(layer.removeprefix("re:"))
             except re.error as error:
                 raise ValueError(f"{field} holds {layer!r}, which is no pattern: {error}") from None
-        if self.weight_only and spec is None:
+        if self.weight_only and self.prefill_format not in FORMATS:
             raise ValueError("weight_only=True needs a named quantized prefill_format")
         return self
+
+    def _drafts(self) -> None:
+        """
+        Raises:
+            ValueError: nobody can draft as this policy asks for.
+        """
+        if self.draft == "twin" and (self.uniform or not self.quantizes):
+            raise ValueError(
+                f"draft='twin' with prefill_format={self.prefill_format.value!r}, decode_format="
+                f"{self.decode_format.value!r}: drafts come from a quantized twin and are verified by the exact "
+                "weights; use a phase-aware policy, or leave draft None"
+            )
+        if self.draft is None and self.draft_tokens != "auto":
+            raise ValueError(f"draft_tokens={self.draft_tokens} without drafts; set draft='twin', or leave it 'auto'")
+        if self.draft is None and self.draft_ngram:
+            raise ValueError("draft_ngram=True without drafts; set draft='twin', or leave it False")
+        if self.draft is None and isinstance(self.draft_window, int):
+            raise ValueError(f"draft_window={self.draft_window} without drafts; set draft='twin', or leave it 'auto'")
+
+    def _adopts(self, checkpoint: str) -> None:
+        """
+        Raises:
+            ValueError: twins that lie in ``checkpoint`` are not what this policy asks for.
+        """
+        spec = FORMATS.get(self.prefill_format)
+        if not (spec and spec.has_checkpoints):
+            names = " or ".join(repr(name.value) for name, spec in FORMATS.items() if spec.has_checkpoints)
+            raise ValueError(f"prefill_checkpoint={checkpoint!r} needs prefill_format={names}")
+        if self.weight_rounding != "nearest" or self.weight_scales != "max":
+            setting = (
+                f"weight_rounding={self.weight_rounding!r}"
+                if self.weight_rounding != "nearest"
+                else f"weight_scales={self.weight_scales!r}"
+            )
+            raise ValueError(f"{setting} and prefill_checkpoint each bring the twins; leave one of them out")
+        if self.channel_scales != "none":
+            raise ValueError(
+                f"channel_scales={self.channel_scales!r} with a prefill_checkpoint: its weights were made for inputs "
+                "as they are; leave channel_scales 'none'"
+            )
+        kept = (self.prefill_format, NumberFormat.EXACT)
+        other = next((each for each in self.formats if each[1] not in kept), None)
+        if other is not None:
+            raise ValueError(
+                f"formats gives {other[0]!r} the format {other[1].value!r}, and prefill_checkpoint={checkpoint!r} "
+                f"holds twins in {self.prefill_format.value!r} alone; leave one of them out"
+            )
 
     def _nests(self) -> None:
         """

@@ -122,6 +122,12 @@ class ResolvedPolicy:
         named = [name for _, name in self.policy.formats if name is not NumberFormat.EXACT]
         return tuple(self._in(name) for name in dict.fromkeys((self.prefill_format, *named)))
 
+    @property
+    def calibrated_by(self) -> str | None:
+        """The calibration that the policy names, where a layer has a use for it: those in NVFP4 have."""
+        nvfp4 = any(each.number_format is NumberFormat.NVFP4 for each in self.formats)
+        return self.policy.calibration if nvfp4 else None
+
     def layer_format(self, prefix: str, fused: Mapping[str, Sequence[str]]) -> RoutedFormat | None:
         """How quantized rows run in the layer ``prefix``; ``None`` where every row stays exact.
 

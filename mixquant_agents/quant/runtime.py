@@ -88,10 +88,12 @@ class Runtime:
         self.device = device
         self.switchable = switchable
         self._fused = fused or {}
-        followed = resolve(policy, device).policy
-        self.calibration, self.uncalibrated = calibration_for(followed, model, device, make=True)
+        first = resolve(policy, device)
+        self.calibration, self.uncalibrated = None, None
+        if first.calibrated_by:
+            self.calibration, self.uncalibrated = calibration_for(first.policy, model, device, make=True)
         self._unknown: set[str] = set()
-        self._loaded = _rounding(followed), self.calibration, self.uncalibrated
+        self._loaded = _rounding(first), self.calibration, self.uncalibrated
         if self.uncalibrated:
             _log.warning("mixquant: without a calibration (%s)", self.uncalibrated)
         self.resolved = resolve(policy, device, calibrated=self.uncalibrated is None)
@@ -233,18 +235,18 @@ class Runtime:
                 f"prefill_checkpoint={policy.prefill_checkpoint!r} is not what this engine was started with "
                 f"({self.resolved.policy.prefill_checkpoint!r}); start another engine"
             )
-        followed = resolve(policy, self.device).policy
+        asked = resolve(policy, self.device)
         calibration, uncalibrated, loaded = None, None, self._loaded
-        if followed.calibration and _rounding(followed) == loaded[0]:
+        if asked.calibrated_by and _rounding(asked) == loaded[0]:
             _, calibration, uncalibrated = loaded
-        elif followed.calibration:
-            if not self.switchable or followed.calibration != "auto":
+        elif asked.calibrated_by:
+            if not self.switchable or asked.calibrated_by != "auto":
                 raise ConfigError(
-                    f"calibration={followed.calibration!r} with weight_rounding={followed.weight_rounding!r} is not "
+                    f"calibration={asked.calibrated_by!r} with weight_rounding={asked.policy.weight_rounding!r} is not "
                     "what this engine was started with; start another engine"
                 )
-            calibration, uncalibrated = calibration_for(followed, self._model, self.device, make=False)
-            loaded = _rounding(followed), calibration, uncalibrated
+            calibration, uncalibrated = calibration_for(asked.policy, self._model, self.device, make=False)
+            loaded = _rounding(asked), calibration, uncalibrated
         own = self.resolved.policy
         drafts = [(each.draft, each.draft_tokens, each.draft_ngram, each.draft_window) for each in (own, policy)]
         if "twin" in (own.draft, policy.draft) and drafts[0] != drafts[1]:
@@ -252,6 +254,12 @@ class Runtime:
                 f"draft={policy.draft!r} is not what this engine was started with ({own.draft!r}, draft_tokens="
                 f"{own.draft_tokens!r}, draft_ngram={own.draft_ngram!r}, draft_window={own.draft_window!r}): drafts "
                 "are set up with the engine; start another one"
+            )
+        limits = own.expert_twins_gib, policy.expert_twins_gib
+        if limits[0] != limits[1] and policy.quantizes and any(layer.reads_by_row for layer in self.layers):
+            raise ConfigError(
+                f"expert_twins_gib={limits[1]} is not what this engine was started with ({limits[0]}): which experts "
+                "have twins is decided before weights are read; start another engine"
             )
         resolved = resolve(policy, self.device, calibrated=uncalibrated is None)
         for layer_format in resolved.formats:
@@ -389,9 +397,10 @@ class Runtime:
         }
 
 
-def _rounding(policy: PrecisionPolicy) -> tuple[object, ...]:
+def _rounding(resolved: ResolvedPolicy) -> tuple[object, ...]:
     """What a calibration is made for."""
-    return policy.calibration, policy.weight_rounding, policy.weight_scales, policy.channel_scales
+    policy = resolved.policy
+    return resolved.calibrated_by, policy.weight_rounding, policy.weight_scales, policy.channel_scales
 
 
 def runtime_of(vllm_config: Any) -> Runtime | None:

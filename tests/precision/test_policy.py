@@ -39,7 +39,10 @@ def test_presets_by_name() -> None:
     ("settings", "message"),
     [
         ({"decode_format": "auto"}, "decode_format cannot be 'auto'"),
-        ({"prefill_format": "exact", "decode_format": "fp8"}, "exact prefill"),
+        (
+            {"prefill_format": "exact", "decode_format": "fp8"},
+            "='exact' is not supported; leave decode_format",
+        ),
         ({"prefill_format": "nvfp4", "decode_format": "fp8"}, "prefill_format='nvfp4'"),
         ({"reproducible": True, "row_threshold": 64}, "row_threshold 0, not 64"),
         ({"prefill_format": "fp8", "prefill_checkpoint": "x"}, "prefill_format='nvfp4'"),
@@ -63,6 +66,21 @@ def test_presets_by_name() -> None:
         ({"prefill_format": "fp8", "storage": "nested", "weight_only": True}, "weight_only=True has no product"),
         ({"prefill_format": "fp8", "storage": "nested", "formats": {"k_proj": "exact"}}, "leave formats empty"),
         ({"storage": "twelve"}, "storage"),
+        ({"draft_ngram": True}, "draft_ngram=True without drafts; set draft='twin'"),
+        ({"draft_window": 128}, "draft_window=128 without drafts; set draft='twin'"),
+        ({"prefill_format": "fp8", "calibration": "auto"}, "is for layers in NVFP4, and prefill_format is 'fp8'"),
+        (
+            {"prefill_format": "nvfp4", "weight_only": True, "activation_scales": "4/6"},
+            "activation_scales='4/6' is about activations, and weight_only=True leaves them",
+        ),
+        (
+            {"prefill_format": "nvfp4", "prefill_checkpoint": "x", "weight_scales": "4/6"},
+            "weight_scales='4/6' and prefill_checkpoint each bring the twins",
+        ),
+        (
+            {"prefill_format": "nvfp4", "prefill_checkpoint": "x", "formats": {"o_proj": "exact", "k_proj": "fp8"}},
+            "formats gives 'k_proj' the format 'fp8', and prefill_checkpoint='x' holds twins in 'nvfp4' alone",
+        ),
         ({"precision": 4}, "no setting 'precision'"),
     ],
 )

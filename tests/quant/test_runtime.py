@@ -11,6 +11,8 @@ from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, FormatRefusedError, OutOfMemoryError
 from mixquant_agents.precision.plan import Mode, RequestRows
 from mixquant_agents.precision.support import DeviceInfo
+from mixquant_agents.quant import runtime as runtime_module
+from mixquant_agents.quant.router import GraphSettings
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.step import EXACT, QUANTIZED, forced
 from mixquant_agents.quant.twins.memory import TwinMemory
@@ -113,6 +115,38 @@ def test_layer_whose_weight_is_refused_leaves_all_layers_and_rows_as_they_were()
         runtime.set_policy(nested)
     assert [each.layer_format for each in layers] == before
     assert runtime.resolved.policy == runtime.router.resolved.policy == PrecisionPolicy.of("mixquant-nvfp4-plain")
+
+
+def test_limit_of_experts_twins_is_the_engines_own() -> None:
+    runtime = make_runtime("mixquant-fp8")
+    limited = PrecisionPolicy(prefill_format="fp8", expert_twins_gib=1)
+    prefix = "model.layers.0.mlp.experts"
+    layer: Any = SimpleNamespace(prefix=prefix, layer_format=runtime.layer_format(prefix), reads_by_row=False)
+    layer.use = lambda layer_format: None
+    runtime.add_layer(layer)
+    runtime.set_policy(limited)  # of a dense model: there are no experts
+    runtime.set_policy(PrecisionPolicy.of("mixquant-fp8"))
+    layer.reads_by_row = True
+    with pytest.raises(ConfigError, match=r"expert_twins_gib=1.0 is not what .* \(None\).*start another engine"):
+        runtime.set_policy(limited)
+    runtime.set_policy(PrecisionPolicy.of("exact"))
+
+
+def test_calibration_is_made_for_nvfp4_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[PrecisionPolicy] = []
+
+    def calibration_for(policy: PrecisionPolicy, *args: object, **kwargs: object) -> tuple[None, str]:
+        made.append(policy)
+        return None, "not today"
+
+    monkeypatch.setattr(runtime_module, "calibration_for", calibration_for)
+    automatic = PrecisionPolicy(calibration="auto")  # FP8 on Hopper
+    hopper = DeviceInfo("cuda", "H100", (9, 0))
+    assert Runtime(automatic, hopper, switchable=False, graphs=GraphSettings(4, False)).uncalibrated is None
+    assert not made
+    runtime = Runtime(PrecisionPolicy(prefill_format="nvfp4", calibration="auto"), CPU, switchable=True)
+    assert runtime.uncalibrated == "not today"
+    assert len(made) == 1
 
 
 def test_memory_of_nested_weights_is_their_own_and_not_beside_others() -> None:
