@@ -158,7 +158,7 @@ class Prompts:
         if (kept := self.answers.newest(keys)) is not None:
             at, turn = kept
             try:
-                tail = renderer.tail(messages, tools, variables, at)
+                tail = renderer.tail(messages, tools, variables, at, turn.end)
             except TemplateChangeError as error:
                 change = str(error)
             else:

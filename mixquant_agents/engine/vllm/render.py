@@ -110,10 +110,18 @@ class Renderer:
         raise _refused(plain, f"{type(refusal).__name__}: {refusal}") from refusal
 
     def tail(
-        self, messages: Sequence[Message], tools: Sequence[JsonObject], variables: JsonObject, at: int
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonObject],
+        variables: JsonObject,
+        at: int,
+        end: int | None = None,
     ) -> list[int]:
         """Token ids of what the template writes behind the answer ``messages[at]``: from its end marker to where the
         next answer begins.
+
+        Args:
+            end: the token with which the model ended this answer; ``None`` where it was cut off.
 
         Raises:
             TemplateChangeError: the template writes what stands before differently by now, or has no marker there.
@@ -134,7 +142,8 @@ class Renderer:
             return self._text(list(conversation), probe_tools, settings, shape, generate=generate)
 
         try:
-            text = tail_of(write, write_outline, plain, at)
+            marker = None if end is None else str(self.tokenizer.decode([end]))
+            text = tail_of(write, write_outline, plain, at, marker)
         except TemplateChangeError:
             raise
         except Exception as error:  # templates are programs of their own: some refuse a beginning of the conversation

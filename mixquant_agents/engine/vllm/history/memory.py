@@ -43,6 +43,11 @@ class WrittenTurn:
     stopped: bool
 
     @property
+    def end(self) -> int | None:
+        """The token that ended the answer; ``None`` where it was cut off."""
+        return self.own[-1] if self.stopped else None
+
+    @property
     def tokens(self) -> list[int]:
         """All token ids, without the one that ended the answer."""
         pieces, turn = [], self

@@ -28,39 +28,61 @@ class TemplateChangeError(Exception):
     """
 
 
-def tail_of(write: Write, write_outline: Write, messages: Sequence[dict[str, Any]], at: int) -> str:
+def tail_of(
+    write: Write, write_outline: Write, messages: Sequence[dict[str, Any]], at: int, end: str | None = None
+) -> str:
     """The text behind the answer ``messages[at]`` (from its end marker on) to where the next answer begins.
 
     Args:
         write: renders with the conversation's own tools.
         write_outline: renders outlines.
         messages: as ``plain_messages`` gives them.
+        end: the marker with which the model ended this answer; ``None`` where it was cut off.
 
     Raises:
         TemplateChangeError: the template changes what stands before the answer, or leaves no mark where an answer ends.
         Exception: whatever the template raises.
     """
     words = outline(messages)
-    _check_unchanged(write_outline(words.messages[:at], True), write_outline(words.messages, True), words, at)
-    marked, last = _marked(messages[at], words.messages[at], at)
+    outlined = [*words.messages[:at], _with_words(words.messages[at], at), *words.messages[at + 1 :]]
+    new = write_outline(outlined, True)
+    _check_unchanged(write_outline(outlined[:at], True), new, words, at)
+    marked = _with_words(messages[at], at)
     text = write([*messages[:at], marked, *messages[at + 1 :]], True)
-    if text.count(last) != 1:
+    last = max(_own_words(marked, at), key=new.rfind)
+    if text.count(last) != 1 or new.count(last) != 1:
         raise TemplateChangeError(f"the chat template does not write the answer in message {at} once")
-    rest = text.partition(last)[2]
+    rest, outlined_rest = text.partition(last)[2], new.partition(last)[2]
+    _check_order(outlined_rest, words, at)
+    if end:
+        closing = rest.partition(end)[0]
+        if outlined_rest.startswith(closing + end):  # else an end of another message
+            return rest[len(closing) :]
     closing = _closing(write, marked, last)
     if not rest.startswith(closing):
         raise TemplateChangeError(f"the chat template ends the answer in message {at} in more than one way")
     return rest[len(closing) :]
 
 
-def _marked(answer: dict[str, Any], words: dict[str, Any], at: int) -> tuple[dict[str, Any], str]:
-    """The answer with a word of our own at its end, and that word. Names and ids of calls stay: results repeat them."""
-    if calls := answer.get("tool_calls"):
-        arguments = words["tool_calls"][-1]["function"]["arguments"]
-        last = {**calls[-1], "function": {**calls[-1]["function"], "arguments": arguments}}
-        return {**answer, "tool_calls": [*calls[:-1], last]}, f"zqvalue{at}x{len(calls) - 1}zq"
-    word = f"zqtext{at}zq"
-    return {**answer, "content": word}, word
+def _with_words(answer: dict[str, Any], at: int) -> dict[str, Any]:
+    """The answer with words of our own as its text and as the arguments of its last call, as far as it has them; one
+    that is empty gets a text. Names and ids of calls stay: results repeat them."""
+    calls = answer.get("tool_calls")
+    if answer["content"].strip() or not calls:
+        answer = {**answer, "content": f"zqtext{at}zq"}
+    if not calls:
+        return answer
+    number = len(calls) - 1
+    arguments = f'{{"zqkey{at}x{number}zq": "zqvalue{at}x{number}zq"}}'
+    last = {**calls[-1], "function": {**calls[-1]["function"], "arguments": arguments}}
+    return {**answer, "tool_calls": [*calls[:-1], last]}
+
+
+def _own_words(marked: dict[str, Any], at: int) -> list[str]:
+    """The words that :func:`_with_words` put there; any may be the last in the prompt."""
+    calls = marked.get("tool_calls")
+    text = [marked["content"]] if marked["content"] == f"zqtext{at}zq" else []
+    return [f"zqvalue{at}x{len(calls) - 1}zq", *text] if calls else text
 
 
 def _closing(write: Write, answer: dict[str, Any], last: str) -> str:
@@ -105,6 +127,22 @@ def _check_unchanged(old: str, new: str, words: Outline, at: int) -> None:
                 f"the chat template writes what stands before message {index} ({message['role']}) differently by now"
             )
         begin_old, begin_new, answers = end_old + len(word), end_new + len(word), []
+
+
+def _check_order(behind: str, words: Outline, at: int) -> None:
+    """What follows the answer holds all that was said since and nothing of before. A template that takes one call at a
+    time writes the results of parallel calls between them.
+
+    Raises:
+        TemplateChangeError: names the message that stands elsewhere.
+    """
+    for index, message in enumerate(words.messages):
+        text = message["content"].strip()
+        if text and index != at and (text in behind) != (index > at):
+            raise TemplateChangeError(
+                f"the chat template does not write message {index} ({message['role']}) "
+                f"{'behind' if index > at else 'before'} the answer in message {at}"
+            )
 
 
 def _behind(text: str, words: Sequence[str]) -> str:

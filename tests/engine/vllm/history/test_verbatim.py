@@ -160,6 +160,93 @@ def test_every_family_goes_on_from_its_tokens_or_says_why_not(family: str) -> No
     assert (calls.change, words.change) == REFUSED.get(family, (None, None))
 
 
+ONE_CALL = (
+    "{%- for m in messages -%}"
+    "{%- if m.tool_calls and m.tool_calls | length != 1 -%}{{ raise_exception('one call at a time') }}{%- endif -%}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{%- for c in m.tool_calls or [] -%}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{%- endfor -%}'
+    "<|im_end|>\n{% endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    "{%- for t in tools or [] -%}{{ t | tojson }}{%- endfor -%}"
+)
+"""Like Llama 3's."""
+TEXT_BEHIND = (
+    "{%- for t in tools or [] -%}{{ t | tojson }}{%- endfor -%}"
+    "{%- for m in messages -%}{%- if m.role == 'assistant' -%}{%- set at = loop.index0 -%}<|im_start|>assistant\n"
+    "{%- for c in m.tool_calls or [] -%}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{%- endfor -%}'
+    "{%- for r in messages[at + 1:] if r.role == 'tool' and m.tool_calls -%}<|end|>{{ r.content }}{%- endfor -%}"
+    "{{ m.content }}<|im_end|>\n"
+    "{%- elif m.role != 'tool' -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}"
+)
+"""Like Gemma 4's: an answer's text stands behind the results of its calls."""
+LAKES = ("Inari", "Saimaa")
+TWO_CALLS = "\n".join(
+    f'<tool_call>\n{{"name": "depth", "arguments": {{"lake": "{lake}"}}}}\n</tool_call>' for lake in LAKES
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "raw", "change"),
+    [
+        (ONE_CALL, TWO_CALLS, "the chat template does not write message 2 (tool) behind the answer in message 1"),
+        (
+            TEXT_BEHIND,
+            "I look." + TWO_CALLS,
+            "the chat template does not write message 2 (tool) behind the answer in message 1",
+        ),
+    ],
+)
+def test_nothing_is_lost_or_doubled_where_results_stand_inside_an_answer(template: str, raw: str, change: str) -> None:
+    thread = Thread(tokenizer(template), [TOOL])
+    thread.add("user", "How deep?")
+    thread.answer(raw)
+    for call, depth in zip(thread.messages[-1]["tool_calls"], ("92 m", "82 m"), strict=True):
+        thread.add("tool", depth, tool_call_id=call["id"])
+    prompt = thread.render()
+    text = thread.tokenizer.decode(prompt.token_ids)
+    for words in ("92 m", "82 m", *LAKES, thread.messages[1]["content"]):
+        assert not words or text.count(words) == 1
+    assert prompt.change == change
+    assert prompt.token_ids == thread.render(verbatim=False).token_ids
+
+
+OWN_ENDS = (
+    "{%- for t in tools or [] -%}{{ t | tojson }}{%- endfor -%}"
+    "{%- for m in messages -%}{%- if m.role == 'tool' -%}<|tool|>{{ m.content }}<|end|>"
+    "{%- elif m.tool_calls -%}<|start|>assistant {{ m.content }}"
+    "{%- for c in m.tool_calls -%}<tool_call>\n"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{%- endfor -%}'
+    "<|call|>{%- elif m.role == 'assistant' -%}<|start|>assistant {{ m.content }}[close] <|end|>"
+    "{%- else -%}<|start|>{{ m.role }} {{ m.content }}<|end|>{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|start|>assistant {% endif -%}"
+)
+"""Calls end otherwise than words (harmony, Gemma 4), and a marker of its own closes an answer's text (Command A)."""
+
+
+def test_answer_ends_where_the_model_ended_it() -> None:
+    thread = Thread(byte_tokenizer(OWN_ENDS, ("<|start|>", "<|end|>", "<|call|>", "<|tool|>", "[close]")), [TOOL])
+    thread.add("user", "How deep?")
+    thread.end = "<|call|>"
+    thread.answer('<tool_call>\n{"name":"depth","arguments":{"lake":"Inari"}}\n</tool_call>')
+    thread.result("92 m")
+    prompt = thread.render()
+    assert prompt.change is None
+    assert thread.tokenizer.decode(prompt.token_ids[len(thread.written) - 1 :]) == (
+        "<|call|><|tool|>92 m<|end|><|start|>assistant "
+    )
+    thread.end = "[close] <|end|>"
+    thread.answer("Deep.")
+    thread.add("user", "Sure?")
+    prompt = thread.render()
+    assert prompt.change is None
+    assert thread.tokenizer.decode(prompt.token_ids[len(thread.written) - 1 :]) == (
+        "<|end|><|start|>user Sure?<|end|><|start|>assistant "
+    )
+    assert thread.tokenizer.decode(prompt.token_ids).count("[close]") == 1
+
+
 def _goes_on(thread: Thread, prompt: RenderedPrompt) -> None:
     """Either the tokens as they were, and behind them what the template writes; or the template's prompt and why."""
     plain = thread.render(verbatim=False).token_ids
