@@ -109,7 +109,7 @@ class PrecisionPolicy(FrozenConfig):
         return tuple(value.items()) if isinstance(value, Mapping) else value
 
     @model_validator(mode="after")
-    def _consistent(self) -> PrecisionPolicy:
+    def _check_phases(self) -> PrecisionPolicy:
         if self.decode_format is NumberFormat.AUTO:
             raise ValueError("decode_format cannot be 'auto'; name a format, or leave it 'exact'")
         if self.prefill_format is NumberFormat.EXACT and self.decode_format is not NumberFormat.EXACT:
@@ -124,7 +124,28 @@ class PrecisionPolicy(FrozenConfig):
             )
         if self.reproducible and self.row_threshold not in ("auto", 0):
             raise ValueError(f"reproducible=True needs row_threshold 0, not {self.row_threshold}")
-        self._drafts()
+        if self.weight_only and self.prefill_format not in FORMATS:
+            raise ValueError("weight_only=True needs a named quantized prefill_format")
+        return self
+
+    @model_validator(mode="after")
+    def _check_drafts(self) -> PrecisionPolicy:
+        if self.draft == "twin" and (self.uniform or not self.quantizes):
+            raise ValueError(
+                f"draft='twin' with prefill_format={self.prefill_format.value!r}, decode_format="
+                f"{self.decode_format.value!r}: drafts come from a quantized twin and are verified by the exact "
+                "weights; use a phase-aware policy, or leave draft None"
+            )
+        if self.draft is None and self.draft_tokens != "auto":
+            raise ValueError(f"draft_tokens={self.draft_tokens} without drafts; set draft='twin', or leave it 'auto'")
+        if self.draft is None and self.draft_ngram:
+            raise ValueError("draft_ngram=True without drafts; set draft='twin', or leave it False")
+        if self.draft is None and isinstance(self.draft_window, int):
+            raise ValueError(f"draft_window={self.draft_window} without drafts; set draft='twin', or leave it 'auto'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_exact_rows(self) -> PrecisionPolicy:
         if self.uniform and self.exact_last_token is True:
             raise ValueError(
                 f"exact_last_token=True with decode_format={self.decode_format.value!r} is not supported: the rows of "
@@ -147,15 +168,24 @@ class PrecisionPolicy(FrozenConfig):
                 f"exact_static_prefix=True with decode_format={self.decode_format.value!r}: a uniform policy quantizes "
                 "every row; leave it False"
             )
-        if self.formats:
-            if self.prefill_format in (NumberFormat.AUTO, NumberFormat.EXACT):
-                raise ValueError(
-                    f"formats needs a named quantized prefill_format for all other layers, not "
-                    f"{self.prefill_format.value!r}"
-                )
-            for layer, layer_format in self.formats:
-                if layer_format is NumberFormat.AUTO:
-                    raise ValueError(f"formats: {layer!r} cannot be 'auto'; name a format, or 'exact'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_formats(self) -> PrecisionPolicy:
+        if not self.formats:
+            return self
+        if self.prefill_format in (NumberFormat.AUTO, NumberFormat.EXACT):
+            raise ValueError(
+                f"formats needs a named quantized prefill_format for all other layers, not "
+                f"{self.prefill_format.value!r}"
+            )
+        for layer, layer_format in self.formats:
+            if layer_format is NumberFormat.AUTO:
+                raise ValueError(f"formats: {layer!r} cannot be 'auto'; name a format, or 'exact'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_recipe(self) -> PrecisionPolicy:
         if self.recipe != PLAIN and self.prefill_format is not NumberFormat.NVFP4:
             raise ValueError(
                 f"weight_rounding, weight_scales, activation_scales, channel_scales and residual_channels are NVFP4's, "
@@ -189,47 +219,16 @@ class PrecisionPolicy(FrozenConfig):
                 f"channel_scales={self.channel_scales!r} with residual_channels={self.residual_channels} is not "
                 "supported: residuals are taken of the channels as they are; use one of them"
             )
-        if self.prefill_checkpoint is not None:
-            self._adopts(self.prefill_checkpoint)
-        if self.storage == "nested":
-            self._nests()
-        named = [("ignored_layers", layer) for layer in self.ignored_layers]
-        for field, layer in [*named, *(("formats", layer) for layer, _ in self.formats)]:
-            try:
-                re.compile(layer.removeprefix("re:"))
-            except re.error as error:
-                raise ValueError(f"{field} holds {layer!r}, which is no pattern: {error}") from None
-        if self.weight_only and self.prefill_format not in FORMATS:
-            raise ValueError("weight_only=True needs a named quantized prefill_format")
         return self
 
-    def _drafts(self) -> None:
-        """
-        Raises:
-            ValueError: nobody can draft as this policy asks for.
-        """
-        if self.draft == "twin" and (self.uniform or not self.quantizes):
-            raise ValueError(
-                f"draft='twin' with prefill_format={self.prefill_format.value!r}, decode_format="
-                f"{self.decode_format.value!r}: drafts come from a quantized twin and are verified by the exact "
-                "weights; use a phase-aware policy, or leave draft None"
-            )
-        if self.draft is None and self.draft_tokens != "auto":
-            raise ValueError(f"draft_tokens={self.draft_tokens} without drafts; set draft='twin', or leave it 'auto'")
-        if self.draft is None and self.draft_ngram:
-            raise ValueError("draft_ngram=True without drafts; set draft='twin', or leave it False")
-        if self.draft is None and isinstance(self.draft_window, int):
-            raise ValueError(f"draft_window={self.draft_window} without drafts; set draft='twin', or leave it 'auto'")
-
-    def _adopts(self, checkpoint: str) -> None:
-        """
-        Raises:
-            ValueError: twins that lie in ``checkpoint`` are not what this policy asks for.
-        """
+    @model_validator(mode="after")
+    def _check_checkpoint(self) -> PrecisionPolicy:
+        if self.prefill_checkpoint is None:
+            return self
         spec = FORMATS.get(self.prefill_format)
         if not (spec and spec.has_checkpoints):
             names = " or ".join(repr(name.value) for name, spec in FORMATS.items() if spec.has_checkpoints)
-            raise ValueError(f"prefill_checkpoint={checkpoint!r} needs prefill_format={names}")
+            raise ValueError(f"prefill_checkpoint={self.prefill_checkpoint!r} needs prefill_format={names}")
         if self.weight_rounding != "nearest" or self.weight_scales != "max":
             setting = (
                 f"weight_rounding={self.weight_rounding!r}"
@@ -242,19 +241,19 @@ class PrecisionPolicy(FrozenConfig):
                 f"channel_scales={self.channel_scales!r} with a prefill_checkpoint: its weights were made for inputs "
                 "as they are; leave channel_scales 'none'"
             )
-        kept = (self.prefill_format, NumberFormat.EXACT)
-        other = next((each for each in self.formats if each[1] not in kept), None)
-        if other is not None:
-            raise ValueError(
-                f"formats gives {other[0]!r} the format {other[1].value!r}, and prefill_checkpoint={checkpoint!r} "
-                f"holds twins in {self.prefill_format.value!r} alone; leave one of them out"
-            )
+        for layer, layer_format in self.formats:
+            if layer_format not in (self.prefill_format, NumberFormat.EXACT):
+                raise ValueError(
+                    f"formats gives {layer!r} the format {layer_format.value!r}, and prefill_checkpoint="
+                    f"{self.prefill_checkpoint!r} holds twins in {self.prefill_format.value!r} alone; leave one of "
+                    "them out"
+                )
+        return self
 
-    def _nests(self) -> None:
-        """
-        Raises:
-            ValueError: nested storage cannot hold what this policy asks for.
-        """
+    @model_validator(mode="after")
+    def _check_storage(self) -> PrecisionPolicy:
+        if self.storage != "nested":
+            return self
         if self.prefill_format not in (NumberFormat.AUTO, NumberFormat.FP8):
             raise ValueError(
                 f"storage='nested' holds FP8 twins, not prefill_format={self.prefill_format.value!r}; use "
@@ -267,6 +266,17 @@ class PrecisionPolicy(FrozenConfig):
                 "storage='nested' holds whole layers in FP8, and formats gives some parts others; leave formats empty "
                 "(ignored_layers keeps layers exact), or storage 'auto'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_layer_names(self) -> PrecisionPolicy:
+        named = [("ignored_layers", layer) for layer in self.ignored_layers]
+        for field, layer in [*named, *(("formats", layer) for layer, _ in self.formats)]:
+            try:
+                re.compile(layer.removeprefix("re:"))
+            except re.error as error:
+                raise ValueError(f"{field} holds {layer!r}, which is no pattern: {error}") from None
+        return self
 
     @property
     def quantizes(self) -> bool:
