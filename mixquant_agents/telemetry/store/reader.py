@@ -6,7 +6,6 @@ thread, so a long query holds up no other.
 
 from __future__ import annotations
 
-import math
 import os
 import sqlite3
 import threading
@@ -33,18 +32,17 @@ from mixquant_agents.telemetry.store.prefix_cache import (
     shared_blocks,
     unpack_hashes,
 )
-from mixquant_agents.telemetry.store.questions import fold
 from mixquant_agents.telemetry.store.rows import (
     SERIES,
     UNREADABLE,
     StoredTurn,
-    from_microseconds,
     number,
     text,
     turn_of,
     whole_number,
 )
-from mixquant_agents.telemetry.store.schema import FAILED_SPANS, columns_of, select_columns
+from mixquant_agents.telemetry.store.schema import columns_of, select_columns
+from mixquant_agents.telemetry.store.threads import THREAD_ORDERS, ThreadPage, finite_score, thread_summaries
 
 __all__ = ["THREAD_ORDERS", "Series", "StoredScore", "StoredSpan", "ThreadSummary", "TurnStore"]
 
@@ -227,75 +225,17 @@ class TurnStore:
         if order not in THREAD_ORDERS:
             raise RequestError(f"threads cannot be ordered by {order!r}; choose one of {', '.join(THREAD_ORDERS)}")
         turn_filter = turn_filter or TurnFilter()
-        parts: list[str] = ["1"]
-        values: list[Any] = []
-        if (ids := self.series_ids(turn_filter)) is not None:
-            parts.append(f"series_id IN ({', '.join('?' * len(ids))})")
-            values.extend(ids)
-        if turn_filter.status is not None:
-            parts.append("bad = 0" if turn_filter.status == "ok" else "bad > 0")
-        summed, summed_values = " AND ".join(parts), tuple(values)
-        if turn_filter.since_us is not None:
-            parts.append("last_us >= ?")
-            values.append(turn_filter.since_us)
-        if turn_filter.until_us is not None:
-            parts.append("first_us < ?")
-            values.append(turn_filter.until_us)
-        if turn_filter.thread is not None:
-            parts.append("thread_id = ?")
-            values.append(turn_filter.thread)
-        if search:
-            parts.append(
-                "(instr(lower(thread_id), lower(?)) > 0 OR "
-                "thread_id IN (SELECT thread_id FROM questions WHERE instr(folded, ?) > 0))"
-            )
-            values += [search, fold(search)]
-        if failed_tools:
-            parts.append(f"thread_id IN (SELECT thread_id FROM spans WHERE {_FAILED_TOOLS})")  # noqa: S608 # constants
-        where = " AND ".join(parts)
+        series_ids = self.series_ids(turn_filter)
         with self.reading() as connection:
-            if order == "last" and descending:
-                threads = _newest_threads(connection, where, values, limit, offset)
-            else:
-                query = _ordered_threads(where, summed, order, descending)
-                bound = (*summed_values, *values, limit, offset)
-                threads = [row[0] for row in connection.execute(query, bound)]
-            merged: dict[str, list[sqlite3.Row]] = {thread: [] for thread in threads}
-            questions: dict[str, str | None] = {}
-            scores: dict[str, float | None] = {}
-            failed: dict[str, tuple[int, int]] = {}
-            for begin in range(0, len(threads), 10_000):
-                part = threads[begin : begin + 10_000]
-                among = f"thread_id IN ({', '.join('?' * len(part))})"
-                # Conditions are built from constants, values are bound.
-                sums = f"SELECT * FROM thread_stats WHERE {summed} AND {among} ORDER BY last_us DESC"  # noqa: S608 # built above
-                for row in connection.execute(sums, (*summed_values, *part)):
-                    merged[row["thread_id"]].append(row)
-                asked = connection.execute(f"SELECT thread_id, question FROM questions WHERE {among}", part)  # noqa: S608 # as above
-                questions.update((thread, text(question)) for thread, question in asked)
-                scored = connection.execute(
-                    f"SELECT thread_id, avg(score) FROM scores WHERE {among} GROUP BY thread_id",  # noqa: S608 # as above
-                    part,
-                )
-                scores.update((thread, _score(score)) for thread, score in scored)
-                counted = connection.execute(
-                    f"SELECT thread_id, total({_FAILED_TOOLS}), total({_FAILED_RUNS}) FROM spans "  # noqa: S608 # as above
-                    f"WHERE {FAILED_SPANS} AND {among} GROUP BY thread_id",
-                    part,
-                )
-                failed.update((thread, (int(tools), int(runs))) for thread, tools, runs in counted)
-        names = {entry.id: entry for entry in self.series()}
-        return [
-            replace(
-                _summary(thread, rows, names),
-                question=questions.get(thread),
-                score=scores.get(thread),
-                failed_tools=failed.get(thread, (0, 0))[0],
-                failed_runs=failed.get(thread, (0, 0))[1],
+            return thread_summaries(
+                connection,
+                turn_filter,
+                series_ids,
+                self.series,
+                search=search,
+                failed_tools=failed_tools,
+                page=ThreadPage(order, descending, limit, offset),
             )
-            for thread, rows in merged.items()
-            if rows
-        ]
 
     def question(self, thread_id: str) -> str | None:
         """What the first recorded turn of a thread was asked; ``None`` where content was not recorded."""
@@ -446,56 +386,8 @@ class TurnStore:
         return _hashes(row[0]) if row else None
 
 
-_FAILED_TOOLS = f"{FAILED_SPANS} AND kind IN ('{SpanKind.TOOL.value}', '{SpanKind.RETRIEVAL.value}')"
-_FAILED_RUNS = f"{FAILED_SPANS} AND kind = '{SpanKind.AGENT.value}' AND parent_id IS NULL"
-
-THREAD_ORDERS = {
-    "last": "max(last_us)",
-    "first": "min(first_us)",
-    "question": "(SELECT folded FROM questions WHERE questions.thread_id = thread_stats.thread_id)",
-    "turns": "total(turns)",
-    "prompt": "total(prompt_tokens)",
-    "cached": "total(cached_tokens) / nullif(total(prompt_tokens), 0)",
-    "decode": "total(decode_tokens)",
-    "seconds": "total(total_seconds)",
-    # Turns that went wrong weigh more than any number of tools.
-    "bad": f"total(bad) * 1e6 + (SELECT count(*) FROM spans WHERE spans.thread_id = thread_stats.thread_id AND {FAILED_SPANS})",  # noqa: S608, E501 # constants
-    "score": "(SELECT avg(score) FROM scores WHERE scores.thread_id = thread_stats.thread_id)",
-}
-"""What threads can be ordered by, as SQL over the rows of a thread in ``thread_stats``."""
-
-
-def _newest_threads(
-    connection: sqlite3.Connection, where: str, values: Sequence[object], limit: int, offset: int
-) -> list[str]:
-    """Threads by their last turn, the newest first: the index gives them in that order."""
-    query = f"SELECT thread_id FROM thread_stats WHERE {where} ORDER BY last_us DESC LIMIT ?"  # noqa: S608 # built by the caller
-    end, window = offset + limit, (offset + limit) * 3 + 50
-    while True:  # a thread has one row per series, so it takes more rows than threads
-        rows = [row[0] for row in connection.execute(query, (*values, window))]
-        threads = list(dict.fromkeys(rows))
-        if len(threads) >= end or len(rows) < window:
-            return threads[offset:end]
-        window *= 4
-
-
-def _ordered_threads(where: str, summed: str, order: str, descending: bool) -> str:
-    """SQL for a page of the threads that ``where`` chooses, by what the rows that ``summed`` chooses add up to."""
-    key, direction = THREAD_ORDERS[order], "DESC" if descending else "ASC"
-    threads_query = f"SELECT thread_id FROM thread_stats WHERE {where}"  # noqa: S608 # built by the caller
-    return (
-        f"SELECT thread_id FROM thread_stats WHERE {summed} AND thread_id IN ({threads_query}) "  # noqa: S608 # built by the caller
-        f"GROUP BY thread_id ORDER BY {key} {direction} NULLS LAST, max(last_us) DESC LIMIT ? OFFSET ?"
-    )
-
-
-def _score(value: object) -> float | None:
-    """What a column of scores holds; ``None`` where that is no number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
 def _stored_score(row: sqlite3.Row) -> StoredScore | None:
-    score, at_us = _score(row["score"]), whole_number(row["at_us"])
+    score, at_us = finite_score(row["score"]), whole_number(row["at_us"])
     if score is None or at_us is None:
         return None
     return StoredScore(
@@ -551,26 +443,6 @@ def _side(turn: StoredTurn, hashes: Sequence[int]) -> PrefixSide:
         prompt_tokens=turn.prompt_tokens,
         cached_tokens=turn.cached_tokens,
         salted_with=(turn.model, turn.engine, turn.policy),
-    )
-
-
-def _summary(thread: str, rows: list[sqlite3.Row], names: dict[int, Series]) -> ThreadSummary:
-    def known(column: str) -> list[int]:
-        return [value for row in rows if (value := whole_number(row[column])) is not None]
-
-    series = [names[row["series_id"]] for row in rows if row["series_id"] in names]
-    return ThreadSummary(
-        thread_id=text(thread) or UNREADABLE,
-        turns=sum(known("turns")),
-        bad=sum(known("bad")),
-        first_at=from_microseconds(min(known("first_us"), default=0)),
-        last_at=from_microseconds(max(known("last_us"), default=0)),
-        prompt_tokens=sum(known("prompt_tokens")),
-        cached_tokens=sum(known("cached_tokens")),
-        decode_tokens=sum(known("decode_tokens")),
-        total_seconds=sum(number(row["total_seconds"]) or 0.0 for row in rows),
-        policies=tuple(dict.fromkeys(entry.policy for entry in series)),
-        models=tuple(dict.fromkeys(entry.model for entry in series)),
     )
 
 
