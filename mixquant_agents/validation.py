@@ -6,7 +6,8 @@ Every model that a user fills derives from :class:`FrozenModel` or :class:`Froze
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+import enum
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,6 +41,13 @@ class FrozenConfig(FrozenModel):
             super().__init__(**data)
         except ValidationError as error:
             raise config_error(type(self).__name__, error, type(self).model_fields) from None
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is not as by default, in the words in which it is given."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.is_required() or value != field.get_default(call_default_factory=True):
+                yield name, value.value if isinstance(value, enum.Enum) else value
 
 
 def config_error(what: str, error: ValidationError, known: Collection[str] = ()) -> ConfigError:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.config import POLICY_PRESETS, EngineConfig, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
 
 
@@ -18,6 +18,17 @@ def test_settings_cannot_be_changed_afterwards() -> None:
     config = EngineConfig(model="m")
     with pytest.raises(ValidationError, match="frozen"):
         config.model = "n"  # type: ignore[misc]
+
+
+def test_representation_shows_what_is_not_as_by_default() -> None:
+    """And it is the call that makes the same settings again."""
+    assert repr(EngineConfig(model="embedded", seed=3)) == "EngineConfig(model='embedded', seed=3)"
+    policy = PrecisionPolicy(prefill_format="nvfp4", formats={"k_proj": "fp8"}, exact_last_tokens=2)
+    assert "NumberFormat" not in repr(PrecisionPolicy.of("mixquant-nvfp4"))
+    assert repr(PrecisionPolicy.of("uniform-fp8")) == "PrecisionPolicy(prefill_format='fp8', decode_format='fp8')"
+    assert repr(policy).startswith("PrecisionPolicy(prefill_format='nvfp4', exact_last_tokens=2, formats=")
+    for policy in POLICY_PRESETS.values():
+        assert eval(repr(policy), {"PrecisionPolicy": PrecisionPolicy}) == policy  # noqa: S307 - our own text
 
 
 def test_equal_settings_have_equal_fingerprints() -> None:

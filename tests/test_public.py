@@ -1,6 +1,7 @@
 """The public surface: what it lists, that all of it loads, and that importing it stays cheap."""
 
 import importlib
+import inspect
 import subprocess
 import sys
 
@@ -26,6 +27,13 @@ PUBLIC = [
 def test_all_is_sorted_and_listed() -> None:
     assert mixquant_agents.__all__ == sorted(PUBLIC)
     assert set(PUBLIC) <= set(dir(mixquant_agents))
+
+
+def test_completion_offers_no_helpers() -> None:
+    names = [name for name in dir(mixquant_agents) if not name.startswith("_")]
+    modules = [name for name in names if inspect.ismodule(getattr(mixquant_agents, name))]
+    assert sorted({*names} - {*modules}) == sorted(PUBLIC)
+    assert "importlib" not in modules
 
 
 @pytest.mark.parametrize("name", PUBLIC)

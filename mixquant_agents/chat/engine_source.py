@@ -197,12 +197,19 @@ def _given(
         what = "a class, make one of it" if isinstance(engine, type) else "no Engine"
         raise ConfigError(f"engine={engine!r} is {what}; see mixquant_agents.engine.base")
     source = _Given(engine)
-    if engine_config or engine_settings or "policy" in explicit:
-        raise ConfigError("engine= is given, so policy and engine settings are its own to say; leave them out")
+    own = [
+        *(["policy"] if "policy" in explicit else []),
+        *(["engine_config"] if engine_config else []),
+        *engine_settings,
+    ]
+    if own:
+        raise ConfigError(
+            f"engine= brings settings of its own; leave out {', '.join(own)}, or give them to that engine"
+        )
     if "model" in explicit and model != source.model:
         raise ConfigError(f"model={model!r}, but the engine given runs {source.model!r}; leave model out")
     if base_url is not None:
-        raise ConfigError(f"engine= is given, so base_url={base_url!r} has no one to go to; leave one out")
+        raise ConfigError(f"engine= is given, so base_url={base_url!r} is not used; leave one of them out")
     if api_key is not None and engine.info.base_url is not None:
-        raise ConfigError("api_key is the engine's own to send; give it to OpenAIEngine(api_key=…)")
+        raise ConfigError("engine= sends its own api_key; give it to OpenAIEngine(api_key=…)")
     return source

@@ -369,6 +369,11 @@ class Engine(ABC):
     async def aclose(self) -> None:  # noqa: B027 - nor to release
         """Release the engine. Idempotent; this one holds nothing."""
 
+    def __repr__(self) -> str:
+        info = self.info
+        address = "" if info.base_url is None else f", base_url={info.base_url!r}"
+        return f"{type(self).__name__}(model={info.model!r}, policy={info.policy!r}{address})"
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from mixquant_agents import MixQuantChatModel, PrecisionPolicy, ScriptedEngine
+from mixquant_agents import MixQuantChatModel, OpenAIEngine, PrecisionPolicy, ScriptedEngine
 from mixquant_agents.dashboard import views
 from mixquant_agents.dashboard.report import write_report
 from mixquant_agents.dashboard.turn_page import turn_detail
@@ -84,6 +84,14 @@ async def records_of(engine: Engine, *prompts: str, **bound: Any) -> list[TurnRe
 
 def test_own_engine_is_short() -> None:
     assert len(inspect.getsource(ParrotEngine).splitlines()) < 80
+
+
+def test_representation_of_an_engine_says_who_it_is() -> None:
+    assert (
+        repr(ScriptedEngine(["a"], policy="mixquant-fp8")) == "ScriptedEngine(model='scripted', policy='mixquant-fp8')"
+    )
+    server = OpenAIEngine("m", base_url="http://name:word@127.0.0.1:9/v1", api_key="secret")
+    assert repr(server) == "OpenAIEngine(model='m', policy='exact', base_url='http://127.0.0.1:9/v1')"
 
 
 async def test_record_of_an_own_engine_says_who_it_is() -> None:

@@ -94,6 +94,9 @@ class PairEngine(Engine):
         kv_back_seconds: float = 480.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        for side, engine in (("prefill", prefill), ("decode", decode)):
+            if not isinstance(engine, Engine):
+                raise ConfigError(f"PairEngine takes two engines, not {side}={engine!r}; see PairEngine.of_servers")
         if prefill is decode:
             raise ConfigError("prefill= and decode= are the same engine; give two, or use that one alone")
         if prefill.info.model != decode.info.model:

@@ -25,7 +25,7 @@ from mixquant_agents.engine.vllm.core import RunningEngine, assumed_info
 from mixquant_agents.engine.vllm.history import TurnHistory
 from mixquant_agents.engine.vllm.registry import EngineHandle, acquire
 from mixquant_agents.engine.vllm.stats import EngineStats
-from mixquant_agents.errors import EngineClosedError
+from mixquant_agents.errors import ConfigError, EngineClosedError
 
 __all__ = ["EngineStats", "VllmEngine"]
 
@@ -39,6 +39,8 @@ class VllmEngine(SwitchableEngine):
     """
 
     def __init__(self, config: EngineConfig) -> None:
+        if not isinstance(config, EngineConfig):
+            raise ConfigError(f"VllmEngine takes an EngineConfig, not {config!r}; for example EngineConfig(model=…)")
         self._hold(config, EngineHandle(config), shared=False)
 
     @classmethod

@@ -301,6 +301,8 @@ async def test_answers_kv_goes_back_where_its_tokens_are_repeated(prefill: Side,
 def test_sides_that_do_not_fit_are_refused(prefill: Side, decode: Side) -> None:
     with pytest.raises(ConfigError, match="same engine"):
         PairEngine(prefill, prefill)
+    with pytest.raises(ConfigError, match="not decode='m'; see PairEngine"):
+        PairEngine(prefill, "m")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="'m' and decode= 'n'"):
         PairEngine(prefill, Side("vllm", model="n"))
     with pytest.raises(ConfigError, match="lease_seconds"):
