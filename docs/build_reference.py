@@ -103,7 +103,8 @@ def signature(name: str, item: Any) -> str:
         bases = ", ".join(str(base).rsplit(".", 1)[-1] for base in item.bases)
         head = f"class {name}({bases})" if bases else f"class {name}"
         made = item.members.get("__init__")
-        if made is not None and not made.is_alias and made.is_function:
+        # One for type checkers alone says no more than the attributes below.
+        if made is not None and made.runtime and not made.is_alias and made.is_function:
             return f"{head}:\n    " + signature("__init__", made)
         return head
     if not item.is_function:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
@@ -95,6 +96,34 @@ class EngineConfig(FrozenConfig):
     liveness_seconds: Annotated[float, Field(gt=0)] | None = 60.0
     trust_remote_code: bool = False
     vllm_args: dict[str, JsonValue] = Field(default_factory=dict)
+
+    if TYPE_CHECKING:  # what may be given is more than what the fields hold: a policy's name
+
+        def __init__(
+            self,
+            *,
+            model: str,
+            revision: str | None = ...,
+            policy: PrecisionPolicy | str = ...,
+            dtype: Literal["auto", "float32", "bfloat16", "float16"] = ...,
+            max_model_len: int | None = ...,
+            max_num_seqs: int | None = ...,
+            max_num_batched_tokens: int | None = ...,
+            kv_cache_bytes: int | None = ...,
+            gpu_memory_utilization: float = ...,
+            tensor_parallel_size: int = ...,
+            enable_prefix_caching: bool = ...,
+            enforce_eager: bool | None = ...,
+            capture_sizes: Sequence[int] | None = ...,
+            seed: int = ...,
+            tool_parser: str | None = ...,
+            reasoning_parser: str | None = ...,
+            chat_template: str | None = ...,
+            sleep_mode: bool = ...,
+            liveness_seconds: float | None = ...,
+            trust_remote_code: bool = ...,
+            vllm_args: dict[str, JsonValue] = ...,
+        ) -> None: ...
 
     @model_validator(mode="before")
     @classmethod

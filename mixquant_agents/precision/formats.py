@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["FORMATS", "FormatSpec", "NumberFormat"]
+__all__ = ["FORMATS", "FormatName", "FormatSpec", "NumberFormat"]
+
+FormatName = Literal["auto", "exact", "nvfp4", "fp8", "int8", "mxfp4"]
+"""The values of :class:`NumberFormat`, as one types them."""
 
 
 class NumberFormat(enum.StrEnum):

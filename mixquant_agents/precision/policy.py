@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from mixquant_agents.errors import UnknownPolicyError
-from mixquant_agents.precision.formats import FORMATS, NumberFormat
+from mixquant_agents.precision.formats import FORMATS, FormatName, NumberFormat
 from mixquant_agents.precision.recipe import FIRST_TOKENS, PLAIN, BlockScales, ChannelScales, Recipe, WeightRounding
 from mixquant_agents.validation import FrozenConfig
 
@@ -102,6 +102,38 @@ class PrecisionPolicy(FrozenConfig):
     prefill_checkpoint: str | None = None
     calibration: str | None = None
     storage: Literal["auto", "separate", "nested"] = "auto"
+
+    if TYPE_CHECKING:  # what may be given is more than what the fields hold: names of formats, a mapping of them
+
+        def __init__(
+            self,
+            *,
+            prefill_format: NumberFormat | FormatName = ...,
+            decode_format: NumberFormat | FormatName = ...,
+            row_threshold: Literal["auto"] | int = ...,
+            exact_last_token: Literal["auto"] | bool = ...,
+            exact_last_token_from: int = ...,
+            exact_last_tokens: int = ...,
+            exact_first_tokens: int = ...,
+            exact_static_prefix: bool = ...,
+            formats: Mapping[str, NumberFormat | FormatName] | Sequence[tuple[str, NumberFormat | FormatName]] = ...,
+            weight_rounding: WeightRounding = ...,
+            weight_scales: BlockScales = ...,
+            activation_scales: BlockScales = ...,
+            channel_scales: ChannelScales = ...,
+            residual_channels: int = ...,
+            ignored_layers: Sequence[str] = ...,
+            expert_twins_gib: float | None = ...,
+            weight_only: bool = ...,
+            reproducible: bool = ...,
+            draft: Literal["twin", "auto"] | None = ...,
+            draft_tokens: Literal["auto"] | int = ...,
+            draft_ngram: bool = ...,
+            draft_window: Literal["auto"] | int | None = ...,
+            prefill_checkpoint: str | None = ...,
+            calibration: str | None = ...,
+            storage: Literal["auto", "separate", "nested"] = ...,
+        ) -> None: ...
 
     @field_validator("formats", mode="before")
     @classmethod
