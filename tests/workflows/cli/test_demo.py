@@ -58,6 +58,21 @@ def test_policies_are_compared_side_by_side(
         assert {thread.thread_id.split("/")[1] for thread in turns.threads()} == {"exact", "mixquant-nvfp4"}
 
 
+def test_demo_says_how_much_was_read_in_low_precision(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "--tools", "calculator", "--policy", "exact,mixquant-nvfp4,uniform-nvfp4"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    with TurnStore(store) as turns:
+        by_policy = {thread.policies[0]: turns.thread(thread.thread_id) for thread in turns.threads()}
+    for policy in ("mixquant-nvfp4", "uniform-nvfp4"):
+        read = sum(turn.prefill_tokens or 0 for turn in by_policy[policy])
+        quantized = sum(turn.quantized_tokens or 0 for turn in by_policy[policy])
+        assert f"{policy} read {read} tokens, {quantized} of them in NVFP4." in out
+    assert "uniform-nvfp4 read" in out
+    assert out.count("Exact by design: the tools and the system message (read once, then cached)") == 1
+    assert "the first 4 tokens of a prompt, its last 124." in out
+    assert " exact read " not in out, "it quantizes nothing"
+
+
 def test_nothing_is_kept_when_asked(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--tools", "calculator", "--no-record", "--json"]) == 0
     out, err = capsys.readouterr()

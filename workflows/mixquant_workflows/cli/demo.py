@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.precision.formats import NumberFormat
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mixquant_agents import PrecisionPolicy
     from mixquant_agents.records import TurnRecord
     from mixquant_workflows.demo import DemoEvents, DemoResult
 
@@ -106,6 +108,9 @@ def command(
     if as_json:
         print_json(results[0].as_json() if len(results) == 1 else {"runs": [result.as_json() for result in results]})
         return
+    for result in results:
+        if result.policy in presets and (line := reading_line(result, presets[result.policy])):
+            out.print(line)
     out.print(_caveat(results), style="dim")
     if len(results) > 1:
         out.print()
@@ -167,6 +172,25 @@ def turn_table(turns: Sequence[TurnRecord]) -> Any:
             "–" if not turn.itl_mean_seconds else f"{1 / turn.itl_mean_seconds:.1f}",
         )
     return table
+
+
+def reading_line(result: DemoResult, policy: PrecisionPolicy) -> str | None:
+    """How much of what was read ran in low precision, and what the policy keeps exact; ``None`` where that is not
+    known, or the policy names no format."""
+    read, quantized = (_sum(result.turns, key) for key in ("prefill_tokens", "quantized_tokens"))
+    if read is None or quantized is None or policy.prefill_format in (NumberFormat.AUTO, NumberFormat.EXACT):
+        return None
+    exact = []
+    if policy.exact_static_prefix:
+        exact.append("the tools and the system message (read once, then cached)")
+    if policy.exact_first_tokens:
+        exact.append(f"the first {policy.exact_first_tokens} tokens of a prompt")
+    if policy.exact_last_tokens > 1:
+        exact.append(f"its last {policy.exact_last_tokens}")
+    line = f"{result.policy} read {read} tokens, {quantized} of them in {policy.prefill_format.value.upper()}."
+    if exact:
+        line += f" Exact by design: {', '.join(exact)}. Long tool results and documents are what it quantizes."
+    return line
 
 
 def comparison_table(questions: Sequence[str], results: Sequence[DemoResult]) -> Any:
