@@ -19,6 +19,7 @@ from selenium.webdriver.support.select import Select
 
 from mixquant_agents.bench.overhead.store import fill
 from mixquant_agents.telemetry import Span, SpanKind, StoreRecorder, TurnContent
+from mixquant_agents.telemetry.store.reader import TurnStore
 
 pytestmark = pytest.mark.browser
 
@@ -341,6 +342,9 @@ AXE_THREAD = "axe"
 
 def record_axe_thread(board: Dashboard) -> None:
     """A thread with all kinds of rows; written once."""
+    with TurnStore(board.store) as store:
+        if store.thread(AXE_THREAD):
+            return
     for kind, name, parent, seconds in (
         (SpanKind.AGENT, "lead", None, 3.0),
         (SpanKind.NODE, "model", "axe-lead", 3.0),
