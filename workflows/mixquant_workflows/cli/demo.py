@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.precision.formats import NumberFormat
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -178,7 +177,7 @@ def reading_line(result: DemoResult, policy: PrecisionPolicy) -> str | None:
     """How much of what was read ran in low precision, and what the policy keeps exact; ``None`` where that is not
     known, or the policy names no format."""
     read, quantized = (_sum(result.turns, key) for key in ("prefill_tokens", "quantized_tokens"))
-    if read is None or quantized is None or policy.prefill_format in (NumberFormat.AUTO, NumberFormat.EXACT):
+    if read is None or quantized is None or policy.prefill_format.value in ("auto", "exact"):
         return None
     exact = []
     if policy.exact_static_prefix:
