@@ -155,6 +155,7 @@ def _ended_in_order() -> Iterator[None]:
         return
 
     def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not end the ending: `timeout` sends two
         raise SystemExit(TERMINATED)
 
     before = signal.signal(signal.SIGTERM, end)

@@ -17,7 +17,8 @@ def command(
         str, typer.Option(metavar="NAME", help="GPU by aiconfigurator's name: h100_sxm, h200_sxm, b200_sxm, …")
     ] = "h100_sxm",
     policy: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Precision policy; repeatable, and with commas.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Precision policy; repeatable. Default: those of --steps, or exact and FP8."),
     ] = None,
     steps: Annotated[
         Path | None,
@@ -48,7 +49,9 @@ def command(
     spare: Annotated[
         float, typer.Option(min=0, metavar="SHARE", help="Spare engines, as a share: 0.1 adds 10 %.")
     ] = 0.0,
-    seconds: Annotated[float, typer.Option(min=10, metavar="SECONDS", help="Simulated time of each run.")] = 600.0,
+    seconds: Annotated[
+        float, typer.Option(min=10, max=86_400, metavar="SECONDS", help="Simulated time of each run.")
+    ] = 600.0,
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the first plan's run as a trace that AIPerf replays.")
     ] = None,
@@ -76,7 +79,7 @@ def command(
         agents=tuple(numbers),
         model=model,
         gpu=gpu,
-        policies=tuple(comma_lists(policy or ["exact", "mixquant-fp8"])),
+        policies=tuple(comma_lists(policy)) if policy else None,
         steps=steps,
         workload=workload,
         turns_per_minute=turns_per_minute,

@@ -161,7 +161,8 @@ def _engine(model: str, system: str, products: str, tensor_parallel: int, expert
         raise MissingDependencyError(
             "step times of other devices need aiconfigurator-core; install mixquant-agents[plan], or give --steps"
         ) from error
-    known = sorted(path.name for path in (Path(aiconfigurator_core.__file__).parent / "systems/data").glob("*"))
+    systems = Path(aiconfigurator_core.__file__).parent / "systems"
+    known = sorted(path.name for path in (systems / "data").glob("*") if (systems / f"{path.name}.yaml").is_file())
     if known and system not in known:
         raise ConfigError(f"aiconfigurator-core has no tables for GPU {system!r}; it has {', '.join(known)}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from mixquant_agents.precision.policy import PrecisionPolicy
 
 __all__ = ["Question", "answer", "json_object"]
 
+DEFAULT_POLICIES = ("exact", "mixquant-fp8")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
@@ -29,7 +32,8 @@ class Question:
     agents: tuple[int, ...]
     model: str
     gpu: str
-    policies: tuple[str, ...]
+    policies: tuple[str, ...] | None = None
+    """``None``: those of ``steps``, or else exact and mixquant-fp8."""
     steps: Path | None = None
     workload: Path | None = None
     turns_per_minute: float | None = None
@@ -52,14 +56,25 @@ def answer(
         ConfigError: a setting is wrong, or nobody knows step times.
         MissingDependencyError: they are in a package that is not installed.
     """
+    for name in ("ttft_ms", "itl_ms", "spare", "seconds"):
+        if not math.isfinite(getattr(question, name)):
+            raise ConfigError(f"{name} = {getattr(question, name)}: give a finite number")
     workload = _workload(question)
     objectives = Objectives(ttft_ms=question.ttft_ms, itl_ms=question.itl_ms)
     measured = _measured(question.steps)
     plans: list[dict[str, Any]] = []
     sources: dict[str, str] = {}
-    for name in question.policies:
+    names = question.policies or tuple(measured) or DEFAULT_POLICIES
+    if measured and (missing := [name for name in names if name not in measured]):
+        raise ConfigError(f"--steps holds no policy {missing[0]!r}; it holds {', '.join(measured)}")
+    for name in names:
         policy = PrecisionPolicy.of(name)
         steps, limits, bytes_per_token = _engine(question, name, policy, measured, workload.max_context)
+        if workload.max_context > limits.kv_tokens:
+            raise ConfigError(
+                f"a conversation grows to {workload.max_context:,} tokens, and the KV cache of an engine ({name}) "
+                f"holds {limits.kv_tokens:,}; summarise earlier (--max-model-len), or give an engine more --gpus"
+            )
         sources[name] = steps.source
         tried: dict[int, dict[str, Any]] = {}
         for agents in question.agents:
@@ -159,8 +174,6 @@ def _engine(
     ``longest``: tokens of the longest request.
     """
     if measured:
-        if name not in measured:
-            raise ConfigError(f"--steps holds no policy {name!r}; it holds {', '.join(measured)}")
         steps, limits = measured[name]
         if question.kv_tokens is not None:
             limits = limits.model_copy(update={"kv_tokens": question.kv_tokens})

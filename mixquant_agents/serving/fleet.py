@@ -104,11 +104,20 @@ class Fleet:
             self._say(f"starting {count} servers" if count > 1 else "starting the server")
         await self._wait_for(self.servers, begin + patience)
         if self.router is not None:
-            self._say(f"starting the router before {count + len(self.hosts)} servers")
+            await self._tell_of_hosts()
+            number = count + len(self.hosts)
+            self._say(f"starting the router before {number} server{'s' if number > 1 else ''}")
             await self.router.start()
             await self._wait_for([self.router], begin + patience, ROUTER_READY)
         self._say(f"ready after {time.monotonic() - begin:.0f} s: {self.url}")
         self._watching = asyncio.create_task(self._watch(), name="mixquant-fleet")
+
+    async def _tell_of_hosts(self) -> None:
+        """Say which servers elsewhere do not answer: the router waits for one that does."""
+        for address in self.hosts:
+            state = (await server_health(address, address, absent="unreachable"))["state"]
+            if state != "ready":
+                self._say(f"{address} is {state}: start it, or correct --hosts")
 
     async def _wait_for(self, processes: Sequence[OwnedProcess], deadline: float, path: str = "/health") -> None:
         waiting = list(processes)

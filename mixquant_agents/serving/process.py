@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,8 @@ import psutil  # type: ignore[import-untyped]  # it has no stubs
 from mixquant_agents.errors import EngineStartError
 
 __all__ = ["OwnedProcess"]
+
+_owned: weakref.WeakSet[OwnedProcess] = weakref.WeakSet()
 
 LOG_LINES = 12
 """Of a log that an error tells."""
@@ -28,6 +32,7 @@ class OwnedProcess:
 
     Attributes:
         url: where it answers.
+        owner: id of the process that started it.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class OwnedProcess:
         self._arguments, self._env = tuple(arguments), dict(env or {})
         self._process: asyncio.subprocess.Process | None = None
         self._children: set[psutil.Process] = set()
+        self.owner = os.getpid()
+        _owned.add(self)
 
     @property
     def pid(self) -> int | None:
@@ -85,16 +92,29 @@ class OwnedProcess:
                 process.send_signal(signal.SIGTERM)
             with suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), patience)
+        self.kill()
+        await process.wait()
+
+    def kill(self) -> None:
+        """Kill it and what it left, at once; does not wait. Idempotent."""
         self._remember_children()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         for child in self._children:
             with suppress(psutil.Error):
                 child.kill()
-        await process.wait()
 
     def _remember_children(self) -> None:
         """Children that make a session of their own are no part of the process's group."""
         if self.pid is not None:
             with suppress(psutil.Error):
                 self._children |= set(psutil.Process(self.pid).children(recursive=True))
+
+
+@atexit.register
+def _kill_what_is_left() -> None:
+    """An owner whose ending was broken off, as by a second Ctrl-C, leaves nothing behind."""
+    for process in list(_owned):
+        if process.exit_code is None and process.owner == os.getpid():
+            process.kill()

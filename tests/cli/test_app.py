@@ -69,6 +69,8 @@ def test_sigterm_unwinds_the_command(monkeypatch: pytest.MonkeyPatch, capsys: py
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(30)
         finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # `timeout` sends two, and systemd one to each process
+            await asyncio.sleep(0.01)
             seen.append("closed")
 
     def command() -> None:

@@ -104,6 +104,9 @@ def test_command_plans_from_measured_steps(measured: Path, tmp_path: Path, capsy
         ({"steps": None, "gpu": "h100"}, "no tables for GPU 'h100'; it has .*h100_sxm"),
         ({"workload": Path("/no/such")}, "cannot be read"),
         ({"max_context": 500}, "does not hold a beginning"),
+        ({"kv_tokens": 1000}, "grows to .* tokens, and the KV cache of an engine .exact. holds 1,000"),
+        ({"seconds": float("inf")}, "seconds = inf: give a finite number"),
+        ({"itl_ms": float("nan")}, "itl_ms = nan: give a finite number"),
     ],
 )
 def test_wrong_question_is_refused(measured: Path, fields: dict[str, object], words: str) -> None:
@@ -112,6 +115,9 @@ def test_wrong_question_is_refused(measured: Path, fields: dict[str, object], wo
         answer(Question(**question))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("words", [["--agents", "many"], ["--agents", "0"], ["--routing", "psychic"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--agents", "many"], ["--agents", "0"], ["--routing", "psychic"], ["--seconds", "inf"], ["--seconds", "nan"]],
+)
 def test_wrong_command_is_refused(words: list[str]) -> None:
     assert run(["plan", *words]) == 2

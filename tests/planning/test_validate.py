@@ -45,9 +45,7 @@ def test_committed_prediction_is_as_near_as_the_docs_say(committed: dict[str, An
 
 
 def test_plan_takes_the_committed_file() -> None:
-    question = Question(
-        agents=(8,), model="m", gpu="none", policies=("exact",), steps=RESULT, seconds=60, max_context=40_960
-    )
+    question = Question(agents=(8,), model="m", gpu="none", steps=RESULT, seconds=60, max_context=40_960)
     (plan,) = answer(question)["plans"]
     assert plan["engines"]
 
