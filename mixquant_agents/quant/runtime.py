@@ -44,6 +44,7 @@ class Runtime:
         resolved: the policy in force on this device.
         captured: twins run inside captured graphs.
         router: from rows to a step's plan.
+        complete: all layers of the model are made.
         layers: the routed layers, in the model's order.
         counter: rows per request.
         checkpoint: where twins are read from, if not made from the weights.
@@ -108,6 +109,8 @@ class Runtime:
         self.counter = RowCounter()
         self._prefixes: dict[str, int] = {}
         self.layers: list[RoutedLayer] = []
+        self.complete = False
+        self._blocks, self._outside = False, ""
         self.experts = ExpertsMemory()
         self._room, self._most_rows, self._workspace = room, most_rows, 0
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
@@ -186,8 +189,25 @@ class Runtime:
         rows = self._most_rows * shape.chosen
         self._workspace = max(self._workspace, 4 * rows * max(shape.up, shape.hidden))  # two buffers of 16 bits
 
+    def see(self, prefix: str, known: bool) -> None:
+        """The model has a layer ``prefix``; ``known``: by its name it is in a block of the language model."""
+        self._blocks = self._blocks or known
+        self._outside = self._outside or prefix
+
     def settle(self) -> None:
-        """All layers are made: decide which layers of experts have twins. Does nothing when called again."""
+        """All layers of the model are made: decide which layers of experts have twins. Once; layers that come later
+        are a drafter's, and run exact.
+
+        Raises:
+            ConfigError: the model has no layer whose rows could be routed.
+        """
+        self.complete = True
+        if self.resolved.quantizes and self._outside and not self._blocks:
+            raise ConfigError(
+                f"policy {self.resolved.name!r} would quantize nothing of this model: none of its Linear layers is in "
+                f"a numbered block, by its name (layers.0, h.0 or blocks.0; {self._outside!r} is one of them); use "
+                "policy 'exact'"
+            )
         if self.experts.settled or not self.experts.offers:
             return
         limit = self.resolved.policy.expert_twins_gib

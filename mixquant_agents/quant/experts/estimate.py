@@ -1,6 +1,6 @@
 """Which layers of experts of a model would have twins, by its ``config.json`` before anything is started.
 
-The engine plans the same way with what it really measures (``quant/vllm/experts/loading.py``).
+The engine plans the same way with what it really measures (``quant/vllm/experts/room.py``).
 """
 
 from __future__ import annotations

@@ -743,15 +743,21 @@ CONTRACT: tuple[Need, ...] = (
         "kInt8StaticChannelSym",
         "kInt8DynamicTokenSym",
     ),
-    *_experts("plans memory", "vllm.model_executor.model_loader", "get_model_loader", parameters=("load_config",)),
-    *_experts(
-        "plans memory",
+    *_need(
+        "knows when all layers are made",
+        "vllm.model_executor.model_loader",
+        "get_model_loader",
+        parameters=("load_config",),
+    ),
+    *_need(
+        "knows when all layers are made",
         "vllm.model_executor.model_loader.base_loader",
         "BaseModelLoader.load_weights",
         parameters=("model",),
     ),
+    *_need("knows when all layers are made", f"{_CONFIG}.vllm", "VllmConfig.load_config"),
     *_experts("plans memory", "vllm.distributed.parallel_state", "get_tp_group"),
-    *_experts("plans memory", f"{_CONFIG}.vllm", "VllmConfig.cache_config", "VllmConfig.load_config"),
+    *_experts("plans memory", f"{_CONFIG}.vllm", "VllmConfig.cache_config"),
     *_experts(
         "plans memory",
         f"{_CONFIG}.cache",

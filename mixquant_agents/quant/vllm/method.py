@@ -24,6 +24,7 @@ from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.vllm import graph_hooks, runner_hooks
 from mixquant_agents.quant.vllm.draft.settings import check_drafts
 from mixquant_agents.quant.vllm.linear import MixQuantLinearMethod
+from mixquant_agents.quant.vllm.loading import hook_loading
 from mixquant_agents.quant.vllm.options import METHOD, device_info, parse_policy
 from mixquant_agents.quant.vllm.server_hooks import hook_server
 
@@ -66,11 +67,17 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
         return cls(parse_policy(config))
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """The routed method for Linear layers inside blocks; what vLLM does without quantization for all else."""
+        """The routed method for Linear layers inside blocks; what vLLM does without quantization for all else.
+
+        A trained head (MTP) is made of layers with the model's configuration, once the model has its weights: its
+        rows are drafts, which no plan quantizes, so it gets no twins.
+        """
         if not isinstance(layer, LinearBase):
             return self._experts_method(layer, prefix)
         runtime = self._start()
-        if not in_block(prefix) or not (runtime.switchable or runtime.layer_format(prefix)):
+        known = in_block(prefix)
+        runtime.see(prefix, known)
+        if runtime.complete or not known or not (runtime.switchable or runtime.layer_format(prefix)):
             return UnquantizedLinearMethod()
         return MixQuantLinearMethod(runtime, prefix)
 
@@ -82,13 +89,11 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
                 _refuse_old_experts(prefix, self.policy)
             return None
         runtime = self._start()
-        if not runtime.switchable and runtime.layer_format(prefix) is None:
+        if runtime.complete or (not runtime.switchable and runtime.layer_format(prefix) is None):
             return None
-        from mixquant_agents.quant.vllm.experts.loading import hook_loading
         from mixquant_agents.quant.vllm.experts.method import MixQuantExpertsMethod
 
-        if not runtime.experts.offers:
-            hook_loading(get_current_vllm_config())
+        runtime.see(prefix, True)
         return MixQuantExpertsMethod(runtime, prefix, layer.moe_config)
 
     def _start(self) -> Runtime:
@@ -120,6 +125,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
             room=_room(vllm_config),
             most_rows=vllm_config.scheduler_config.max_num_batched_tokens,
         )
+        hook_loading(vllm_config)
         if runtime.captured:
             graph_hooks.install()
         elif runtime.resolved.quantizes and not eager:
@@ -146,7 +152,7 @@ def _room(vllm_config: Any) -> Callable[[int, int], int] | None:
         return None
 
     def room(needed: int, workspace: int) -> int:
-        from mixquant_agents.quant.vllm.experts.loading import room_for_experts
+        from mixquant_agents.quant.vllm.experts.room import room_for_experts
 
         return room_for_experts(vllm_config, needed, workspace)
 

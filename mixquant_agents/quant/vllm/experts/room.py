@@ -1,4 +1,4 @@
-"""When and how much: the plan for twins of experts is made between the model's construction and the reading of weights.
+"""What twins of experts may take of a GPU's memory, known between the model's construction and its weights'.
 
 What is left for them: the engine's share of the GPU's memory, less what the model took, the twins of its Linear layers,
 a KV cache for one longest request, and what steps need.
@@ -6,42 +6,13 @@ a KV cache for one longest request, and what steps need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from mixquant_agents.quant.experts.estimate import SPARE
-from mixquant_agents.quant.runtime import Runtime, runtime_of
-from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["hook_loading", "room_for_experts"]
-
-
-def hook_loading(vllm_config: Any) -> None:
-    """Let the loader of this engine's weights settle the plan first. Idempotent."""
-    from vllm.model_executor.model_loader import get_model_loader
-
-    wrap(type(get_model_loader(vllm_config.load_config)), "load_weights", _load_weights)
-
-
-def _load_weights(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load_weights(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        runtime = _runtime(model)
-        if runtime is not None:
-            runtime.settle()
-        return original(self, model, *args, **kwargs)
-
-    return load_weights
-
-
-def _runtime(model: Any) -> Runtime | None:
-    """Of the model's own engine: its layers know their quantization config."""
-    for module in model.modules():
-        runtime = runtime_of(module)
-        if runtime is not None:
-            return runtime
-    return None
+__all__ = ["room_for_experts"]
 
 
 def room_for_experts(vllm_config: Any, needed: int, workspace: int) -> int:
