@@ -238,6 +238,13 @@ CONTRACT: tuple[Need, ...] = (
     *_need("is routed", "vllm.model_executor.layers.linear", "LinearBase", "UnquantizedLinearMethod"),
     *_need(
         "is routed",
+        "vllm.model_executor.models.deepseek_v2",
+        "DeepSeekV2FusedQkvAProjLinear._use_min_latency_gemm",
+        group="newer",
+        optional=True,
+    ),
+    *_need(
+        "is routed",
         "vllm.model_executor.layers.linear",
         "UnquantizedLinearMethod.create_weights",
         parameters=("input_size_per_partition", "output_partition_sizes", "params_dtype"),

@@ -34,6 +34,9 @@ __all__ = ["MixQuantLinearMethod"]
 _PROCESSED = "_already_called_process_weights_after_loading"
 """vLLM's mark of a layer that was processed while it was loaded; vLLM takes it off before it loads anew."""
 
+_OWN_KERNEL = "_use_min_latency_gemm"
+"""DeepSeek's first projection of q and kv may call a kernel for few rows with the layer's weight, and no method."""
+
 
 class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vllm is untyped here
     """Routes the rows of one Linear between its exact weight and its twin: a
@@ -163,6 +166,8 @@ class MixQuantLinearMethod(UnquantizedLinearMethod):  # type: ignore[misc] # vll
         if not current_platform.is_cpu():
             # On a CPU this would pack the weight into another layout and remove it.
             super().process_weights_after_loading(layer)
+        if self._twin is not None and getattr(layer, _OWN_KERNEL, False):
+            setattr(layer, _OWN_KERNEL, False)
         if self._operand is None:
             self._operand = layer.weight.data
             self._runtime.add_layer(self)

@@ -120,6 +120,14 @@ def test_twins_follow_their_weights_where_they_lie(model: Model) -> None:
             torch.testing.assert_close(method.apply(layer, x), twin.product(PlainRows(x), twin.build(weight)))
 
 
+def test_layers_own_kernel_that_knows_no_twin_is_turned_off(model: Model) -> None:
+    layer = model.up_proj
+    layer._use_min_latency_gemm = True  # as DeepSeek's first projection of q and kv sets it on a Hopper
+    model.load(torch.randn(N, K).bfloat16().float())
+    layer.quant_method.process_weights_after_loading(layer)
+    assert layer._use_min_latency_gemm is False
+
+
 def test_layer_that_holds_both_weights_never_has_them_beside_each_other(
     make: Callable[[PrecisionPolicy, DeviceInfo], Model],
 ) -> None:
