@@ -143,6 +143,7 @@ _ADAPTATIONS = {
     ("thoughts", False): "earlier thoughts left out",
     ("text_apart", True): "text and calls apart",
     ("one_call", True): "one call after the other",
+    ("filled", True): "turns that nobody took as '...'",
 }
 
 

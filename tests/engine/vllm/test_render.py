@@ -257,6 +257,67 @@ def test_parallel_calls_follow_one_another_where_a_template_takes_one() -> None:
     assert order == sorted(order)
 
 
+TAKES_TURNS = (
+    "{%- set ns = namespace(user=true) -%}[tools]{{ tools | tojson if tools else '' }}"
+    "{%- for m in messages -%}{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) -%}"
+    "{%- if (m.role == 'user') != ns.user -%}{{ raise_exception('roles must alternate') }}{%- endif -%}"
+    "{%- set ns.user = not ns.user -%}{%- endif -%}"
+    "{%- if m.role == 'assistant' and not m.tool_calls and not m.content -%}{{ raise_exception('empty') }}{%- endif -%}"
+    "[{{ m.role }}]{%- if m.tool_calls -%}{%- for c in m.tool_calls -%}"
+    '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}{%- endfor -%}'
+    "{%- else -%}{{ m.content }}{%- endif -%}</s>{%- endfor -%}"
+)
+"""Like Mistral's: calls and results count for no turn, and the text beside a call is dropped."""
+
+
+UNEVEN: dict[str, list[dict[str, Any]]] = {
+    "user behind a result": [*tool_turns("a"), {"role": "user", "content": "Stop. And Saimaa?"}],
+    "two users behind a result": [
+        *tool_turns("a"),
+        {"role": "user", "content": "Stop."},
+        {"role": "user", "content": "And Saimaa?"},
+    ],
+    "text beside a call": [
+        {"role": "user", "content": "Hello."},
+        {"role": "user", "content": "Are you there?"},
+        {"role": "assistant", "content": "Yes."},
+        *tool_turns("a", text="I look."),
+        {"role": "assistant", "content": "92 m."},
+        {"role": "user", "content": "Sure?"},
+    ],
+    "answer without text": [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "Are you there?"},
+    ],
+    "answer first": [{"role": "assistant", "content": "I am here."}, *tool_turns("a")],
+}
+"""A cancelled run, words beside a call, an answer that was only a thought, a trimmed history."""
+
+
+def in_order(text: str, messages: list[dict[str, Any]]) -> bool:
+    """Whether every message's text stands in ``text``, each behind the one before."""
+    at = -1
+    for message in filter(lambda message: message["content"], messages):
+        at = text.find(message["content"], at + 1)
+        if at < 0:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("messages", UNEVEN.values(), ids=UNEVEN)
+def test_turns_that_nobody_took_do_not_end_a_conversation(messages: list[dict[str, Any]]) -> None:
+    assert in_order(prompt(TAKES_TURNS, messages, [TOOL]), messages)
+    assert "..." not in prompt(TAKES_TURNS, tool_turns("a"), [TOOL])
+
+
+def test_turns_that_nobody_took_do_not_end_a_conversation_with_mistral_common(mistral: Any) -> None:
+    made = renderer(mistral)
+    for name, messages in UNEVEN.items():
+        text = mistral.decode(made.render(messages, [TOOL])).replace("▁", " ")
+        assert in_order(text, messages), name
+
+
 def test_thoughts_are_handed_over_under_the_templates_name() -> None:
     turns = tool_turns("a")
     turns[1]["reasoning_content"] = "Hm."

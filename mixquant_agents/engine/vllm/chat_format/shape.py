@@ -47,6 +47,8 @@ class Shape:
         thoughts: earlier reasoning is handed over.
         text_apart: text and calls of one answer as two messages.
         one_call: parallel calls as one call after the other, each with its result.
+        filled: turns that nobody took stand as ``...``: an answer without text, an answer between a result and the
+            user's next turn, a turn of the user in front of an answer and between its text and its calls.
     """
 
     tools: ToolForm = "native"
@@ -60,6 +62,7 @@ class Shape:
     thoughts: bool = True
     text_apart: bool = False
     one_call: bool = False
+    filled: bool = False
 
 
 _OPTIONS: dict[str, tuple[tuple[Any, float], ...]] = {
@@ -73,6 +76,7 @@ _OPTIONS: dict[str, tuple[tuple[Any, float], ...]] = {
     "thoughts": ((False, 1.6),),
     "text_apart": ((True, 1.5),),
     "one_call": ((True, 1.5),),
+    "filled": ((True, 1.6),),
 }
 """What may differ from a base shape, and how far that is from the conversation as it was given."""
 _FARTHEST = 5.5
@@ -93,6 +97,7 @@ def alternatives(base: Shape, messages: Sequence[dict[str, Any]]) -> Iterable[Sh
         "thoughts": any(message.get("reasoning_content") for message in messages),
         "text_apart": native and any(message["content"] for message in calls),
         "one_call": native and any(len(message["tool_calls"]) > 1 for message in calls),
+        "filled": any(message["content"] for message in calls) or _filled(messages) != list(messages),
     }
     return _alternatives(base, tuple(name for name, matters in free.items() if matters))
 
@@ -142,7 +147,9 @@ def shaped(
     if shape.systems != "given":
         changed = _few_systems(changed, first_user=shape.systems == "user")
     if shape.merged:
-        changed = _merged(changed)
+        changed = _merged(changed, calls_apart=shape.text_apart)
+    if shape.filled:
+        changed = _filled(changed)
     changed = [_thoughts(message, thought_key if shape.thoughts else None) for message in changed]
     if shape.parts:
         changed = [_in_parts(message) for message in changed]
@@ -248,7 +255,7 @@ def _few_systems(messages: list[dict[str, Any]], *, first_user: bool) -> list[di
     return [{"role": "user", "content": text}, *rest]
 
 
-def _merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _merged(messages: list[dict[str, Any]], *, calls_apart: bool) -> list[dict[str, Any]]:
     changed: list[dict[str, Any]] = []
     for message in messages:
         before = changed[-1] if changed else None
@@ -256,11 +263,34 @@ def _merged(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             before is not None
             and before["role"] == message["role"] in ("user", "assistant")
             and not before.get("tool_calls")
+            and not (calls_apart and message.get("tool_calls"))
         ):
             texts = [text for text in (before.get("content"), message.get("content")) if text]
             changed[-1] = {**before, **message, "content": PARAGRAPH.join(texts)}
         else:
             changed.append(message)
+    return changed
+
+
+_NO_WORDS = "..."
+
+
+def _filled(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as templates count turns that want user and answer to take turns: calls and results are none."""
+    changed: list[dict[str, Any]] = []
+    speaker = "assistant"
+    for index, message in enumerate(messages):
+        role, calls = message["role"], message.get("tool_calls")
+        if role == "assistant" and not calls and not message["content"]:
+            message = {**message, "content": _NO_WORDS}
+        if role == "user" and speaker == "user" and messages[index - 1]["role"] == "tool":
+            changed.append({"role": "assistant", "content": _NO_WORDS})
+        elif role == "assistant" and speaker == "assistant":
+            changed.append({"role": "user", "content": _NO_WORDS})
+            speaker = "user"
+        if role == "user" or (role == "assistant" and not calls):
+            speaker = role
+        changed.append(message)
     return changed
 
 
