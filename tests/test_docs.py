@@ -18,10 +18,12 @@ import pytest
 import typer
 
 import mixquant_agents
-from mixquant_agents import MixQuantChatModel, ScriptedEngine
+from mixquant_agents import MixQuantChatModel, PrecisionPolicy, ScriptedEngine
 from mixquant_agents.cli import app
+from mixquant_agents.config import POLICY_PRESETS
 from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.quant.calibration.store import by_hand, file_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -158,6 +160,21 @@ def test_commands_exist(page: Path) -> None:
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
         command.make_context("mixquant", words, parent=context)  # refuses what it does not know
+
+
+def test_policies_names_the_calibration_of_the_default() -> None:
+    policy = PrecisionPolicy.of("mixquant-nvfp4")
+    command = by_hand("MODEL", Path(file_name(policy.recipe)))
+    assert command in commands(ROOT / "docs" / "policies.md")
+
+
+def test_policies_has_the_default_recipe_and_every_preset() -> None:
+    text = " ".join((ROOT / "docs" / "policies.md").read_text().split())
+    policy = PrecisionPolicy.of("mixquant-nvfp4")
+    assert f"the first {policy.exact_first_tokens} tokens and the last {policy.exact_last_tokens}" in text
+    for name in POLICY_PRESETS:
+        family, _, form = name.partition("-")
+        assert f"`{name}`" in text or (f"`{family}-nvfp4`" in text and f"`-{form}`" in text), name
 
 
 def test_make_targets_exist() -> None:

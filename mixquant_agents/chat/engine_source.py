@@ -166,7 +166,9 @@ def engine_source(
     if base_url is not None:
         if engine_config is not None or engine_settings:
             names = ", ".join(sorted(engine_settings)) or "engine_config"
-            raise ConfigError(f"base_url= names a server, which is started with {names} of its own; leave them out")
+            raise ConfigError(
+                f"base_url= names a server that runs already, so {names} cannot be set here; leave out, or set it there"
+            )
         if "model" not in explicit:
             raise ConfigError("base_url= needs model=, the name under which the server serves it")
         given = {"api_key": api_key, "policy": policy if "policy" in explicit else None, "max_retries": max_retries}

@@ -174,7 +174,9 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
         if not isinstance(given, dict):
             return rest  # pydantic says that they are none
         if twice := sorted(given.keys() & {*direct, "model", "policy"}):
-            raise ConfigError(f"engine_settings holds {', '.join(twice)}; say it once, to the chat model itself")
+            raise ConfigError(
+                f"engine_settings holds {', '.join(twice)}; give each setting once, to the chat model itself"
+            )
         return {**rest, "engine_settings": {**given, **direct}} if direct else data
 
     @model_validator(mode="after")

@@ -50,7 +50,7 @@ def by_standard_names(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if renamed.get(name) not in (None, value):
-            raise ValueError(f"{alias}={value!r} and {name}={renamed[name]!r} are one setting; say it once")
+            raise ValueError(f"{alias}={value!r} and {name}={renamed[name]!r} are the same setting; give one of them")
         renamed[name] = value
     for name, only in (("n", 1), ("stream_usage", True)):
         value = renamed.pop(name, None)

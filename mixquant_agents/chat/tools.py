@@ -67,7 +67,7 @@ def _refuse_provider_tool(tool: Mapping[str, Any]) -> None:
     has_schema = any(name in tool for name in ("function", "parameters", "input_schema", "inputSchema"))
     if isinstance(kind, str) and kind not in (*_JSON_TYPES, "function") and not has_schema:
         raise RequestError(
-            f"the tool {tool.get('name', kind)!r} of type {kind!r} is run by its provider, and there is none here; "
+            f"the tool {tool.get('name', kind)!r} of type {kind!r} is run by its provider, and this model has none; "
             "give a function tool that does it, with a schema of its parameters"
         )
 
@@ -115,8 +115,8 @@ def _chosen(choice: object, names: Sequence[str]) -> ToolChoice:
 def _chosen_by_dict(choice: Mapping[Any, Any]) -> ToolChoice:
     if unknown := sorted(map(str, choice.keys() - {"type", "name", "function"})):
         raise RequestError(
-            f"tool_choice={choice!r} says {', '.join(map(repr, unknown))}, which a choice cannot say; give settings of "
-            "the call by their own names, such as parallel_tool_calls=False"
+            f"tool_choice={choice!r} has {', '.join(map(repr, unknown))}, which are no part of a choice; give settings "
+            "of the call as arguments, such as parallel_tool_calls=False"
         )
     kind, function = choice.get("type"), choice.get("function", choice)
     if function is choice and "name" not in choice and isinstance(kind, str) and kind in _WORDS:

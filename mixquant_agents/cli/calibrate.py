@@ -35,6 +35,9 @@ def command(
     the cache.
 
     \b
+    For policy mixquant-nvfp4: --gptq --weight-scales 4/6 --channel-scales
+    balanced.
+
     Example: mixquant calibrate embedded --gptq
     """
     from mixquant_agents.cli.output import progress_bar, result_console
@@ -47,11 +50,11 @@ def command(
     if channel_scales not in ("none", "balanced"):
         raise ConfigError(f"--channel-scales {channel_scales}: give 'none' or 'balanced'")
     if behind and not gptq:
-        raise ConfigError("--behind says what GPTQ rounds by; add --gptq")
+        raise ConfigError("--behind changes how GPTQ rounds; add --gptq")
     if model.startswith(("/", ".", "~")) and not pathlib.Path(model).expanduser().is_dir():
         raise ModelNotFoundError(f"model folder {model!r} does not exist; give a folder, a hub id or 'embedded'")
     if model != "embedded" and output is None and not pathlib.Path(model).expanduser().is_dir():
-        raise ConfigError(f"a calibration of the hub's {model!r} needs a place of its own; add --output FOLDER")
+        raise ConfigError(f"a calibration of the hub's {model!r} needs a folder; add --output FOLDER")
     rounding: WeightRounding = ("gptq-behind" if behind else "gptq") if gptq else "nearest"
     recipe = Recipe(
         rounding,

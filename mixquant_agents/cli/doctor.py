@@ -133,9 +133,16 @@ def _machine(*, as_json: bool) -> dict[str, Any]:
 
 def _policy_words(report: dict[str, Any]) -> str:
     """What the policy ``mixquant`` does on this device."""
+    from mixquant_agents.precision.formats import NumberFormat
+    from mixquant_agents.precision.policy import NVFP4_RECIPE
+
     auto_format = report["auto"]["prefill_format"]
     if auto_format != "exact":
-        return f"Policy 'mixquant' reads in {auto_format.upper()} here, and writes exact."
+        words = f"Policy 'mixquant' reads in {auto_format.upper()} here, and writes exact."
+        if auto_format == NumberFormat.NVFP4:
+            first, last = NVFP4_RECIPE["exact_first_tokens"], NVFP4_RECIPE["exact_last_tokens"]
+            words += f" Each prompt's static beginning, first {first} and last {last} tokens are read exact, too."
+        return words
     emulated = next((name for name, support in report["formats"].items() if support["status"] == "emulated"), None)
     words = "Policy 'mixquant' reads exact here: this device has no arithmetic for a low-precision format."
     if emulated is not None:

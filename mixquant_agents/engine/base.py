@@ -310,7 +310,7 @@ class Engine(ABC):
         """Tokens of the rendered prompt.
 
         Raises:
-            RequestError: this engine cannot tell.
+            RequestError: this engine has no tokenizer.
         """
         raise RequestError(f"the engine {self.info.engine!r} cannot count tokens; use the model's tokenizer")
 
@@ -318,7 +318,7 @@ class Engine(ABC):
         """Ids of the tokens of a text, by the model's tokenizer and without special tokens.
 
         Raises:
-            RequestError: this engine cannot tell.
+            RequestError: this engine has no tokenizer.
         """
         raise RequestError(f"the engine {self.info.engine!r} does not know token ids; use the model's tokenizer")
 
@@ -328,7 +328,7 @@ class Engine(ABC):
         Raises:
             RequestError: messages or tools were wrong, or this engine cannot tell.
         """
-        raise RequestError(f"the engine {self.info.engine!r} does not tell a prompt's token ids")
+        raise RequestError(f"the engine {self.info.engine!r} does not give a prompt's token ids")
 
     async def prefetch(self, request: EngineRequest, *, growing: bool = False) -> int:
         """Read what is certain of a coming prompt into the prefix cache, behind everybody else's turns.

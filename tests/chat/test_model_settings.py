@@ -77,7 +77,10 @@ async def test_call_settings_that_are_wrong_are_refused(
         ({"engine_config": EngineConfig(model="m"), "policy": "exact"}, "leave one out"),
         ({"max_model_len": 3}, "max_model_len"),
         ({"engine_settings": None, "max_model_len": 4096}, "engine_settings = None"),
-        ({"engine_settings": {"max_model_len": 512}, "max_model_len": 4096}, "holds max_model_len; say it once"),
+        (
+            {"engine_settings": {"max_model_len": 512}, "max_model_len": 4096},
+            "holds max_model_len; give each setting once",
+        ),
         ({"engine_settings": {"model": "m", "policy": "exact"}}, "holds model, policy"),
     ],
 )

@@ -38,7 +38,7 @@ def test_standard_names_reach_the_engine(where: str) -> None:
     [
         ({"n": 2}, "n=2 is refused: a call has one answer; use batch"),
         ({"stream_usage": False}, "stream_usage=False is refused"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, "are one setting; say it once"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "are the same setting; give one"),
         ({"logit_bias": {}}, r"'logit_bias' \(give it as sampling_extra"),
         ({"model_kwargs": {}}, r"'model_kwargs' \(give each setting by its own name"),
         ({"max_token": 3}, r"'max_token' \(did you mean 'max_tokens'\?\).*it has .*temperature"),
@@ -62,10 +62,10 @@ def test_what_means_nothing_is_refused_with_a_hint(given: dict[str, Any], words:
         ({"base_url": "http://127.0.0.1:1/v1"}, "base_url= needs model="),
         (
             {"model": "m", "base_url": "http://127.0.0.1:1/v1", "max_model_len": 99},
-            "started with max_model_len of its own",
+            "max_model_len cannot be set here",
         ),
         ({"model": "m", "base_url": "nonsense"}, "base_url"),
-        ({"engine": ScriptedEngine(), "base_url": "http://127.0.0.1:1/v1"}, "leave one out"),
+        ({"engine": ScriptedEngine(), "base_url": "http://127.0.0.1:1/v1"}, "leave one of them out"),
         ({"engine": OpenAIEngine("m"), "api_key": "k"}, r"give it to OpenAIEngine\(api_key="),
         ({"max_retries": -1}, "max_retries"),
     ],

@@ -108,7 +108,7 @@ class PairEngine(Engine):
             raise ConfigError(f"lease_seconds={lease_seconds!r}: give the prefill side's kv_lease_duration, above 0")
         if kv_back and not (prefill.info.token_ids and decode.info.token_ids):
             raise ConfigError(
-                "kv_back=True needs engines that tell token ids, such as VllmEngine: KV is fetched back only as far as "
+                "kv_back=True needs engines that give token ids, such as VllmEngine: KV is fetched back only as far as "
                 "the next prompt repeats the tokens it was made of"
             )
         self.prefill, self.decode = prefill, decode

@@ -57,7 +57,7 @@ class ScriptedTurn:
             raise ConfigError(f"the scripted text is {self.text!r}; give a string, or a list of strings")
         if self.finish_reason not in (None, *get_args(FinishReason)):
             known = ", ".join(get_args(FinishReason))
-            raise ConfigError(f"finish_reason={self.finish_reason!r} is none; choose one of {known}")
+            raise ConfigError(f"finish_reason={self.finish_reason!r} is unknown; choose one of {known}")
         if min(self.queue_seconds, self.prefill_seconds, self.token_seconds) < 0:
             raise ConfigError("the seconds of a scripted turn cannot be negative")
 

@@ -61,8 +61,8 @@ def folder_of(model: str | pathlib.Path) -> pathlib.Path:
     config = where / "config.json"
     if not config.is_file():
         raise ConfigError(
-            f"calibration='auto' needs a model folder with a config.json, and {str(model)!r} is none; name the folder "
-            "that mixquant calibrate wrote"
+            f"calibration='auto' needs a model folder with a config.json, and {str(model)!r} is not one; name the "
+            "folder that mixquant calibrate wrote"
         )
     digest = hashlib.sha256(_VERSION.encode() + config.read_bytes())
     for path in sorted(where.glob("*.safetensors")):
