@@ -23,6 +23,7 @@ from typing import Any
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Sampling
 from mixquant_agents.engine.vllm import VllmEngine
+from mixquant_agents.files import write_whole
 
 __all__ = ["TEMPLATE", "main", "run_thread"]
 
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     result = asyncio.run(measure(given.model, given.turns, given.policy))
     text = json.dumps({"command": f"python -m mixquant_agents.bench.history --turns {given.turns}", **result}, indent=2)
     if given.output is not None:
-        given.output.write_text(text + "\n")
+        write_whole(given.output, text + "\n")
     print(text)  # noqa: T201 - the result is what this program is for
 
 

@@ -15,6 +15,7 @@ from mixquant_agents.bench.shapes import SHAPES, model_folder
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.files import write_whole
 from mixquant_agents.planning.measure import Probes
 from mixquant_agents.planning.report import json_object
 from mixquant_agents.planning.simulate import EngineLimits
@@ -135,7 +136,7 @@ async def run_plan(
             def keep(name: str, validated: dict[str, Any]) -> None:
                 results[name] = validated
                 if output is not None:
-                    output.write_text(json.dumps(made, indent=1) + "\n")
+                    write_whole(output, json.dumps(made, indent=1) + "\n")
 
             for name, engine in engines.items():
                 say(f"{name}: started in {engine.start_seconds or 0:.0f} s")

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.files import json_in, refuse_database
 
-__all__ = ["comma_list", "comma_lists", "command_line", "engine_settings", "output_file", "positive_numbers"]
+__all__ = [
+    "comma_list",
+    "comma_lists",
+    "command_line",
+    "engine_settings",
+    "json_in",
+    "output_file",
+    "positive_numbers",
+]
 
 
 def comma_list(text: str) -> list[str]:
@@ -76,15 +85,16 @@ def command_line() -> str:
 
 
 def output_file(option: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written before the hours of work that it is for.
+    """Refuse a file that cannot be written, and one that is a turn store, before the hours of work that it is for.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: it cannot, or is one.
     """
     if path is None:
         return
-    there = path.exists()
     try:
+        there = path.exists()
+        refuse_database(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab"):
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,14 +27,19 @@ class Command(TyperCommand):
     """One command of ``mixquant``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Options and arguments, with earlier names replaced."""
+        """Options and arguments, with earlier names replaced. No option means an endless number, or none."""
         known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
         words = _renamed(args, {old: new for old, new in OLD_NAMES.items() if new in known})
         try:
-            return super().parse_args(ctx, words)
+            rest = super().parse_args(ctx, words)
+            for param in self.params:
+                value = ctx.params.get(param.name)
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise typer.BadParameter(f"{value} is no finite number.", param_hint=f"'{param.opts[0]}'")
         except typer.BadParameter as error:
             error.message = error.message.replace("Value error, ", "")  # how pydantic begins, which checks for typer
             raise
+        return rest
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments by their names, without the Python type that typer adds, and options."""

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.console import Console
 
+from mixquant_agents.files import write_whole
+
 if TYPE_CHECKING:
     from mixquant_agents.engine.base import EngineInfo
 
@@ -30,6 +32,7 @@ __all__ = [
     "progress_console",
     "result_console",
     "write_json",
+    "write_whole",
 ]
 
 
@@ -40,8 +43,12 @@ def print_json(result: Mapping[str, Any]) -> None:
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """The result as a file."""
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    """The result as a file, as a whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 def result_console() -> Console:

@@ -3,7 +3,6 @@ plots beside it. :func:`write_report` is what ``mixquant report`` does."""
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from mixquant_agents.dashboard.timeline import PARTS, waterfall
 from mixquant_agents.dashboard.turn_page import answers, turn_detail
 from mixquant_agents.dashboard.views import thread_summary
 from mixquant_agents.errors import RequestError
+from mixquant_agents.files import write_whole
 from mixquant_agents.records import utc_now
 from mixquant_agents.telemetry.analysis.overview import Comparison, compare
 from mixquant_agents.telemetry.events import error_class
@@ -137,6 +137,7 @@ def write_report(
     Raises:
         RequestError: the options contradict each other, or name what the store does not hold.
         StoreError: the store cannot be read.
+        ConfigError: the report cannot be written.
     """
     if sum(value is not None for value in (thread, policies, runs)) > 1:
         raise RequestError("--thread, --compare and --runs exclude each other; give one of them")
@@ -157,7 +158,7 @@ def write_report(
             made = {"report": "thread", "thread": thread, "seconds": fall.totals}
             safe = re.sub(r"[^\w.-]+", "_", thread)[:80] or "thread"
             files = [] if plots is None else _plot(turns, thread, plots / f"thread-{safe}")
-    _write(out, page)
+    write_whole(out, page)
     return {**made, "files": [str(out), *map(str, files)]}
 
 
@@ -187,16 +188,3 @@ def _newest(store: TurnStore) -> str:
     if not threads:
         raise RequestError("the store holds no thread; run a graph with a thread_id, or use --compare")
     return threads[0].thread_id
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a report that cannot be finished leaves no half of one."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        part.replace(path)
-    except OSError as error:
-        raise RequestError(f"the report {path} cannot be written: {error.strerror}; name another file") from error
-    finally:
-        part.unlink(missing_ok=True)

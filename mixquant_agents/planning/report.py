@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.files import json_in
 from mixquant_agents.planning.capacity import Objectives, plan
 from mixquant_agents.planning.memory import engine_memory
 from mixquant_agents.planning.simulate import EngineLimits, Routing, simulate
@@ -151,12 +151,7 @@ def json_object(option: str, path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds something else.
     """
-    try:
-        result = json.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}; name another file") from error
-    except ValueError as error:
-        raise ConfigError(f"{option} {path} is not JSON: {error}") from error
+    result = json_in(path, option)
     if not isinstance(result, dict):
         raise ConfigError(f"{option} {path} holds no JSON object")
     return result

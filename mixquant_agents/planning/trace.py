@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.files import write_whole
 from mixquant_agents.planning.simulate import Outcome
 from mixquant_agents.planning.workload import Workload
 
@@ -46,5 +47,5 @@ def rows(outcome: Outcome, workload: Workload) -> Iterator[dict[str, Any]]:
 def write_trace(path: Path, outcome: Outcome, workload: Workload) -> int:
     """Write it as JSON lines; the number of turns."""
     lines = [json.dumps(row) for row in rows(outcome, workload)]
-    path.write_text("".join(f"{line}\n" for line in lines))
+    write_whole(path, "".join(f"{line}\n" for line in lines))
     return len(lines)

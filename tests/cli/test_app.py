@@ -102,7 +102,10 @@ def test_output_file_is_tried_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("{}")
     output_file("--out", tmp_path / "old.json")
     assert (tmp_path / "old.json").read_text() == "{}"
-    for path in (tmp_path, tmp_path / "old.json" / "x"):
+    (tmp_path / "turns.sqlite").write_bytes(b"SQLite format 3\0...")
+    with pytest.raises(ConfigError, match="would be lost; name another file"):
+        output_file("--out", tmp_path / "turns.sqlite")
+    for path in (tmp_path, tmp_path / "old.json" / "x", tmp_path / ("x" * 300)):
         with pytest.raises(ConfigError, match=r"--out .* cannot be written: .*; name another file"):
             output_file("--out", path)
 

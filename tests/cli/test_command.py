@@ -123,6 +123,9 @@ def test_engine_settings_are_read_as_json_or_text() -> None:
         ("serve --hosts elsewhere", "give addresses such as http://"),
         ("calibrate /no/such", "model folder '/no/such' does not exist"),
         ("calibrate some/model", "add --output FOLDER"),
+        ("plan --seconds inf", "--seconds': inf is no finite number"),
+        ("plan --spare nan", "--spare"),
+        ("bench plan --kv-gib 1e999", "--kv-gib': inf is no finite number"),
         ("bench agents --suite bundled --calls psychic", "'psychic' is not one of 'auto'"),
     ],
 )

@@ -58,6 +58,7 @@ from mixquant_agents.bench.prefill.engines import SPAWN, EngineProcess, column_a
 from mixquant_agents.bench.prefill.plan import NESTED
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import PrecisionPolicy
+from mixquant_agents.files import write_whole
 
 SHORT = (5, 40, 100, 120)
 LONG = (200, 500, 1100, 2500)
@@ -273,9 +274,7 @@ class Outcome:
         result = {"model": self.model, "answer": ANSWER, "tie": TIE, "threshold": THRESHOLD, "failed": failed,
                   "agree": agree, "long_prompts": read, "engines": self.notes, "answers": self.answers,
                   "scores": self.scores}  # fmt: skip
-        scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps(result, indent=1))
-        scratch.replace(self.path)
+        write_whole(self.path, json.dumps(result, indent=1))
         return failed
 
 

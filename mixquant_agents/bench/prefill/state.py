@@ -10,6 +10,7 @@ from typing import Any
 from mixquant_agents.bench.prefill.agents import AgentRuns
 from mixquant_agents.bench.prefill.plan import Case
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.files import json_in, write_whole
 
 __all__ = ["Run", "State"]
 
@@ -34,13 +35,20 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """From the file, or empty."""
+        """From the file, or empty.
+
+        Raises:
+            ConfigError: the file holds something else.
+        """
         if not path.exists():
             return cls(path)
-        stored = json.loads(path.read_text())
-        agents = stored.get("agents")
-        runs = [Run(**run) for run in stored["runs"]]
-        return cls(path, runs, stored["info"], agents and AgentRuns(**agents))
+        stored = json_in(path, "--state")
+        try:
+            agents = stored.get("agents")
+            runs = [Run(**run) for run in stored["runs"]]
+            return cls(path, runs, {**stored["info"]}, agents and AgentRuns(**agents))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConfigError(f"--state {path} is no state of this command; name another file") from error
 
     def take(self, **what: Any) -> None:
         """What is about to be measured.
@@ -81,9 +89,7 @@ class State:
 
     def save(self) -> None:
         """Write the file; never half of it."""
-        scratch = self.path.with_suffix(".part")
         stored = {"info": self.info, "runs": [asdict(run) for run in self.runs]}
         if self.agents is not None:
             stored["agents"] = asdict(self.agents)
-        scratch.write_text(json.dumps(stored))
-        scratch.replace(self.path)
+        write_whole(self.path, json.dumps(stored))

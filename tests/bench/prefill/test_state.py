@@ -28,3 +28,13 @@ def test_agents_of_another_length_are_refused(tmp_path: Path) -> None:
     state.agents_of(4.0)
     with pytest.raises(ConfigError, match=r"runs of 4 s, not 9; give another --state"):
         state.agents_of(9.0)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", '{"runs": 3}', '{"runs": [{"x": 1}], "info": {}}', '{"runs": [], "info": 1}']
+)
+def test_file_that_holds_no_state_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "state.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match="--state"):
+        State.load(path)

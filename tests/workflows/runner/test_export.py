@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.scripted import ScriptedTurn
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.telemetry import StoreRecorder, TelemetryCallback
+from mixquant_agents.records import TurnRecord
+from mixquant_agents.telemetry import StoreRecorder, TelemetryCallback, TurnContent
 from mixquant_workflows import tool_agent
 from mixquant_workflows.cli.export import command
 from mixquant_workflows.runner.export import export_trace
@@ -128,3 +129,33 @@ async def test_timeline_holds_turns_with_their_phases_and_tools(store: Path, tmp
         assert any(phase["ts"] + phase["dur"] <= t["ts"] + t["dur"] + 1_000 for t in inside)
     assert {event["name"] for event in slices if event["cat"] == "tool"} == {"look"}
     assert SAID not in made.read_text()
+
+
+async def test_messages_that_are_no_plain_json_travel(tmp_path: Path) -> None:
+    """Half of an emoji, a number that JSON has no word for: a file that is whole, and every line of it JSON."""
+    path, output = tmp_path / "turns.db", tmp_path / "out.jsonl"
+    recorder = StoreRecorder(path, content=True)
+    model = MixQuantChatModel(engine=ScriptedEngine(["A house."]), recorders=(recorder,))
+    record = (await model.ainvoke("hi")).response_metadata["turn"]
+    turn = TurnRecord(**{**record, "turn_id": "odd", "thread_id": "odd"})
+    said = {"role": "user", "content": "half \ud83d", "confidence": float("nan"), "limit": float("inf")}
+    recorder.record(turn, content=TurnContent(messages=[said]))
+    recorder.close()
+    assert export_trace(path, output, "aiperf", content=True)["turns"] == 1
+    (line,) = output.read_text().splitlines()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    (message,) = json.loads(line, parse_constant=refuse)["messages"]
+    assert message == {"role": "user", "content": "half \ud83d", "confidence": None, "limit": None}
+
+
+def test_export_is_not_written_over_the_store(store: Path) -> None:
+    before = store.read_bytes()
+    for form in ("mooncake", "perfetto"):
+        app = typer.Typer()
+        app.command()(command)
+        done = CliRunner().invoke(app, ["--store", str(store), "--output", str(store), "--format", form])
+        assert isinstance(done.exception, ConfigError)
+    assert store.read_bytes() == before

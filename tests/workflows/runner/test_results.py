@@ -9,6 +9,7 @@ import pytest
 
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows.runner.results import ResultFile
+from mixquant_workflows.runner.trace import read_trace
 
 
 def test_results_file_is_only_added_to(tmp_path: Path) -> None:
@@ -46,3 +47,16 @@ def test_results_of_another_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another run"):
         ResultFile(tmp_path / "text", {"seed": 1})
     assert (tmp_path / "text").read_text() == "no results\n"
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00\xfe\n", b"[" * 100_000])
+def test_file_that_holds_no_results_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="results of another run"):
+        ResultFile(path, {"model": "m"})
+    with pytest.raises(ConfigError, match="is no file of results"):
+        ResultFile.of(path)
+    with pytest.raises(ConfigError, match="not JSON"):
+        read_trace(path)
+    assert path.read_bytes() == content

@@ -31,7 +31,7 @@ def command(
     """
     from mixquant_agents import TurnStore
     from mixquant_agents.cli.arguments import output_file
-    from mixquant_agents.cli.output import print_json, result_console
+    from mixquant_agents.cli.output import print_json, result_console, write_whole
     from mixquant_agents.telemetry import perfetto_trace
     from mixquant_workflows.runner.export import export_trace
 
@@ -41,7 +41,7 @@ def command(
         if form == "perfetto":
             names = [summary.thread_id for summary in turns.threads(limit=limit or 1_000)]
             trace = perfetto_trace(turns, names, content=content)
-            output.write_text(json.dumps(trace, ensure_ascii=False), encoding="utf-8")
+            write_whole(output, json.dumps(trace, ensure_ascii=False))
             slices = sum(event.get("cat") == "turn" for event in trace["traceEvents"])
             result = {"threads": len(names), "turns": slices, "file": str(output)}
     if form != "perfetto":

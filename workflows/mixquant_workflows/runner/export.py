@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixquant_agents import TurnStore
+from mixquant_agents.cli.output import write_whole
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows.runner.trace import MOONCAKE_BLOCK, TraceTurn, read_trace
 
@@ -48,10 +49,19 @@ def export_trace(
             raise ConfigError(f"{store} holds no recorded content; record with content=True, or leave --content out")
     else:
         rows = list(mooncake_rows(threads) if form == "mooncake" else aiperf_rows(threads))
-    with output.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_whole(output, "".join(_line(row) for row in rows))
     names = {row.get("session_id") or row.get("thread_id") for row in rows}
     return {"threads": len(names), "turns": len(rows), "file": str(output)}
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as a line. What was said may hold numbers that JSON has no word for."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        row = json.loads(json.dumps(row), parse_constant=lambda _: None)
+        text = json.dumps(row, ensure_ascii=False)
+    return text + "\n"
 
 
 def mooncake_rows(threads: Iterable[Sequence[TraceTurn]]) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mixquant_agents.cli.arguments import json_in
+from mixquant_agents.cli.output import write_whole
 from mixquant_agents.errors import ConfigError
 from mixquant_workflows.runner.results import Row, summarise
 from mixquant_workflows.runner.stats import bootstrap
@@ -119,10 +121,7 @@ def merge(path: Path, section: str, tables: Mapping[str, Any], notes: Sequence[M
     order = ("command", "suites", "base", "constrained", "rerun", "peers", "runs", "machine", "versions")
     whole["command"] = "; ".join(dict.fromkeys(commands))
     whole = {key: whole[key] for key in (*order, *sorted(whole.keys() - set(order))) if key in whole}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    fresh.replace(path)
+    write_whole(path, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     return whole
 
 
@@ -130,8 +129,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        report = json.loads(path.read_text())
-    except json.JSONDecodeError:
+        report = json_in(path, "report")
+    except ConfigError:
         report = None
     if not isinstance(report, dict) or not ({"suites", "peers", "runs"} & report.keys()):
         raise ConfigError(f"{path} is no report of this command; name another file or remove it")

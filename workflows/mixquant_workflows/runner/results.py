@@ -42,7 +42,7 @@ class ResultFile:
             return
         header = json.loads(json.dumps(header))
         first = json.dumps({"run": header}) + "\n"
-        text = path.read_text() if path.is_file() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
         if first.startswith(text):  # nothing yet, or killed while the first line was written
             if text != first:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,8 @@ class ResultFile:
         Raises:
             ConfigError: there is no such file, or it holds no results.
         """
-        first = _parsed((path.read_text().splitlines() or [""])[0]) if path.is_file() else None
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        first = _parsed(lines[0]) if lines else None
         if not isinstance(first, dict) or "run" not in first:
             raise ConfigError(f"{path} is no file of results; name one that --results wrote")
         return cls(path, first["run"])
@@ -93,7 +94,7 @@ class ResultFile:
 def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -90,14 +90,12 @@ def read_trace(path: Path, limit: int | None = None) -> list[list[TraceTurn]]:
         if file.read(15) == b"SQLite format 3":
             return _from_store(path, limit)
     rows: list[Any] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             if line.strip():
                 rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"{path}, line {number}: not JSON ({error.msg}); a trace is a turn store or JSONL"
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}, line {number}: not JSON ({error}); a trace is a turn store or JSONL") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{path} holds no requests")
     return _reader(rows[0])(path, rows)[:limit]
