@@ -17,6 +17,7 @@ from mixquant_agents.bench.pair.options import Options
 from mixquant_agents.bench.pair.turn import run_turn
 from mixquant_agents.config import EngineConfig
 from mixquant_agents.engine.base import EngineRequest
+from mixquant_agents.files import write_whole
 from mixquant_agents.planning.measure import Probes, measure_latency
 
 __all__ = ["main", "measure"]
@@ -45,7 +46,7 @@ async def measure(options: Options) -> dict[str, Any]:
 
     def keep() -> None:
         if options.output is not None:
-            options.output.write_text(json.dumps(result, indent=1) + "\n")
+            write_whole(options.output, json.dumps(result, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as scratch:
         configs = engine_configs(options, Path(scratch), gpus=gpus)
