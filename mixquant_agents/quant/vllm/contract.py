@@ -299,7 +299,12 @@ CONTRACT: tuple[Need, ...] = (
     *_need("knows the engine being built", f"{_CONFIG}.vllm", "VllmConfig.num_speculative_tokens", optional=True),
     *_need("knows the engine being built", f"{_CONFIG}.model", "ModelConfig.enforce_eager", "ModelConfig.model"),
     *_need("knows the engine being built", f"{_CONFIG}.scheduler", "SchedulerConfig.max_num_seqs"),
-    *_need("refuses what it cannot follow", f"{_CONFIG}.model", "ModelConfig.is_encoder_decoder"),
+    *_need(
+        "refuses what it cannot follow",
+        f"{_CONFIG}.model",
+        "ModelConfig.is_encoder_decoder",
+        "ModelConfig.hf_overrides",
+    ),
     *_need("refuses what it cannot follow", f"{_CONFIG}.parallel", "ParallelConfig.tensor_parallel_size"),
     *_need(
         "refuses what it cannot follow",

@@ -8,7 +8,8 @@ not run: what belongs to a worker begins in :meth:`MixQuantConfig.get_quant_meth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,15 @@ from mixquant_agents.quant.vllm.loading import hook_loading
 from mixquant_agents.quant.vllm.options import METHOD, device_info, parse_policy
 from mixquant_agents.quant.vllm.server_hooks import hook_server
 
-__all__ = ["METHOD", "MixQuantConfig", "device_info", "parse_policy", "refuse_encoder", "refuse_parallel"]
+__all__ = [
+    "METHOD",
+    "MixQuantConfig",
+    "device_info",
+    "parse_policy",
+    "refuse_encoder",
+    "refuse_misplaced",
+    "refuse_parallel",
+]
 
 
 class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untyped here
@@ -107,6 +116,7 @@ class MixQuantConfig(QuantizationConfig):  # type: ignore[misc] # vllm is untype
         runner_hooks.install()
         refuse_parallel(vllm_config.parallel_config)
         refuse_encoder(vllm_config.model_config, self.policy)
+        refuse_misplaced(vllm_config.model_config)
         check_drafts(self.policy, vllm_config)
         ranks = vllm_config.parallel_config.tensor_parallel_size
         if self.policy.prefill_checkpoint and ranks > 1:
@@ -169,6 +179,18 @@ def refuse_encoder(model_config: Any, policy: PrecisionPolicy) -> None:
         raise ConfigError(
             "this is an encoder-decoder model, whose encoder's rows row routing does not follow; use policy 'exact'"
         )
+
+
+def refuse_misplaced(model_config: Any) -> None:
+    """Refuse a policy that stands where nothing reads it: the engine would run another one, without a word.
+
+    Raises:
+        ConfigError: says where it belongs.
+    """
+    overrides = model_config.hf_overrides
+    if isinstance(overrides, Mapping) and "policy" in overrides:
+        right = {"quantization_config": {"quant_method": METHOD, "policy": overrides["policy"]}}
+        raise ConfigError(f"hf_overrides has 'policy' beside 'quantization_config'; give {json.dumps(right)}")
 
 
 def refuse_parallel(parallel_config: Any) -> None:

@@ -9,7 +9,13 @@ import torch
 
 from mixquant_agents.config import POLICY_PRESETS, PrecisionPolicy
 from mixquant_agents.errors import ConfigError, UnknownPolicyError
-from mixquant_agents.quant.vllm.method import MixQuantConfig, parse_policy, refuse_encoder, refuse_parallel
+from mixquant_agents.quant.vllm.method import (
+    MixQuantConfig,
+    parse_policy,
+    refuse_encoder,
+    refuse_misplaced,
+    refuse_parallel,
+)
 
 FUSED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 
@@ -75,6 +81,13 @@ def test_model_with_an_encoder_of_its_own_rows_is_refused(name: str) -> None:
         refuse_encoder(whisper, PrecisionPolicy.of(name))
     refuse_encoder(whisper, PrecisionPolicy.of("exact"))
     refuse_encoder(SimpleNamespace(is_encoder_decoder=False), PrecisionPolicy.of(name))
+
+
+def test_policy_where_nothing_reads_it_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r'give {"quantization_config": {"quant_method": "mixquant", "policy": "x"}}'):
+        refuse_misplaced(SimpleNamespace(hf_overrides={"policy": "x"}))
+    for overrides in ({}, {"quantization_config": {"quant_method": "mixquant", "policy": "x"}}, lambda config: config):
+        refuse_misplaced(SimpleNamespace(hf_overrides=overrides))
 
 
 def test_ways_to_split_a_step_are_refused() -> None:
