@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from mixquant_agents.engine.base import NamedTool
 from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.engine.scripted.prompt import calls_text
 from mixquant_agents.errors import (
     GrammarError,
     RequestError,
@@ -97,14 +98,18 @@ async def test_json_schema_needs_neither_a_title_nor_properties(method: Any) -> 
     assert request_of(model).schema == listed
 
 
+def in_large_pieces(text: str) -> ScriptedTurn:
+    """Not token by token: LangChain reads the whole call again with each piece."""
+    return ScriptedTurn(text=[text[begin : begin + 1_000] for begin in range(0, len(text), 1_000)])
+
+
 @pytest.mark.parametrize("nested", ["[" * 30_000, "[" * 30_000 + "]" * 30_000 + "}"], ids=["cut off", "whole"])
 async def test_call_that_nests_without_end_is_invalid(nested: str) -> None:
-    called = ScriptedTurn(tool_calls=[{"name": "add", "args": '{"a": ' + nested}])
-    model = model_of(called).bind_tools([add])
+    model = model_of(in_large_pieces(calls_text([("add", '{"a": ' + nested)], after_text=False))).bind_tools([add])
     answer = await model.ainvoke("hi")
     assert (answer.tool_calls, len(answer.invalid_tool_calls)) == ([], 1)
     assert (await model.ainvoke([("user", "hi"), answer])).invalid_tool_calls, "the model sees what it wrote"
-    unnamed = model_of(f'<tool_call>\n{{"name": {nested}\n</tool_call>').bind_tools([add])
+    unnamed = model_of(in_large_pieces(f'<tool_call>\n{{"name": {nested}\n</tool_call>')).bind_tools([add])
     assert len((await unnamed.ainvoke("hi")).invalid_tool_calls) == 1
 
 
