@@ -40,6 +40,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()
+    if (torch := sys.modules.get("torch")) is not None:
+        # Tensors of tests are small: a second thread waits, busily, for longer than it works. Engines have processes
+        # of their own and keep their threads.
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
