@@ -104,7 +104,7 @@ def test_native_twin_is_refused_with_the_reason() -> None:
 
 
 def test_checkpoints_are_refused() -> None:
-    with pytest.raises(ConfigError, match="prefill_checkpoint needs prefill_format='nvfp4'"):
+    with pytest.raises(ConfigError, match="prefill_checkpoint='somewhere' needs prefill_format='nvfp4'"):
         PrecisionPolicy(prefill_format="mxfp4", prefill_checkpoint="somewhere")
 
 
