@@ -662,20 +662,27 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
 
     # -- what can be read before it is asked --
 
-    async def awarm(self, system: str = "", tools: Sequence[ToolLike] = (), **options: Any) -> int:
+    async def awarm(self, system: str | SystemMessage = "", tools: Sequence[ToolLike] = (), **options: Any) -> int:
         """Read the beginning that every conversation with this system prompt and these tools has, so that the first
         turn need not. Starts the engine if it does not run.
 
         Args:
+            system: as ``create_agent`` takes it.
             options: as for a call (``chat_template_kwargs``, ``cache_salt``, …).
 
         Returns:
             Tokens that are in the prefix cache now; 0 with a server.
+
+        Raises:
+            RequestError: ``system`` is no system prompt, or ``tools`` holds what is no tool.
         """
-        messages = [SystemMessage(system)] if system else []
+        if not isinstance(system, str | SystemMessage):
+            raise RequestError(f"system={system!r} is no system prompt; give a text or a SystemMessage")
+        message = SystemMessage(system) if isinstance(system, str) else system
+        messages = [message] if message.content else []
         return await self.aprefetch(messages, tools, **options)
 
-    def warm(self, system: str = "", tools: Sequence[ToolLike] = (), **options: Any) -> int:
+    def warm(self, system: str | SystemMessage = "", tools: Sequence[ToolLike] = (), **options: Any) -> int:
         """:meth:`awarm` for callers without an event loop."""
         return loop_thread().run(self.awarm(system, tools, **options))
 

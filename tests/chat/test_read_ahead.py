@@ -37,6 +37,14 @@ async def test_warm_model_has_read_system_prompt_and_tools() -> None:
     assert await MixQuantChatModel(engine=OpenAIEngine("m", base_url="http://127.0.0.1:9/v1")).awarm(SYSTEM) == 0
 
 
+async def test_warm_takes_a_system_prompt_as_agents_do() -> None:
+    model = MixQuantChatModel(engine=ScriptedEngine())
+    assert await model.awarm(SystemMessage(SYSTEM), [add]) == await model.awarm(SYSTEM, [add]) > 0
+    for wrong in (5, None, [SystemMessage(SYSTEM)], HumanMessage(SYSTEM)):
+        with pytest.raises(RequestError, match="is no system prompt; give a text or a SystemMessage"):
+            await model.awarm(wrong)  # type: ignore[arg-type]  # what callers may give all the same
+
+
 def test_warm_works_without_an_event_loop() -> None:
     assert MixQuantChatModel(engine=ScriptedEngine()).warm(SYSTEM) > 0
 

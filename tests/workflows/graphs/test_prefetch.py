@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.scripted import ScriptedTurn
@@ -63,6 +66,63 @@ def test_synchronous_agent_runs_as_without_it() -> None:
     result = agent.invoke({"messages": [("human", "go")]}, {"configurable": {"thread_id": "T"}})
     assert result["messages"][-1].content == "Done."
     assert list(model.engine.released) == ["T"]
+
+
+@tool
+async def broken(query: str) -> str:
+    """Search."""
+    raise ValueError(query)
+
+
+@tool
+async def asking(query: str) -> str:
+    """Ask."""
+    return str(interrupt(query))
+
+
+@pytest.mark.parametrize("searching", [broken, asking], ids=lambda made: made.name)
+async def test_thread_is_let_go_where_a_tool_ends_its_run_and_kept_where_it_asks(searching: Any) -> None:
+    engine = ScriptedEngine([ScriptedTurn(tool_calls=[{"name": searching.name, "args": {"query": "q"}}]), "Done."])
+    model = MixQuantChatModel(engine=engine, keep_seconds=60)
+    agent = create_agent(model, [searching], middleware=[PrefetchMiddleware(model)], checkpointer=InMemorySaver())
+    config: RunnableConfig = {"configurable": {"thread_id": "T"}}
+    if searching is broken:
+        with pytest.raises(ValueError, match="q"):
+            await agent.ainvoke({"messages": [("human", "go")]}, config)
+        assert list(engine.released) == ["T"]
+        return
+    await agent.ainvoke({"messages": [("human", "go")]}, config)
+    assert not engine.released
+    result = await agent.ainvoke(Command(resume="yes"), config)
+    assert result["messages"][-1].content == "Done."
+    assert list(engine.released) == ["T"]
+
+
+async def test_agent_inside_an_agents_tool_lets_the_outer_thread_alone() -> None:
+    released: list[list[str]] = []
+    engine = ScriptedEngine(
+        [
+            ScriptedTurn(tool_calls=[{"name": "helper", "args": {"query": "q"}}]),
+            ScriptedTurn(tool_calls=[{"name": "search", "args": {"query": "q"}}]),
+            "Found.",
+            "Done.",
+        ]
+    )
+    model = MixQuantChatModel(engine=engine, keep_seconds=60)
+    inner = create_agent(model, [search], middleware=[PrefetchMiddleware(model)])
+
+    @tool
+    async def helper(query: str) -> str:
+        """Ask a helper."""
+        result = await inner.ainvoke({"messages": [("human", query)]})
+        released.append(list(engine.released))
+        return str(result["messages"][-1].content)
+
+    agent = create_agent(model, [helper], middleware=[PrefetchMiddleware(model)])
+    result = await agent.ainvoke({"messages": [("human", "go")]}, {"configurable": {"thread_id": "T"}})
+    assert result["messages"][-1].content == "Done."
+    assert released == [[]]
+    assert list(engine.released) == ["T"]
 
 
 async def test_failing_prefetch_fails_no_tool() -> None:

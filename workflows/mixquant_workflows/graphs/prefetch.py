@@ -9,6 +9,7 @@ from typing import Any
 from langchain.agents.middleware import AgentMiddleware, AgentState
 from langchain_core.messages import ToolMessage
 from langgraph.config import get_config
+from langgraph.errors import GraphBubbleUp
 from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 from langgraph.types import Command
@@ -18,6 +19,9 @@ from mixquant_agents.errors import ConfigError
 from mixquant_workflows.graphs.growing import ResultReader, reading
 
 __all__ = ["PrefetchMiddleware"]
+
+_NESTED = "|"
+"""What LangGraph writes between the names of nested runs."""
 
 
 class PrefetchMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
@@ -30,7 +34,8 @@ class PrefetchMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     As soon as a call is known, the model reads up to where its result will stand; a tool that tells its result while it
     grows (:func:`growing_result`) has it read as it comes. What was read ahead is in the record of the turn
-    (``warmed_tokens``). Synchronous agents run as without it.
+    (``warmed_tokens``). Synchronous agents run as without it. An agent inside another graph's run lets nothing go: the
+    thread is the outer run's.
 
     Args:
         model: the agent's.
@@ -61,6 +66,12 @@ class PrefetchMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
         try:
             with reading(reader):
                 return await handler(request)
+        except GraphBubbleUp:  # an interrupt: the run goes on later
+            raise
+        except BaseException:  # the run ends here, and no hook behind it is called
+            if (thread := _ending_thread()) is not None:
+                await self._model.arelease(thread)
+            raise
         finally:
             await reader.close()
 
@@ -72,15 +83,19 @@ class PrefetchMiddleware(AgentMiddleware[AgentState[Any], Any, Any]):
 
     async def aafter_agent(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
         """Let the thread's prefix go."""
-        if (thread := _thread()) is not None:
+        if (thread := _ending_thread()) is not None:
             await self._model.arelease(thread)
 
     def after_agent(self, state: AgentState[Any], runtime: Runtime[Any]) -> None:
         """Let the thread's prefix go."""
-        if (thread := _thread()) is not None:
+        if (thread := _ending_thread()) is not None:
             self._model.release(thread)
 
 
-def _thread() -> str | None:
-    thread = get_config().get("configurable", {}).get("thread_id")
-    return None if thread is None else str(thread)
+def _ending_thread() -> str | None:
+    """The thread whose run ends with this agent; ``None`` for an agent inside another graph's run, which still needs
+    what is held."""
+    configurable = get_config().get("configurable", {})
+    thread = configurable.get("thread_id")
+    inside = _NESTED in (configurable.get("checkpoint_ns") or "")
+    return None if thread is None or inside else str(thread)
