@@ -301,8 +301,8 @@ class QueueRecorder:
         while thread.is_alive() and written < self._written:  # a busy machine is slow, not stuck
             written = self._written
             thread.join(timeout=_STUCK_SECONDS)
-        if thread.is_alive():
-            log.warning("telemetry: closed while up to %d events were still being written", self._unfinished())
+        if thread.is_alive() and (unfinished := self._unfinished()):
+            log.warning("telemetry: closed while up to %d events were still being written", unfinished)
 
 
 def _line(error: BaseException) -> str:

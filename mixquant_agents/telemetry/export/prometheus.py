@@ -26,8 +26,10 @@ metric by itself. Buckets carry the trace id of an example (OpenMetrics exemplar
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import math
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -71,13 +73,15 @@ class PrometheusSink(ExportSink):
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._metrics = _metrics_of(registry)
+        self._metrics, self._watched = _metrics_of(registry)
         self._children: dict[tuple[str, ...], Any] = {}
         self._tools: set[str] = set()
 
     def watch(self, dropped: Callable[[], int]) -> None:
-        """Serve a recorder's count of lost events: ``sink.watch(lambda: recorder.dropped)``."""
-        self._metrics["lost"].set_function(dropped)
+        """Serve a recorder's count of lost events: ``sink.watch(lambda: recorder.dropped)``. Those of several recorders
+        are added up; one that cannot be asked is left out, and fails no scrape."""
+        self._watched.append(dropped)
+        self._metrics["lost"].set_function(lambda: _lost_events(self._watched))
 
     def take(self, event: Event) -> None:
         """Count an event."""
@@ -127,11 +131,22 @@ class PrometheusSink(ExportSink):
         self._child("tool", name, outcome).observe(span.seconds)
 
 
-_registered: dict[int, tuple[CollectorRegistry, dict[str, Any]]] = {}
+Watched = list[Callable[[], int]]
+"""What counts the lost events of each recorder on a registry."""
+
+_registered: dict[int, tuple[CollectorRegistry, dict[str, Any], Watched]] = {}
 _lock = threading.Lock()
 
 
-def _metrics_of(registry: CollectorRegistry) -> dict[str, Any]:
+def _lost_events(watched: Watched) -> int:
+    lost = 0
+    for dropped in watched:
+        with contextlib.suppress(Exception):  # a function of somebody's
+            lost += dropped()
+    return lost
+
+
+def _metrics_of(registry: CollectorRegistry) -> tuple[dict[str, Any], Watched]:
     """The metrics of a registry, registered once."""
     with _lock:
         if id(registry) not in _registered:
@@ -155,8 +170,8 @@ def _metrics_of(registry: CollectorRegistry) -> dict[str, Any]:
                 buckets=WHOLE,
             )
             made["lost"] = Gauge("mixquant_recorder_lost_events", "Events that the recorder lost.", registry=registry)
-            _registered[id(registry)] = (registry, made)
-        return _registered[id(registry)][1]
+            _registered[id(registry)] = (registry, made, [])
+        return _registered[id(registry)][1:]
 
 
 class MetricsServer:
@@ -192,10 +207,12 @@ def serve_metrics(
         token: asked for as ``Authorization: Bearer …`` (Prometheus: ``authorization: {credentials: …}``).
 
     Raises:
-        ConfigError: another address than loopback without a token, or the port is taken.
+        ConfigError: another address than loopback without a token, a token that is none, or the port is taken.
     """
     if token is None and not is_loopback(host):
         raise ConfigError(f"host {host!r} would show the metrics to the network; keep 127.0.0.1, or give a token")
+    if token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", token):  # empty, it would let everybody in
+        raise ConfigError("the token must be ASCII text without blanks around it, and not empty; give one, or None")
 
     def answer(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         given = str(environ.get("HTTP_AUTHORIZATION", "")).removeprefix("Bearer ")
@@ -212,8 +229,9 @@ def serve_metrics(
     try:
         kind = _Server6 if ":" in host else _Server
         server = make_server(host.strip("[]"), port, answer, server_class=kind, handler_class=_Silent)
-    except OSError as error:
-        raise ConfigError(f"metrics cannot be served at {host}:{port} ({error.strerror}); give another port") from error
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "ports are 0 to 65535"
+        raise ConfigError(f"metrics cannot be served at {host}:{port} ({reason}); give another port") from error
     return MetricsServer(server, host)
 
 

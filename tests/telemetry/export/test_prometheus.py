@@ -96,3 +96,25 @@ def test_connection_that_says_nothing_holds_up_nobody(host: str) -> None:
         ending.start()
         ending.join(5)
     assert not ending.is_alive()
+
+
+@pytest.mark.parametrize("token", ["", " ", "secret\n", "ключ"])
+def test_token_that_is_none_is_refused(token: str) -> None:
+    """An empty one, as of a variable that is not set, would open the metrics to the whole network."""
+    with pytest.raises(ConfigError, match="the token must be ASCII text"):
+        serve_metrics(0, "0.0.0.0", token=token, registry=CollectorRegistry())  # noqa: S104 # refused
+
+
+@pytest.mark.parametrize("port", [-1, 99_999])
+def test_port_that_is_none_is_refused(port: int) -> None:
+    with pytest.raises(ConfigError, match="ports are 0 to 65535"):
+        serve_metrics(port, registry=CollectorRegistry())
+
+
+def test_lost_events_of_several_recorders_are_added_up() -> None:
+    registry = CollectorRegistry()
+    PrometheusSink(registry).watch(lambda: 3)
+    sink = PrometheusSink(registry)
+    sink.watch(lambda: 1 // 0)
+    sink.watch(lambda: 4)
+    assert registry.get_sample_value("mixquant_recorder_lost_events") == 7

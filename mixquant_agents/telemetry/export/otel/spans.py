@@ -49,7 +49,8 @@ class SpanSink(ExportSink):
 
     Args:
         target: a span processor (for example of an existing tracer provider's pipeline), or an exporter, which then
-            gets a batching processor of its own. Neither is waited for.
+            gets a batching processor of its own. A processor that waits for its exporter (``SimpleSpanProcessor``)
+            holds up the recorder's other sinks while that hangs; a batching one holds up nothing.
         service: the resource's ``service.name``.
     """
 
