@@ -110,7 +110,7 @@ class Runtime:
         self._prefixes: dict[str, int] = {}
         self.layers: list[RoutedLayer] = []
         self.complete = False
-        self._blocks, self._outside = False, ""
+        self._in_blocks, self._first_layer = False, ""
         self.experts = ExpertsMemory()
         self._room, self._most_rows, self._workspace = room, most_rows, 0
         self._memory = TwinMemory(f"{default.name if default else 'exact'} on {device.name}")
@@ -191,8 +191,8 @@ class Runtime:
 
     def see(self, prefix: str, known: bool) -> None:
         """The model has a layer ``prefix``; ``known``: by its name it is in a block of the language model."""
-        self._blocks = self._blocks or known
-        self._outside = self._outside or prefix
+        self._in_blocks = self._in_blocks or known
+        self._first_layer = self._first_layer or prefix
 
     def settle(self) -> None:
         """All layers of the model are made: decide which layers of experts have twins. Once; layers that come later
@@ -202,10 +202,10 @@ class Runtime:
             ConfigError: the model has no layer whose rows could be routed.
         """
         self.complete = True
-        if self.resolved.quantizes and self._outside and not self._blocks:
+        if self.resolved.quantizes and self._first_layer and not self._in_blocks:
             raise ConfigError(
                 f"policy {self.resolved.name!r} would quantize nothing of this model: none of its Linear layers is in "
-                f"a numbered block, by its name (layers.0, h.0 or blocks.0; {self._outside!r} is one of them); use "
+                f"a numbered block, by its name (layers.0, h.0 or blocks.0; {self._first_layer!r} is one of them); use "
                 "policy 'exact'"
             )
         if self.experts.settled or not self.experts.offers:
