@@ -31,8 +31,8 @@ def expert_by_expert(rows: ExpertRows, layer: ExpertsLayer, up: Product, down: P
         expert = chosen if expert_map is None or chosen < 0 else int(expert_map[chosen])
         if expert < 0:
             continue
-        index, place = (rows.ids == chosen).nonzero(as_tuple=True)
-        weights = rows.weights[index, place].unsqueeze(1)
+        index, slot = (rows.ids == chosen).nonzero(as_tuple=True)
+        weights = rows.weights[index, slot].unsqueeze(1)
         x = rows.x[index]
         if layer.weight_on_input:
             x = x * weights.to(x.dtype)

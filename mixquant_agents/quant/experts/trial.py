@@ -90,8 +90,8 @@ class ExpertsTrial:
         count = min(max(_EXPERTS, shape.chosen), shape.experts)
         local = torch.linspace(0, shape.experts - 1, count, device=x.device).round().long().unique()
         chosen = min(shape.chosen, local.numel())
-        places = torch.arange(x.shape[0], device=x.device).unsqueeze(1) + torch.arange(chosen, device=x.device)
-        ids = self._global(local)[places % local.numel()].to(torch.int32)
+        slots = torch.arange(x.shape[0], device=x.device).unsqueeze(1) + torch.arange(chosen, device=x.device)
+        ids = self._global(local)[slots % local.numel()].to(torch.int32)
         weights = torch.full(ids.shape, 1.0 / chosen, dtype=torch.float32, device=x.device)
         return ExpertRows(x, weights, ids), local
 

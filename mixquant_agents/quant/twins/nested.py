@@ -307,6 +307,6 @@ def _by_shape(states: Iterable[NestedState]) -> dict[tuple[int, int], list[Neste
     return shapes
 
 
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    same: bool = torch.equal(one.view(torch.int16), other.view(torch.int16))
+def _same_bits(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    same: bool = torch.equal(tensor.view(torch.int16), other.view(torch.int16))
     return same

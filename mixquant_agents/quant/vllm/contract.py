@@ -826,7 +826,7 @@ def check(source: Path, group: str | None = None, *, optional: bool = False) -> 
     problems = []
     for need in CONTRACT:
         if (optional or not need.optional) and (group is None or need.group == group):
-            reasons = [missing(read(place.module), place) for place in need.places]
+            reasons = [missing(read(symbol.module), symbol) for symbol in need.places]
             if all(reasons):
                 problems.append(f"{need.why}: {'; '.join(reason for reason in reasons if reason)}")
     return problems

@@ -17,11 +17,11 @@ class DraftGraphs(CudaGraphManager):  # type: ignore[misc] # vllm is untyped her
     """vLLM's graph manager, with full graphs of one row a request.
 
     Attributes:
-        most_requests: with more nothing is drafted.
+        max_requests: with more nothing is drafted.
     """
 
-    def __init__(self, vllm_config: Any, device: Any, mode: CUDAGraphMode, most_requests: int) -> None:
-        self.most_requests = most_requests
+    def __init__(self, vllm_config: Any, device: Any, mode: CUDAGraphMode, max_requests: int) -> None:
+        self.max_requests = max_requests
         super().__init__(vllm_config, device, mode, decode_query_len=1)
 
     @property
@@ -33,9 +33,9 @@ class DraftGraphs(CudaGraphManager):  # type: ignore[misc] # vllm is untyped her
         if not self.cudagraph_mode:
             self._sizes: list[int] = []
             return
-        most = min(self.max_num_reqs, self.most_requests)
-        sizes = {size for size in self.compilation_config.cudagraph_capture_sizes or () if size < most}
-        self._sizes = sorted({*sizes, most})
+        largest = min(self.max_num_reqs, self.max_requests)
+        sizes = {size for size in self.compilation_config.cudagraph_capture_sizes or () if size < largest}
+        self._sizes = sorted({*sizes, largest})
         self._capture_descs[CUDAGraphMode.FULL] = [
             BatchExecutionDescriptor(CUDAGraphMode.FULL, size, size, uniform_token_count=1)
             for size in reversed(self._sizes)
@@ -43,10 +43,10 @@ class DraftGraphs(CudaGraphManager):  # type: ignore[misc] # vllm is untyped her
 
     def smallest(self, requests: int) -> BatchExecutionDescriptor | None:
         """The smallest captured graph for so many requests; ``None`` where there is none."""
-        place = bisect.bisect_left(self._sizes, requests)
-        if not self._graphs_captured or place == len(self._sizes):
+        index = bisect.bisect_left(self._sizes, requests)
+        if not self._graphs_captured or index == len(self._sizes):
             return None
-        return self._capture_descs[CUDAGraphMode.FULL][-1 - place]
+        return self._capture_descs[CUDAGraphMode.FULL][-1 - index]
 
     def record(
         self,
@@ -76,6 +76,6 @@ class DraftGraphs(CudaGraphManager):  # type: ignore[misc] # vllm is untyped her
 
 
 def _one_row(prepare: Callable[..., Any]) -> dict[str, Any]:
-    """What later releases want to be told of a full graph of one row a request."""
+    """Arguments by which later releases know a full graph of one row a request."""
     known = inspect.signature(prepare).parameters
     return {name: value for name, value in (("full_cudagraph", True), ("max_query_len", 1)) if name in known}

@@ -71,19 +71,19 @@ class Lookup:
         self._copying = self._guessed = False
 
     def drafts(
-        self, places: torch.Tensor, drafting: torch.Tensor, num_sampled: torch.Tensor, count: int, longest: int
+        self, idx_mapping: torch.Tensor, drafting: torch.Tensor, num_sampled: torch.Tensor, count: int, longest: int
     ) -> torch.Tensor | None:
         """The cycle's drafts, int64 ``[requests, count]``; ``None``: the twin is to draft, then call :meth:`judge`.
 
         Args:
-            places: ``[requests]``, in the runner's state.
+            idx_mapping: ``[requests]``, in the runner's state.
             drafting: bool ``[requests]``; others have nothing to draft.
             num_sampled: ``[requests]``, tokens of the step that was verified.
             count: drafts of the cycle.
             longest: tokens of the longest request, at least.
         """
         states = self._states
-        index = places.long()
+        index = idx_mapping.long()
         width = min(-(-longest // WIDTH) * WIDTH, states.all_token_ids.gpu.shape[1])
         tokens = states.all_token_ids.gpu[:, :width].index_select(0, index)
         lengths = states.total_len.gpu.index_select(0, index)

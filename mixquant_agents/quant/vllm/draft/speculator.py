@@ -102,8 +102,8 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
         mode = CUDAGraphMode.FULL_DECODE_ONLY if full else CUDAGraphMode.NONE
         policy = draft_policy(self.vllm_config.model_config)
-        most = self.max_num_reqs if policy is None else draft_rule(policy).max_batch
-        self.graphs = DraftGraphs(self.vllm_config, self.device, mode, most)
+        max_requests = self.max_num_reqs if policy is None else draft_rule(policy).max_batch
+        self.graphs = DraftGraphs(self.vllm_config, self.device, mode, max_requests)
 
     def capture(self) -> None:
         """Capture the draft step for each number of requests."""
@@ -190,8 +190,8 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
         """
         if self._lookup is None:
             return False
-        places, drafting = self.idx_mapping[:count], self._drafting[:count]
-        tokens = self._lookup.drafts(places, drafting, num_sampled[:count], drafts, longest)
+        idx_mapping, drafting = self.idx_mapping[:count], self._drafting[:count]
+        tokens = self._lookup.drafts(idx_mapping, drafting, num_sampled[:count], drafts, longest)
         if tokens is None:
             return False
         self.draft_tokens[:count, :drafts].copy_(tokens)
@@ -199,7 +199,7 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
             logits = torch.full((count, drafts, self.draft_logits.shape[2]), NEVER, dtype=self.draft_logits.dtype,
                                 device=tokens.device)  # fmt: skip
             logits.scatter_(2, tokens.unsqueeze(2), 0.0)
-            self.draft_logits[places.long(), :drafts] = logits
+            self.draft_logits[idx_mapping.long(), :drafts] = logits
         return True
 
     def _begin(

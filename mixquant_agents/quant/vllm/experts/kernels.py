@@ -228,18 +228,17 @@ class RowwiseExperts(ExpertsTwin[ExpertCodes]):
         for layer, state in layers:
             by_shape.setdefault(layer.shape, []).append((layer, state))
         for shape, same in by_shape.items():
-            most = same[0][0].own.moe_config.max_num_tokens
-            names, winners = self._agreeing(same[0]), {}
-            for m in [size for size in GRID if size <= most] or [most]:
+            max_rows = same[0][0].own.moe_config.max_num_tokens
+            names, winners = self._agreeing(*same[0]), {}
+            for m in [size for size in GRID if size <= max_rows] or [max_rows]:
                 x = torch.randn(m, shape.hidden, device=same[0][1].up.device, dtype=same[0][0].own.params_dtype)
                 rows = some_rows(same[0][0], x)
                 times = {name: replay_microseconds(_runs(name, rows, same)) for name in names}
                 winners[m] = min(times, key=lambda name: times[name])
             self._products.learn(shape.up, shape.hidden, winners)
 
-    def _agreeing(self, one: tuple[ExpertsLayer, ExpertCodes]) -> list[str]:
+    def _agreeing(self, layer: ExpertsLayer, state: ExpertCodes) -> list[str]:
         """The kernels whose products of some rows are those of vLLM's own choice; others are passed over."""
-        layer, state = one
         first, *others = self._products.candidates
         x = torch.randn(min(300, layer.own.moe_config.max_num_tokens), layer.shape.hidden, device=state.up.device)
         rows = some_rows(layer, x.to(layer.own.params_dtype))
