@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -77,6 +78,7 @@ class TurnStore:
         self._local = _PerThread()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []
+        self._in_use: Counter[sqlite3.Connection] = Counter()
         self._readers = 0
         self._closed = False
         notify_of_forks(self)
@@ -90,34 +92,52 @@ class TurnStore:
         self.close()
 
     def close(self) -> None:
-        """Close all connections. Idempotent."""
+        """Close all connections; one that a thread is reading with is closed when it has read: SQLite's own memory is
+        not safe from closing under a query. Idempotent."""
         with self._lock:
             self._closed = True
             for connection in self._open:
-                connection.close()
-            self._open.clear()
+                if connection not in self._in_use:
+                    connection.close()
+            self._open = [connection for connection in self._open if connection in self._in_use]
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """This thread's connection, with SQLite's errors translated."""
-        if self._closed:
-            raise StoreError(f"turn store {self.path}: it was closed")
-        with self._lock:
+        lock = self._lock
+        with lock:
+            if self._closed:
+                raise StoreError(f"turn store {self.path}: it was closed")
             self._readers += 1
-        try:
             connection = self._local.connection
+            if connection is not None:
+                self._in_use[connection] += 1
+        try:
             if connection is None:
                 connection = connect_reader(self.path)
                 connection.row_factory = sqlite3.Row
                 self._local.connection = connection
-                with self._lock:
+                with lock:
                     self._open.append(connection)
+                    self._in_use[connection] += 1
             yield connection
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:  # the latter: what no store can hold
             raise explain(error, self.path) from error
         finally:
-            with self._lock:
-                self._readers -= 1
+            if self._lock is lock:  # else this is a child of a fork, whose parent counts
+                with lock:
+                    self._readers -= 1
+                    if connection is not None:
+                        self._release(connection)
+
+    def _release(self, connection: sqlite3.Connection) -> None:
+        """A reading has ended; call it with the lock held."""
+        self._in_use[connection] -= 1
+        if not self._in_use[connection]:
+            del self._in_use[connection]
+            if self._closed:
+                connection.close()
+                self._open.remove(connection)
 
     def before_fork(self) -> None:
         """Close connections that are not in use; see :mod:`~mixquant_agents.telemetry.fork_safety`."""
@@ -135,7 +155,7 @@ class TurnStore:
     def after_fork_in_child(self) -> None:
         """The same, with a lock of its own; what the parent was reading with is neither used nor closed here."""
         _left_to_parents.extend(self._open)
-        self._open, self._readers = [], 0
+        self._open, self._readers, self._in_use = [], 0, Counter()
         self._lock, self._local = threading.Lock(), _PerThread()
 
     def change_counter(self) -> int:

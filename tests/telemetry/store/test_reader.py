@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,19 @@ def test_reader_holds_up_no_writer(path: Path) -> None:
         assert len(stored(path, make_turn(1)).turns()) == 2
         rows.close()
     assert isinstance(connection, sqlite3.Connection)
+
+
+def test_store_is_closed_under_no_query(path: Path) -> None:
+    """Closing a connection under another thread's query ends the process: a dashboard whose store was replaced."""
+    store = stored(path, *(make_turn(n) for n in range(5)))
+    with store.reading() as connection:
+        rows = connection.execute("SELECT turn_id FROM turns")
+        closing = threading.Thread(target=store.close)
+        closing.start()
+        closing.join()
+        assert len(rows.fetchall()) == 5
+        with pytest.raises(StoreError, match="it was closed"):
+            store.turns()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
+    store.close()
