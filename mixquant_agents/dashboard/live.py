@@ -76,15 +76,16 @@ def declare_pages(watcher: Watcher) -> None:
 def export_response(source: StoreSource, table: str, ending: str, query: Mapping[str, str]) -> Response:
     """A table as a file to keep; 400 where the address is wrong, 404 where there is no store yet, 503 where it cannot
     be read."""
+    fresh = {"cache-control": "no-store"}  # the store grows, and what it holds is not for caches
     if not source.exists():
-        return PlainTextResponse(f"no turns yet: {source.path} does not exist\n", 404)
+        return PlainTextResponse(f"no turns yet: {source.path} does not exist\n", 404, fresh)
     try:
         content, media_type = exported(source.store(), table, ending, query)
     except (StoreError, RequestError) as error:
         status = 400 if isinstance(error, RequestError) else 503
-        return PlainTextResponse(f"{error}\n".encode("utf-8", "backslashreplace"), status)
+        return PlainTextResponse(f"{error}\n".encode("utf-8", "backslashreplace"), status, fresh)
     disposition = f'attachment; filename="mixquant-{table}.{ending}"'
-    return Response(content, media_type=media_type, headers={"content-disposition": disposition})
+    return Response(content, media_type=media_type, headers={"content-disposition": disposition, **fresh})
 
 
 async def _page(

@@ -139,6 +139,8 @@ def test_export_answers_what_is_wrong(store: TurnStore, tmp_path: Path) -> None:
         wrong = export_response(source, table, ending, query)
         assert wrong.status_code == 400
         assert "content-disposition" not in wrong.headers
+        assert wrong.headers["cache-control"] == "no-store"
+    assert good.headers["cache-control"] == "no-store"
     assert export_response(StoreSource(tmp_path / "none.sqlite"), "threads", "csv", {}).status_code == 404
     (tmp_path / "broken.sqlite").write_bytes(b"no database" * 100)
     assert export_response(StoreSource(tmp_path / "broken.sqlite"), "threads", "csv", {}).status_code == 503
