@@ -203,11 +203,12 @@ class MixQuantChatModel(ModelOptions, BaseChatModel):
     def _source(self) -> EngineSource:
         """Where the engine comes from, by the settings as they are now."""
         defaults = {"model": DEFAULT_MODEL, "policy": DEFAULT_POLICY}
+        named = self.base_url is not None  # a server may well serve the model by that name, under that policy
         return engine_source(
             {
                 name
                 for name, value in defaults.items()
-                if name in self.model_fields_set and getattr(self, name) != value
+                if name in self.model_fields_set and (named or getattr(self, name) != value)
             },
             model=self.model,
             policy=self.policy,

@@ -79,6 +79,12 @@ def test_vllm_args_that_vllm_knows_are_taken() -> None:
     assert MixQuantChatModel(vllm_args={"block_size": 32}).engine_settings == {"vllm_args": {"block_size": 32}}
 
 
+def test_server_may_serve_the_embedded_model_by_its_name() -> None:
+    """As ``mixquant serve`` does."""
+    model = MixQuantChatModel(model="embedded", policy="mixquant", base_url="http://127.0.0.1:1/v1")
+    assert model.model_copy(update={"temperature": 0.0}).model_name == "embedded"
+
+
 def test_base_url_makes_a_remote_engine() -> None:
     model = MixQuantChatModel(model_name="m", base_url="http://127.0.0.1:1/v1", api_key="k", max_retries=0)
     engine = model._resolve_engine()

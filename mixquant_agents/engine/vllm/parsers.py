@@ -341,7 +341,10 @@ class VllmOutputParser:
         index = max(self._arguments)
         # What follows a call, or an end behind it, says that it is whole; vLLM gives out nothing where it has none.
         bare = [at for at, given in self._arguments.items() if not any(given) and (at != index or not unfinished)]
-        out = replace(out, tool_calls=(*out.tool_calls, *(ToolCallDelta(at, arguments="{}") for at in bare)))
+        written = {at: values[at] for at in bare if at < len(values) and _broken_object(values[at])}
+        out = replace(
+            out, tool_calls=(*out.tool_calls, *(ToolCallDelta(at, arguments=written.get(at, "{}")) for at in bare))
+        )
         arguments = "".join(self._arguments[index])
         if unfinished:
             before, _, rest = unfinished.rpartition(arguments) if arguments.strip("{}") else ("", "", unfinished)
@@ -405,6 +408,11 @@ class VllmOutputParser:
         for marker in (*self._markers, THINK_OPEN, THINK_CLOSE):
             rest = rest.replace(marker, "")
         return rest.strip()
+
+
+def _broken_object(text: str) -> bool:
+    """Whether this should be a JSON object and is none: then its arguments were not read, which is not "none"."""
+    return text.startswith("{") and json_object(text) is None
 
 
 def _half_a_marker(words: str) -> bool:

@@ -103,6 +103,19 @@ def test_calls_of_each_syntax(tokenizer: Any, tool: str, reasoning: str | None, 
     assert got["invalid"] == []
 
 
+def calls_of(tokenizer: Any, tool: str, text: str) -> tuple[list[Any], list[Any]]:
+    """Arguments of the calls that can be run, and ids of those that cannot."""
+    accumulator = AnswerAccumulator(("add",))
+    ids, parser = tokenizer.encode(text), parser_of(tokenizer, tool)
+    for place, token in enumerate(ids):
+        last = "stop" if place == len(ids) - 1 else None
+        raw = TokenDelta(tokenizer.decode([token]), (token,), finish_reason=last, prompt_token_ids=())
+        accumulator.feed(parsed(raw, parser))
+    accumulator.close()
+    broken = [call["id"] for _, call, _ in accumulator.calls.seals()]
+    return [json.loads(call["arguments"]) for call in accumulator.calls.listed() if call["id"] not in broken], broken
+
+
 @pytest.mark.parametrize(
     ("tool", "text"),
     [
@@ -117,25 +130,27 @@ def test_calls_of_each_syntax(tokenizer: Any, tool: str, reasoning: str | None, 
     ],
 )
 def test_call_without_arguments_has_none(tokenizer: Any, tool: str, text: str) -> None:
-    def calls(text: str) -> tuple[list[Any], list[str]]:
-        accumulator = AnswerAccumulator(("add",))
-        ids, parser = tokenizer.encode(text), parser_of(tokenizer, tool)
-        for place, token in enumerate(ids):
-            last = "stop" if place == len(ids) - 1 else None
-            raw = TokenDelta(tokenizer.decode([token]), (token,), finish_reason=last, prompt_token_ids=())
-            accumulator.feed(parsed(raw, parser))
-        accumulator.close()
-        broken = [call["id"] for _, call, _ in accumulator.calls.seals()]
-        return [
-            json.loads(call["arguments"]) for call in accumulator.calls.listed() if call["id"] not in broken
-        ], broken
-
-    whole, broken = calls(text)
+    whole, broken = calls_of(tokenizer, tool, text)
     assert broken == []
     assert whole[-1] == {}
     assert len(whole) == text.count("add")
-    cut_off = calls(text[: text.rindex("add") + 4])[0]
+    cut_off = calls_of(tokenizer, tool, text[: text.rindex("add") + 4])[0]
     assert {} not in cut_off[len(whole) - 1 :], "what was cut off behind the name is no call"
+
+
+@pytest.mark.parametrize("arguments", ["{'a': 1}", "{a: 1}"])
+@pytest.mark.parametrize(
+    ("tool", "form"),
+    [
+        ("internlm", '<|action_start|><|plugin|>{"name": "add", "parameters": ARGUMENTS}<|action_end|>'),
+        ("llama3_json", '{"name": "add", "parameters": ARGUMENTS}'),
+    ],
+)
+def test_call_whose_arguments_are_no_json_is_not_run_without_them(
+    tokenizer: Any, tool: str, form: str, arguments: str
+) -> None:
+    whole, _ = calls_of(tokenizer, tool, form.replace("ARGUMENTS", arguments))
+    assert whole == []
 
 
 @pytest.mark.parametrize("prompt", ["assistant\n", "assistant\n<think>\n"])
