@@ -11,7 +11,7 @@ from typing import Any
 
 from mixquant_agents.errors import ConfigError
 
-__all__ = ["json_in", "refuse_database", "write_whole"]
+__all__ = ["json_in", "json_object_in", "refuse_database", "write_whole"]
 
 DATABASE = b"SQLite format 3\0"
 
@@ -83,3 +83,11 @@ def json_in(path: Path, what: str) -> Any:
         raise ConfigError(f"{what} {path} cannot be read: {error.strerror}; name another file") from error
     except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise ConfigError(f"{what} {path} is not JSON: {error}") from error
+
+
+def json_object_in(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object in a file; arguments and errors as of :func:`json_in`."""
+    result = json_in(path, what)
+    if not isinstance(result, dict):
+        raise ConfigError(f"{what} {path} holds no JSON object")
+    return result

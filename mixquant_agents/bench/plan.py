@@ -15,11 +15,10 @@ from mixquant_agents.bench.shapes import SHAPES, model_folder
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.files import write_whole
+from mixquant_agents.files import json_object_in, write_whole
 from mixquant_agents.planning.measure import Probes
-from mixquant_agents.planning.report import json_object
 from mixquant_agents.planning.simulate import EngineLimits
-from mixquant_agents.planning.validate import again, validate
+from mixquant_agents.planning.validate import again, by_device, validate
 from mixquant_agents.planning.workload import Workload
 
 __all__ = ["WORKLOADS", "predicted_again", "run_plan"]
@@ -55,15 +54,14 @@ def predicted_again(path: Path, latency: float | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: it is none.
     """
-    result = json_object("--again", path)
+    result = json_object_in(path, "--again")
 
     def predicted(one: Mapping[str, Any]) -> dict[str, Any]:
         return {**one, "policies": {name: again(policy, latency) for name, policy in one["policies"].items()}}
 
     try:
-        if "policies" in result or not result:
-            return predicted(result)
-        return {name: predicted(one) for name, one in result.items()}
+        devices = {name: predicted(one) for name, one in (by_device(result) or {"": result}).items()}
+        return devices.get("", devices)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--again {path} is no result of `mixquant bench plan`: {error!r}") from error
 

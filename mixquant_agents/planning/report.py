@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.files import json_in
+from mixquant_agents.files import json_object_in
 from mixquant_agents.planning.capacity import Objectives, plan
 from mixquant_agents.planning.memory import engine_memory
 from mixquant_agents.planning.simulate import EngineLimits, Routing, simulate
 from mixquant_agents.planning.steps import MeasuredSteps
 from mixquant_agents.planning.trace import write_trace
+from mixquant_agents.planning.validate import by_device
 from mixquant_agents.planning.workload import Workload
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.policy import PrecisionPolicy
 
-__all__ = ["Question", "answer", "json_object"]
+__all__ = ["Question", "answer"]
 
 DEFAULT_POLICIES = ("exact", "mixquant-fp8")
 
@@ -113,7 +114,7 @@ def answer(
 def _workload(question: Question) -> Workload:
     fields: dict[str, Any] = {}
     if question.workload is not None:
-        fields = json_object("--workload", question.workload)
+        fields = json_object_in(question.workload, "--workload")
     if question.turns_per_minute is not None:
         fields["turns_per_minute"] = question.turns_per_minute
     if question.max_context is not None:
@@ -125,11 +126,11 @@ def _measured(path: Path | None) -> dict[str, tuple[MeasuredSteps, EngineLimits]
     """Policy → what ``mixquant bench plan`` measured of it: the steps of its last run, and the engine's limits."""
     if path is None:
         return {}
-    result = json_object("--steps", path)
+    result = json_object_in(path, "--steps")
     measured: dict[str, tuple[MeasuredSteps, EngineLimits]] = {}
     try:
-        for one in [result] if "policies" in result else result.values():
-            for name, validated in one["policies"].items():
+        for device_result in by_device(result).values():
+            for name, validated in device_result["policies"].items():
                 if name in measured:
                     raise ConfigError(
                         f"--steps {path} holds {name!r} of {', '.join(result)}; give a file of one device"
@@ -143,18 +144,6 @@ def _measured(path: Path | None) -> dict[str, tuple[MeasuredSteps, EngineLimits]
     if not measured:
         raise ConfigError(f"--steps {path} is no result of `mixquant bench plan`: it holds no policy")
     return measured
-
-
-def json_object(option: str, path: Path) -> dict[str, Any]:
-    """The JSON object in a file that ``option`` names.
-
-    Raises:
-        ConfigError: it cannot be read, or holds something else.
-    """
-    result = json_in(path, option)
-    if not isinstance(result, dict):
-        raise ConfigError(f"{option} {path} holds no JSON object")
-    return result
 
 
 def _engine(

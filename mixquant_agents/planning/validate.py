@@ -12,9 +12,14 @@ from mixquant_agents.planning.simulate import EngineLimits, Outcome, simulate
 from mixquant_agents.planning.steps import MeasuredSteps
 from mixquant_agents.planning.workload import Workload
 
-__all__ = ["COMPARED", "again", "compare", "validate"]
+__all__ = ["COMPARED", "again", "by_device", "compare", "validate"]
 
 COMPARED = ("ttft_p50_ms", "ttft_p95_ms", "itl_p50_ms", "itl_p95_ms", "tokens_per_s")
+
+
+def by_device(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Device → its result; a result of one device alone is under ``""``."""
+    return {"": result} if "policies" in result else result
 
 
 def compare(predicted: Outcome, measured: Mapping[str, Any]) -> dict[str, Any]:

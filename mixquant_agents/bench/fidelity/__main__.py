@@ -11,6 +11,7 @@ from typing import Any
 
 from mixquant_agents.bench.fidelity.report import rounded, table
 from mixquant_agents.bench.fidelity.study import Settings, StudyResult, run
+from mixquant_agents.files import write_whole
 from mixquant_agents.quant.calibration.distill import Training
 from mixquant_agents.quant.calibration.network import load
 
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def write(result: StudyResult) -> None:
         if options.out is not None:
-            options.out.write_text(json.dumps(report_of(result), indent=1) + "\n")
+            write_whole(options.out, json.dumps(report_of(result), indent=1) + "\n")
 
     result = run(network, tokenizer, settings, progress, write)
     write(result)

@@ -16,6 +16,7 @@ from mixquant_agents.bench.fidelity.cost import added_time
 from mixquant_agents.bench.fidelity.recipes import EMULATION
 from mixquant_agents.bench.fidelity.report import rounded
 from mixquant_agents.bench.prefill.tables import load
+from mixquant_agents.files import write_whole
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.quant.calibration.network import Group, groups
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     report = json.loads(options.file.read_text())
     price(report, shapes_of(options.model), options.tables)
-    options.file.write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(options.file, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

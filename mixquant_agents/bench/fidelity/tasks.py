@@ -20,6 +20,7 @@ import numpy as np
 
 from mixquant_agents.bench.fidelity.report import rounded
 from mixquant_agents.errors import ConfigError
+from mixquant_agents.files import write_whole
 
 __all__ = ["Rows", "main", "read", "rows_quantized", "scores_of", "task_scores", "won_back"]
 
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> None:
     report |= rounded({"tasks": tasks, "pooled_loss_won_back": won_back(scores)})
     if options.command:
         report["tasks_command"] = options.command
-    options.file.write_text(json.dumps(report, indent=1) + "\n")
+    write_whole(options.file, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

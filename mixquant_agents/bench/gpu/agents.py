@@ -39,6 +39,7 @@ from mixquant_agents.engine.vllm import VllmEngine
 from mixquant_agents.engine.vllm.core import RunningEngine
 from mixquant_agents.engine.vllm.kept import Pieces
 from mixquant_agents.errors import EngineStartError
+from mixquant_agents.files import write_whole
 from mixquant_agents.quant.deferral import STEP_ROWS
 from mixquant_agents.records import percentile
 
@@ -386,7 +387,7 @@ async def run(plan: argparse.Namespace) -> None:
                 except Exception as error:  # the others are worth having
                     result[name] = {"error": f"{type(error).__name__}: {error}"}
                 print(f"{name} ({time.monotonic() - begun:.0f} s): {json.dumps(result[name])[:900]}", flush=True)
-                plan.out.write_text(json.dumps(result, indent=1) + "\n")
+                write_whole(plan.out, json.dumps(result, indent=1) + "\n")
 
 
 def main() -> None:

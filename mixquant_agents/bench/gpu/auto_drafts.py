@@ -24,6 +24,7 @@ from mixquant_agents.bench.prefill.cores import by_speed
 from mixquant_agents.bench.prefill.engines import EngineProcess, start_in_order
 from mixquant_agents.bench.prefill.stats import speedup
 from mixquant_agents.bench.shapes import write_model
+from mixquant_agents.files import write_whole
 
 ACCEPTANCE = {"auto": 0.95, "poor": 0.4}
 COLUMNS = (*ACCEPTANCE, "exact")
@@ -102,7 +103,7 @@ def main(out: str, seconds: str = "60") -> None:
         result |= {"rounds": count, "raw": rows}
         if count > 1:
             result |= summary(rows)
-            Path(out).write_text(json.dumps(result))
+            write_whole(Path(out), json.dumps(result))
     for case, columns in result["cases"].items():
         figures = {name: (each["ms"], each["tokens_per_step"], *(round(v, 3) for v in each["over_exact"].values()))
                 for name, each in columns.items()}  # fmt: skip

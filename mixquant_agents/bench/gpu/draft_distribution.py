@@ -29,6 +29,7 @@ from mixquant_agents.bench.gpu.check_weights import random_model
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
+from mixquant_agents.files import write_whole
 
 VOCABULARY = 16
 TOKENS = 4
@@ -170,7 +171,7 @@ def main(out: str) -> int:
     total = engine.engine_core.engine_core.scheduler.dynamic_sd_lookup.total
     result["accepted"] = round(total.accepted / max(total.drafted, 1), 4)
     print(json.dumps(result), flush=True)
-    Path(out).write_text(json.dumps(result))
+    write_whole(Path(out), json.dumps(result))
     return 0
 
 

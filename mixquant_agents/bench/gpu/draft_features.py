@@ -32,6 +32,7 @@ from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
+from mixquant_agents.files import write_whole
 
 ANSWER = 40
 PROMPTS = 12
@@ -308,7 +309,7 @@ def main(model: str, out: str, *names: str) -> int:
             wrong[name] = judged(seen[name], seen[base], features)
             counts = {each: (seen[name][each].get("drafted"), seen[name][each].get("accepted")) for each in features}
             print(name, "as", base, "drafted, accepted:", counts)
-    Path(out).write_text(json.dumps({"wrong": wrong, "seen": seen}))
+    write_whole(Path(out), json.dumps({"wrong": wrong, "seen": seen}))
     for name, each in wrong.items():
         print(name, "wrong:" if each else "all as without drafts", *each, sep="\n  " if each else " ")
     return int(any(wrong.values()) or not wrong)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from mixquant_agents.bench.shapes import SHAPES
+from mixquant_agents.files import write_whole
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.precision.resolve import LayerFormat
 from mixquant_agents.quant.experts.activations import ACTIVATIONS
@@ -174,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
             result["microseconds"][str(m)] = layers.microseconds(m)
             print(m, result["microseconds"][str(m)], flush=True)
             result["seconds"] = round(time.time() - began, 1)
-            options.out.write_text(json.dumps(result, indent=1))
+            write_whole(options.out, json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

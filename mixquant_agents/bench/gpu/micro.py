@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds as timed
+from mixquant_agents.files import write_whole
 from mixquant_agents.quant.ops import rowwise_torch as reference
 from mixquant_agents.quant.ops import rowwise_triton as kernels
 
@@ -175,8 +177,7 @@ def main(path: str) -> None:
         result[part] = {}
         fill(result[part])
         result["seconds"] = time.time() - started
-        with open(path, "w") as stream:
-            json.dump(result, stream, indent=1)
+        write_whole(Path(path), json.dumps(result, indent=1))
     print("seconds", round(time.time() - started, 1))
 
 

@@ -26,6 +26,7 @@ from mixquant_agents.bench.prefill.engines import EngineProcess, column_argument
 from mixquant_agents.bench.prefill.measure import own_name
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
+from mixquant_agents.files import write_whole
 
 NEW = (256, 768)
 WRITERS, TURNS, REPEATS = 8, 16, 4
@@ -106,7 +107,7 @@ def main(out: str) -> None:
             print(tokens, name, each[name], flush=True)
             kernel_times = engine.ask(do="mixed", tokens=tokens, repeats=5, kernels=True)["kernels"]
             each[name]["kernels_us"] = {key: [round(value, 1) for value in pair] for key, pair in kernel_times.items()}
-    Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    write_whole(Path(out), json.dumps(result, indent=1) + "\n")
     for engine in engines.values():
         engine.close()
 

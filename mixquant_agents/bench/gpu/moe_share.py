@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
+from mixquant_agents.files import write_whole
 from mixquant_agents.quant.ops import rowwise_triton as kernels
 from mixquant_agents.quant.ops.gemm import GemmTable, scaled_product
 
@@ -98,8 +100,7 @@ def main(path: str) -> None:
             result["microseconds"][str(m)] = parts(layers, m)
             print(m, {name: round(value, 3) for name, value in result["microseconds"][str(m)].items()}, flush=True)
     result["seconds"] = round(time.time() - began, 1)
-    with open(path, "w") as stream:
-        json.dump(result, stream, indent=1)
+    write_whole(Path(path), json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

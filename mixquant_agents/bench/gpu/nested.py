@@ -21,6 +21,7 @@ import torch
 from torch.nn.functional import linear
 
 from mixquant_agents.bench.gpu.timing import graph_microseconds
+from mixquant_agents.files import write_whole
 from mixquant_agents.quant.nested.kernels import NestedKernel, compile_tilings, nested_linear
 from mixquant_agents.quant.nested.layout import NestedWeight, nest, rebuild
 from mixquant_agents.quant.nested.tiling import CUTS, token_tiles
@@ -96,7 +97,7 @@ def main(out: str, *rows: str) -> int:
         result["kernel_over_cublas"][str(count)] = round(cublas / nested, 3)
         result["products"][str(count)] = products
         print(f"{count:3d} rows: cuBLAS {cublas:6.1f} us, nested {nested:6.1f} us, {cublas / nested:.3f}x")
-        Path(out).write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(Path(out), json.dumps(result, indent=1) + "\n")
     return 0
 
 

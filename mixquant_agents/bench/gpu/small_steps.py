@@ -32,6 +32,7 @@ from mixquant_agents.bench.prefill.stats import ratio_interval
 from mixquant_agents.bench.prefill.worker import Session
 from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
+from mixquant_agents.files import write_whole
 from mixquant_agents.quant.runtime import runtime_of
 
 CASES = [(64, 0), *((n, 8192) for n in (32, 64, 128, 256))]
@@ -154,14 +155,14 @@ def main(out: str, seconds: str = "60", engines_of: str = "four") -> None:
         turn(engines, count, rows)
         count += 1
     result |= {"turns": count, "cases": {name: summary(columns) for name, columns in rows.items()}, "raw": rows}
-    Path(out).write_text(json.dumps(result))
+    write_whole(Path(out), json.dumps(result))
     for name, case in result["cases"].items():
         ratios = {other: tuple(round(value, 3) for value in ratio.values()) for other, ratio in case["over"].items()}
         print(name, case["best_exact"], json.dumps(case["ms"]), ratios, flush=True)
     after = engines[OURS].ask(do="status", plugin=True)["plugin"]["gpu"]
     print({name: after[name] for name in ("captured_full_graphs", "full_graph_steps")}, flush=True)
     result["full_graph_steps"] = after["full_graph_steps"]
-    Path(out).write_text(json.dumps(result))
+    write_whole(Path(out), json.dumps(result))
     for engine in engines.values():
         engine.close()
 

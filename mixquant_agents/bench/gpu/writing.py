@@ -34,6 +34,7 @@ from mixquant_agents.bench.prefill.worker import main as serve
 from mixquant_agents.bench.shapes import write_model
 from mixquant_agents.config import NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
+from mixquant_agents.files import write_whole
 
 ACCEPTANCE = 0.95
 MOST = 4
@@ -293,7 +294,7 @@ def main(out: str, seconds: str = "80", counts: str = "0,1,2,3,4", storages: str
     result |= {"rounds": count, "acceptance": ACCEPTANCE, "cases": summary(rounds), "raw": rounds}
     for case, columns in result["cases"].items():
         print(case, json.dumps(columns), flush=True)
-    Path(out).write_text(json.dumps(result))
+    write_whole(Path(out), json.dumps(result))
     result["kernels"] = {
         f"{case}/{column_of(name, count)}": engines[name].ask(
             do="kernels", batch=CASES[case][0], known=CASES[case][1], drafts=count
@@ -301,7 +302,7 @@ def main(out: str, seconds: str = "80", counts: str = "0,1,2,3,4", storages: str
         for name in drafting
         for case, count in (("1", drafts[0]), ("1", drafts[-1]), ("32", drafts[-1]))
     }
-    Path(out).write_text(json.dumps(result))
+    write_whole(Path(out), json.dumps(result))
     for engine in engines.values():
         engine.close()
 

@@ -86,9 +86,11 @@ def command(
         return
     from rich.table import Table
 
-    for device, one in [("", result)] if "policies" in result else list(result.items()):
+    from mixquant_agents.planning.validate import by_device
+
+    for device, device_result in by_device(result).items():
         table = Table("policy", "agents", "figure", "predicted", "measured", "error", title=device or None)
-        for name, validated in one["policies"].items():
+        for name, validated in device_result["policies"].items():
             for run in validated["runs"]:
                 for figure, error in run["error"].items():
                     shown = "" if error is None else f"{100 * error:+.1f} %"
