@@ -37,13 +37,14 @@ from mixquant_agents.telemetry.store.rows import (
     SERIES,
     UNREADABLE,
     StoredTurn,
+    finite_score,
     number,
     text,
     turn_of,
     whole_number,
 )
 from mixquant_agents.telemetry.store.schema import columns_of, select_columns
-from mixquant_agents.telemetry.store.threads import THREAD_ORDERS, ThreadPage, finite_score, thread_summaries
+from mixquant_agents.telemetry.store.threads import THREAD_ORDERS, ThreadPage, thread_summaries
 
 __all__ = ["THREAD_ORDERS", "Series", "StoredScore", "StoredSpan", "ThreadSummary", "TurnStore"]
 

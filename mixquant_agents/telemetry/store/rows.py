@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -17,6 +18,7 @@ __all__ = [
     "UNREADABLE",
     "StoredTurn",
     "TurnLinks",
+    "finite_score",
     "from_microseconds",
     "number",
     "row_of",
@@ -183,6 +185,11 @@ def text(value: Any) -> str | None:
 def number(value: Any) -> float | None:
     """What a column of seconds holds; ``None`` where that is no number of seconds."""
     return value if isinstance(value, int | float) and 0 <= value <= LARGEST else None
+
+
+def finite_score(value: object) -> float | None:
+    """What a column of scores holds; ``None`` where that is no number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def whole_number(value: Any) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,10 @@ from mixquant_agents.telemetry.events import SpanKind
 from mixquant_agents.telemetry.store.filters import TurnFilter
 from mixquant_agents.telemetry.store.models import Series, ThreadSummary
 from mixquant_agents.telemetry.store.questions import fold
-from mixquant_agents.telemetry.store.rows import UNREADABLE, from_microseconds, number, text, whole_number
+from mixquant_agents.telemetry.store.rows import UNREADABLE, finite_score, from_microseconds, number, text, whole_number
 from mixquant_agents.telemetry.store.schema import FAILED_SPANS
 
-__all__ = ["THREAD_ORDERS", "ThreadPage", "finite_score", "thread_summaries"]
+__all__ = ["THREAD_ORDERS", "ThreadPage", "thread_summaries"]
 
 _FAILED_TOOLS = f"{FAILED_SPANS} AND kind IN ('{SpanKind.TOOL.value}', '{SpanKind.RETRIEVAL.value}')"
 _FAILED_RUNS = f"{FAILED_SPANS} AND kind = '{SpanKind.AGENT.value}' AND parent_id IS NULL"
@@ -192,8 +191,3 @@ def _summary(thread: str, rows: Sequence[sqlite3.Row], series: Mapping[int, Seri
         policies=tuple(dict.fromkeys(entry.policy for entry in entries)),
         models=tuple(dict.fromkeys(entry.model for entry in entries)),
     )
-
-
-def finite_score(value: object) -> float | None:
-    """What a column of scores holds; ``None`` where that is no number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

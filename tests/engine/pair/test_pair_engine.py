@@ -339,13 +339,18 @@ async def test_lease_begins_when_the_prompt_was_read_and_not_when_that_was_heard
     assert decode.requests == []
 
 
+async def after_a_turn(prefill: Side, decode: Side) -> PairEngine:
+    """A pair that takes KV back, behind a turn of thread "t" whose prompt was tokens 0 to 19."""
+    pair = PairEngine(prefill, decode, kv_back=True)
+    decode.kv_transfer = {"remote_block_ids": [[7]], "remote_num_tokens": 21}
+    await read(pair, ask(thread_id="t", prompt_token_ids=tuple(range(20))))
+    return pair
+
+
 async def test_kv_back_that_is_gone_is_read_again(
     prefill: Side, decode: Side, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pair = PairEngine(prefill, decode, kv_back=True)
-    decode.kv_transfer = {"remote_block_ids": [[7]], "remote_num_tokens": 21}
-    first = tuple(range(20))
-    await read(pair, ask(thread_id="t", prompt_token_ids=first))
+    pair = await after_a_turn(prefill, decode)
     stream = prefill.stream
 
     async def evicted(request: EngineRequest) -> AsyncGenerator[Delta, None]:
@@ -356,7 +361,7 @@ async def test_kv_back_that_is_gone_is_read_again(
             yield delta
 
     prefill.stream = evicted  # type: ignore[method-assign]
-    deltas = await read(pair, ask(thread_id="t", prompt_token_ids=(*first, 0, 1, 50, 51)))
+    deltas = await read(pair, ask(thread_id="t", prompt_token_ids=(*range(20), 0, 1, 50, 51)))
     assert "".join(delta.content for delta in deltas) == "Hello"
     assert ["remote_block_ids" in (asked.kv_transfer or {}) for asked in prefill.requests] == [False, True, False]
     assert "read without the KV of the answer before it" in caplog.text
@@ -366,17 +371,14 @@ async def test_kv_of_an_answer_is_offered_by_one_process_alone(
     prefill: Side, decode: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first fetch frees it: a copy, pickled or forked, would fetch another turn's."""
-    pair = PairEngine(prefill, decode, kv_back=True)
-    decode.kv_transfer = {"remote_block_ids": [[7]], "remote_num_tokens": 21}
-    first = tuple(range(20))
-    await read(pair, ask(thread_id="t", prompt_token_ids=first))
+    pair = await after_a_turn(prefill, decode)
     state = pair.__getstate__()
     copy = PairEngine.__new__(PairEngine)
     copy.__setstate__(state)
     assert copy._kept == {}
     assert list(pair._kept) == ["t"]
     monkeypatch.setattr("os.getpid", lambda: -1)
-    await read(pair, ask(thread_id="t", prompt_token_ids=(*first, 0, 1, 50, 51)))
+    await read(pair, ask(thread_id="t", prompt_token_ids=(*range(20), 0, 1, 50, 51)))
     assert "remote_block_ids" not in prefill.requests[-1].kv_transfer
 
 
