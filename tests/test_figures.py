@@ -178,6 +178,14 @@ def rebuilt() -> Iterator[Line]:
         " / ".join(fixed(1 / file("speedup", f"tpot_{batch}", "median"), 3) for batch in (1, 8, 32)) for file in files
     ]
     yield "docs/gpu-notes.md", f"| TPOT, batch 1 / 8 / 32 | {tpot[0]} of the time | {tpot[1]} | {tpot[2]} |"
+    alone = files[2]("mix_8_768_alone")
+    ms = " and ".join(fixed(alone["ms"][name], 2) for name in ("exact", "mixquant-fp8"))
+    yield "docs/gpu-notes.md", f"{ms} ms, {times(alone['speedup'], 3)}"
+    gpu = [fixed(alone["gpu_ms"][name]["median"], 1) for name in ("mixquant-fp8", "exact")]
+    yield "docs/gpu-notes.md", f"The mixed step takes {gpu[0]} ms on the GPU, exact {gpu[1]}"
+    again = values("engines-2xh200-rebuilt.json")("again", "long_prompts_rms", "exact")
+    ranks, stages = (fixed(again[name], 3) for name in ("mixquant-tp2", "mixquant-pp2"))
+    yield "docs/gpu-notes.md", f"{ranks} from exact as ranks, {stages} as stages"
 
 
 def products() -> Iterator[Line]:
@@ -215,6 +223,12 @@ def mixture() -> Iterator[Line]:
         f"{fixed(short[0], 2)}x at 2,048 tokens, {fixed(short[1], 2)}x at 8,192, {fixed(short[2], 2)}x at 32,000; "
         f"{fixed(ahead[0], 2)}x to {fixed(ahead[1], 2)}x faster than vLLM's own FP8 there",
     )
+    closer = file("closer_look")
+    for label, case, digits in (("cold 32000", "cold_32000", 0), ("8192 cached + 2048", "warm_8192_2048", 1)):
+        ratio, ms = closer["speedup"][case], closer["ms"][case]
+        first = fixed(ms[off], digits) + (" ms" if case == "cold_32000" else "")
+        own = fixed(ratio["median_low95"], 3)
+        yield page, row(label, first, fixed(ms[ours], digits), times(ratio, 3), own, str(ratio["pairs"]), wanted[case])
     small = values("prefill-moe-80gb.json")
     ratio, ms = small("speedup", "cold_2048"), small("ms", "cold_2048")
     taken = f"cold 2048 takes {fixed(ms[ours], 1)} ms and {fixed(ms[off], 1)}"
@@ -228,6 +242,53 @@ def expert_layers() -> Iterator[Line]:
         best = min(value for name, value in us.items() if name.startswith("tiles"))
         named = cells(us, ("exact", "triton", "cutlass"), 0)
         yield "docs/experts.md", row(str(rows), named, fixed(best, 0), f"{fixed(us['exact'] / best, 2)}x")
+
+
+def two_gpus_of_experts() -> Iterator[Line]:
+    check, page = values("experts-h200.json")("check_engines_parallel"), "docs/experts.md"
+    assert check["failed"] == {}
+    for kind in ("tp2", "ep2"):
+        for suffix in ("", " beside others"):
+            same = check["same_tokens"][f"mixquant-{kind}{suffix}, as exact-{kind}"]
+            assert set(same.values()) == {check["of_tokens"]}
+    rms = check["long_prompts_rms"]["exact"]
+    quantized = " and ".join(fixed(rms[f"mixquant-{kind}"], 3) for kind in ("tp2", "ep2"))
+    yield (
+        page,
+        f"Long prompts are {quantized} from exact on one GPU, where FP8 on one GPU is {fixed(rms['mixquant'], 3)}",
+    )
+    yield page, "exact ranks are " + " and ".join(fixed(rms[f"exact-{kind}"], 3) for kind in ("tp2", "ep2"))
+
+
+def nested_on_two_gpus() -> Iterator[Line]:
+    check, page = values("nested.json")("engine", "check_engines_parallel"), "docs/nested-weights.md"
+    assert check["failed"] == {}
+    for suffix in ("", " beside others"):
+        assert set(check["same_tokens"][f"nested-tp2{suffix}, as exact-tp2"].values()) == {check["of_tokens"]}
+    embedding = 151936 * 1024 * 2 // 2  # half of it on each rank
+    own, exact = (check["engines"][name]["weight_bytes"] - embedding for name in ("nested-tp2", "exact-tp2"))
+    taken = f"{fixed(own / 1e6, 1)} MB where exact's take {fixed(exact / 1e6, 1)} ({fixed(own / exact, 2)}x)"
+    yield page, f"a rank's weights take {taken}"
+    rms = check["long_prompts_rms"]
+    yield page, f"Long prompts: {fixed(rms['exact-tp2']['nested-tp2'], 3)} from exact ranks"
+    yield page, f"on one GPU {fixed(rms['exact']['nested'], 3)} from exact"
+    yield page, f"exact ranks are {fixed(rms['exact']['exact-tp2'], 3)} from one exact GPU"
+
+
+def nested_at_64_rows() -> Iterator[Line]:
+    file, page = values("nested.json"), "docs/nested-weights.md"
+    cut = file("ablation", "gate_up: wgs 2, cn 1, ck 1, kc 64, stages 5, minb 2")
+    parts = ("all", "no_tokens", "no_weights", "no_loads", "no_unpacking", "no_wgmma", "no_unpacking_no_wgmma")
+    yield page, row(*(fixed(cut[part], 1) for part in parts))
+    boxes = file("ablation", "gate_up: wgs 2, cn 1, ck 2, kc 128, stages 2, minb 2")
+    yield page, f"({fixed(boxes['boxes_of_128_bytes'], 1)} and {fixed(boxes['all'], 1)})"
+    step = file("engine", "step_microseconds")
+    own, separate = (fixed(step[name]["exact"]["64"], 0) for name in ("nested", "separate"))
+    yield page, f"64 exact rows take {own} µs a layer nested, {separate} with BF16 weights"
+    unpacked = file("engine", "larger_steps_microseconds", "24576x4096", "microseconds", 96)[1]
+    yield page, f"Unpacking first and cuBLAS then takes {fixed(unpacked, 0)} µs (96 rows)"
+    tried = file("tries", -1, "kernel_over_cublas", 64)
+    yield page, f"It reached {fixed(tried, 2)}x and is in no release"
 
 
 def nested() -> Iterator[Line]:
@@ -467,7 +528,10 @@ SOURCES: tuple[Callable[[], Iterator[Line]], ...] = (
     moe_share,
     mixture,
     expert_layers,
+    two_gpus_of_experts,
     nested,
+    nested_on_two_gpus,
+    nested_at_64_rows,
     writing,
     bfcl,
     divergence,
