@@ -116,5 +116,6 @@ def test_negative_retries_are_refused() -> None:
 
 def test_missing_langchain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mixquant_workflows.graphs.middleware", None)  # what imports it fails
+    monkeypatch.delitem(vars(mixquant_workflows), "InvalidToolCallsMiddleware", raising=False)  # loaded before
     with pytest.raises(MissingDependencyError, match=r"mixquant-agents\[langchain\]"):
         _ = mixquant_workflows.InvalidToolCallsMiddleware
