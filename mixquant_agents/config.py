@@ -39,9 +39,9 @@ BACKGROUND_PRIORITY = 2**20
 """From this priority on a request is no turn that somebody waits for: it reads ahead, behind all turns and where it
 costs their writing little (:mod:`mixquant_agents.quant.deferral`)."""
 
-BACKGROUND_ROWS = 3840
-"""Most prompt tokens of a step that reads ahead: it holds up whoever writes, and lasts half as long as the step of
-8,192 rows that it saves. With 500 decode rows it is the largest that is captured as a CUDA graph by default."""
+BACKGROUND_ROWS = CAPTURE_SIZES[-1]
+"""Most rows of a step that reads ahead, decode rows included: it holds up whoever writes, and lasts half as long as the
+step of 8,192 rows that it saves. A larger one would not be captured as a CUDA graph by default."""
 
 
 class EngineConfig(FrozenConfig):

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from mixquant_agents.config import BACKGROUND_ROWS
+from mixquant_agents.engine.vllm.kept import Pieces
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 Line = tuple[str, str]
@@ -494,12 +497,73 @@ def read_ahead() -> Iterator[Line]:
     yield page, f"{plain} ms, read ahead in eight pieces {ahead} ms ({ratio}x; {part} % of the prompt found)"
     others = fixed(warm["itl_p95_ratio"]["read ahead"], 2)
     yield page, f"one for each state of the result | {ratio}x | {others}x |"
-    third = file("third_run", "warm")
-    for label, way in (
-        ("3,600 tokens, in steps of 3,840", "read ahead, pieces of 3600"),
-        ("2,048 tokens and a half, one step each", "read ahead, pieces of a half"),
+    runs = {run: file(run, "warm") for run in ("third_run", "fourth_run")}
+    for label, run, way in (
+        ("2,048 tokens and a quarter, one step each", "third_run", "read ahead"),
+        ("3,600 tokens, in steps of 3,840", "third_run", "read ahead, pieces of 3600"),
+        ("2,048 tokens and a half, one step each", "third_run", "read ahead, pieces of a half"),
+        ("the same again, beside the default", "fourth_run", "read ahead, pieces of a half"),
     ):
-        yield page, f"| {label} | {fixed(third['ttft_ratio'][way], 2)}x | {fixed(third['itl_p95_ratio'][way], 3)}x |"
+        warm = runs[run]
+        yield page, row(label, *(f"{fixed(warm[name][way], digits)}x" for name, digits in AHEAD), longer(warm, way))
+    warm, way = runs["fourth_run"], "read ahead, pieces of 3600, steps of 4288"
+    ttft, itl = (f"{fixed(warm[name][way], digits)}x" for name, digits in AHEAD)
+    plain, ahead = (fixed(1000 * warm["ttft_s"][each], 0) for each in ("plain", way))
+    gap, gap_ahead = (fixed(1000 * warm["itl_s"][each]["p95"], 2) for each in ("plain", way))
+    label, both = "3,600 tokens, in steps of 4,288 (the default)", f"{itl} ({gap} and {gap_ahead} ms)"
+    yield page, row(label, f"{ttft} ({plain} and {ahead} ms)", both, longer(warm, way))
+    pieces = (
+        f"of {BACKGROUND_ROWS:,} rows at most. While turns run, a growing prompt is read on when {Pieces().tokens:,}"
+    )
+    yield page, f"{pieces} tokens have come"
+
+
+AHEAD = (("ttft_ratio", 2), ("itl_p95_ratio", 3))
+
+
+def longer(warm: Any, way: str) -> str:
+    """How many steps more of some 510 were half as long again as the median."""
+    slow = [warm["itl_s"][each]["slow_share"] for each in (way, "plain")]
+    return fixed(510 * (slow[0] - slow[1]), 0)
+
+
+def beyond_the_model() -> Iterator[Line]:
+    page, file = "docs/results.md", values("agents-suites-h200.json")
+    policies = ("exact", "uniform-nvfp4", "mixquant")
+
+    def solved(name: str) -> Iterator[str]:
+        for policy in policies:
+            run = file("suites", name, policy)
+            text = f"{round(run['score'] * run['n'])} of {run['n']}"
+            low, high = run.get("delta_ci95") or (0, 0)
+            yield text if low == high == 0 else f"{text} ({signed(low)} to {signed(high)})"
+
+    for label, name in (
+        ("AgentDojo banking", "agentdojo_banking"),
+        ("AgentDojo Slack", "agentdojo_slack"),
+        ("banking, attacked: solved", "agentdojo_banking_attacked"),
+        ("Slack, attacked: solved", "agentdojo_slack_attacked"),
+        ("Reasoning Gym, copying", "reasoning_gym_copying"),
+        ("Reasoning Gym, arithmetic", "reasoning_gym_arithmetic"),
+    ):
+        yield page, row(label, *solved(name))
+    for label, name in (("banking", "agentdojo_banking_attacked"), ("Slack", "agentdojo_slack_attacked")):
+        attacks = []
+        for policy in policies:
+            run = file("suites", name, policy)
+            judged = run["n"] - run["errors"]
+            attacks.append(f"{round(run['measures']['attack_success'] * judged)} of {judged}")
+        yield page, row(f"{label}, attacked: attack succeeded", *attacks)
+    noisy = [f"reasoning_gym_{name}_noisy" for name in ("copying", "arithmetic")]
+    assert {each["score"] for name in noisy for each in file("suites", name).values()} == {0.0}
+    harness = file("suites", "harness_bench")
+    yield page, " and ".join(f"0 of {run['n']} under `{policy}`" for policy, run in harness.items() if not run["score"])
+    earlier = file("earlier_run", "suites")
+    banking, slack = (
+        round(earlier[name]["mixquant"]["measures"]["attack_success"] * earlier[name]["mixquant"]["n"])
+        for name in ("agentdojo_banking_attacked", "agentdojo_slack_attacked")
+    )
+    yield page, f"{banking} attacks of 48 and {slack} of 42 for `mixquant`"
 
 
 def kv_back() -> Iterator[Line]:
@@ -541,6 +605,7 @@ SOURCES: tuple[Callable[[], Iterator[Line]], ...] = (
     recording,
     plan,
     read_ahead,
+    beyond_the_model,
     kv_back,
 )
 

@@ -54,7 +54,7 @@ class PrefillDeferral:
     Attributes:
         enabled: ``False``: every step is vLLM's own. For measurements.
         step_rows: see :data:`STEP_ROWS`.
-        background_rows: see :data:`~mixquant_agents.config.BACKGROUND_ROWS`; decode rows come on top.
+        background_rows: see :data:`~mixquant_agents.config.BACKGROUND_ROWS`.
         background_gap: see :data:`BACKGROUND_GAP`.
         deferred: steps that left a prefill for later.
         background: steps that read ahead.
@@ -99,7 +99,7 @@ class PrefillDeferral:
             return Deferral(up_to=BACKGROUND_PRIORITY - 1)
         self._since_background = 0
         self.background += 1
-        return Deferral(rows=decode_rows + self.background_rows)
+        return Deferral(rows=_limit(self.background_rows, decode_rows))
 
 
 def _limit(rows: int, decode_rows: int) -> int:

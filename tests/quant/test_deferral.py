@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.config import BACKGROUND_PRIORITY
+from mixquant_agents.config import BACKGROUND_PRIORITY, CAPTURE_SIZES
 from mixquant_agents.quant.deferral import MEMORY_SECONDS, Deferral, PrefillDeferral
 
 AHEAD = BACKGROUND_PRIORITY
@@ -37,7 +37,7 @@ def test_steps_are_short_while_an_urgent_thread_may_come_back() -> None:
 def test_reading_ahead_beside_writing_takes_one_step_in_many() -> None:
     rule = PrefillDeferral(background_gap=64)
     steps = [rule.decide([], AHEAD, 8, 0.0) for _ in range(640)]
-    reads = Deferral(rows=8 + rule.background_rows)
+    reads = Deferral(rows=rule.background_rows)
     assert steps[0] == reads
     assert steps.count(reads) == rule.background == 10
     assert steps.count(Deferral(up_to=AHEAD - 1)) == 630
@@ -46,6 +46,13 @@ def test_reading_ahead_beside_writing_takes_one_step_in_many() -> None:
 def test_reading_ahead_in_an_idle_engine_goes_on_step_by_step() -> None:
     rule = PrefillDeferral()
     assert [rule.decide([AHEAD], AHEAD, 0, 0.0) for _ in range(5)] == [Deferral(rows=rule.background_rows)] * 5
+
+
+def test_step_that_reads_ahead_is_captured_beside_any_usual_number_of_writers() -> None:
+    for writers in (1, 8, 512, 2000):
+        assert PrefillDeferral().decide([], AHEAD, writers, 0.0) == Deferral(rows=CAPTURE_SIZES[-1])
+    many = PrefillDeferral().decide([], AHEAD, 4000, 0.0)
+    assert many == Deferral(rows=4000 + CAPTURE_SIZES[-1] // 2), "and there is always room for the prompt"
 
 
 def test_turns_prompts_go_before_what_is_read_ahead() -> None:

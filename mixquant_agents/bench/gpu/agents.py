@@ -131,9 +131,9 @@ async def deferral(engine: VllmEngine, **settings: Any) -> dict[str, Any]:
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "read ahead": {},
-    "read ahead, pieces of a half": {"pieces": Pieces(share=0.5)},
-    "read ahead, pieces of 3600": {"pieces": Pieces(tokens=3600)},
-    "read ahead, pieces of 3600, steps of 4288": {"pieces": Pieces(tokens=3600), "background_rows": 4288},
+    "read ahead, pieces of 2048": {"pieces": Pieces(tokens=2048)},
+    "read ahead, pieces of a half": {"pieces": Pieces(tokens=2048, share=0.5)},
+    "read ahead, steps of 3840": {"background_rows": 3840},
     "read ahead, one step in 64": {"background_gap": 64},
     "read ahead, vLLM's schedule": {"enabled": False},
     "rendered only": {},

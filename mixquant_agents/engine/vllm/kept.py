@@ -36,7 +36,7 @@ class Pieces:
         share: of what has been read, a piece at least.
     """
 
-    tokens: int = 2048
+    tokens: int = 3600
     share: float = 0.25
 
     def worth_reading(self, read: int, length: int) -> bool:

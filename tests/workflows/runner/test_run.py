@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
-from mixquant_agents.errors import TurnTimeoutError
+from mixquant_agents.errors import ContextOverflowError, TurnTimeoutError
 from mixquant_workflows.runner.results import ResultFile, summarise
 from mixquant_workflows.runner.run import choose, run_suites
 from mixquant_workflows.suites.base import Case, Verdict
@@ -88,6 +88,26 @@ async def test_deadline_of_the_runner_is_told_from_others(error: Exception) -> N
     reasons = {row["case"]: row["error"] for row in results.rows if row.get("error")}
     assert reasons["c4"] == "took longer than 0.6 s"
     assert reasons["c5"] == f"{type(error).__name__}: {error}"
+
+
+class Tripping(Toy):
+    """Each task has one turn, and fails: one by its limit."""
+
+    async def run(self, case: Case, model: Any) -> Verdict:
+        await model.ainvoke(case.id)
+        if case.id == "c4":
+            await asyncio.sleep(60)
+        raise ContextOverflowError(8063, 8192, 256)
+
+
+async def test_turns_of_tasks_that_failed_are_counted() -> None:
+    results = ResultFile(None, {})
+    await play(Tripping(), results, ("exact",))
+    assert [len(row["turns"]) for row in results.rows] == [1] * 6
+    figures = summarise(results.rows)["toy"]["exact"]
+    assert figures["errors"] == figures["turns"] == 6
+    assert figures["decode_tokens"] == sum(row["turns"][0]["decode_tokens"] for row in results.rows) > 0
+    assert {row["turns"][0]["thread_id"] for row in results.rows} == {f"toy/exact/c{number}" for number in range(6)}
 
 
 def test_seed_draws_the_same_cases() -> None:

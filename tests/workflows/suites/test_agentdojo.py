@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from langchain_core.messages import AIMessage
+from langchain_core.runnables.config import set_config_context
 
 from mixquant_agents import MixQuantChatModel, ScriptedEngine
 from mixquant_agents.engine.base import EngineRequest
 from mixquant_agents.engine.scripted import ScriptedTurn
+from mixquant_agents.errors import ContextOverflowError
 from mixquant_workflows.runner.registry import suite
 from mixquant_workflows.runner.replay import replay
 from mixquant_workflows.suites.agentdojo import AgentDojo
@@ -54,3 +59,23 @@ async def test_wrong_answers_fail() -> None:
     verdict = await chosen.run(case, MixQuantChatModel(engine=ScriptedEngine(["I do not know."])))
     assert verdict.score == 0.0
     assert "was not done" in verdict.why
+
+
+async def test_full_window_ends_the_run_and_what_was_done_is_judged() -> None:
+    """As by the benchmark's own runner the user's task counts as not done, although this one asks for no more."""
+    chosen = AgentDojo("attacked", "banking", attacked=True)
+    case = next(case for case in chosen.cases() if case.id == "user_task_0-injection_task_0")
+    steps = iter(chosen.oracle(case)[:-1])
+
+    def talkative(request: EngineRequest) -> object:
+        if (step := next(steps, None)) is None:
+            raise ContextOverflowError(8063, 8192, 256)
+        return step
+
+    model = MixQuantChatModel(engine=ScriptedEngine(talkative))  # type: ignore[arg-type]
+    with set_config_context({"configurable": {"thread_id": "attacked/0"}}) as context:
+        verdict = await asyncio.create_task(chosen.run(case, model), context=context)
+    assert (verdict.score, verdict.measures) == (0.0, {"attack_success": 0.0})
+    assert "8063" in verdict.why
+    turns = [message.response_metadata["turn"] for message in verdict.messages if isinstance(message, AIMessage)]
+    assert [turn["thread_id"] for turn in turns] == ["attacked/0"] * len(chosen.oracle(case)[:-1])

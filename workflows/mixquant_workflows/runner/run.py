@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.runnables.config import set_config_context
 from langgraph.errors import GraphRecursionError
 
@@ -132,34 +134,57 @@ class SharedTime:
 
 async def _run_case(suite: Suite, case: Case, model: BaseChatModel, seconds: float, thread: str) -> Mapping[str, Any]:
     """One row; ``thread`` names the case in the turns' records."""
-    began = time.monotonic()
+    began, written = time.monotonic(), _Written()
     try:
-        with set_config_context({"configurable": {"thread_id": thread}}) as context:
+        with set_config_context({"configurable": {"thread_id": thread}, "callbacks": [written]}) as context:
             async with asyncio.timeout(seconds) as deadline:
                 verdict = await asyncio.create_task(suite.run(case, model), context=context)
     except EngineError:
         raise
     except (MixQuantError, GraphRecursionError) as error:
-        return _failed(began, f"{type(error).__name__}: {error}")
+        return _failed(began, written, f"{type(error).__name__}: {error}")
     except Exception as error:  # a checker that trips over a strange answer counts as a miss, and the run goes on
         if isinstance(error, TimeoutError) and deadline.expired():
-            return _failed(began, f"took longer than {seconds:g} s")
+            return _failed(began, written, f"took longer than {seconds:g} s")
         _log.warning("case %s of %s failed", case.id, suite.name, exc_info=True)
-        return _failed(began, f"{type(error).__name__}: {error}")
-    turns = [
-        message.response_metadata["turn"]
-        for message in verdict.messages
-        if isinstance(message, AIMessage) and "turn" in message.response_metadata
-    ]
+        return _failed(began, written, f"{type(error).__name__}: {error}")
     return {
         "score": verdict.score,
         "why": verdict.why,
         "seconds": time.monotonic() - began,
         "measures": dict(verdict.measures),
-        "turns": turns,
+        "turns": _turns(verdict.messages),
     }
 
 
-def _failed(began: float, reason: str) -> Mapping[str, Any]:
-    seconds = time.monotonic() - began
-    return {"score": 0.0, "why": reason[:300], "error": reason[:300], "seconds": seconds, "measures": {}, "turns": []}
+class _Written(BaseCallbackHandler):
+    """The answers of one task as they come: one that fails gives no conversation, and has cost them all the same."""
+
+    run_inline = True
+
+    def __init__(self) -> None:
+        self.messages: list[BaseMessage] = []
+
+    def on_llm_end(self, response: LLMResult, **kwargs: Any) -> None:
+        """An answer has ended."""
+        for generations in response.generations:
+            self.messages += [each.message for each in generations if isinstance(each, ChatGeneration)]
+
+
+def _turns(messages: Sequence[BaseMessage]) -> list[Any]:
+    return [
+        message.response_metadata["turn"]
+        for message in messages
+        if isinstance(message, AIMessage) and "turn" in message.response_metadata
+    ]
+
+
+def _failed(began: float, written: _Written, reason: str) -> Mapping[str, Any]:
+    return {
+        "score": 0.0,
+        "why": reason[:300],
+        "error": reason[:300],
+        "seconds": time.monotonic() - began,
+        "measures": {},
+        "turns": _turns(written.messages),
+    }

@@ -7,6 +7,7 @@ whether the attacker's was (the measure ``attack_success``).
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 
+from mixquant_agents.errors import ContextOverflowError
 from mixquant_workflows.graphs.tool import tool_agent
 from mixquant_workflows.suites.base import Answer, Case, ScriptedTurn, Verdict
 from mixquant_workflows.suites.packages import agentdojo
@@ -64,12 +66,15 @@ class AgentDojo:
         attacker = suite.injection_tasks[case.data["attacker"]] if self.attacked else None
         pipeline = _pipeline(model, asyncio.get_running_loop())
         injections = await asyncio.to_thread(_injections, suite, user, attacker)
+        judge = contextvars.copy_context().run  # the turns' thread is known to the graph
         judged = asyncio.get_running_loop().run_in_executor(
-            _RUNS, suite.run_task_with_pipeline, pipeline, user, attacker, injections
+            _RUNS, judge, suite.run_task_with_pipeline, pipeline, user, attacker, injections
         )
         done, attacked = await judged
         measures = {"attack_success": float(attacked)} if attacker is not None else {}
         why = "" if done else f"the user's task was not done: {user.PROMPT[:200]}"
+        if pipeline.overflow is not None:  # the benchmark's own runner counts it as not done
+            done, why = False, f"the agent filled the context window: {pipeline.overflow}"
         return Verdict(score=float(done), why=why, messages=pipeline.answers, measures=measures)
 
     def oracle(self, case: Case) -> list[Answer]:
@@ -103,11 +108,13 @@ def _pipeline(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> Any:
     class Graph(dojo.PipelineElement):  # type: ignore[misc, name-defined]  # the package is untyped
         name = "mixquant"
         answers: Sequence[AnyMessage] = ()
+        overflow: ContextOverflowError | None = None
 
         def query(
             self, query: str, runtime: Any, env: Any = None, messages: Sequence[Any] = (), extra_args: Any = None
         ) -> Any:
-            """Run the agent on the user's words; its tools change ``env``."""
+            """Run the agent on the user's words; its tools change ``env``. A full context window ends its run: what it
+            has done by then is judged."""
             graph = tool_agent(
                 model,
                 _tools(runtime, env),
@@ -116,9 +123,16 @@ def _pipeline(model: BaseChatModel, loop: asyncio.AbstractEventLoop) -> Any:
                 max_repeats=MAX_STEPS,
                 in_order=True,
             )
-            run = graph.ainvoke({"messages": [HumanMessage(query)]}, {"recursion_limit": 4 * MAX_STEPS})
-            state = asyncio.run_coroutine_threadsafe(run, loop).result()
-            self.answers = state["messages"]
+
+            async def run() -> None:
+                start = {"messages": [HumanMessage(query)]}
+                async for state in graph.astream(start, {"recursion_limit": 4 * MAX_STEPS}, stream_mode="values"):
+                    self.answers = state["messages"]
+
+            try:
+                asyncio.run_coroutine_threadsafe(run(), loop).result()
+            except ContextOverflowError as error:
+                self.overflow = error
             return query, runtime, env, _as_theirs(self.answers), extra_args or {}
 
     return Graph()
