@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixquant_agents.bench.shapes import SHAPES
+from mixquant_agents.engine.pair.engine import KV_BACK_MARGIN
 
 __all__ = ["Options"]
 
@@ -84,9 +85,12 @@ class Options:
             "--kept-seconds",
             type=int,
             default=60,
-            help="how long the writing engine keeps an answer's KV; its cache must hold it",
+            help="how long the writing engine keeps an answer's KV; in the last five it is not fetched any more",
         )
         parser.add_argument("--eager", action="store_true")
         parser.add_argument("--output", type=Path)
         words = sys.argv[1:] if arguments is None else arguments
-        return cls(command=" ".join([_PROGRAM, *words]), **vars(parser.parse_args(words)))
+        given = parser.parse_args(words)
+        if given.turns and given.connector == "nixl" and given.kept_seconds <= KV_BACK_MARGIN:
+            parser.error(f"--kept-seconds {given.kept_seconds}: give more than {KV_BACK_MARGIN:g}")
+        return cls(command=" ".join([_PROGRAM, *words]), **vars(given))

@@ -43,6 +43,9 @@ LEASE_SECONDS = 30.0
 """How long a prefill engine keeps KV that nobody has fetched: vLLM's ``kv_lease_duration``."""
 LONG_PROMPT = 64
 """Tokens from which a prompt has whole blocks, of any usual size, that a connector can hand on."""
+KV_BACK_MARGIN = 5.0
+"""Seconds before its end from which vLLM fetches no answer's KV back: the connector's
+``_KV_BLOCKS_EXPIRY_SAFETY_MARGIN``."""
 KEPT_THREADS = 4096
 """Conversations whose KV on the decode side is remembered."""
 
@@ -78,7 +81,8 @@ class PairEngine(Engine):
         kv_back: fetch an answer's KV from the decode side when the conversation goes on, instead of reading the answer
             again in the prefill side's precision. Needs ``bidirectional_kv_xfer`` on both sides, and engines that tell
             token ids (:class:`VllmEngine`): it is fetched where the next prompt repeats its tokens, and nowhere else.
-        kv_back_seconds: how long the decode side keeps it (its ``decoder_kv_blocks_ttl``).
+        kv_back_seconds: how long the decode side keeps it (its ``decoder_kv_blocks_ttl``); above 5, for vLLM fetches
+            nothing in the last five seconds.
 
     Raises:
         ConfigError: the sides do not fit together.
@@ -110,6 +114,11 @@ class PairEngine(Engine):
             raise ConfigError(
                 "kv_back=True needs engines that give token ids, such as VllmEngine: KV is fetched back only as far as "
                 "the next prompt repeats the tokens it was made of"
+            )
+        if kv_back and not kv_back_seconds > KV_BACK_MARGIN:
+            raise ConfigError(
+                f"kv_back_seconds={kv_back_seconds!r}: vLLM's connector fetches no KV in the last {KV_BACK_MARGIN:g} "
+                "seconds that it is kept; give more, and the decode side's decoder_kv_blocks_ttl alike"
             )
         self.prefill, self.decode = prefill, decode
         self._lease, self._kv_back, self._kv_back_seconds = lease_seconds, kv_back, kv_back_seconds
@@ -323,7 +332,7 @@ class PairEngine(Engine):
         if self._pid != os.getpid():  # a forked copy: the KV is its parent's
             self._forget()
         kept = self._kept.pop(request.thread_id, None) if request.thread_id is not None else None
-        if kept is None or self._clock() - kept.at > self._kv_back_seconds:
+        if kept is None or self._clock() - kept.at >= self._kv_back_seconds - KV_BACK_MARGIN:
             return {}
         known = kept.kv_transfer.get("remote_num_tokens")
         beginning = kept.token_ids[:known]

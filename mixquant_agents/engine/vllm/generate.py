@@ -19,7 +19,7 @@ from mixquant_agents.engine.meter import EngineStamps, TurnMeter
 from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.kept import Reuse
 from mixquant_agents.engine.vllm.row_counts import Counts, RowCountClient, draft_counts
-from mixquant_agents.errors import EngineError
+from mixquant_agents.errors import EngineError, KvLostError
 from mixquant_agents.records import TurnCounts, TurnTimes
 
 __all__ = ["StepMeter", "generate", "logprobs_of"]
@@ -165,7 +165,7 @@ async def generate(
                 if future is None and rows is not None and tokens:
                     future, seen = rows.ask(request_id), _preemptions(output.metrics, preempted)
                 if completion.finish_reason == "error":
-                    raise EngineError("the engine gave up on this request after an internal error; its log says more")
+                    raise _given_up(params, begun=posted or bool(tokens))
                 delta = TokenDelta(text=completion.text, token_ids=tokens, logprobs=logprobs_of(completion))
                 if not posted:  # parsers ask whether reasoning has begun; the counts are for turns that end early
                     known = meter.counts(None, None, plugin=rows is not None)
@@ -195,6 +195,25 @@ async def generate(
             with suppress(Exception):
                 await llm.abort(request_id)
         raise
+
+
+def _given_up(params: Any, *, begun: bool) -> EngineError:
+    """What the engine gives a request up for, which it does not say: KV that another engine had and that did not come,
+    or a grammar that cannot be made or was left."""
+    transfer = (getattr(params, "extra_args", None) or {}).get("kv_transfer_params") or {}
+    if not begun and (transfer.get("do_remote_prefill") or transfer.get("remote_block_ids")):
+        return KvLostError(
+            "the KV that another engine had of this prompt did not come: that engine keeps it no longer "
+            "(kv_lease_duration; decoder_kv_blocks_ttl, of which the last 5 seconds do not count), or the connection "
+            "between the two failed",
+            retryable=True,
+        )
+    if getattr(params, "structured_outputs", None) is not None:
+        return EngineError(
+            "the engine gave up on this request, whose answer follows a grammar: vLLM could not make that, or wrote "
+            "a token that it forbids; its log says which"
+        )
+    return EngineError("the engine gave up on this request after an internal error; its log says more")
 
 
 def _stopped_by(completion: Any) -> Literal["token", "word"] | None:

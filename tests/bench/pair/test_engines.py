@@ -33,6 +33,13 @@ def test_one_gpu_makes_no_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         own_process_engines(engine_configs(options(), tmp_path, gpus=True), gpus=True)
 
 
+def test_kv_that_is_never_fetched_back_is_not_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        options("--turns", "5", "--kept-seconds", "5")
+    assert "--kept-seconds 5: give more than 5" in capsys.readouterr().err
+    assert options("--turns", "5", "--kept-seconds", "6").kept_seconds == 6
+
+
 def test_command_line_is_kept_and_lengths_are_numbers() -> None:
     parsed = options("--lengths", "256,1024")
     assert parsed.command == "python -m mixquant_agents.bench.pair --turns 0 --lengths 256,1024"

@@ -10,6 +10,7 @@ import pytest
 
 from mixquant_agents import MixQuantChatModel, PairEngine
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
+from mixquant_agents.engine.pair.engine import KV_BACK_MARGIN
 from mixquant_agents.errors import (
     ConfigError,
     EngineClosedError,
@@ -296,6 +297,38 @@ async def test_answers_kv_goes_back_where_its_tokens_are_repeated(prefill: Side,
     assert "remote_block_ids" not in prefill.requests[3].kv_transfer
     await read(pair, ask("four", thread_id="t"))
     assert prefill.requests[4].prompt_token_ids == [4] * 20, "rendered once, for both sides"
+
+
+async def test_kv_that_vllm_would_decline_is_not_offered(prefill: Side, decode: Side) -> None:
+    """vLLM declines it in the last seconds that it is kept, and fails the request: read again, and later."""
+    now = 0.0
+    pair = PairEngine(prefill, decode, kv_back=True, kv_back_seconds=60, clock=lambda: now)
+    decode.kv_transfer = {"remote_block_ids": [[7]], "remote_num_tokens": 21}
+    offered = []
+    for age in (54.9, 55.0):
+        await read(pair, ask(thread_id="t", prompt_token_ids=tuple(range(20))))
+        now += age
+        await read(pair, ask(thread_id="t", prompt_token_ids=(*range(20), 0, 1, 50, 51)))
+        offered.append("remote_block_ids" in prefill.requests[-1].kv_transfer)
+        pair._forget()
+    assert offered == [True, False]
+    with pytest.raises(ConfigError, match="kv_back_seconds=5"):
+        PairEngine(prefill, decode, kv_back=True, kv_back_seconds=5)
+
+
+def test_margin_is_vllm_s() -> None:
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl import pull_worker
+
+    assert pull_worker._KV_BLOCKS_EXPIRY_SAFETY_MARGIN == KV_BACK_MARGIN
+
+
+async def test_decode_side_without_its_kv_is_no_failure_of_that_engine(
+    pair: PairEngine, prefill: Side, decode: Side
+) -> None:
+    decode.failure = KvLostError("it did not come", retryable=True)
+    with pytest.raises(KvLostError, match="it did not come") as caught:
+        await read(pair)
+    assert caught.value.retryable
 
 
 def test_sides_that_do_not_fit_are_refused(prefill: Side, decode: Side) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mixquant_agents.engine.parsing import TokenDelta
 from mixquant_agents.engine.vllm.generate import StepMeter, generate
 from mixquant_agents.engine.vllm.row_counts import RowCountClient
-from mixquant_agents.errors import EngineError
+from mixquant_agents.errors import EngineError, KvLostError
 
 
 def stats(scheduled: float, first: float, last: float, preemptions: int = 0) -> SimpleNamespace:
@@ -65,12 +65,14 @@ def rows_of(quantized: int, exact: int, recomputed: int = 0, preemptions: int = 
     return {"quantized": quantized, "exact": exact, "recomputed": recomputed, "preemptions": preemptions}
 
 
-async def play(llm: FakeLlm, prompt: int = 10, *, rows: bool = True, preempted: Any = lambda: 0) -> list[TokenDelta]:
+async def play(
+    llm: FakeLlm, prompt: int = 10, *, rows: bool = True, preempted: Any = lambda: 0, params: Any = None
+) -> list[TokenDelta]:
     deltas: list[TokenDelta] = []
     meter = StepMeter(prompt, time.monotonic() - 10)
     counter = RowCountClient(llm) if rows else None
     ids = {"prompt_token_ids": list(range(prompt))}
-    await generate(llm, ids, None, "r1", meter, counter, preempted, deltas.append)
+    await generate(llm, ids, params, "r1", meter, counter, preempted, deltas.append)
     return deltas
 
 
@@ -199,6 +201,23 @@ async def test_a_reader_that_fails_closes_the_stream() -> None:
 async def test_the_engines_own_error_is_raised() -> None:
     with pytest.raises(EngineError, match="internal error"):
         await play(FakeLlm([output([], reason="error")]))
+
+
+@pytest.mark.parametrize("kv", [{"do_remote_prefill": True}, {"do_remote_decode": True, "remote_block_ids": [[1]]}])
+async def test_kv_that_did_not_come_is_said(kv: dict[str, Any]) -> None:
+    """vLLM fails such a request, on either side of a pair, and says "error" alone."""
+    params = SimpleNamespace(extra_args={"kv_transfer_params": kv}, structured_outputs=None)
+    with pytest.raises(KvLostError, match=r"did not come: .*decoder_kv_blocks_ttl") as caught:
+        await play(FakeLlm([output([], reason="error")]), params=params)
+    assert caught.value.retryable
+    with pytest.raises(EngineError, match="internal error"):  # its KV had come
+        await play(FakeLlm([output([5], "a"), output([], reason="error")]), params=params)
+
+
+async def test_grammar_that_an_engine_gave_up_for_is_said() -> None:
+    params = SimpleNamespace(extra_args={"kv_transfer_params": {"do_remote_decode": True}}, structured_outputs="json")
+    with pytest.raises(EngineError, match="a token that it forbids"):
+        await play(FakeLlm([output([], reason="error")]), params=params)
 
 
 async def test_an_abort_of_the_engine_is_a_reason() -> None:
