@@ -13,8 +13,9 @@ from typing import Any
 
 from mixquant_agents.bench.prefill.plan import NESTED, OURS, Group, engine_of
 from mixquant_agents.bench.prefill.random_weights import LOAD_FORMAT
-from mixquant_agents.config import CAPTURE_SIZES, NumberFormat, PrecisionPolicy
+from mixquant_agents.config import CAPTURE_SIZES, EngineConfig, NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
+from mixquant_agents.engine.vllm.errors import start_error_from_text
 from mixquant_agents.errors import EngineStartError
 
 __all__ = ["SPAWN", "EngineProcess", "column_arguments", "engines"]
@@ -111,6 +112,7 @@ class EngineProcess:
     ) -> None:
         """``arguments`` are vLLM's; the process runs ``worker`` and logs to ``log``, with ``env`` set too."""
         self.name = name
+        self._model = str(arguments["model"])
         self._log = log
         self._stderr = log.open("w")
         self._process = subprocess.Popen(  # noqa: S603 - a worker of ours
@@ -151,7 +153,12 @@ class EngineProcess:
             if event.get("event") == "ready":
                 self._ready = event
             if event.get("event") == "failed":
-                raise EngineStartError(f"engine {self.name!r} did not start: {event['text']}; see {self._log}")
+                text = event["text"]
+                cause = start_error_from_text(text, "", EngineConfig(model=self._model), str(self._log))
+                known = type(cause) is not EngineStartError
+                raise EngineStartError(
+                    f"engine {self.name!r} did not start: {cause if known else text}; see {self._log}"
+                )
             if event.get("event") in events:
                 return event
 

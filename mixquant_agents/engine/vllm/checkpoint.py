@@ -151,13 +151,24 @@ def context_length(text: Any) -> int | None:
 
 
 def kv_bytes_per_token(text: Any, bytes_per_value: int) -> int | None:
-    """Bytes of one token in the KV cache (keys and values of all layers); ``None`` when the shape is not given."""
-    layers = getattr(text, "num_hidden_layers", None)
-    heads = getattr(text, "num_attention_heads", None)
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    width = getattr(text, "head_dim", None)
-    if width is None and heads and getattr(text, "hidden_size", None):
-        width = text.hidden_size // heads
-    if not (layers and kv_heads and width):
+    """Bytes of one token in the KV cache (keys and values of all layers); ``None`` when the shape is not given.
+
+    Layers with shapes of their own (Gemma 4: transformers refuses to read ``head_dim`` for all of them) are added up.
+    """
+    if getattr(text, "is_heterogeneous", False):
+        values = [_kv_values(layer) for layer in text.per_layer_config]
+    else:
+        values = [_kv_values(text)] * (getattr(text, "num_hidden_layers", None) or 0)
+    if not values or None in values:
         return None
-    return int(2 * layers * kv_heads * width * bytes_per_value)
+    return bytes_per_value * sum(value for value in values if value is not None)
+
+
+def _kv_values(layer: Any) -> int | None:
+    """Keys and values of one token in one layer."""
+    heads = getattr(layer, "num_attention_heads", None)
+    kv_heads = getattr(layer, "num_key_value_heads", None) or heads
+    width = getattr(layer, "head_dim", None)
+    if width is None and heads and getattr(layer, "hidden_size", None):
+        width = layer.hidden_size // heads
+    return int(2 * kv_heads * width) if kv_heads and width else None

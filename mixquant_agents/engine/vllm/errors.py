@@ -158,6 +158,12 @@ _CAUSES: tuple[tuple[type[MixQuantError], re.Pattern[str], str], ...] = (
         "size of 64, 96, 128 or 256, or name an attention_backend that lists it in vllm_args",
     ),
     (
+        ConfigError,  # vLLM before 0.28 beside transformers 5.15 or later
+        re.compile(r"is a per-layer attribute and may vary across layers"),
+        "the layers of {model!r} differ in shape, and this vLLM reads their shape in a way that this transformers "
+        "refuses ({cause}); upgrade vLLM to 0.28 or later, or take transformers below 5.15",
+    ),
+    (
         ConfigError,
         re.compile(
             r"ValidationError|is greater than the derived max_model_len|must be (greater|less|a|in|divisible)|"

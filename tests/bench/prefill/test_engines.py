@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
-from mixquant_agents.bench.prefill.engines import column_arguments
+import pytest
+
+from mixquant_agents.bench.prefill.engines import EngineProcess, column_arguments
 from mixquant_agents.bench.prefill.plan import COLUMNS
 from mixquant_agents.config import EngineConfig, PrecisionPolicy
 from mixquant_agents.engine.vllm.args import policy_arguments
+from mixquant_agents.errors import EngineStartError
 
 
 def test_columns_share_graph_sizes() -> None:
@@ -28,3 +33,22 @@ def test_column_arguments_switch_the_plugin_on_as_the_engine_does() -> None:
         assert wanted["hf_overrides"]["quantization_config"]["policy"] == policy.model_dump(mode="json")
     assert policy_arguments(PrecisionPolicy.of("exact")) == {}
     assert "hf_overrides" not in column_arguments("uniform-fp8", Path("m"), 1.0, dummy=True)
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ("AmbiguousGlobalPerLayerAttributeError: 'head_dim' is a per-layer attribute and may vary across layers.",
+         "upgrade vLLM to 0.28 or later"),
+        ("ZeroDivisionError: division by zero", "did not start: ZeroDivisionError: division by zero; see "),
+    ],
+)  # fmt: skip
+def test_engine_that_fails_to_start_says_why_and_what_would_work(tmp_path: Path, cause: str, words: str) -> None:
+    answer = json.dumps({"event": "failed", "text": cause})
+    worker = (sys.executable, "-c", f"print({answer!r}, flush=True); input()")
+    engine = EngineProcess("mixquant-fp8", {"model": "shapes/gemma"}, tmp_path / "log", worker)
+    with pytest.raises(EngineStartError, match="engine 'mixquant-fp8' did not start") as error:
+        engine.wait_for("ready")
+    engine.close()
+    assert words in str(error.value)
+    assert str(tmp_path / "log") in str(error.value)

@@ -91,6 +91,19 @@ def test_shape_of_the_embedded_model() -> None:
     assert kv_bytes_per_token(shape, 4) == 2 * 30 * 3 * 64 * 4
 
 
+def test_layers_with_shapes_of_their_own_are_added_up() -> None:
+    from transformers import Gemma4TextConfig
+
+    layer_types = ["sliding_attention", "sliding_attention", "full_attention"]
+    shape = Gemma4TextConfig(
+        num_hidden_layers=3, layer_types=layer_types, num_attention_heads=8, num_key_value_heads=4, head_dim=32,
+        global_head_dim=64, num_global_key_value_heads=1, attention_k_eq_v=True, hidden_size=128,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="per-layer attribute"):
+        _ = shape.head_dim
+    assert kv_bytes_per_token(shape, 2) == 2 * 2 * (4 * 32 + 4 * 32 + 1 * 64)
+
+
 def test_an_unknown_shape_is_none() -> None:
     assert context_length(SimpleNamespace()) is None
     assert kv_bytes_per_token(SimpleNamespace(num_hidden_layers=2), 4) is None

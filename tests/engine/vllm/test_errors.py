@@ -126,6 +126,8 @@ LOGS = [
     ("ValueError: World size (2) is larger than the number of available GPUs (1) in this node.", tree.ConfigError),
     ("ValueError: No valid attention backend found for cuda with AttentionSelectorConfig(head_size=40). Reasons: "
      "{FLASH_ATTN (head_size not supported)}.", tree.ConfigError),
+    ("transformers.x.AmbiguousGlobalPerLayerAttributeError: 'head_dim' is a per-layer attribute and may vary across "
+     "layers. Access it via the individual layer configs instead", tree.ConfigError),
     ("mixquant_agents.errors.OutOfMemoryError: the quantized twins need more than 7.0 GiB beside the exact weights",
      tree.OutOfMemoryError),
     ("mixquant_agents.errors.ConfigError: 'layers.0.mlp.experts' is a mixture-of-experts layer", tree.ConfigError),
@@ -152,6 +154,9 @@ def test_a_failed_start_is_named_by_its_log(line: str, kind: type[Exception]) ->
         ("RuntimeError: Failed to infer device type, please", "nvidia-smi"),
         ("ValueError: World size (2) is larger than the number of available GPUs (1)", "tensor_parallel_size"),
         ("ValueError: No valid attention backend found for cuda with head_size=40", "64, 96, 128 or 256"),
+        ("transformers.integrations.heterogeneity.configuration_utils.AmbiguousGlobalPerLayerAttributeError: "
+         "'head_dim' is a per-layer attribute and may vary across layers.",
+         "vLLM to 0.28"),
         ("mixquant_agents.errors.OutOfMemoryError: the quantized twins need more than 7.0 GiB; use policy 'exact'",
          "policy 'exact'"),
         ("mixquant_agents.errors.ConfigError: 'x.experts' has no twin; add 're:.*experts' to ignored_layers",
