@@ -10,6 +10,7 @@ from markupsafe import Markup
 from mixquant_agents.dashboard import charts, formatting
 from mixquant_agents.dashboard.query import EVERYTHING, FITTING, WINDOWS, names_in, window_start
 from mixquant_agents.dashboard.templates import render
+from mixquant_agents.records import TimeField
 from mixquant_agents.telemetry.analysis.overview import Comparison, compare
 from mixquant_agents.telemetry.store.aggregate import SUMMARIZED
 from mixquant_agents.telemetry.store.filters import TurnFilter
@@ -70,7 +71,7 @@ def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:
     ):
         a, b = getattr(seen.a, key), getattr(seen.b, key)
         rows.append((name, formatting.rate(a), formatting.rate(b), quotient(a, b)))
-    for time in SUMMARIZED:
+    for time in _measured(seen):
         for index, percent in enumerate(("p50", "p95")):
             a, b = seen.a.percentiles[time.name][index], seen.b.percentiles[time.name][index]
             rows.append((f"{time.label}, {percent}", formatting.duration(a), formatting.duration(b), quotient(a, b)))
@@ -80,5 +81,12 @@ def comparison_rows(seen: Comparison) -> list[tuple[str, str, str, str]]:
 def comparison_charts(seen: Comparison, names: tuple[str, str]) -> list[Markup]:
     """Distributions by phase."""
     return [
-        charts.histogram(time.label, seen.distributions[time.name], names, formatting.duration) for time in SUMMARIZED
+        charts.histogram(time.label, seen.distributions[time.name], names, formatting.duration)
+        for time in _measured(seen)
     ]
+
+
+def _measured(seen: Comparison) -> list[TimeField]:
+    """The durations that a turn of either side has: only a pair of engines transfers KV."""
+    sides = (seen.a.percentiles, seen.b.percentiles)
+    return [time for time in SUMMARIZED if any(value is not None for side in sides for value in side[time.name])]

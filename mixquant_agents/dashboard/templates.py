@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixquant_agents.dashboard import formatting
-from mixquant_agents.records import COUNTS, TIMES
+from mixquant_agents.records import COUNTS, TIMES, TimeField, TurnRecord
 
 __all__ = ["render"]
 
@@ -25,6 +26,11 @@ COLUMNS = {
 """Columns of the table of turns."""
 
 
+def _measured(times: Sequence[tuple[TimeField, str]], turns: Sequence[TurnRecord]) -> list[tuple[TimeField, str]]:
+    """Those of ``times`` that some turn has: an engine without a queue or a transfer needs no column for them."""
+    return [entry for entry in times if any(getattr(turn, entry[0].field) is not None for turn in turns)]
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -32,7 +38,7 @@ def _environment() -> Environment:
     )
     for name in ("clock", "count", "duration", "moment", "pretty", "rate", "ratio", "score", "share"):
         environment.filters[name] = getattr(formatting, name)
-    environment.globals["columns"] = COLUMNS
+    environment.globals |= {"columns": COLUMNS, "measured": _measured}
     return environment
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from html import unescape
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +12,7 @@ import pytest
 from dashboard_help import make_turn
 
 from mixquant_agents.dashboard import views
+from mixquant_agents.dashboard.compare import compare_page
 from mixquant_agents.dashboard.export import export_links, thread_rows
 from mixquant_agents.dashboard.report import thread_report
 from mixquant_agents.errors import RequestError
@@ -24,6 +26,13 @@ def store(tmp_path: Path) -> TurnStore:
     for thread, error in (("fine", None), ("tools", None), ("ended", None), ("turn", "EngineDeadError: the 7 secrets")):
         turn = make_turn(thread_id=thread, run_id=f"run-{thread}", error=error)
         recorder.record(turn)
+        if thread == "turn":
+            for values in (
+                {"aborted": True},
+                {"aborted": True},
+                {"error": "TurnTimeoutError: late", "policy": "other"},
+            ):
+                recorder.record(make_turn(thread_id=thread, run_id=f"run-{thread}", turn_index=1, **values))
         kinds = {"tools": [SpanKind.TOOL] * 7, "ended": [SpanKind.TOOL, SpanKind.AGENT]}.get(thread, [])
         for number, kind in enumerate(kinds):
             recorder.record_span(
@@ -49,8 +58,10 @@ def test_list_says_what_went_wrong(store: TurnStore) -> None:
         "fine": "fine",
         "tools": "7 tool errors",
         "ended": "1 run failed 1 tool error",
-        "turn": "1 turn failed, aborted",
+        "turn": "2 turns failed 2 turns aborted",
     }
+    assert outcomes(store, policy="other") == {"turn": "1 turn failed"}
+    assert outcomes(store, policy="exact")["turn"] == "1 turn failed 2 turns aborted"
     assert list(outcomes(store, tools="failed")) == ["ended", "tools"]
     assert list(outcomes(store, order="bad"))[:2] == ["turn", "tools"]
     with pytest.raises(RequestError, match="tools 'broken' is unknown; 'failed' chooses"):
@@ -85,7 +96,9 @@ def test_thread_says_which_tools_failed(store: TurnStore) -> None:
         state(str(views.thread_page(store, {"id": "ended"})))
         == "1 run failed 1 tool error tool_0: KeyError: '<pens> 0'"
     )
-    assert state(str(views.thread_page(store, {"id": "turn"}))) == "1 turn failed, aborted"
+    assert state(str(views.thread_page(store, {"id": "turn"}))) == (
+        "2 turns failed 2 turns aborted turn 0: EngineDeadError: the 7 secrets turn 1: TurnTimeoutError: late"
+    )
     assert not state(str(views.thread_page(store, {"id": "fine"})))
 
 
@@ -97,3 +110,25 @@ def test_report_quotes_errors_only_with_content(store: TurnStore, content: bool)
     page = thread_report(store, "turn", content=content)
     assert ("secrets" in page) == content
     assert "EngineDeadError" in page
+
+
+@pytest.mark.parametrize("transfer", [None, 0.25])
+def test_column_stands_only_where_a_turn_has_its_figure(tmp_path: Path, transfer: float | None) -> None:
+    recorder = StoreRecorder(tmp_path / "turns.sqlite")
+    times = {"transfer_seconds": transfer, "ttft_seconds": 0.043 + (transfer or 0)}
+    for policy in ("exact", "mixquant-fp8"):
+        recorder.record(make_turn(thread_id="pair", policy=policy, **times))
+    recorder.close()
+    with closing(TurnStore(tmp_path / "turns.sqlite")) as store:
+        thread = str(views.thread_page(store, {"id": "pair"}))
+        compared = str(compare_page(store, {"a.policy": "exact", "b.policy": "mixquant-fp8"}))
+    shown = transfer is not None
+    assert ("KV transfer</th>" in thread) == shown
+    assert ('data-label="KV transfer"' in thread) == shown
+    assert ("KV transfer, p50" in compared) == shown
+    assert ("<b>KV transfer</b>" in compared) == shown
+    assert "Queue</th>" in thread
+    assert "Queue, p50" in compared
+    headings = re.findall(r"<thead><tr class=\"group\">.*?</thead>", thread, re.DOTALL)[-1]
+    spans = [int(count) for count in re.findall(r'colspan="(\d+)"', headings)]
+    assert sum(spans) + 1 == len(re.findall(r"<th scope=\"col\"", headings))

@@ -29,6 +29,7 @@ class ThreadSummary:
 
     Attributes:
         bad: turns that failed or were aborted.
+        failed_turns: those of them that failed.
         failed_tools: tool calls that raised or answered with an error. Agents often go on after one, so it is counted
             beside the turns.
         failed_runs: runs of the whole agent that ended with an error.
@@ -49,6 +50,7 @@ class ThreadSummary:
     models: tuple[str, ...]
     question: str | None = None
     score: float | None = None
+    failed_turns: int = 0
     failed_tools: int = 0
     failed_runs: int = 0
 

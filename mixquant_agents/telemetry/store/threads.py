@@ -104,6 +104,13 @@ def thread_summaries(
         )
         for thread, tools, runs in connection.execute(failures, part):
             beside[thread] |= {"failed_tools": int(tools), "failed_runs": int(runs)}
+        bad = [thread for thread in part if any(whole_number(row["bad"]) for row in rows[thread])]
+        failed_turns = (
+            f"SELECT thread_id, count(*) FROM turns WHERE {_within(series_ids)} AND error IS NOT NULL "  # noqa: S608 # constants
+            f"AND thread_id IN ({', '.join('?' * len(bad))}) GROUP BY thread_id"
+        )
+        for thread, turns in connection.execute(failed_turns, (*(series_ids or ()), *bad)):
+            beside[thread]["failed_turns"] = turns
     series = {entry.id: entry for entry in read_series()}
     return [
         replace(_summary(thread, thread_rows, series), **beside[thread])
@@ -112,11 +119,16 @@ def thread_summaries(
     ]
 
 
+def _within(series_ids: Sequence[int] | None) -> str:
+    """The condition that a row is of one of these series, whose ids are bound to it."""
+    return "1" if series_ids is None else f"series_id IN ({', '.join('?' * len(series_ids))})"
+
+
 def _summed_rows(turn_filter: TurnFilter, series_ids: Sequence[int] | None) -> _Conditions:
     """Which rows of ``thread_stats`` a thread's sums cover."""
     conditions = _Conditions()
     if series_ids is not None:
-        conditions.add(f"series_id IN ({', '.join('?' * len(series_ids))})", *series_ids)
+        conditions.add(_within(series_ids), *series_ids)
     if turn_filter.status is not None:
         conditions.add("bad = 0" if turn_filter.status == "ok" else "bad > 0")
     return conditions
