@@ -25,6 +25,8 @@ from mixquant_agents.validation import FrozenConfig
 __all__ = ["Calibration", "Writers"]
 
 Count = Annotated[int, Field(ge=1)]
+NO_TIME = 1e-9
+"""Seconds that a clock cannot tell from none; errors are relative to more than that."""
 
 
 class Writers(FrozenConfig):
@@ -107,7 +109,8 @@ class Calibration(FrozenConfig):
         prompts = [(rows, 0, seconds) for rows, seconds in self.cold if rows > budget]
         prompts += [(rows, self.context, seconds) for rows, seconds in self.warm]
         equations, results = [], []
-        for rows, context, seconds in prompts:
+        for rows, context, measured in prompts:
+            seconds = max(measured, NO_TIME)
             begins = range(0, rows, budget)
             steps = [min(budget, rows - begin) for begin in begins]
             pairs = sum(size * (context + begin) for size, begin in zip(steps, begins, strict=True))
@@ -153,7 +156,10 @@ def _mean(first: Any, second: Any) -> Any:
     if first is None or second is None:
         return None
     if isinstance(first, Mapping):
+        if any(isinstance(value, int) and value != second[name] for name, value in first.items()):
+            return None  # other writers
         return {name: _mean(value, second[name]) for name, value in first.items()}
     if isinstance(first, (tuple, list)):
-        return tuple((at, (x + y) / 2) for (at, x), (_, y) in zip(first, second, strict=True))
-    return (first + second) / 2 if first != second else first
+        others = dict(second)
+        return tuple((at, (seconds + others[at]) / 2) for at, seconds in first if at in others)
+    return first if isinstance(first, int) else (first + second) / 2

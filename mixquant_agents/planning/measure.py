@@ -162,25 +162,14 @@ async def calibrate(
     short = 32
     decode: dict[int, float] = {}
     for writers in probes.writers:
-        decode[writers] = await _writing(driver, [driver.ids(short) for _ in range(writers)], probes.tokens)
+        if limits is None or writers <= limits.max_num_seqs:
+            step = await _writing(driver, [driver.ids(short) for _ in range(writers)], probes.tokens)
+            decode |= {} if step is None else {writers: step}
     say("writers, ms a step: " + ", ".join(f"{count} {seconds * 1e3:.2f}" for count, seconds in decode.items()))
-    own = shared = None
-    if probes.context:
-        kv_tokens = limits.kv_tokens if limits is not None else 0
-        max_writers = kv_tokens // (probes.context + 2 * probes.tokens)
-        many = max((count for count in probes.writers if count <= max_writers), default=probes.writers[0])
-        contexts = [driver.ids(probes.context) for _ in range(many)]
-        half = probes.tokens // 2
-        own = Writers(
-            count=many, context=probes.context + half, seconds=await _writing(driver, contexts, probes.tokens)
-        )
-        if many > 1:
-            contexts = [[*contexts[0], *driver.ids(1)] for _ in range(many)]
-            shared = Writers(
-                count=many, context=probes.context, seconds=await _writing(driver, contexts, probes.tokens)
-            )
-            figures = f"{own.seconds * 1e3:.2f}, with one in common {shared.seconds * 1e3:.2f}"
-            say(f"{many} writers with a long context, ms a step: {figures}")
+    own, shared = await _long_contexts(driver, probes, limits, tuple(decode)) if probes.context else (None, None)
+    for writers_, whose in ((own, "of their own"), (shared, "in common")):
+        if writers_ is not None:
+            say(f"{writers_.count} writers with a long context {whose}, ms a step: {writers_.seconds * 1e3:.2f}")
     rows = probes.rows[1]
     prompt = await _together(driver, rows, probes.together, probes.repeats)
     more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)
@@ -196,6 +185,26 @@ async def calibrate(
         prompt=max(0.0, more),
         latency=latency,
     )
+
+
+async def _long_contexts(
+    driver: _Driver, probes: Probes, limits: EngineLimits | None, counts: Sequence[int]
+) -> tuple[Writers | None, Writers | None]:
+    """As many writers as the KV cache holds, each behind a long context of its own, and behind one in common. ``None``
+    for what could not be measured."""
+    kv_tokens = limits.kv_tokens if limits is not None else 0
+    max_writers = kv_tokens // (probes.context + 8 * probes.tokens)
+    many = max((count for count in counts if count <= max_writers), default=min(counts))
+    contexts = [driver.ids(probes.context) for _ in range(many)]
+    for context in contexts:  # read one after the other, the first would have written before the last begins
+        await driver.turn(context, 1)
+    half = probes.tokens // 2
+    step = await _writing(driver, contexts, probes.tokens)
+    own = None if step is None else Writers(count=many, context=probes.context + half, seconds=step)
+    if many < 2:
+        return own, None
+    step = await _writing(driver, [[*contexts[0], *driver.ids(1)] for _ in range(many)], probes.tokens)
+    return own, None if step is None else Writers(count=many, context=probes.context, seconds=step)
 
 
 async def measure_latency(engine: Engine, probes: Probes) -> float:
@@ -231,18 +240,22 @@ async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> f
     return max(0.0, statistics.median(shares)) if shares else None
 
 
-async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: int) -> float:
-    """Mean seconds a step while a writer behind each of ``prompts`` writes."""
-    turns = await asyncio.gather(*(driver.turn(prompt, tokens) for prompt in prompts))
-    begun = max(stamps[0] for _, stamps, _, _ in turns)
-    ended = min(stamps[-1] for _, stamps, _, _ in turns)
-    gaps = [
-        later - earlier
-        for _, stamps, _, _ in turns
-        for earlier, later in itertools.pairwise(stamps)
-        if earlier > begun and later <= ended
-    ]
-    return float(np.mean(gaps)) if gaps else (ended - begun) / tokens
+async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: int) -> float | None:
+    """Mean seconds a step while a writer behind each of ``prompts`` writes; ``None`` where they never all write at
+    once, as where a prompt takes longer to read than another writer to end."""
+    for answer in (tokens, 4 * tokens):
+        turns = await asyncio.gather(*(driver.turn(prompt, answer) for prompt in prompts))
+        begun = max(stamps[0] for _, stamps, _, _ in turns)
+        ended = min(stamps[-1] for _, stamps, _, _ in turns)
+        gaps = [
+            later - earlier
+            for _, stamps, _, _ in turns
+            for earlier, later in itertools.pairwise(stamps)
+            if earlier >= begun and later <= ended
+        ]
+        if gaps:
+            return float(np.mean(gaps))
+    return None
 
 
 async def _together(driver: _Driver, rows: int, prompts: int, repeats: int) -> float:

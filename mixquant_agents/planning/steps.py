@@ -73,10 +73,10 @@ class MeasuredSteps(FrozenConfig):
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasuredSteps:
-        for name in ("prefill", "decode"):
+        for name, least, words in (("prefill", 2, "two points"), ("decode", 1, "a point")):
             points = [point for point, _ in getattr(self, name)]
-            if len(points) < 2 or points != sorted(set(points)):
-                raise ValueError(f"{name} needs two points at least, in rising order, and has {points}")
+            if len(points) < least or points != sorted(set(points)):
+                raise ValueError(f"{name} needs {words} at least, in rising order, and has {points}")
         return self
 
     def with_latency(self, latency: float) -> MeasuredSteps:
@@ -106,9 +106,9 @@ class MeasuredSteps(FrozenConfig):
 
 
 def interpolated(curve: Curve, at: float) -> float:
-    """Linear between the points, and beyond the last with its slope; before the first, its value."""
+    """Linear between the points, and beyond the last with its slope; before the first, and of one alone, its value."""
     points = [point for point, _ in curve]
-    if at <= points[0]:
+    if at <= points[0] or len(points) == 1:
         return curve[0][1]
     right = min(max(1, bisect.bisect_left(points, at)), len(points) - 1)
     (low, start), (high, end) = curve[right - 1], curve[right]

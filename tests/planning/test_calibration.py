@@ -75,6 +75,45 @@ def test_context_in_common_costs_less_where_it_was_measured() -> None:
     assert unknown.seconds([], contexts, 7168) == unknown.seconds([], contexts)
 
 
+SECONDS = st.floats(0, 10) | st.sampled_from([0.0, 1e-12, 0.02])
+
+
+@st.composite
+def noisy_calibrations(draw: st.DrawFn) -> Calibration:
+    """Any times that a clock may show: shorter for more work, none at all, of writers that cost less together."""
+
+    def curve(points: tuple[int, ...]) -> tuple[tuple[int, float], ...]:
+        return tuple((point, draw(SECONDS)) for point in points)
+
+    def writers() -> Writers | None:
+        count, context = draw(st.integers(1, 32)), draw(st.integers(1, 9000))
+        return draw(st.none() | st.builds(Writers, count=st.just(count), context=st.just(context), seconds=SECONDS))
+
+    warm = draw(st.booleans())
+    return Calibration(
+        latency=draw(st.none() | SECONDS),
+        budget=draw(st.none() | st.just(BUDGET)),
+        cold=curve(ROWS),
+        warm=curve(ROWS[4:]) if warm else (),
+        context=CONTEXT if warm else 0,
+        decode=curve(draw(st.sampled_from([(1,), (1, 8), (1, 2, 32)]))),
+        decode_context=56,
+        own=writers(),
+        shared=writers(),
+        prompt=draw(SECONDS),
+    )
+
+
+@settings(max_examples=60)
+@given(before=noisy_calibrations(), after=noisy_calibrations())
+def test_no_measured_time_makes_a_plan_fail(before: Calibration, after: Calibration) -> None:
+    for calibrated in (before, after, before.mean(after)):
+        steps = calibrated.steps("test")
+        for prompts, writers in (([], [9000] * 8), ([(100, 0)], []), ([(2048, 8192), (1, 20_000)], [60, 9000])):
+            assert 0 <= steps.seconds(prompts, writers, sum(writers) // 2) < float("inf")
+        assert 0 <= steps.outside(20_000) < float("inf")
+
+
 def test_mean_of_two_calibrations() -> None:
     before, after = calibration(0.004, 1e-6, 1e-9, measured=0.004), calibration(0.006, 1e-6, 1e-9)
     mean = before.mean(after)

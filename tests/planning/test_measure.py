@@ -25,11 +25,13 @@ LIMITS = EngineLimits(kv_tokens=10_000)
 
 
 class Engines(Engine):
-    """A millisecond a token, and a tenth of one a new prompt row, in which writers wait; keeps the prompts."""
+    """A millisecond a token, and a tenth of one a new prompt row, in which writers wait unless prompts are read
+    ``apart`` from them, one after the other; keeps the prompts."""
 
-    def __init__(self, front_end: float = 0.0) -> None:
+    def __init__(self, front_end: float = 0.0, *, apart: bool = False, prefix_cache: bool = True) -> None:
         self.prompts: list[list[int]] = []
-        self._front_end, self._step = front_end, asyncio.Lock()
+        self._front_end, self._prefix_cache, self._step = front_end, prefix_cache, asyncio.Lock()
+        self._reading = asyncio.Lock() if apart else self._step
 
     @property
     def info(self) -> EngineInfo:
@@ -37,10 +39,11 @@ class Engines(Engine):
 
     async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
         prompt = list(request.prompt_token_ids or ())
-        cached = max((common_length(prompt, known) for known in self.prompts), default=0)
+        known_prompts = self.prompts if self._prefix_cache else []
+        cached = max((common_length(prompt, known) for known in known_prompts), default=0)
         self.prompts.append(prompt)
         await asyncio.sleep(self._front_end)
-        async with self._step:
+        async with self._reading:
             await asyncio.sleep(1e-4 * (len(prompt) - cached))
         for token in range(request.sampling.max_tokens or 0):
             async with self._step:
@@ -79,6 +82,24 @@ async def test_calibration_brings_rising_curves() -> None:
     assert [seconds for _, seconds in steps.prefill] == sorted(seconds for _, seconds in steps.prefill)
     assert steps.prefill[-1][1] > 0.003
     assert steps.decode[0][1] > 0.0009
+
+
+@pytest.mark.parametrize("prefix_cache", [True, False])
+async def test_writers_whose_contexts_take_long_to_read(*, prefix_cache: bool) -> None:
+    """Read one after the other, each writer has ended before the next begins: an end before the beginning made a step
+    of less than no time, and the calibration failed."""
+    probes = Probes(rows=(8, 16), context=500, writers=(1, 2), tokens=4, repeats=1, beside_writer=(16,))
+    calibration = await calibrate(Engines(apart=True, prefix_cache=prefix_cache), probes, limits=LIMITS)
+    assert (calibration.own is not None) is prefix_cache, "no figure where they never write at once"
+    assert (calibration.shared is not None) is prefix_cache
+    assert calibration.steps("test").writer_context >= 0
+
+
+async def test_no_more_writers_are_tried_than_run_at_once() -> None:
+    probes = Probes(rows=(8, 16), context=0, writers=(1, 2, 4), tokens=4, repeats=1, beside_writer=(16,))
+    calibration = await calibrate(Engines(), probes, limits=EngineLimits(kv_tokens=10_000, max_num_seqs=1))
+    assert [count for count, _ in calibration.decode] == [1]
+    assert calibration.steps("test").seconds([], [50, 50]) > 0
 
 
 async def test_time_in_which_no_writer_waits_is_no_part_of_a_step() -> None:
