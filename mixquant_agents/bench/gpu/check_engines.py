@@ -59,6 +59,7 @@ from mixquant_agents.bench.prefill.plan import NESTED
 from mixquant_agents.bench.shapes import SHAPES
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.files import write_whole
+from mixquant_agents.precision.plan import Mode
 
 SHORT = (5, 40, 100, 120)
 LONG = (200, 500, 1100, 2500)
@@ -167,8 +168,10 @@ POLICIES: dict[str, dict[str, Any]] = {
     "nested-draft": {"draft": "twin"},
 }
 """What some engines' policies say beside their column's."""
-FORCED = {"nested-draft": 3}
+FORCED = {"mixquant-draft": 3, "nested-draft": 3}
 """Tokens that some engines draft in every cycle, whether it pays or not; one whose drafts were never right, fails."""
+WHOLE_STEPS = ("mixquant-chunked-full",)
+"""Engines whose small steps are to replay full graphs in all three modes."""
 PAIRS = {
     "projections": "exact", "projections-eager": "exact-eager", "calibrated": "exact-eager",
     "mixquant": "exact", "mixquant-piecewise": "exact", "mixquant-full": "exact", "mixquant-eager": "exact-eager",
@@ -409,7 +412,8 @@ def examine(
             engine.ask(do="drafts", count=FORCED[name])
         outcome.add(name, answered(engine, prompts, lora=lora if name.endswith("lora") else ""))
         if name in BESIDE:
-            outcome.add(f"{name} beside others", answered(engine, short, [longer[n] for n in longer if n > 250]))
+            company = [longer[n][::-1] for n in longer if n > 250]  # backwards, since the prefix cache knows the others
+            outcome.add(f"{name} beside others", answered(engine, short, company))
         if name in MANY and many:
             outcome.add(f"{name} many", answered(engine, many, at_once=8))
         if name in SCORED:
@@ -424,6 +428,9 @@ def examine(
             outcome.add(f"{name} last exact", answered(engine, longer))
         status = engine.ask(do="status", plugin=not name.startswith("exact"))
         outcome.note(name, **status)
+        replayed = status.get("plugin", {}).get("gpu", {}).get("full_graph_steps", {})
+        if name in WHOLE_STEPS and not all(replayed.get(mode.value) for mode in Mode):
+            outcome.note(name, error=f"was to replay full graphs of small steps in every mode, but did {replayed}")
         if name in FORCED and not status.get("drafts", {}).get("accepted"):
             outcome.note(
                 name, error=f"was to draft and have drafts accepted, but its counts are {status.get('drafts')}"

@@ -1,15 +1,22 @@
 """What else is asked of an engine that drafts: ``python -m mixquant_agents.bench.gpu.draft_features MODEL OUT.json``.
 
-``MODEL`` is a folder with weights and a tokenizer. Engines, all at once on one GPU: ``exact``; ``twin``, whose twin
-drafts three tokens at a time; ``window``, the same with drafts that read the last 64 tokens and the first 32 of a
-context; ``phase``, phase-aware FP8 without drafts, and ``eagle3``, the same with a random EAGLE-3 head; ``mtp-phase``
-and ``mtp``, a small random model without and with its random MTP layer.
+``MODEL`` is a folder with weights and a tokenizer that knows the model's end of text. Engines, all at once on one GPU:
+``exact``; ``twin``, whose twin drafts three tokens in every cycle, whether that pays or not, with n-gram drafts first;
+``window``, the same without n-grams and with drafts that read the last 64 tokens and the first 32 of a context;
+``phase``, phase-aware FP8 without drafts, and ``eagle3``, the same with a random EAGLE-3 head; ``mtp-phase`` and
+``mtp``, a small random model without and with its random MTP layer.
 
 Each answers a dozen prompts under every feature in :data:`FEATURES`: greedy answers, why they ended and the log
 probabilities of their tokens must be those of the engine without drafts (:data:`PAIRS`), ties aside. Then: several
-answers to a prompt, a seed asked for twice, and requests aborted in the middle of cycles, beside which the others'
-answers stay the same and after which every block of the KV cache is free. Drafts that were verified are counted for
-each feature: one that nobody drafted for shows nothing, and fails.
+answers to a prompt, a seed asked for twice, a prompt that repeats itself, for which lookups must have drafted, and
+requests aborted in the middle of cycles, beside which the others' answers stay the same and after which every block of
+the KV cache is free. Drafts that were verified are counted for each feature: one that nobody drafted for shows nothing,
+and fails.
+
+What is compared must have been read alike. ``twin`` and ``window`` are compared with ``exact``, so they read every
+prompt exact, however many are read in one step. ``phase``, ``eagle3`` and the other two read all prompts quantized, and
+without a prefix cache: a trained head gives up the cache's last block, which would then be read in a smaller step, and
+exact.
 """
 
 # ruff: noqa: T201 - a program
@@ -38,6 +45,11 @@ ANSWER = 40
 PROMPTS = 12
 LENGTHS = (12, 30, 60, 150, 280)
 WINDOW = 64
+DRAFTS = 3
+EXACT_READING = 4096
+"""Row threshold of engines that are compared with ``exact``: all prompts of a step together have fewer rows."""
+QUANTIZED_READING = 256
+"""Of the others: all prompts together have more, and a step that verifies drafts has fewer."""
 SCHEMA = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "size": {"type": "integer"}},
@@ -52,11 +64,21 @@ FEATURES: dict[str, dict[str, Any]] = {
     "logprobs": {"logprobs": 5},
     "penalties": {"repetition_penalty": 1.2, "frequency_penalty": 0.4, "presence_penalty": 0.3},
     "bias": {"logit_bias": {"28": -100.0, "198": 2.0}},
+    "min_p": {"min_p": 1.0, "temperature": 1.0},
     "json": {"structured": {"json": SCHEMA}, "max_tokens": 60},
     "regex": {"structured": {"regex": PATTERN}, "max_tokens": 60},
 }
-"""By name what is asked of sampling. The vocabulary of a random model is small and has no text: it takes three."""
+"""By name what is asked of sampling."""
+SEVERAL = {"n": 2, "top_k": 1, "temperature": 1.0}
+"""Several answers to a prompt, which no greedy request may ask for."""
+AS_GREEDY = ("min_p", "n")
+"""Sampled, and yet the likeliest token alone is left to be drawn: the answers must be the greedy ones."""
 WITHOUT_TEXT = ("greedy", "logprobs", "penalties")
+"""What the random model is asked for: its vocabulary is small and has no text."""
+REFUSED_BY_HEADS = ("bias", "min_p")
+"""vLLM refuses these beside drafters of its own; the twin's drafts take them."""
+FORCED = ("twin", "window")
+"""Engines that draft in every cycle; on a model this small drafts do not pay, and none would come."""
 PAIRS = {"twin": "exact", "window": "exact", "eagle3": "phase", "mtp": "mtp-phase"}
 """Which engine writes without the drafts of which."""
 SERVE = (sys.executable, "-m", "mixquant_agents.bench.gpu.draft_features", "--serve")
@@ -180,8 +202,10 @@ def verdict(feature: str, measured: dict[str, Any], base: dict[str, Any]) -> lis
             wrong.append(
                 f"{feature}: answer {number} parts at token {gap['same']}, which was no tie: {gap['margin']:.2f}"
             )
-        if gap["rms"] > TIE:
+        if gap["rms"] > TIE and feature not in AS_GREEDY:  # there all are 0
             wrong.append(f"{feature}: log probabilities of answer {number} differ by {gap['rms']:.2f}")
+        if "error" in (x["finish"], y["finish"]):
+            wrong.append(f"{feature}: answer {number} was ended by the engine: {x['text']!r}, {y['text']!r}")
         if gap["ends_otherwise"]:
             wrong.append(
                 f"{feature}: answer {number} ends by {x['finish']} {x['stop']!r}, not {y['finish']} {y['stop']!r}"
@@ -198,9 +222,11 @@ def verdict(feature: str, measured: dict[str, Any], base: dict[str, Any]) -> lis
 def examine(engine: EngineProcess, prompts: list[list[int]], features: list[str]) -> dict[str, Any]:
     """Everything that one engine is asked for; what it refuses is noted as ``error``."""
     seen: dict[str, Any] = {"ready": engine.wait_for("ready")["start_seconds"]}
+    if engine.name in FORCED:
+        engine.ask(do="drafts", count=DRAFTS)
     for feature in features:
         seen[feature] = asked(engine, prompts, FEATURES[feature])
-    seen["n"] = asked(engine, prompts, {"n": 2})
+    seen["n"] = asked(engine, prompts, SEVERAL)
     sampled = {"temperature": 0.8, "seed": 7, "n": 2}
     alone = prompts[:1]
     asked(engine, alone, sampled)  # its prompt is in the prefix cache from now on
@@ -209,11 +235,19 @@ def examine(engine: EngineProcess, prompts: list[list[int]], features: list[str]
         asked(engine, alone, sampled),
         asked(engine, alone, {**sampled, "seed": 8}),
     ]
+    seen["copies"] = asked(engine, [(prompts[1] * 3)[: 3 * len(prompts[1]) - 4]], {"max_tokens": 2 * ANSWER})
     before = engine.ask(do="free_blocks")
     seen["aborted"] = engine.ask(do="answers", prompts=prompts, settings={}, abort_after=9)
     seen["blocks"] = [before, engine.ask(do="free_blocks")]
     seen["plugin"] = engine.ask(do="status", plugin=engine.name != "exact").get("plugin")
     return seen
+
+
+def features_of(engine: str) -> list[str]:
+    """What an engine is asked for, by its name."""
+    if engine.startswith("mtp"):
+        return list(WITHOUT_TEXT)
+    return [feature for feature in FEATURES if engine != "eagle3" or feature not in REFUSED_BY_HEADS]
 
 
 def asked(engine: EngineProcess, prompts: list[list[int]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -223,16 +257,19 @@ def asked(engine: EngineProcess, prompts: list[list[int]], settings: dict[str, A
         return {"error": str(error)}
 
 
-def judged(seen: dict[str, Any], base: dict[str, Any], features: list[str]) -> list[str]:
-    """What is wrong with an engine that drafts, beside the one that does not."""
+def judged(seen: dict[str, Any], base: dict[str, Any], features: list[str], lookups: bool = False) -> list[str]:
+    """What is wrong with an engine that drafts, beside the one that does not; with ``lookups``, some must have drafted
+    in the twin's place."""
     wrong = []
-    for feature in features:
-        errors = [each["error"] for each in (seen[feature], base[feature]) if "error" in each]
-        wrong += [f"{feature}: {error}" for error in errors] or verdict(feature, seen[feature], base[feature])
-    kept = {"answers": base["greedy"]["answers"][::2]}
-    wrong += verdict("aborted", seen["aborted"], kept)
-    twice = [{"answers": [[each[0], each[0]] for each in base["greedy"]["answers"]]}]
-    wrong += [f"n: {seen['n']['error']}"] if "error" in seen["n"] else verdict("n", seen["n"], twice[0])
+    greedy = base["greedy"].get("answers", [])
+    same = {"n": {"answers": [[each[0], each[0]] for each in greedy]}, "min_p": {"answers": greedy}}
+    for feature in [*features, "n", "copies"]:
+        other_answers = same[feature] if feature in same else base[feature]
+        errors = [each["error"] for each in (seen[feature], other_answers) if "error" in each]
+        wrong += [f"{feature}: {error}" for error in errors] or verdict(feature, seen[feature], other_answers)
+    wrong += verdict("aborted", seen["aborted"], {"answers": greedy[::2]})
+    if lookups and not seen["plugin"]["draft"]["lookup_cycles"]:
+        wrong.append("copies: no lookup drafted")
     first, again, other = ([[a["ids"] for a in each] for each in run.get("answers", [])] for run in seen["seeds"])
     if not first or first != again:
         wrong.append("seeds: the same seed wrote another answer")
@@ -244,9 +281,9 @@ def judged(seen: dict[str, Any], base: dict[str, Any], features: list[str]) -> l
     return wrong
 
 
-def policy(**fields: Any) -> dict[str, Any]:
-    """vLLM's arguments for phase-aware FP8 that reads prompts of these lengths exact: answers can be compared then."""
-    values = {"prefill_format": NumberFormat.FP8, "row_threshold": 1024, "storage": "separate", **fields}
+def policy(row_threshold: int, **fields: Any) -> dict[str, Any]:
+    """vLLM's arguments for phase-aware FP8."""
+    values = {"prefill_format": NumberFormat.FP8, "row_threshold": row_threshold, "storage": "separate", **fields}
     return policy_arguments(PrecisionPolicy(**values))
 
 
@@ -254,14 +291,15 @@ def engines(model: Path, scratch: Path) -> dict[str, dict[str, Any]]:
     """vLLM's arguments by engine."""
     mtp = write_mtp_model(scratch)
     eagle = {"method": "eagle3", "model": str(write_eagle3(model, scratch)), "num_speculative_tokens": 3}
+    quantized = {**policy(QUANTIZED_READING), "enable_prefix_caching": False}
     own = {
         "exact": {},
-        "twin": policy(draft="twin", draft_ngram=True),
-        "window": policy(draft="twin", draft_window=WINDOW),
-        "phase": policy(),
-        "eagle3": {**policy(), "speculative_config": eagle},
-        "mtp-phase": policy(),
-        "mtp": {**policy(), "speculative_config": {"method": "mtp", "num_speculative_tokens": 1}},
+        "twin": policy(EXACT_READING, draft="twin", draft_tokens=DRAFTS, draft_ngram=True),
+        "window": policy(EXACT_READING, draft="twin", draft_tokens=DRAFTS, draft_window=WINDOW),
+        "phase": quantized,
+        "eagle3": {**quantized, "speculative_config": eagle},
+        "mtp-phase": quantized,
+        "mtp": {**quantized, "speculative_config": {"method": "mtp", "num_speculative_tokens": 1}},
     }
     common = {
         "max_model_len": 2048, "max_num_batched_tokens": 4096, "max_num_seqs": 32,
@@ -293,8 +331,7 @@ def main(model: str, out: str, *names: str) -> int:
         engine = running[name]
         try:
             engine.go()
-            mtp = name.startswith("mtp")
-            return examine(engine, small if mtp else prompts, list(WITHOUT_TEXT if mtp else FEATURES))
+            return examine(engine, small if name.startswith("mtp") else prompts, features_of(name))
         except Exception as error:
             return {"failed": str(error)}
         finally:
@@ -305,9 +342,10 @@ def main(model: str, out: str, *names: str) -> int:
     wrong: dict[str, list[str]] = {name: [each["failed"]] for name, each in seen.items() if "failed" in each}
     for name, base in PAIRS.items():
         if name in seen and base in seen and not {name, base} & set(wrong):
-            features = list(WITHOUT_TEXT if name == "mtp" else FEATURES)
-            wrong[name] = judged(seen[name], seen[base], features)
-            counts = {each: (seen[name][each].get("drafted"), seen[name][each].get("accepted")) for each in features}
+            features = features_of(name)
+            wrong[name] = judged(seen[name], seen[base], features, lookups=name == "twin")
+            asked_of = [*features, "n", "copies"]
+            counts = {each: (seen[name][each].get("drafted"), seen[name][each].get("accepted")) for each in asked_of}
             print(name, "as", base, "drafted, accepted:", counts)
     write_whole(Path(out), json.dumps({"wrong": wrong, "seen": seen}))
     for name, each in wrong.items():

@@ -159,6 +159,7 @@ def main(out: str, seconds: str = "60", engines_of: str = "four") -> None:
     for name, case in result["cases"].items():
         ratios = {other: tuple(round(value, 3) for value in ratio.values()) for other, ratio in case["over"].items()}
         print(name, case["best_exact"], json.dumps(case["ms"]), ratios, flush=True)
+    engines[OURS].ask(do="full_graphs", on=True)
     after = engines[OURS].ask(do="status", plugin=True)["plugin"]["gpu"]
     print({name: after[name] for name in ("captured_full_graphs", "full_graph_steps")}, flush=True)
     result["full_graph_steps"] = after["full_graph_steps"]

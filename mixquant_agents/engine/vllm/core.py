@@ -594,6 +594,8 @@ class RunningEngine:
             await self._wake_up()
             try:
                 answers = await self.llm.collective_rpc("mixquant_set_policy", args=(policy.model_dump(mode="json"),))
+                if self.policy.draft != policy.draft:
+                    await self.llm.engine_core.call_utility_async("mixquant_set_drafts", policy.draft is not None)
             except Exception as error:
                 mixquant_error = self.translated(error)
                 if isinstance(mixquant_error, EngineDeadError):

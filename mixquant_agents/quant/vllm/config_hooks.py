@@ -112,7 +112,7 @@ def _adjust(vllm_config: Any, resolved: ResolvedPolicy) -> None:
     elif compilation.cudagraph_mode == CUDAGraphMode.FULL:
         compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE  # each mode has graphs of its own
         if isinstance(vllm_config.additional_config, dict):
-            vllm_config.additional_config[FULL_GRAPHS] = True
+            vllm_config.additional_config.setdefault(FULL_GRAPHS, True)
     if compilation.max_cudagraph_capture_size is None and not compilation.cudagraph_capture_sizes:
         max_rows = vllm_config.scheduler_config.max_num_batched_tokens
         if current_platform.get_device_total_memory() < LARGE_MEMORY:

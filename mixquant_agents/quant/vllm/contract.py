@@ -82,7 +82,7 @@ DRAFTS = (
     (
         "sets up drafts",
         f"{_CONFIG}.speculative",
-        ("SpeculativeConfig.method", "SpeculativeConfig.model",
+        ("SpeculativeConfig.method", "SpeculativeConfig.model", "SpeculativeConfig.target_model_config",
          "SpeculativeConfig.num_speculative_tokens_per_batch_size"),
     ),
     (
@@ -114,6 +114,7 @@ DRAFTS = (
         ("Request.num_computed_tokens", "Request.num_prompt_tokens", "Request.request_id"),
     ),
     ("tells of drafts", "vllm.v1.engine.core", ("EngineCore", "EngineCore.scheduler")),
+    ("takes min_p and logit_bias beside drafts", "vllm.sampling_params", ("SamplingParams._validate_spec_decode",)),
     ("drafts", f"{_V2_DIR}.spec_decode", ("init_speculator",)),
     (
         "drafts",

@@ -14,7 +14,7 @@ __all__ = ["FULL_GRAPHS", "METHOD", "device_info", "parse_policy"]
 
 METHOD = "mixquant"
 FULL_GRAPHS = "mixquant_full_graphs"
-"""Set in ``additional_config`` where full graphs were asked for: see ``small_graphs``."""
+"""In ``additional_config``: ``True``, full graphs were asked for; ``False``, none are wanted. See ``small_graphs``."""
 _KNOWN = {"quant_method", "policy"}
 
 

@@ -6,7 +6,9 @@ one row a request; FlashAttention 3 chooses its kernel by the longest query, and
 replay must be laid out for the captured kernel. So here the longest query is said to be the whole step, when a graph is
 captured and whenever it is replayed: one kernel for each graph, which is right for shorter queries too.
 
-They are captured where the engine was asked for ``cudagraph_mode=FULL``.
+By default they are captured where they were seen to be right and faster on a GPU: one device, no drafter, one kind of
+attention, steps whose rows all run in one precision. ``cudagraph_mode=FULL`` asks for all that can be captured;
+``additional_config={"mixquant_full_graphs": False}`` for none.
 
 A graph has room for as many requests as the engine takes; those that are not there have no rows.
 """
@@ -115,17 +117,28 @@ def _router(vllm_config: Any) -> Router | None:
     return runtime.router if runtime is not None and runtime.captured else None
 
 
-def _suits(manager: Any, router: Router, model_state: Any, attention: Any) -> bool:
-    """Whether full graphs were asked for, and hold unlike queries here."""
+def _modes(manager: Any, router: Router, model_state: Any, attention: Any) -> tuple[Mode, ...]:
+    """Modes whose small steps are captured whole; none where full graphs cannot hold unlike queries, or are not to."""
+    groups = [group for each in attention for group in each]
+    if not _suits(manager, router, model_state, groups):
+        return ()
+    config = manager.vllm_config
+    given = config.additional_config if isinstance(config.additional_config, dict) else {}
+    asked = given.get(FULL_GRAPHS)
+    if asked is not None:
+        return tuple(Mode) if asked else ()
+    measured = config.parallel_config.tensor_parallel_size == 1 and not config.speculative_config and len(groups) == 1
+    return (Mode.EXACT, Mode.QUANTIZED) if measured else ()
+
+
+def _suits(manager: Any, router: Router, model_state: Any, groups: list[Any]) -> bool:
+    """Whether full graphs hold unlike queries here."""
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
     config = manager.vllm_config
     parallel, mode = config.parallel_config, manager.cudagraph_mode
-    groups = [group for each in attention for group in each]
     return (
-        isinstance(config.additional_config, dict)
-        and FULL_GRAPHS in config.additional_config
-        and not router.uniform
+        not router.uniform
         and not router.resolved.policy.reproducible
         and mode.mixed_mode().name == "PIECEWISE"
         and mode.decode_mode().name == "FULL"
@@ -160,8 +173,8 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         router = _router(self.vllm_config)
-        if router is not None and not router.graphs.full and _suits(self, router, model_state, attn_groups):
-            _add(self, router)
+        if router is not None and not router.graphs.full:
+            _add(self, router, _modes(self, router, model_state, attn_groups))
         return original(
             self, model, model_state, input_buffers, intermediate_tensors, block_tables, attn_groups, *args, **kwargs
         )
@@ -169,8 +182,10 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
     return capture
 
 
-def _add(manager: Any, router: Router) -> None:
+def _add(manager: Any, router: Router, modes: tuple[Mode, ...]) -> None:
     """Put the graphs into what ``manager`` is about to capture. The largest come first: buffers are made for them."""
+    if not modes:
+        return
     from vllm.config import CUDAGraphMode
 
     pieces = {desc.num_tokens for desc in manager._capture_descs.get(CUDAGraphMode.PIECEWISE, ())}
@@ -178,6 +193,8 @@ def _add(manager: Any, router: Router) -> None:
         if size not in pieces:
             continue
         for step in router.captured_modes(size, piecewise=True):
+            if step.mode not in modes:
+                continue
             router.graphs.full[size, step.mode] = _small_step_class()(
                 CUDAGraphMode.FULL, size, min(size, manager.max_num_reqs), mixquant=step.mode.value
             )

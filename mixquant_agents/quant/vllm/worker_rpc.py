@@ -8,7 +8,7 @@ from typing import Any
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.quant.runtime import Runtime, runtime_of
-from mixquant_agents.quant.vllm.draft.settings import draft_status
+from mixquant_agents.quant.vllm.draft.settings import check_same_drafts, draft_status
 
 __all__ = ["install", "mixquant_row_counts", "mixquant_set_policy", "mixquant_status"]
 
@@ -43,8 +43,9 @@ def mixquant_set_policy(self: Any, policy: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the engine is compiled, or the policy is wrong.
     """
-    runtime = _runtime(self)
-    runtime.set_policy(PrecisionPolicy(**policy))
+    runtime, asked = _runtime(self), PrecisionPolicy(**policy)
+    check_same_drafts(asked, self.vllm_config)
+    runtime.set_policy(asked)
     return mixquant_status(self)
 
 

@@ -33,7 +33,9 @@ def seen() -> dict[str, Any]:
     return everything | {
         "n": {"answers": [[first, first], [second, second]], "drafted": 6, "accepted": 4},
         "seeds": sampled,
+        "copies": asked(first),
         "aborted": asked(first),
+        "plugin": {"draft": {"lookup_cycles": 4}},
         "blocks": [{"free": 9, "all": 10}, {"free": 9, "all": 10}],
     }
 
@@ -50,13 +52,16 @@ def test_equal_engines_are_right() -> None:
         ({"stop": asked(answer(1, 2, 3, finish="stop"), answer(4, 5, 6))}, "ends by stop None, not length"),
         ({"greedy": asked(answer(1, 2, 3), answer(4, 5, 6), drafted=0)}, "greedy: nothing was drafted"),
         ({"regex": {"error": "no grammar"}}, "regex: no grammar"),
+        ({"min_p": asked(answer(1, 9, 3), answer(4, 5, 6))}, "min_p: answer 0 parts at token 1"),
+        ({"copies": asked(answer(1, 2, 3), drafted=0)}, "copies: nothing was drafted"),
+        ({"plugin": {"draft": {"lookup_cycles": 0}}}, "copies: no lookup drafted"),
         ({"n": {"answers": [[answer(1, 2, 3), answer(8)], [answer(4, 5, 6)] * 2], "drafted": 1}}, "n: answer 1"),
         ({"blocks": [{"free": 9}, {"free": 7}]}, "2 blocks are still held"),
         ({"aborted": asked(answer(3, 2, 3))}, "aborted: answer 0 parts at token 0"),
     ],
 )
 def test_whatever_is_wrong_is_said(change: dict[str, Any], words: str) -> None:
-    wrong = judged(seen() | change, seen(), list(FEATURES))
+    wrong = judged(seen() | change, seen(), list(FEATURES), lookups=True)
     assert len(wrong) == 1
     assert words in wrong[0]
 
@@ -78,6 +83,23 @@ def test_tie_is_no_difference_and_log_probabilities_count() -> None:
     assert "log probabilities of answer 0 differ by 0.33" in verdict("greedy", moved, base)[0]
 
 
+def test_sampled_answers_of_one_likely_token_are_the_greedy_ones() -> None:
+    """Their log probabilities are all 0: of what was left to draw from."""
+    drawn = seen()
+    for feature in ("n", "min_p"):
+        drawn[feature] = copy.deepcopy(drawn[feature])
+        for answers in drawn[feature]["answers"]:
+            for each in answers:
+                each["logprobs"] = [0.0] * len(each["ids"])
+    assert judged(drawn, seen() | {"min_p": {"answers": []}, "n": {"answers": []}}, list(FEATURES)) == []
+
+
+def test_answers_that_the_engine_ended_show_nothing() -> None:
+    """As where the tokenizer does not know the model's end of text, and the grammar ends on another token."""
+    ended = asked(answer(1, 2, finish="error"))
+    assert "regex: answer 0 was ended by the engine" in verdict("regex", ended, ended)[0]
+
+
 def test_text_is_of_the_grammar() -> None:
     wrong = answer(1, 2, finish="stop", text='{"name": 3}')
     assert verdict("json", asked(wrong), asked(wrong)) == ["json: '{\"name\": 3}'"]
@@ -91,6 +113,15 @@ def test_engines_differ_by_their_drafts_alone(tmp_path: Path) -> None:
     shape = {name: MTP[name] for name in MTP if name != "num_nextn_predict_layers"}
     (target / "config.json").write_text(json.dumps(shape))
     made = draft_features.engines(target, tmp_path)
+    rows = sum(draft_features.LENGTHS[n % len(draft_features.LENGTHS)] for n in range(draft_features.PROMPTS))
+    for name, values in made.items():
+        policy = values.get("hf_overrides", {}).get("quantization_config", {}).get("policy", {})
+        threshold = policy.get("row_threshold", rows)
+        if name in ("exact", *draft_features.FORCED):
+            assert threshold >= rows, "what is compared is read exact"
+        else:
+            assert threshold < rows
+            assert values["enable_prefix_caching"] is False
     for name, base in draft_features.PAIRS.items():
         own, other = dict(made[name]), dict(made[base])
         own.pop("speculative_config", None)

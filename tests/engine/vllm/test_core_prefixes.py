@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-from mixquant_agents.config import EngineConfig, PrecisionPolicy
+from mixquant_agents.config import EngineConfig, NumberFormat, PrecisionPolicy
 from mixquant_agents.engine.base import EngineRequest, Keep, Sampling
 from mixquant_agents.engine.parsing import TokenDelta, parsed
 from mixquant_agents.engine.scripted.prompt import BLOCK_TOKENS, PrefixCache
@@ -316,6 +316,23 @@ async def test_turn_that_is_being_rendered_is_running(engine: StandIn, change: s
     assert engine.llm.slept == []
     await on_its_loop(engine, engine.sleep())  # its end is counted, too
     assert engine.asleep
+
+
+async def test_scheduler_is_told_of_policies_with_drafts_and_without(engine: StandIn) -> None:
+    """It decides on drafts, and no worker asks it."""
+    asked: list[tuple[str, bool]] = []
+
+    async def answer(name: str, args: Any) -> list[dict[str, Any]]:
+        return [{"prefill_format": "fp8"}]
+
+    async def utility(name: str, allowed: bool) -> None:
+        asked.append((name, allowed))
+
+    engine._rows, engine.llm.collective_rpc = cast("Any", SimpleNamespace()), answer
+    engine.llm.engine_core = cast("Any", SimpleNamespace(call_utility_async=utility))
+    for draft in ("auto", "auto", None, None):
+        await on_its_loop(engine, engine.set_policy(PrecisionPolicy(prefill_format=NumberFormat.FP8, draft=draft)))
+    assert asked == [("mixquant_set_drafts", True), ("mixquant_set_drafts", False)]
 
 
 async def test_prefixes_of_another_policy_are_held_no_more(engine: StandIn) -> None:

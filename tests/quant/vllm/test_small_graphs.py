@@ -49,16 +49,24 @@ def group(name: str = "FLASH_ATTN", support: str = "ALWAYS") -> Group:
 class Engine:
     """A manager of graphs that captures what it is told to, and vLLM's own choice of a graph."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, own: Router, **parallel: int) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        own: Router,
+        asked: bool | None = True,
+        drafter: Any = None,
+        **parallel: int,
+    ) -> None:
         self.requests: list[RequestRows] = []
         self.runtime = SimpleNamespace(
             router=own, captured=True, full_graph_rows=0, coming_mode=lambda: own.graph_mode(self.requests)
         )
         monkeypatch.setattr(module, "runtime_of", lambda config: self.runtime)
-        sizes = {"pipeline_parallel_size": 1, "data_parallel_size": 1, **parallel}
+        sizes = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "tensor_parallel_size": 1, **parallel}
         self.vllm_config = SimpleNamespace(
-            lora_config=None, parallel_config=SimpleNamespace(**sizes), additional_config={FULL_GRAPHS: True}
-        )
+            lora_config=None, parallel_config=SimpleNamespace(**sizes), speculative_config=drafter,
+            additional_config={} if asked is None else {FULL_GRAPHS: asked},
+        )  # fmt: skip
         self.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
         self.use_breakable_cg, self.max_num_reqs = False, 8
         self.graphs: dict[Any, str] = {}
@@ -175,10 +183,31 @@ def test_none_where_they_were_not_seen_to_be_right(
     assert engine_pieces(own)
 
 
-def test_none_where_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Engine(monkeypatch, router())
-    own.vllm_config.additional_config = {}
-    assert not own.capture([[group()]])
+def test_default_is_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of one precision, on one GPU; with mixed ones, and beside drafters, the graphs have run on none yet."""
+    own = Engine(monkeypatch, router(), asked=None)
+    assert {desc.mixquant for desc in own.capture([[group()]])} == {"exact", "quantized"}
+    assert own.dispatch(reading(40)).mixquant == "quantized"
+    assert own.dispatch(reading(200), writing("b")).cg_mode == CUDAGraphMode.PIECEWISE
+
+
+@pytest.mark.parametrize(
+    ("changes", "attention"),
+    [
+        ({"tensor_parallel_size": 2}, [[group()]]),
+        ({"drafter": SimpleNamespace(method="eagle3")}, [[group()]]),
+        ({}, [[group()], [group()]]),
+    ],
+)
+def test_what_was_not_measured_wants_to_be_asked_for(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], attention: Any
+) -> None:
+    assert not Engine(monkeypatch, router(), asked=None, **changes).capture(attention)
+    assert Engine(monkeypatch, router(), asked=True, **changes).capture(attention)
+
+
+def test_none_where_they_are_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Engine(monkeypatch, router(), asked=False).capture([[group()]])
 
 
 def engine_pieces(own: Engine) -> bool:

@@ -24,7 +24,7 @@ from mixquant_agents.quant.vllm.draft.settings import (
 )
 from mixquant_agents.quant.vllm.patching import wrap
 
-__all__ = ["hook_drafts", "mixquant_draft_counts"]
+__all__ = ["hook_drafts", "mixquant_draft_counts", "mixquant_set_drafts"]
 
 _log = logging.getLogger("vllm.mixquant")
 _RUNNER = "vllm.v1.worker.gpu.model_runner"
@@ -36,19 +36,22 @@ def hook_drafts() -> None:
     The runner imports the function that makes its drafter by name; a runner that is imported by now has vLLM's own.
     """
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.core import EngineCore
 
     wrap(EngineArgs, "create_speculative_config", _speculative_config)
+    for method in (mixquant_draft_counts, mixquant_set_drafts):
+        setattr(EngineCore, method.__name__, method)
     try:
         from vllm.config import VllmConfig
+        from vllm.sampling_params import SamplingParams
         from vllm.v1.core.sched.scheduler import Scheduler
-        from vllm.v1.engine.core import EngineCore
         from vllm.v1.worker.gpu import spec_decode
 
         wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", _unsupported)
         wrap(VllmConfig, "_set_max_num_scheduled_tokens", _scheduled_tokens)
         wrap(Scheduler, "__init__", _scheduler)
         wrap(Scheduler, "make_spec_decoding_stats", _count)
-        setattr(EngineCore, mixquant_draft_counts.__name__, mixquant_draft_counts)
+        wrap(SamplingParams, "_validate_spec_decode", _validate)
         wrap(spec_decode, "init_speculator", _init_speculator)
         if _RUNNER in sys.modules:
             wrap(sys.modules[_RUNNER], "init_speculator", _init_speculator)
@@ -59,8 +62,21 @@ def hook_drafts() -> None:
 def mixquant_draft_counts(self: Any, request_id: str) -> dict[str, int] | None:
     """Drafts of a request that has ended, once; ``None`` where the engine drafts nothing. A method of vLLM's
     EngineCore, which the front end calls by its name."""
-    schedule = self.scheduler.dynamic_sd_lookup
-    return dataclasses.asdict(schedule.take(request_id)) if isinstance(schedule, DraftSchedule) else None
+    schedule = _schedule_of(self)
+    return None if schedule is None else dataclasses.asdict(schedule.take(request_id))
+
+
+def mixquant_set_drafts(self: Any, allowed: bool) -> None:
+    """The engine's policy was switched to one with drafts, or without; asked of vLLM's EngineCore as the counts are."""
+    schedule = _schedule_of(self)
+    if schedule is not None:
+        schedule.allowed = allowed
+
+
+def _schedule_of(core: Any) -> DraftSchedule | None:
+    """``None`` where the engine drafts nothing, or this release of vLLM cannot."""
+    schedule = getattr(core.scheduler, "dynamic_sd_lookup", None)
+    return schedule if isinstance(schedule, DraftSchedule) else None
 
 
 @functools.cache
@@ -119,6 +135,18 @@ def _scheduled_tokens(original: Callable[..., Any]) -> Callable[..., Any]:
             self.scheduler_config.max_num_scheduled_tokens = self.scheduler_config.max_num_batched_tokens
 
     return _set_max_num_scheduled_tokens
+
+
+def _validate(original: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM refuses ``min_p`` and ``logit_bias`` beside every drafter, for its runner V1. Its runner V2, without which
+    the twin drafts nothing, applies both to each verified row before it accepts or rejects the draft."""
+
+    def _validate_spec_decode(self: Any, speculative_config: Any) -> None:
+        target = None if speculative_config is None else speculative_config.target_model_config
+        if not (is_own(speculative_config, target) and draft_policy(target) is not None):
+            original(self, speculative_config)
+
+    return _validate_spec_decode
 
 
 def _scheduler(original: Callable[..., Any]) -> Callable[..., Any]:

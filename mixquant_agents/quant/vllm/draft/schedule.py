@@ -45,6 +45,7 @@ class DraftSchedule:
 
     Attributes:
         fixed: for measurements: so many tokens whatever the rule says; ``None``: the rule decides.
+        allowed: the policy in force has drafts.
         total: of all requests since the start.
     """
 
@@ -62,6 +63,7 @@ class DraftSchedule:
         self._rule = rule
         self._share_of = share_of
         self.fixed: int | None = None
+        self.allowed = True
         self.total = DraftCounts()
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
         self._acceptance: OrderedDict[str, Acceptance] = OrderedDict()
@@ -92,6 +94,8 @@ class DraftSchedule:
         return DraftCounts()
 
     def __getitem__(self, batch: int) -> int:
+        if not self.allowed:
+            return 0
         if self.fixed is not None:
             return self.fixed
         scheduler = self._scheduler

@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_TOKENS",
     "FIRST_TOKENS",
     "check_drafts",
+    "check_same_drafts",
     "draft_policy",
     "draft_rule",
     "draft_status",
@@ -68,7 +69,12 @@ def drafts_itself(vllm_config: Any) -> bool:
 def is_own(speculative_config: Any, model_config: Any) -> bool:
     """Whether the drafter that vLLM's configuration names, if any, is the model itself."""
     spec = speculative_config
-    return spec is not None and spec.method == "draft_model" and spec.model == model_config.model
+    return (
+        spec is not None
+        and model_config is not None
+        and spec.method == "draft_model"
+        and spec.model == model_config.model
+    )
 
 
 def obstacle(
@@ -132,6 +138,25 @@ def check_drafts(policy: PrecisionPolicy, vllm_config: Any) -> None:
         raise refuse(policy, why_not(policy, vllm_config) or "an engine whose configuration the plugin did not make")
 
 
+def check_same_drafts(policy: PrecisionPolicy, vllm_config: Any) -> None:
+    """The engine is about to be switched to ``policy``. Drafts can be left out and taken up again; how they are made is
+    part of its graphs.
+
+    Raises:
+        ConfigError: they would have to be made otherwise.
+    """
+    own = draft_policy(vllm_config.model_config) if drafts_itself(vllm_config) else None
+    if own is None or policy.draft is None:
+        return
+    for field in ("draft_tokens", "draft_ngram", "draft_window"):
+        first, asked = own.model_dump()[field], policy.model_dump()[field]
+        if asked != first:
+            raise ConfigError(
+                f"{field}={asked!r} is not what this engine was started with ({first!r}): drafts are set up with the "
+                "engine; start another one, or leave draft None"
+            )
+
+
 def why_not(policy: PrecisionPolicy, vllm_config: Any) -> str:
     """What stands against drafting in the engine with this configuration; see :func:`obstacle`."""
     return obstacle(
@@ -151,7 +176,7 @@ def draft_status(
     if policy.draft is None:
         return {}
     if not drafts_itself(vllm_config):
-        return {"tokens": 0, "reason": why_not(policy, vllm_config)}
+        return {"tokens": 0, "reason": why_not(policy, vllm_config) or "an engine that was started without drafts"}
     rule = draft_rule(policy)
     return {
         "tokens": rule.tokens, "reason": "", "window": window_of(policy), "most_requests": rule.max_batch,

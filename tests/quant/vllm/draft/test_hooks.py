@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm import SamplingParams
 
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.policy import PrecisionPolicy
@@ -144,6 +145,40 @@ def test_status_says_how_or_why_not() -> None:
     assert settings.draft_status(PrecisionPolicy(), engine(), {}, 0) == {}
 
 
+def test_switched_policies_leave_drafts_out_or_make_them_as_before() -> None:
+    policy = PrecisionPolicy(prefill_format="fp8", draft="auto")  # type: ignore[arg-type] # a name, as users give it
+    drafting = engine(model_config=model("auto"))
+    settings.check_same_drafts(policy, drafting)
+    settings.check_same_drafts(policy.model_copy(update={"draft": None}), drafting)
+    for field, value in (("draft_tokens", 2), ("draft_ngram", True), ("draft_window", 128)):
+        with pytest.raises(ConfigError, match=rf"{field}={value} is not what this engine was started with"):
+            settings.check_same_drafts(policy.model_copy(update={field: value}), drafting)
+        settings.check_same_drafts(policy.model_copy(update={field: value}), engine(speculative_config=None))
+
+
+def test_status_of_an_engine_that_was_not_set_up_for_drafts_says_so() -> None:
+    policy = PrecisionPolicy(prefill_format="fp8", draft="auto")  # type: ignore[arg-type] # a name, as users give it
+    status = settings.draft_status(policy, engine(speculative_config=None), {}, 0)
+    assert status == {"tokens": 0, "reason": "an engine that was started without drafts"}
+
+
+@pytest.mark.parametrize("settings_of_request", [{"min_p": 0.2}, {"logit_bias": {7: -100.0}}])
+def test_requests_may_have_what_vllm_refuses_beside_its_own_drafters(settings_of_request: dict[str, Any]) -> None:
+    """By vLLM's own check: runner V2 applies both to every verified row."""
+    check = hooks._validate(SamplingParams._validate_spec_decode)
+    params = SamplingParams(temperature=1.0, **settings_of_request)
+    own = SimpleNamespace(method="draft_model", model="m", target_model_config=model("auto"))
+    check(params, own)
+    check(params, None)
+    for other in (
+        SimpleNamespace(method="draft_model", model="m", target_model_config=model(None)),
+        SimpleNamespace(method="draft_model", model="another", target_model_config=model("auto")),
+        SimpleNamespace(method="eagle3", model="m", target_model_config=model("auto")),
+    ):
+        with pytest.raises(Exception, match="min_p and logit_bias"):
+            check(params, other)
+
+
 def test_scheduler_is_given_the_policys_rule_and_its_counts_are_the_requests_own() -> None:
     def original(self: Any, vllm_config: Any) -> None:
         self.vllm_config, self.dynamic_sd_lookup = vllm_config, [0, 3]
@@ -159,5 +194,12 @@ def test_scheduler_is_given_the_policys_rule_and_its_counts_are_the_requests_own
     core = SimpleNamespace(scheduler=scheduler)
     assert hooks.mixquant_draft_counts(core, "a") == {"cycles": 1, "drafted": 2, "accepted": 1}
     assert schedule.take("a") == DraftCounts()
+    schedule.fixed = 3
+    assert schedule[1] == 3
+    hooks.mixquant_set_drafts(core, False)
+    assert schedule[1] == 0, "the engine's policy has no drafts any more"
+    hooks.mixquant_set_drafts(core, True)
+    assert schedule[1] == 3
     scheduler.dynamic_sd_lookup = None
     assert hooks.mixquant_draft_counts(core, "a") is None
+    hooks.mixquant_set_drafts(core, False)  # an engine that drafts nothing
