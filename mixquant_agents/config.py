@@ -56,7 +56,8 @@ class EngineConfig(FrozenConfig):
         max_num_seqs: most turns running at once.
         max_num_batched_tokens: most rows of one engine step; longer prompts are prefilled in chunks.
         kv_cache_bytes: memory for the KV cache; ``None`` sizes it from the device.
-        gpu_memory_utilization: share of GPU memory vLLM may take.
+        gpu_memory_utilization: share of GPU memory vLLM may take, and that must be free at the start. ``None``: 0.9,
+            or, with ``kv_cache_bytes``, what weights, cache and steps need, beside whatever other programs hold.
         tensor_parallel_size: GPUs that share each layer.
         enable_prefix_caching: reuse KV blocks of equal prompt beginnings.
         enforce_eager: no compilation, no CUDA graphs. ``None``: true on CPU, false on GPU unless the policy's format
@@ -83,7 +84,7 @@ class EngineConfig(FrozenConfig):
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
     max_num_batched_tokens: Annotated[int, Field(ge=16)] | None = None
     kv_cache_bytes: Annotated[int, Field(ge=2**20)] | None = None
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     tensor_parallel_size: Annotated[int, Field(ge=1)] = 1
     enable_prefix_caching: bool = True
     enforce_eager: bool | None = None
@@ -110,7 +111,7 @@ class EngineConfig(FrozenConfig):
             max_num_seqs: int | None = ...,
             max_num_batched_tokens: int | None = ...,
             kv_cache_bytes: int | None = ...,
-            gpu_memory_utilization: float = ...,
+            gpu_memory_utilization: float | None = ...,
             tensor_parallel_size: int = ...,
             enable_prefix_caching: bool = ...,
             enforce_eager: bool | None = ...,

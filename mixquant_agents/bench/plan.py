@@ -99,8 +99,6 @@ async def run_plan(
     what, probes = WORKLOADS[workload]
     with tempfile.TemporaryDirectory() as scratch:
         extra: dict[str, Any] = dict(settings or {})
-        if kv_bytes is not None:  # the cache's size is said: the share of memory only keeps engines from starting
-            extra.setdefault("gpu_memory_utilization", 0.1)
         if model in SHAPES:
             path = str(model_folder(model, Path(scratch), tokenizer))
             extra |= {"tool_parser": None, "reasoning_parser": None}  # its prompts are token ids

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixquant_agents.config import EngineConfig
-from mixquant_agents.engine.vllm.args import cpu_defaults, policy_arguments
+from mixquant_agents.engine.vllm.args import cpu_defaults, memory_share, policy_arguments
 from mixquant_agents.engine.vllm.context_window import runs_on_cpu
 from mixquant_agents.errors import ConfigError, MissingDependencyError
 
@@ -21,7 +21,7 @@ __all__ = ["ServerCommand", "server_command"]
 
 _FROM_CONFIG = (
     "revision", "dtype", "seed", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "tensor_parallel_size",
-    "gpu_memory_utilization", "chat_template",
+    "chat_template",
 )  # fmt: skip
 """Fields of ``EngineConfig`` that have a flag of the same name."""
 _OURS = {"--model", "--host", "--port", "--quantization", "--hf-overrides", "--served-model-name"}
@@ -72,6 +72,7 @@ def server_command(
     on_cpu = runs_on_cpu()
     values: dict[str, Any] = {name_: getattr(config, name_) for name_ in _FROM_CONFIG}
     values["kv_cache_memory_bytes"] = config.kv_cache_bytes
+    values["gpu_memory_utilization"] = memory_share(config)
     values["enforce_eager"] = config.enforce_eager
     values["trust_remote_code"] = config.trust_remote_code
     if not config.enable_prefix_caching:

@@ -342,7 +342,6 @@ async def run(plan: argparse.Namespace) -> None:
             max_num_seqs=64,
             max_num_batched_tokens=plan.batched,
             kv_cache_bytes=int(plan.kv_gib * GIB),
-            gpu_memory_utilization=0.1,  # the cache's size is given; this is only what must be free at the start
             chat_template=str(resources.files("mixquant_agents") / "templates" / "hermes.jinja"),
             tool_parser="hermes",
             reasoning_parser=None,

@@ -23,6 +23,11 @@ __all__ = ["cpu_defaults", "engine_arguments", "free_port", "physical_memory", "
 CPU_KV_BYTES = 2**30
 """Least KV cache on a CPU; more where the context window needs it."""
 
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory, for an engine that sizes its KV cache itself."""
+NO_MEMORY_SHARE = 0.01
+"""The same where the cache's size is given: vLLM wants more than 0."""
+
 EXACT_CAPTURE_LIMIT = 2048
 """Rows of an exact engine's largest captured graph. vLLM's own limit is 512; an agent's warm turn adds hundreds."""
 
@@ -140,7 +145,7 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "kv_cache_memory_bytes": config.kv_cache_bytes,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "gpu_memory_utilization": memory_share(config),
         "tensor_parallel_size": config.tensor_parallel_size,
         "enable_prefix_caching": config.enable_prefix_caching,
         "trust_remote_code": config.trust_remote_code,
@@ -160,6 +165,14 @@ def engine_arguments(config: EngineConfig, path: str, reasoning_parser: str | No
         extra["kv_transfer_config"] = _connector(connector)
     values.update(extra)
     return AsyncEngineArgs(**values)
+
+
+def memory_share(config: EngineConfig) -> float:
+    """vLLM's ``gpu_memory_utilization``. Where the cache's size is given, vLLM sizes nothing by it, and yet starts only
+    where so much of the GPU is free."""
+    if config.gpu_memory_utilization is not None:
+        return config.gpu_memory_utilization
+    return MEMORY_SHARE if config.kv_cache_bytes is None else NO_MEMORY_SHARE
 
 
 def _connector(settings: dict[str, Any]) -> Any:

@@ -92,6 +92,13 @@ def turn_error(error: Exception, log_path: str | None = None) -> MixQuantError:
 _CAUSES: tuple[tuple[type[MixQuantError], re.Pattern[str], str], ...] = (
     (
         OutOfMemoryError,
+        re.compile(r"Free memory on device .* on startup|less than desired (GPU|CPU) memory utilization"),
+        "{model!r} cannot have the share of memory that it asks for, because other programs hold too much ({cause}); "
+        "end them, lower gpu_memory_utilization, or give kv_cache_bytes without it: the engine then takes what it "
+        "needs",
+    ),
+    (
+        OutOfMemoryError,
         re.compile(
             r"OutOfMemoryError|out of memory|can't allocate memory|Cannot allocate memory|No available memory for the "
             r"cache|Free memory on device|larger than the available KV cache memory|KV cache is needed, which is|"
@@ -226,7 +233,7 @@ _SECONDARY = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|WorkerProc failed|cancelled"
 )
 _FORWARDED = re.compile(r"^\w+: Worker failed with error '(.*)', please check the stack trace.*")
-_ADVICE = re.compile(r" Decrease --kv-cache-memory-bytes.*")
+_ADVICE = re.compile(r" Decrease (--kv-cache-memory-bytes|GPU memory utilization).*")
 
 
 def _error_lines(text: str) -> list[str]:

@@ -101,6 +101,21 @@ def test_gpu_defaults(folder: str) -> None:
         arguments(folder, enforce_eager=True, capture_sizes=(8,))
 
 
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({}, 0.9),
+        ({"kv_cache_bytes": 2**30}, 0.01),
+        ({"kv_cache_bytes": 2**30, "gpu_memory_utilization": 0.5}, 0.5),
+        ({"gpu_memory_utilization": 0.5}, 0.5),
+    ],
+)
+def test_share_of_memory(folder: str, settings: dict[str, Any], share: float) -> None:
+    """vLLM wants the share to be free at the start, also where a cache of a given size needs much less of it."""
+    assert arguments(folder, **settings).gpu_memory_utilization == share
+
+
 @pytest.mark.usefixtures("cpu")
 def test_the_policy_reaches_the_worker_and_the_compile_cache(folder: str) -> None:
     config = EngineConfig(model=folder, policy="mixquant-nvfp4", vllm_args={"additional_config": {"mine": 1}})

@@ -181,6 +181,21 @@ def test_what_a_worker_reported_is_told_without_its_wrapping() -> None:
     )
 
 
+def test_memory_that_other_programs_hold_is_told_apart() -> None:
+    line = (
+        "ValueError: Free memory on device cuda:0 (66.76/139.8 GiB) on startup is less than desired GPU memory "
+        "utilization (0.9, 125.82 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    error = start_error_from_text("RuntimeError: failed", line, CONFIG, "/tmp/x.log")
+    assert type(error) is tree.OutOfMemoryError
+    assert str(error) == (
+        "'some/model' cannot have the share of memory that it asks for, because other programs hold too much "
+        "(ValueError: Free memory on device cuda:0 (66.76/139.8 GiB) on startup is less than desired GPU memory "
+        "utilization (0.9, 125.82 GiB)); end them, lower gpu_memory_utilization, or give kv_cache_bytes without it: "
+        "the engine then takes what it needs"
+    )
+
+
 def test_the_root_cause_wins_over_what_follows_from_it(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(
