@@ -14,6 +14,7 @@ import pytest
 
 from mixquant_agents.config import BACKGROUND_ROWS
 from mixquant_agents.engine.vllm.kept import Pieces
+from mixquant_agents.precision.policy import PrecisionPolicy
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -391,8 +392,14 @@ def divergence() -> Iterator[Line]:
         yield page, row(label, cells(of, ("kl_mean", "kl_first"), 4), fixed(of["top1_agreement"], 3))
     ours, theirs = (fixed(quick[policy]["kl_mean"], 3) for policy in ("mixquant-fp8", "uniform-fp8"))
     yield "README.md", f"{ours} nats per token, plain FP8 {theirs} (emulated)"
-    for recipe, label in (("uniform-nvfp4", "`uniform-nvfp4`"), ("plain", "`mixquant-nvfp4-plain`")):
-        yield page, row(label, cells(values("fidelity.json")("recipes", recipe), ("kl", "kl_first", "top1"), 3))
+    study = values("fidelity.json")
+    for recipe, label in (
+        ("uniform-nvfp4", "`uniform-nvfp4`"),
+        ("plain", "`mixquant-nvfp4-plain`"),
+        (study("default").removesuffix("+static-exact"), "`mixquant-nvfp4`, static part quantized"),
+        (study("default"), "`mixquant-nvfp4`"),
+    ):
+        yield page, row(label, cells(study("recipes", recipe), ("kl", "kl_first", "top1"), 3))
 
 
 RECIPES = {
@@ -410,9 +417,22 @@ RECIPES = {
     "GPTQ, wide ends and static part exact": "gptq+wide-ends-exact+static-exact",
     "GPTQ by tokens behind the first 16, ends exact": "gptq-behind+ends-exact",
     "GPTQ by tokens behind the first 16, wide ends exact": "gptq-behind+wide-ends-exact",
+    "GPTQ with 4/6, wide ends exact": "gptq+w46+wide-ends-exact",
+    "GPTQ with 4/6, wide ends and static part exact": "gptq+w46+wide-ends-exact+static-exact",
+    "GPTQ with 4/6, channels balanced": "balanced+w46",
+    "GPTQ, channels balanced, wide ends exact": "balanced+wide-ends-exact",
+    "GPTQ, channels balanced, wide ends and static part exact": "balanced+wide-ends-exact+static-exact",
+    "GPTQ with 4/6, channels balanced, wide ends exact": "balanced+w46+wide-ends-exact",
+    "GPTQ with 4/6, channels balanced, wide ends and static part exact": "balanced+w46+wide-ends-exact+static-exact",
+    "first 4 and last 124 exact, GPTQ with 4/6, channels balanced": "balanced+w46+late-ends-exact",
+    "the same, static part exact: the default": "balanced+w46+late-ends-exact+static-exact",
     "`qkv_proj` in FP8, GPTQ, wide ends exact": "qkv-fp8+gptq+wide-ends-exact",
     "`qkv_proj` in FP8": "qkv-fp8",
     "FP8 in the 18 layers that a budget of 3 % by the roofline allows": "budget",
+    "all Linear in FP8 (`mixquant-fp8`)": "fp8",
+    "all Linear in FP8, last token exact": "fp8-last-exact",
+    "all Linear in FP8, first 16 tokens exact": "fp8-first-16-exact",
+    "all Linear in FP8, static part exact": "fp8+static-exact",
     "all Linear in FP8, ends exact": "fp8-ends-exact",
 }
 
@@ -438,6 +458,120 @@ def recipes() -> Iterator[Line]:
         low, high = pooled[policy]["ci95"]
         won.append(f"{share(pooled[policy]['share'])} % ({share(low)} to {share(high)} %), n = {pooled[policy]['n']}")
     yield page, f"| loss won back, pooled | | 0 | {' | '.join(won)} |"
+
+
+def goals() -> Iterator[Line]:
+    """What the default reaches, and its cost by the tables: the largest of all lengths."""
+    file, page = values("fidelity.json"), "docs/nvfp4-fidelity.md"
+    default = file("default")
+    shared, alone = file("recipes", default), file("recipes", default.removesuffix("+static-exact"))
+    yield page, f"It loses {fixed(shared['kl'], 3)}: {share(shared['kl_removed'])} % less"
+    yield "README.md", f"removes {share(shared['kl_removed'])} % of the KL divergence that NVFP4 in both phases has"
+    exact_ends = "KL removed, few rows at both ends exact: 90 %"
+    yield (
+        page,
+        f"| {exact_ends} | {share(alone['kl_removed'])} %, {share(alone['rows_quantized'])} % of the rows quantized |",
+    )
+    yield page, f"| KL removed, static part exact: 94 % (97) | {share(shared['kl_removed'])} % |"
+    first = [f"{share(recipe['first_removed'])} %" for recipe in (alone, shared)]
+    yield page, f"| first-token KL removed: 85 % (92) | {first[0]}, static part exact {first[1]} |"
+    rounding = share(file("recipes", "balanced+w46", "kl_removed"))
+    yield page, f"every row but the last quantized: 90 % (95) | missed: {rounding} % with its rounding alone"
+    added = {gpu: max(by.values()) for gpu, by in shared["predicted_added_time_by_tables"].items()}
+    b200, rtx = (fixed(100 * added[gpu], 1) for gpu in ("b200", "rtx-pro-6000"))
+    yield page, f"| added time: at most 3 % (2) | {b200} % B200, {rtx} % RTX PRO 6000"
+    yield page, f"mean KL at most 0.006 (0.003) | missed: {fixed(file('recipes', 'fp8', 'kl'), 4)} |"
+    kept = file("turns", f"{default.removesuffix('+static-exact')}, answers kept")
+    yield page, f"| KL at turn 20 over turn 1: at most 1.5 (1.0) | {fixed(kept['20'] / kept['1'], 2)} |"
+
+
+TURNS = {
+    "plain": "plain",
+    "`qkv_proj` in FP8, GPTQ": "qkv-fp8+gptq",
+    "GPTQ, ends exact (static part quantized)": "gptq+ends-exact",
+    "GPTQ behind, wide ends exact (static part quantized)": "gptq-behind+wide-ends-exact",
+    "GPTQ, wide ends exact (static part quantized)": "gptq+wide-ends-exact",
+    "the default (static part quantized)": "balanced+w46+late-ends-exact",
+}
+
+
+def turns() -> Iterator[Line]:
+    by_turn = values("fidelity.json")("turns")
+    for label, name in TURNS.items():
+        ways = (by_turn[f"{name}, answers {way}"] for way in ("kept", "reread"))
+        yield "docs/nvfp4-fidelity.md", row(label, *(" / ".join(fixed(kl, 3) for kl in of.values()) for of in ways))
+
+
+LAYER_ERRORS = {
+    "weights: nearest / 4/6 / GPTQ / GPTQ with 4/6": (
+        *("weights, nearest", "weights, 4/6", "weights, GPTQ", "weights, GPTQ with 4/6"),
+    ),
+    "GPTQ with 4/6, then coordinate descent over codes and block scales": (
+        "weights, GPTQ with 4/6, coordinate descent",
+    ),
+    "activations: plain / 4/6 / best of four tops": (
+        *("activations", "activations, 4/6", "activations, best of four tops"),
+    ),
+    "activations rotated by Hadamard 16 / 32 / 64": tuple(f"activations, Hadamard {width}" for width in (16, 32, 64)),
+    "the same, with 4/6": tuple(f"activations, Hadamard {width}, 4/6" for width in (16, 32, 64)),
+    "both, GPTQ": ("both, GPTQ",),
+    "both, Hadamard 16 and GPTQ": ("both, GPTQ, Hadamard 16",),
+    "both, GPTQ, channels scaled by input^−0.25 / −0.5 / −0.75": tuple(
+        f"both, GPTQ, channels scaled by input^-{power}" for power in (0.25, 0.5, 0.75)
+    ),
+    "the same, powers of two, −0.25 / −0.5": tuple(
+        f"both, GPTQ, channels scaled by input^-{power}, powers of two" for power in (0.25, 0.5)
+    ),
+    "both, weights moved to suit rounded inputs of their own layer": (
+        "both, GPTQ, weights moved to suit rounded inputs",
+    ),
+}
+
+
+def layer_errors() -> Iterator[Line]:
+    errors = values("fidelity-explored.json")("layer_errors", "rows")
+    for label, names in LAYER_ERRORS.items():
+        columns = [
+            " / ".join(fixed(errors[name][leaf], 0 if errors[name][leaf] >= 10 else 1) for name in names)
+            for leaf in ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+        ]
+        yield "docs/nvfp4-fidelity.md", row(label, *columns)
+
+
+EXPLORED = {
+    "GPTQ": "gptq (again)",
+    "4/6 on weights": "gptq, 4/6 weights",
+    "channels scaled by input^−0.5": "channels scaled by input^-0.5",
+    "by (weight / input)^0.5": "channels scaled by (weight/input)^0.5",
+    "searched by layer": "channels scaled, searched by layer",
+    "searched, 4/6 on weights": "channels scaled, searched, 4/6 weights",
+    "the same, powers of two": "channels scaled by powers of two, searched, 4/6 weights",
+    "the same (not powers), `qkv_proj` and `gate_up_proj` alone": (
+        "channels scaled of qkv and gate_up alone, searched, 4/6 weights"
+    ),
+    "searched, 4/6 on both (no kernel)": "channels scaled, searched, 4/6 both",
+    "searched, 4/6 on weights, coordinate descent": "channels scaled, searched, 4/6 weights, coordinate descent",
+    "that and 4/6 on activations": "channels scaled, searched, 4/6 both, coordinate descent",
+    "searched, 4/6 on weights, GPTQ behind the first 16": "gptq behind, channels scaled, searched, 4/6 weights",
+}
+
+
+def explored() -> Iterator[Line]:
+    file, page = values("fidelity-explored.json"), "docs/nvfp4-fidelity.md"
+    for label, name in EXPLORED.items():
+        both = []
+        for rows in ("16+112", "16+112 static"):
+            of = file("recipes", f"{name} | {rows}")
+            removed = (f"{share(of[key])} %" for key in ("kl_removed", "first_removed"))
+            both += [fixed(of["kl"], 4), *removed]
+        yield page, row(label, *both)
+    percent = file("exact_rows", "percent")
+    b200, rtx = (
+        {rows: fixed(max(by.values()), 1) for rows, by in percent[gpu].items()} for gpu in ("b200", "rtx-pro-6000")
+    )
+    yield page, f"128 exact rows cost {b200['128']} % (B200) and {rtx['128']} % (RTX PRO 6000)"
+    more = ", ".join(f"{rows} rows {b200[rows]} and {rtx[rows]} %" for rows in ("144", "192"))
+    yield page, f"One row more is a tile more: {more}."
 
 
 def history() -> Iterator[Line]:
@@ -600,6 +734,10 @@ SOURCES: tuple[Callable[[], Iterator[Line]], ...] = (
     bfcl,
     divergence,
     recipes,
+    goals,
+    turns,
+    layer_errors,
+    explored,
     history,
     peers,
     recording,
@@ -633,3 +771,24 @@ def test_result_file_names_command_and_machine(path: Path) -> None:
     content = json.loads(path.read_text())
     assert named(content, "device", "machine")
     assert named(content, "command") or "by a program of its own" in content["what"]
+
+
+def test_default_that_the_study_measured_is_the_product_s() -> None:
+    study = values("fidelity.json")
+    measured = study("recipes", study("default"))
+    policy = PrecisionPolicy.of(study("default_policy"))
+    assert measured["static_exact"] == policy.exact_static_prefix
+    rest = policy.model_copy(update={"exact_static_prefix": False})
+    assert measured["policy"] == rest.model_dump(mode="json", exclude_defaults=True)
+
+
+def test_every_recipe_s_run_is_named() -> None:
+    study = values("fidelity.json")
+    runs = [run for run in study("runs").values() if isinstance(run, dict)]
+    named = [recipe for run in runs for recipe in run["recipes"]]
+    assert sorted(named) == sorted(study("recipes"))
+    for run in runs:
+        for recipe in run["recipes"]:
+            assert (
+                recipe == study("baseline") or f"--only {recipe}" in run["command"] or "--train-rate" in run["command"]
+            )

@@ -38,6 +38,7 @@ BUDGET = 0.03
 
 _NVFP4, _FP8, _EXACT = NumberFormat.NVFP4, NumberFormat.FP8, NumberFormat.EXACT
 _KV = (("k_proj", _FP8), ("v_proj", _FP8))
+_EXACT_KV = (("k_proj", _EXACT), ("v_proj", _EXACT))
 _ENDS: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 48}
 _WIDE: dict[str, object] = {"exact_first_tokens": 16, "exact_last_tokens": 112}
 """As many exact rows as captured graphs have room for, and 3 % of the time at 2k tokens."""
@@ -96,7 +97,7 @@ def recipes() -> dict[str, StudyRecipe]:
         "k-fp8": _nvfp4(formats={"k_proj": _FP8}),
         "v-fp8": _nvfp4(formats={"v_proj": _FP8}),
         "kv-fp8": _nvfp4(**kv),
-        "kv-exact": _nvfp4(formats={"k_proj": _EXACT, "v_proj": _EXACT}),
+        "kv-exact": _nvfp4(formats=_EXACT_KV),
         "qkv-fp8": _nvfp4(**qkv),
         "qkv-fp8+first-16-exact": _nvfp4(**qkv, exact_first_tokens=16),
         "attention-fp8": _nvfp4(formats={"qkv_proj": _FP8, "o_proj": _FP8}),
@@ -121,6 +122,8 @@ def recipes() -> dict[str, StudyRecipe]:
         "fp8-ends-exact": StudyRecipe(
             PrecisionPolicy(prefill_format=_FP8, exact_last_tokens=48, exact_first_tokens=16)
         ),
+        "fp8-kv-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, formats=_EXACT_KV)),
+        "fp8-qkv-exact": StudyRecipe(PrecisionPolicy(prefill_format=_FP8, formats=(("qkv_proj", _EXACT),))),
         "gptq-paired": StudyRecipe(_nvfp4(**gptq), "gptq-paired"),
         "gptq-ordered": StudyRecipe(_nvfp4(**gptq), "gptq-ordered"),
         "gptq-sweep": StudyRecipe(_nvfp4(**gptq), "gptq-sweep"),
@@ -153,6 +156,7 @@ def recipes() -> dict[str, StudyRecipe]:
             "balanced+w46": _nvfp4(**balanced, **w46),
             "balanced+ends-exact": _nvfp4(**balanced, **_ENDS),
             "balanced+wide-ends-exact": _nvfp4(**balanced, **_WIDE),
+            "balanced+late-ends-exact": _nvfp4(**balanced, **_LATE),
             "balanced+w46+late-ends-exact": _nvfp4(**balanced, **w46, **_LATE),
             "balanced+w46+wide-ends-exact": _nvfp4(**balanced, **w46, **_WIDE),
             "balanced+w46+a46+wide-ends-exact": _nvfp4(**balanced, **w46, **a46, **_WIDE),
@@ -162,7 +166,10 @@ def recipes() -> dict[str, StudyRecipe]:
     made["gptq+w46+a46+wide-ends-exact"] = StudyRecipe(_nvfp4(**gptq, **w46, **a46, **_WIDE), "gptq")
     static = (
         "fp8",
+        "fp8-last-exact",
+        "fp8-kv-exact",
         "balanced+wide-ends-exact",
+        "balanced+late-ends-exact",
         "balanced+w46+late-ends-exact",
         "balanced+w46+wide-ends-exact",
         "balanced+w46+a46+wide-ends-exact",

@@ -158,6 +158,7 @@ class _Study:
 
     def __init__(self, network: Any, tokenizer: Any, settings: Settings, progress: Progress) -> None:
         self.network, self.tokenizer, self.settings, self._progress = network, tokenizer, settings, progress
+        self._share = 0.0
         self.members = groups(network)
         self.calibrations: dict[tuple[CalibrationKind, bool, object], Mapping[str, LayerCalibration] | None] = {}
         self.losses: dict[str, list[float]] = {}
@@ -167,8 +168,10 @@ class _Study:
         self.calibration_prompts = prompts_of(tokenizer, calibration, plain_texts("calibration"))
         self._batches = batches([prompt.ids for prompt in self.calibration_prompts], network.device, 16_384)
 
-    def progress(self, what: str, share: float = 0.0) -> None:
-        self._progress(what, share)
+    def progress(self, what: str, share: float | None = None) -> None:
+        """Say what is being done; ``None`` leaves the share done where it was."""
+        self._share = self._share if share is None else share
+        self._progress(what, self._share)
 
     # --- calibration --------------------------------------------------------------------------------------------------
 
@@ -180,18 +183,20 @@ class _Study:
             return None
         key = kind, four_over_six and kind != "scales", policy.formats if policy and kind == "distilled" else None
         if key not in self.calibrations:
-            self.progress(f"calibrating: {kind}{', 4/6' if key[1] else ''}")
+            what = f"calibrating: {kind}{', 4/6' if key[1] else ''}"
+            self.progress(what)
             if policy is not None and kind == "distilled":
                 self.calibrations[key] = self._distilled(policy, four_over_six)
             else:
                 self.calibrations[key] = layer_calibrations(
                     self.network,
-                    self._look(kind),
+                    self._look(kind, what),
                     twins=kind != "scales",
                     four_over_six=four_over_six,
                     sweep=kind == "gptq-sweep",
                     ordered=kind == "gptq-ordered",
                     channel_scales=kind == "gptq-balanced",
+                    progress=lambda share: self.progress(f"{what}: weights, {share:.0%}"),
                 )
         return self.calibrations[key]
 
@@ -219,7 +224,8 @@ class _Study:
         self.losses["+".join(dict.fromkeys(str(name.value) for _, name in policy.formats)) or "nvfp4"] = losses
         return trained
 
-    def _look(self, kind: CalibrationKind) -> Mapping[str, Seen]:
+    def _look(self, kind: CalibrationKind, what: str) -> Mapping[str, Seen]:
+        """Activations of the calibration prompts; ``what`` is told as progress."""
         kind = "gptq" if kind in ("gptq-ordered", "gptq-sweep") else kind
         if kind not in self._seen:
             paired = None
@@ -238,15 +244,20 @@ class _Study:
                 behind=FIRST_TOKENS if kind == "gptq-behind" else 0,
                 quantized=paired,
                 scales=self.calibration("scales", False) if paired else None,
+                progress=lambda share: self.progress(f"{what}: activations, {share:.0%}"),
             )
         return self._seen[kind]
 
     # --- one recipe ---------------------------------------------------------------------------------------------------
 
-    def divergence(self, recipe: StudyRecipe, exact: Reference) -> tuple[Divergence, ResolvedPolicy]:
-        """How far ``recipe`` is from the reference."""
+    def divergence(
+        self, name: str, recipe: StudyRecipe, exact: Reference, share: float
+    ) -> tuple[Divergence, ResolvedPolicy]:
+        """How far ``recipe`` is from the reference; ``share`` of the work is done before."""
         resolved = resolve(recipe.policy, EMULATION)
-        known = self.calibration_of(recipe)
+        self._share = share
+        known = self.calibration_of(recipe)  # tells of itself where it takes long
+        self.progress(name)
         build = _exact_weights if recipe.exact_weights else _twin
         with routed(self.network, resolved, known, build) as plan:
             divergence = compare(self.network, exact, plan, lambda prompt: [self.span(recipe, resolved, prompt)])
@@ -322,7 +333,7 @@ def run(
     study = _Study(network, tokenizer, settings, progress)
     asked = conversations(settings.prompts, "measured", settings.seed)
     prompts = prompts_of(tokenizer, asked, plain_texts("measured")[: settings.plain])
-    progress("exact answers", 0.0)
+    study.progress("exact answers", 0.0)
     exact = reference(network, greedy(network, prompts, settings.tokens), settings.rows)
     todo = {BASELINE: named[BASELINE]} | {
         name: recipe for name, recipe in named.items() if _asked(settings, name, recipe)
@@ -347,8 +358,7 @@ def run(
             todo[f"worst-{count}-fp8"] = worst_layers(order, count, named["plain"])
             todo[f"kv-fp8+worst-{count}-fp8"] = worst_layers(order, count, named["kv-fp8"])
     for number, (name, recipe) in enumerate(todo.items()):
-        progress(name, number / len(todo))
-        divergence, resolved = study.divergence(recipe, exact)
+        divergence, resolved = study.divergence(name, recipe, exact, number / len(todo))
         row = result.rows[name] = study.row(recipe, divergence, resolved, exact)
         base = result.rows[BASELINE]
         row["kl_removed"] = 1 - row["kl"] / base["kl"]
@@ -365,7 +375,7 @@ def run(
             count=settings.turns,
             seed=settings.seed,
             rows=settings.rows,
-            progress=progress,
+            progress=study.progress,
         )
     result.head["seconds"] = round(time.perf_counter() - started, 1)
     return result
@@ -382,8 +392,7 @@ def _loss_alone(study: _Study, alone: Mapping[str, StudyRecipe]) -> dict[str, fl
     exact = reference(study.network, greedy(study.network, sample, 24), study.settings.rows)
     loss = {}
     for number, (name, recipe) in enumerate(alone.items()):
-        study.progress(f"ranking: {name}", number / len(alone))
-        divergence, _ = study.divergence(recipe, exact)
+        divergence, _ = study.divergence(f"ranking: {name}", recipe, exact, number / len(alone))
         loss[name] = _mean(divergence.kl, list(range(len(sample))))
     return dict(sorted(loss.items(), key=lambda item: -item[1]))
 

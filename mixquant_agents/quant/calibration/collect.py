@@ -167,12 +167,19 @@ def layer_calibrations(
         progress: called with the share done.
     """
     members = groups(network)
-    scales = _channel_scales(members, seen) if channel_scales else {}
-    rounded = (
-        _rounded(members, seen, scales, progress, four_over_six=four_over_six, sweep=sweep, ordered=ordered)
-        if twins
-        else {}
-    )
+    start = 0.5 if channel_scales else 0.0  # finding scales takes about as long as rounding by them
+    scales = _channel_scales(members, seen, lambda share: progress(start * share)) if channel_scales else {}
+    rounded = {}
+    if twins:
+        rounded = _rounded(
+            members,
+            seen,
+            scales,
+            lambda share: progress(start + (1 - start) * share),
+            four_over_six=four_over_six,
+            sweep=sweep,
+            ordered=ordered,
+        )
     made = {}
     for group in members:
         peaks, scale = seen[group.name].peaks, scales.get(group.name)
@@ -184,10 +191,13 @@ def layer_calibrations(
     return made
 
 
-def _channel_scales(members: Sequence[Group], seen: Mapping[str, Seen]) -> dict[str, torch.Tensor]:
+def _channel_scales(
+    members: Sequence[Group], seen: Mapping[str, Seen], progress: Callable[[float], None]
+) -> dict[str, torch.Tensor]:
     """Of the groups for which any scales are better than none."""
     scales = {}
-    for group in members:
+    for number, group in enumerate(members):
+        progress(number / len(members))
         own = seen[group.name]
         if own.second is None or own.sample is None:
             raise ValueError(f"second moments and samples of {group.name!r} were not collected")

@@ -129,7 +129,8 @@ def test_whole_study_names_every_figure(model: str, tmp_path: pathlib.Path) -> N
     )
     training = Training(steps=2, rows=512)
     settings = Settings(prompts=4, plain=1, tokens=4, calibration=3, lessons=3, training=training, turns=1, only=names)
-    report = rounded(run(network, tokenizer, settings).json())
+    lines: list[tuple[str, float]] = []
+    report = rounded(run(network, tokenizer, settings, lambda what, share: lines.append((what, share))).json())
     assert {BASELINE, *names, "worst-1-fp8"} <= set(report["recipes"])
     for row in report["recipes"].values():
         low, high = row["kl_ci95"]
@@ -146,6 +147,13 @@ def test_whole_study_names_every_figure(model: str, tmp_path: pathlib.Path) -> N
     assert len(report["distillation_kl"]) == 1
     assert set(report["turns"]["plain, answers kept"]) == {"1", "2", "5", "20"}
     assert "kv-fp8+static-exact" in table(report)
+    # What is told is what runs: a recipe's name follows its calibration, which leaves the share done where it was.
+    for number, (what, share) in enumerate(lines):
+        if what.startswith("calibrating"):
+            named = next(line for line in lines[number:] if not line[0].startswith(("calibrating", "training")))
+            assert share == named[1] or named[0].startswith("turn ")
+    assert any("calibrating: gptq: activations" in what for what, _ in lines)
+    assert any(what.startswith("qkv-fp8+gptq") for what, _ in lines)
 
 
 def test_layers_of_any_model_are_grouped_as_vllm_runs_them(model: str) -> None:

@@ -45,7 +45,11 @@ def test_channels_are_scaled_behind_norms_and_activations_alone() -> None:
     texts = [torch.randint(0, 32, (40,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(4)]
     made = batches(texts, network.device)
     seen = collect(network, made, moments=True, sampled=True)
-    calibrations = layer_calibrations(network, seen, twins=True, channel_scales=True)
+    shares: list[float] = []
+    calibrations = layer_calibrations(network, seen, twins=True, channel_scales=True, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert len(shares) > 8  # finding scales, which takes as long as rounding, is told layer by layer
     own = calibrations["model.layers.1.self_attn.qkv_proj"]
     assert own.channel_scale is not None
     assert own.channel_scale[::16].mean() < own.channel_scale.mean()
