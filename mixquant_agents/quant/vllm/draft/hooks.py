@@ -75,7 +75,7 @@ def mixquant_set_drafts(self: Any, allowed: bool) -> None:
 
 def _schedule_of(core: Any) -> DraftSchedule | None:
     """``None`` where the engine drafts nothing, or this release of vLLM cannot."""
-    schedule = getattr(core.scheduler, "dynamic_sd_lookup", None)
+    schedule = vars(core.scheduler).get("dynamic_sd_lookup")
     return schedule if isinstance(schedule, DraftSchedule) else None
 
 
