@@ -18,7 +18,8 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import BaseModel, TypeAdapter
 
-from mixquant_agents.engine.json_schema import violation
+from mixquant_agents.chat.plain_json import plain_json, shown
+from mixquant_agents.engine.json_schema import check_schema, modern, violation
 from mixquant_agents.errors import GrammarError
 
 __all__ = ["OutputSchema", "output_schema"]
@@ -62,13 +63,15 @@ def output_schema(schema: Any, strict: bool | None) -> OutputSchema:
     except Exception as error:  # LangChain and pydantic have many ways to refuse
         why = " ".join(str(error).split())
         raise GrammarError(
-            f"{schema!r} is no schema ({why}); give a pydantic model, TypedDict, Enum, or a JSON schema with a title"
+            f"{shown(schema)} is no schema ({why}); give a pydantic model, TypedDict, Enum, or a JSON schema with a title"
         ) from error
 
 
 def _output_schema(schema: Any, strict: bool | None) -> OutputSchema:
     if isinstance(schema, Mapping):
-        return _of_mapping(schema, strict)
+        output = _of_mapping(plain_json(schema, "the schema"), strict)
+        check_schema(modern(output.schema))
+        return output
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return _of_model(schema, strict)
     if _is_function(schema):

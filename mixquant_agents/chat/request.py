@@ -10,12 +10,12 @@ from langchain_core.messages import BaseMessage
 
 from mixquant_agents.chat.call_options import SAMPLING_OPTIONS
 from mixquant_agents.chat.messages import to_engine
+from mixquant_agents.chat.plain_json import plain_json
 from mixquant_agents.chat.schema_prompt import with_schema
 from mixquant_agents.chat.tools import engine_choice, engine_tools, tool_name
 from mixquant_agents.engine.base import EngineRequest, JsonObject, Keep, Sampling
 from mixquant_agents.errors import GrammarError, InvalidSamplingError, RequestError
 from mixquant_agents.telemetry.trace_context import active_trace_context
-from mixquant_agents.unicode import well_formed_json
 
 __all__ = ["engine_request", "new_request_id"]
 
@@ -59,7 +59,7 @@ def engine_request(
         raise RequestError(
             "an answer cannot be a forced tool call and JSON by a schema at once; drop tool_choice, or the schema"
         )
-    schema = well_formed_json(schema)
+    schema = plain_json(schema, "the schema of the answer")
     conversation = to_engine(messages) if messages or not certain else []
     if schema is not None and schema.keys() != {"type"} and options.get("schema_in_prompt") is not False:
         conversation = with_schema(conversation, schema, tools=bool(tools) and choice != "none")

@@ -6,6 +6,7 @@ that no grammar holds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import operator
@@ -82,11 +83,14 @@ def structured(
 
 
 def _traced_schema(schema: Any, output: OutputSchema) -> dict[str, Any]:
-    """The schema in traces: as LangChain writes it, whose suites compare it; ours where it cannot read the type."""
-    try:
-        return convert_to_json_schema(schema)
-    except Exception:  # LangChain and pydantic have many ways to refuse
-        return {"title": output.name, **output.schema}
+    """The schema in traces: as LangChain writes it, whose suites compare it; ours where it cannot read the type. What it
+    is given here, LangChain converts with every call, so it must be able to."""
+    for candidate in (schema, {"title": output.name, **output.schema}):
+        with contextlib.suppress(Exception):  # LangChain and pydantic have many ways to refuse; a list of types is one
+            traced = convert_to_json_schema(candidate)
+            convert_to_json_schema(traced)
+            return traced
+    return {"title": output.name, **output.tool["function"]["parameters"]}
 
 
 class _CheckedAtEnd(BaseCumulativeTransformOutputParser[Any]):

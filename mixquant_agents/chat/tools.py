@@ -8,9 +8,9 @@ from typing import Any
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from mixquant_agents.chat.plain_json import plain_json, shown
 from mixquant_agents.engine.base import JsonObject, NamedTool, ToolChoice
 from mixquant_agents.errors import RequestError
-from mixquant_agents.unicode import well_formed_json
 
 __all__ = ["ToolLike", "engine_choice", "engine_tools", "tool_name"]
 
@@ -26,7 +26,7 @@ def engine_tools(tools: Sequence[ToolLike], *, strict: bool | None = None) -> li
         RequestError: something is no tool.
     """
     if isinstance(tools, str | Mapping | BaseTool) or not isinstance(tools, Iterable):  # one tool iterates over fields
-        raise RequestError(f"tools={tools!r} is no list of tools")
+        raise RequestError(f"tools={shown(tools)} is no list of tools")
     return [_engine_tool(tool, strict) for tool in tools]
 
 
@@ -39,7 +39,7 @@ def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
     except Exception as error:  # LangChain and pydantic have many ways to refuse
         why = " ".join(str(error).split())
         raise RequestError(
-            f"{tool!r} is no tool ({why}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
+            f"{shown(tool)} is no tool ({why}); give a pydantic model, TypedDict, JSON schema, function or BaseTool"
         ) from error
     function = converted.get("function")
     if converted.get("type") != "function" or not isinstance(function, Mapping):
@@ -48,8 +48,8 @@ def _engine_tool(tool: ToolLike, strict: bool | None) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise RequestError(f"a tool is named {name!r}; give each a name")
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise RequestError(f"the parameters of tool {name!r} are {parameters!r}, not a JSON schema object")
-    clean: dict[str, Any] = well_formed_json(converted)
+        raise RequestError(f"the parameters of tool {name!r} are {shown(parameters)}, not a JSON schema object")
+    clean: dict[str, Any] = plain_json(converted, f"the tool {name!r}")
     return clean
 
 

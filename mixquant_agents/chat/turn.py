@@ -161,15 +161,18 @@ class _TurnState:
 
         Raises:
             OutputParserException: the answer breaks the schema.
+            GrammarError: the schema is none, and no grammar was made of it.
         """
         request = self._plan.request
         if request.schema is None or not request.tools or accumulator.calls or accumulator.finish_reason != "stop":
             return
         text = str(accumulator.answer()["content"])
         try:
-            problem = violation(request.schema, json.loads(text, strict=False))
+            value = json.loads(text, strict=False)
         except (ValueError, RecursionError) as error:
-            problem = f"it is no JSON ({error})"
+            problem: str | None = f"it is no JSON ({error})"
+        else:
+            problem = violation(request.schema, value)
         if problem is not None:
             raise OutputParserException(f"the answer breaks its schema: {problem}", llm_output=text)
 

@@ -18,8 +18,9 @@ Formats that the compiler does not know are comments, as JSON Schema says. Pure:
 
 from __future__ import annotations
 
+from mixquant_agents.engine.json_schema.drafts import modern
 from mixquant_agents.engine.json_schema.keywords import FORMATS
 from mixquant_agents.engine.json_schema.rewriter import GrammarSchema, grammar_schema
-from mixquant_agents.engine.json_schema.validation import MAX_DEPTH, violation
+from mixquant_agents.engine.json_schema.validation import MAX_DEPTH, check_schema, violation
 
-__all__ = ["FORMATS", "MAX_DEPTH", "GrammarSchema", "grammar_schema", "violation"]
+__all__ = ["FORMATS", "MAX_DEPTH", "GrammarSchema", "check_schema", "grammar_schema", "modern", "violation"]

@@ -21,16 +21,24 @@ MAX_PARTS = 5_000
 
 def violation(schema: Mapping[str, Any], value: Any) -> str | None:
     """What is wrong with ``value`` by the whole ``schema`` (``"path: reason"``); ``None`` if it satisfies it, or if the
-    schema leads to another document (:func:`grammar_schema` refuses such a one)."""
+    schema leads to another document (:func:`grammar_schema` refuses such a one).
+
+    Raises:
+        GrammarError: the schema is none.
+    """
     from jsonschema.exceptions import best_match  # type: ignore[import-untyped]  # it has no stubs
     from referencing.exceptions import Unresolvable
 
+    rewritten = modern(dict(schema))
     try:
-        error = best_match(validator(modern(dict(schema))).iter_errors(value))
+        error = best_match(validator(rewritten).iter_errors(value))
     except RecursionError:
         return "#: the answer is nested too deeply to be checked"
     except (Unresolvable, re.error):  # a schema that only a server of its own can read
         return None
+    except Exception:  # jsonschema relies on the schema
+        check_schema(rewritten)
+        raise
     if error is None:
         return None
     path = "/".join(str(part) for part in error.absolute_path)
