@@ -77,9 +77,14 @@ def expert_layers(model: str, revision: str | None = None, memory_gib: float | N
     """
     import torch
 
+    from mixquant_agents.embedded import prepare
     from mixquant_agents.quant.experts.estimate import estimate
 
-    path = Path(model).expanduser() / "config.json"
+    on_gpu = torch.cuda.is_available()
+    if memory_gib is None and not on_gpu:
+        return None
+    folder = prepare() if model == "embedded" else Path(model).expanduser()
+    path = folder / "config.json"
     if path.is_file():
         config = json.loads(path.read_text())
     else:
@@ -89,9 +94,6 @@ def expert_layers(model: str, revision: str | None = None, memory_gib: float | N
             config = AutoConfig.from_pretrained(model, revision=revision).to_dict()
         except (OSError, ValueError, KeyError):  # not at hand: the rest of the report stands
             return None
-    on_gpu = torch.cuda.is_available()
-    if memory_gib is None and not on_gpu:
-        return None
     capability = torch.cuda.get_device_capability() if on_gpu else (9, 0)
     device = DeviceInfo("cuda", torch.cuda.get_device_name() if on_gpu else "a Hopper GPU", capability)
     number_format = resolve(PrecisionPolicy.of("mixquant"), device).prefill_format

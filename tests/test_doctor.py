@@ -65,3 +65,26 @@ def test_mixture_is_told_which_layers_would_have_twins(tmp_path: Path) -> None:
     assert small["exact"][0] == "model.layers.0.mlp.experts"
     assert "of 48 layers of experts have a quantized twin" in small["text"]
     assert expert_layers(str(write_model("qwen3-8b", tmp_path)), memory_gib=80) is None
+
+
+def test_configuration_is_not_asked_of_the_hub_in_vain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a network each question takes a minute; and the hub's "embedded" is somebody else's model."""
+    import transformers
+
+    from mixquant_agents import embedded
+    from mixquant_agents.bench.shapes import write_model
+
+    asked: list[str] = []
+
+    def ask(name: str, **_: object) -> None:
+        asked.append(name)
+        raise OSError
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", ask)
+    monkeypatch.setattr(embedded, "prepare", lambda: write_model("qwen3-30b-a3b", tmp_path))
+    plan = doctor.expert_layers("embedded", memory_gib=80)
+    assert plan is not None
+    assert plan["exact"][0] == "model.layers.0.mlp.experts"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert doctor.expert_layers("somebody/model") is None
+    assert asked == []
