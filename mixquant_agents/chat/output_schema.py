@@ -63,7 +63,8 @@ def output_schema(schema: Any, strict: bool | None) -> OutputSchema:
     except Exception as error:  # LangChain and pydantic have many ways to refuse
         why = " ".join(str(error).split())
         raise GrammarError(
-            f"{shown(schema)} is no schema ({why}); give a pydantic model, TypedDict, Enum, or a JSON schema with a title"
+            f"{shown(schema)} is no schema ({why}); give a pydantic model, TypedDict, Enum, or a JSON schema with a "
+            "title"
         ) from error
 
 

@@ -83,8 +83,8 @@ def structured(
 
 
 def _traced_schema(schema: Any, output: OutputSchema) -> dict[str, Any]:
-    """The schema in traces: as LangChain writes it, whose suites compare it; ours where it cannot read the type. What it
-    is given here, LangChain converts with every call, so it must be able to."""
+    """The schema in traces: as LangChain writes it, whose suites compare it; ours where it cannot read the type.
+    LangChain converts the result again with every call, so it must be able to."""
     for candidate in (schema, {"title": output.name, **output.schema}):
         with contextlib.suppress(Exception):  # LangChain and pydantic have many ways to refuse; a list of types is one
             traced = convert_to_json_schema(candidate)
