@@ -316,8 +316,8 @@ def nested() -> Iterator[Line]:
         yield page, row(over_exact, times(file("against_separate", case), 2, 3))
 
 
-def band(ratio: dict[str, float]) -> str:
-    return f"{fixed(ratio['median'], 3)} ({fixed(ratio['low95'], 3)} to {fixed(ratio['high95'], 3)})"
+def band(ratio: dict[str, float], digits: int = 3) -> str:
+    return f"{fixed(ratio['median'], digits)} ({fixed(ratio['low95'], digits)} to {fixed(ratio['high95'], digits)})"
 
 
 def writing() -> Iterator[Line]:
@@ -331,6 +331,34 @@ def writing() -> Iterator[Line]:
     for label, case in (("batch 1", "1"), ("8", "8"), ("32", "32")):
         yield "docs/nested-weights.md", f"| {label} | {band(again['tpot'][case])} |"
         yield "docs/nested-weights.md", f"| {band(again['nested_tpot'][case])} |"
+    small = file("small_steps_of")
+    for case, ms in small["ms"].items():
+        totals = [fixed(ms[name][3], 1) for name in ("exact", "exact-full", "mixquant-fp8-pieces", "mixquant-fp8")]
+        over = [
+            f"{fixed(small['over'][case][name]['median'], 2)} ({fixed(small['over'][case][name]['low95'], 2)})"
+            for name in ("exact", "exact-full", "mixquant-fp8-pieces")
+        ]
+        yield page, row(case.replace("_", " "), *totals, *over)
+        worst = min(small["over"][case][name]["low95"] for name in ("exact", "exact-full"))
+        assert file("small_steps", case, "low95") == worst > 1
+    warm = [file("small_steps", f"warm_8192_{rows}") for rows in (32, 64, 128, 256)]
+    cold = file("small_steps", "cold_64")
+    yield (
+        page,
+        f"{fixed(cold['ratio'], 2)} ({fixed(cold['low95'], 3)}) cold, and {', '.join(fixed(each['ratio'], 2) for each in warm)} (from",
+    )
+    yield page, f"(from {fixed(min(each['low95'] for each in warm), 3)} on) behind 8,192 cached tokens"
+    for case, columns in file("auto", "cases").items():
+        requests, known = case.split("x")
+        bands = [band(columns[name]["over_exact"], 2) for name in ("auto", "poor")]
+        yield page, row(f"{requests} with {int(known):,}", f"{fixed(columns['exact']['ms'], 2)} ms", *bands)
+    poor = file("auto", "all_cases_together", "poor")
+    ends = f"{fixed(poor['median_low95'], 3)} to {fixed(poor['median_high95'], 3)}"
+    yield page, f"over all 44 pairs together {fixed(poor['median'], 3)} (median, {ends})"
+    eagle3, mtp = file("heads", "eagle3"), file("heads", "mtp")
+    assert eagle3["the_same"] == mtp["the_same"] == 12
+    yield page, f"12 of 12 with {eagle3['drafted']:,} EAGLE-3 drafts verified (none right,"
+    yield page, f"12 of 12 with {mtp['drafted']} MTP drafts ({mtp['accepted']} right)"
     one, eight = (fixed(1 / file("cases", batch, 3, "ratio", "median"), 2) for batch in (1, 8))
     assert one == eight
     both = [fixed(1 / again["nested_tpot"][batch]["median"], 2) for batch in ("1", "8")]
