@@ -343,10 +343,8 @@ def writing() -> Iterator[Line]:
         assert file("small_steps", case, "low95") == worst > 1
     warm = [file("small_steps", f"warm_8192_{rows}") for rows in (32, 64, 128, 256)]
     cold = file("small_steps", "cold_64")
-    yield (
-        page,
-        f"{fixed(cold['ratio'], 2)} ({fixed(cold['low95'], 3)}) cold, and {', '.join(fixed(each['ratio'], 2) for each in warm)} (from",
-    )
+    of_warm = ", ".join(fixed(each["ratio"], 2) for each in warm)
+    yield page, f"{fixed(cold['ratio'], 2)} ({fixed(cold['low95'], 3)}) cold, and {of_warm} (from"
     yield page, f"(from {fixed(min(each['low95'] for each in warm), 3)} on) behind 8,192 cached tokens"
     for case, columns in file("auto", "cases").items():
         requests, known = case.split("x")
