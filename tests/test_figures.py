@@ -638,15 +638,64 @@ def recording() -> Iterator[Line]:
 
 
 def plan() -> Iterator[Line]:
+    page = "docs/serving.md"
     for run in values("plan.json")("gpu", "policies", "exact", "runs"):
         predicted, measured, error = run["predicted"], run["measured"], run["error"]
-        if run["agents"] == 8:
-            continue  # has its column's names in its cells
-        cells = []
-        for name, digits in (("ttft_p50_ms", 0), ("ttft_p95_ms", 0), ("itl_p50_ms", 1)):
-            text = f"{fixed(predicted[name], digits)} ({fixed(measured[name], digits)})"
-            cells.append(f"{text} {signed(100 * error[name], 0)} %")
-        yield "docs/serving.md", f"| {run['agents']} | {' | '.join(cells)} |"
+        columns = []
+        for name, digits in (
+            ("ttft_p50_ms", 0), ("ttft_p95_ms", 0), ("itl_p50_ms", 1), ("itl_p95_ms", 1), ("tokens_per_s", 0),
+        ):  # fmt: skip
+            digits = 0 if name == "itl_p95_ms" and predicted[name] > 10 else digits
+            unit = " ms," if run["agents"] == 8 and name == "ttft_p50_ms" else ""
+            text = f"{fixed(predicted[name], digits)} ({fixed(measured[name], digits)}){unit}"
+            columns.append(f"{text} {signed(100 * error[name], 0)} %")
+        label = "8, predicted (measured)" if run["agents"] == 8 else run["agents"]
+        yield page, f"| {label} | {' | '.join(columns)} |"
+    for prompts in values("plan.json")("gpu", "beside", "prompts"):
+        if prompts["new_tokens"] == 16:
+            yield page, f"wrote a step in {fixed(prompts['step_ms'], 1)} ms where eight"
+
+
+def pair_on_gpus() -> Iterator[Line]:
+    page, file = "docs/serving.md", values("pair-2xh200.json")
+    for reading in file("reading"):
+        columns = reading["columns"]
+        ttft = [fixed(columns[name]["ttft_p50_ms"], 1) for name in ("pair", "policy", "exact")]
+        tpot = [fixed(columns[name]["tpot_ms"], 2) for name in ("pair", "policy", "exact")]
+        if reading["prompt_tokens"] == 32000:
+            spread = (fixed(columns["pair"][f"ttft_{end}_ms"], 1) for end in ("least", "most"))
+            ttft[0] += f" ({' to '.join(spread)})"
+        yield page, row(f"{reading['prompt_tokens']:,}", f"{reading['bytes_moved'] / 1e6:,.0f}", *ttft, *tpot)
+        assert reading["answers_and_counts_as_policy"] == reading["repeats"] == 5
+        assert reading["counts"]["recomputed_rows"] == 1
+    mixed = [file("mixed", "columns", name) for name in ("pair", "policy", "exact")]
+    gaps = (f"{fixed(column['itl_p50_ms'], 1)} / {fixed(column['itl_p95_ms'], 1)}" for column in mixed)
+    yield page, row("ITL p50 / p95, ms", *gaps)
+    yield page, row("TPOT, ms", *(fixed(column["tpot_ms"], 2) for column in mixed))
+    yield page, row("TTFT p50 of the prompts, ms", *(fixed(column["prompt_ttft_p50_ms"], 1) for column in mixed))
+    names = ("exact", "policy", "pair", "pair, KV back")
+    exact, policy, pair, back = (fixed(file("threads", "columns", name, "later_ttft_p50_ms"), 1) for name in names)
+    yield page, f"{exact} ms on the exact engine, {policy} on the reader, {pair} on the pair"
+    yield page, f"The column with KV back says {back}"
+
+
+def fleet() -> Iterator[Line]:
+    """The plan for 100 and 10,000 agents; a million take what ten thousand do."""
+    policies = {"h200_sxm": ("exact", "mixquant-fp8"), "b200_sxm": ("exact", "mixquant-nvfp4")}
+    for gpu, names in policies.items():
+        rows = {(plan["policy"], plan["agents"]): plan for plan in values("plan-fleet.json")(gpu, "plans")}
+        for name in names:
+            for agents in (100, 10_000):
+                made = rows[name, agents]
+                expected = made["expected"]
+                ttft, itl = (
+                    f"{fixed(expected[f'{what}_p50_ms'], 0)} / {fixed(expected[f'{what}_p95_ms'], 0)}"
+                    for what in ("ttft", "itl")
+                )
+                numbers = (f"{made['engines']:,}", str(made["agents_per_engine"]), f"{made['kv_gib']:,.0f}")
+                yield "docs/serving.md", f"| `{name}` | {' | '.join(numbers)} | {ttft} | {itl} |"
+        million = " / ".join(f"{rows[name, 1_000_000]['engines']:,}" for name in names)
+        yield "docs/serving.md", f"| {million} |"
 
 
 def read_ahead() -> Iterator[Line]:
@@ -768,6 +817,8 @@ SOURCES: tuple[Callable[[], Iterator[Line]], ...] = (
     peers,
     recording,
     plan,
+    pair_on_gpus,
+    fleet,
     read_ahead,
     beyond_the_model,
     kv_back,

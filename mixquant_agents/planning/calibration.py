@@ -2,8 +2,8 @@
 
 A time to first token is more than steps. Of a prompt of ``n`` tokens it holds
 
-* ``latency + latency_token * n`` seconds outside of the steps, in which nobody else waits: the front end, the way to
-  the engine, hashes of the blocks, the first token's text (vLLM decodes the whole prompt for it, vllm#51281);
+* ``latency + latency_token * n`` seconds outside of the steps, in which the engine goes on: the front end, the way to
+  it, hashes of the blocks, the first token's text (vLLM decodes the whole prompt for it, vllm#51281);
 * the steps, of at most ``budget`` rows each, that read what is not cached;
 * attention of those rows to the tokens before the step, ``attention`` seconds a pair.
 
@@ -83,6 +83,7 @@ class Calibration(FrozenConfig):
             attention=attention,
             writer_context=writer_context,
             shared_context=self._shared_context(writer_context),
+            shared_limit=self._shared_limit(),
             prompt=self.prompt,
             latency=latency,
             latency_token=token,
@@ -135,6 +136,10 @@ class Calibration(FrozenConfig):
         once = interpolated(self.decode, self.shared.count) + writer_context * self.shared.context
         again = (self.shared.seconds - once) / ((self.shared.count - 1) * self.shared.context)
         return min(max(0.0, again), writer_context)
+
+    def _shared_limit(self) -> int | None:
+        """What those who had a context in common had, each token counted once."""
+        return None if self.shared is None else self.shared.context + self.shared.count * self.decode_context
 
 
 def _least_squares(equations: list[list[float]], results: list[float], without: set[int]) -> list[float]:

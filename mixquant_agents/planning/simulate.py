@@ -1,8 +1,9 @@
 """Agents on engines, step by step: a small discrete-event simulation with vLLM's scheduling.
 
 Each step takes one token of every writer, then chunks of running prompts, then waiting prompts in their order, within
-the budget of rows; a prompt's cached beginning is skipped in whole blocks. Conversations stay in the cache until their
-place is needed, the longest unused first.
+the budget of rows; a prompt's cached beginning is skipped in whole blocks. An engine's front end does one thing at a
+time: while it takes a prompt, or makes the text of a first token, no other token is handed on. Conversations stay in
+the cache until their place is needed, the longest unused first.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ class _Running:
     computed: int = 0
     """Tokens of the prompt whose KV is there."""
     shared: int = 0
+    arrived: float = 0.0
+    """When the engine has it."""
 
     @property
     def context(self) -> int:
@@ -143,6 +146,23 @@ class _Engine:
         self._idle: OrderedDict[tuple[int, int], int] = OrderedDict()
         """Conversation → tokens in the cache, without the shared beginning; longest unused first."""
         self.busy = False
+        self._front_free = 0.0
+        """When the front end is through with what it does."""
+
+    def taken(self, prompt: int, now: float) -> float:
+        """When a prompt that is asked now has passed the front end."""
+        self._front_free = max(now, self._front_free) + self._steps.front_end(prompt)[0]
+        return self._front_free + self._steps.way
+
+    def handed_on(self, now: float, readers: Iterable[_Running]) -> float:
+        """When the tokens of a step that ends now are handed on: behind the first texts of its prompts."""
+        texts = sum(
+            self._steps.front_end(turn.result.prompt)[1]
+            for turn in readers
+            if not turn.reading and not turn.result.stamps
+        )
+        self._front_free = max(now, self._front_free) + texts
+        return self._front_free
 
     def used(self) -> int:
         """Places of the KV cache that running turns hold."""
@@ -181,7 +201,7 @@ class _Engine:
             budget = self._read(turn, budget, prompts, readers)
         while self.waiting and budget > 0 and len(self.running) < self._limits.max_num_seqs:
             turn = self.waiting[0]
-            if turn.result.asked + self._steps.outside(turn.result.prompt) > until:
+            if turn.arrived > until:
                 break
             cached, shared = self._cached(turn)
             if not self._make_room(turn.result.prompt - shared) and self.running:
@@ -296,9 +316,11 @@ def simulate(
             )
             results.append(result)
             asking.asked = now
-            arriving = _Running(result, (asking.number, draw.conversation))
-            if outside := steps.outside(draw.prompt):
-                at(now + outside, "arrive", arriving)
+            arriving = _Running(
+                result, (asking.number, draw.conversation), arrived=fleet[number].taken(draw.prompt, now)
+            )
+            if arriving.arrived > now:
+                at(arriving.arrived, "arrive", arriving)
             else:
                 arrive(arriving)
             continue
@@ -306,13 +328,14 @@ def simulate(
             arrive(cast("_Running", what))
             continue
         number, started, readers, writers = cast("tuple[int, float, list[_Running], list[_Running]]", what)
-        for turn in fleet[number].finish(now, readers, writers):
+        handed_on = fleet[number].handed_on(now, readers)
+        for turn in fleet[number].finish(handed_on, readers, writers):
             agent = people[turn.result.agent]
             left[agent.number] -= 1
             if left[agent.number] == 0:
                 continue
-            wait = workload.pause(agent.draw, now - agent.asked)
+            wait = workload.pause(agent.draw, handed_on - agent.asked)
             agent.draw = next(agent.draws)
-            at(now + wait, "ask", agent)
+            at(handed_on + wait, "ask", agent)
         begin(number, started if limits.lookahead else now)
     return Outcome(tuple(results), warm_up, min(now, seconds))

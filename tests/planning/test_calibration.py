@@ -44,7 +44,7 @@ def test_time_to_first_token_is_taken_apart(latency: float, token: float, attent
     assert steps.latency_token == pytest.approx(token, abs=1e-9)
     assert steps.attention == pytest.approx(attention, abs=1e-12)
     assert dict(steps.prefill) == pytest.approx({rows: STEP[rows] for rows in ROWS if rows <= BUDGET}, abs=1e-5)
-    assert steps.outside(1000) == pytest.approx(latency + 1000 * token, abs=1e-5)
+    assert steps.way + sum(steps.front_end(1000)) == pytest.approx(latency + 1000 * token, abs=1e-5)
 
 
 def test_measured_latency_is_kept() -> None:
@@ -69,10 +69,12 @@ def test_context_in_common_costs_less_where_it_was_measured() -> None:
     unknown = calibration(0, 0, 0, own=own).steps("test")
     assert known.writer_context == pytest.approx(35e-9)
     assert known.shared_context == pytest.approx(20e-9)
-    contexts = [9000, 9000]
+    contexts = [7200, 7200]
     saved = unknown.seconds([], contexts, 7168) - known.seconds([], contexts, 7168)
     assert saved == pytest.approx(7168 * 15e-9)
     assert unknown.seconds([], contexts, 7168) == unknown.seconds([], contexts)
+    full = [9000, 9000]
+    assert known.seconds([], full, 7168) == unknown.seconds([], full, 7168), "the cache holds no more than was measured"
 
 
 SECONDS = st.floats(0, 10) | st.sampled_from([0.0, 1e-12, 0.02])
@@ -111,7 +113,8 @@ def test_no_measured_time_makes_a_plan_fail(before: Calibration, after: Calibrat
         steps = calibrated.steps("test")
         for prompts, writers in (([], [9000] * 8), ([(100, 0)], []), ([(2048, 8192), (1, 20_000)], [60, 9000])):
             assert 0 <= steps.seconds(prompts, writers, sum(writers) // 2) < float("inf")
-        assert 0 <= steps.outside(20_000) < float("inf")
+        assert min(steps.way, *steps.front_end(20_000)) >= 0
+        assert steps.way + sum(steps.front_end(20_000)) < float("inf")
 
 
 def test_mean_of_two_calibrations() -> None:

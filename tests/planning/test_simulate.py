@@ -44,6 +44,32 @@ def test_latency_makes_its_own_turn_wait_and_no_writer() -> None:
     assert second.ttft > 0.005
 
 
+def test_front_end_hands_nothing_on_while_it_makes_a_first_text() -> None:
+    """14 of the 20 ms for a prompt of 200 tokens are its first token's text. A writer's token of the same step comes
+    behind it, and the token after that at its own time: no step is longer."""
+    workload = PLAIN.model_copy(update={"ramp_seconds": 0.5, "shared_tokens": 0, "own_tokens": 200})
+    steps = STEPS.model_copy(update={"latency_token": 1e-4})
+    plain = run(workload=workload, agents=2, turns_each=1).turns
+    first, second = simulate(workload, steps, LIMITS, agents=2, seconds=1000, turns_each=1).turns
+    assert first.ttft == pytest.approx(plain[0].ttft + 0.02)
+    assert second.ttft == pytest.approx(0.2 + 0.02, abs=0.012), "and what was left of a step"
+    at = max(range(10), key=list(first.gaps).__getitem__)
+    assert first.stamps[at + 1] == pytest.approx(second.stamps[0])
+    assert list(first.gaps)[at] == pytest.approx(0.2 + 0.001 + 0.014, abs=0.003)
+    assert list(first.gaps)[at + 1] < 0.003, "the next step ended meanwhile"
+    assert first.stamps[-1] == pytest.approx(plain[0].stamps[-1] + 0.006, abs=0.002)
+
+
+def test_front_end_takes_one_prompt_after_the_other() -> None:
+    steps = STEPS.model_copy(update={"latency_token": 1e-3})
+    workload = PLAIN.model_copy(update={"shared_tokens": 0, "own_tokens": 200})
+    apart = simulate(workload, steps, LIMITS, agents=2, engines=2, seconds=1000, turns_each=1).turns
+    together = simulate(workload, steps, LIMITS, agents=2, seconds=1000, turns_each=1).turns
+    assert apart[0].stamps[0] == apart[1].stamps[0] == pytest.approx(0.06 + 0.2 + 0.14)
+    assert together[0].stamps[0] == pytest.approx(apart[0].stamps[0])
+    assert together[1].stamps[0] == pytest.approx(0.06 + 0.2 + 0.201 + 0.14)
+
+
 def test_shared_beginning_is_read_once() -> None:
     turns = run(agents=2, turns_each=1, workload=PLAIN.model_copy(update={"ramp_seconds": 4.0})).turns
     assert [turn.cached for turn in turns] == [0, 160]
@@ -96,13 +122,15 @@ def test_pace_bounds_the_turns() -> None:
 @given(
     agents=st.integers(1, 12), engines=st.integers(1, 3), kv=st.integers(400, 5000), seqs=st.integers(1, 6),
     batch=st.integers(16, 600), spread=st.floats(0, 1), lookahead=st.integers(0, 1), seed=st.integers(0, 9),
+    token=st.sampled_from([0.0, 1e-5, 1e-3]),
 )  # fmt: skip
 def test_every_turn_is_answered_once_and_in_order(
-    agents: int, engines: int, kv: int, seqs: int, batch: int, spread: float, lookahead: int, seed: int
+    agents: int, engines: int, kv: int, seqs: int, batch: int, spread: float, lookahead: int, seed: int, token: float
 ) -> None:
     limits = EngineLimits(kv_tokens=kv, max_num_seqs=seqs, max_num_batched_tokens=batch, lookahead=lookahead)
     workload = PLAIN.model_copy(update={"spread": spread, "ramp_seconds": 1.0})
-    outcome = simulate(workload, STEPS, limits, agents=agents, engines=engines, seconds=1e6, turns_each=3, seed=seed)
+    steps = STEPS.model_copy(update={"latency_token": token, "latency": 10 * token})
+    outcome = simulate(workload, steps, limits, agents=agents, engines=engines, seconds=1e6, turns_each=3, seed=seed)
     assert len(outcome.turns) == 3 * agents
     for turn in outcome.turns:
         assert len(turn.stamps) == turn.answer

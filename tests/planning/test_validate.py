@@ -12,8 +12,8 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.planning.report import Question, answer
 
 RESULT = Path(__file__).parents[2] / "docs/results/plan.json"
-FEW_AGENTS = {(8, "ttft_p95_ms"), (8, "itl_p95_ms")}
-"""What is still beyond 16 %: 17 turns, and gaps whose 98th percentile is predicted where the 95th was measured."""
+AT_A_CLIFF = {(8, "itl_p95_ms"), (16, "itl_p95_ms")}
+"""What is beyond 15 %: gaps that are long or short, of which about one in twenty is long."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def test_committed_prediction_is_as_near_as_the_docs_say(committed: dict[str, An
         for name, error in run["error"].items()
     }
     assert errors.keys() == before.keys()
-    assert {figure for figure, error in errors.items() if abs(error) > 0.16} == FEW_AGENTS
+    assert {figure for figure, error in errors.items() if abs(error) > 0.15} == AT_A_CLIFF
+    assert all(abs(error) < 0.06 for (_, name), error in errors.items() if "ttft" in name)
     tails = [figure for figure in errors if "p95" in figure[1]]
     assert sum(abs(errors[figure]) for figure in tails) < 0.8 * sum(abs(before[figure]) for figure in tails)
 
