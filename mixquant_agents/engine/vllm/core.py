@@ -142,7 +142,6 @@ class RunningEngine:
             raise
         llm: Any = self.llm
         self._rows: RowCountClient | None = RowCountClient(llm) if config.policy.quantizes else None
-        self._drafting = bool(self.status.get("draft", {}).get("tokens"))
         cache = llm.vllm_config.cache_config
         self._block = int(cache.block_size)
         self._beginnings = SharedBeginnings()
@@ -301,7 +300,7 @@ class RunningEngine:
                 meter.reuse = self._kept.take(request.thread_id, prompt["prompt_token_ids"], prompt["cache_salt"])
                 await generate(
                     self.llm, prompt, params, request.request_id, meter, self._rows, lambda: self.recorder.preempted,
-                    post, drafting=self._drafting, **options,
+                    post, drafting=self._drafts(), **options,
                 )  # fmt: skip
                 self._note_use(meter)
         except Exception as error:
@@ -580,6 +579,10 @@ class RunningEngine:
             "block": int(cache.block_size),
             "lookahead": int(bool(scheduler.async_scheduling)),
         }
+
+    def _drafts(self) -> bool:
+        """Whether the policy in force has drafts, so that there is something to count."""
+        return bool(self.status.get("draft", {}).get("tokens"))
 
     async def set_policy(self, policy: PrecisionPolicy) -> dict[str, Any]:
         """Switch the plugin's mode; see :meth:`VllmEngine.set_policy`."""

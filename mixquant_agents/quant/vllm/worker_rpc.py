@@ -24,7 +24,9 @@ def mixquant_status(self: Any) -> dict[str, Any]:
     """Formats in use, whether they are emulated, device, threshold, and the bytes of exact weights and twins."""
     runtime = _runtime(self)
     status: dict[str, Any] = runtime.status(self.get_model())
-    drafts = draft_status(runtime.resolved.policy, self.vllm_config, runtime.draft_status, runtime.lookup_cycles)
+    drafts = draft_status(
+        runtime.resolved.policy, self.vllm_config, runtime.draft_status, runtime.lookup_cycles, runtime.draft_shares
+    )
     return {**status, "draft": drafts}
 
 

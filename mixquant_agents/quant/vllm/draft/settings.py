@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.precision.drafting import DraftRule
+from mixquant_agents.precision.drafting import DraftRule, gain
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.precision.resolve import resolve
 from mixquant_agents.quant.vllm.options import METHOD, device_info, parse_policy
@@ -20,6 +21,7 @@ __all__ = [
     "draft_status",
     "drafts_itself",
     "is_own",
+    "never_pays",
     "obstacle",
     "refuse",
     "speculative_settings",
@@ -170,18 +172,42 @@ def why_not(policy: PrecisionPolicy, vllm_config: Any) -> str:
 
 
 def draft_status(
-    policy: PrecisionPolicy, vllm_config: Any, by_rows: dict[str, Any], lookup_cycles: int
+    policy: PrecisionPolicy,
+    vllm_config: Any,
+    by_rows: dict[str, Any],
+    lookup_cycles: int,
+    shares: Mapping[int, float] | None = None,
 ) -> dict[str, Any]:
-    """Plain JSON for the worker's status: how the twin drafts, or why it does not; empty where nobody asked for it."""
+    """Plain JSON for the worker's status: how the twin drafts, or why it does not; empty where nobody asked for it.
+
+    Args:
+        policy: in force.
+        vllm_config: the engine's.
+        by_rows, lookup_cycles: what the worker knows of its drafts.
+        shares: time of a draft's products over the exact ones, by the number of rows for which it was measured.
+    """
     if policy.draft is None:
         return {}
     if not drafts_itself(vllm_config):
         return {"tokens": 0, "reason": why_not(policy, vllm_config) or "an engine that was started without drafts"}
     rule = draft_rule(policy)
     return {
-        "tokens": rule.tokens, "reason": "", "window": window_of(policy), "most_requests": rule.max_batch,
-        "by_rows": by_rows, "lookup_cycles": lookup_cycles,
-    }  # fmt: skip
+        "tokens": rule.tokens,
+        "reason": never_pays(rule, shares or {}),
+        "window": window_of(policy),
+        "most_requests": rule.max_batch,
+        "by_rows": by_rows,
+        "lookup_cycles": lookup_cycles,
+    }
+
+
+def never_pays(rule: DraftRule, shares: Mapping[int, float]) -> str:
+    """Why :class:`DraftRule` will draft for no number of requests, even if every draft is right: as on small models,
+    whose exact products are as fast. Empty where it may, or nothing was measured."""
+    if not shares or any(gain(1.0, rule.tokens, share) >= 1 for share in shares.values()):
+        return ""
+    least, most = min(shares.values()), max(shares.values())
+    return f"a draft's products take {least:.2f} to {most:.2f} times the exact ones here, and save nothing"
 
 
 def refuse(policy: PrecisionPolicy, reason: str) -> ConfigError:

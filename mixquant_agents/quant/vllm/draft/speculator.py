@@ -28,7 +28,7 @@ from mixquant_agents.quant.step import DRAFT, forced
 from mixquant_agents.quant.vllm.draft.graphs import DraftGraphs
 from mixquant_agents.quant.vllm.draft.head import DraftHead
 from mixquant_agents.quant.vllm.draft.lookup import NEVER, Lookup
-from mixquant_agents.quant.vllm.draft.settings import FIRST_TOKENS, draft_policy, draft_rule, window_of
+from mixquant_agents.quant.vllm.draft.settings import FIRST_TOKENS, draft_policy, draft_rule, never_pays, window_of
 from mixquant_agents.quant.vllm.draft.window import DraftTables
 
 __all__ = ["NOISE_OFFSET", "TwinSpeculator"]
@@ -118,6 +118,9 @@ class TwinSpeculator(DraftModelSpeculator):  # type: ignore[misc] # vllm is unty
             if runtime is not None:
                 runtime.draft_status = status_of(self._choices)
                 runtime.draft_shares = {rows: choice.share for rows, choice in self._choices.items()}
+                policy = draft_policy(self.vllm_config.model_config)
+                if policy is not None and (reason := never_pays(draft_rule(policy), runtime.draft_shares)):
+                    _log.warning("mixquant: the twin will draft nothing: %s", reason)
         self.graphs.record(
             self._step, self.model_state, self.input_buffers, self._tables, self.attn_groups, self.kv_cache_config
         )

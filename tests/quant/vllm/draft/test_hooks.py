@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -160,6 +161,17 @@ def test_status_of_an_engine_that_was_not_set_up_for_drafts_says_so() -> None:
     policy = PrecisionPolicy(prefill_format="fp8", draft="auto")  # type: ignore[arg-type] # a name, as users give it
     status = settings.draft_status(policy, engine(speculative_config=None), {}, 0)
     assert status == {"tokens": 0, "reason": "an engine that was started without drafts"}
+
+
+@pytest.mark.parametrize(("share", "pays"), [(0.62, True), (0.98, True), (1.02, False)])
+def test_status_says_where_drafts_save_nothing(share: float, pays: bool) -> None:
+    """A model so small that an exact step takes no longer: nothing is drafted, and the reason is there to be read."""
+    policy = PrecisionPolicy(prefill_format="fp8", draft="twin")  # type: ignore[arg-type] # a name, as users give it
+    status = settings.draft_status(policy, engine(), {}, 0, {1: share, 32: 1.31})
+    words = "" if pays else "a draft's products take 1.02 to 1.31 times the exact ones here, and save nothing"
+    assert status["reason"] == words
+    own = replace(settings.draft_rule(policy), share=share)
+    assert bool(own.drafts(1, 0, False, 1.0)) is pays, "as the schedule decides"
 
 
 @pytest.mark.parametrize("settings_of_request", [{"min_p": 0.2}, {"logit_bias": {7: -100.0}}])
