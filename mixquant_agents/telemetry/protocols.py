@@ -62,7 +62,7 @@ class NullRecorder(Recorder):
 
 
 class Sink(Protocol):
-    """Where batches go. Called from the recorder's thread only; may raise, which stops no other sink."""
+    """Where batches go. Called by one thread at a time; may raise, or hang, which stops no other sink."""
 
     def write(self, batch: Sequence[Event]) -> None:
         """Take a batch. A sink that can fail for a while keeps what it could not write and retries on the next call."""
@@ -83,7 +83,8 @@ class Sink(Protocol):
 
 @runtime_checkable
 class ForkAwareSink(Protocol):
-    """A sink that holds what must not be open while the process forks."""
+    """A sink that holds what must not be open while the process forks. It is called on the recorder's own thread, which
+    stands still during a fork; so it must not hang."""
 
     def before_fork(self) -> None:
         """Let go of it; it is opened again when it is needed."""

@@ -1,9 +1,9 @@
 """The recorder: takes turns on the turn's own path in about a microsecond, and writes them later, elsewhere.
 
 One bounded queue, one daemon thread, batches, any number of sinks (store, metrics, spans). It never blocks and never
-raises: when the queue is full the event is dropped and counted; when a sink fails, whatever it raises, the others go
-on, and the reason is logged once and kept in :attr:`QueueRecorder.problem`. Should the thread itself be ended, what it
-held counts as lost and the next event, or :meth:`~QueueRecorder.flush`, starts another.
+raises: when the queue is full the event is dropped and counted; when a sink hangs or fails, whatever it raises, the
+others go on, and the reason is logged once and kept in :attr:`QueueRecorder.problem`. Should the thread itself be
+ended, what it held counts as lost and the next event, or :meth:`~QueueRecorder.flush`, starts another.
 
 Without content recording nothing that was said leaves here: of an error only the name of its class, of a tool call
 neither arguments nor result.
@@ -33,6 +33,7 @@ from mixquant_agents.telemetry.events import (
 )
 from mixquant_agents.telemetry.fork_safety import FORK_SECONDS, notify_of_forks
 from mixquant_agents.telemetry.protocols import ForkAwareSink, NullRecorder, Recorder, Sink
+from mixquant_agents.telemetry.sink_thread import SinkThread, seconds_of
 
 __all__ = ["NullRecorder", "QueueRecorder", "Recorder", "Sink"]
 
@@ -53,7 +54,8 @@ class QueueRecorder:
     """Bounded queue, one writer thread, batches to sinks.
 
     Args:
-        sinks: called in order; a span sink goes before those that read ``trace_id``.
+        sinks: called in order, each on a thread of its own (:class:`SinkThread`) unless it takes part in forks; a span
+            sink goes before those that read ``trace_id``.
         content: keep messages, tool arguments and results. Off by default.
         queue_limit: most events waiting.
         gather_seconds: how long a batch gathers before it is written.
@@ -74,7 +76,7 @@ class QueueRecorder:
             raise ConfigError(f"queue_limit must be a whole number above 0, not {queue_limit!r}")
         if not isinstance(gather_seconds, int | float) or not 0 <= gather_seconds <= _LONGEST_GATHER:
             raise ConfigError(f"gather_seconds must be a number from 0 to {_LONGEST_GATHER}, not {gather_seconds!r}")
-        self._sinks = tuple(sinks)
+        self._sinks = tuple(sink if isinstance(sink, ForkAwareSink) else SinkThread(sink) for sink in sinks)
         self._content = content
         self._limit = queue_limit
         self._gather = gather_seconds
@@ -107,11 +109,9 @@ class QueueRecorder:
         return self._dropped + sum(lost)
 
     def writer_seconds(self) -> float:
-        """CPU time the writer's thread has spent; 0 before the first event and after :meth:`close`."""
-        thread = self._thread
-        if thread is None or not thread.is_alive() or thread.ident is None:
-            return 0.0
-        return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        """CPU time the threads that write have spent; 0 before the first event and after :meth:`close`."""
+        others = [sink.cpu_seconds() for sink in self._sinks if isinstance(sink, SinkThread)]
+        return seconds_of(self._thread) + sum(others)
 
     def record(
         self,
@@ -202,7 +202,7 @@ class QueueRecorder:
             if self._closed and not self._queue:
                 break
         with self._busy:
-            for sink in self._sinks:
+            for sink in reversed(self._sinks):  # a store, which comes last, before those that may hang
                 self._guarded(sink.close)
 
     def before_fork(self) -> None:

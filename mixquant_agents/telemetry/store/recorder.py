@@ -45,13 +45,16 @@ class StoreRecorder(QueueRecorder):
         store_path = Path(path) if path is not None else default_store_path()
         self.path = store_path.absolute()  # it is opened later, when the program may work elsewhere
         self._store = StoreSink(self.path, retention=retention, pending_limit=queue_limit)
-        super().__init__((*sinks, self._store), content=content, queue_limit=queue_limit, gather_seconds=gather_seconds)
+        others = tuple(sinks)
+        super().__init__(
+            (*others, self._store), content=content, queue_limit=queue_limit, gather_seconds=gather_seconds
+        )
         self._again = partial(
             type(self),
             self.path,
             content=content,
             retention=retention,
-            sinks=self._sinks[:-1],
+            sinks=others,
             queue_limit=queue_limit,
             gather_seconds=gather_seconds,
         )

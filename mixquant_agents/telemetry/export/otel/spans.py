@@ -49,8 +49,9 @@ class SpanSink(ExportSink):
 
     Args:
         target: a span processor (for example of an existing tracer provider's pipeline), or an exporter, which then
-            gets a batching processor of its own. A processor that waits for its exporter (``SimpleSpanProcessor``)
-            holds up the recorder's other sinks while that hangs; a batching one holds up nothing.
+            gets a batching processor of its own. While a processor that waits for its exporter
+            (``SimpleSpanProcessor``) hangs, the recorder's other sinks go on; the store's turns of that time have no
+            ``trace_id``.
         service: the resource's ``service.name``.
     """
 
