@@ -785,6 +785,16 @@ CONTRACT: tuple[Need, ...] = (
         "ModelConfig.get_head_size",
         "ModelConfig.get_num_layers",
     ),
+    *_experts("plans memory", f"{_CONFIG}.scheduler", "SchedulerConfig.disable_hybrid_kv_cache_manager"),
+    *_experts("plans memory", f"{_CONFIG}.compilation", "CompilationConfig.static_forward_context"),
+    *_experts(
+        "plans memory",
+        "vllm.model_executor.layers.attention.attention",
+        "Attention.num_kv_heads",
+        "Attention.head_size",
+        "Attention.sliding_window",
+        "Attention.kv_sharing_target_layer_name",
+    ),
     *_need("multiplies in 8 bits", "vllm._custom_ops", "cutlass_scaled_mm", parameters=("a", "b"), group="gpu"),
     *_need(
         "multiplies in NVFP4", "vllm.model_executor.kernels.linear", "init_nvfp4_linear_kernel", "envs", group="gpu"
