@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -205,9 +206,17 @@ def _scripted(tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def _later_turns(conversations: Conversations) -> dict[str, Any]:
-    """TTFT and rows of all turns but the first of each conversation."""
+    """TTFT and rows of all turns but the first of each conversation, and in how many of them the reading engine had KV
+    of the answer before: a fetch that fails shows in nothing else."""
+    had = [
+        (turn.counts.cached_tokens or 0) > (earlier.counts.prompt_tokens or 0)
+        for conversation in conversations
+        for earlier, turn in itertools.pairwise(conversation)
+    ]
     later = [turn for conversation in conversations for turn in conversation[1:]]
     return {
+        "later_turns": len(later),
+        "later_turns_with_answers_kv": sum(had),
         "later_ttft_p50_ms": milliseconds(statistics.median(turn.ttft for turn in later)),
         "later_prefill_tokens": statistics.mean(turn.counts.prefill_tokens or 0 for turn in later),
         "later_quantized_tokens": statistics.mean(turn.counts.quantized_tokens or 0 for turn in later),

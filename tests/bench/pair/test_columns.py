@@ -83,6 +83,8 @@ async def test_kv_back_saves_the_reading_of_answers(bench: PairBench) -> None:
     columns = threads["columns"]
     assert columns["pair"]["later_prefill_tokens"] == 28, "the answer, and what is new"
     assert columns["pair, KV back"]["later_prefill_tokens"] == 21, "the last token of an answer has no KV yet"
+    had = {name: columns[name]["later_turns_with_answers_kv"] for name in ("pair", "pair, KV back")}
+    assert had == {"pair": 0, "pair, KV back": 2}, "a fetch that fails would be 0 of 2 there, too"
     assert all(column["as_forced"] for column in columns.values())
     assert columns["exact"]["kl_by_turn"] == [0, 0, 0]
     assert columns["policy"]["kl_by_turn"] == [round(kl_divergence(LIKELY, UNSURE), 6)] * 3
