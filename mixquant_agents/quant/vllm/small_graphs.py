@@ -173,7 +173,7 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         router = _router(self.vllm_config)
-        if router is not None and not router.graphs.full:
+        if router is not None and not _has_small(self):
             _add(self, router, _modes(self, router, model_state, attn_groups))
         return original(
             self, model, model_state, input_buffers, intermediate_tensors, block_tables, attn_groups, *args, **kwargs
@@ -182,8 +182,17 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
     return capture
 
 
+def _has_small(manager: Any) -> bool:
+    """Whether ``manager`` was given its graphs. Later releases make one more before it, to measure memory, and forget
+    it."""
+    from vllm.config import CUDAGraphMode
+
+    return any(isinstance(desc, _Small) for desc in manager._capture_descs.get(CUDAGraphMode.FULL, ()))
+
+
 def _add(manager: Any, router: Router, modes: tuple[Mode, ...]) -> None:
     """Put the graphs into what ``manager`` is about to capture. The largest come first: buffers are made for them."""
+    router.graphs.full.clear()
     if not modes:
         return
     from vllm.config import CUDAGraphMode

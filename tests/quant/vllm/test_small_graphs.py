@@ -118,6 +118,18 @@ def test_each_mode_has_a_graph_from_its_threshold_on(engine: Engine) -> None:
     assert status == {"exact": 5, "quantized": 5, "mixed": 3}
 
 
+def test_manager_that_measured_memory_leaves_its_graphs_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.32 captures with one that it throws away, before the one that serves."""
+    own = router()
+    measuring = Engine(monkeypatch, own)
+    assert measuring.capture([[group()]])
+    serving = Engine(monkeypatch, own)
+    captured = serving.capture([[group()]])
+    assert set(captured) == set(own.graphs.full.values())
+    assert serving.dispatch(reading(40)).mixquant == "quantized"
+    assert len(serving.capture([[group()]])) == len(captured), "captured anew, not twice"
+
+
 def test_largest_come_first_and_vllms_own_stay(engine: Engine) -> None:
     descs = engine._capture_descs[CUDAGraphMode.FULL]
     sizes = [desc.num_tokens for desc in descs]
