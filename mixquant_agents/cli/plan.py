@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["command"]
 
@@ -101,19 +105,25 @@ def command(
     if as_json:
         print_json(result)
         return
+    out = result_console()
+    out.print(_table(result["plans"]))
+    for line in result["assumptions"]:
+        out.print(line)
+
+
+def _table(plans: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
-    out = result_console()
     table = Table("agents", "policy", "engines", "GPUs", "agents an engine", "KV GiB", "TTFT p50/p95", "ITL p50/p95",
                   "tokens/s an engine", "cached")  # fmt: skip
-    for row in result["plans"]:
+    for row in plans:
         expected = row["expected"]
-        none = row["engines"] is None
+        enough = row["engines"] is not None
         table.add_row(
             f"{row['agents']:,}",
             row["policy"],
-            "none is enough" if none else f"{row['engines']:,}",
-            "" if none else f"{row['gpus']:,}",
+            f"{row['engines']:,}" if enough else "none is enough",
+            f"{row['gpus']:,}" if enough else "",
             str(row["agents_per_engine"]),
             "" if row["kv_gib"] is None else f"{row['kv_gib']:,.0f}",
             f"{expected['ttft_p50_ms'] or 0:.0f}/{expected['ttft_p95_ms'] or 0:.0f} ms",
@@ -121,6 +131,4 @@ def command(
             f"{expected['tokens_per_s'] or 0:.0f}",
             f"{100 * (expected['cached_share'] or 0):.0f} %",
         )
-    out.print(table)
-    for line in result["assumptions"]:
-        out.print(line)
+    return table

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mixquant_agents.config import EngineConfig
 
 __all__ = ["command"]
 
@@ -45,23 +49,10 @@ def command(
     import asyncio
     import tempfile
 
-    from mixquant_agents.cli.arguments import comma_list
-    from mixquant_agents.cli.output import progress_console
     from mixquant_agents.config import EngineConfig, PrecisionPolicy
-    from mixquant_agents.engine.vllm.args import free_port
-    from mixquant_agents.errors import ConfigError, EngineError
-    from mixquant_agents.serving.fleet import Fleet
-    from mixquant_agents.serving.router import POLICIES
-    from mixquant_agents.serving.start import parsers_of, server_commands
+    from mixquant_agents.errors import EngineError
 
-    addresses = comma_list(hosts)
-    if routing not in POLICIES:
-        raise ConfigError(f"--routing {routing!r}: choose one of {', '.join(POLICIES)}")
-    for address in addresses:
-        if not address.startswith(("http://", "https://")):
-            raise ConfigError(f"--hosts {address!r}: give addresses such as http://10.0.0.2:8000, with commas")
-    if replicas + len(addresses) == 0:
-        raise ConfigError("--replicas 0 needs --hosts: there is nothing to serve")
+    addresses = _addresses(hosts, replicas, routing)
     config = EngineConfig(
         model=model,
         policy=PrecisionPolicy.of(policy),
@@ -71,32 +62,76 @@ def command(
         tool_parser="auto" if tools else None,
         reasoning_parser="auto" if tools else None,
     )
-    single = replicas + len(addresses) == 1
-    ports = [port] if single else [free_port() for _ in range(replicas)]
-    say = progress_console().print
-
-    async def serve(folder: Path) -> int:
-        commands = []
-        if replicas:
-            say(f"looking at {model}")
-            commands = server_commands(
-                config, parsers_of(config), host=host if single else "127.0.0.1", ports=ports, extra=vllm_flags or ()
-            )
-        fleet = Fleet(
-            commands,
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+    code = asyncio.run(
+        _serve(
+            config,
+            replicas=replicas,
             hosts=addresses,
             host=host,
             port=port,
             view_port=view_port or port + 1,
             routing=routing,
-            logs=folder,
-            say=say,
+            vllm_flags=vllm_flags or (),
+            logs=logs or Path(tempfile.mkdtemp(prefix="mixquant-serve-")),
         )
-        async with fleet:
-            say(f"health: http://{host}:{view_port or port + 1}/   logs: {folder}")
-            return await fleet.run()
-
-    if logs is not None:
-        logs.mkdir(parents=True, exist_ok=True)
-    code = asyncio.run(serve(logs or Path(tempfile.mkdtemp(prefix="mixquant-serve-"))))
+    )
     raise EngineError(f"the servers ended (code {code})")
+
+
+def _addresses(hosts: str, replicas: int, routing: str) -> list[str]:
+    """The running servers of ``--hosts``.
+
+    Raises:
+        ConfigError: they, or the router's rule, are none; or there is nothing to serve.
+    """
+    from mixquant_agents.cli.arguments import comma_list
+    from mixquant_agents.errors import ConfigError
+    from mixquant_agents.serving.router import POLICIES
+
+    if routing not in POLICIES:
+        raise ConfigError(f"--routing {routing!r}: choose one of {', '.join(POLICIES)}")
+    addresses = comma_list(hosts)
+    for address in addresses:
+        if not address.startswith(("http://", "https://")):
+            raise ConfigError(f"--hosts {address!r}: give addresses such as http://10.0.0.2:8000, with commas")
+    if replicas + len(addresses) == 0:
+        raise ConfigError("--replicas 0 needs --hosts: there is nothing to serve")
+    return addresses
+
+
+async def _serve(
+    config: EngineConfig,
+    *,
+    replicas: int,
+    hosts: Sequence[str],
+    host: str,
+    port: int,
+    view_port: int,
+    routing: str,
+    vllm_flags: Sequence[str],
+    logs: Path,
+) -> int:
+    """Serve until a server ends; its exit code. One server listens on ``port`` itself, several behind a router."""
+    from mixquant_agents.cli.output import progress_console
+    from mixquant_agents.engine.vllm.args import free_port
+    from mixquant_agents.serving.fleet import Fleet
+    from mixquant_agents.serving.start import parsers_of, server_commands
+
+    say = progress_console().print
+    routed = replicas + len(hosts) > 1
+    commands = []
+    if replicas:
+        say(f"looking at {config.model}")
+        commands = server_commands(
+            config,
+            parsers_of(config),
+            host="127.0.0.1" if routed else host,
+            ports=[free_port() for _ in range(replicas)] if routed else [port],
+            extra=vllm_flags,
+        )
+    fleet = Fleet(commands, hosts=hosts, host=host, port=port, view_port=view_port, routing=routing, logs=logs, say=say)
+    async with fleet:
+        say(f"health: http://{host}:{view_port}/   logs: {logs}")
+        return await fleet.run()

@@ -327,41 +327,69 @@ async def measure_swap(first: VllmEngine, config: EngineConfig) -> dict[str, Any
     return {"second_kv_gib": (config.kv_cache_bytes or 0) / GIB, "answers": len(PROMPTS), "turns": log}
 
 
+def engine_config(plan: argparse.Namespace, folder: Path) -> EngineConfig:
+    """Settings of the engine, whose random weights are described in ``folder``."""
+    return EngineConfig(
+        model=str(model_folder(plan.shape, folder, Path(plan.tokenizer))),
+        policy=PrecisionPolicy.of(plan.policy),
+        sleep_mode=plan.sleep == "host",
+        max_model_len=plan.max_model_len,
+        max_num_seqs=64,
+        max_num_batched_tokens=plan.batched,
+        kv_cache_bytes=int(plan.kv_gib * GIB),
+        chat_template=str(resources.files("mixquant_agents") / "templates" / "hermes.jinja"),
+        tool_parser="hermes",
+        reasoning_parser=None,
+        vllm_args={"load_format": "dummy"},
+    )
+
+
+async def start(config: EngineConfig) -> tuple[VllmEngine, str | None]:
+    """A started engine; where sleep mode is refused one without it, and the reason."""
+    engine = VllmEngine(config)
+    try:
+        await engine.start()
+    except EngineStartError as error:
+        await engine.aclose()
+        if not config.sleep_mode:
+            raise
+        print(f"no sleep mode: {error}", flush=True)
+        engine, _ = await start(config.model_copy(update={"sleep_mode": False}))
+        return engine, str(error)[:500]
+    return engine, None
+
+
+def second_config(config: EngineConfig, plan: argparse.Namespace, folder: Path) -> EngineConfig:
+    """Settings of the engine that takes turns with the first."""
+    return config.model_copy(
+        update={
+            "model": str(model_folder(plan.swap, folder, Path(plan.tokenizer))),
+            "kv_cache_bytes": int(plan.swap_kv_gib * GIB),
+            "enforce_eager": True,
+        }
+    )
+
+
 async def run(plan: argparse.Namespace) -> None:
     """All measurements; what fails is noted, and the others go on."""
     from mixquant_agents.engine.vllm.memory import device_bytes
 
-    result: dict[str, Any] = {"command": " ".join(["python -m mixquant_agents.bench.gpu.agents", *sys.argv[1:]])}
     baseline = device_bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        config = EngineConfig(
-            model=str(model_folder(plan.shape, Path(folder), Path(plan.tokenizer))),
-            policy=PrecisionPolicy.of(plan.policy),
-            sleep_mode=plan.sleep == "host",
-            max_model_len=plan.max_model_len,
-            max_num_seqs=64,
-            max_num_batched_tokens=plan.batched,
-            kv_cache_bytes=int(plan.kv_gib * GIB),
-            chat_template=str(resources.files("mixquant_agents") / "templates" / "hermes.jinja"),
-            tool_parser="hermes",
-            reasoning_parser=None,
-            vllm_args={"load_format": "dummy"},
-        )
-        engine = VllmEngine(config)
-        try:
-            await engine.start()
-        except EngineStartError as error:
-            if plan.sleep != "host":
-                raise
-            result["sleep_mode_refused"] = str(error)[:500]
-            print(f"no sleep mode: {error}", flush=True)
-            await engine.aclose()
-            plan.sleep, engine = "ended", VllmEngine(config.model_copy(update={"sleep_mode": False}))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engine, refusal = await start(engine_config(plan, folder))
         async with engine:
-            await engine.start()
             info = engine.info
-            result |= {"shape": plan.shape, "device": info.device, "policy": info.policy}
-            result |= {"start_s": engine.start_seconds, "prefill_format": info.prefill_format, "kv_gib": plan.kv_gib}
+            result = {
+                "command": " ".join(["python -m mixquant_agents.bench.gpu.agents", *sys.argv[1:]]),
+                **({} if refusal is None else {"sleep_mode_refused": refusal}),
+                "shape": plan.shape,
+                "device": info.device,
+                "policy": info.policy,
+                "start_s": engine.start_seconds,
+                "prefill_format": info.prefill_format,
+                "kv_gib": plan.kv_gib,
+            }
             print(f"ready after {engine.start_seconds:.0f} s on {info.device}", flush=True)
             parts: dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]] = {
                 "warm": lambda: measure_warm(engine, plan),
@@ -370,22 +398,14 @@ async def run(plan: argparse.Namespace) -> None:
             if plan.sleep != "none":
                 parts["sleep"] = lambda: measure_sleep(engine, baseline)
             if plan.swap:
-                second = config.model_copy(
-                    update={
-                        "model": str(model_folder(plan.swap, Path(folder), Path(plan.tokenizer))),
-                        "kv_cache_bytes": int(plan.swap_kv_gib * GIB),
-                        "enforce_eager": True,
-                    }
-                )
-                parts["swap"] = lambda: measure_swap(engine, second)
-            parts = {name: part for name, part in parts.items() if name in plan.parts}
-            for name, part in parts.items():
+                parts["swap"] = lambda: measure_swap(engine, second_config(engine.config, plan, folder))
+            for part in (name for name in parts if name in plan.parts):
                 begun = time.monotonic()
                 try:
-                    result[name] = await part()
+                    result[part] = await parts[part]()
                 except Exception as error:  # the others are worth having
-                    result[name] = {"error": f"{type(error).__name__}: {error}"}
-                print(f"{name} ({time.monotonic() - begun:.0f} s): {json.dumps(result[name])[:900]}", flush=True)
+                    result[part] = {"error": f"{type(error).__name__}: {error}"}
+                print(f"{part} ({time.monotonic() - begun:.0f} s): {json.dumps(result[part])[:900]}", flush=True)
                 write_whole(plan.out, json.dumps(result, indent=1) + "\n")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["command"]
 
@@ -84,6 +88,12 @@ def command(
     if as_json:
         print_json(result)
         return
+    for table in _tables(result):
+        result_console().print(table)
+
+
+def _tables(result: Mapping[str, Any]) -> Iterator[Table]:
+    """Predicted beside measured: a table for each device of a result."""
     from rich.table import Table
 
     from mixquant_agents.planning.validate import by_device
@@ -96,4 +106,4 @@ def command(
                     shown = "" if error is None else f"{100 * error:+.1f} %"
                     predicted, measured = run["predicted"][figure], run["measured"][figure]
                     table.add_row(name, str(run["agents"]), figure, str(predicted), str(measured), shown)
-        result_console().print(table)
+        yield table

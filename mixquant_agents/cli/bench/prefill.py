@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mixquant_agents.errors import ConfigError
 
 __all__ = ["command"]
 
@@ -51,43 +51,42 @@ def command(
     \b
     Example: mixquant bench prefill --predict h100
     """
-    from mixquant_agents.cli.arguments import comma_list, output_file
-    from mixquant_agents.cli.output import write_json
+    from mixquant_agents.cli.arguments import comma_list, command_line, output_file
+    from mixquant_agents.cli.output import print_json, write_json
 
     output_file("--output", output)
     if predict:
-        from mixquant_agents.bench.prefill.predict import predict as predicted
-        from mixquant_agents.errors import ConfigError
-
         if columns or cases or state or agents or minutes or gpus > 1:
             raise ConfigError(
                 "--predict measures nothing, and knows one GPU: leave out --columns, --cases, --state, --agents, "
                 "--minutes, --gpus"
             )
-        result = predicted(model, predict)
-        if output is not None:
-            write_json(output, result)
-        print(json.dumps(result) if as_json else result["table"])  # noqa: T201 - the command's output
-        return
-    from mixquant_agents.bench.prefill.report import table
-    from mixquant_agents.bench.prefill.run import run_prefill
+        from mixquant_agents.bench.prefill.predict import predict as predicted
 
-    result = run_prefill(
-        say=lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - progress goes to stderr
-        model=model,
-        gpus=gpus,
-        memory_gib=memory,
-        columns=comma_list(columns) or None,
-        cases=[] if cases == "none" else comma_list(cases) or None,
-        rounds=rounds,
-        minutes=minutes,
-        state_path=state,
-        agent_seconds=agents,
-        agent_runs=agent_runs,
-        command=" ".join(
-            ["mixquant bench prefill", *(word for word in sys.argv[1:] if word not in ("bench", "prefill"))]
-        ),
-    )
+        result = predicted(model, predict)
+        table = result["table"]
+    else:
+        from mixquant_agents.bench.prefill.report import table as table_of
+        from mixquant_agents.bench.prefill.run import run_prefill
+
+        result = run_prefill(
+            say=lambda text: typer.echo(text, err=True),
+            model=model,
+            gpus=gpus,
+            memory_gib=memory,
+            columns=comma_list(columns) or None,
+            cases=[] if cases == "none" else comma_list(cases) or None,
+            rounds=rounds,
+            minutes=minutes,
+            state_path=state,
+            agent_seconds=agents,
+            agent_runs=agent_runs,
+            command=command_line(),
+        )
+        table = table_of(result)
     if output is not None:
         write_json(output, result)
-    print(json.dumps(result) if as_json else table(result))  # noqa: T201 - the command's output
+    if as_json:
+        print_json(result)
+    else:
+        typer.echo(table)
