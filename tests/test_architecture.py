@@ -58,6 +58,7 @@ FOREIGN = {
     "quantization_config": "a checkpoint's configuration",
     "register_at_fork": "os, where the platform has it",
     "reload_weights": "vLLM's model runner, of later releases",
+    "is_heterogeneous": "a checkpoint's configuration, of later releases of transformers",
     "initialize_kv_cache": "vLLM's model runner, of the releases in which twins draft",
     "sched_getaffinity": "os, where the platform has it",
     "setpgrp": "os, where the platform has it",

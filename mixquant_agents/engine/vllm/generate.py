@@ -200,7 +200,7 @@ async def generate(
 def _given_up(params: Any, *, begun: bool) -> EngineError:
     """What the engine gives a request up for, which it does not say: KV that another engine had and that did not come,
     or a grammar that cannot be made or was left."""
-    transfer = (getattr(params, "extra_args", None) or {}).get("kv_transfer_params") or {}
+    transfer = (params.extra_args or {}).get("kv_transfer_params") or {}
     if not begun and (transfer.get("do_remote_prefill") or transfer.get("remote_block_ids")):
         return KvLostError(
             "the KV that another engine had of this prompt did not come: that engine keeps it no longer "
@@ -208,7 +208,7 @@ def _given_up(params: Any, *, begun: bool) -> EngineError:
             "between the two failed",
             retryable=True,
         )
-    if getattr(params, "structured_outputs", None) is not None:
+    if params.structured_outputs is not None:
         return EngineError(
             "the engine gave up on this request, whose answer follows a grammar: vLLM could not make that, or wrote "
             "a token that it forbids; its log says which"

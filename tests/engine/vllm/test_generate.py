@@ -18,6 +18,10 @@ from mixquant_agents.engine.vllm.row_counts import RowCountClient
 from mixquant_agents.errors import EngineError, KvLostError
 
 
+PLAIN = SimpleNamespace(extra_args=None, structured_outputs=None)
+"""vLLM's sampling parameters, as far as a turn that fails is told by them."""
+
+
 def stats(scheduled: float, first: float, last: float, preemptions: int = 0) -> SimpleNamespace:
     return SimpleNamespace(
         arrival_time=1.7e9,  # wall clock: must not be used
@@ -66,7 +70,7 @@ def rows_of(quantized: int, exact: int, recomputed: int = 0, preemptions: int = 
 
 
 async def play(
-    llm: FakeLlm, prompt: int = 10, *, rows: bool = True, preempted: Any = lambda: 0, params: Any = None
+    llm: FakeLlm, prompt: int = 10, *, rows: bool = True, preempted: Any = lambda: 0, params: Any = PLAIN
 ) -> list[TokenDelta]:
     deltas: list[TokenDelta] = []
     meter = StepMeter(prompt, time.monotonic() - 10)
