@@ -17,7 +17,6 @@ from mixquant_agents.engine.vllm.generate import StepMeter, generate
 from mixquant_agents.engine.vllm.row_counts import RowCountClient
 from mixquant_agents.errors import EngineError, KvLostError
 
-
 PLAIN = SimpleNamespace(extra_args=None, structured_outputs=None)
 """vLLM's sampling parameters, as far as a turn that fails is told by them."""
 
