@@ -591,6 +591,10 @@ def explored() -> Iterator[Line]:
             removed = (f"{share(of[key])} %" for key in ("kl_removed", "first_removed"))
             both += [fixed(of["kl"], 4), *removed]
         yield page, row(label, *both)
+    names = ("fp8", "fp8-kv-exact", "fp8-qkv-exact", "fp8-last-exact")
+    fp8, kv, qkv, last = (fixed(file("fp8", "recipes", name, "kl"), 3) for name in names)
+    parts = f"with K and V exact {kv}, with all of `qkv_proj` {qkv}, with the last token {last}"
+    yield page, f"FP8 loses {fp8}, {parts}."
     percent = file("exact_rows", "percent")
     b200, rtx = (
         {rows: fixed(max(by.values()), 1) for rows, by in percent[gpu].items()} for gpu in ("b200", "rtx-pro-6000")
