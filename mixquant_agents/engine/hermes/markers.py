@@ -46,6 +46,6 @@ JSON_CALLS: dict[str, Markers] = {
     "granite_list": Markers("<|tool_call|>", "<|/tool_call|>"),
     "phi4_mini_json": Markers("functools[", "<|/tool_call|>", in_list=True),
     "nemotron_json": Markers("<TOOLCALL>", "</TOOLCALL>"),
-    "hunyuan_a13b": Markers("<tool_calls>", "</tool_calls>"),
+    **dict.fromkeys(("hunyuan_a13b", "jamba"), Markers("<tool_calls>", "</tool_calls>")),
 }
 """Name of the tool parser → markers. Where vLLM has a parser of this name, it reads the same form."""

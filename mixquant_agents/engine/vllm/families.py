@@ -13,7 +13,15 @@ from dataclasses import replace
 from mixquant_agents.engine.hermes import HERMES, JSON_CALLS, THINK_CLOSE, THINK_OPEN, Markers
 from mixquant_agents.engine.hermes.json_scan import ValueScanner
 
-__all__ = ["THINK_TAGS", "answer_markers", "behind_calls", "call_marks", "reasoning_of", "tool_parsers_of"]
+__all__ = [
+    "THINK_TAGS",
+    "answer_markers",
+    "behind_calls",
+    "call_marks",
+    "reasoning_of",
+    "tells_whole_calls",
+    "tool_parsers_of",
+]
 
 _CALL_MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("<|channel|>commentary", ("openai",)),
@@ -24,6 +32,8 @@ _CALL_MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("<function=", ("qwen3_coder", "step3p5")),
     ("<|tool_calls_section_begin|>", ("kimi_k2",)),
     ("<｜tool▁calls▁begin｜>", ("deepseek_v3", "deepseek_v31")),
+    ("<｜DSML｜ calls>", ("deepseek_v41",)),
+    ("<｜DSML｜tool_calls>", ("deepseek_v4",)),
     ("<｜DSML｜", ("deepseek_v32", "deepseek_v4")),
     ("<|START_ACTION|>", ("cohere_command3",)),
     ("Action:", ("command_r",)),
@@ -97,32 +107,74 @@ THINK_TAGS: dict[str, tuple[str, str]] = {
 
 
 _CALL_BEGINS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4", "hermes"), ("<tool_call>",)),
-    **dict.fromkeys(("deepseek_v3", "deepseek_v31"), ("<｜tool▁calls▁begin｜>",)),
+    **dict.fromkeys(
+        (
+            "qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4", "hermes", "ling3", "poolside_v1",
+            "hy_v3", "hy_v4", "mimo",
+        ),
+        ("<tool_call>",),
+    ),
+    **dict.fromkeys(("deepseek_v3", "deepseek_v31"), ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>")),
+    "deepseek_v32": ("<｜DSML｜function_calls>", "<｜DSML｜invoke "),
+    "deepseek_v4": ("<｜DSML｜tool_calls>", "<｜DSML｜invoke "),
+    "deepseek_v41": ("<｜DSML｜ calls>", "<｜DSML｜ invoke "),
+    "dots": ("<dots_function_call>",),
+    "functiongemma": ("<start_function_call>",),
+    "gemma4": ("<|tool_call>",),
+    "longcat": ("<longcat_tool_call>",),
+    "minicpm5": ("<function name=",),
     "minimax_m2": ("<minimax:tool_call>",),
-    "kimi_k2": ("<|tool_calls_section_begin|>",),
+    "kimi_k2": ("<|tool_calls_section_begin|>", "<|tool_call_begin|>"),
+    "step3": ("<｜tool_calls_begin｜>", "<｜tool_call_begin｜>"),
     "seed_oss": ("<seed:tool_call>",),
     "mistral": ("[TOOL_CALLS]",),
     "lfm2": ("<|tool_call_start|>",),
     "olmo3": ("<function_calls>",),
     "granite": ("<|tool_call|>",),
-}
+    "granite-20b-fc": ("<function_call>",),
+}  # fmt: skip
 
 
 _CALL_ENDS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4", "hermes"), ("</tool_call>",)),
+    **dict.fromkeys(
+        (
+            "qwen3_coder", "qwen3_xml", "step3p5", "glm45", "glm47", "granite4", "hermes", "ling3", "poolside_v1",
+            "hy_v3", "hy_v4", "mimo",
+        ),
+        ("</tool_call>",),
+    ),
     **dict.fromkeys(("deepseek_v3", "deepseek_v31"), ("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>")),
+    "deepseek_v32": ("</｜DSML｜invoke>", "</｜DSML｜function_calls>"),
+    "deepseek_v4": ("</｜DSML｜invoke>", "</｜DSML｜tool_calls>"),
+    "deepseek_v41": ("</｜DSML｜ invoke>", "</｜DSML｜ calls>"),
+    "dots": ("</dots_function_call>",),
+    "functiongemma": ("<end_function_call>",),
+    "longcat": ("</longcat_tool_call>",),
+    "minicpm5": ("</function>",),
     "minimax_m2": ("</minimax:tool_call>",),
     "kimi_k2": ("<|tool_call_end|>", "<|tool_calls_section_end|>"),
+    "step3": ("<｜tool_call_end｜>", "<｜tool_calls_end｜>"),
     "seed_oss": ("</seed:tool_call>",),
     "lfm2": ("<|tool_call_end|>",),
     "olmo3": ("</function_calls>",),
     "gemma4": ("<tool_call|>",),
-}
+}  # fmt: skip
+_IN_BRACKETS = frozenset(
+    {
+        "apertus", "ernie45", "gigachat3", "granite", "granite-20b-fc", "internlm", "llama3_json", "llama4_json",
+        "llama4_pythonic", "mistral", "pythonic", "qwen3_json", "xlam",
+    }
+)  # fmt: skip
+"""Parsers whose calls have no closing marker: they are JSON, or Python calls in brackets."""
 
 
 _VALUE = re.compile(r"\{|\[\s*(?:\{|\w+\()")
 """Where JSON, a list of it, or a list of Python calls begins."""
+
+
+def tells_whole_calls(tool: str) -> bool:
+    """Whether :func:`behind_calls` knows this syntax; of others only vLLM's parser can say where a call ends."""
+    return tool in _CALL_ENDS or tool in _IN_BRACKETS
 
 
 def behind_calls(raw: str, tool: str) -> tuple[str, str, list[str]]:

@@ -28,6 +28,7 @@ from mixquant_agents.engine.vllm.families import (
     behind_calls,
     call_marks,
     reasoning_of,
+    tells_whole_calls,
     tool_parsers_of,
 )
 from mixquant_agents.engine.vllm.grammar import calls_in_hermes, tools_active
@@ -84,9 +85,10 @@ def parser_names(config: EngineConfig, renderer: Renderer) -> tuple[str | None, 
 
 
 def _renders_itself(renderer: Renderer) -> str:
-    """What stands for the template's source where the tokenizer has none: the special tokens that mark calls."""
+    """What stands for the template's source where the tokenizer has none: the special tokens that mark calls and
+    thoughts."""
     vocabulary = renderer.tokenizer.get_vocab()
-    return " ".join(mark for mark in ("[TOOL_CALLS]", "[THINK]") if mark in vocabulary)
+    return " ".join(mark for mark in ("[TOOL_CALLS]", "[THINK]", THINK_OPEN) if mark in vocabulary)
 
 
 def _proven(renderer: Renderer, source: str, known: set[str]) -> str:
@@ -294,7 +296,7 @@ class VllmOutputParser:
         self._names = frozenset(str(entry["function"]["name"]) for entry in tools)
         self._markers = frozenset(tokenizer.get_added_vocab())
         self._tool = tool
-        self._started = self._finished = self._failed = False
+        self._started = self._finished = self._failed = self._cut = False
         self._arguments: dict[int, list[str]] = {}
         """Of each call so far."""
         self._raw: list[str] = []
@@ -308,6 +310,7 @@ class VllmOutputParser:
             self._started = True
             prompt = list(delta.prompt_token_ids or ())
         self._finished = delta.finish_reason is not None
+        self._cut = delta.finish_reason == "length"
         self._raw.append(delta.text)
         outs = []
         steps = _single_tokens(delta, self._tokenizer)
@@ -335,6 +338,10 @@ class VllmOutputParser:
     def _with_rest(self, out: Delta) -> Delta:
         """An answer with calls: a last call that was cut off differs from one without arguments, and words behind it
         are content."""
+        if not tells_whole_calls(self._tool or ""):
+            cut = {max(self._arguments)} if self._cut or not self._finished else set()
+            bare = [at for at, given in self._arguments.items() if not any(given) and at not in cut]
+            return replace(out, tool_calls=(*out.tool_calls, *(ToolCallDelta(at, arguments="{}") for at in bare)))
         unfinished, behind, values = behind_calls("".join(self._raw), self._tool or "")
         if self._tool in ("llama3_json", "llama4_json"):
             out = replace(out, tool_calls=(*out.tool_calls, *self._overlooked(values)))

@@ -31,6 +31,14 @@ __all__ = ["BUNDLED_TEMPLATE", "Renderer", "bundled_template"]
 BUNDLED_TEMPLATE = "hermes.jinja"
 _MEMORY = 512
 """Outlines of conversations whose shape is remembered."""
+_WRITERS = {
+    "DeepseekV32ForCausalLM": "deepseek_v32",
+    "DeepseekV4ForCausalLM": "deepseek_v4",
+    "DeepseekV4ForConditionalGeneration": "deepseek_v4",
+    "DeepseekV41ForCausalLM": "deepseek_v41",
+}
+"""Architectures whose checkpoints have no chat template → vLLM's tokenizer that writes their prompts; vLLM's own choice
+for ``tokenizer_mode="auto"`` is made with its ``ModelConfig``."""
 
 
 def bundled_template() -> str:
@@ -43,23 +51,17 @@ class Renderer:
 
     Attributes:
         tokenizer: vLLM's (a transformers tokenizer, for most models).
-        templates: name → Jinja source. Empty where the tokenizer renders by itself (Mistral's), or has none.
+        templates: name → Jinja source. Empty where the tokenizer renders by itself (Mistral's, vLLM's for DeepSeek), or
+            has none.
         bundled: the template is the embedded model's.
         max_model_len: context window in tokens, prompt and answer together.
     """
 
     def __init__(self, path: str, config: EngineConfig) -> None:
-        from vllm.tokenizers import get_tokenizer
-
-        self._hold(
-            get_tokenizer(
-                config.vllm_args.get("tokenizer", path),
-                tokenizer_mode=config.vllm_args.get("tokenizer_mode", "auto"),
-                trust_remote_code=config.trust_remote_code,
-                revision=config.revision,
-            ),
-            config,
-        )
+        mode = config.vllm_args.get("tokenizer_mode", "auto")
+        self._hold(_tokenizer(path, config, mode), config)
+        if mode == "auto" and self._has_no_template and (own := _writer_of(path, config)) is not None:
+            self._hold(_tokenizer(path, config, own), config)
 
     @classmethod
     def of(cls, tokenizer: Any, config: EngineConfig) -> Renderer:
@@ -70,7 +72,8 @@ class Renderer:
 
     def _hold(self, tokenizer: Any, config: EngineConfig) -> None:
         self.tokenizer = tokenizer
-        self.templates = _templates(tokenizer, config)
+        self._writes_text = _is_vllms(tokenizer)
+        self.templates = {} if self._writes_text else _templates(tokenizer, config)
         self.bundled = self.template == bundled_template()
         self.max_model_len = 0
         self._shapes: dict[str, tuple[Shape, ...]] = {}
@@ -79,6 +82,11 @@ class Renderer:
     def template(self) -> str | None:
         """The template for requests with tools; ``None`` where the tokenizer renders by itself, or has none."""
         return self._source(with_tools=True)
+
+    @property
+    def _has_no_template(self) -> bool:
+        """Whether the tokenizer would need a template (a transformers one, unlike Mistral's) and has none."""
+        return self.template is None and not self._writes_text and hasattr(self.tokenizer, "get_chat_template")
 
     @property
     def tool_form(self) -> ToolForm:
@@ -96,7 +104,7 @@ class Renderer:
             RequestError: ``variables`` names what the engine sets, or what the template does not know.
             ConfigError: the model has no chat template.
         """
-        if self.template is None and hasattr(self.tokenizer, "get_chat_template"):
+        if self._has_no_template:
             raise ConfigError("this model's tokenizer has no chat template; give one: chat_template='FILE.jinja'")
         plain, given_tools, settings = self._checked(messages, tools, variables or {})
         refusal: Exception | None = None
@@ -127,7 +135,7 @@ class Renderer:
             TemplateChangeError: the template writes what stands before differently by now, or has no marker there.
             InvalidMessagesError, RequestError: as :meth:`render` does.
         """
-        if not self.templates:
+        if not self.templates and not self._writes_text:
             raise TemplateChangeError(
                 "this tokenizer renders by itself, so where an answer ends in its prompt is not known"
             )
@@ -322,8 +330,8 @@ class Renderer:
         *,
         generate: bool = True,
     ) -> str:
-        """The prompt as text; where the tokenizer renders by itself, what its tokens say."""
-        tokens = not self.templates
+        """The prompt as text; where the tokenizer renders to tokens alone, what these say."""
+        tokens = not self.templates and not self._writes_text
         rendered = self._apply(messages, tools, settings, shape, tokenize=tokens, generate=generate)
         return str(self.tokenizer.decode(list(rendered)) if tokens else rendered)
 
@@ -379,6 +387,35 @@ def read_template(path: Path) -> str:
         raise ConfigError(
             f"chat_template {str(path)!r} cannot be read: {error}; give a Jinja template in UTF-8"
         ) from error
+
+
+def _tokenizer(path: str, config: EngineConfig, mode: Any) -> Any:
+    from vllm.tokenizers import get_tokenizer
+
+    return get_tokenizer(
+        config.vllm_args.get("tokenizer", path),
+        tokenizer_mode=mode,
+        trust_remote_code=config.trust_remote_code,
+        revision=config.revision,
+    )
+
+
+def _writer_of(path: str, config: EngineConfig) -> str | None:
+    """vLLM's tokenizer that writes this checkpoint's prompts; ``None`` where there is none."""
+    from vllm.transformers_utils.config import get_config
+
+    try:
+        architectures = get_config(path, config.trust_remote_code, config.revision).architectures
+    except Exception:  # the engine tells what is wrong with the checkpoint
+        return None
+    return next((_WRITERS[name] for name in architectures or () if name in _WRITERS), None)
+
+
+def _is_vllms(tokenizer: Any) -> bool:
+    """Whether vLLM's own code around a transformers tokenizer writes the prompts, whatever template that may have."""
+    if not hasattr(tokenizer, "get_chat_template"):  # Mistral's
+        return False
+    return str(type(tokenizer).apply_chat_template.__module__).startswith("vllm.")
 
 
 def _templates(tokenizer: Any, config: EngineConfig) -> dict[str, str]:

@@ -103,12 +103,12 @@ def test_calls_of_each_syntax(tokenizer: Any, tool: str, reasoning: str | None, 
     assert got["invalid"] == []
 
 
-def calls_of(tokenizer: Any, tool: str, text: str) -> tuple[list[Any], list[Any]]:
+def calls_of(tokenizer: Any, tool: str, text: str, reason: str = "stop") -> tuple[list[Any], list[Any]]:
     """Arguments of the calls that can be run, and ids of those that cannot."""
     accumulator = AnswerAccumulator(("add",))
     ids, parser = tokenizer.encode(text), parser_of(tokenizer, tool)
     for place, token in enumerate(ids):
-        last = "stop" if place == len(ids) - 1 else None
+        last: Any = reason if place == len(ids) - 1 else None
         raw = TokenDelta(tokenizer.decode([token]), (token,), finish_reason=last, prompt_token_ids=())
         accumulator.feed(parsed(raw, parser))
     accumulator.close()
@@ -392,3 +392,61 @@ def test_mistrals_id_behind_the_name_is_the_id() -> None:
     tokenizer = byte_tokenizer(special=["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"])
     got = read(parser_of(tokenizer, "mistral"), tokenizer, '[TOOL_CALLS]add[CALL_ID]abcDEF123[ARGS]{"a": 1}')
     assert (got["names"], got["ids"], json.loads(got["arguments"])) == (["add"], ["abcDEF123"], {"a": 1})
+
+
+def _invokes(word: str, space: str = "") -> tuple[str, str, str]:
+    mark = f"｜DSML｜{space}"
+    value = f'<{mark}parameter name="a" string="false">{{}}</{mark}parameter>\n'
+    call = f'<{mark}invoke name="add">\n{value}</{mark}invoke>\n'
+    return f"<{mark}{word}>\n", call, f"</{mark}{word}>"
+
+
+_KEYED = "<arg_key>a</arg_key>\n<arg_value>{}</arg_value>\n</tool_call>"
+_STEP = '<steptml:invoke name="add"><steptml:parameter name="a">{}</steptml:parameter></steptml:invoke>'
+MARKED: dict[str, tuple[str, str, str]] = {
+    "deepseek_v32": _invokes("function_calls"),
+    "deepseek_v4": _invokes("tool_calls"),
+    "deepseek_v41": _invokes("calls", " "),
+    "dots": (
+        "",
+        '<dots_function_call>\n<invoke name="add">\n<parameter name="a">{}</parameter>\n</invoke>\n'
+        "</dots_function_call>",
+        "",
+    ),
+    "ling3": ("", f"<tool_call>add\n{_KEYED}", ""),
+    "poolside_v1": ("", f"<tool_call>add\n{_KEYED}", ""),
+    "hy_v3": ("<tool_calls>\n", f"<tool_call>add<tool_sep>\n{_KEYED}\n", "</tool_calls>"),
+    "minicpm5": ("", '<function name="add"><param name="a">{}</param></function>', ""),
+    "mimo": ("", "<tool_call>\n<function=add>\n<parameter=a>{}</parameter>\n</function>\n</tool_call>", ""),
+    "step3": (
+        "<｜tool_calls_begin｜>",
+        f"<｜tool_call_begin｜>function<｜tool_sep｜>{_STEP}<｜tool_call_end｜>",
+        "<｜tool_calls_end｜>",
+    ),
+    "kimi_k2": (
+        "<|tool_calls_section_begin|>",
+        '<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{{"a": {}}}<|tool_call_end|>',
+        "<|tool_calls_section_end|>",
+    ),
+    "gemma4": ("", "<|tool_call>call:add{{a:{}}}<tool_call|>", ""),
+    "longcat": ("", '<longcat_tool_call>\n{{"name": "add", "arguments": {{"a": {}}}}}\n</longcat_tool_call>', ""),
+}
+FAMILY_MARKS = [
+    *MARKS,
+    *("｜DSML｜", "<tool_calls>", "</tool_calls>", "<tool_sep>", "<dots_function_call>", "</dots_function_call>"),
+    *(f"<｜tool_{part}｜>" for part in ("calls_begin", "calls_end", "call_begin", "call_end", "sep")),
+    *(f"<|tool_{part}|>" for part in ("calls_section_begin", "calls_section_end", "call_begin", "call_end")),
+    *("<|tool_call_argument_begin|>", "<longcat_tool_call>", "</longcat_tool_call>"),
+]
+
+
+@pytest.mark.parametrize("tool", MARKED)
+def test_calls_between_markers_of_each_family_run_whole_and_not_in_part(tool: str) -> None:
+    """Two calls run; of an answer that is cut off anywhere none runs that was not written whole."""
+    plain = byte_tokenizer()
+    plain.add_tokens(FAMILY_MARKS)
+    opening, call, closing = MARKED[tool]
+    text = opening + call.format(1) + call.format(2) + closing
+    assert calls_of(plain, tool, text) == ([{"a": 1}, {"a": 2}], [])
+    for end in range(1, len(text), 7):
+        assert calls_of(plain, tool, text[:end], "length")[0] in ([], [{"a": 1}], [{"a": 1}, {"a": 2}])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mixquant_agents.config import EngineConfig
+from mixquant_agents.engine.vllm.parsers import parser_names
 from mixquant_agents.engine.vllm.render import Renderer, bundled_template
 from mixquant_agents.errors import ConfigError, ContextOverflowError, InvalidMessagesError, RequestError
 from tests.engine.vllm.byte_tokenizer import byte_tokenizer
@@ -451,3 +452,36 @@ def test_markers_of_one_token_are_known(ids: list[int], one: bool) -> None:
     made = Renderer.__new__(Renderer)
     made.tokenizer = SimpleNamespace(encode=lambda marker, add_special_tokens: ids)
     assert made.one_token("<tool_call>") is one
+
+
+DEEPSEEK_MARKS = [
+    "<think>",
+    "</think>",
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜User｜>",
+    "<｜Assistant｜>",
+]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "mode"),
+    [
+        ("DeepseekV32ForCausalLM", "deepseek_v32"),
+        ("DeepseekV4ForCausalLM", "deepseek_v4"),
+        ("DeepseekV41ForCausalLM", "deepseek_v41"),
+    ],
+)
+def test_prompts_of_deepseek_are_written_by_vllms_tokenizer(tmp_path: Path, architecture: str, mode: str) -> None:
+    """Its checkpoints have no chat template: their architecture tells who writes."""
+    plain = byte_tokenizer(special=DEEPSEEK_MARKS)
+    plain.add_tokens(["｜DSML｜"])
+    plain.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": [architecture]}))
+    config = EngineConfig(model=str(tmp_path))
+    renderer = Renderer(str(tmp_path), config)
+    messages = [{"role": "system", "content": "You know lakes."}, *tool_turns(OWN_ID)]
+    text = renderer.tokenizer.decode(renderer.render(messages, [TOOL]))
+    assert all(part in text for part in ("You know lakes.", "Depth of a lake", "Inari", "<｜User｜>", "｜DSML｜"))
+    tool, reasoning = parser_names(config, renderer)
+    assert (tool, reasoning is not None) == (mode, True)
