@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib.util
 import inspect
 import re
 import shlex
@@ -142,25 +143,39 @@ def test_snippets_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             names[name].close()
 
 
+SHELLS = ("", "bash", "sh", "console")
+
+
 def commands(page: Path) -> list[str]:
-    """The ``mixquant`` lines of its fences, without comments."""
-    lines = [
-        line.split("  #")[0].split(" # ")[0] for body in fences(page, "", "bash", "sh") for line in body.splitlines()
-    ]
-    return [
-        line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("mixquant ")
-    ]
+    """The ``mixquant`` lines of its fences, without comments and prompts."""
+    bodies = [body.replace("\\\n", " ") for body in fences(page, *SHELLS)]
+    lines = [line.split("  #")[0].split(" # ")[0] for body in bodies for line in body.splitlines()]
+    lines = [line.removeprefix("$ ").removeprefix(".venv/bin/") for line in lines]
+    return [line for line in lines if line.startswith("mixquant ")]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def mentioned(page: Path) -> list[str]:
+    """The commands that its sentences name in full; an option at the end may go without its value."""
+    named = re.findall(r"`(mixquant [a-z][^`]*?)(?: --[a-z-]+)?`", FENCE.sub("", page.read_text()))
+    return [line for line in (" ".join(line.split()) for line in named) if not re.search(r"[…|\[]", line)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) or mentioned(page)], ids=name_of)
 def test_commands_exist(page: Path) -> None:
-    for line in commands(page):
+    for line in commands(page) + mentioned(page):
         command: Any = typer.main.get_command(app.build())
         words = shlex.split(line)[1:]
         context = command.make_context("mixquant", ["--version"], resilient_parsing=True)
         while words and words[0] in getattr(command, "commands", {}):
             command = command.commands[words.pop(0)]
-        command.make_context("mixquant", words, parent=context)  # refuses what it does not know
+        if words or line in commands(page):  # a sentence may name a command without what it needs
+            command.make_context("mixquant", words, parent=context)  # refuses what it does not know
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_modules_that_are_run_exist(page: Path) -> None:
+    for name in re.findall(r"python -m (mixquant[\w.]*\w)", page.read_text()):
+        assert importlib.util.find_spec(name) is not None, name
 
 
 def test_policies_names_the_calibration_of_the_default() -> None:
@@ -200,7 +215,7 @@ def test_supported_versions_are_those_of_the_package() -> None:
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
-        for line in re.findall(r"^make ([a-z-]+)", "\n".join(fences(page, "", "bash", "sh")), re.MULTILINE):
+        for line in re.findall(r"^(?:\$ )?make ([a-z-]+)", "\n".join(fences(page, *SHELLS)), re.MULTILINE):
             assert line in targets, name_of(page)
 
 

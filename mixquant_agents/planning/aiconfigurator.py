@@ -18,7 +18,7 @@ from typing import Any
 from mixquant_agents.errors import ConfigError, MissingDependencyError
 from mixquant_agents.planning.steps import MeasuredSteps, rising
 
-__all__ = ["FORMATS", "PACKAGE", "model_config", "package_folder", "step_times", "tables_folder"]
+__all__ = ["FORMATS", "PACKAGE", "gpus_in", "model_config", "package_folder", "step_times", "tables_folder"]
 
 PACKAGE = "aiconfigurator_core"
 
@@ -38,6 +38,11 @@ def package_folder() -> Path | None:
     spec = importlib.util.find_spec(PACKAGE)
     folders = spec.submodule_search_locations if spec is not None else None
     return Path(folders[0]) if folders else None
+
+
+def gpus_in(systems: Path) -> list[str]:
+    """The GPUs that aiconfigurator-core's folder ``systems`` describes and has tables of."""
+    return sorted(path.name for path in (systems / "data").glob("*") if (systems / f"{path.name}.yaml").is_file())
 
 
 def tables_folder() -> Path:
@@ -162,7 +167,7 @@ def _engine(model: str, system: str, products: str, tensor_parallel: int, expert
             "step times of other devices need aiconfigurator-core; install mixquant-agents[plan], or give --steps"
         ) from error
     systems = Path(aiconfigurator_core.__file__).parent / "systems"
-    known = sorted(path.name for path in (systems / "data").glob("*") if (systems / f"{path.name}.yaml").is_file())
+    known = gpus_in(systems)
     if known and system not in known:
         raise ConfigError(f"aiconfigurator-core has no tables for GPU {system!r}; it has {', '.join(known)}")
     try:

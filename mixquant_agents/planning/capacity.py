@@ -4,7 +4,7 @@ engines as that takes."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -36,7 +36,7 @@ class Objectives(FrozenConfig):
     ttft_ms: Annotated[float, Field(gt=0)] = 2000.0
     itl_ms: Annotated[float, Field(gt=0)] = 100.0
 
-    def met(self, summary: dict[str, Any]) -> bool:
+    def met(self, summary: Mapping[str, Any]) -> bool:
         """Whether a run was within them, and turned anything over."""
         first, gaps = summary["ttft_p95_ms"], summary["itl_p95_ms"]
         return first is not None and first <= self.ttft_ms and (gaps is None or gaps <= self.itl_ms)
@@ -97,7 +97,7 @@ def plan(
                 routing=routing, seed=seed,
             )  # fmt: skip
             tried[number] = run.summary()
-            say(f"{number} agents an engine: {tried[number]}")
+            say(f"{number} agents an engine: {_words(tried[number], objectives)}")
         return tried[number]
 
     per_engine = _largest(lambda number: objectives.met(figures(number)), min(agents, MOST_AGENTS))
@@ -107,6 +107,15 @@ def plan(
     share = math.ceil(agents / engines)
     memory = None if kv_bytes_per_token is None else engines * limits.kv_tokens * kv_bytes_per_token / 2**30
     return Plan(agents, per_engine, engines, engines * gpus_per_engine, figures(share), memory)
+
+
+def _words(figures: Mapping[str, Any], objectives: Objectives) -> str:
+    """A run's figures in one line."""
+    ttft, itl = figures["ttft_p95_ms"], figures["itl_p95_ms"]
+    if ttft is None:
+        return "no turn ended in the simulated time"
+    gaps = "" if itl is None else f", of ITL {itl:.1f} ms"
+    return f"p95 of TTFT {ttft:,.0f} ms{gaps}: {'fits' if objectives.met(figures) else 'too many'}"
 
 
 def _largest(holds: Callable[[int], bool], limit: int) -> int:

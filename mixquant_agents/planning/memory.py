@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixquant_agents.errors import ConfigError
-from mixquant_agents.planning.aiconfigurator import model_config, tables_folder
+from mixquant_agents.planning.aiconfigurator import gpus_in, model_config, tables_folder
 from mixquant_agents.precision.formats import NumberFormat
 from mixquant_agents.quant.experts.estimate import estimate, shape_of
 
@@ -121,7 +121,7 @@ def _gpu_bytes(gpu: str) -> float:
 
     path = tables_folder() / "systems" / f"{gpu}.yaml"
     if not path.is_file():
-        known = sorted(each.stem for each in path.parent.glob("*_*.yaml") if "lane" not in each.stem)
-        raise ConfigError(f"aiconfigurator-core has no tables for GPU {gpu!r}; it has {', '.join(known)}")
+        known = ", ".join(gpus_in(path.parent))
+        raise ConfigError(f"aiconfigurator-core has no tables for GPU {gpu!r}; it has {known}")
     values = yaml.safe_load(path.read_text())
     return float(values["gpu"]["mem_capacity"])
