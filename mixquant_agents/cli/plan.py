@@ -112,23 +112,32 @@ def command(
 
 
 def _table(plans: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each number of agents and policy; 80 columns hold it."""
     from rich.table import Table
 
-    table = Table("agents", "policy", "engines", "GPUs", "agents an engine", "KV GiB", "TTFT p50/p95", "ITL p50/p95",
-                  "tokens/s an engine", "cached")  # fmt: skip
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("\nagents", justify="right", no_wrap=True)
+    table.add_column("\npolicy", overflow="fold")
+    for heading in ("\nengines", "\nGPUs", "agents/\nengine", "KV,\nGiB", "TTFT, ms\np50 / p95", "ITL, ms\np50 / p95",
+                    "tok/s/\nengine", "\ncached"):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in plans:
         expected = row["expected"]
         enough = row["engines"] is not None
         table.add_row(
             f"{row['agents']:,}",
             row["policy"],
-            f"{row['engines']:,}" if enough else "none is enough",
-            f"{row['gpus']:,}" if enough else "",
+            f"{row['engines']:,}" if enough else "none do",
+            f"{row['gpus']:,}" if enough else "–",
             str(row["agents_per_engine"]),
-            "" if row["kv_gib"] is None else f"{row['kv_gib']:,.0f}",
-            f"{expected['ttft_p50_ms'] or 0:.0f}/{expected['ttft_p95_ms'] or 0:.0f} ms",
-            f"{expected['itl_p50_ms'] or 0:.1f}/{expected['itl_p95_ms'] or 0:.1f} ms",
-            f"{expected['tokens_per_s'] or 0:.0f}",
-            f"{100 * (expected['cached_share'] or 0):.0f} %",
+            "–" if row["kv_gib"] is None else f"{row['kv_gib']:,.0f}",
+            _pair(expected["ttft_p50_ms"], expected["ttft_p95_ms"], ",.0f"),
+            _pair(expected["itl_p50_ms"], expected["itl_p95_ms"], ".1f"),
+            "–" if expected["tokens_per_s"] is None else f"{expected['tokens_per_s']:,.0f}",
+            "–" if expected["cached_share"] is None else f"{100 * expected['cached_share']:.0f} %",
         )
     return table
+
+
+def _pair(median: float | None, tail: float | None, form: str) -> str:
+    return "–" if median is None or tail is None else f"{median:{form}} / {tail:{form}}"

@@ -2,11 +2,14 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mixquant_agents.cli.app import run
+from mixquant_agents.cli.plan import _table
 from mixquant_agents.errors import ConfigError
 from mixquant_agents.planning.capacity import Objectives, plan
 from mixquant_agents.planning.report import Question, answer
@@ -91,7 +94,24 @@ def test_command_plans_from_measured_steps(measured: Path, tmp_path: Path, capsy
     assert json.loads(trace.read_text().splitlines()[0])["session_id"]
     words[2] = "3"
     assert run(words) == 0
-    assert "Step times, exact: test." in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "Step times, exact: test." in shown.out
+    assert re.search(r"exact: 1 agents an engine: p95 of TTFT [\d,]+ ms, of ITL \d+\.\d ms: fits", shown.err)
+
+
+def test_table_is_whole_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = {"ttft_p50_ms": 253.4, "ttft_p95_ms": 12547.0, "itl_p50_ms": 27.44, "itl_p95_ms": 133.8,
+               "tokens_per_s": 1324.1, "cached_share": 0.804}  # fmt: skip
+    row = {"agents": 100_000, "policy": "mixquant-nvfp4-plain", "engines": 4321, "gpus": 8642, "agents_per_engine": 27,
+           "kv_gib": 36_214.0, "expected": figures}  # fmt: skip
+    none = {**row, "engines": None, "gpus": None, "agents_per_engine": 0, "kv_gib": None,
+            "expected": dict.fromkeys(figures)}  # fmt: skip
+    Console(width=80).print(_table([row, none]))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for part in ("253 / 12,547", "27.4 / 133.8", "none do", "1,324", "36,214"):
+        assert part in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
