@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixquant_agents.precision.drafting import Acceptance, DraftRule, gain, tokens_per_cycle
+from mixquant_agents.precision.drafting import Acceptance, DraftRule, Probes, gain, tokens_per_cycle
 
 RULE = DraftRule(tokens=3, max_batch=16, max_kv_tokens=64_000)
 
@@ -61,3 +61,25 @@ def test_acceptance_of_drafts_that_are_always_wrong_falls_fast() -> None:
         own.add(3, 0)
         cycles += 1
     assert cycles <= 3
+
+
+@pytest.mark.parametrize(("rate", "steps"), [(0.4, Probes.LONGEST), (0.95, Probes.SHORTEST)])
+def test_drafts_are_tried_again_the_sooner_the_more_are_right(rate: float, steps: int) -> None:
+    random, own = np.random.default_rng(5), Probes()
+    waits = []
+    for _ in range(2000):
+        own.saw(1, int(random.random() < rate))
+        waits.append(own.steps)
+    assert float(np.median(waits)) == steps
+    assert min(waits) >= Probes.SHORTEST
+    assert max(waits) <= Probes.LONGEST
+
+
+def test_a_step_with_drafts_begins_the_wait_anew() -> None:
+    own = Probes()
+    for _ in range(Probes.FIRST):
+        assert not own.due
+        own.step(drafted=False)
+    assert own.due
+    own.step(drafted=True)
+    assert not own.due

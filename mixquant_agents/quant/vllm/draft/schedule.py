@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mixquant_agents.precision.drafting import PROBE_EVERY, Acceptance, DraftRule
+from mixquant_agents.precision.drafting import PROBE_DRAFTS, Acceptance, DraftRule, Probes
 
 __all__ = ["DraftCounts", "DraftSchedule"]
 
@@ -68,7 +68,7 @@ class DraftSchedule:
         self._counts: OrderedDict[str, DraftCounts] = OrderedDict()
         self._acceptance: OrderedDict[str, Acceptance] = OrderedDict()
         self._of_all = Acceptance()
-        self._without = 0
+        self._probes = Probes()
 
     def count(self, request_id: str, drafted: int, accepted: int) -> None:
         """A step has verified ``drafted`` tokens of a request."""
@@ -82,6 +82,7 @@ class DraftSchedule:
         counts.add(drafted, accepted)
         if drafted:
             self._of_all.add(drafted, accepted, keep=0.995)
+            self._probes.saw(drafted, accepted)
             self._acceptance[request_id].add(drafted, accepted)
 
     def take(self, name: str) -> DraftCounts:
@@ -110,7 +111,7 @@ class DraftSchedule:
         share = self._share_of(batch)
         rule = self._rule if share is None else replace(self._rule, share=share)
         drafts = rule.drafts(batch, kv_tokens, waits, rate)
-        if not drafts and self._without >= PROBE_EVERY:  # drafts may have become better
-            drafts = rule.drafts(batch, kv_tokens, waits, 1.0)
-        self._without = 0 if drafts else self._without + 1
+        if not drafts and self._probes.due and rule.drafts(batch, kv_tokens, waits, 1.0):
+            drafts = PROBE_DRAFTS  # they may have become better
+        self._probes.step(drafted=drafts > 0)
         return drafts

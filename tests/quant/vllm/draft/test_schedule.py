@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from mixquant_agents.precision.drafting import PROBE_EVERY, DraftRule
+from mixquant_agents.precision.drafting import DraftRule, Probes
 from mixquant_agents.quant.vllm.draft import schedule
 from mixquant_agents.quant.vllm.draft.schedule import DraftCounts, DraftSchedule
 
@@ -64,16 +64,33 @@ def test_counts_that_nobody_takes_are_bounded() -> None:
     assert own.take(str(schedule.KEPT + 9)) == DraftCounts(1, 1, 1)
 
 
-def test_drafts_that_are_wrong_stop_and_are_tried_again() -> None:
+def test_drafts_that_are_wrong_stop_and_are_tried_again_ever_more_rarely() -> None:
+    """By one draft a time, which costs a third of a whole cycle."""
     own = DraftSchedule(scheduler((10, 30)), DraftRule(3, 4, 1000))
     for _ in range(6):
         own.count("0", 3, 0)
-    asked = [own[1] for _ in range(2 * PROBE_EVERY + 2)]
-    assert asked.count(3) == 2
-    assert asked[0] == 0
+    asked = []
+    for _ in range(5 * Probes.LONGEST):
+        asked.append(own[1])
+        if asked[-1]:
+            own.count("0", asked[-1], 0)
+    assert set(asked) == {0, 1}
+    assert asked.count(1) == 4
     for _ in range(40):
         own.count("0", 3, 3)
     assert own[1] == 3
+
+
+def test_drafts_that_have_become_right_are_used_again() -> None:
+    own = DraftSchedule(scheduler((10, 30)), DraftRule(3, 4, 1000))
+    for _ in range(60):
+        own.count("0", 3, 0)
+    steps = 0
+    while (drafts := own[1]) < 3:
+        steps += 1
+        if drafts:
+            own.count("0", drafts, drafts)
+    assert steps < 6 * Probes.LONGEST
 
 
 def test_new_requests_begin_with_what_others_had() -> None:
