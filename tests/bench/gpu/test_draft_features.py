@@ -83,6 +83,26 @@ def test_tie_is_no_difference_and_log_probabilities_count() -> None:
     assert "log probabilities of answer 0 differ by 0.33" in verdict("greedy", moved, base)[0]
 
 
+def test_tokens_behind_a_stop_string_are_no_part_of_the_answer() -> None:
+    """A cycle hands out several tokens; those behind the stop are not in the text."""
+    base = answer(1, 2, finish="stop", text="a(")
+    longer = answer(1, 2, 9, 9, finish="stop", text="a(")
+    base["stop"] = longer["stop"] = "("
+    assert verdict("stop", asked(longer), asked(base)) == []
+    other = {**longer, "text": "a(b"}
+    assert "stop: answer 0 parts at token 2" in verdict("stop", asked(other), asked(base))[0]
+    parted = {**answer(7, 2, 9, finish="stop", text="a("), "stop": "("}
+    assert "stop: answer 0 parts at token 0" in verdict("stop", asked(parted), asked(base))[0]
+
+
+def test_grammars_on_quantized_prompts_have_wider_ties() -> None:
+    base, moved = seen(), seen()
+    base["regex"] = asked(answer(1, 2, 3, margin=0.4))
+    moved["regex"] = asked(answer(1, 7, 3, margin=0.4))
+    assert judged(moved, base, list(FEATURES), quantized=True) == []
+    assert len(judged(moved, base, list(FEATURES))) == 1
+
+
 def test_sampled_answers_of_one_likely_token_are_the_greedy_ones() -> None:
     """Their log probabilities are all 0: of what was left to draw from."""
     drawn = seen()
