@@ -287,15 +287,26 @@ def judged(
     wrong += verdict("aborted", seen["aborted"], {"answers": greedy[::2]})
     if lookups and not seen["plugin"]["draft"]["lookup_cycles"]:
         wrong.append("copies: no lookup drafted")
-    first, again, other = ([[a["ids"] for a in each] for each in run.get("answers", [])] for run in seen["seeds"])
+    first, again, _ = _by_seed(seen)
     if not first or first != again:
         wrong.append("seeds: the same seed wrote another answer")
-    if first == other or (first and first[0][0] == first[0][1]):
+    if _seeds_differ(base) and not _seeds_differ(seen):
         wrong.append("seeds: other seeds wrote the same answer")
     free = [each["free"] for each in seen["blocks"]]
     if free[0] != free[1]:
         wrong.append(f"aborted: {free[0] - free[1]} blocks are still held")
     return wrong
+
+
+def _by_seed(seen: dict[str, Any]) -> list[list[list[list[int]]]]:
+    """The tokens of each answer by prompt: for a seed, for the same again, for another."""
+    return [[[answer["ids"] for answer in each] for each in run.get("answers", [])] for run in seen["seeds"]]
+
+
+def _seeds_differ(seen: dict[str, Any]) -> bool:
+    """Whether seeds change an engine's answers at all: random weights can be so sure that none does."""
+    first, _, other = _by_seed(seen)
+    return bool(first) and first != other and first[0][0] != first[0][1]
 
 
 def policy(row_threshold: int, **fields: Any) -> dict[str, Any]:

@@ -73,6 +73,7 @@ def test_seed_that_writes_something_else_is_wrong() -> None:
     stuck = seen()
     stuck["seeds"][2] = copy.deepcopy(stuck["seeds"][0])
     assert judged(stuck, seen(), list(FEATURES)) == ["seeds: other seeds wrote the same answer"]
+    assert judged(stuck, copy.deepcopy(stuck), list(FEATURES)) == [], "a model that is sure of its answer"
 
 
 def test_tie_is_no_difference_and_log_probabilities_count() -> None:
