@@ -154,6 +154,9 @@ def recipes() -> dict[str, StudyRecipe]:
         for name, policy in {
             "balanced": _nvfp4(**balanced),
             "balanced+w46": _nvfp4(**balanced, **w46),
+            "balanced+w46+a46": _nvfp4(**balanced, **w46, **a46),
+            "kv-fp8+balanced+w46": _nvfp4(**kv, **balanced, **w46),
+            "qkv-fp8+balanced+w46": _nvfp4(**qkv, **balanced, **w46),
             "balanced+ends-exact": _nvfp4(**balanced, **_ENDS),
             "balanced+wide-ends-exact": _nvfp4(**balanced, **_WIDE),
             "balanced+late-ends-exact": _nvfp4(**balanced, **_LATE),
@@ -227,6 +230,7 @@ def budget_recipes(projections: Sequence[str]) -> dict[str, StudyRecipe]:
     """Recipes with the layers ``chosen`` in FP8, which is what the budget of time allows: those of ``RANKED``."""
     formats = {"formats": tuple((name, _FP8) for name in projections)}
     gptq: dict[str, object] = {**formats, "weight_rounding": "gptq"}
+    balanced: dict[str, object] = {**gptq, "weight_scales": "4/6", "channel_scales": "balanced"}
     made = {
         "budget": StudyRecipe(_nvfp4(**formats)),
         "budget+ends-exact": StudyRecipe(_nvfp4(**formats, **_ENDS)),
@@ -235,6 +239,7 @@ def budget_recipes(projections: Sequence[str]) -> dict[str, StudyRecipe]:
         "budget+gptq+a46": StudyRecipe(_nvfp4(**gptq, activation_scales="4/6"), "gptq"),
         "budget+gptq-ordered": StudyRecipe(_nvfp4(**gptq), "gptq-ordered"),
         "budget+gptq-sweep": StudyRecipe(_nvfp4(**gptq), "gptq-sweep"),
+        "budget+balanced+w46": StudyRecipe(_nvfp4(**balanced), "gptq-balanced"),
         "budget+gptq+first-16-exact": StudyRecipe(_nvfp4(**gptq, exact_first_tokens=16), "gptq"),
         "budget+gptq+last-16-exact": StudyRecipe(_nvfp4(**gptq, exact_last_tokens=16), "gptq"),
         "budget+gptq+ends-exact": StudyRecipe(_nvfp4(**gptq, **_ENDS), "gptq"),
