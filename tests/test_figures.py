@@ -457,6 +457,12 @@ RECIPES = {
     "GPTQ with 4/6, channels balanced, wide ends and static part exact": "balanced+w46+wide-ends-exact+static-exact",
     "first 4 and last 124 exact, GPTQ with 4/6, channels balanced": "balanced+w46+late-ends-exact",
     "the same, static part exact: the default": "balanced+w46+late-ends-exact+static-exact",
+    "first 4 and last 124 exact, GPTQ without 4/6, channels balanced": "balanced+late-ends-exact",
+    "that without 4/6, static part exact": "balanced+late-ends-exact+static-exact",
+    "GPTQ with 4/6, channels balanced, 4/6 on activations": "balanced+w46+a46",
+    "GPTQ with 4/6, channels balanced, `k_proj` and `v_proj` in FP8": "kv-fp8+balanced+w46",
+    "GPTQ with 4/6, channels balanced, `qkv_proj` in FP8": "qkv-fp8+balanced+w46",
+    "GPTQ with 4/6, channels balanced, FP8 in 18 layers": "budget+balanced+w46",
     "`qkv_proj` in FP8, GPTQ, wide ends exact": "qkv-fp8+gptq+wide-ends-exact",
     "`qkv_proj` in FP8": "qkv-fp8",
     "FP8 in the 18 layers that a budget of 3 % by the roofline allows": "budget",
@@ -465,6 +471,9 @@ RECIPES = {
     "all Linear in FP8, first 16 tokens exact": "fp8-first-16-exact",
     "all Linear in FP8, static part exact": "fp8+static-exact",
     "all Linear in FP8, ends exact": "fp8-ends-exact",
+    "all Linear in FP8 but `k_proj` and `v_proj`, which are exact": "fp8-kv-exact",
+    "all Linear in FP8 but `qkv_proj`, which is exact": "fp8-qkv-exact",
+    "all Linear in FP8, last token and static part exact": "fp8-last-exact+static-exact",
 }
 
 
