@@ -691,10 +691,17 @@ def pair_on_gpus() -> Iterator[Line]:
     yield page, row("ITL p50 / p95, ms", *gaps)
     yield page, row("TPOT, ms", *(fixed(column["tpot_ms"], 2) for column in mixed))
     yield page, row("TTFT p50 of the prompts, ms", *(fixed(column["prompt_ttft_p50_ms"], 1) for column in mixed))
-    names = ("exact", "policy", "pair", "pair, KV back")
-    exact, policy, pair, back = (fixed(file("threads", "columns", name, "later_ttft_p50_ms"), 1) for name in names)
+    exact, policy, pair = (
+        fixed(file("threads", "columns", name, "later_ttft_p50_ms"), 1) for name in ("exact", "policy", "pair")
+    )
     yield page, f"{exact} ms on the exact engine, {policy} on the reader, {pair} on the pair"
-    yield page, f"The column with KV back says {back}"
+    columns = file("with_kv_back", "threads", "columns")
+    back, again = columns["pair, KV back"], columns["pair"]
+    came = f"in {back['later_turns_with_answers_kv']} of {back['later_turns']} later turns"
+    yield page, f"{came}, and the reading side read {back['later_prefill_tokens']:,} tokens"
+    yield page, f"of each instead of {again['later_prefill_tokens']:,}. The first token came after"
+    times = [fixed(columns[name]["later_ttft_p50_ms"], 1) for name in ("pair, KV back", "pair", "policy")]
+    yield page, f"after {times[0]} ms; without KV back after {times[1]}, on the reader alone after {times[2]}"
 
 
 def fleet() -> Iterator[Line]:
