@@ -3,12 +3,13 @@
 A time to first token is more than steps. Of a prompt of ``n`` tokens it holds
 
 * ``latency + latency_token * n`` seconds outside of the steps, in which the engine goes on: the front end, the way to
-  it, hashes of the blocks, the first token's text (vLLM decodes the whole prompt for it, vllm#51281);
+  it, hashes of the blocks, the first token's text;
 * the steps, of at most ``budget`` rows each, that read what is not cached;
 * attention of those rows to the tokens before the step, ``attention`` seconds a pair.
 
-Prompts that take several steps and prompts behind a cached context hold the same three unknowns in other proportions,
-so least squares tells them apart. Nothing is fitted to the runs that are predicted.
+An engine with stamps of its own shows what is outside of the steps. Where it has none, prompts that take several steps
+and prompts behind a cached context hold the same three unknowns in other proportions, so least squares tells them
+apart. Nothing is fitted to the runs that are predicted.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Calibration(FrozenConfig):
         cold: rows of a cold prompt → until its first token.
         warm: rows of a prompt behind ``context`` cached tokens → until its first token.
         context: tokens before the prompts of ``warm``.
+        before: tokens of a whole prompt → until the engine begins it, by its own clock; empty where it does not say.
+        behind: tokens of a whole prompt → from its first token to the caller.
         decode: writers → a step, with ``decode_context`` tokens each.
         decode_context: tokens of context of the writers above.
         own: writers each of whom has a long context of its own.
@@ -63,6 +66,8 @@ class Calibration(FrozenConfig):
     cold: Curve
     warm: Curve = ()
     context: Annotated[int, Field(ge=0)] = 0
+    before: Curve = ()
+    behind: Curve = ()
     decode: Curve
     decode_context: Annotated[int, Field(ge=0)] = 0
     own: Writers | None = None
@@ -73,7 +78,9 @@ class Calibration(FrozenConfig):
     def steps(self, source: str) -> MeasuredSteps:
         """The step times that explain these measurements best."""
         single = self._single_steps()
-        latency, token, attention = self._parts(single)
+        before, behind = _slope(self.before), _slope(self.behind)
+        known = before + behind if before is not None and behind is not None else None
+        latency, token, attention = self._parts(single, known)
         writer_context = self._writer_context()
         return MeasuredSteps(
             source=source,
@@ -87,6 +94,7 @@ class Calibration(FrozenConfig):
             prompt=self.prompt,
             latency=latency,
             latency_token=token,
+            first_text=None if known is None else behind,
         )
 
     def mean(self, other: Calibration) -> Calibration:
@@ -100,11 +108,14 @@ class Calibration(FrozenConfig):
         single = tuple((rows, seconds) for rows, seconds in self.cold if budget is None or rows <= budget)
         return single if len(single) > 1 else self.cold
 
-    def _parts(self, single: Curve) -> tuple[float, float, float]:
+    def _parts(self, single: Curve, token: float | None) -> tuple[float, float, float]:
         """``latency``, ``latency_token`` and ``attention``, by least squares of the relative error; none is negative.
 
         A prompt whose ``n`` steps have the rows of ``n`` cold prompts that took ``c`` seconds each takes
         ``sum(c) - (n - 1) * latency + latency_token * context + attention * pairs``.
+
+        Args:
+            token: ``latency_token``, where it is known.
         """
         budget = self.budget or max(rows for rows, _ in (*self.cold, *self.warm))
         prompts = [(rows, 0, seconds) for rows, seconds in self.cold if rows > budget]
@@ -116,13 +127,14 @@ class Calibration(FrozenConfig):
             steps = [min(budget, rows - begin) for begin in begins]
             pairs = sum(size * (context + begin) for size, begin in zip(steps, begins, strict=True))
             rest = seconds - sum(interpolated(single, size) for size in steps)
-            known = self.latency or 0.0
+            rest += (len(steps) - 1) * (self.latency or 0.0) - context * (token or 0.0)
             equations.append([float(1 - len(steps)) / seconds, context / seconds, pairs / seconds])
-            results.append((rest + (len(steps) - 1) * known if self.latency is not None else rest) / seconds)
-        solved = _least_squares(equations, results, {0} if self.latency is not None else set())
+            results.append(rest / seconds)
+        known = {at for at, part in enumerate((self.latency, token)) if part is not None}
+        solved = _least_squares(equations, results, known)
         shortest = min(seconds for _, seconds in single)
         latency = self.latency if self.latency is not None else min(solved[0], shortest)
-        return latency, solved[1], solved[2]
+        return latency, solved[1] if token is None else token, solved[2]
 
     def _writer_context(self) -> float:
         if self.own is None:
@@ -140,6 +152,15 @@ class Calibration(FrozenConfig):
     def _shared_limit(self) -> int | None:
         """What those who had a context in common had, each token counted once."""
         return None if self.shared is None else self.shared.context + self.shared.count * self.decode_context
+
+
+def _slope(curve: Curve) -> float | None:
+    """Seconds a token, by least squares, never negative; ``None`` of less than two points."""
+    if len(curve) < 2:
+        return None
+    tokens, seconds = np.array(curve).T
+    tokens = tokens - tokens.mean()
+    return max(0.0, float(tokens @ seconds / (tokens @ tokens)))
 
 
 def _least_squares(equations: list[list[float]], results: list[float], without: set[int]) -> list[float]:
@@ -161,10 +182,11 @@ def _mean(first: Any, second: Any) -> Any:
     if first is None or second is None:
         return None
     if isinstance(first, Mapping):
-        if any(isinstance(value, int) and value != second[name] for name, value in first.items()):
+        if first["count"] != second["count"]:
             return None  # other writers
         return {name: _mean(value, second[name]) for name, value in first.items()}
     if isinstance(first, (tuple, list)):
         others = dict(second)
         return tuple((at, (seconds + others[at]) / 2) for at, seconds in first if at in others)
-    return first if isinstance(first, int) else (first + second) / 2
+    mean = (first + second) / 2
+    return round(mean) if isinstance(first, int) else mean

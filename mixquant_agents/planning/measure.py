@@ -16,12 +16,16 @@ import numpy as np
 from mixquant_agents.engine.base import Engine, EngineRequest, Sampling
 from mixquant_agents.planning.calibration import Calibration, Writers
 from mixquant_agents.planning.simulate import EngineLimits, Outcome, TurnResult
+from mixquant_agents.planning.steps import Curve
 from mixquant_agents.planning.workload import TurnDraw, Workload, session
+from mixquant_agents.records import TurnTimes
 
 __all__ = ["Probes", "calibrate", "measure_latency", "run_workload"]
 
 VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
+SHORT = 32
+"""Tokens of a prompt of which nothing is asked but that somebody writes behind it."""
 _names = itertools.count()
 
 
@@ -33,8 +37,8 @@ class Probes:
         rows: lengths of cold prompts.
         context: tokens before the warm prompts, and of the writers with a long context; 0 leaves both out.
         writers: how many write at once.
-        together: prompts that come at once, of the second shortest length.
-        tokens: written by each writer.
+        together: prompts that one step reads together, of the second shortest length.
+        tokens: written by each writer, at least: half of them at a steady pace.
         repeats: of each prompt.
         beside_writer: lengths of prompts that come while one writes; each is read in one step.
     """
@@ -48,6 +52,30 @@ class Probes:
     beside_writer: Sequence[int] = (256, 512, 1024)
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One turn.
+
+    Attributes:
+        asked: when it was asked (``time.monotonic``).
+        stamps: when each token came.
+        tokens: the answer.
+        cached: tokens of the prompt that were cached; ``None`` where the engine does not say.
+        times: the engine's own times of it.
+    """
+
+    asked: float
+    stamps: list[float]
+    tokens: list[int]
+    cached: int | None
+    times: TurnTimes | None
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self.stamps[0] - self.asked
+
+
 class _Driver:
     """Turns by token ids on an engine."""
 
@@ -59,22 +87,23 @@ class _Driver:
         """Token ids that no prefix cache knows."""
         return self._draw.choices(range(*VOCABULARY), k=count)
 
-    async def turn(self, prompt: Sequence[int], answer: int) -> tuple[float, list[float], list[int], int | None]:
-        """When it was asked, when each token came (``time.monotonic``), the tokens, and how many were cached."""
+    async def turn(self, prompt: Sequence[int], answer: int) -> _Turn:
+        """Ask, and take down when each token came."""
         request = EngineRequest(
             request_id=f"plan-{next(_names)}",
             messages=(),
             prompt_token_ids=prompt,
             sampling=Sampling(temperature=0.0, max_tokens=answer, min_tokens=answer, ignore_eos=True),
         )
-        asked, stamps, tokens, cached = time.monotonic(), [], list[int](), None
+        asked, stamps, tokens, cached, times = time.monotonic(), list[float](), list[int](), None, None
         async for delta in self._engine.stream(request):
             now = time.monotonic()
             stamps += [now] * len(delta.token_ids)
             tokens += delta.token_ids
             if delta.counts is not None:
                 cached = delta.counts.cached_tokens
-        return asked, stamps, tokens, cached
+            times = delta.times if delta.times is not None else times
+        return _Turn(asked, stamps, tokens, cached, times)
 
 
 async def run_workload(
@@ -106,11 +135,11 @@ async def run_workload(
                 tool_seconds=draw.tool_seconds,
             )  # fmt: skip
             results.append(result)
-            asked, stamps, answer, cached = await driver.turn(tokens, draw.answer)
-            result.asked, result.stamps = asked - begin, [stamp - begin for stamp in stamps]
-            result.cached = cached or 0
-            tokens = [*tokens, *answer]
-            await asyncio.sleep(workload.pause(draw, time.monotonic() - asked))
+            turn = await driver.turn(tokens, draw.answer)
+            result.asked, result.stamps = turn.asked - begin, [stamp - begin for stamp in turn.stamps]
+            result.cached = turn.cached or 0
+            tokens = [*tokens, *turn.tokens]
+            await asyncio.sleep(workload.pause(draw, time.monotonic() - turn.asked))
 
     tasks = [asyncio.create_task(agent(number)) for number in range(agents)]
     _, running = await asyncio.wait(tasks, timeout=seconds)
@@ -145,9 +174,10 @@ async def calibrate(
     """
     driver = _Driver(engine, time.monotonic_ns())
     await driver.turn(driver.ids(max(probes.rows)), 4)  # whatever happens once, happens now
+    outside = _Outside()
     cold: dict[int, float] = {}
     for rows in probes.rows:
-        cold[rows] = await _first_token(driver, [], rows, probes.repeats)
+        cold[rows] = await _first_token(driver, [], rows, probes.repeats, outside)
     say("cold prompts, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in cold.items()))
     latency = await _latency(driver, cold, probes)
     if latency is not None:
@@ -157,32 +187,30 @@ async def calibrate(
         before = driver.ids(probes.context)
         await driver.turn(before, 1)
         sizes = [rows for rows in probes.rows if rows >= probes.rows[len(probes.rows) // 2]]
-        warm = {rows: await _first_token(driver, before, rows, probes.repeats) for rows in sizes}
+        warm = {rows: await _first_token(driver, before, rows, probes.repeats, outside) for rows in sizes}
         say("behind a context, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in warm.items()))
-    short = 32
-    decode: dict[int, float] = {}
-    for writers in probes.writers:
-        if limits is None or writers <= limits.max_num_seqs:
-            step = await _writing(driver, [driver.ids(short) for _ in range(writers)], probes.tokens)
-            decode |= {} if step is None else {writers: step}
-    say("writers, ms a step: " + ", ".join(f"{count} {seconds * 1e3:.2f}" for count, seconds in decode.items()))
+    decode: dict[int, Writers] = {}
+    for count in probes.writers:
+        if limits is None or count <= limits.max_num_seqs:
+            step = await _writing(driver, [driver.ids(SHORT) for _ in range(count)], probes.tokens)
+            decode |= {} if step is None else {count: step}
+    say("writers, ms a step: " + ", ".join(f"{count} {step.seconds * 1e3:.2f}" for count, step in decode.items()))
     own, shared = await _long_contexts(driver, probes, limits, tuple(decode)) if probes.context else (None, None)
     for writers_, whose in ((own, "of their own"), (shared, "in common")):
         if writers_ is not None:
             say(f"{writers_.count} writers with a long context {whose}, ms a step: {writers_.seconds * 1e3:.2f}")
-    rows = probes.rows[1]
-    prompt = await _together(driver, rows, probes.together, probes.repeats)
-    more = (prompt - _between(cold, rows * probes.together)) / (probes.together - 1)
     return Calibration(
         budget=limits.max_num_batched_tokens if limits is not None else None,
         cold=tuple(cold.items()),
         warm=tuple(warm.items()),
         context=probes.context if warm else 0,
-        decode=tuple(decode.items()),
-        decode_context=short + probes.tokens // 2,
+        before=outside.before(),
+        behind=outside.behind(),
+        decode=tuple((count, step.seconds) for count, step in decode.items()),
+        decode_context=round(statistics.mean(step.context for step in decode.values())),
         own=own,
         shared=shared,
-        prompt=max(0.0, more),
+        prompt=await _further_prompt(driver, probes, 1 + (limits.lookahead if limits is not None else 0)),
         latency=latency,
     )
 
@@ -198,29 +226,55 @@ async def _long_contexts(
     contexts = [driver.ids(probes.context) for _ in range(many)]
     for context in contexts:  # read one after the other, the first would have written before the last begins
         await driver.turn(context, 1)
-    half = probes.tokens // 2
-    step = await _writing(driver, contexts, probes.tokens)
-    own = None if step is None else Writers(count=many, context=probes.context + half, seconds=step)
+    own = await _writing(driver, contexts, probes.tokens)
     if many < 2:
         return own, None
-    step = await _writing(driver, [[*contexts[0], *driver.ids(1)] for _ in range(many)], probes.tokens)
-    return own, None if step is None else Writers(count=many, context=probes.context, seconds=step)
+    shared = await _writing(driver, [[*contexts[0], *driver.ids(1)] for _ in range(many)], probes.tokens)
+    return own, None if shared is None else shared.model_copy(update={"context": probes.context})
 
 
 async def measure_latency(engine: Engine, probes: Probes) -> float:
     """Seconds of a TTFT outside of an idle engine's steps; see :class:`MeasuredSteps`."""
     driver = _Driver(engine, time.monotonic_ns())
     longest = max(probes.beside_writer)
-    cold = {rows: await _first_token(driver, [], rows, probes.repeats) for rows in probes.rows if rows <= longest}
+    lengths = [rows for rows in probes.rows if rows <= longest]
+    cold = {rows: await _first_token(driver, [], rows, probes.repeats, _Outside()) for rows in lengths}
     return await _latency(driver, cold, probes) or 0.0
 
 
-async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeats: int) -> float:
+class _Outside:
+    """What of prompts' times to first token is no step, by the engine's own clock."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, list[float]] = {}
+        self._behind: dict[int, list[float]] = {}
+
+    def add(self, tokens: int, times: TurnTimes | None) -> None:
+        """A prompt of so many tokens."""
+        if times is not None and times.queue_seconds is not None and times.delivery_seconds is not None:
+            self._before.setdefault(tokens, []).append(times.queue_seconds)
+            self._behind.setdefault(tokens, []).append(times.delivery_seconds)
+
+    def before(self) -> Curve:
+        """Tokens of a prompt → median seconds until the engine begins it."""
+        return self._medians(self._before)
+
+    def behind(self) -> Curve:
+        """Tokens of a prompt → median seconds from its first token to the caller."""
+        return self._medians(self._behind)
+
+    @staticmethod
+    def _medians(of: dict[int, list[float]]) -> Curve:
+        return tuple((tokens, statistics.median(seconds)) for tokens, seconds in sorted(of.items()))
+
+
+async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeats: int, outside: _Outside) -> float:
     """Median seconds until the first token of ``rows`` new tokens behind ``before``."""
     times = []
     for _ in range(repeats):
-        asked, stamps, _, _ = await driver.turn([*before, *driver.ids(rows)], 1)
-        times.append(stamps[0] - asked)
+        turn = await driver.turn([*before, *driver.ids(rows)], 1)
+        times.append(turn.first)
+        outside.add(len(before) + rows, turn.times)
     return statistics.median(times)
 
 
@@ -231,40 +285,61 @@ async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> f
     shares = []
     for rows in probes.beside_writer:
         for _ in range(probes.repeats):
-            writer = asyncio.create_task(driver.turn(driver.ids(32), probes.tokens))
+            writer = asyncio.create_task(driver.turn(driver.ids(SHORT), probes.tokens))
             await asyncio.sleep(2 * cold[probes.rows[0]])
-            asked, (came,), _, _ = await driver.turn(driver.ids(rows), 1)
-            _, stamps, _, _ = await writer
-            gaps = [b - a for a, b in itertools.pairwise(stamps) if asked < b and a < came]
+            read = await driver.turn(driver.ids(rows), 1)
+            gaps = [
+                b - a
+                for a, b in itertools.pairwise((await writer).stamps)
+                if read.asked < b and a < read.asked + read.first
+            ]
             shares += [_between(cold, rows) - max(gaps)] if gaps else []
     return max(0.0, statistics.median(shares)) if shares else None
 
 
-async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: int) -> float | None:
-    """Mean seconds a step while a writer behind each of ``prompts`` writes; ``None`` where they never all write at
-    once, as where a prompt takes longer to read than another writer to end."""
-    for answer in (tokens, 4 * tokens):
+async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: int) -> Writers | None:
+    """Mean seconds a step while a writer behind each of ``prompts``, all of one length, writes; ``None`` where they
+    never all write at once, as where a prompt takes longer to read than another writer to end.
+
+    While the front end was busy with prompts and first texts, the first ones wrote already. What it owes then comes
+    faster than steps are: gaps count once that is behind.
+    """
+    for answer in (2 * tokens, 4 * tokens, 8 * tokens):
         turns = await asyncio.gather(*(driver.turn(prompt, answer) for prompt in prompts))
-        begun = max(stamps[0] for _, stamps, _, _ in turns)
-        ended = min(stamps[-1] for _, stamps, _, _ in turns)
+        begun = max(turn.stamps[0] for turn in turns)
+        ended = min(turn.stamps[-1] for turn in turns)
+        steady = 2 * begun - min(turn.asked for turn in turns)  # it owes no more than came since they were asked
         gaps = [
-            later - earlier
-            for _, stamps, _, _ in turns
-            for earlier, later in itertools.pairwise(stamps)
-            if earlier >= begun and later <= ended
+            (later - earlier, at)
+            for turn in turns
+            for at, (earlier, later) in enumerate(itertools.pairwise(turn.stamps), 1)
+            if earlier >= steady and later <= ended
         ]
-        if gaps:
-            return float(np.mean(gaps))
+        if len(gaps) >= len(prompts) * tokens // 2:
+            seconds, written = np.mean(gaps, axis=0)
+            return Writers(count=len(prompts), context=len(prompts[0]) + round(written), seconds=seconds)
     return None
 
 
-async def _together(driver: _Driver, rows: int, prompts: int, repeats: int) -> float:
-    """Median seconds until the last of several prompts, asked at once, has its first token."""
-    times = []
-    for _ in range(repeats):
-        asked = await asyncio.gather(*(driver.turn(driver.ids(rows), 1) for _ in range(prompts)))
-        times.append(max(stamps[0] for _, stamps, _, _ in asked) - min(turn[0] for turn in asked))
-    return statistics.median(times)
+async def _further_prompt(driver: _Driver, probes: Probes, ahead: int) -> float:
+    """Seconds of each prompt of a step after the first: what several take longer than one of their length. They come
+    while long prompts are read, so that one step has them all; of an idle engine, the first would have one of its own.
+
+    Args:
+        ahead: steps that the engine begins or schedules with what is there.
+    """
+    rows, count = probes.rows[1], probes.together
+
+    async def behind_a_prompt(*lengths: int) -> float:
+        times = []
+        for _ in range(probes.repeats):
+            prompts = [driver.ids(length) for length in (*[max(probes.rows)] * ahead, *lengths)]
+            turns = await asyncio.gather(*(driver.turn(prompt, 1) for prompt in prompts))
+            times.append(max(turn.asked + turn.first for turn in turns[ahead:]) - turns[0].asked)
+        return statistics.median(times)
+
+    several, one = await behind_a_prompt(*[rows] * count), await behind_a_prompt(rows * count)
+    return max(0.0, several - one) / (count - 1)
 
 
 def _between(curve: dict[int, float], at: int) -> float:

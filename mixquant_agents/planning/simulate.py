@@ -25,6 +25,8 @@ from mixquant_agents.validation import FrozenConfig
 
 __all__ = ["EngineLimits", "Outcome", "Routing", "TurnResult", "simulate"]
 
+SHARES = (5, 25, 50, 75, 85, 90, 93, 95, 97, 99)
+"""Percentiles of a distribution."""
 Routing = Literal["session", "random"]
 Count = Annotated[int, Field(ge=1)]
 
@@ -105,6 +107,15 @@ class Outcome:
             "cached_share": round(sum(turn.cached for turn in counted) / read, 4) if read else None,
         }
 
+    def distribution(self) -> dict[str, dict[str, float | None]]:
+        """Figure → percentile → milliseconds, of the turns that :meth:`summary` counts.
+
+        Whether a percentile stands at a cliff, and which gaps are long, shows only beside the others.
+        """
+        counted = [turn for turn in self.complete() if turn.asked >= self.since]
+        values = {"ttft_ms": [turn.ttft for turn in counted], "itl_ms": [gap for turn in counted for gap in turn.gaps]}
+        return {name: {f"p{share}": _ms(of, share / 100) for share in SHARES} for name, of in values.items()}
+
 
 def _ms(values: list[float], share: float) -> float | None:
     value = percentile(values, share)
@@ -168,18 +179,30 @@ class _Engine:
         """Places of the KV cache that running turns hold."""
         return self._shared_known + sum(turn.context - turn.shared for turn in self.running)
 
-    def _make_room(self, tokens: int) -> bool:
-        """Forget conversations until ``tokens`` more fit."""
-        while self.used() + sum(self._idle.values()) + tokens > self._limits.kv_tokens:
-            if not self._idle:
-                return False
-            self._idle.popitem(last=False)
-        return True
+    def _next_tokens(self, budget: int) -> int:
+        """Tokens that the running turns' next step adds to the cache."""
+        return min(budget, sum(turn.result.prompt - turn.computed if turn.reading else 1 for turn in self.running))
+
+    def _fits(self, tokens: int) -> bool:
+        """Whether there would be room for ``tokens`` more, with every idle conversation forgotten."""
+        return self.used() + tokens <= self._limits.kv_tokens
+
+    def _make_room(self, tokens: int) -> None:
+        """Forget as much as ``tokens`` more need: the end of the conversation that is longest unused first."""
+        missing = self.used() + sum(self._idle.values()) + tokens - self._limits.kv_tokens
+        while missing > 0 and self._idle:
+            key, held = next(iter(self._idle.items()))
+            missing -= held
+            left = -missing - -missing % self._limits.block
+            if left > 0:
+                self._idle[key] = left
+            else:
+                del self._idle[key]
 
     def _cached(self, turn: _Running) -> tuple[int, int]:
         """Tokens of the prompt that are cached, and those of them that all agents share."""
         max_cached = (turn.result.prompt - 1) // self._limits.block * self._limits.block
-        own = self._idle.pop(turn.key, 0)
+        own = self._idle.get(turn.key, 0)
         known = min(self._shared + own if own else self._shared_known, max_cached)
         known -= known % self._limits.block
         return known, min(self._shared, known)
@@ -190,11 +213,12 @@ class _Engine:
         prompts: list[tuple[int, int]] = []
         readers: list[_Running] = []
         writers = [turn for turn in self.running if not turn.reading]
-        while len(self.running) > 1 and writers and not self._make_room(len(writers)):
+        while len(self.running) > 1 and not self._fits(self._next_tokens(budget)):
             victim = self.running.pop()  # the last to come is put aside, and read again
             victim.computed, victim.shared = 0, 0
             self.waiting.appendleft(victim)
             writers = [turn for turn in writers if turn is not victim]
+        self._make_room(len(writers))
         budget -= len(writers)
         contexts = [turn.context for turn in writers]
         for turn in (turn for turn in self.running if turn.reading):
@@ -204,11 +228,10 @@ class _Engine:
             if turn.arrived > until:
                 break
             cached, shared = self._cached(turn)
-            if not self._make_room(turn.result.prompt - shared) and self.running:
-                if cached > shared:
-                    self._idle[turn.key] = cached - shared
+            if not self._fits(turn.result.prompt - shared) and self.running:
                 break
             self.waiting.popleft()
+            self._idle.pop(turn.key, None)
             turn.computed, turn.shared = cached, shared
             if not turn.result.stamps:
                 turn.result.cached = cached
@@ -222,6 +245,7 @@ class _Engine:
     def _read(self, turn: _Running, budget: int, prompts: list[tuple[int, int]], readers: list[_Running]) -> int:
         rows = min(budget, turn.result.prompt - turn.computed)
         if rows > 0:
+            self._make_room(rows)
             prompts.append((rows, turn.computed))
             readers.append(turn)
             turn.computed += rows

@@ -19,9 +19,10 @@ from mixquant_agents.validation import FrozenConfig
 __all__ = ["Curve", "MeasuredSteps", "PromptRows", "Seconds", "StepTimes", "interpolated", "rising"]
 
 FIRST_TEXT = 0.7
-"""Of the front end's work for a prompt, the share that is the text of its first token, for which vLLM decodes the
-whole prompt (vllm#51281). Measured in a process of a CPU machine: 0.35 of 0.5 microseconds a token. On an H200, the
-tokens of the step that read a prompt of 8,208 tokens came 7 to 13 ms late; 12 ms of that prompt were no steps."""
+"""Of the front end's work for a prompt, the share that is the text of its first token, where nobody measured it: of an
+engine that decodes the whole prompt for it, as vLLM does by itself (vllm#51281). Measured in a process of a CPU
+machine: 0.35 of 0.5 microseconds a token. On an H200, the tokens of the step that read a prompt of 8,208 tokens came 7
+to 13 ms late; 12 ms of that prompt were no steps."""
 PromptRows = tuple[int, int]
 """Rows of one prompt in a step, and the tokens before them."""
 Seconds = Annotated[float, Field(ge=0)]
@@ -69,6 +70,8 @@ class MeasuredSteps(FrozenConfig):
         prompt: seconds for each prompt of a step after the first.
         latency: seconds of a TTFT outside of the engine's steps, of any prompt.
         latency_token: the same a token of the prompt, cached or not.
+        first_text: of ``latency_token`` what comes behind the last step; ``None`` where that was not measured:
+            :data:`FIRST_TEXT` of it.
     """
 
     source: str
@@ -82,6 +85,7 @@ class MeasuredSteps(FrozenConfig):
     prompt: Seconds = 0.0
     latency: Seconds = 0.0
     latency_token: Seconds = 0.0
+    first_text: Seconds | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasuredSteps:
@@ -103,8 +107,8 @@ class MeasuredSteps(FrozenConfig):
 
     def front_end(self, prompt: int) -> tuple[float, float]:
         """See :class:`StepTimes`."""
-        work = self.latency_token * prompt
-        return (1 - FIRST_TEXT) * work, FIRST_TEXT * work
+        text = FIRST_TEXT * self.latency_token if self.first_text is None else self.first_text
+        return max(0.0, self.latency_token - text) * prompt, text * prompt
 
     def seconds(self, prompts: Sequence[PromptRows], writers: Sequence[int], repeated: int = 0) -> float:
         """See :class:`StepTimes`."""

@@ -67,6 +67,7 @@ async def validate(
         run = {
             "agents": number,
             "measured": measured.summary(),
+            "measured_distribution": measured.distribution(),
             "calibration": before.mean(after).model_dump(mode="json"),
         }
         runs.append(_predicted(result, run))
@@ -89,6 +90,8 @@ def _predicted(validated: Mapping[str, Any], run: Mapping[str, Any], latency: fl
     """A measured run beside its prediction."""
     workload, limits = Workload(**validated["workload"]), EngineLimits(**validated["limits"])
     kept = {"agents": run["agents"]}
+    if "measured_distribution" in run:
+        kept["measured_distribution"] = run["measured_distribution"]
     if "calibration" in run:
         calibration = Calibration(**run["calibration"])
         if latency is not None:
@@ -102,4 +105,6 @@ def _predicted(validated: Mapping[str, Any], run: Mapping[str, Any], latency: fl
         workload, steps, limits, agents=run["agents"], seconds=validated["seconds"], warm_up=validated["warm_up"],
         seed=run["agents"],
     )  # fmt: skip
+    if "measured_distribution" in run:
+        kept["predicted_distribution"] = predicted.distribution()
     return {**kept, **compare(predicted, run["measured"]), "steps": steps.model_dump(mode="json")}

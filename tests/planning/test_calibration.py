@@ -54,6 +54,17 @@ def test_measured_latency_is_kept() -> None:
     assert steps.latency_token == pytest.approx(1.5e-6)
 
 
+def test_stamps_of_an_engine_say_what_a_token_costs_outside_of_the_steps() -> None:
+    """Then attention alone is left to be told from the steps; and what comes behind them is no longer a guess."""
+    tokens = [*ROWS, *(CONTEXT + rows for rows in ROWS[4:])]
+    before = tuple((at, 0.003 + 0.2e-6 * at) for at in sorted(set(tokens)))
+    behind = tuple((at, 0.001 + 0.1e-6 * at) for at in sorted(set(tokens)))
+    steps = calibration(0.004, 0.3e-6, 1e-9, measured=0.004, before=before, behind=behind).steps("test")
+    assert steps.latency_token == pytest.approx(0.3e-6)
+    assert steps.attention == pytest.approx(1e-9)
+    assert steps.front_end(10_000) == pytest.approx((0.002, 0.001))
+
+
 def test_nothing_is_negative_and_nothing_is_made_up() -> None:
     noisy = Calibration(cold=((8, 0.01), (16, 0.009)), warm=((16, 0.001),), context=64, decode=((1, 0.002), (2, 0.001)))
     steps = noisy.steps("test")
@@ -98,6 +109,8 @@ def noisy_calibrations(draw: st.DrawFn) -> Calibration:
         cold=curve(ROWS),
         warm=curve(ROWS[4:]) if warm else (),
         context=CONTEXT if warm else 0,
+        before=curve(draw(st.sampled_from([(), ROWS[:1], ROWS]))),
+        behind=curve(draw(st.sampled_from([(), ROWS]))),
         decode=curve(draw(st.sampled_from([(1,), (1, 8), (1, 2, 32)]))),
         decode_context=56,
         own=writers(),
@@ -124,3 +137,12 @@ def test_mean_of_two_calibrations() -> None:
     assert mean.steps("test").latency == pytest.approx(0.005, abs=1e-6)
     assert mean.budget == BUDGET
     assert before.mean(before) == before
+
+
+def test_mean_of_writers_is_of_those_who_were_as_many() -> None:
+    """How far they had written when they were timed is not the same each time."""
+    early, late = Writers(count=8, context=8216, seconds=0.006), Writers(count=8, context=8226, seconds=0.008)
+    mean = calibration(0, 0, 0, own=early).mean(calibration(0, 0, 0, own=late))
+    assert mean.own == Writers(count=8, context=8221, seconds=0.007)
+    fewer = Writers(count=4, context=8216, seconds=0.006)
+    assert calibration(0, 0, 0, own=early).mean(calibration(0, 0, 0, own=fewer)).own is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from mixquant_agents.planning.measure import Probes, calibrate, run_workload
 from mixquant_agents.planning.simulate import EngineLimits, Outcome, TurnResult, simulate
 from mixquant_agents.planning.validate import COMPARED, compare, validate
 from mixquant_agents.planning.workload import Workload
-from mixquant_agents.records import TurnCounts
+from mixquant_agents.records import TurnCounts, TurnTimes
 
 WORK = Workload(
     turns=3, shared_tokens=64, own_tokens=16, tool_tokens=32, answer_tokens=4, spread=0.3, max_context=1000,
@@ -88,11 +89,65 @@ async def test_calibration_brings_rising_curves() -> None:
 async def test_writers_whose_contexts_take_long_to_read(*, prefix_cache: bool) -> None:
     """Read one after the other, each writer has ended before the next begins: an end before the beginning made a step
     of less than no time, and the calibration failed."""
-    probes = Probes(rows=(8, 16), context=500, writers=(1, 2), tokens=4, repeats=1, beside_writer=(16,))
+    probes = Probes(rows=(8, 16), context=2000, writers=(1, 2), tokens=4, repeats=1, beside_writer=(16,))
     calibration = await calibrate(Engines(apart=True, prefix_cache=prefix_cache), probes, limits=LIMITS)
     assert (calibration.own is not None) is prefix_cache, "no figure where they never write at once"
     assert (calibration.shared is not None) is prefix_cache
     assert calibration.steps("test").writer_context >= 0
+
+
+class BusyFrontEnd(Engine):
+    """Steps of 5 ms that nothing delays, and a front end that takes 20 ms for a turn's first token, while the others'
+    wait. It stamps when it began a prompt and made its first token."""
+
+    STEP, FIRST_TEXT = 0.005, 0.02
+
+    def __init__(self) -> None:
+        self._free = 0.0
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(engine="double", model="m")
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        begun = time.monotonic()
+        tokens = request.sampling.max_tokens or 0
+        came = 0.0
+        for token in range(tokens):
+            made = begun + (token + 1) * self.STEP
+            if token == 0:
+                self._free = max(self._free, made) + self.FIRST_TEXT
+            came = max(made, self._free)
+            await asyncio.sleep(max(0.0, came - time.monotonic()))
+            if token == 0:
+                behind = came - made
+            yield Delta(token_ids=(token,))
+        times = TurnTimes(
+            queue_seconds=0.0, prefill_seconds=self.STEP, delivery_seconds=behind, ttft_seconds=self.STEP + behind
+        )
+        yield Delta(finish_reason="length", times=times)
+
+
+async def test_what_the_front_end_owes_is_not_taken_for_short_steps() -> None:
+    """Eight first texts keep it busy for 160 ms, 32 steps: what was made meanwhile came within an instant, and a step
+    seemed to take a fraction of its time. On an H200 it seemed so for writers behind long prompts."""
+    probes = Probes(rows=(8, 16), context=64, writers=(1, 8), tokens=24, repeats=1, beside_writer=(16,))
+    for _ in range(3):  # real time
+        calibration = await calibrate(BusyFrontEnd(), probes, limits=LIMITS)
+        assert calibration.own is not None
+        if calibration.own.seconds < 1.2 * BusyFrontEnd.STEP:
+            break
+    assert calibration.own.seconds == pytest.approx(BusyFrontEnd.STEP, rel=0.2)
+    assert dict(calibration.decode)[8] == pytest.approx(BusyFrontEnd.STEP, rel=0.2)
+    assert calibration.own.context > 64 + probes.tokens
+
+
+async def test_stamps_of_the_engine_show_what_is_outside_of_its_steps() -> None:
+    calibration = await calibrate(BusyFrontEnd(), PROBES, limits=LIMITS)
+    tokens = [8, 16, 32, 64 + 16, 64 + 32]
+    assert [at for at, _ in calibration.before] == [at for at, _ in calibration.behind] == tokens
+    assert all(seconds == pytest.approx(BusyFrontEnd.FIRST_TEXT, rel=0.2) for _, seconds in calibration.behind)
+    assert (await calibrate(Engines(), PROBES, limits=LIMITS)).before == (), "an engine that does not say"
 
 
 async def test_no_more_writers_are_tried_than_run_at_once() -> None:

@@ -100,6 +100,16 @@ def test_cache_that_is_too_small_forgets_the_longest_unused() -> None:
     assert all(len(turn.stamps) == turn.answer for turn in small.turns), "and still answers everybody"
 
 
+def test_conversation_is_forgotten_from_its_end() -> None:
+    """Blocks are freed with the last one first, so what is left of it is a beginning."""
+    workload = PLAIN.model_copy(update={"shared_tokens": 0, "own_tokens": 320, "ramp_seconds": 2.0})
+    limits = LIMITS.model_copy(update={"kv_tokens": 600})
+    first, second, again = run(workload=workload, limits=limits, agents=2, turns_each=2).turns[:3]
+    assert (first.agent, second.agent, again.agent) == (0, 1, 0) or (first.agent, again.agent) == (0, 0)
+    assert 0 < again.cached < 320
+    assert again.cached % limits.block == 0
+
+
 def test_random_routing_loses_the_cache() -> None:
     kept, lost = (run(agents=8, engines=4, routing=routing).summary() for routing in ("session", "random"))
     assert lost["cached_share"] < kept["cached_share"]
