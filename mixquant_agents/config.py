@@ -69,7 +69,8 @@ class EngineConfig(FrozenConfig):
         reasoning_parser: name of a vLLM reasoning parser, ``"auto"`` or ``None``.
         chat_template: path of a Jinja template, or ``None`` for the tokenizer's own.
         sleep_mode: on a GPU: ``sleep()`` puts the weights into the host's memory, from where they are back within
-            seconds, instead of ending the engine's processes. vLLM then allocates in its own way.
+            seconds, instead of ending the engine's processes. That memory is pinned while the engine starts. vLLM then
+            allocates in its own way.
         liveness_seconds: a turn is given up with ``EngineDeadError`` when the engine's processes have done nothing at
             all (no CPU time) for so long while it waited; ``None`` waits for ever. Slow is not stopped.
         trust_remote_code: let the checkpoint run its own code. Off unless you trust its author.

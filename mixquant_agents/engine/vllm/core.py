@@ -231,6 +231,8 @@ class RunningEngine:
                 _quiet(by_user)  # starting configured the log anew
                 if config.policy.quantizes:
                     self.status = dict((await self.llm.collective_rpc("mixquant_status"))[0])
+                if config.sleep_mode:
+                    await self.llm.collective_rpc("mixquant_reserve_host_memory")
                 self.start_seconds = progress.seconds
         except MixQuantError:
             raise

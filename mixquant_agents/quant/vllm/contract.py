@@ -430,6 +430,19 @@ CONTRACT: tuple[Need, ...] = (
         group="server",
     ),
     *_need("counts a server's rows", f"{_CONFIG}.model", "ModelConfig.served_model_name", group="server"),
+    *_need(
+        "pins memory for sleep",
+        "vllm.device_allocator.cumem",
+        "CuMemAllocator.get_instance",
+        "CuMemAllocator.pointer_to_data",
+    ),
+    *(
+        Need(
+            "pins memory for sleep",
+            tuple(Symbol(module, name) for module in ("vllm.device_allocator", "vllm.device_allocator.cumem")),
+        )
+        for name in ("AllocationData.handle", "AllocationData.tag")
+    ),
     *_need("counts a server's rows", "vllm.sampling_params", "SamplingParams.n", group="server"),
     *_need(
         "counts a server's rows",

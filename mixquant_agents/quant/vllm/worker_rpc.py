@@ -9,8 +9,15 @@ from mixquant_agents.errors import ConfigError
 from mixquant_agents.precision.policy import PrecisionPolicy
 from mixquant_agents.quant.runtime import Runtime, runtime_of
 from mixquant_agents.quant.vllm.draft.settings import check_same_drafts, draft_status
+from mixquant_agents.quant.vllm.host_memory import reserve
 
-__all__ = ["install", "mixquant_row_counts", "mixquant_set_policy", "mixquant_status"]
+__all__ = [
+    "install",
+    "mixquant_reserve_host_memory",
+    "mixquant_row_counts",
+    "mixquant_set_policy",
+    "mixquant_status",
+]
 
 
 def _runtime(worker: Any) -> Runtime:
@@ -51,9 +58,19 @@ def mixquant_set_policy(self: Any, policy: dict[str, Any]) -> dict[str, Any]:
     return mixquant_status(self)
 
 
+def mixquant_reserve_host_memory(self: Any) -> int:
+    """Pin the host's memory that sleep will need; returns the bytes. With vLLM's sleep mode alone."""
+    return reserve()
+
+
 def install() -> None:
     """Add the methods to WorkerBase. Idempotent."""
     from vllm.v1.worker.worker_base import WorkerBase
 
-    for method in (mixquant_status, mixquant_row_counts, mixquant_set_policy):
+    for method in (
+        mixquant_status,
+        mixquant_row_counts,
+        mixquant_set_policy,
+        mixquant_reserve_host_memory,
+    ):
         setattr(WorkerBase, method.__name__, method)
