@@ -71,8 +71,10 @@ FOREIGN = {
 
 FOREIGN_HERE = {
     "mixquant_agents/engine/vllm: chat_template": "vLLM's tokenizer wrappers",
+    "mixquant_agents/engine/vllm: detokenizer": "vLLM's state of a request",
     "mixquant_agents/engine/vllm: head_dim": "a checkpoint's configuration",
     "mixquant_agents/engine/vllm: reasoning": "the delta of vLLM's own reasoning parsers",
+    "mixquant_agents/engine/vllm: stream": "vLLM's detokenizers",
     "mixquant_agents/engine/vllm: version": "mistral's tokenizer",
     "mixquant_agents/quant: __name__": "a class or a module of vLLM",
     "mixquant_agents/quant: name": "vLLM's compilation mode: an enum or a number, by release",

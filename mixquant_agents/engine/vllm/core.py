@@ -30,6 +30,7 @@ from mixquant_agents.engine.vllm.args import engine_arguments, start_environment
 from mixquant_agents.engine.vllm.beginnings import SharedBeginnings
 from mixquant_agents.engine.vllm.checkpoint import check_folder, check_hub, model_path
 from mixquant_agents.engine.vllm.errors import start_error, turn_error
+from mixquant_agents.engine.vllm.first_text import decode_ends_alone
 from mixquant_agents.engine.vllm.generate import StepMeter, generate
 from mixquant_agents.engine.vllm.grammar import Grammar, checked_tools, grammar_of, tools_active
 from mixquant_agents.engine.vllm.grammar.checked_calls import CheckedCalls
@@ -224,6 +225,7 @@ class RunningEngine:
                             log_requests=False,
                             stat_loggers=[self.recorder.factory()],
                         )
+                    decode_ends_alone(self.llm.output_processor)
                     self.llm.mixquant_owner = "engine"  # the plugin's hook of servers then leaves its requests alone
                     self.processes = control.processes
                     self._tree = descendants(self.processes)
