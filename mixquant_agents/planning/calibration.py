@@ -60,6 +60,8 @@ class Calibration(FrozenConfig):
         shared: writers who have a long context in common.
         prompt: of each prompt of a step after the first.
         latency: part of a cold TTFT in which a writer beside it does not wait; ``None`` where that was not measured.
+        beside: writers → how much longer than a cold prompt's TTFT those who write beside it wait for their next token;
+            less than none where part of it is no step. Empty where that was not measured.
     """
 
     budget: Count | None = None
@@ -74,13 +76,33 @@ class Calibration(FrozenConfig):
     shared: Writers | None = None
     prompt: Seconds = 0.0
     latency: Seconds | None = None
+    beside: tuple[tuple[Count, float], ...] = ()
 
     def steps(self, source: str) -> MeasuredSteps:
         """The step times that explain these measurements best."""
+        outside = self._outside()
+        if outside is None:
+            return self._by_least_squares(source)
+        constant, token, text = outside
+        alone = dict(self.beside)[1] + constant
+        launch = max(0.0, -alone)
+        latency, _, attention = self._parts(constant + launch, token)
+        return self._with(source, latency, token, attention).model_copy(
+            update={
+                "latency": constant,
+                "launch": launch,
+                "first_text": text,
+                "beside": rising((count, max(0.0, more + constant + launch)) for count, more in self.beside),
+            }
+        )
+
+    def _by_least_squares(self, source: str) -> MeasuredSteps:
+        """The step times, where the engine does not say what is outside of its steps."""
+        return self._with(source, *self._parts(self.latency, None))
+
+    def _with(self, source: str, latency: float, token: float, attention: float) -> MeasuredSteps:
+        """The step times, given what a TTFT holds beside them."""
         single = self._single_steps()
-        before, behind = _slope(self.before), _slope(self.behind)
-        known = before + behind if before is not None and behind is not None else None
-        latency, token, attention = self._parts(single, known)
         writer_context = self._writer_context()
         return MeasuredSteps(
             source=source,
@@ -94,8 +116,16 @@ class Calibration(FrozenConfig):
             prompt=self.prompt,
             latency=latency,
             latency_token=token,
-            first_text=None if known is None else behind,
         )
+
+    def _outside(self) -> tuple[float, float, float] | None:
+        """Seconds outside of the steps: of any prompt, a token of it, and of these a token behind the last step; by the
+        engine's clock. ``None`` where it does not say."""
+        if min(len(self.before), len(self.behind)) < 2 or 1 not in dict(self.beside):
+            return None
+        (before, before_token), (behind, behind_token) = _line(self.before), _line(self.behind)
+        shortest = min(seconds for _, seconds in self.cold)
+        return min(before + behind, shortest), before_token + behind_token, behind_token
 
     def mean(self, other: Calibration) -> Calibration:
         """The mean of two calibrations with the same probes: of an engine before and after a run."""
@@ -108,15 +138,16 @@ class Calibration(FrozenConfig):
         single = tuple((rows, seconds) for rows, seconds in self.cold if budget is None or rows <= budget)
         return single if len(single) > 1 else self.cold
 
-    def _parts(self, single: Curve, token: float | None) -> tuple[float, float, float]:
+    def _parts(self, latency: float | None, token: float | None) -> tuple[float, float, float]:
         """``latency``, ``latency_token`` and ``attention``, by least squares of the relative error; none is negative.
 
         A prompt whose ``n`` steps have the rows of ``n`` cold prompts that took ``c`` seconds each takes
         ``sum(c) - (n - 1) * latency + latency_token * context + attention * pairs``.
 
         Args:
-            token: ``latency_token``, where it is known.
+            latency, token: what is known of the first two.
         """
+        single = self._single_steps()
         budget = self.budget or max(rows for rows, _ in (*self.cold, *self.warm))
         prompts = [(rows, 0, seconds) for rows, seconds in self.cold if rows > budget]
         prompts += [(rows, self.context, seconds) for rows, seconds in self.warm]
@@ -127,13 +158,13 @@ class Calibration(FrozenConfig):
             steps = [min(budget, rows - begin) for begin in begins]
             pairs = sum(size * (context + begin) for size, begin in zip(steps, begins, strict=True))
             rest = seconds - sum(interpolated(single, size) for size in steps)
-            rest += (len(steps) - 1) * (self.latency or 0.0) - context * (token or 0.0)
+            rest += (len(steps) - 1) * (latency or 0.0) - context * (token or 0.0)
             equations.append([float(1 - len(steps)) / seconds, context / seconds, pairs / seconds])
             results.append(rest / seconds)
-        known = {at for at, part in enumerate((self.latency, token)) if part is not None}
+        known = {at for at, part in enumerate((latency, token)) if part is not None}
         solved = _least_squares(equations, results, known)
-        shortest = min(seconds for _, seconds in single)
-        latency = self.latency if self.latency is not None else min(solved[0], shortest)
+        if latency is None:
+            latency = min(solved[0], min(seconds for _, seconds in single))
         return latency, solved[1] if token is None else token, solved[2]
 
     def _writer_context(self) -> float:
@@ -154,13 +185,12 @@ class Calibration(FrozenConfig):
         return None if self.shared is None else self.shared.context + self.shared.count * self.decode_context
 
 
-def _slope(curve: Curve) -> float | None:
-    """Seconds a token, by least squares, never negative; ``None`` of less than two points."""
-    if len(curve) < 2:
-        return None
+def _line(curve: Curve) -> tuple[float, float]:
+    """Seconds of any prompt and a token of it, by least squares; neither is negative."""
     tokens, seconds = np.array(curve).T
-    tokens = tokens - tokens.mean()
-    return max(0.0, float(tokens @ seconds / (tokens @ tokens)))
+    around = tokens - tokens.mean()
+    slope = max(0.0, float(around @ seconds / (around @ around)))
+    return max(0.0, float(seconds.mean() - slope * tokens.mean())), slope
 
 
 def _least_squares(equations: list[list[float]], results: list[float], without: set[int]) -> list[float]:

@@ -26,6 +26,8 @@ VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
 SHORT = 32
 """Tokens of a prompt of which nothing is asked but that somebody writes behind it."""
+USUAL = 16
+"""Most writers beside a prompt that is read, in a calibration."""
 _names = itertools.count()
 
 
@@ -179,9 +181,8 @@ async def calibrate(
     for rows in probes.rows:
         cold[rows] = await _first_token(driver, [], rows, probes.repeats, outside)
     say("cold prompts, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in cold.items()))
-    latency = await _latency(driver, cold, probes)
-    if latency is not None:
-        say(f"of which outside of the steps, ms: {latency * 1e3:.2f}")
+    beside = await _beside(driver, cold, probes, limits)
+    say("writers beside them wait longer by, ms: " + ", ".join(f"{n} {more * 1e3:.1f}" for n, more in beside.items()))
     warm: dict[int, float] = {}
     if probes.context:
         before = driver.ids(probes.context)
@@ -211,7 +212,8 @@ async def calibrate(
         own=own,
         shared=shared,
         prompt=await _further_prompt(driver, probes, 1 + (limits.lookahead if limits is not None else 0)),
-        latency=latency,
+        latency=_latency(beside),
+        beside=tuple(beside.items()),
     )
 
 
@@ -239,7 +241,7 @@ async def measure_latency(engine: Engine, probes: Probes) -> float:
     longest = max(probes.beside_writer)
     lengths = [rows for rows in probes.rows if rows <= longest]
     cold = {rows: await _first_token(driver, [], rows, probes.repeats, _Outside()) for rows in lengths}
-    return await _latency(driver, cold, probes) or 0.0
+    return _latency(await _beside(driver, cold, probes, None)) or 0.0
 
 
 class _Outside:
@@ -278,23 +280,42 @@ async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeat
     return statistics.median(times)
 
 
-async def _latency(driver: _Driver, cold: dict[int, float], probes: Probes) -> float | None:
+async def _beside(
+    driver: _Driver, cold: dict[int, float], probes: Probes, limits: EngineLimits | None
+) -> dict[int, float]:
+    """Writers → how much longer than a cold prompt's TTFT they wait for their next token while it is read beside them:
+    the median over lengths that one step reads. Of one writer, and of as many as are usual; left out where none was
+    there in time."""
+    most = max((count for count in probes.writers if count <= USUAL), default=1)
+    result = {}
+    for count in sorted({1, most if limits is None else min(most, limits.max_num_seqs - 1)}):
+        more = []
+        for rows in probes.beside_writer:
+            for _ in range(probes.repeats):
+                waited = await _longest_wait(driver, count, rows, probes.tokens, 2 * cold[probes.rows[0]])
+                more += [waited - _between(cold, rows)] if waited is not None else []
+        if more:
+            result[count] = statistics.median(more)
+    return result
+
+
+async def _longest_wait(driver: _Driver, count: int, rows: int, tokens: int, pause: float) -> float | None:
+    """Median over ``count`` writers of their longest gap while a prompt is read that comes a ``pause`` after theirs;
+    ``None`` where none writes before and after."""
+    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), tokens)) for _ in range(count)]
+    await asyncio.sleep(pause)
+    read = await driver.turn(driver.ids(rows), 1)
+    longest = []
+    for writer in await asyncio.gather(*writers):
+        gaps = [b - a for a, b in itertools.pairwise(writer.stamps) if read.asked < b and a < read.asked + read.first]
+        longest += [max(gaps)] if gaps else []
+    return statistics.median(longest) if longest else None
+
+
+def _latency(beside: dict[int, float]) -> float | None:
     """Seconds of a cold prompt's TTFT in which a writer beside it does not wait: a step that reads a prompt keeps all
-    writers waiting, its way through the front end none. The median over lengths that one step reads; ``None`` where
-    no writer was there in time."""
-    shares = []
-    for rows in probes.beside_writer:
-        for _ in range(probes.repeats):
-            writer = asyncio.create_task(driver.turn(driver.ids(SHORT), probes.tokens))
-            await asyncio.sleep(2 * cold[probes.rows[0]])
-            read = await driver.turn(driver.ids(rows), 1)
-            gaps = [
-                b - a
-                for a, b in itertools.pairwise((await writer).stamps)
-                if read.asked < b and a < read.asked + read.first
-            ]
-            shares += [_between(cold, rows) - max(gaps)] if gaps else []
-    return max(0.0, statistics.median(shares)) if shares else None
+    writers waiting, its way through the front end none."""
+    return max(0.0, -beside[1]) if 1 in beside else None
 
 
 async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: int) -> Writers | None:

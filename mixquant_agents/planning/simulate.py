@@ -309,13 +309,13 @@ def simulate(
     def at(when: float, kind: str, what: object) -> None:
         heapq.heappush(events, (when, next(order), kind, what))
 
-    def begin(number: int, until: float) -> None:
+    def begin(number: int, until: float, launch: float = 0.0) -> None:
         engine = fleet[number]
         planned = engine.step(until)
         engine.busy = planned is not None
         if planned is not None:
             took, readers, writers = planned
-            at(now + took, "step", (number, now, readers, writers))
+            at(now + launch + took, "step", (number, now, readers, writers))
         elif engine.waiting:  # too new for a step that was scheduled ahead
             begin(number, now)
 
@@ -323,7 +323,7 @@ def simulate(
         engine = fleet[turn.result.engine]
         engine.waiting.append(turn)
         if not engine.busy:
-            begin(turn.result.engine, now)
+            begin(turn.result.engine, now, steps.launch)
 
     for agent in people:
         at(workload.ramp_seconds * agent.number / agents, "ask", agent)

@@ -1,8 +1,8 @@
 """How long one engine step takes, by what is in it. :class:`MeasuredSteps` from curves of a real engine.
 
 A step without prompt rows costs what so many writers and their contexts cost. A step with prompt rows costs what so
-many rows cost, plus attention to what is cached, plus a little for each further prompt in it; never less than its
-writers alone.
+many rows cost, plus attention to what is cached, plus what its writers add, plus a little for each further prompt in
+it; never less than its writers alone.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class StepTimes(Protocol):
     @property
     def way(self) -> float:
         """Seconds of any turn's first token outside of the engine's steps and of the front end's work."""
+        ...
+
+    @property
+    def launch(self) -> float:
+        """Seconds that an idle engine prepares a step; one that runs prepares the next meanwhile."""
         ...
 
     def front_end(self, prompt: int) -> tuple[float, float]:
@@ -70,6 +75,9 @@ class MeasuredSteps(FrozenConfig):
         prompt: seconds for each prompt of a step after the first.
         latency: seconds of a TTFT outside of the engine's steps, of any prompt.
         latency_token: the same a token of the prompt, cached or not.
+        launch: seconds that an idle engine prepares a step.
+        beside: writers → what they add to a step that reads a prompt: where reading and writing have number formats of
+            their own, weights are read twice. Empty where that was not measured: a writer costs what any row does.
         first_text: of ``latency_token`` what comes behind the last step; ``None`` where that was not measured:
             :data:`FIRST_TEXT` of it.
     """
@@ -86,6 +94,8 @@ class MeasuredSteps(FrozenConfig):
     latency: Seconds = 0.0
     latency_token: Seconds = 0.0
     first_text: Seconds | None = None
+    launch: Seconds = 0.0
+    beside: Curve = ()
 
     @model_validator(mode="after")
     def _ordered(self) -> MeasuredSteps:
@@ -121,10 +131,12 @@ class MeasuredSteps(FrozenConfig):
             alone = max(0.0, interpolated(self.decode, len(writers)) + self.writer_context * beyond - saved)
         if not prompts:
             return alone
-        rows = sum(new for new, _ in prompts) + len(writers)
+        rows = sum(new for new, _ in prompts) + (0 if self.beside else len(writers))
         pairs = sum(new * (before + new / 2) for new, before in prompts) - rows * rows / 2
         time = interpolated(self.prefill, rows) + self.attention * pairs + self.prompt * (len(prompts) - 1)
         time += self.writer_context * sum(writers) - saved
+        if writers and self.beside:
+            time += interpolated(self.beside, len(writers))
         return max(time, alone)
 
 

@@ -54,15 +54,31 @@ def test_measured_latency_is_kept() -> None:
     assert steps.latency_token == pytest.approx(1.5e-6)
 
 
+TOKENS = sorted({*ROWS, *(CONTEXT + rows for rows in ROWS[4:])})
+BEFORE = tuple((at, 0.003 + 0.2e-6 * at) for at in TOKENS)
+BEHIND = tuple((at, 0.001 + 0.1e-6 * at) for at in TOKENS)
+
+
 def test_stamps_of_an_engine_say_what_a_token_costs_outside_of_the_steps() -> None:
-    """Then attention alone is left to be told from the steps; and what comes behind them is no longer a guess."""
-    tokens = [*ROWS, *(CONTEXT + rows for rows in ROWS[4:])]
-    before = tuple((at, 0.003 + 0.2e-6 * at) for at in sorted(set(tokens)))
-    behind = tuple((at, 0.001 + 0.1e-6 * at) for at in sorted(set(tokens)))
-    steps = calibration(0.004, 0.3e-6, 1e-9, measured=0.004, before=before, behind=behind).steps("test")
+    """Then attention alone is left to be told from the steps. Of 6 ms that a writer beside a prompt does not wait, 4
+    are outside; in the other 2 the idle engine prepared the step, and a busy one does that during the step before."""
+    beside = ((1, -0.006), (16, -0.006 + 0.01))
+    steps = calibration(0.006, 0.3e-6, 1e-9, before=BEFORE, behind=BEHIND, beside=beside).steps("test")
     assert steps.latency_token == pytest.approx(0.3e-6)
     assert steps.attention == pytest.approx(1e-9)
     assert steps.front_end(10_000) == pytest.approx((0.002, 0.001))
+    assert (steps.way, steps.launch) == pytest.approx((0.004, 0.002))
+    assert dict(steps.prefill)[1024] == pytest.approx(STEP[1024])
+    added = steps.seconds([(1024, 0)], [56] * 16) - steps.seconds([(1024, 0)], [])
+    assert added == pytest.approx(0.01, abs=1e-6)
+
+
+def test_writers_with_a_number_format_of_their_own_make_a_prompts_step_longer() -> None:
+    """One writer beside it waits 30 ms longer than the prompt's step takes alone: the weights are read once more."""
+    beside = ((1, -0.004 + 0.03), (16, -0.004 + 0.05))
+    steps = calibration(0.004, 0.3e-6, 1e-9, before=BEFORE, behind=BEHIND, beside=beside).steps("test")
+    assert steps.launch == 0
+    assert steps.seconds([(512, 0)], [56]) == pytest.approx(STEP[512] + 0.03, abs=1e-6)
 
 
 def test_nothing_is_negative_and_nothing_is_made_up() -> None:
@@ -111,6 +127,7 @@ def noisy_calibrations(draw: st.DrawFn) -> Calibration:
         context=CONTEXT if warm else 0,
         before=curve(draw(st.sampled_from([(), ROWS[:1], ROWS]))),
         behind=curve(draw(st.sampled_from([(), ROWS]))),
+        beside=draw(st.sampled_from([(), ((1, -0.01),), ((16, 0.1),), ((1, 0.2), (16, -0.1))])),
         decode=curve(draw(st.sampled_from([(1,), (1, 8), (1, 2, 32)]))),
         decode_context=56,
         own=writers(),

@@ -78,6 +78,7 @@ async def test_calibration_brings_rising_curves() -> None:
     assert [rows for rows, _ in calibration.warm] == [16, 32]
     assert calibration.shared is not None
     assert calibration.shared.count == 2
+    assert [writers for writers, _ in calibration.beside] == [1, 2]
     steps = calibration.steps("test")
     assert [rows for rows, _ in steps.prefill] == [8, 16, 32]
     assert [seconds for _, seconds in steps.prefill] == sorted(seconds for _, seconds in steps.prefill)

@@ -44,6 +44,17 @@ def test_latency_makes_its_own_turn_wait_and_no_writer() -> None:
     assert second.ttft > 0.005
 
 
+def test_idle_engine_prepares_its_step_first() -> None:
+    """The second turn comes while the first one writes: its step was prepared meanwhile."""
+    workload = PLAIN.model_copy(update={"ramp_seconds": 0.5, "shared_tokens": 0})
+    plain = run(workload=workload, agents=2, turns_each=1).turns
+    steps = STEPS.model_copy(update={"launch": 0.005})
+    first, second = simulate(workload, steps, LIMITS, agents=2, seconds=1000, turns_each=1).turns
+    assert first.ttft == pytest.approx(plain[0].ttft + 0.005)
+    assert list(first.gaps) == pytest.approx(list(plain[0].gaps))
+    assert second.stamps[0] == pytest.approx(plain[1].stamps[0] + 0.005, abs=0.011), "a step sooner or later"
+
+
 def test_front_end_hands_nothing_on_while_it_makes_a_first_text() -> None:
     """14 of the 20 ms for a prompt of 200 tokens are its first token's text. A writer's token of the same step comes
     behind it, and the token after that at its own time: no step is longer."""
