@@ -60,8 +60,9 @@ class Calibration(FrozenConfig):
         shared: writers who have a long context in common.
         prompt: of each prompt of a step after the first.
         latency: part of a cold TTFT in which a writer beside it does not wait; ``None`` where that was not measured.
-        beside: writers → how much longer than a cold prompt's TTFT those who write beside it wait for their next token;
-            less than none where part of it is no step. Empty where that was not measured.
+        beside: writers → how much longer than a cold prompt's TTFT a step takes that reads it beside them; less than
+            none, for part of it is no step. Empty where that was not measured.
+        held: between the two tokens of a writer before such a step.
     """
 
     budget: Count | None = None
@@ -77,6 +78,7 @@ class Calibration(FrozenConfig):
     prompt: Seconds = 0.0
     latency: Seconds | None = None
     beside: tuple[tuple[Count, float], ...] = ()
+    held: Seconds = 0.0
 
     def steps(self, source: str) -> MeasuredSteps:
         """The step times that explain these measurements best."""
@@ -91,6 +93,7 @@ class Calibration(FrozenConfig):
             update={
                 "latency": constant,
                 "launch": launch,
+                "held": self.held,
                 "first_text": text,
                 "beside": rising((count, max(0.0, more + constant + launch)) for count, more in self.beside),
             }

@@ -89,8 +89,8 @@ class _Driver:
         """Token ids that no prefix cache knows."""
         return self._draw.choices(range(*VOCABULARY), k=count)
 
-    async def turn(self, prompt: Sequence[int], answer: int) -> _Turn:
-        """Ask, and take down when each token came."""
+    async def turn(self, prompt: Sequence[int], answer: int, begun: asyncio.Event | None = None) -> _Turn:
+        """Ask, and take down when each token came. ``begun`` is set with the third one, or at the end."""
         request = EngineRequest(
             request_id=f"plan-{next(_names)}",
             messages=(),
@@ -105,6 +105,10 @@ class _Driver:
             if delta.counts is not None:
                 cached = delta.counts.cached_tokens
             times = delta.times if delta.times is not None else times
+            if begun is not None and len(tokens) >= 3:
+                begun.set()
+        if begun is not None:
+            begun.set()
         return _Turn(asked, stamps, tokens, cached, times)
 
 
@@ -181,8 +185,9 @@ async def calibrate(
     for rows in probes.rows:
         cold[rows] = await _first_token(driver, [], rows, probes.repeats, outside)
     say("cold prompts, ms: " + ", ".join(f"{rows} {seconds * 1e3:.1f}" for rows, seconds in cold.items()))
-    beside = await _beside(driver, cold, probes, limits)
-    say("writers beside them wait longer by, ms: " + ", ".join(f"{n} {more * 1e3:.1f}" for n, more in beside.items()))
+    beside, held = await _beside(driver, cold, probes, limits)
+    say("beside writers their steps take longer by, ms: " + ", ".join(f"{n} {s * 1e3:.1f}" for n, s in beside.items()))
+    say(f"a writer's token before such a step, ms: {held * 1e3:.2f}")
     warm: dict[int, float] = {}
     if probes.context:
         before = driver.ids(probes.context)
@@ -214,6 +219,7 @@ async def calibrate(
         prompt=await _further_prompt(driver, probes, 1 + (limits.lookahead if limits is not None else 0)),
         latency=_latency(beside),
         beside=tuple(beside.items()),
+        held=held,
     )
 
 
@@ -241,7 +247,8 @@ async def measure_latency(engine: Engine, probes: Probes) -> float:
     longest = max(probes.beside_writer)
     lengths = [rows for rows in probes.rows if rows <= longest]
     cold = {rows: await _first_token(driver, [], rows, probes.repeats, _Outside()) for rows in lengths}
-    return _latency(await _beside(driver, cold, probes, None)) or 0.0
+    beside, _ = await _beside(driver, cold, probes, None)
+    return _latency(beside) or 0.0
 
 
 class _Outside:
@@ -282,34 +289,47 @@ async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeat
 
 async def _beside(
     driver: _Driver, cold: dict[int, float], probes: Probes, limits: EngineLimits | None
-) -> dict[int, float]:
-    """Writers → how much longer than a cold prompt's TTFT they wait for their next token while it is read beside them:
-    the median over lengths that one step reads. Of one writer, and of as many as are usual; left out where none was
-    there in time."""
+) -> tuple[dict[int, float], float]:
+    """Writers → how much longer than a cold prompt's TTFT the step takes that reads one beside them: the median over
+    lengths that one step reads. Of one writer, and of as many as are usual; left out where none was there in time.
+    And the median time between the two tokens of one writer before that step."""
     most = max((count for count in probes.writers if count <= USUAL), default=1)
-    result = {}
+    result, held = {}, list[float]()
     for count in sorted({1, most if limits is None else min(most, limits.max_num_seqs - 1)}):
         more = []
         for rows in probes.beside_writer:
             for _ in range(probes.repeats):
-                waited = await _longest_wait(driver, count, rows, probes.tokens, 2 * cold[probes.rows[0]])
-                more += [waited - _between(cold, rows)] if waited is not None else []
+                read, writers = await _reading(driver, count, rows, probes.tokens)
+                around = [gaps for gaps in (_around(writer, read) for writer in writers) if gaps is not None]
+                if around:
+                    more.append(statistics.median(step for _, step in around) - _between(cold, rows))
+                    held += [before for before, _ in around] if count == 1 else []
         if more:
             result[count] = statistics.median(more)
-    return result
+    return result, statistics.median(held) if held else 0.0
 
 
-async def _longest_wait(driver: _Driver, count: int, rows: int, tokens: int, pause: float) -> float | None:
-    """Median over ``count`` writers of their longest gap while a prompt is read that comes a ``pause`` after theirs;
-    ``None`` where none writes before and after."""
-    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), tokens)) for _ in range(count)]
-    await asyncio.sleep(pause)
-    read = await driver.turn(driver.ids(rows), 1)
-    longest = []
-    for writer in await asyncio.gather(*writers):
-        gaps = [b - a for a, b in itertools.pairwise(writer.stamps) if read.asked < b and a < read.asked + read.first]
-        longest += [max(gaps)] if gaps else []
-    return statistics.median(longest) if longest else None
+async def _reading(driver: _Driver, count: int, rows: int, tokens: int) -> tuple[_Turn, list[_Turn]]:
+    """A cold prompt that comes while so many write, and those."""
+    begun = [asyncio.Event() for _ in range(count)]
+    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), tokens, event)) for event in begun]
+    await asyncio.gather(*(event.wait() for event in begun))
+    return await driver.turn(driver.ids(rows), 1), await asyncio.gather(*writers)
+
+
+def _around(writer: _Turn, read: _Turn) -> tuple[float, float] | None:
+    """Seconds between the two tokens of a writer before a step that read a prompt beside it, and of that step; ``None``
+    where it did not write before and after.
+
+    A step whose tokens come late, because the engine prepared the next one first, took no longer: what its token was
+    late is part of the step behind it.
+    """
+    stamps, came = writer.stamps, read.asked + read.first
+    at = min(range(len(stamps)), key=lambda at: abs(stamps[at] - came))
+    if at < 2 or at == len(stamps) - 1:
+        return None
+    usual = statistics.median(later - earlier for earlier, later in itertools.pairwise(stamps))
+    return stamps[at - 1] - stamps[at - 2], max(0.0, stamps[at] - stamps[at - 2] - usual)
 
 
 def _latency(beside: dict[int, float]) -> float | None:

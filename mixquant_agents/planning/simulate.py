@@ -143,6 +143,10 @@ class _Running:
     def reading(self) -> bool:
         return self.computed < self.result.prompt
 
+    @property
+    def through(self) -> bool:
+        return len(self.result.stamps) >= self.result.answer
+
 
 class _Engine:
     """One engine: its queue, what runs, and what is cached."""
@@ -166,12 +170,8 @@ class _Engine:
         return self._front_free + self._steps.way
 
     def handed_on(self, now: float, readers: Iterable[_Running]) -> float:
-        """When the tokens of a step that ends now are handed on: behind the first texts of its prompts."""
-        texts = sum(
-            self._steps.front_end(turn.result.prompt)[1]
-            for turn in readers
-            if not turn.reading and not turn.result.stamps
-        )
+        """When the tokens that come now, of a step with these readers, are handed on: behind their first texts."""
+        texts = sum(self._steps.front_end(turn.result.prompt)[1] for turn in readers if len(turn.result.stamps) == 1)
         self._front_free = max(now, self._front_free) + texts
         return self._front_free
 
@@ -252,21 +252,21 @@ class _Engine:
         return budget - max(0, rows)
 
     def finish(self, now: float, readers: Iterable[_Running], writers: Iterable[_Running]) -> list[_Running]:
-        """The step ended: tokens come; the turns that are through leave, and stay in the cache."""
+        """The step ended: the turns that have a new token. Those that are through leave, and stay in the cache."""
+        written = [*writers]
         for turn in readers:
             turn.shared = min(self._shared, turn.computed)
             self._shared_known = max(self._shared_known, turn.shared)
             if not turn.reading and not turn.result.stamps:
-                turn.result.stamps.append(now)
-        for turn in writers:
+                written.append(turn)
+        for turn in written:
             turn.result.stamps.append(now)
-        done = [turn for turn in self.running if len(turn.result.stamps) >= turn.result.answer]
-        for turn in done:
+        for turn in [turn for turn in self.running if turn.through]:
             self.running.remove(turn)
             own = turn.context - turn.shared
             self._idle[turn.key] = own - own % self._limits.block
             self._idle.move_to_end(turn.key)
-        return done
+        return written
 
 
 class _Agent:
@@ -309,15 +309,18 @@ def simulate(
     def at(when: float, kind: str, what: object) -> None:
         heapq.heappush(events, (when, next(order), kind, what))
 
-    def begin(number: int, until: float, launch: float = 0.0) -> None:
+    def begin(number: int, until: float, launch: float = 0.0) -> bool:
+        """The engine's next step; whether it reads prompts."""
         engine = fleet[number]
         planned = engine.step(until)
         engine.busy = planned is not None
         if planned is not None:
             took, readers, writers = planned
             at(now + launch + took, "step", (number, now, readers, writers))
-        elif engine.waiting:  # too new for a step that was scheduled ahead
+            return bool(readers)
+        if engine.waiting:  # too new for a step that was scheduled ahead
             begin(number, now)
+        return False
 
     def arrive(turn: _Running) -> None:
         engine = fleet[turn.result.engine]
@@ -352,8 +355,14 @@ def simulate(
             arrive(cast("_Running", what))
             continue
         number, started, readers, writers = cast("tuple[int, float, list[_Running], list[_Running]]", what)
-        handed_on = fleet[number].handed_on(now, readers)
-        for turn in fleet[number].finish(handed_on, readers, writers):
+        written = fleet[number].finish(now, readers, writers)
+        reads = begin(number, started if limits.lookahead else now)
+        came = max(now, started + steps.held) if limits.lookahead and reads else now
+        handed_on = fleet[number].handed_on(came, [turn for turn in written if turn in readers])
+        for turn in written:
+            turn.result.stamps[-1] = handed_on
+            if not turn.through:
+                continue
             agent = people[turn.result.agent]
             left[agent.number] -= 1
             if left[agent.number] == 0:
@@ -361,5 +370,4 @@ def simulate(
             wait = workload.pause(agent.draw, handed_on - agent.asked)
             agent.draw = next(agent.draws)
             at(handed_on + wait, "ask", agent)
-        begin(number, started if limits.lookahead else now)
     return Outcome(tuple(results), warm_up, min(now, seconds))

@@ -42,6 +42,12 @@ class StepTimes(Protocol):
         """Seconds that an idle engine prepares a step; one that runs prepares the next meanwhile."""
         ...
 
+    @property
+    def held(self) -> float:
+        """Seconds from a step's begin in which its tokens are not handed on where the next one reads a prompt: an
+        engine that schedules ahead first prepares that one, and kernels outside of a captured graph one by one."""
+        ...
+
     def front_end(self, prompt: int) -> tuple[float, float]:
         """Seconds of the front end's work for a ``prompt`` of so many tokens, before its first step and behind its
         last. It does one thing at a time: tokens that come meanwhile, of any turn, are handed on when it is through."""
@@ -76,6 +82,7 @@ class MeasuredSteps(FrozenConfig):
         latency: seconds of a TTFT outside of the engine's steps, of any prompt.
         latency_token: the same a token of the prompt, cached or not.
         launch: seconds that an idle engine prepares a step.
+        held: seconds from a step's begin until its tokens are handed on, at least, before one that reads a prompt.
         beside: writers → what they add to a step that reads a prompt: where reading and writing have number formats of
             their own, weights are read twice. Empty where that was not measured: a writer costs what any row does.
         first_text: of ``latency_token`` what comes behind the last step; ``None`` where that was not measured:
@@ -95,6 +102,7 @@ class MeasuredSteps(FrozenConfig):
     latency_token: Seconds = 0.0
     first_text: Seconds | None = None
     launch: Seconds = 0.0
+    held: Seconds = 0.0
     beside: Curve = ()
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import pytest
 from mixquant_agents.cli.app import run
 from mixquant_agents.engine.base import Delta, Engine, EngineInfo, EngineRequest
 from mixquant_agents.engine.vllm.prompts import common_length
-from mixquant_agents.planning.measure import Probes, calibrate, run_workload
+from mixquant_agents.planning.measure import Probes, _around, _Turn, calibrate, run_workload
 from mixquant_agents.planning.simulate import EngineLimits, Outcome, TurnResult, simulate
 from mixquant_agents.planning.validate import COMPARED, compare, validate
 from mixquant_agents.planning.workload import Workload
@@ -149,6 +149,16 @@ async def test_stamps_of_the_engine_show_what_is_outside_of_its_steps() -> None:
     assert [at for at, _ in calibration.before] == [at for at, _ in calibration.behind] == tokens
     assert all(seconds == pytest.approx(BusyFrontEnd.FIRST_TEXT, rel=0.2) for _, seconds in calibration.behind)
     assert (await calibrate(Engines(), PROBES, limits=LIMITS)).before == (), "an engine that does not say"
+
+
+def test_token_that_is_handed_on_late_makes_no_step_shorter() -> None:
+    """Steps of 5 ms, and one of 20 that reads a prompt: the token before is 8 ms late, for the engine prepared it."""
+    stamps = [0.0, 0.005, 0.010, 0.023, 0.035, 0.040, 0.045]
+    read = _Turn(asked=0.008, stamps=[0.035], tokens=[1], cached=None, times=None)
+    writer = _Turn(asked=-1.0, stamps=stamps, tokens=[1] * 7, cached=None, times=None)
+    assert _around(writer, read) == pytest.approx((0.013, 0.020))
+    early = _Turn(asked=-1.0, stamps=stamps[3:], tokens=[1] * 4, cached=None, times=None)
+    assert _around(early, read) is None, "nobody saw the token before"
 
 
 async def test_no_more_writers_are_tried_than_run_at_once() -> None:

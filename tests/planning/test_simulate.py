@@ -46,13 +46,28 @@ def test_latency_makes_its_own_turn_wait_and_no_writer() -> None:
 
 def test_idle_engine_prepares_its_step_first() -> None:
     """The second turn comes while the first one writes: its step was prepared meanwhile."""
-    workload = PLAIN.model_copy(update={"ramp_seconds": 0.5, "shared_tokens": 0})
+    workload = PLAIN.model_copy(update={"ramp_seconds": 0.17, "shared_tokens": 0})
     plain = run(workload=workload, agents=2, turns_each=1).turns
     steps = STEPS.model_copy(update={"launch": 0.005})
     first, second = simulate(workload, steps, LIMITS, agents=2, seconds=1000, turns_each=1).turns
     assert first.ttft == pytest.approx(plain[0].ttft + 0.005)
     assert list(first.gaps) == pytest.approx(list(plain[0].gaps))
-    assert second.stamps[0] == pytest.approx(plain[1].stamps[0] + 0.005, abs=0.011), "a step sooner or later"
+    assert second.stamps[0] == pytest.approx(plain[1].stamps[0] + 0.005), "no more than the first was late"
+
+
+def test_engine_that_schedules_ahead_prepares_a_prompt_before_it_hands_on_what_it_has() -> None:
+    """The writer's token before the second turn's step comes 40 ms after the one before it, and no step is longer."""
+    workload = PLAIN.model_copy(update={"ramp_seconds": 0.17, "shared_tokens": 0})
+    ahead = LIMITS.model_copy(update={"lookahead": 1})
+    plain = run(workload=workload, limits=ahead, agents=2, turns_each=1).turns
+    steps = STEPS.model_copy(update={"held": 0.04})
+    first, second = simulate(workload, steps, ahead, agents=2, seconds=1000, turns_each=1).turns
+    late = [a - b for a, b in zip(first.stamps, plain[0].stamps, strict=True)]
+    assert sorted(late)[-2:] == pytest.approx([0, 0.03]), "one token, which else came after a step of 10 ms"
+    assert second.stamps == pytest.approx(plain[1].stamps)
+    assert simulate(workload, steps, LIMITS, agents=2, seconds=1000, turns_each=1).turns == tuple(
+        run(workload=workload, agents=2, turns_each=1).turns
+    )
 
 
 def test_front_end_hands_nothing_on_while_it_makes_a_first_text() -> None:
