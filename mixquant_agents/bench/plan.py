@@ -38,7 +38,7 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
         ),
         Probes(
             rows=(32, 64, 128, 256, 512), context=512, writers=(1, 4, 8, 16, 32), tokens=16, repeats=3,
-            beside_writer=(64, 128, 256),
+            beside_writer=(64, 256),
         ),
     ),
 }  # fmt: skip

@@ -26,6 +26,8 @@ VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
 SHORT = 32
 """Tokens of a prompt of which nothing is asked but that somebody writes behind it."""
+FEW = 16
+"""Tokens of a writer beside a prompt that is read: some before it, and some behind."""
 USUAL = 16
 """Most writers beside a prompt that is read, in a calibration."""
 _names = itertools.count()
@@ -216,7 +218,7 @@ async def calibrate(
         decode_context=round(statistics.mean(step.context for step in decode.values())),
         own=own,
         shared=shared,
-        prompt=await _further_prompt(driver, probes, 1 + (limits.lookahead if limits is not None else 0)),
+        prompt=await _further_prompt(driver, probes, limits),
         latency=_latency(beside),
         beside=tuple(beside.items()),
         held=held,
@@ -299,7 +301,7 @@ async def _beside(
         more = []
         for rows in probes.beside_writer:
             for _ in range(probes.repeats):
-                read, writers = await _reading(driver, count, rows, probes.tokens)
+                read, writers = await _reading(driver, count, rows)
                 around = [gaps for gaps in (_around(writer, read) for writer in writers) if gaps is not None]
                 if around:
                     more.append(statistics.median(step for _, step in around) - _between(cold, rows))
@@ -309,10 +311,10 @@ async def _beside(
     return result, statistics.median(held) if held else 0.0
 
 
-async def _reading(driver: _Driver, count: int, rows: int, tokens: int) -> tuple[_Turn, list[_Turn]]:
+async def _reading(driver: _Driver, count: int, rows: int) -> tuple[_Turn, list[_Turn]]:
     """A cold prompt that comes while so many write, and those."""
     begun = [asyncio.Event() for _ in range(count)]
-    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), tokens, event)) for event in begun]
+    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), FEW, event)) for event in begun]
     await asyncio.gather(*(event.wait() for event in begun))
     return await driver.turn(driver.ids(rows), 1), await asyncio.gather(*writers)
 
@@ -362,13 +364,12 @@ async def _writing(driver: _Driver, prompts: Sequence[Sequence[int]], tokens: in
     return None
 
 
-async def _further_prompt(driver: _Driver, probes: Probes, ahead: int) -> float:
+async def _further_prompt(driver: _Driver, probes: Probes, limits: EngineLimits | None) -> float:
     """Seconds of each prompt of a step after the first: what several take longer than one of their length. They come
-    while long prompts are read, so that one step has them all; of an idle engine, the first would have one of its own.
-
-    Args:
-        ahead: steps that the engine begins or schedules with what is there.
+    while long ones are read, so that one step has them all; of an idle engine, the first would have one of its own.
     """
+    in_one_step = limits is None or max(probes.rows) <= limits.max_num_batched_tokens
+    ahead = 1 + (limits.lookahead if limits is not None and in_one_step else 0)
     rows, count = probes.rows[1], probes.together
 
     async def behind_a_prompt(*lengths: int) -> float:
