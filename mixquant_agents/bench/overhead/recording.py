@@ -31,6 +31,8 @@ ANSWER = "The notes name three budgets, of which the second was raised in March.
 
 WARM_TURNS = 50
 """Turns of each side before any is counted."""
+WALL_BLOCKS, BLOCK_TURNS = 26, 60
+"""Blocks that are compared by the clock, the first two of which get the sides warm, and turns of each side in one."""
 
 Side = tuple[MixQuantChatModel, RunnableConfig]
 
@@ -115,22 +117,20 @@ async def _cpu_times(sides: Sequence[Side], pairs: int) -> list[list[float]]:
     return times
 
 
-async def _wall_differences(
-    bare: Side, recorded: Side, recorder: StoreRecorder, blocks: int = 26, turns: int = 60
-) -> list[float]:
+async def _wall_differences(bare: Side, recorded: Side, recorder: StoreRecorder) -> list[float]:
     """Mean microseconds by the clock that a recorded turn takes longer, per block; the sides change who begins."""
     messages = _conversation()
     differences = []
-    for block in range(blocks):
+    for block in range(WALL_BLOCKS):
         means = {}
         for side in (recorded, bare) if block % 2 == 0 else (bare, recorded):
             model, config = side
             recorder.flush(30)
             gc.collect()
             began = time.perf_counter()
-            for _ in range(turns):
+            for _ in range(BLOCK_TURNS):
                 await model.ainvoke(messages, config)
-            means[id(model)] = (time.perf_counter() - began) / turns * 1e6
+            means[id(model)] = (time.perf_counter() - began) / BLOCK_TURNS * 1e6
         if block > 1:  # warm by then
             differences.append(means[id(recorded[0])] - means[id(bare[0])])
     return differences

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_scripted_overhead_counts_every_turn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(recording, "WARM_TURNS", 2)
+    for name, few in {"WARM_TURNS": 2, "WALL_BLOCKS": 8, "BLOCK_TURNS": 5}.items():
+        monkeypatch.setattr(recording, name, few)
     figures = recording.overhead_on_scripted(tmp_path, pairs=6)
     assert figures["overhead_scripted_turns"] == 6
     assert figures["overhead_scripted_dropped"] == 0
@@ -25,7 +26,7 @@ def test_scripted_overhead_counts_every_turn(monkeypatch: pytest.MonkeyPatch, tm
         assert low <= figures[name] <= high
     with TurnStore(tmp_path / "overhead.sqlite") as store, store.reading() as connection:
         (count,) = connection.execute("SELECT count(*) FROM turns").fetchone()
-    assert count == 2 * (6 + 2) + 26 * 60, "both recorded sides, and the recorded one by the clock"
+    assert count == 2 * (6 + 2) + 8 * 5, "both recorded sides, and the recorded one by the clock"
 
 
 async def test_engine_overhead_is_a_share_of_its_turn(tmp_path: Path) -> None:
