@@ -92,5 +92,8 @@ async def engine(session_engine: VllmEngine) -> AsyncIterator[VllmEngine]:
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may ask a hub for anything."""
+    """No test may ask a hub for anything: neither the processes that it starts, nor this one, whose hub client may have
+    read the variable long ago (and would then try for minutes where a network answers nothing)."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if (hub := sys.modules.get("huggingface_hub.constants")) is not None:
+        monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
