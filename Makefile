@@ -9,18 +9,28 @@ export VLLM_NO_USAGE_STATS ?= 1
 # Tests start many processes: what one compiled the next ones read, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-engine test-slow unit unit-plugin unit-rest test-full test-serving test-gpu test-training test-contract lint check clean
+.PHONY: demo test test-engine test-slow test-browser unit unit-plugin unit-rest test-full test-serving test-gpu test-training test-contract lint check ci clean
 
 demo: $(READY)
 	@$(RUN)/mixquant demo $(ARGS)
 
-# After the unit tests what needs an engine, and beside it what starts other processes or waits.
-test: unit
-	@$(MAKE) --no-print-directory -j2 --output-sync=line test-engine test-slow
+# Side by side, one core each: the unit tests, then what needs an engine, and beside it what starts other processes or waits.
+SIDE_BY_SIDE = $(MAKE) --no-print-directory -j2 --output-sync=target
+PARTS := unit-plugin unit-rest test-engine test-slow
+test: $(READY)
+	@$(SIDE_BY_SIDE) $(PARTS)
+# The engine computes in one thread: two on two cores wait for each other, busily, as soon as anything runs beside them.
+# Engines of test-slow start bound to the cores, as a user's do; none of them gets to compute.
+test-engine test-slow: export OMP_NUM_THREADS = 1
+test-engine: export VLLM_CPU_OMP_THREADS_BIND = nobind
 test-engine: $(READY)
 	$(RUN)/python -m pytest -m "engine and not serving and not browser and not prometheus and not gpu" $(ARGS)
 test-slow: $(READY)
 	$(RUN)/python -m pytest -p no:langsmith_plugin --ignore=tests/gpu -m "slow and not engine and not serving and not browser and not prometheus and not gpu" $(ARGS)
+
+# Needs Debian's chromium, chromium-driver and prometheus on the PATH.
+test-browser: $(READY)
+	$(RUN)/python -m pytest -m "browser or prometheus" $(ARGS)
 
 # Two real servers on the CPU, alone, as a pair and behind a router: two engine starts.
 test-serving: $(READY)
@@ -30,7 +40,7 @@ test-serving: $(READY)
 UNIT := -q -p no:langsmith_plugin --ignore=tests/gpu -m "not engine and not slow and not browser and not prometheus and not gpu"
 PLUGIN := bench embedded engine langchain_standard precision quant serving test_doctor.py
 unit: $(READY)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target unit-plugin unit-rest
+	@$(SIDE_BY_SIDE) unit-plugin unit-rest
 unit-plugin unit-rest: export OMP_NUM_THREADS = 1
 unit-plugin:
 	$(RUN)/python -m pytest $(UNIT) $(addprefix tests/,$(PLUGIN)) $(ARGS)
@@ -61,6 +71,10 @@ test-contract: $(READY)
 	$(RUN)/python -m mixquant_agents.quant.vllm.contract $(foreach dir,$(SOURCES),--source $(dir))
 
 check: lint test
+
+# All of it at once: whenever one part ends, the next begins. What soon fails comes first, then the longest.
+ci: $(READY)
+	@$(SIDE_BY_SIDE) lint $(PARTS) test-serving test-browser test-training
 
 $(READY): $(LOCK) pyproject.toml requirements/install.py
 	@$(PYTHON) requirements/install.py
