@@ -16,11 +16,11 @@ from mixquant_agents.quant.nested.product import (
     measure,
     measure_twin,
 )
-from mixquant_agents.quant.nested.tiling import CUTS, MAX_ROWS, AnyTiling
+from mixquant_agents.quant.nested.tiling import CUTS, MAX_ROWS, AnyTiling, StagedTiling
 
 pytestmark = pytest.mark.gpu
 
-N, K = 512, 2048
+N, K = 768, 2048
 TILINGS = [tiling for cuts in CUTS.values() for tiling in cuts if tiling.fits(N, K)]
 
 
@@ -68,6 +68,22 @@ def test_product_is_float32_rounded_once(tiling: AnyTiling, nested: tuple[torch.
         expected = x.double() @ weight.double().T + bias.double()
         assert (y.double() - expected).norm() / expected.norm() < 2.5e-3
         assert torch.equal(y, nested_linear(x, held, tiling, bias))
+
+
+@pytest.mark.parametrize("tiling", [tiling for tiling in TILINGS if isinstance(tiling, StagedTiling)], ids=str)
+def test_stages_in_turns_are_never_read_too_early(tiling: StagedTiling) -> None:
+    """Many steps, all multiprocessors busy: a warp that takes a stage for one a turn ahead would change some sum."""
+    torch.manual_seed(5)
+    weight = (torch.randn(6144, 8192, device="cuda") * 0.02).bfloat16()
+    held = nest(weight)
+    x = torch.randn(64, 8192, device="cuda").bfloat16()
+    y = nested_linear(x, held, tiling)
+    for _ in range(50):
+        assert torch.equal(nested_linear(x, held, tiling), y)
+    for first in range(0, 8192, 2048):
+        x = torch.zeros(64, 8192, device="cuda", dtype=torch.bfloat16)
+        x[torch.arange(64), first + 17 * torch.arange(64)] = 1
+        assert torch.equal(nested_linear(x, held, tiling).T, weight[:, first : first + 17 * 64 : 17])
 
 
 @pytest.mark.parametrize("shape", [(960, 576), (576, 576), (3072, 576), (576, 1536), (48, 192)])

@@ -139,3 +139,20 @@ __device__ __forceinline__ void store_sum(float4 sum, const u16* bias, u16* y, i
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out.y) : "f"(sum.w), "f"(sum.z));
   *(uint2*)(y + (size_t)m * N + n) = out;
 }
+
+// Of kernels whose weights come by the copy engine.
+struct alignas(64) TensorMap { unsigned long long words[16]; };
+
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(count));
+}
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+  asm volatile("{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
+               :: "r"(barrier), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
+}

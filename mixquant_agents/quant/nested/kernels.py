@@ -19,11 +19,14 @@ import torch
 
 from mixquant_agents.quant.nested.driver import Launcher, checked, tensor_map
 from mixquant_agents.quant.nested.layout import TILE_K, TILE_N, NestedWeight
-from mixquant_agents.quant.nested.tiling import AnyTiling, WideTiling
+from mixquant_agents.quant.nested.tiling import AnyTiling, StagedTiling, Tiling
 
 __all__ = ["NestedKernel", "Unpacker", "compile_tilings", "nested_linear"]
 
 _UNPACK_WARPS = 8
+
+_COUNTERS = 4096
+"""Most blocks along N whose sums meet in memory."""
 
 
 class NestedKernel:
@@ -41,12 +44,17 @@ class NestedKernel:
         self._m = ctypes.c_int()
         sizes = (self._m, ctypes.c_int(self.n), ctypes.c_int(self.k))
         table = [_address(tensor) for tensor in (weight.low, weight.offsets, weight.first, weight.escapes)]
-        if isinstance(tiling, WideTiling):
+        if not isinstance(tiling, Tiling):
             groups = (TILE_K, self.n, self.k // TILE_K)
             box = (TILE_K, tiling.rows, tiling.kc // TILE_K)
             codes = tensor_map(weight.codes.data_ptr(), 1, groups, (self.k, TILE_K), box)
             # The map of the tokens is made at each launch: here is its place.
-            self._launcher.arguments(codes, codes, self._x, *table, self._bias, self._y, *sizes)
+            arguments = [codes, codes, self._x, *table, self._bias, self._y, *sizes]
+            if isinstance(tiling, StagedTiling):
+                floats = tiling.scratch_floats(self.n)
+                partial = _scratch(floats, weight.codes.device.index) if floats else None
+                arguments += map(_address, partial) if partial else (ctypes.c_void_p(), ctypes.c_void_p())
+            self._launcher.arguments(*arguments)
         else:
             self._launcher.arguments(self._x, _address(weight.codes), *table, self._bias, self._y, *sizes)
 
@@ -60,7 +68,7 @@ class NestedKernel:
         m = x.shape[0]
         self._x.value, self._y.value, self._m.value = x.data_ptr(), y.data_ptr(), m
         self._bias.value = None if bias is None else bias.data_ptr()
-        if isinstance(self.tiling, WideTiling):
+        if not isinstance(self.tiling, Tiling):
             box = (TILE_K, self.max_rows // self.tiling.cn)
             self._launcher.replace(0, tensor_map(x.data_ptr(), 2, (self.k, m), (2 * self.k,), box, swizzled=True))
         self._launcher(torch.cuda.current_stream().cuda_stream)
@@ -120,6 +128,16 @@ def compile_tilings(tilings: Iterable[AnyTiling], device: int = 0) -> None:
 
 def _address(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+@functools.cache
+def _scratch(floats: int, device: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory for partial sums, and counters of those that have arrived, which kernels leave at zero. Products on one
+    stream share it: each writes when the one before it has ended."""
+    at = torch.device("cuda", device)
+    made = torch.empty(floats, device=at), torch.zeros(_COUNTERS, dtype=torch.int32, device=at)
+    torch.cuda.current_stream(device).synchronize()  # whatever stream the first product runs on
+    return made
 
 
 def _macros(tiling: AnyTiling) -> tuple[tuple[str, int], ...]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
-__all__ = ["CUTS", "MAX_ROWS", "AnyTiling", "Tiling", "WideTiling", "fitting", "token_tiles"]
+__all__ = ["CUTS", "MAX_ROWS", "AnyTiling", "StagedTiling", "Tiling", "WideTiling", "fitting", "token_tiles"]
 
 MAX_ROWS = 256
 """Most rows of one product."""
@@ -19,9 +19,18 @@ MAX_ROWS = 256
 _SHARED_BYTES = 227 * 1024
 """Shared memory that a block may have on Hopper."""
 
+_SHARED_BYTES_OF_TWO = 113 * 1024
+"""What each of two blocks may have on one multiprocessor."""
+
 _SHARED_BYTES_ADA = 99 * 1024
 
+_MOST_SCRATCH = 2**21
+"""Most floats of partial sums in memory, 8 MiB: they should stay in the cache."""
+
 _TOKENS = 8
+
+_STEP = 64
+"""Inputs of a step of ``staged.cu``."""
 
 HOPPER = (9, 0)
 """Its compute capability."""
@@ -155,7 +164,84 @@ class WideTiling:
         return {"WG": 1, **{name.upper(): value for name, value in asdict(self).items()}}
 
 
-AnyTiling = Tiling | WideTiling
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedTiling:
+    """One cut of the kernel for 33 to 64 rows, ``staged.cu``.
+
+    A barrier tells only odd turns of its stage from even ones, and a group of warps sees some of the steps only. So it
+    must not be able to come a whole turn too early, see :attr:`is_safe`.
+
+    Attributes:
+        nt, minb, pdl: as in :class:`Tiling`.
+        bn: weight rows of a block, 64 or 96.
+        ck: blocks along K.
+        tpw: tiles of 16 rows that a warp unpacks of a step.
+        groups: groups of warps, which unpack the steps of 64 inputs in turns.
+        cs, ts, us: stages of packed weights, of tokens and of unpacked weights.
+        scratch: 1: sums of the blocks along K meet in memory; 0: these blocks are a cluster.
+    """
+
+    source: ClassVar[str] = "staged.cu"
+    kc: ClassVar[int] = _STEP
+    cn: ClassVar[int] = 1
+
+    nt: int = 8
+    bn: int
+    ck: int = 1
+    tpw: int = 2
+    groups: int = 2
+    cs: int
+    ts: int
+    us: int
+    minb: int = 2
+    scratch: int = 0
+    pdl: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of a block."""
+        return self.bn
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: a warpgroup that multiplies, the groups that unpack, and two warps that copy."""
+        return 128 + 32 * self.groups * (self.bn // 16 // self.tpw) + 64
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block: the stages or the partial sums, then two barriers for each stage, and a flag."""
+        rings = self.us * self.bn * 128 + self.ts * 8192 + self.cs * self.bn * 96
+        return max(rings, 64 * (self.bn + 8) * 4) + 16 * (self.cs + self.ts + self.us) + 16
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether a group of warps never takes a stage for one a turn ahead: either all turns of a stage are its own,
+        or what it waited for in its step before implies that the stage's turn before has ended."""
+        return self.groups <= self.us and (self.cs % self.groups == 0 or self.cs >= self.groups + self.us)
+
+    def scratch_floats(self, n: int) -> int:
+        """Partial sums in memory, of a weight of ``n`` rows."""
+        return 64 * n * self.ck if self.scratch else 0
+
+    def fits(self, n: int, k: int) -> bool:
+        """Whether a weight ``[N, K]`` can be cut up like this."""
+        return (
+            n % self.bn == 0
+            and k % (self.ck * _STEP) == 0
+            and self.shared_bytes <= (_SHARED_BYTES if self.minb == 1 else _SHARED_BYTES_OF_TWO)
+            and self.scratch_floats(n) <= _MOST_SCRATCH
+        )
+
+    def grid(self, n: int) -> tuple[int, int]:
+        """Blocks along N and along K."""
+        return n // self.bn, self.ck
+
+    def macros(self) -> dict[str, int]:
+        """What the kernel is compiled with."""
+        return {"WG": 1, "KC": _STEP, "PATCH": 1, **{name.upper(): value for name, value in asdict(self).items()}}
+
+
+AnyTiling = Tiling | WideTiling | StagedTiling
 
 
 def token_tiles(rows: int, tiles: Iterable[int] | None = None) -> int:
@@ -190,7 +276,7 @@ def _on(capability: tuple[int, int], cut: AnyTiling) -> AnyTiling | None:
     """The cut on such a device: before Hopper there are no clusters, no ``wgmma``, and less shared memory."""
     if capability >= HOPPER:
         return cut
-    if isinstance(cut, WideTiling) or cut.wg or cut.ck > 1 or cut.shared_bytes > _SHARED_BYTES_ADA:
+    if not isinstance(cut, Tiling) or cut.wg or cut.ck > 1 or cut.shared_bytes > _SHARED_BYTES_ADA:
         return None
     return replace(cut, pdl=0, minb=min(cut.minb, 3))
 
@@ -221,6 +307,10 @@ CUTS: dict[int, tuple[AnyTiling, ...]] = {
         Tiling(nt=4, wn=4, wk=1, ck=1, kc=64, depth=1, minb=3),
     ),
     8: (
+        StagedTiling(bn=96, tpw=3, cs=5, ts=3, us=3),
+        StagedTiling(bn=96, ck=2, tpw=3, cs=6, ts=4, us=2),
+        StagedTiling(bn=64, ck=2, groups=3, cs=8, ts=5, us=3),
+        StagedTiling(bn=64, ck=4, groups=3, cs=8, ts=5, us=3, scratch=1),
         Tiling(nt=8, wn=4, wk=2, ck=2, depth=0, minb=1, wg=1),
         Tiling(nt=8, wn=8, wk=1, ck=4, depth=1, minb=2, wg=1),
         WideTiling(nt=8, wgs=2, ck=2, kc=64, stages=5, minb=2),

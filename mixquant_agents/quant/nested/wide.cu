@@ -17,24 +17,12 @@
 #define STAGE (TOKEN_BYTES + CODE_BYTES + CODE_BYTES / 2)
 #define GROUPS (A == 1 ? 2 : 1)  // stages of a turn of the loop: two groups of fragments, since one is still being read
 
-struct alignas(64) TensorMap { unsigned long long words[16]; };
-
-__device__ __forceinline__ void barrier_init(u32 barrier, u32 count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(count));
-}
-__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-  asm volatile("{\n.reg .pred done;\nagain: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}"
-               :: "r"(barrier), "r"(parity) : "memory");
-}
 __device__ __forceinline__ void barrier_arrive(u32 barrier, u32 rank) {  // that of a block of the cluster
 #if CN > 1
   asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}"
                :: "r"(barrier), "r"(rank) : "memory");
 #else
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
+  barrier_arrive(barrier);
 #endif
 }
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mixquant_agents.quant.nested.tiling import CUTS, Tiling, WideTiling, fitting, token_tiles
+from mixquant_agents.quant.nested.tiling import CUTS, StagedTiling, Tiling, WideTiling, fitting, token_tiles
 
 LAYER = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (24576, 4096), "down": (4096, 12288)}
 
@@ -29,6 +29,11 @@ def test_weight_has_a_cut_where_n_is_a_multiple_of_64_or_k_of_512(tiles: int) ->
 
 def test_cuts_keep_to_what_the_kernels_support() -> None:
     for cut in (cut for cuts in CUTS.values() for cut in cuts):
+        if isinstance(cut, StagedTiling):
+            assert cut.is_safe
+            assert cut.bn in (64, 96), "the kernel has no other wgmma"
+            assert cut.bn // 16 % cut.tpw == 0
+            continue
         assert cut.stages >= 2
         if isinstance(cut, Tiling):
             assert cut.threads // (cut.kc // 8) % 8 == 0, "tokens are copied in groups of 8 rows, which share a swizzle"
@@ -43,6 +48,28 @@ def test_wide_tiling_counts_its_shared_memory() -> None:
     assert cut.grid(6144) == (48, 2)
     assert not WideTiling(nt=8, cn=2, stages=4).fits(128, 4096), "two blocks share tokens, and there is one"
     assert not WideTiling(nt=8, cn=2, ck=8, stages=4).fits(6144, 4096), "a cluster holds 8 blocks"
+
+
+def test_staged_tiling_counts_its_shared_memory() -> None:
+    cut = StagedTiling(bn=96, ck=2, cs=5, ts=3, us=3)
+    codes, low, tokens, unpacked = 96 * 64, 96 * 32, 64 * 64 * 2, 96 * 64 * 2
+    assert cut.shared_bytes == 5 * (codes + low) + 3 * tokens + 3 * unpacked + (5 + 3 + 3) * 16 + 16
+    assert cut.shared_bytes <= 113 * 1024, "two blocks share a multiprocessor"
+    assert (cut.grid(6144), cut.threads) == ((64, 2), 128 + 6 * 32 + 64)
+    assert not StagedTiling(bn=96, cs=8, ts=3, us=3).fits(6144, 4096), "one alone would fit"
+    in_memory = StagedTiling(bn=64, ck=4, cs=8, ts=5, us=3, scratch=1)
+    assert (in_memory.scratch_floats(4096), cut.scratch_floats(6144)) == (4 * 64 * 4096, 0)
+    assert in_memory.fits(8192, 4096)
+    assert not in_memory.fits(8256, 4096), "sums would leave the cache"
+
+
+@pytest.mark.parametrize(
+    ("groups", "cs", "us", "safe"),
+    [(2, 5, 3, True), (1, 2, 2, True), (3, 4, 3, False), (3, 4, 4, False), (3, 9, 3, True), (3, 8, 2, False)],
+)
+def test_groups_that_could_come_a_turn_too_early_are_known(groups: int, cs: int, us: int, safe: bool) -> None:
+    """Those with three groups and four stages failed on a GPU."""
+    assert StagedTiling(bn=96, groups=groups, cs=cs, ts=3, us=us).is_safe is safe
 
 
 def test_cuts_of_a_device_before_hopper_use_what_it_has() -> None:
