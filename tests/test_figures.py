@@ -291,7 +291,13 @@ def nested_at_64_rows() -> Iterator[Line]:
     yield page, f"64 exact rows take {own} µs a layer nested, {separate} with BF16 weights"
     unpacked = file("engine", "larger_steps_microseconds", "24576x4096", "microseconds", 96)[1]
     yield page, f"Unpacking first and cuBLAS then takes {fixed(unpacked, 0)} µs (96 rows)"
-    tried = file("tries", -1, "kernel_over_cublas", 64)
+    staged = file("ablation", "staged, gate_up: bn 96, tpw 2, groups 2, cs 5, ts 3, us 3, tokens from shared memory")
+    parts = ("all", "no_tokens", "no_loads", "no_arithmetic", "no_unpacking", "no_wgmma", "no_unpacking_no_wgmma")
+    yield page, row(*(fixed(staged[part], 1) for part in parts))
+    for shape, label in (("qkv", "qkv"), ("o", "o"), ("gate_up", "gate and up"), ("down", "down")):
+        product = file("products", 64, shape)
+        yield page, f"{label} {fixed(product['nested_us'], 1)} ({fixed(product['cublas_us'], 1)})"
+    tried = file("tries", -2, "kernel_over_cublas", 64)
     yield page, f"It reached {fixed(tried, 2)}x and is in no release"
 
 
@@ -303,7 +309,9 @@ def nested() -> Iterator[Line]:
     own, exact, separate = (fixed(file("engine", "model_loading_gib", n), 2) for n in ("nested", "exact", "separate"))
     yield page, f"took {own} GiB, where exact took {exact} and separate twins {separate}"
     over = file("kernel_over_cublas")
-    yield page, f"`wide.cu` from 33 rows on | {cells(over, ('1', '8', '16', '32', '64'), 2)} |"
+    wide = file("tries", -3, "kernel_over_cublas")
+    yield page, f"`wide.cu` from 33 rows on | {cells(wide, ('1', '8', '16', '32', '64'), 2)} |"
+    yield page, f"`staged.cu` for 33 to 64 rows | {cells(over, ('1', '8', '16', '32', '64'), 2)} |"
     yield page, f"128 rows: {fixed(over['128'], 2)}; 256 rows: {fixed(over['256'], 2)}."
     rows = [("cold 512", "cold_512"), ("cold 2048", "cold_2048"), ("cold 8192", "cold_8192")]
     rows += [("cold 32000", "cold_32000"), ("8192 cached + 512", "warm_8192_512"), ("+ 2048", "warm_8192_2048")]
