@@ -21,7 +21,7 @@ test: $(READY)
 	@$(SIDE_BY_SIDE) $(PARTS)
 # The engine computes in one thread: two on two cores wait for each other, busily, as soon as anything runs beside them.
 # Engines of test-slow start bound to the cores, as a user's do; none of them gets to compute.
-test-engine test-slow: export OMP_NUM_THREADS = 1
+test-engine test-slow test-training: export OMP_NUM_THREADS = 1
 test-engine: export VLLM_CPU_OMP_THREADS_BIND = nobind
 test-engine: $(READY)
 	$(RUN)/python -m pytest -m "engine and not serving and not browser and not prometheus and not gpu" $(ARGS)
