@@ -27,7 +27,7 @@ VOCABULARY = (1000, 40_000)
 SHORT = 32
 """Tokens of a prompt of which nothing is asked but that somebody writes behind it."""
 FEW = 16
-"""Tokens of a writer beside a prompt that is read: some before it, and some behind."""
+"""Tokens of a writer beside a prompt that is read: some before it, and some behind. More where it ended too early."""
 USUAL = 16
 """Most writers beside a prompt that is read, in a calibration."""
 _names = itertools.count()
@@ -301,8 +301,7 @@ async def _beside(
         more = []
         for rows in probes.beside_writer:
             for _ in range(probes.repeats):
-                read, writers = await _reading(driver, count, rows)
-                around = [gaps for gaps in (_around(writer, read) for writer in writers) if gaps is not None]
+                around = await _gaps_around(driver, count, rows)
                 if around:
                     more.append(statistics.median(step for _, step in around) - _between(cold, rows))
                     held += [before for before, _ in around] if count == 1 else []
@@ -311,10 +310,21 @@ async def _beside(
     return result, statistics.median(held) if held else 0.0
 
 
-async def _reading(driver: _Driver, count: int, rows: int) -> tuple[_Turn, list[_Turn]]:
+async def _gaps_around(driver: _Driver, count: int, rows: int) -> list[tuple[float, float]]:
+    """Of each of so many writers what :func:`_around` says of a cold prompt of ``rows`` tokens. Where the prompt's way
+    to the engine takes as long as many steps, they write longer."""
+    for tokens in (FEW, 4 * FEW, 16 * FEW):
+        read, writers = await _reading(driver, count, rows, tokens)
+        around = [gaps for gaps in (_around(writer, read) for writer in writers) if gaps is not None]
+        if around:
+            return around
+    return []
+
+
+async def _reading(driver: _Driver, count: int, rows: int, tokens: int) -> tuple[_Turn, list[_Turn]]:
     """A cold prompt that comes while so many write, and those."""
     begun = [asyncio.Event() for _ in range(count)]
-    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), FEW, event)) for event in begun]
+    writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), tokens, event)) for event in begun]
     await asyncio.gather(*(event.wait() for event in begun))
     return await driver.turn(driver.ids(rows), 1), await asyncio.gather(*writers)
 
