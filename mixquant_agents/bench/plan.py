@@ -37,7 +37,7 @@ WORKLOADS: Mapping[str, tuple[Workload, Probes]] = {
             summary_tokens=128, tool_p86_seconds=0.5, tool_p95_seconds=1.5, ramp_seconds=2.0,
         ),
         Probes(
-            rows=(32, 64, 128, 256, 512), context=512, writers=(1, 4, 8, 16, 32), tokens=16, repeats=3,
+            rows=(32, 64, 128, 256, 512, 1024), context=512, writers=(1, 4, 8, 16, 32), tokens=16, repeats=3,
             beside_writer=(64, 256),
         ),
     ),

@@ -24,6 +24,9 @@ __all__ = ["Probes", "calibrate", "measure_latency", "run_workload"]
 
 VOCABULARY = (1000, 40_000)
 """Range that token ids are drawn from."""
+TWO = 2
+"""Tokens of an answer of which the first is timed: a turn's last token comes with its counts, for which an engine that
+quantizes is asked between two steps."""
 SHORT = 32
 """Tokens of a prompt of which nothing is asked but that somebody writes behind it."""
 FEW = 16
@@ -283,7 +286,7 @@ async def _first_token(driver: _Driver, before: Sequence[int], rows: int, repeat
     """Median seconds until the first token of ``rows`` new tokens behind ``before``."""
     times = []
     for _ in range(repeats):
-        turn = await driver.turn([*before, *driver.ids(rows)], 1)
+        turn = await driver.turn([*before, *driver.ids(rows)], TWO)
         times.append(turn.first)
         outside.add(len(before) + rows, turn.times)
     return statistics.median(times)
@@ -326,7 +329,7 @@ async def _reading(driver: _Driver, count: int, rows: int, tokens: int) -> tuple
     begun = [asyncio.Event() for _ in range(count)]
     writers = [asyncio.create_task(driver.turn(driver.ids(SHORT), tokens, event)) for event in begun]
     await asyncio.gather(*(event.wait() for event in begun))
-    return await driver.turn(driver.ids(rows), 1), await asyncio.gather(*writers)
+    return await driver.turn(driver.ids(rows), TWO), await asyncio.gather(*writers)
 
 
 def _around(writer: _Turn, read: _Turn) -> tuple[float, float] | None:
@@ -386,7 +389,7 @@ async def _further_prompt(driver: _Driver, probes: Probes, limits: EngineLimits 
         times = []
         for _ in range(probes.repeats):
             prompts = [driver.ids(length) for length in (*[max(probes.rows)] * ahead, *lengths)]
-            turns = await asyncio.gather(*(driver.turn(prompt, 1) for prompt in prompts))
+            turns = await asyncio.gather(*(driver.turn(prompt, TWO) for prompt in prompts))
             times.append(max(turn.asked + turn.first for turn in turns[ahead:]) - turns[0].asked)
         return statistics.median(times)
 

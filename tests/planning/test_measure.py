@@ -172,6 +172,24 @@ async def test_time_in_which_no_writer_waits_is_no_part_of_a_step() -> None:
     assert slow.prefill[-1][1] == pytest.approx(0.041, rel=0.1)
 
 
+class CountsAtTheEnd(Engines):
+    """Its last token waits for the turn's counts, 50 ms."""
+
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[Delta, None]:
+        left = request.sampling.max_tokens or 0
+        async for delta in super().stream(request):
+            left -= len(delta.token_ids)
+            if left == 0 and delta.token_ids:
+                await asyncio.sleep(0.05)
+            yield delta
+
+
+async def test_counts_of_a_turn_are_no_part_of_its_first_token() -> None:
+    calibration = await calibrate(CountsAtTheEnd(), PROBES, limits=LIMITS)
+    assert min(seconds for _, seconds in calibration.cold) < 0.04
+    assert calibration.held < 0.04
+
+
 async def test_run_that_ends_counts_complete_turns_alone() -> None:
     real = await run_workload(Engines(), WORK, agents=2, seconds=0.1)
     assert all(not turn.stamps or len(turn.stamps) == turn.answer for turn in real.turns)
