@@ -128,8 +128,15 @@ def round_values(
 
 
 def _loss(grid: torch.Tensor, parts: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
-    """Squared error of each block ``[R, B, 1]``."""
-    return (grid / global_scale - parts).square().sum(dim=-1, keepdim=True)
+    """Squared error of each block ``[R, B, 1]``.
+
+    Neighbours are added, then neighbouring sums, as kernels add: the errors of two block scales may differ by less than
+    the order of a sum changes.
+    """
+    squares = (grid / global_scale - parts).square()
+    while squares.shape[-1] > 1:
+        squares = squares[..., ::2] + squares[..., 1::2]
+    return squares
 
 
 def quantize(x: torch.Tensor, global_scale: torch.Tensor, four_over_six: bool = False) -> Nvfp4Tensor:
