@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mixquant_agents.quant.ops import rowwise_torch
+from mixquant_agents.quant.ops import nvfp4_torch, rowwise_torch
 
 __all__ = ["AddNormRows", "ExactRows", "NormRows", "PlainRows", "RowSource", "SiluRows", "kernels_for"]
 
@@ -76,6 +76,31 @@ class RowSource(ABC):
         _gather(rows, exact)
         return rows * channel_scale.to(rows.dtype)  # exact: powers of two
 
+    def four_over_six(
+        self,
+        encode_scale: Tensor,
+        exact: ExactRows | None = None,
+        channel_scale: Tensor | None = None,
+        padded_columns: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`rows_with` in NVFP4 with 4/6 block scales; fills ``exact`` too.
+
+        Returns:
+            codes and block scales: see :func:`mixquant_agents.quant.ops.nvfp4_torch.quantize_rows`.
+        """
+        rows = self.rows_with(exact, channel_scale)
+        return _four_over_six(rows, encode_scale, None, padded_columns)
+
+
+def _four_over_six(
+    rows: Tensor, encode_scale: Tensor, channel_scale: Tensor | None, padded_columns: int | None
+) -> tuple[Tensor, Tensor]:
+    if rows.is_cuda:
+        from mixquant_agents.quant.ops import nvfp4_triton
+
+        return nvfp4_triton.quantize_rows(rows, encode_scale, True, channel_scale, padded_columns)
+    return nvfp4_torch.quantize_rows(rows, encode_scale, True, channel_scale, padded_columns)
+
 
 def _gather(rows: Tensor, exact: ExactRows | None) -> None:
     if exact is not None:
@@ -97,6 +122,16 @@ class PlainRows(RowSource):
     ) -> tuple[Tensor, Tensor]:
         codes, scales = self.kernels.quantize_rows(self.x, dtype, *_fixed(exact), ordered)
         return codes, scales
+
+    def four_over_six(
+        self,
+        encode_scale: Tensor,
+        exact: ExactRows | None = None,
+        channel_scale: Tensor | None = None,
+        padded_columns: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        _gather(self.x, exact)
+        return _four_over_six(self.x, encode_scale, channel_scale, padded_columns)
 
 
 class NormRows(RowSource):
