@@ -40,6 +40,7 @@ FOREIGN = {
     "_inheriting": "multiprocessing's process, while it is being spawned",
     "body": "openai's APIError",
     "decode_context_parallel_size": "vLLM's parallel configuration, of later releases",
+    "input_quant_key": "vLLM's NVFP4 kernels, of later releases",
     "kernel_block_sizes": "vLLM's block tables, of earlier releases",
     "get_chat_template": "transformers' tokenizers; mistral's have none",
     "get_text_config": "transformers' configurations, of later releases",

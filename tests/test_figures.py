@@ -597,7 +597,7 @@ EXPLORED = {
     "the same (not powers), `qkv_proj` and `gate_up_proj` alone": (
         "channels scaled of qkv and gate_up alone, searched, 4/6 weights"
     ),
-    "searched, 4/6 on both (no kernel)": "channels scaled, searched, 4/6 both",
+    "searched, 4/6 on both": "channels scaled, searched, 4/6 both",
     "searched, 4/6 on weights, coordinate descent": "channels scaled, searched, 4/6 weights, coordinate descent",
     "that and 4/6 on activations": "channels scaled, searched, 4/6 both, coordinate descent",
     "searched, 4/6 on weights, GPTQ behind the first 16": "gptq behind, channels scaled, searched, 4/6 weights",

@@ -223,9 +223,9 @@ class PrecisionPolicy(FrozenConfig):
                 f"weight_rounding, weight_scales, activation_scales, channel_scales and residual_channels are NVFP4's, "
                 f"not {self.prefill_format.value!r}'s; leave them as they are"
             )
-        if self.weight_only and self.recipe.without_kernel:
+        if self.weight_only and self.recipe.of_activations:
             raise ValueError(
-                f"{self.recipe.without_kernel} is about activations, and weight_only=True leaves them as they are; "
+                f"{self.recipe.of_activations} is about activations, and weight_only=True leaves them as they are; "
                 "leave one of them out"
             )
         reads = [self.prefill_format, *(layer_format for _, layer_format in self.formats)]

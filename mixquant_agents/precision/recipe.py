@@ -33,7 +33,7 @@ class Recipe:
         weight_rounding: how values of the twin are rounded.
         weight_scales: how block scales of the twin are chosen.
         channel_scales: what input channels are multiplied by before they are quantized; needs a calibration.
-        activation_scales: how block scales of activations are chosen. No kernel does ``"4/6"``: it is emulated.
+        activation_scales: how block scales of activations are chosen.
         residual_channels: for so many input channels, those with the largest activations, what rounding leaves is
             rounded too and multiplied once more (arXiv 2601.07475). Emulated; needs a calibration.
     """
@@ -57,9 +57,14 @@ class Recipe:
     @property
     def without_kernel(self) -> str | None:
         """The setting that no kernel here computes; ``None``: the native path computes all of it."""
+        return f"residual_channels={self.residual_channels}" if self.residual_channels else None
+
+    @property
+    def of_activations(self) -> str | None:
+        """A setting that is about activations alone; ``None``: there is none."""
         if self.activation_scales != "max":
             return f"activation_scales={self.activation_scales!r}"
-        return f"residual_channels={self.residual_channels}" if self.residual_channels else None
+        return self.without_kernel
 
     @property
     def name(self) -> str:

@@ -166,15 +166,17 @@ def test_one_emulated_format_makes_all_of_them_emulated() -> None:
     assert "mxfp4" in (resolve(mxfp4, B200).reason or "")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"activation_scales": "4/6"}, {"residual_channels": 64}], ids=["activations", "residual"]
-)
-def test_recipes_without_a_kernel_are_emulated_and_say_so(fields: dict[str, object]) -> None:
-    policy = PrecisionPolicy.model_validate({"prefill_format": "nvfp4", "calibration": "auto", **fields})
-    resolved = resolve(policy, B200)
+def test_recipes_without_a_kernel_are_emulated_and_say_so() -> None:
+    resolved = resolve(PrecisionPolicy(prefill_format="nvfp4", calibration="auto", residual_channels=64), B200)
     assert resolved.emulated
-    assert next(iter(fields)) in (resolved.reason or "")
-    assert not resolve(PrecisionPolicy(prefill_format="nvfp4", weight_scales="4/6"), B200).emulated
+    assert "residual_channels=64 has no kernel here" in (resolved.reason or "")
+
+
+@pytest.mark.parametrize("setting", ["weight_scales", "activation_scales"])
+def test_4_6_block_scales_are_native_where_nvfp4_is(setting: str) -> None:
+    policy = PrecisionPolicy.model_validate({"prefill_format": "nvfp4", setting: "4/6"})
+    assert not resolve(policy, B200).emulated
+    assert resolve(policy, H100).emulated
 
 
 def test_exact_tokens_at_both_ends_become_the_row_rule() -> None:

@@ -3,7 +3,8 @@
 Time is the roofline's (:mod:`mixquant_agents.bench.prefill.roofline`) for a GPU that was not measured, or of products
 in measured tables (:mod:`mixquant_agents.bench.prefill.tables`): a *prediction* either way.
 Added to plain NVFP4's: the part of the Linear time that runs in FP8 or exact instead, one more reading of the rows
-where a fused layer is split, and the channels of residuals. The exact last token is in both, a pass over the exact
+where a fused layer is split, and the channels of residuals. 4/6 block scales of activations add no pass over memory,
+and nothing here: their arithmetic is not counted. The exact last token is in both, a pass over the exact
 weights; what a few dozen exact rows take beyond one is counted by the tables (the roofline knows no difference). An
 exact static part comes from the prefix cache in the steady state and costs nothing there; the first request pays.
 """

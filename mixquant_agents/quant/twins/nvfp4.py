@@ -5,6 +5,9 @@ vLLM's kernel, with a global scale fixed at load, so that no row's rounding depe
 tensor would couple the requests of a batch). vLLM's selector picks the kernel. It falls back to Marlin, which
 multiplies in 16 bits (W4A16), or to an emulation where there are no FP4 tensor cores: neither is taken.
 
+Activations with 4/6 block scales are quantized by a kernel of ours (:mod:`mixquant_agents.quant.ops.nvfp4_triton`), and
+vLLM's product reads what it wrote. Kernels of vLLM that take no such rows are passed over.
+
 Written for and checked against vLLM's sources and its emulation on a CPU; it has not run on a Blackwell GPU.
 """
 
@@ -27,6 +30,9 @@ __all__ = ["Holder", "Nvfp4Twin", "select_kernel"]
 _REFUSED = ("A16", "Marlin", "Humming", "Emulation")
 """Kernels that do not multiply in FP4: weight-only ones, and software. Of the others the numbers are checked at start:
 see :mod:`mixquant_agents.quant.kernel_check`."""
+
+_CUTLASS = "CutlassNvFp4LinearKernel"
+"""vLLM's own kernel has no form for rows already quantized, but its product can be called with them."""
 
 
 class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
@@ -68,30 +74,53 @@ class Holder(torch.nn.Module):  # type: ignore[misc] # torch is untyped here
         kernel.process_weights_after_loading(self)
 
 
-def select_kernel() -> Any:
-    """vLLM's NVFP4 kernel for this GPU: the first of its list that multiplies in FP4.
+def select_kernel(recipe: Recipe = PLAIN) -> Any:
+    """vLLM's NVFP4 kernel for this GPU: the first of its list that multiplies in FP4, and with 4/6 block scales of
+    activations the first of those that take rows already quantized.
 
     Raises:
         FormatRefusedError: vLLM has none.
     """
-    passed: list[str] = []
+    remedy = "use policy 'mixquant-fp8'"
+    if recipe.activation_scales == "4/6":
+        remedy = f"leave activation_scales 'max', or {remedy}"
+    passed: dict[str, str] = {}
     while True:
         try:
-            kernel = _vllm_kernel(passed)
+            kernel = _vllm_kernel([*passed])
         except (ImportError, ValueError, AssertionError) as error:
-            more = f"; passed over {', '.join(passed)}, which do not multiply in FP4" if passed else ""
-            raise FormatRefusedError(
-                f"vLLM has no NVFP4 kernel for this GPU ({error}{more}); use policy 'mixquant-fp8'"
-            ) from error
-        name = type(kernel).__name__
-        if not any(word in name for word in _REFUSED):
+            more = "".join(
+                f"; passed over {', '.join(name for name in passed if passed[name] == reason)}: {reason}"
+                for reason in dict.fromkeys(passed.values())
+            )
+            raise FormatRefusedError(f"vLLM has no NVFP4 kernel for this GPU ({error}{more}); {remedy}") from error
+        name, reason = type(kernel).__name__, _unfit(kernel, recipe)
+        if reason is None:
             return kernel
         if name in passed:  # vLLM is set to it, whatever is disabled
-            raise FormatRefusedError(
-                f"vLLM chose {name} for NVFP4, which does not multiply in FP4 (weight-only or software); use policy "
-                "'mixquant-fp8'"
-            )
-        passed.append(name)
+            raise FormatRefusedError(f"vLLM chose {name} for NVFP4: {reason}; {remedy}")
+        passed[name] = reason
+
+
+def _unfit(kernel: Any, recipe: Recipe) -> str | None:
+    """Why a kernel is not taken; ``None``: it is."""
+    if any(word in type(kernel).__name__ for word in _REFUSED):
+        return "no product in FP4 (weight-only or software)"
+    if recipe.activation_scales == "4/6" and not _takes_codes(kernel):
+        return "activations are quantized by vLLM alone, without 4/6 block scales"
+    return None
+
+
+def _takes_codes(kernel: Any) -> bool:
+    """Whether a kernel multiplies rows that are quantized already, their block scales in tiles of 128 x 4."""
+    if type(kernel).__name__ == _CUTLASS:
+        return True
+    quant_key = getattr(kernel, "input_quant_key", None)  # kernels of earlier releases have none
+    if quant_key is None:
+        return False
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic
+
+    return bool(quant_key() == kNvfp4Dynamic)
 
 
 def _vllm_kernel(disabled: Sequence[str]) -> Any:
@@ -129,7 +158,7 @@ class Nvfp4Twin(Twin[Holder]):
         Args:
             name: see :class:`~mixquant_agents.quant.twins.base.Twin`.
             kernel: vLLM's; selected when it is first needed where ``None``.
-            recipe: how weights are rounded; its other parts have no kernel.
+            recipe: how weights and activations are rounded.
         """
         self.name = name
         self._kernel = kernel
@@ -147,7 +176,7 @@ class Nvfp4Twin(Twin[Holder]):
             FormatRefusedError: see :func:`select_kernel`.
         """
         if self._kernel is None:
-            self._kernel = select_kernel()
+            self._kernel = select_kernel(self._recipe)
 
     def check(self, n: int, k: int, prefix: str) -> None:
         """See :class:`~mixquant_agents.quant.twins.base.Twin`: ``N`` and ``K`` must be multiples of 16."""
@@ -204,10 +233,40 @@ class Nvfp4Twin(Twin[Holder]):
     def product(
         self, source: RowSource, state: Holder, bias: torch.Tensor | None = None, exact: ExactRows | None = None
     ) -> torch.Tensor:
-        """See :class:`~mixquant_agents.quant.twins.base.Twin`. vLLM's kernels quantize activations themselves."""
+        """See :class:`~mixquant_agents.quant.twins.base.Twin`. vLLM's kernels quantize activations themselves, but for
+        those with 4/6 block scales."""
+        if self._recipe.activation_scales == "4/6":
+            return _product_of_codes(source, state, bias, exact)
         out: torch.Tensor = state.kernel.apply_weights(state, source.rows_with(exact, state.channel_scale), bias)
         return out
 
     def status(self) -> dict[str, Any]:
         """vLLM's kernel."""
         return {} if self._kernel is None else {"kernel": type(self._kernel).__name__}
+
+
+def _product_of_codes(
+    source: RowSource, state: Holder, bias: torch.Tensor | None, exact: ExactRows | None
+) -> torch.Tensor:
+    """The product of a kernel that :func:`_takes_codes`."""
+    encode, dtype = state.input_global_scale_inv, source.x.dtype
+    out: torch.Tensor
+    if type(state.kernel).__name__ == _CUTLASS:
+        from vllm._custom_ops import cutlass_scaled_fp4_mm
+
+        codes, scales = source.four_over_six(encode, exact, state.channel_scale, 2 * state.weight.shape[1])
+        out = cutlass_scaled_fp4_mm(codes, state.weight, scales, state.weight_scale, state.alpha, dtype)
+        out = out[:, : state.output_size_per_partition].contiguous()
+        return out if bias is None else out + bias
+    from vllm.model_executor.layers.fusion.quant_activation import QuantizedActivation
+
+    codes, scales = source.four_over_six(encode, exact, state.channel_scale)
+    rows = QuantizedActivation(
+        data=codes,
+        scale=scales,
+        orig_dtype=dtype,
+        orig_shape=torch.Size((codes.shape[0], state.input_size_per_partition)),
+        quant_key=state.kernel.input_quant_key(),
+    )
+    out = state.kernel.apply_weights(state, rows, bias)
+    return out

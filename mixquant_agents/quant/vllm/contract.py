@@ -826,6 +826,40 @@ CONTRACT: tuple[Need, ...] = (
         parameters=("layer", "x", "bias"),
         group="gpu",
     ),
+    *_need(
+        "multiplies rows with 4/6 block scales",
+        "vllm._custom_ops",
+        "cutlass_scaled_fp4_mm",
+        parameters=("a", "b", "block_scale_a", "block_scale_b", "alpha", "out_dtype"),
+        group="gpu",
+        optional=True,
+    ),
+    *_need(
+        "multiplies rows with 4/6 block scales",
+        "vllm.model_executor.kernels.linear.nvfp4.cutlass",
+        "CutlassNvFp4LinearKernel",
+        group="gpu",
+        optional=True,
+    ),
+    *_need(
+        "multiplies rows with 4/6 block scales",
+        "vllm.model_executor.kernels.linear.nvfp4.base",
+        "NvFp4LinearKernel.input_quant_key",
+        group="gpu",
+        optional=True,
+    ),
+    *_need(
+        "multiplies rows with 4/6 block scales",
+        "vllm.model_executor.layers.fusion.quant_activation",
+        "QuantizedActivation",
+        "QuantizedActivation.data",
+        "QuantizedActivation.scale",
+        "QuantizedActivation.orig_dtype",
+        "QuantizedActivation.orig_shape",
+        "QuantizedActivation.quant_key",
+        group="gpu",
+        optional=True,
+    ),
 )
 
 

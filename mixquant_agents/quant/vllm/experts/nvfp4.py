@@ -73,6 +73,8 @@ class Nvfp4Experts(ExpertsTwin[ExpertFp4]):
             reason = "biases"
         elif layer.weight_on_input:
             reason = "the router's weight on an expert's input"
+        elif self._recipe.activation_scales != "max":
+            reason = f"activation_scales={self._recipe.activation_scales!r} (it quantizes activations itself)"
         elif self._recipe.needs_calibration:
             reason = "weights rounded by a calibration, which knows Linear layers alone"
         else:

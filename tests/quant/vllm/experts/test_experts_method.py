@@ -17,6 +17,7 @@ from vllm.model_executor.model_loader.reload import layerwise
 from mixquant_agents.config import PrecisionPolicy
 from mixquant_agents.errors import ConfigError, FormatRefusedError
 from mixquant_agents.precision.plan import Mode
+from mixquant_agents.precision.recipe import Recipe
 from mixquant_agents.precision.support import DeviceInfo
 from mixquant_agents.quant import step as steps
 from mixquant_agents.quant.experts.layer import ExpertRows, ExpertWeights
@@ -24,6 +25,7 @@ from mixquant_agents.quant.numerics import nvfp4
 from mixquant_agents.quant.runtime import Runtime
 from mixquant_agents.quant.step import EXACT, QUANTIZED, StepPlan
 from mixquant_agents.quant.vllm.experts.method import MixQuantExpertsMethod
+from mixquant_agents.quant.vllm.experts.nvfp4 import Nvfp4Experts
 from mixquant_agents.quant.vllm.experts.refusals import refuse
 from mixquant_agents.quant.vllm.method import MixQuantConfig
 
@@ -215,6 +217,15 @@ def test_what_routing_does_not_follow_is_refused_by_name(setting: dict[str, Any]
 def test_experts_have_a_format_of_their_own() -> None:
     policy = PrecisionPolicy(prefill_format="nvfp4", formats={"experts": "fp8"})
     assert method_of(model_of(policy)).twin.name == "fp8-emulated"
+
+
+def test_4_6_block_scales_of_experts_inputs_are_refused_by_name() -> None:
+    """vLLM's kernel quantizes them itself."""
+    shape = SimpleNamespace(up=256, hidden=128, inner=128)
+    own = SimpleNamespace(moe_config=SimpleNamespace(has_bias=False))
+    layer: Any = SimpleNamespace(shape=shape, own=own, weight_on_input=False, prefix="a.experts")
+    with pytest.raises(FormatRefusedError, match=r"a\.experts.*activation_scales='4/6'.*{'experts': 'fp8'}"):
+        Nvfp4Experts("nvfp4-native-a46", Recipe(activation_scales="4/6")).prepare(layer)
 
 
 def test_ignored_experts_stay_exact_until_another_policy_routes_them() -> None:
